@@ -1,0 +1,30 @@
+"""Heptad: a training engine for PyTorch in which a training run is a finite state machine."""
+
+from heptad.config import Components, LossOutput, RunConfig
+from heptad.engine import Engine
+from heptad.errors import ConfigError, DataError, EngineError, PluginError, TableError
+from heptad.log import Transition, TransitionLog
+from heptad.plugin import Plugin, on_enter, on_exit
+from heptad.run import Run
+from heptad.states import Arc, Detour, State
+
+__all__ = [
+    "Arc",
+    "Components",
+    "ConfigError",
+    "DataError",
+    "Detour",
+    "Engine",
+    "EngineError",
+    "LossOutput",
+    "Plugin",
+    "PluginError",
+    "Run",
+    "RunConfig",
+    "State",
+    "TableError",
+    "Transition",
+    "TransitionLog",
+    "on_enter",
+    "on_exit",
+]

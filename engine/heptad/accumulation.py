@@ -1,0 +1,124 @@
+"""The window: the steps that make one update, and what each of them weighs.
+
+An update must equal that of the window's samples as one large batch. With r a step's weight relative to the window's
+first, each loss is scaled by r / k before the backward pass, and on entry to `optimizer_update` the gradients by
+k / Σr where that is not 1. Where all steps weigh the same, r is 1 and Σr is k: the loss is divided by k as textbooks
+do, with the same bits, and the gradients are left alone. Where they do not, the result is exact to rounding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from torch.optim import Optimizer
+
+from heptad.config import is_weight
+from heptad.errors import EngineError
+
+Weight = float | torch.Tensor
+
+
+class Window:
+    """The open window.
+
+    Attributes:
+        steps: Complete steps in it; 0 means that it is closed.
+        size: Steps that fill it (k).
+        next_size: Steps that the next window holds.
+    """
+
+    __slots__ = ("_first", "_seeds", "_total", "next_size", "size", "steps")
+
+    def __init__(self, size: int) -> None:
+        self.steps = 0
+        self.size = size
+        self.next_size = size
+        self._first: Weight | None = None
+        self._total: Weight = 0.0
+        self._seeds: dict[tuple[torch.dtype, torch.device], torch.Tensor] = {}
+
+    def resize(self) -> None:
+        """Gives the window that is about to be opened the size that was asked for."""
+        self.size = self.next_size
+        self._seeds.clear()
+
+    def backward(self, loss: torch.Tensor, weight: Weight | None) -> None:
+        """Runs the backward pass of one step, scaled for the window.
+
+        Args:
+            loss: The mean loss of the step, a scalar.
+            weight: What the mean was taken over; `None` where every step weighs the same.
+
+        Raises:
+            EngineError: If the weight is not positive, or the window mixes steps with and without a weight.
+        """
+        relative = self._relative(weight)
+        if isinstance(relative, torch.Tensor):
+            loss.backward((relative / self.size).to(loss.device, loss.dtype).reshape(loss.shape))
+        elif relative != 1.0:
+            loss.backward(torch.full_like(loss, relative / self.size))
+        elif self.size == 1:
+            loss.backward()  # alone in its window a step weighs nothing
+        else:
+            # The gradient handed to the loss is 1 / k, to the bit what dividing the loss by k hands on, without the
+            # division's forward and backward.
+            seed = self._seeds.get((loss.dtype, loss.device))
+            if seed is None:
+                seed = self._seeds[loss.dtype, loss.device] = torch.full_like(loss, 1.0 / self.size).detach()
+            loss.backward(seed)
+
+    def correction(self) -> Weight:
+        """Returns k / Σr, by which the gradients are to be multiplied; exactly 1.0 where nothing is to be done."""
+        return self.size / self._total
+
+    def _relative(self, weight: Weight | None) -> Weight:
+        if self.steps == 0:
+            self._first = weight
+            self._total = 0.0
+        elif (weight is None) != (self._first is None):
+            raise EngineError(
+                f"step {self.steps} of this window {'has no' if weight is None else 'has a'} weight, the ones before "
+                f"{'do' if weight is None else 'do not'}; give LossOutput.weight in every step of a window or in none"
+            )
+        if weight is None:
+            relative: Weight = 1.0
+        else:
+            _check_weight(weight)
+            relative = _ratio(weight, self._first if self._first is not None else weight)
+        self._total = self._total + relative
+        return relative
+
+
+def _check_weight(weight: Weight) -> None:
+    if isinstance(weight, torch.Tensor):
+        # a tensor on another device is not looked at: that would wait for the device
+        sound = not weight.dim() and (weight.device.type != "cpu" or bool(weight > 0))
+    else:
+        sound = is_weight(weight)
+    if not sound:
+        raise EngineError(f"LossOutput.weight must be above 0, a number or a 0-dim tensor; got {weight!r}")
+
+
+def _ratio(weight: Weight, first: Weight) -> Weight:
+    """Returns weight / first: a float64 tensor if either is a tensor, and exactly 1.0 for equal numbers."""
+    if isinstance(weight, torch.Tensor):
+        return weight.detach().double() / first
+    if isinstance(first, torch.Tensor):
+        return weight / first.detach().double()
+    return weight / first
+
+
+def scale_gradients(factor: Weight, parameters: Iterable[torch.nn.Parameter], optimizers: Iterable[Optimizer]) -> None:
+    """Multiplies the gradients of the network and of the optimizers' parameters by a factor, each once."""
+    held = {id(p): p for p in parameters}
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            held.update((id(p), p) for p in group["params"])
+    with torch.no_grad():
+        for parameter in held.values():
+            if parameter.grad is not None:
+                if isinstance(factor, torch.Tensor):
+                    parameter.grad.mul_(factor.to(parameter.grad.device, parameter.grad.dtype))
+                else:
+                    parameter.grad.mul_(factor)

@@ -1,0 +1,270 @@
+"""What the engine does in each state: one function a state, called by the machine with the run.
+
+They are plain functions of the run and hold nothing themselves. The hot ones are lean on purpose: between torch's
+operations Python runs on cold caches, where a call costs several times what a tight loop shows.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Callable, Sized
+from typing import Any, cast
+
+import torch
+
+from heptad.accumulation import scale_gradients
+from heptad.config import LossOutput, build_optimizers
+from heptad.data import count_samples, place
+from heptad.errors import DataError, EngineError, kind
+from heptad.plugin import Mark, Subscription
+from heptad.run import Run
+from heptad.seeding import seed_all
+
+
+def before_loop(run: Run) -> None:
+    """Seeds, places the network, builds the optimizer, initialises weights if asked; training mode, clear gradients."""
+    parts, components, seed = run.parts, run.parts.components, run.config.seed
+    if seed is not None:
+        seed_all(seed)
+    # without a seed the data's order still has a root, so that a checkpoint can hold it; the generators are left alone
+    parts.feed.seed = secrets.randbits(62) if seed is None else seed
+    network = components.network.to(parts.device)
+    parts.optimizers = build_optimizers(components)
+    if components.init_weights is not None:
+        components.init_weights(network)
+    network.train()
+    clear_gradients(run)
+    at, config = run.position, run.config
+    run.plan_windows()
+    run.memory.facts = {
+        "epochs": config.epochs,
+        "max_updates": config.max_updates,
+        "accumulation": config.accumulation,
+        "remainder": config.remainder,
+        "batches": parts.feed.batches,
+    }
+    run.memory.windows.append((0, at.window.size))
+
+
+def before_epoch(run: Run) -> None:
+    """Opens the pass."""
+    at, feed = run.position, run.parts.feed
+    at.batch_index = 0
+    at.window.steps = 0  # what remainder="drop" left over is not part of any update
+    at.pass_index = 0
+    at.extending = False
+    at.epoch_open = True
+    run.plan_windows()
+    limit = None
+    if run.config.remainder == "drop" and feed.batches is not None:
+        limit = feed.batches  # a live change of the window may fill what the present one would leave
+    feed.open(at.epoch, 0, limit)
+    at.sized = feed.batches is not None
+    at.remaining = _remaining(run)
+    if not at.remaining:
+        raise DataError(f"the pass of epoch {at.epoch} yields nothing; the data must hold at least one batch")
+
+
+def before_step(run: Run) -> None:
+    """Takes the next batch and places it; clears gradients where a window opens."""
+    at, parts = run.position, run.parts
+    window = at.window
+    if not window.steps:
+        if window.size != window.next_size:
+            window.resize()
+            run.memory.windows.append((run.memory.seq, window.size))
+        for optimizer in parts.optimizers:
+            if optimizer.__class__.zero_grad is PLAIN_ZERO_GRAD:
+                # what zero_grad() does, less its profiler record, which costs more than this whole body
+                for group in optimizer.param_groups:
+                    for parameter in group["params"]:
+                        parameter.grad = None
+            else:
+                optimizer.zero_grad()
+    elif not at.remaining:
+        _extend(run)
+    batch = parts.feed.take()
+    at.batch = place(batch, parts.device) if parts.places else batch
+
+
+def process_pair(run: Run) -> None:
+    """The body of `process_batch` for a criterion: forward, loss, backward for a batch of (data, target)."""
+    at, parts = run.position, run.parts
+    at.output = at.loss = None  # the graph of the step before goes before that of this one comes
+    batch = at.batch
+    if not at.step:
+        check_pair(batch)
+    data, target = batch
+    output = at.output = parts.network(data)
+    loss = at.loss = parts.criterion(output, target)
+    if not at.step:
+        check_loss(loss, "criterion")
+    weight = at.samples_now = len(target)
+    window = at.window
+    if window.size == 1 and weight:
+        loss.backward()  # what window.backward would do, less a call
+    else:
+        window.backward(loss, weight)
+
+
+def process_any(run: Run) -> None:
+    """The body of `process_batch` for a `compute_loss`: forward, loss, backward for any batch."""
+    at, parts = run.position, run.parts
+    at.output = at.loss = None
+    batch = at.batch
+    given = parts.compute_loss(parts.network, batch)
+    weight = None
+    if isinstance(given, LossOutput):
+        loss, weight = given.value, given.weight
+        at.output = given.output
+        for name, value in given.logs.items():
+            run.record(name, value)
+    else:
+        loss = given
+    at.loss = loss
+    if not at.step:
+        check_loss(loss, "compute_loss")
+    at.samples_now = count_samples(batch)
+    at.window.backward(loss, weight)
+
+
+def after_step(run: Run) -> None:
+    """Counts the step."""
+    at = run.position
+    at.step += 1
+    at.batch_index += 1
+    at.samples += at.samples_now
+    window = at.window
+    window.steps += 1
+    at.batch = at.output = None
+    if at.sized:
+        at.remaining -= 1
+    elif at.extending and window.steps == window.size:
+        at.remaining = 0  # this pass was begun to fill the window, and it is full
+    else:
+        at.remaining = 1 if run.parts.feed.more() else 0
+
+
+def correct_gradients(run: Run) -> None:
+    """The first subscriber on entry to `optimizer_update`: makes the gradients those of the window as one batch."""
+    window = run.position.window
+    if window.size == 1:
+        return
+    factor = window.correction()
+    if isinstance(factor, torch.Tensor) or factor != 1.0:
+        scale_gradients(factor, run.network.parameters(), run.parts.optimizers)
+
+
+def optimizer_update(run: Run) -> None:
+    """Updates the weights and counts the update, unless it is to be skipped; closes the window."""
+    at = run.position
+    at.window.steps = 0
+    if at.skip is not None:
+        at.skip = None
+        at.skipped = True
+        run.memory.skip(run.memory.seq)
+        for optimizer in run.parts.optimizers:
+            optimizer.zero_grad()
+        return
+    at.skipped = False
+    for optimizer in run.parts.optimizers:
+        optimizer.step()
+    at.update += 1
+    if at.update == at.last_update:
+        at.ending = True
+        run.reason = run.reason or f"max_updates={at.update} reached"
+
+
+def after_epoch(run: Run) -> None:
+    """Closes the epoch and counts it."""
+    at = run.position
+    run.parts.feed.end()
+    at.window.steps = 0
+    at.remaining = 0
+    at.epoch_open = False
+    at.epoch += 1
+
+
+def after_loop(run: Run) -> None:
+    """Clears gradients; evaluation mode."""
+    at = run.position
+    clear_gradients(run)
+    at.loss = None if at.loss is None else at.loss.detach()
+    run.network.eval()
+    run.parts.feed.close()
+    run.reason = run.reason or f"epochs={at.epoch} complete"
+
+
+PLAIN_ZERO_GRAD = torch.optim.Optimizer.zero_grad
+
+BODIES: dict[str, Callable[[Run], None]] = {
+    "before_loop": before_loop,
+    "before_epoch": before_epoch,
+    "before_step": before_step,
+    "after_step": after_step,
+    "optimizer_update": optimizer_update,
+    "after_epoch": after_epoch,
+    "after_loop": after_loop,
+}
+
+FIRST_SUBSCRIBER = Subscription(None, "", Mark("enter", "optimizer_update"), correct_gradients)
+"""The engine's own handler, before those of all plugins."""
+
+
+def clear_gradients(run: Run) -> None:
+    """Drops the gradients of the network and of all that the optimizers hold."""
+    run.network.zero_grad()
+    for optimizer in run.parts.optimizers:
+        optimizer.zero_grad()
+
+
+def check_pair(batch: Any) -> None:
+    """Raises a `DataError` for a batch that is not (data, target)."""
+    if not isinstance(batch, tuple | list) or len(cast("Sized", batch)) != 2:
+        size = f" of {len(cast('Sized', batch))}" if isinstance(batch, tuple | list | dict) else ""
+        raise DataError(
+            f"with a criterion a batch must be (data, target), got a {kind(batch)}{size}; "
+            "give Components.compute_loss in place of criterion"
+        )
+
+
+def check_loss(loss: object, giver: str) -> None:
+    """Raises an `EngineError` for a loss that cannot be trained on."""
+    if not isinstance(loss, torch.Tensor):
+        raise EngineError(f"{giver} must return a scalar tensor{_or_output(giver)}, got {kind(loss)}")
+    if loss.dim():
+        raise EngineError(f"{giver} must return a scalar tensor, got one of shape {tuple(loss.shape)}; take its mean")
+    if not loss.requires_grad:
+        raise EngineError(
+            f"the loss that {giver} returned does not require grad: it does not depend on the network's parameters, "
+            "they do not require grad, or it was detached"
+        )
+
+
+def _or_output(giver: str) -> str:
+    return " or a LossOutput" if giver == "compute_loss" else ""
+
+
+def _remaining(run: Run) -> int:
+    """Batches that are still to be taken from the pass that was just opened."""
+    feed = run.parts.feed
+    if feed.batches is None:
+        return 1 if feed.more() else 0
+    return feed.batches
+
+
+def _extend(run: Run) -> None:
+    """Begins a further pass, in an order of its own, to fill the epoch's last window."""
+    at, feed, window = run.position, run.parts.feed, run.position.window
+    missing = window.size - window.steps
+    if not at.extending:
+        run.note_of("extension", f"epoch {at.epoch} goes on for {missing} more steps, to fill its last window")
+    feed.end()
+    at.extending = True
+    at.pass_index += 1
+    feed.open(at.epoch, at.pass_index, missing)
+    at.remaining = min(missing, _remaining(run))
+    if not at.remaining:
+        raise DataError(
+            f"pass {at.pass_index} of epoch {at.epoch} yields nothing; the data must hold at least one batch"
+        )

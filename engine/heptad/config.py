@@ -1,0 +1,302 @@
+"""What a run is made of (`Components`) and how it is to be run (`RunConfig`): frozen, strict, checked when built."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Annotated, Any, Literal, Self, cast
+
+import numpy as np
+import torch
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ModelWrapValidatorHandler,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
+from torch import nn
+from torch.optim import Optimizer
+
+from heptad.errors import ConfigError, kind, nearest
+
+
+@dataclass(frozen=True, slots=True)
+class LossOutput:
+    """What a `compute_loss` may return.
+
+    Attributes:
+        value: The mean loss of the batch, a scalar tensor that requires grad.
+        weight: What the mean was taken over (samples, tokens): a number above 0, or a 0-dim tensor, for which nothing
+            waits. The steps of a window count by it. `None`: every step weighs the same. In one window all steps give
+            a weight or none does.
+        output: What the network gave; metrics and `Run.output` see it.
+        logs: Values to record under these names, each a number or a 0-dim tensor.
+    """
+
+    value: torch.Tensor
+    weight: float | torch.Tensor | None = None
+    output: Any = None
+    logs: Mapping[str, float | torch.Tensor] = field(default_factory=dict[str, float | torch.Tensor])
+
+
+ComputeLoss = Callable[[nn.Module, Any], "torch.Tensor | LossOutput"]
+
+
+def _plain(value: object) -> object:
+    """Makes numpy's integers plain; all else is for the strict check to judge."""
+    return int(value) if isinstance(value, np.integer) else value
+
+
+Count = Annotated[int, BeforeValidator(_plain), Field(ge=0)]
+Positive = Annotated[int, BeforeValidator(_plain), Field(ge=1)]
+
+
+class _Checked(BaseModel):
+    """Strict, frozen, unknown keys refused; every mistake is reported, all at once, as a `ConfigError`."""
+
+    model_config = ConfigDict(
+        frozen=True,
+        strict=True,
+        extra="forbid",
+        allow_inf_nan=False,
+        arbitrary_types_allowed=True,
+        validate_default=True,
+    )
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _report(cls, data: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
+        given: Mapping[str, object] = cast("Mapping[str, object]", data) if isinstance(data, Mapping) else {}
+        mistakes: list[str] = []
+        made: Self | None = None
+        try:
+            made = handler(data)
+        except ValidationError as error:
+            mistakes = [_line(cls, cast("Mapping[str, Any]", item)) for item in error.errors(include_url=False)]
+        mistakes += [f"{cls.__name__}: {text}" for text in cls._contradictions(given)]
+        if made is None or mistakes:
+            raise ConfigError("\n".join(mistakes)) from None
+        return made
+
+    @classmethod
+    def _contradictions(cls, given: Mapping[str, object]) -> list[str]:
+        """Returns what is wrong between fields, as far as it can be told from what was given."""
+        del given
+        return []
+
+
+def _line(model: type[BaseModel], item: Mapping[str, Any]) -> str:
+    """Says one mistake in one line: what was found, what was expected, what to do."""
+    name = ".".join(str(part) for part in item["loc"]) or "arguments"
+    where = f"{model.__name__}.{name}"
+    context: Mapping[str, Any] = item.get("ctx", {})
+    got = _short(item["input"])
+    match item["type"]:
+        case "extra_forbidden":
+            return f"{model.__name__} has no field '{name}'{nearest(name, model.model_fields)}"
+        case "missing":
+            return f"{where} is required"
+        case "greater_than_equal":
+            return f"{where} must be at least {context['ge']}, got {got}"
+        case "int_type" | "int_from_float":
+            return f"{where} must be a whole number, got {got}"
+        case "bool_type":
+            return f"{where} must be True or False, got {got}"
+        case "literal_error":
+            return f"{where} must be {context['expected']}, got {got}"
+        case "is_instance_of":
+            return f"{where} must be a {context['class']}, got {got}"
+        case "value_error":
+            return f"{where} {context['error']}, got {got}"
+        case _:
+            return f"{where}: {item['msg']}, got {got}"
+
+
+def _short(value: object) -> str:
+    """Returns a value's repr where it fits in a line, else its type."""
+    text = repr(value)
+    return text if len(text) <= 60 and "\n" not in text else f"a {kind(value)}"
+
+
+class RunConfig(_Checked):
+    """How a run is to be run. `epochs`, `max_updates` or both must be given; whichever is reached first ends it.
+
+    Attributes:
+        epochs: Passes over the data, from 0 on.
+        max_updates: Optimizer updates of the whole run, from 0 on.
+        batch_size: Samples a step; with `Components.dataset` required, with `loader` refused.
+        accumulation: Steps (micro-batches) that make one update.
+        remainder: What becomes of an epoch whose steps are no multiple of `accumulation`: `"extend"` goes on with a
+            further pass until the last window is full, `"flush"` updates with the part that is there, `"drop"` does not
+            start a window that the data cannot fill.
+        seed: Seeds the global generators of torch, python and numpy in `before_loop`, and is the root of the data's
+            order. `None` leaves the generators alone and takes a root for the data from the operating system.
+        shuffle: A new order each pass; with `dataset` only.
+        drop_last: Leaves out the last, smaller batch of a pass; with `dataset` only.
+        num_workers: Processes that fetch batches, 0 for none; with `dataset` only. The data do not depend on it.
+        device: Where the network and the batches are placed: `"auto"` (the accelerator if there is one), `"cpu"`,
+            `"cuda"`, `"cuda:1"` and so on.
+        deterministic: Asks torch for deterministic algorithms for as long as the run is being driven.
+        log_capacity: Transitions that `Run.log` keeps in memory, 10 bytes each; the oldest go first.
+
+    Raises:
+        ConfigError: With every mistake, one a line.
+    """
+
+    epochs: Count | None = None
+    max_updates: Count | None = None
+    batch_size: Positive | None = None
+    accumulation: Positive = 1
+    remainder: Literal["extend", "flush", "drop"] = "extend"
+    seed: Count | None = 0
+    shuffle: bool = True
+    drop_last: bool = True
+    num_workers: Count = 0
+    device: str = "auto"
+    deterministic: bool = False
+    log_capacity: Positive = 1_000_000
+
+    @field_validator("device")
+    @classmethod
+    def _is_device(cls, name: str) -> str:
+        if name != "auto":
+            try:
+                torch.device(name)
+            except RuntimeError:
+                raise ValueError("must be 'auto' or a device that torch knows, such as 'cpu' or 'cuda:0'") from None
+        return name
+
+    @classmethod
+    def _contradictions(cls, given: Mapping[str, object]) -> list[str]:
+        if given.get("epochs") is None and given.get("max_updates") is None:
+            return ["give epochs, max_updates or both, so that the run has an end"]
+        return []
+
+
+class Components(_Checked):
+    """What a run works with.
+
+    Attributes:
+        network: The module to train. It is placed in `before_loop`, in training mode from then on, in evaluation mode
+            at the end.
+        dataset: A map-style or iterable dataset of samples, or a tensor of rows; the engine builds the loader.
+        loader: An existing `DataLoader`, or any re-iterable of batches, in place of `dataset`.
+        collate_fn: Makes a batch of a list of samples; with `dataset` only. Default: torch's `default_collate`.
+        criterion: `criterion(output, target)`, the mean loss of a batch `(data, target)`; weighs by `len(target)`.
+        compute_loss: `compute_loss(network, batch)` for any other batch or loss; returns a scalar tensor or a
+            `LossOutput`. In place of `criterion`.
+        optimizer: A torch optimizer, a function of the network that returns one, or a sequence of these; all of them
+            step in `optimizer_update`.
+        init_weights: A function of the network, called in `before_loop` after the seed is set.
+
+    Raises:
+        ConfigError: With every mistake, one a line.
+    """
+
+    network: nn.Module
+    dataset: Any = None
+    loader: Any = None
+    collate_fn: Callable[[list[Any]], Any] | None = None
+    criterion: Callable[[Any, Any], torch.Tensor] | None = None
+    compute_loss: ComputeLoss | None = None
+    optimizer: Optimizer | Callable[[nn.Module], Optimizer] | Sequence[Optimizer | Callable[[nn.Module], Optimizer]]
+    init_weights: Callable[[nn.Module], object] | None = None
+
+    @field_validator("criterion")
+    @classmethod
+    def _takes_the_mean(cls, criterion: Callable[..., torch.Tensor] | None) -> Callable[..., torch.Tensor] | None:
+        reduction = getattr(criterion, "reduction", "mean")
+        if reduction != "mean":
+            raise ValueError(
+                f"must take the mean over the batch, but its reduction is {reduction!r}: use reduction='mean', "
+                "or compute_loss for a loss of your own"
+            )
+        return criterion
+
+    @field_validator("optimizer", mode="before")
+    @classmethod
+    def _are_optimizers(cls, optimizer: object) -> object:
+        parts = _several(optimizer)
+        if isinstance(optimizer, type) or not parts or not all(is_optimizer(part) or callable(part) for part in parts):
+            raise ValueError(
+                "must be a torch optimizer, a function of the network that returns one, or several of these"
+            )
+        return optimizer
+
+    @classmethod
+    def _contradictions(cls, given: Mapping[str, object]) -> list[str]:
+        here = {name for name, value in given.items() if value is not None}
+        mistakes: list[str] = []
+        for one, other in (("dataset", "loader"), ("criterion", "compute_loss")):
+            if {one, other} <= here:
+                mistakes.append(f"{one} and {other} are both given; give one of them")
+            elif not {one, other} & here:
+                mistakes.append(f"neither {one} nor {other} is given; give one of them")
+        if {"loader", "collate_fn"} <= here:
+            mistakes.append("collate_fn goes with dataset; a loader collates its own batches")
+        return mistakes
+
+
+def check_together(components: Components, config: RunConfig) -> None:
+    """Checks what can only be told from both.
+
+    Raises:
+        ConfigError: With every mistake, one a line.
+    """
+    mistakes: list[str] = []
+    if components.dataset is not None and config.batch_size is None:
+        mistakes.append("RunConfig.batch_size is required with Components.dataset")
+    if components.loader is not None:
+        own = {"batch_size", "shuffle", "drop_last", "num_workers"} & config.model_fields_set
+        mistakes += [
+            f"RunConfig.{name} goes with Components.dataset; the loader decides it, leave it out"
+            for name in sorted(own)
+        ]
+    if mistakes:
+        raise ConfigError("\n".join(mistakes))
+
+
+def build_optimizers(components: Components) -> tuple[Optimizer, ...]:
+    """Returns the optimizers, calling the functions among them with the network.
+
+    Raises:
+        ConfigError: If a function returns something else, or an optimizer holds none of the network's parameters.
+    """
+    made = [part if is_optimizer(part) else part(components.network) for part in _several(components.optimizer)]
+    for optimizer in made:
+        check_optimizer(optimizer, components.network)
+    return tuple(made)
+
+
+def check_optimizer(optimizer: Any, network: nn.Module) -> None:
+    """Raises a `ConfigError` if this is no optimizer or holds none of the network's parameters."""
+    if not is_optimizer(optimizer):
+        raise ConfigError(f"Components.optimizer: the function must return a torch optimizer, got {_short(optimizer)}")
+    own = {id(parameter) for parameter in network.parameters()}
+    held = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    if not any(id(parameter) in own for parameter in held):
+        raise ConfigError(
+            f"Components.optimizer: this {kind(optimizer)} holds none of the network's parameters "
+            f"({len(held)} held, {len(own)} in the network); build it from the parameters of the network that is passed"
+        )
+
+
+def is_optimizer(value: object) -> bool:
+    """Tells whether this is an optimizer: torch's, or a wrapper with its `step`, `zero_grad` and `param_groups`."""
+    return isinstance(value, Optimizer) or (
+        not isinstance(value, type) and all(hasattr(value, name) for name in ("step", "zero_grad", "param_groups"))
+    )
+
+
+def _several(optimizer: Any) -> tuple[Any, ...]:
+    return tuple(cast("Sequence[Any]", optimizer)) if isinstance(optimizer, list | tuple) else (optimizer,)
+
+
+def is_weight(weight: object) -> bool:
+    """Tells whether this is a number that a step can be weighed by."""
+    return isinstance(weight, (int, float)) and not isinstance(weight, bool) and math.isfinite(weight) and weight > 0

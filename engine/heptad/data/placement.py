@@ -1,0 +1,66 @@
+"""Placing batches on a device, and counting the samples in one."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, cast
+
+import torch
+
+from heptad.errors import ConfigError
+
+
+def resolve_device(name: str) -> torch.device:
+    """Returns the device of that name; `"auto"` is the accelerator if there is one, else the CPU.
+
+    Raises:
+        ConfigError: If this machine has no such device.
+    """
+    if name == "auto":
+        found = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+        return found or torch.device("cpu")
+    device = torch.device(name)
+    if device.type == "cuda":
+        count = torch.cuda.device_count()
+        if (device.index or 0) >= count:
+            raise ConfigError(
+                f"RunConfig.device is '{name}', but torch sees {count} CUDA devices here; use 'auto' or 'cpu'"
+            )
+    return device
+
+
+def place(batch: Any, device: torch.device) -> Any:
+    """Returns the batch with every tensor in it on `device`; containers keep their kind, all else stays as it is.
+
+    Copies from pinned memory do not wait for the device.
+    """
+    if isinstance(batch, torch.Tensor):
+        return batch.to(device, non_blocking=True)
+    if isinstance(batch, Mapping):
+        items = cast("Mapping[Any, Any]", batch).items()
+        return cast("Any", type(batch))({key: place(value, device) for key, value in items})  # pyright: ignore[reportUnknownArgumentType] - the type of a user's own mapping
+    if isinstance(batch, tuple) and hasattr(batch, "_fields"):  # pyright: ignore[reportUnknownArgumentType] - a named tuple
+        return cast("Any", type(batch))(*(place(value, device) for value in cast("tuple[Any, ...]", batch)))  # pyright: ignore[reportUnknownArgumentType] - as above
+    if isinstance(batch, list | tuple):
+        return cast("Any", type(batch))([place(value, device) for value in cast("Sequence[Any]", batch)])  # pyright: ignore[reportUnknownArgumentType] - as above
+    if callable(move := getattr(batch, "to", None)):
+        return move(device)
+    return batch
+
+
+def count_samples(batch: Any) -> int:
+    """Returns how many samples a batch holds: the length of the first tensor found in it, depth first.
+
+    A list without a tensor counts its items; what has no length counts as one sample.
+    """
+    if isinstance(batch, torch.Tensor):
+        return batch.shape[0] if batch.dim() else 1
+    values: list[Any] = []
+    if isinstance(batch, Mapping):
+        values = list(cast("Mapping[Any, Any]", batch).values())
+    elif isinstance(batch, list | tuple):
+        values = list(cast("Sequence[Any]", batch))
+    for value in values:
+        if isinstance(value, torch.Tensor) or (isinstance(value, Mapping | list | tuple) and value):
+            return count_samples(value)
+    return max(1, len(values)) if isinstance(batch, list | tuple) else 1

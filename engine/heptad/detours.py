@@ -1,0 +1,34 @@
+"""What a detour does in the machine: its guard, with the count that `every` is measured by, and its body."""
+
+from __future__ import annotations
+
+from heptad.run import Run
+from heptad.states import Detour
+
+
+class Visit:
+    """One detour of a run, shared by all nodes that it has in the table.
+
+    Attributes:
+        last: What the count stood at when the detour last ran; part of a run's state.
+    """
+
+    __slots__ = ("_count", "_detour", "_every", "last")
+
+    def __init__(self, detour: Detour) -> None:
+        self._detour = detour
+        self._every = detour.every
+        self._count = detour.count or "step"
+        self.last = 0
+
+    def due(self, run: Run) -> bool:
+        """The guard. It changes nothing: what was counted is remembered by the body."""
+        every = self._every
+        if every is not None and getattr(run, self._count) // every == self.last // every:
+            return False
+        return bool(self._detour.when(run))
+
+    def body(self, run: Run) -> None:
+        """The body."""
+        self.last = getattr(run, self._count)
+        self._detour.body(run)

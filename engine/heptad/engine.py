@@ -1,0 +1,365 @@
+"""`Engine`: wires components, configuration and plugins into a machine, and drives it."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from types import TracebackType
+from typing import Any, Self, TypeVar
+
+import torch
+
+from heptad import evaluation
+from heptad.bodies import BODIES, FIRST_SUBSCRIBER, process_any, process_pair
+from heptad.config import Components, RunConfig, check_optimizer, check_together, is_optimizer
+from heptad.data import build_feed, resolve_device
+from heptad.detours import Visit
+from heptad.errors import EngineError, PluginError, kind, nearest
+from heptad.log import Memory, Transition
+from heptad.machine import Body, Guard, Machine
+from heptad.plugin import Mark, Plugin, Predicate, Subscription, subscriptions_of, verify, verify_plugins
+from heptad.run import GUARDS, Parts, Run
+from heptad.signals import CTRL_C, parking_on_ctrl_c
+from heptad.states import Detour, guard_of, training_table
+
+F = TypeVar("F", bound=Callable[[Run], object])
+Until = Callable[[Run], bool]
+
+NEVER_PARKED_IN = frozenset({"process_batch", "after_step", "optimizer_update"})
+"""Where an interrupt does not park, because a step or an update is under way: it goes on, three turns more at most."""
+
+
+class Engine:
+    """Drives one run through its states.
+
+    Args:
+        components: What the run works with.
+        config: How it is to be run.
+        plugins: Instances; handlers of one edge are called in this order.
+
+    Attributes:
+        current: The run; in `idle` until `run` or `advance` is called.
+
+    Raises:
+        ConfigError: If components and configuration do not fit together.
+        DataError: If it can be told now that the data cannot give what the run needs.
+        PluginError: If a plugin or a handler does not fit the machine.
+        TableError: If a detour does not fit the table.
+    """
+
+    machine_class: type[Machine] = Machine
+
+    def __init__(self, components: Components, config: RunConfig, plugins: Sequence[Plugin] = ()) -> None:
+        for value, expected in ((components, Components), (config, RunConfig)):
+            if not isinstance(value, expected):  # pyright: ignore[reportUnnecessaryIsInstance] - for callers without a type checker
+                raise EngineError(f"Engine takes Components, RunConfig and plugins in this order, got a {kind(value)}")
+        check_together(components, config)
+        verify_plugins(plugins)
+        if is_optimizer(components.optimizer):
+            check_optimizer(components.optimizer, components.network)
+        self._components = components
+        self._config = config
+        self._plugins = tuple(plugins)
+        parts = Parts(components, build_feed(components, config), resolve_device(config.device))
+        detours = [(plugin, detour) for plugin in self._plugins for detour in _detours_of(plugin)]
+        table = training_table([detour for _, detour in detours])
+        self.current = Run(table, config, parts, Memory(table, config.log_capacity))
+        self._machine = self._build_machine(detours)
+        for plugin in self._plugins:
+            for subscription in subscriptions_of(plugin):
+                self._subscribe(subscription)
+        self._opened = False
+        self._driver: int | None = None
+        self._guard = threading.Lock()
+
+    def _build_machine(self, detours: Sequence[tuple[Plugin, Detour]]) -> Machine:
+        table = self.current.table
+        process = process_pair if self._components.criterion is not None else process_any
+        bodies: dict[str, Body] = {**BODIES, "process_batch": process}
+        guards: dict[str, Guard] = dict(GUARDS)
+        owners: dict[str, str] = {}
+        visits = [Visit(detour) for _, detour in detours]
+        for position, (plugin, _) in enumerate(detours):
+            guard = guard_of([detour for _, detour in detours], position)
+            guards[guard] = visits[position].due
+            owners[guard] = plugin.name
+        for node, position in table.origin.items():
+            bodies[node] = visits[position].body
+            owners[node] = detours[position][0].name
+        return self.machine_class(self.current, bodies, guards, [FIRST_SUBSCRIBER], owners)
+
+    # -- driving
+
+    def run(self, until: str | Until | None = None) -> Run:
+        """Drives the run from `idle`, or on from where it is parked, to its end.
+
+        Args:
+            until: A state, or a predicate of the run: parks at the end of the first turn, of at least one, at which the
+                run is in that state or the predicate holds.
+
+        Returns:
+            The run: finished, or parked (`Run.parked` says why).
+
+        Raises:
+            EngineError: If the run has ended, is being driven already, or `until` is not a state.
+            KeyboardInterrupt: After Ctrl-C has parked the run; `run()` again goes on.
+            BaseException: What a body, a guard or a handler raised, unchanged but for a note that names the place. The
+                run has failed then.
+        """
+        reached = self._reached(until)
+        run = self.current
+        with self._driving("run"):
+            with self._open_plugins(), parking_on_ctrl_c(run):
+                reason = self._drive(reached, f"until {until}" if isinstance(until, str) else "until a predicate held")
+            if reason == CTRL_C:
+                raise KeyboardInterrupt(f"parked in {run.state}; Engine.run() goes on from there")
+        return run
+
+    def advance(self) -> Transition:
+        """Makes one turn and parks.
+
+        Plugins are opened before the first turn; they are closed by the turn that ends the run, by `run` or by `close`.
+
+        Returns:
+            The transition that was made.
+
+        Raises:
+            EngineError: If the run has ended or is being driven already.
+            BaseException: As `run`.
+        """
+        with self._driving("advance"):
+            try:
+                self._open()
+                self._drive(lambda run: True, "advance")
+            except BaseException:
+                with self._open_plugins():  # closes them, as a failed run() does
+                    raise
+            if self.current.ended:
+                self.close()
+        return self.current.log[-1]
+
+    def close(self) -> None:
+        """Closes plugins that `advance` left open, and lets go of worker processes. A parked run may still go on."""
+        failed = self._close_plugins() if self._opened else None
+        self.current.parts.feed.close()
+        if failed is not None:
+            raise failed
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    # -- beside the run
+
+    def evaluate(self, data: Any, metrics: Mapping[str, evaluation.Metric] | None = None) -> dict[str, float]:
+        """Evaluates the network in a run of its own, which no training subscription hears.
+
+        Modes and random state are put back. May be called at any time, from a handler too.
+
+        Args:
+            data: A dataset of samples, batched by `RunConfig.batch_size`; or a loader, or any iterable of batches.
+            metrics: Functions `(output, batch) -> tensor` by name; a value is the mean over the batch, or one a sample.
+
+        Returns:
+            The means by name, `"loss"` among them, weighed as the loss is: by samples, or by `LossOutput.weight`.
+
+        Raises:
+            ConfigError: If a metric is no function, or the data are samples and there is no `batch_size`.
+            DataError: If the data yield nothing.
+        """
+        return evaluation.evaluate(self._components, self._config, self.current.parts.device, data, metrics or {})
+
+    def predict(self, data: Any) -> Iterator[Any]:
+        """Yields the network's output for each batch, in evaluation mode and without gradients.
+
+        Args:
+            data: As for `evaluate`. With a criterion a batch is `(data, target)`, or a tensor without a target.
+
+        Raises:
+            EngineError: If `compute_loss` gives no `LossOutput.output` to yield.
+        """
+        return evaluation.predict(self._components, self._config, self.current.parts.device, data)
+
+    def diagram(self) -> str:
+        """Returns the table, detours included, as a Mermaid state diagram."""
+        return self.current.table.mermaid()
+
+    # -- functions as handlers
+
+    def on_enter(
+        self, state: str, *, every: int = 1, once: bool = False, when: Predicate | None = None
+    ) -> Callable[[F], F]:
+        """Subscribes a function to entering a state, after the plugins; as a decorator, until the run has started.
+
+        Args:
+            state: The state's name.
+            every: Called at the n-th, 2n-th … event of the run.
+            once: Called at the first of these events only.
+            when: Called only if this predicate of the run holds as well.
+
+        Raises:
+            PluginError: If the state is unknown, the function cannot be called with the run, or the run has started.
+        """
+        return self._subscriber(Mark("enter", state, every, once, when))
+
+    def on_exit(
+        self, state: str, *, every: int = 1, once: bool = False, when: Predicate | None = None
+    ) -> Callable[[F], F]:
+        """Subscribes a function to leaving a state; the arguments are those of `on_enter`."""
+        return self._subscriber(Mark("exit", state, every, once, when))
+
+    def _subscriber(self, mark: Mark) -> Callable[[F], F]:
+        def put(function: F) -> F:
+            name = getattr(function, "__qualname__", repr(function))
+            if self.current.state != "idle":
+                raise PluginError(f"{name} comes too late: handlers are taken until the run has started")
+            self._subscribe(Subscription(None, name, mark, function))
+            return function
+
+        return put
+
+    def _subscribe(self, subscription: Subscription) -> None:
+        verify(subscription, self.current.table)
+        self._machine.subscribe(subscription)
+
+    # -- the loop
+
+    def _drive(self, reached: Until | None, park: str) -> str | None:
+        """Turns until the run ends or parks; returns the reason of an interrupt that parked it."""
+        run, at, memory = self.current, self.current.position, self.current.memory
+        run.parked = None
+        memory.go()
+        try:
+            while True:
+                at.halt = False
+                one_by_one = reached is not None or at.asked_to_park is not None
+                self._machine.drive(run, 1 if one_by_one else memory.room)
+                memory.settle(run.counters())
+                if run.ended:
+                    return None
+                if at.asked_to_park is not None and self._may_park():
+                    reason, at.asked_to_park = at.asked_to_park, None
+                    self._park(reason)
+                    for plugin in self._plugins:
+                        plugin.on_park(run)
+                    return reason
+                if reached is not None and (at.asked_to_park is None or park == "advance") and reached(run):
+                    self._park(park)
+                    return None
+        finally:
+            memory.park()
+
+    def _park(self, reason: str) -> None:
+        run = self.current
+        run.parked = reason
+        run.memory.note("park", reason, run.memory.seq - 1)
+
+    def _may_park(self) -> bool:
+        name = self.current.table.states[self.current.position.node].name
+        return name not in NEVER_PARKED_IN and not name.endswith("@process_batch")
+
+    def _reached(self, until: str | Until | None) -> Until | None:
+        if until is None or not isinstance(until, str):
+            if until is not None and not callable(until):
+                raise EngineError(f"until must be a state or a predicate of the run, got {until!r}")
+            return until
+        table = self.current.table
+        if not table.named(until):
+            raise EngineError(f"run(until='{until}'): there is no such state{nearest(until, table.shown.values())}")
+        return lambda run: run.state == until
+
+    @contextmanager
+    def _driving(self, verb: str) -> Generator[None]:
+        """Lets one caller at a time drive, and only a run that has not ended."""
+        run = self.current
+        with self._guard:
+            if self._driver is not None:
+                where = "a handler" if self._driver == threading.get_ident() else "another thread"
+                raise EngineError(
+                    f"{verb}() was called from {where} while the run is being driven; "
+                    "handlers act through the run's verbs: stop, interrupt, skip_update"
+                )
+            if run.ended:
+                raise EngineError(
+                    f"{verb}() was called on a run that is {run.state} ({run.reason}); an engine drives one run, "
+                    "build a new Engine for another"
+                )
+            self._driver = threading.get_ident()
+        try:
+            with _deterministic(self._config.deterministic):
+                yield
+        finally:
+            self._driver = None
+
+    # -- plugins
+
+    @contextmanager
+    def _open_plugins(self) -> Generator[None]:
+        try:
+            self._open()
+            yield
+        except BaseException as error:  # everything: it is raised again, whatever closing raises
+            if (failed := self._close_plugins()) is not None:
+                error.add_note(f"heptad: and closing the plugins raised: {failed!r}")
+                error.__context__ = error.__context__ or failed
+            raise
+        else:
+            if (failed := self._close_plugins()) is not None:
+                raise failed
+
+    def _open(self) -> None:
+        if self._opened:
+            return
+        self._opened = True
+        for plugin in self._plugins:
+            try:
+                plugin.open(self.current)
+            except BaseException as error:
+                error.add_note(f"heptad: in {plugin.name}.open; the run has not gone on")
+                raise
+
+    def _close_plugins(self) -> BaseException | None:
+        """Closes every plugin, in reverse order, whatever the others do; returns what they raised."""
+        self._opened = False
+        if self.current.ended:
+            self.current.parts.feed.close()
+        errors: list[BaseException] = []
+        for plugin in reversed(self._plugins):
+            try:
+                plugin.close(self.current)
+            except BaseException as error:  # everything: the other plugins are to be closed too
+                error.add_note(f"heptad: in {plugin.name}.close")
+                errors.append(error)
+        if len(errors) > 1:
+            return BaseExceptionGroup("several plugins failed to close", errors)
+        return errors[0] if errors else None
+
+    def __repr__(self) -> str:
+        names = ", ".join(plugin.name for plugin in self._plugins)
+        return f"<Engine {self.current!r} with {names or 'no plugins'}>"
+
+
+def _detours_of(plugin: Plugin) -> Iterator[Detour]:
+    for detour in plugin.detours():
+        if not isinstance(detour, Detour):  # pyright: ignore[reportUnnecessaryIsInstance] - for callers without a type checker
+            raise PluginError(f"{plugin.name}.detours() must return Detour objects, got a {kind(detour)}")
+        yield detour
+
+
+@contextmanager
+def _deterministic(asked: bool) -> Generator[None]:
+    """Asks torch for deterministic algorithms for the length of a block."""
+    if not asked:
+        yield
+        return
+    before = torch.are_deterministic_algorithms_enabled()
+    torch.use_deterministic_algorithms(True)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before)

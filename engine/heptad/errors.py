@@ -1,0 +1,46 @@
+"""The exceptions of Heptad: one base, one class for each kind of mistake.
+
+What user code raises (a network, a dataset, a handler) is never wrapped in these: it is raised again unchanged, with a
+note that says where in the run it came from.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+
+class EngineError(Exception):
+    """Base of all errors raised by Heptad, and the error for a call that is not legal now."""
+
+
+class ConfigError(EngineError):
+    """`RunConfig` or `Components` do not describe a run. The message names every mistake, one a line."""
+
+
+class DataError(EngineError):
+    """The data cannot give what the run needs: too few batches, none at all, or other than was announced."""
+
+
+class PluginError(EngineError):
+    """A plugin or a handler does not fit the machine. Raised when the engine is built, not in mid-run."""
+
+
+class TableError(EngineError):
+    """A transition table is not sound: the message names the state, the arc or the guard."""
+
+
+def kind(value: object) -> str:
+    """Returns the name of a value's type, for messages."""
+    return type(value).__name__
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """Returns a hint such as ``"; did you mean 'after_step'?"``, or all that is known where nothing is near."""
+    names = list(known)
+    close = get_close_matches(name, names, n=1, cutoff=0.6)
+    return f"; did you mean '{close[0]}'?" if close else f"; known are {', '.join(names)}"
+
+
+class SecondInterrupt(KeyboardInterrupt):
+    """Ctrl-C pressed again while the run was still on its way to a place where it parks: raised at once."""

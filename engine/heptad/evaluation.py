@@ -1,0 +1,190 @@
+"""Evaluating and predicting: a run of its own on the evaluation table, heard by no training subscription."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, cast
+
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, Dataset
+
+from heptad.bodies import check_pair
+from heptad.config import Components, LossOutput, RunConfig
+from heptad.data import Feed, count_samples, place
+from heptad.data.feed import build_dataset_feed, build_loader_feed
+from heptad.errors import ConfigError, DataError, EngineError, kind
+from heptad.log import Memory
+from heptad.machine import Machine
+from heptad.run import GUARDS, Parts, Run
+from heptad.seeding import preserved
+from heptad.states import evaluation_table
+
+Metric = Callable[[Any, Any], "torch.Tensor | float"]
+
+LOG_CAPACITY = 1024  # an evaluation's log is read where it fails, if at all
+
+
+class Evaluation:
+    """The bodies of an evaluation and the sums that they build."""
+
+    def __init__(self, metrics: Mapping[str, Metric]) -> None:
+        self._metrics = dict(metrics)
+        self._sums: dict[str, torch.Tensor] = {}
+        self._weight = torch.zeros((), dtype=torch.float64)
+        self.means: dict[str, float] = {}
+
+    def before_epoch(self, run: Run) -> None:
+        """Opens the data."""
+        feed = run.parts.feed
+        feed.open(0, 0)
+        run.position.remaining = (1 if feed.more() else 0) if feed.batches is None else feed.batches
+        if not run.position.remaining:
+            raise DataError("the data to evaluate on yield nothing")
+
+    def before_step(self, run: Run) -> None:
+        """Takes the next batch and places it."""
+        run.position.batch = place(run.parts.feed.take(), run.parts.device)
+
+    def process_batch(self, run: Run) -> None:
+        """Forward, loss and metrics, without gradients; nothing waits for the device."""
+        batch = run.position.batch
+        with torch.inference_mode():
+            output, loss, weight = _forward(run.parts.components, batch)
+            values: dict[str, Any] = {"loss": loss}
+            for name, metric in self._metrics.items():
+                values[name] = metric(output, batch)
+            for name, value in values.items():
+                mean = torch.as_tensor(value, device=loss.device).double().mean()
+                self._sums[name] = self._sums.get(name, 0.0) + mean * weight
+            self._weight = self._weight.to(loss.device) + weight
+
+    def after_step(self, run: Run) -> None:
+        """Counts the step."""
+        at, feed = run.position, run.parts.feed
+        at.samples += count_samples(at.batch)
+        at.step += 1
+        at.batch_index += 1
+        at.batch = None
+        at.remaining = (1 if feed.more() else 0) if feed.batches is None else at.remaining - 1
+
+    def after_epoch(self, run: Run) -> None:
+        """Takes the means."""
+        run.parts.feed.end()
+        run.position.epoch += 1
+        self.means = {name: (total / self._weight).item() for name, total in self._sums.items()}
+
+
+def evaluate(
+    components: Components, config: RunConfig, device: torch.device, data: Any, metrics: Mapping[str, Metric]
+) -> dict[str, float]:
+    """Returns the mean loss and metrics over data. See `Engine.evaluate`."""
+    for name, metric in metrics.items():
+        if name == "loss" or not callable(metric):
+            raise ConfigError(
+                "metrics maps names to functions (output, batch) -> tensor; 'loss' is always measured and no name for "
+                f"another: got {name!r}: {metric!r}"
+            )
+    reading = reading_config(config)
+    table = evaluation_table()
+    parts = Parts(components, build_reading_feed(data, components, reading), device)
+    run = Run(table, reading, parts, Memory(table, LOG_CAPACITY))
+    evaluation = Evaluation(metrics)
+    names = ("before_epoch", "before_step", "process_batch", "after_step", "after_epoch")
+    machine = Machine(run, {name: getattr(evaluation, name) for name in names}, GUARDS)
+    components.network.to(device)
+    with preserved(), evaluating(components.network):
+        try:
+            run.memory.go()
+            while not run.ended:
+                run.position.halt = False
+                machine.drive(run, run.memory.room)
+                run.memory.settle(run.counters())
+        finally:
+            parts.feed.close()
+    return evaluation.means
+
+
+def predict(components: Components, config: RunConfig, device: torch.device, data: Any) -> Iterator[Any]:
+    """Yields the network's output for each batch of data. See `Engine.predict`."""
+    feed = build_reading_feed(data, components, reading_config(config))
+    network = components.network.to(device)
+    feed.open(0, 0)
+    try:
+        left = feed.batches
+        while feed.more() if left is None else left > 0:
+            with preserved(), evaluating(network), torch.inference_mode():
+                batch = place(feed.take(), device)
+                output = _predict(components, batch)
+            yield output
+            left = None if left is None else left - 1
+    finally:
+        feed.close()
+
+
+def reading_config(config: RunConfig) -> RunConfig:
+    """Returns the configuration of one pass over data in its own order, nothing dropped."""
+    return RunConfig(
+        epochs=1,
+        batch_size=config.batch_size,
+        seed=config.seed,
+        shuffle=False,
+        drop_last=False,
+        num_workers=config.num_workers,
+        device=config.device,
+    )
+
+
+def build_reading_feed(data: Any, components: Components, config: RunConfig) -> Feed:
+    """Returns a feed over a dataset of samples, or over a loader or any iterable of batches."""
+    of_samples = isinstance(data, Dataset | torch.Tensor) or callable(getattr(data, "__getitems__", None))
+    if isinstance(data, DataLoader) or not of_samples:
+        return build_loader_feed(data)
+    if config.batch_size is None:
+        raise ConfigError(
+            f"a {kind(data)} holds samples, and this engine has no batch_size because it was given a loader; "
+            "pass a DataLoader of it"
+        )
+    return build_dataset_feed(data, components.collate_fn, config)
+
+
+@contextmanager
+def evaluating(network: nn.Module) -> Generator[None]:
+    """Puts a network into evaluation mode, and every module of it back into the mode it had."""
+    modes = [(module, module.training) for module in network.modules()]
+    network.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
+def _forward(components: Components, batch: Any) -> tuple[Any, torch.Tensor, Any]:
+    """Returns output, loss and weight of a batch."""
+    if components.criterion is not None:
+        check_pair(batch)
+        data, target = batch
+        output = components.network(data)
+        return output, components.criterion(output, target), len(target)
+    assert components.compute_loss is not None
+    given = components.compute_loss(components.network, batch)
+    if isinstance(given, LossOutput):
+        return given.output, given.value, 1.0 if given.weight is None else given.weight
+    return None, given, 1.0
+
+
+def _predict(components: Components, batch: Any) -> Any:
+    if components.criterion is not None:
+        if isinstance(batch, torch.Tensor):
+            return components.network(batch)
+        check_pair(batch)
+        return components.network(batch[0])
+    assert components.compute_loss is not None
+    given = components.compute_loss(components.network, batch)
+    if not isinstance(given, LossOutput) or given.output is None:
+        raise EngineError(
+            "predict needs a compute_loss that returns LossOutput(value, output=…): it yields that output"
+        )
+    return cast("Any", given.output)

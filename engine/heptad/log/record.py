@@ -1,0 +1,75 @@
+"""What one line of the log says: a `Transition`, a `Note`, and the counters that both are placed by."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import NamedTuple
+
+
+class Counters(NamedTuple):
+    """How many are complete. `window` is the number of steps in the open window."""
+
+    epoch: int = 0
+    batch_index: int = 0
+    step: int = 0
+    update: int = 0
+    window: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Transition:
+    """One turn of the machine, from the body of `source` to the entry of `dest`.
+
+    Attributes:
+        seq: The number of the transition in its run, from 0.
+        time_ns: When `dest` became the state: nanoseconds since the Unix epoch, on a clock that never runs backwards
+            within a process.
+        duration_ns: Nanoseconds spent in `source`, from becoming the state to leaving it, parked time left out.
+        source: The state that was left.
+        dest: The state that was entered.
+        guards: Which guards were asked, in order, and what each said.
+        epoch: Complete epochs after the body of `source`; so are the next three.
+        batch_index: Complete steps in the epoch.
+        step: Complete steps in the run.
+        update: Complete optimizer updates in the run.
+    """
+
+    seq: int
+    time_ns: int
+    duration_ns: int
+    source: str
+    dest: str
+    guards: Mapping[str, bool]
+    epoch: int
+    batch_index: int
+    step: int
+    update: int
+
+    def __str__(self) -> str:
+        asked = ", ".join(f"{name}={'yes' if answer else 'no'}" for name, answer in self.guards.items())
+        return (
+            f"#{self.seq} {self.source} -> {self.dest}  epoch {self.epoch} batch {self.batch_index} step {self.step} "
+            f"update {self.update}  {self.duration_ns / 1e3:,.1f} µs{'  ' + asked if asked else ''}"
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Note:
+    """A rare event, bound to the transition in whose turn it came.
+
+    Attributes:
+        seq: That transition. -1 where there was none yet.
+        kind: `"stop"`, `"interrupt"`, `"park"`, `"skip_update"`, `"accumulation"`, `"extension"`, `"failure"`,
+            `"data"`, or `"note"` for what `Run.note` was given.
+        text: What happened, in words.
+        time_ns: When, on the clock of `Transition.time_ns`.
+    """
+
+    seq: int
+    kind: str
+    text: str
+    time_ns: int
+
+    def __str__(self) -> str:
+        return f"#{self.seq} {self.kind}: {self.text}"

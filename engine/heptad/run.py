@@ -1,0 +1,465 @@
+"""`Run`: one passage through the machine, the object that handlers receive and that `Engine.run()` returns.
+
+`Position` is the part that changes from turn to turn and that only the machine and the bodies write; `Parts` is what
+the run works with. Handlers read both through the properties of `Run` and act through its verbs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from copy import copy
+from dataclasses import dataclass, field
+from typing import Any, cast
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+
+from heptad.accumulation import Window
+from heptad.config import Components, RunConfig
+from heptad.data import Feed
+from heptad.errors import EngineError
+from heptad.log import Counters, Failure, Memory, TransitionLog
+from heptad.log.values import Values
+from heptad.states import Table
+
+
+@dataclass(slots=True)
+class Parts:
+    """What a run works with: built with the engine, completed in `before_loop`."""
+
+    components: Components
+    feed: Feed
+    device: torch.device
+    optimizers: tuple[Optimizer, ...] = ()
+    network: nn.Module = field(init=False)
+    criterion: Any = field(init=False)
+    compute_loss: Any = field(init=False)
+    places: bool = field(init=False)
+    """Batches are to be moved to the device. On the CPU they are where they are used."""
+
+    def __post_init__(self) -> None:
+        # read in every step, where an attribute of a pydantic model costs five times that of a slot
+        self.network = self.components.network
+        self.criterion = self.components.criterion
+        self.compute_loss = self.components.compute_loss
+        self.places = self.device.type != "cpu"
+
+
+class Position:
+    """Where a run is. Written by the machine and the bodies, by nobody else; plain slots, read in every turn."""
+
+    __slots__ = (
+        "asked_to_park",
+        "batch",
+        "batch_index",
+        "ending",
+        "entering",
+        "epoch",
+        "epoch_open",
+        "extending",
+        "extends",
+        "flushes",
+        "halt",
+        "last_update",
+        "loss",
+        "needed",
+        "node",
+        "output",
+        "pass_index",
+        "remaining",
+        "samples",
+        "samples_now",
+        "sized",
+        "skip",
+        "skipped",
+        "step",
+        "update",
+        "window",
+    )
+
+    def __init__(self, config: RunConfig) -> None:
+        self.node = 0
+        """The number of the state in the table."""
+        self.halt = False
+        """The loop is to look up at the end of this turn."""
+        self.entering = False
+        """Entry handlers are being called."""
+        self.asked_to_park: str | None = None
+        self.ending = config.max_updates == 0
+        """A stop was asked for, or `max_updates` is reached: no new window is started."""
+        self.last_update = config.max_updates
+
+        self.epoch = self.batch_index = self.step = self.update = self.samples = 0
+        self.epoch_open = False
+        self.pass_index = 0
+        self.remaining = 0
+        """Batches that are still to be taken from this pass; 1 stands for "more" where nobody can know how many."""
+        self.sized = True
+        """The data know how many batches a pass has."""
+        self.needed = 1
+        """Batches that must remain for a window to be started."""
+        self.extending = False
+        """This pass only fills the epoch's last window."""
+        self.extends = config.remainder == "extend"
+        self.flushes = config.remainder == "flush"
+        self.window = Window(config.accumulation)
+
+        self.batch: Any = None
+        self.samples_now = 0
+        self.output: Any = None
+        self.loss: torch.Tensor | None = None
+        self.skip: str | None = None
+        self.skipped = False
+
+
+def update_due(run: Run) -> bool:
+    """The window is full; or it holds something, no batch follows it, and what is left is to be flushed."""
+    at = run.position
+    steps = at.window.steps
+    return steps == at.window.size or (at.flushes and steps > 0 and not at.remaining)
+
+
+def batches_remain(run: Run) -> bool:
+    """Another step follows in this epoch: the open window goes on, or a further one can be started."""
+    at = run.position
+    if at.window.steps:
+        return at.remaining > 0 or at.extends
+    return at.remaining >= at.needed and not at.ending
+
+
+def epochs_remain(run: Run) -> bool:
+    """Another epoch follows."""
+    at = run.position
+    epochs = run.config.epochs
+    return not at.ending and (epochs is None or at.epoch < epochs)
+
+
+GUARDS = {"update_due": update_due, "batches_remain": batches_remain, "epochs_remain": epochs_remain}
+
+
+class Run:
+    """One passage through the machine.
+
+    A counter says how many are complete, which is also the index from 0 of the one under way: on entry to
+    `process_batch` of the very first step, `step` is 0; on exit of `after_step` it is 1.
+
+    Attributes:
+        config: The `RunConfig`.
+        log: The `TransitionLog`: every transition so far.
+        parked: Why the run is parked; `None` while it is being driven, before its start and after its end.
+        reason: Why the run ended, or is going to: what `stop` was given, the failure, or which limit was reached.
+        position: The machine's own record of where the run is; not for handlers.
+        parts: What the bodies work with; not for handlers.
+        memory: The written side of the log; not for handlers.
+    """
+
+    def __init__(self, table: Table, config: RunConfig, parts: Parts, memory: Memory) -> None:
+        self.table = table
+        self.config = config
+        self.parts = parts
+        self.memory = memory
+        self.log = TransitionLog(memory)
+        self.position = Position(config)
+        self.parked: str | None = None
+        self.reason: str | None = None
+        self._values = Values()
+
+    # -- where the run is
+
+    @property
+    def state(self) -> str:
+        """The state that the run is in, as users see it."""
+        return self.table.states[self.position.node].shown
+
+    @property
+    def ended(self) -> bool:
+        """Whether the run is finished or failed."""
+        return self.table.states[self.position.node].kind in ("end", "failed")
+
+    @property
+    def epoch(self) -> int:
+        """Complete epochs; grows in the body of `after_epoch`."""
+        return self.position.epoch
+
+    @property
+    def batch_index(self) -> int:
+        """Complete steps in the epoch; grows in the body of `after_step`, returns to 0 in that of `before_epoch`."""
+        return self.position.batch_index
+
+    @property
+    def step(self) -> int:
+        """Complete steps (micro-batches) of the run; grows in the body of `after_step`."""
+        return self.position.step
+
+    @property
+    def update(self) -> int:
+        """Complete optimizer updates; grows in the body of `optimizer_update`."""
+        return self.position.update
+
+    @property
+    def samples(self) -> int:
+        """Samples in the complete steps; grows in the body of `after_step`."""
+        return self.position.samples
+
+    @property
+    def accumulation(self) -> int:
+        """Steps in the open window when it is full, or in the next one where none is open."""
+        window = self.position.window
+        return window.size if window.steps else window.next_size
+
+    @property
+    def steps_per_epoch(self) -> int | None:
+        """Steps in an epoch at the present accumulation, its extension included; `None` where it cannot be known."""
+        batches = self.parts.feed.batches
+        if batches is None:
+            return None
+        if self.config.remainder == "flush":
+            return batches
+        return self._updates_of(batches) * self.accumulation
+
+    @property
+    def total_updates(self) -> int | None:
+        """Updates that the run will have made at its end, if nothing stops it and none is skipped.
+
+        `None` where it cannot be known, because the length of the data is not.
+        """
+        at, config = self.position, self.config
+        batches = self.parts.feed.batches
+        if config.epochs is None:
+            return config.max_updates
+        if batches is None:
+            return None
+        changed = at.window.size != config.accumulation or at.window.next_size != config.accumulation
+        if changed:  # what is done stands; the rest goes on with the present accumulation
+            total = at.update + self._updates_ahead(batches, config.epochs)
+        else:
+            total = config.epochs * self._updates_of(batches)
+        return total if config.max_updates is None else min(total, config.max_updates)
+
+    def _updates_of(self, batches: int) -> int:
+        """Updates that this many batches make, from a closed window on."""
+        size = self.position.window.next_size
+        return batches // size if self.config.remainder == "drop" else -(-batches // size)
+
+    def _updates_ahead(self, batches: int, epochs: int) -> int:
+        at = self.position
+        now = 0
+        if at.epoch_open:
+            open_steps = at.window.steps
+            left = at.remaining - (at.window.size - open_steps if open_steps else 0)
+            now = (1 if open_steps else 0) + (self._updates_of(left) if left > 0 and not at.extending else 0)
+        return now + (epochs - at.epoch - (1 if at.epoch_open else 0)) * self._updates_of(batches)
+
+    # -- guards
+
+    @property
+    def update_due(self) -> bool:
+        """Guard: the window is full, or holds what is left and `remainder="flush"`."""
+        return update_due(self)
+
+    @property
+    def batches_remain(self) -> bool:
+        """Guard: another step follows in this epoch."""
+        return batches_remain(self)
+
+    @property
+    def epochs_remain(self) -> bool:
+        """Guard: another epoch follows."""
+        return epochs_remain(self)
+
+    # -- current values
+
+    @property
+    def batch(self) -> Any:
+        """The batch of the step, placed; a handler on entry to `process_batch` may replace it. `None` between steps."""
+        return self.position.batch
+
+    @batch.setter
+    def batch(self, batch: Any) -> None:
+        self.position.batch = batch
+
+    @property
+    def output(self) -> Any:
+        """What the network gave for this step, detached; `None` after `after_step`."""
+        return detached(self.position.output)
+
+    @property
+    def loss(self) -> torch.Tensor | None:
+        """The loss of the newest step: a scalar, detached, on its device, not scaled for accumulation."""
+        loss = self.position.loss
+        return None if loss is None else loss.detach()
+
+    @property
+    def network(self) -> nn.Module:
+        """The network."""
+        return self.parts.network
+
+    @property
+    def optimizer(self) -> Optimizer:
+        """The optimizer; of several the first.
+
+        Raises:
+            EngineError: Before `before_loop` has built it.
+        """
+        if not self.parts.optimizers:
+            raise EngineError("run.optimizer exists from the body of before_loop on; subscribe to its exit or later")
+        return self.parts.optimizers[0]
+
+    @property
+    def optimizers(self) -> tuple[Optimizer, ...]:
+        """All optimizers, in the order in which they step."""
+        return self.parts.optimizers
+
+    @property
+    def update_skipped(self) -> bool:
+        """Whether the newest `optimizer_update` left the weights alone because `skip_update` was called."""
+        return self.position.skipped
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        """The newest recorded value of every name. Reading waits for values still on their device."""
+        return self._values.newest()
+
+    def history(self, name: str) -> list[float]:
+        """Returns all values recorded under a name, oldest first; reading waits for values still on their device."""
+        return self._values.history(name)
+
+    # -- verbs
+
+    def stop(self, reason: str) -> None:
+        """Ends the run in order: the open window is completed, then the epoch and the loop are closed.
+
+        Args:
+            reason: Why, in words; it stands in the log and, from the first call, in `Run.reason`.
+
+        Raises:
+            EngineError: If the run has ended.
+        """
+        self._refuse_when_ended("stop")
+        self.note_of("stop", reason)
+        self.memory.stops.append(self.memory.seq)  # the first guards to see it are those asked next
+        self.position.ending = True
+        self.reason = self.reason or reason
+
+    def interrupt(self, reason: str) -> None:
+        """Parks the run at the end of this turn, or up to three turns later where it would be in mid-step.
+
+        Args:
+            reason: Why, in words; it stands in the log and in `Run.parked`.
+
+        Raises:
+            EngineError: If the run has ended.
+        """
+        self._refuse_when_ended("interrupt")
+        self.note_of("interrupt", reason)
+        self.position.asked_to_park = reason
+        self.position.halt = True
+
+    def skip_update(self, reason: str) -> None:
+        """Leaves the weights alone in this update: the gradients are dropped and `update` does not grow.
+
+        Args:
+            reason: Why, in words; it stands in the log.
+
+        Raises:
+            EngineError: Anywhere but on entry to `optimizer_update`.
+        """
+        at = self.position
+        if self.state != "optimizer_update" or not at.entering:
+            raise EngineError(f"skip_update is legal on entry to optimizer_update only; the run is in {self.state}")
+        if at.skip is None:
+            self.note_of("skip_update", reason)
+        at.skip = reason
+
+    def set_accumulation(self, k: int) -> None:
+        """Gives the windows from the next one on another number of steps.
+
+        Args:
+            k: Steps in a window, at least 1.
+
+        Raises:
+            EngineError: If `k` is not a whole number from 1 on.
+        """
+        if type(k) is not int or k < 1:
+            raise EngineError(f"set_accumulation takes a whole number from 1 on, got {k!r}")
+        at = self.position
+        if k == at.window.next_size:
+            return
+        self.note_of("accumulation", f"{at.window.next_size} -> {k} from the next window on")
+        at.window.next_size = k
+        self.plan_windows()
+
+    def record(self, name: str, value: float | torch.Tensor) -> None:
+        """Records a value under a name.
+
+        Args:
+            name: Such as `"valid/accuracy"`.
+            value: A number or a 0-dim tensor, which stays on its device until it is read.
+
+        Raises:
+            EngineError: If the value is neither.
+        """
+        self._values.record(name, value)
+
+    def note(self, text: str) -> None:
+        """Binds a note to the transition under way; it is for rare events, `record` is for values."""
+        self.note_of("note", text)
+
+    # -- for the engine
+
+    def note_of(self, kind: str, text: str) -> None:
+        """Binds a note of one of the engine's kinds to the transition under way."""
+        self.memory.note(kind, text, self._seq())
+
+    def plan_windows(self) -> None:
+        """Decides how many batches must remain for a window to be started."""
+        drops = self.config.remainder == "drop" and self.parts.feed.batches is not None
+        self.position.needed = self.position.window.next_size if drops else 1
+
+    def counters(self) -> Counters:
+        """Returns what the counters stand at."""
+        at = self.position
+        return Counters(at.epoch, at.batch_index, at.step, at.update, at.window.steps)
+
+    def fail(self, error: BaseException, edge: str, who: str, guard: str, guards: dict[str, bool]) -> None:
+        """Ends the run in `failed`, and says where in the log, in `reason` and in a note on the exception."""
+        at = self.position
+        line = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+        failure = Failure(self.memory.seq, self.state, edge, who, guard, line, self.counters(), guards)
+        self.memory.fail(failure, at.node)
+        at.node = self.table.index["failed"]
+        at.entering = False
+        self.reason = line
+        error.add_note(f"heptad: {failure}")
+
+    def _seq(self) -> int:
+        """The number of the transition under way: what happens on entry belongs to the one that led there."""
+        return self.memory.seq - self.position.entering
+
+    def _refuse_when_ended(self, verb: str) -> None:
+        if self.ended:
+            raise EngineError(f"{verb}() came too late: the run is {self.state}")
+
+    def __repr__(self) -> str:
+        parked = f" (parked: {self.parked})" if self.parked else ""
+        return (
+            f"<Run in {self.state}{parked}: epoch {self.epoch}, batch {self.batch_index}, step {self.step}, "
+            f"update {self.update}>"
+        )
+
+
+def detached(value: Any) -> Any:
+    """Returns a tensor, or a container of tensors, detached from its graph; anything else as it is."""
+    if isinstance(value, torch.Tensor):
+        return value.detach()
+    if isinstance(value, dict):
+        items = cast("dict[Any, Any]", value)
+        clone = copy(items)  # keeps a class of its own, such as a model's named outputs
+        for key, item in items.items():
+            clone[key] = detached(item)
+        return clone
+    if isinstance(value, tuple | list):
+        kind, parts = cast("Any", type(value)), [detached(item) for item in cast("Sequence[Any]", value)]  # pyright: ignore[reportUnknownArgumentType] - the user's own class
+        return kind(*parts) if hasattr(kind, "_fields") else kind(parts)
+    return value

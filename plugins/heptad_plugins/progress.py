@@ -1,0 +1,110 @@
+"""`Progress` observes the run: a live line in a terminal, a line an epoch elsewhere."""
+
+from __future__ import annotations
+
+from time import monotonic
+from typing import TYPE_CHECKING, TextIO
+
+from heptad import Plugin, Run, on_exit
+
+if TYPE_CHECKING:
+    from rich.progress import Progress as Bar
+    from rich.progress import TaskID
+
+
+class Progress(Plugin):
+    """Shows epoch and run, loss, steps per second and the time left.
+
+    In a terminal a bar is redrawn four times a second at most; reading the loss waits for the device then, and at no
+    other time. Where there is no terminal, a line is written after each epoch.
+
+    Args:
+        file: Where to write; by default the standard error stream, so that a program's output stays its own.
+    """
+
+    def __init__(self, file: TextIO | None = None) -> None:
+        try:
+            from rich.console import Console
+        except ImportError as error:
+            raise ImportError("Progress needs rich: pip install 'heptad[rich]'") from error
+        self._console = Console(file=file, stderr=file is None)
+        self._bar: Bar | None = None
+        self._task: TaskID | None = None
+        self._began = (0.0, 0)
+        self._epoch_began = (0.0, 0)
+        self._drawn = 0.0
+
+    def open(self, run: Run) -> None:
+        """Starts the clock, and the bar where there is a terminal."""
+        self._began = self._epoch_began = (monotonic(), run.step)
+        if self._console.is_terminal:
+            from rich.progress import BarColumn, TextColumn
+            from rich.progress import Progress as Bar
+
+            columns = TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[told]}")
+            self._bar = Bar(*columns, console=self._console, auto_refresh=False, transient=True)
+            self._task = self._bar.add_task("starting", total=run.total_updates, told="")
+            self._bar.start()
+
+    def close(self, run: Run) -> None:
+        """Takes the bar down, so that whatever is printed next stands on a line of its own."""
+        if self._bar is not None:
+            self._bar.stop()
+        self._bar = None
+
+    def on_enter_before_epoch(self, run: Run) -> None:
+        """Notes where the epoch begins."""
+        self._epoch_began = (monotonic(), run.step)
+
+    def on_exit_after_step(self, run: Run) -> None:
+        """Redraws the bar if the last time is long enough ago."""
+        if self._bar is None or self._task is None:
+            return
+        now = monotonic()
+        if now - self._drawn < 0.25:
+            return
+        self._drawn = now
+        self._bar.update(
+            self._task,
+            total=run.total_updates,
+            completed=run.update,
+            description=self._place(run),
+            told=f"{self._told(run, self._began)}{self._left(run, now)}",
+            refresh=True,
+        )
+
+    @on_exit("after_epoch")
+    def write_line(self, run: Run) -> None:
+        """Writes the line of the epoch that is now complete."""
+        took = monotonic() - self._epoch_began[0]
+        line = f"epoch {run.epoch}{self._of(run)}  {self._told(run, self._epoch_began)}  {_clock(took)}"
+        metrics = "".join(f"  {name} {value:.4g}" for name, value in run.metrics.items())
+        self._console.print(line + metrics, highlight=False, soft_wrap=True)
+
+    def _place(self, run: Run) -> str:
+        of = f"/{run.steps_per_epoch}" if run.steps_per_epoch else ""
+        return f"epoch {run.epoch + 1}{self._of(run)} step {run.batch_index}{of}"
+
+    def _of(self, run: Run) -> str:
+        return "" if run.config.epochs is None else f"/{run.config.epochs}"
+
+    def _told(self, run: Run, since: tuple[float, int]) -> str:
+        began, step = since
+        rate = (run.step - step) / max(monotonic() - began, 1e-9)
+        loss = "" if run.loss is None else f"loss {run.loss.item():.4f}  "
+        return f"{loss}{rate:,.0f} steps/s"
+
+    def _left(self, run: Run, now: float) -> str:
+        """Returns the time that the rest will take at the rate so far; nothing where the end is not known."""
+        began, step = self._began
+        total, done = run.total_updates, run.step - step
+        if not total or not done or not run.update:
+            return ""
+        steps_left = (total - run.update) * run.accumulation
+        return f"  {_clock(steps_left * (now - began) / done)} left"
+
+
+def _clock(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
