@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
+from hypothesis import strategies as st
 from torch import nn
 
-from heptad import Components, Engine, Plugin, RunConfig
+from heptad import Components, Detour, Engine, Plugin, Run, RunConfig, Transition
 
 FEATURES, CLASSES = 4, 3
 STATES = (
@@ -28,7 +31,9 @@ def small_network(dtype: torch.dtype = torch.float32) -> nn.Module:
     network = nn.Linear(FEATURES, CLASSES, dtype=dtype)
     with torch.no_grad():
         for number, parameter in enumerate(network.parameters()):
-            parameter.copy_(torch.linspace(-1, 1, parameter.numel(), dtype=dtype).reshape(parameter.shape) * (number + 1))
+            parameter.copy_(
+                torch.linspace(-1, 1, parameter.numel(), dtype=dtype).reshape(parameter.shape) * (number + 1)
+            )
     return network
 
 
@@ -55,7 +60,11 @@ class Unsized:
 
 
 def small_engine(
-    loader: Any = 3, plugins: Any = (), *, network: nn.Module | None = None, engine_class: type[Engine] = Engine,
+    loader: Any = 3,
+    plugins: Any = (),
+    *,
+    network: nn.Module | None = None,
+    engine_class: type[Engine] = Engine,
     **config: Any,
 ) -> Engine:
     """Returns an engine over `loader`, or over that many batches, one epoch long unless told otherwise."""
@@ -118,3 +127,124 @@ def _edges() -> None:
 
 
 _edges()
+
+
+class Side(Plugin):
+    """A plugin that adds detours and counts nothing."""
+
+    def __init__(self, *detours: Detour, name: str = "Side") -> None:
+        self.name = name
+        self._detours = detours
+
+    def detours(self) -> tuple[Detour, ...]:
+        return self._detours
+
+
+class Planned(Exception):
+    """What an `Actor` raises."""
+
+
+class Actor:
+    """Hears every edge of an engine after all plugins, writes it down, and acts at chosen events, counted from 0.
+
+    Attributes:
+        heard: (edge, state, epoch, batch_index, step, update) of every event.
+    """
+
+    def __init__(self, engine: Engine, acts: Mapping[int, str] | None = None) -> None:
+        self.heard: list[tuple[str, str, int, int, int, int]] = []
+        self.acts = dict(acts or {})
+        for state in engine.current.table.scopes():
+            engine.on_enter(state)(self._handler("enter", state))
+            engine.on_exit(state)(self._handler("exit", state))
+
+    def _handler(self, edge: str, state: str) -> Callable[[Run], None]:
+        def hear(run: Run) -> None:
+            act = self.acts.get(len(self.heard), "")
+            self.heard.append((edge, state, run.epoch, run.batch_index, run.step, run.update))
+            if act == "stop":
+                run.stop("asked by the actor")
+            elif act == "interrupt":
+                run.interrupt("asked by the actor")
+            elif act == "grow":
+                run.set_accumulation(run.accumulation + 1)
+            elif act == "skip" and (edge, state) == ("enter", "optimizer_update"):
+                run.skip_update("asked by the actor")
+            elif act == "fail":
+                raise Planned(f"on {edge} of {state}")
+
+        hear.__qualname__ = f"hear_{edge}_{state}"
+        return hear
+
+
+def records(log: Iterable[Transition]) -> list[tuple[Any, ...]]:
+    """Returns transitions without their times."""
+    return [(t.seq, t.source, t.dest, dict(t.guards), t.epoch, t.batch_index, t.step, t.update) for t in log]
+
+
+def remarks(run: Run) -> list[tuple[int, str, str]]:
+    """Returns the notes of a run without their times."""
+    return [(note.seq, note.kind, note.text) for note in run.log.notes()]
+
+
+def drive(engine: Engine) -> BaseException | None:
+    """Runs an engine to its end, on from wherever it parks; returns what it raised."""
+    try:
+        while not engine.current.ended:
+            engine.run()
+    except Exception as error:
+        return error
+    return None
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a run drawn at random is like.
+
+    Attributes:
+        batches: Batches in a pass.
+        unsized: The data have no length.
+        config: Fields of `RunConfig`.
+        detours: For each detour the states that it leaves from, and its `every`.
+        acts: What an `Actor` does at which event.
+    """
+
+    batches: int
+    unsized: bool
+    config: dict[str, Any]
+    detours: list[tuple[list[str], int | None]]
+    acts: dict[int, str]
+
+    def build(self, engine_class: type[Engine] = Engine, plugins: Iterable[Plugin] = ()) -> tuple[Engine, Actor]:
+        """Returns an engine for this plan, and the actor that hears it."""
+        loader = Unsized(batches(self.batches)) if self.unsized else self.batches
+        sides = [
+            Side(_side(f"side_{number}", after, every), name=f"side {number}")
+            for number, (after, every) in enumerate(self.detours)
+        ]
+        engine = small_engine(loader, [*plugins, *sides], engine_class=engine_class, **self.config)
+        return engine, Actor(engine, self.acts)
+
+
+def _side(state: str, after: list[str], every: int | None) -> Detour:
+    return Detour(state, after, lambda run: every is not None or run.step % 2 == 1, lambda run: None, every=every)
+
+
+@st.composite
+def plans(draw: st.DrawFn) -> Plan:
+    """Draws a run: small, but with all that makes a difference to its path."""
+    config = {
+        "accumulation": draw(st.integers(1, 4)),
+        "remainder": draw(st.sampled_from(["extend", "flush", "drop"])),
+        "epochs": draw(st.integers(0, 3)),
+        "max_updates": draw(st.none() | st.integers(0, 6)),
+    }
+    sources = st.lists(st.sampled_from(STATES), min_size=1, max_size=3, unique=True)
+    acts = st.sampled_from(["stop", "interrupt", "interrupt", "fail", "skip", "grow"])
+    return Plan(
+        batches=draw(st.integers(1, 6)),
+        unsized=draw(st.booleans()),
+        config=config,
+        detours=draw(st.lists(st.tuples(sources, st.sampled_from([None, 1, 2, 3])), max_size=3)),
+        acts=draw(st.dictionaries(st.integers(0, 80), acts, max_size=4)),
+    )

@@ -223,7 +223,7 @@ def check_pair(batch: Any) -> None:
     if not isinstance(batch, tuple | list) or len(cast("Sized", batch)) != 2:
         size = f" of {len(cast('Sized', batch))}" if isinstance(batch, tuple | list | dict) else ""
         raise DataError(
-            f"with a criterion a batch must be (data, target), got a {kind(batch)}{size}; "
+            f"with a criterion a batch must be (data, target), got a {kind(cast('object', batch))}{size}; "
             "give Components.compute_loss in place of criterion"
         )
 

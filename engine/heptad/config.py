@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Annotated, Any, Literal, Self, cast
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, cast
 
 import numpy as np
 import torch
@@ -44,12 +44,18 @@ class LossOutput:
     logs: Mapping[str, float | torch.Tensor] = field(default_factory=dict[str, float | torch.Tensor])
 
 
+if TYPE_CHECKING:
+    OneOptimizer = Optimizer | Callable[[nn.Module], Optimizer]
+    Optimizers = OneOptimizer | Sequence[OneOptimizer]
+else:
+    Optimizers = Any  # checked by `_are_optimizers`, which takes wrappers of optimizers too
+
 ComputeLoss = Callable[[nn.Module, Any], "torch.Tensor | LossOutput"]
 
 
 def _plain(value: object) -> object:
     """Makes numpy's integers plain; all else is for the strict check to judge."""
-    return int(value) if isinstance(value, np.integer) else value
+    return value.item() if isinstance(value, np.integer) else value
 
 
 Count = Annotated[int, BeforeValidator(_plain), Field(ge=0)]
@@ -92,7 +98,7 @@ class _Checked(BaseModel):
 
 def _line(model: type[BaseModel], item: Mapping[str, Any]) -> str:
     """Says one mistake in one line: what was found, what was expected, what to do."""
-    name = ".".join(str(part) for part in item["loc"]) or "arguments"
+    name = str(item["loc"][0]) if item["loc"] else "arguments"
     where = f"{model.__name__}.{name}"
     context: Mapping[str, Any] = item.get("ctx", {})
     got = _short(item["input"])
@@ -204,7 +210,7 @@ class Components(_Checked):
     collate_fn: Callable[[list[Any]], Any] | None = None
     criterion: Callable[[Any, Any], torch.Tensor] | None = None
     compute_loss: ComputeLoss | None = None
-    optimizer: Optimizer | Callable[[nn.Module], Optimizer] | Sequence[Optimizer | Callable[[nn.Module], Optimizer]]
+    optimizer: Optimizers
     init_weights: Callable[[nn.Module], object] | None = None
 
     @field_validator("criterion")

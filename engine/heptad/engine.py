@@ -239,7 +239,7 @@ class Engine:
                 at.halt = False
                 one_by_one = reached is not None or at.asked_to_park is not None
                 self._machine.drive(run, 1 if one_by_one else memory.room)
-                memory.settle(run.counters())
+                memory.settle(run.counters)
                 if run.ended:
                     return None
                 if at.asked_to_park is not None and self._may_park():

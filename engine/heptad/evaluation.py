@@ -100,7 +100,7 @@ def evaluate(
             while not run.ended:
                 run.position.halt = False
                 machine.drive(run, run.memory.room)
-                run.memory.settle(run.counters())
+                run.memory.settle(run.counters)
         finally:
             parts.feed.close()
     return evaluation.means
@@ -143,8 +143,8 @@ def build_reading_feed(data: Any, components: Components, config: RunConfig) -> 
         return build_loader_feed(data)
     if config.batch_size is None:
         raise ConfigError(
-            f"a {kind(data)} holds samples, and this engine has no batch_size because it was given a loader; "
-            "pass a DataLoader of it"
+            f"a {kind(cast('object', data))} holds samples, and this engine has no batch_size because it was given a "
+            "loader; pass a DataLoader of it"
         )
     return build_dataset_feed(data, components.collate_fn, config)
 
@@ -187,4 +187,4 @@ def _predict(components: Components, batch: Any) -> Any:
         raise EngineError(
             "predict needs a compute_loss that returns LossOutput(value, output=…): it yields that output"
         )
-    return cast("Any", given.output)
+    return given.output

@@ -168,9 +168,10 @@ class Machine(transitions.Machine):
     ) -> None:
         table = self.table = run.table
         self._owners = dict(owners or {})
+        scope = cast("type[_Scope]", self.state_cls)
         super().__init__(
             model=_Model(run),
-            states=[self.state_cls(state.name, bodies.get(state.name, _nothing)) for state in table.states],
+            states=[scope(state.name, bodies.get(state.name, _nothing)) for state in table.states],
             initial=table.start.name,
             auto_transitions=False,
         )

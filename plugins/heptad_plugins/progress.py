@@ -12,6 +12,10 @@ if TYPE_CHECKING:
     from rich.progress import TaskID
 
 
+REDRAW = 0.25
+"""Seconds between two drawings of the bar, at least."""
+
+
 class Progress(Plugin):
     """Shows epoch and run, loss, steps per second and the time left.
 
@@ -61,7 +65,7 @@ class Progress(Plugin):
         if self._bar is None or self._task is None:
             return
         now = monotonic()
-        if now - self._drawn < 0.25:
+        if now - self._drawn < REDRAW:
             return
         self._drawn = now
         self._bar.update(
@@ -105,6 +109,8 @@ class Progress(Plugin):
 
 
 def _clock(seconds: float) -> str:
+    if seconds < 60:
+        return f"{seconds:.1f} s"
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Iterator
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import torch
 from torch.utils.data import DataLoader, Dataset, IterableDataset
@@ -118,7 +118,7 @@ class DatasetFeed:
 
     def _build_loader(self) -> DataLoader[Any]:
         loader: DataLoader[Any] = DataLoader(
-            InWorkers(self._fetch),  # pyright: ignore[reportArgumentType] - indexed by jobs, which torch's types lack
+            cast("Dataset[Any]", InWorkers(self._fetch)),  # indexed by jobs, which torch's types lack
             sampler=_Jobs(self),
             batch_size=None,
             num_workers=self._workers,
@@ -175,7 +175,7 @@ class LoaderFeed(IteratorFeed):
         super().__init__()
         self._loader = loader
         self._walks = 0
-        self.batches = len(loader)
+        self.batches: int | None = len(loader)
 
     def iterate(self, epoch: int, pass_index: int) -> Iterator[Any]:
         del epoch, pass_index
@@ -327,9 +327,9 @@ def build_feed(components: Components, config: RunConfig) -> Feed:
 
 def build_dataset_feed(dataset: Any, collate: Collate | None, config: RunConfig) -> Feed:
     """Returns the feed over a dataset of samples, map-style or iterable."""
-    if isinstance(dataset, DataLoader):
+    if _is(dataset, DataLoader):
         raise DataError("Components.dataset is a DataLoader, which yields batches; pass it as loader=")
-    map_style = hasattr(dataset, "__getitem__") and not isinstance(dataset, IterableDataset)
+    map_style = hasattr(dataset, "__getitem__") and not _is(dataset, IterableDataset)
     if not map_style:
         if not hasattr(dataset, "__iter__"):
             raise DataError(f"Components.dataset must have __getitem__ and __len__, or __iter__; got a {kind(dataset)}")
@@ -356,12 +356,12 @@ def build_dataset_feed(dataset: Any, collate: Collate | None, config: RunConfig)
 
 def build_loader_feed(loader: Any) -> Feed:
     """Returns the feed over a loader of batches."""
-    if isinstance(loader, Dataset) and not isinstance(loader, IterableDataset):
+    if _is(loader, Dataset) and not _is(loader, IterableDataset):
         raise DataError(f"Components.loader is a {kind(loader)}, which holds samples; pass it as dataset=")
     if not hasattr(loader, "__iter__") and not hasattr(loader, "__getitem__"):
         raise DataError(f"Components.loader must be a re-iterable of batches, got a {kind(loader)}")
     # the length of a loader over an iterable dataset is a guess: workers may each yield all of it, or a part
-    streams = isinstance(getattr(loader, "dataset", None), IterableDataset) or isinstance(loader, IterableDataset)
+    streams = _is(getattr(loader, "dataset", None), IterableDataset) or _is(loader, IterableDataset)
     batches = None if streams else _length(loader)
     if batches is None:
         return UnsizedLoaderFeed(loader)
@@ -379,7 +379,7 @@ def walk(loader: Any, *, again: bool) -> Iterator[Any]:
 
 def refuse_second_walk(data: Any) -> None:
     """Raises a `DataError` for what can be walked only once."""
-    if isinstance(data, Iterator):
+    if _is(data, Iterator):
         raise DataError(
             f"the data are a {kind(data)}, which can be walked once, and a further pass is needed; pass "
             "something whose __iter__ begins anew, such as a list, a DataLoader or a class with __iter__"
@@ -399,11 +399,16 @@ def ignore_interrupts(worker: int) -> None:
 
 def _check_walks(data: Any, batches: int | None, config: RunConfig) -> None:
     """Refuses data that can be walked once where it is known that more is needed."""
-    if not isinstance(data, Iterator):
+    if not _is(data, Iterator):
         return
     extended = config.remainder == "extend" and batches is not None and batches % config.accumulation != 0
     if (config.epochs or 0) > 1 or (extended and config.epochs != 0):
         refuse_second_walk(data)
+
+
+def _is(value: object, of: Any) -> bool:
+    """`isinstance` that narrows nothing: torch's generic classes would make a user's `Any` partly unknown."""
+    return isinstance(value, of)
 
 
 def _length(data: Any) -> int | None:

@@ -8,12 +8,14 @@ from typing import Any, NamedTuple, Protocol, cast
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch.utils.data import IterableDataset, Subset, TensorDataset, default_collate, get_worker_info  # pyright: ignore[reportUnknownVariableType] - torch types its collate_fn_map in part
+from torch.utils.data import IterableDataset, Subset, TensorDataset, get_worker_info
+from torch.utils.data import default_collate as _default_collate  # pyright: ignore[reportUnknownVariableType] - typed in part
 
 from heptad.data.order import batch_seed
 from heptad.seeding import preserved, seed_all
 
 Collate = Callable[[list[Any]], Any]
+default_collate = cast("Collate", _default_collate)
 
 
 class Fetch(Protocol):
@@ -84,7 +86,7 @@ def build_fetch(dataset: Any, collate: Collate | None) -> Rows | Samples:
             return Rows((dataset,), bare=True)
         if type(dataset) is TensorDataset:
             return Rows(dataset.tensors, bare=False)
-        if type(dataset) is Subset:  # pyright: ignore[reportUnknownArgumentType] - the subset's sample type
+        if type(dataset) is Subset:
             inner = build_fetch(dataset.dataset, None)
             if isinstance(inner, Rows):
                 return inner.subset(torch.as_tensor(dataset.indices, dtype=torch.int64))

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from array import array
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass
 from threading import Lock
 from time import monotonic_ns, time_ns
@@ -185,11 +186,11 @@ class Memory:
         self.times.append(monotonic_ns())
         self.note("failure", f"{failure.error} {failure}", failure.seq)
 
-    def settle(self, counters: Counters) -> None:
+    def settle(self, counters: Callable[[], Counters]) -> None:
         """Packs the open chunk if it is full, and lets the oldest go.
 
         Args:
-            counters: What they stand at, between two turns.
+            counters: Tells what they stand at, between two turns.
         """
         if len(self.times) < CHUNK:
             return
@@ -197,7 +198,7 @@ class Memory:
         with self._lock:
             self.chunks.append(chunk)
             self._clock = self.times[-1]
-            self._base = counters
+            self._base = counters()
             self._packed += len(chunk)
             self.arcs.clear()
             self.times.clear()

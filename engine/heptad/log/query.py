@@ -134,7 +134,7 @@ class TransitionLog(Sequence[Transition]):
         for chunk, keep in self._chunks():
             sources = effects.sources[chunk.arcs()]
             spent = self._memory.durations(chunk)
-            for node in np.unique(sources[keep]):
+            for node in cast("list[int]", np.unique(sources[keep]).tolist()):
                 stays.setdefault(table.states[node].shown, []).append(spent[keep & (sources == node)])
         summary: dict[str, Duration] = {}
         for name in dict.fromkeys(state.shown for state in table.states):
@@ -191,7 +191,7 @@ class TransitionLog(Sequence[Transition]):
         place = transition.seq - chunk.seq
         at = Counters(**{name: int(column[place]) for name, column in memory.counters(chunk).items()})
         number = int(chunk.arcs()[place])
-        source = memory.table.states[memory.effects.sources[number]].name
+        source = memory.table.states[int(memory.effects.sources[number])].name
         accumulation = next(
             (k for since, k in reversed(memory.windows) if since <= transition.seq), memory.facts.get("accumulation", 1)
         )
@@ -242,19 +242,22 @@ class TransitionLog(Sequence[Transition]):
         memory, effects = self._memory, self._memory.effects
         states = memory.table.states
         arcs = chunk.arcs()[places]
-        rows = zip(
+        columns = memory.counters(chunk)
+        rows: Any = zip(
             (places + chunk.seq).tolist(),
             memory.wall(chunk.times()[places]).tolist(),
             memory.durations(chunk)[places].tolist(),
             effects.sources[arcs].tolist(),
             effects.dests[arcs].tolist(),
             arcs.tolist(),
-            *(memory.counters(chunk)[name][places].tolist() for name in ("epoch", "batch_index", "step", "update")),
+            *(columns[name][places].tolist() for name in ("epoch", "batch_index", "step", "update")),
             strict=True,
         )
         return [
-            Transition(seq, time, spent, states[source].shown, states[dest].shown, self._guards(arc), *counters)
-            for seq, time, spent, source, dest, arc, *counters in cast("Iterator[tuple[int, ...]]", rows)
+            Transition(
+                seq, time, spent, states[int(source)].shown, states[int(dest)].shown, self._guards(arc), *counters
+            )
+            for seq, time, spent, source, dest, arc, *counters in rows
         ]
 
     def _guards(self, number: int) -> dict[str, bool]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from array import array
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -42,7 +42,9 @@ class Values:
                     self._fetch(name)
                 return
             value = value.item()
-        if isinstance(value, bool) or not isinstance(value, (int, float, np.integer, np.floating)):
+        if isinstance(value, np.generic):
+            value = cast("Any", value.item())
+        if isinstance(value, bool) or not isinstance(value, int | float):
             raise EngineError(f"record('{name}', …) takes a number or a 0-dim tensor, got {value!r}")
         self._fetch(name)
         self._read.setdefault(name, array("d")).append(float(value))
@@ -61,4 +63,4 @@ class Values:
     def _fetch(self, name: str) -> None:
         """Moves a name's values off their device, which waits for it."""
         if pending := self._pending.pop(name, None):
-            self._read.setdefault(name, array("d")).extend(torch.stack(pending).double().tolist())
+            self._read.setdefault(name, array("d")).extend(cast("list[float]", torch.stack(pending).double().tolist()))

@@ -1,0 +1,265 @@
+"""What the engine costs a step, beside a plain loop over the same parts. One run, one thread, rounds interleaved.
+
+Three questions:
+
+1. A null step: network, loss, backward and optimizer that return at once, so that what is left is the engine, log on;
+   with 0, 5 and 10 empty subscribers on entry to and on exit of `process_batch`, and with the stock dispatch of the
+   `transitions` library, to show why a compiled one exists. Medians over the rounds; the bare loop is taken off.
+2. A real step: an MLP 32-64-10, batch 32, SGD, against the textbook loop, for accumulation 1 and 4: medians of paired
+   ratios over blocks of 25 steps (24 for accumulation 4), the plain loop measured before and after each block. The
+   plain loop against itself says how far the ratios can be trusted.
+3. Python and C calls a step, counted with `sys.setprofile`: free of noise, and held by a test.
+
+Absolute times scale with the machine: `bare loop` and the interpreter line say how fast it was. Run with nothing beside
+it:
+
+    python benchmarks/overhead.py
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import nn
+
+from heptad import Components, Engine, RunConfig
+from heptad.machine import StockMachine
+
+Batch = tuple[torch.Tensor, torch.Tensor]
+
+
+class StockEngine(Engine):
+    """The engine on the library's own dispatch."""
+
+    machine_class = StockMachine
+
+
+class NullLoss(torch.Tensor):
+    """A loss whose backward pass does nothing."""
+
+    def backward(self, *args, **kwargs):
+        pass
+
+
+class NullNetwork(nn.Module):
+    """A network that returns at once."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(1))
+
+    def __call__(self, data):
+        return data
+
+
+class NullOptimizer:
+    """An optimizer that does nothing. Not torch's base class, which wraps `step` into a profiler record."""
+
+    def __init__(self, parameters):
+        self.param_groups = [{"params": list(parameters)}]
+
+    def step(self):
+        pass
+
+    def zero_grad(self):
+        pass
+
+
+LOSS = torch.zeros((), requires_grad=True).as_subclass(NullLoss)
+NULL_BATCH = (torch.zeros(1), (0,))
+
+
+def null_criterion(output, target):
+    """Returns the same loss each time."""
+    return LOSS
+
+
+def build_null_engine(steps: int, subscribers: int, engine_class: type[Engine] = Engine) -> Engine:
+    """Returns an engine whose step is empty, with that many subscribers on entry and as many on exit."""
+    network = NullNetwork()
+    engine = engine_class(
+        Components(
+            network=network,
+            loader=[NULL_BATCH] * steps,
+            criterion=null_criterion,
+            optimizer=NullOptimizer(network.parameters()),
+        ),
+        RunConfig(epochs=1),
+    )
+    for _ in range(subscribers):
+        engine.on_enter("process_batch")(lambda run: None)
+        engine.on_exit("process_batch")(lambda run: None)
+    return engine
+
+
+def time_null(steps: int, subscribers: int, engine_class: type[Engine] = Engine) -> float:
+    """Returns microseconds a step."""
+    engine = build_null_engine(steps, subscribers, engine_class)
+    engine.run(until="before_step")
+    began = time.perf_counter()
+    engine.run()
+    return (time.perf_counter() - began) / steps * 1e6
+
+
+def time_bare(steps: int) -> float:
+    """Returns microseconds a step of a plain loop over the same null parts."""
+    network = NullNetwork()
+    optimizer = NullOptimizer(network.parameters())
+    loader = [NULL_BATCH] * steps
+    began = time.perf_counter()
+    for data, target in loader:
+        optimizer.zero_grad()
+        loss = null_criterion(network(data), target)
+        loss.backward()
+        optimizer.step()
+    return (time.perf_counter() - began) / steps * 1e6
+
+
+def null_steps(rounds: int, steps: int) -> None:
+    """Prints the cost of a null step."""
+    kinds: dict[str, Callable[[], float]] = {
+        "bare loop": lambda: time_bare(steps),
+        "engine, no subscriber": lambda: time_null(steps, 0),
+        "engine, 5 + 5 subscribers": lambda: time_null(steps, 5),
+        "engine, 10 + 10 subscribers": lambda: time_null(steps, 10),
+        "stock dispatch, no subscriber": lambda: time_null(max(steps // 10, 100), 0, StockEngine),
+    }
+    taken: dict[str, list[float]] = {name: [] for name in kinds}
+    for _ in range(rounds):
+        for name, measure in kinds.items():
+            taken[name].append(measure())
+    print(f"null step, {rounds} rounds of {steps:,} steps     µs a step   less the bare loop")
+    for name, values in taken.items():
+        less = statistics.median(value - bare for value, bare in zip(values, taken["bare loop"], strict=True))
+        print(f"  {name:32}{statistics.median(values):12.2f}{less:21.2f}")
+
+
+def interpreter_speed() -> float:
+    """Returns nanoseconds that one pass of an empty `for` loop takes: about 15 on a fast machine that is idle."""
+    began = time.perf_counter()
+    for _ in range(2_000_000):
+        pass
+    return (time.perf_counter() - began) / 2_000_000 * 1e9
+
+
+def build_mlp() -> nn.Module:
+    """Returns the MLP 32-64-10."""
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(32, 64), nn.ReLU(), nn.Linear(64, 10))
+
+
+def plain_blocks(loader: list[Batch], k: int) -> Iterator[float]:
+    """Trains by the textbook's loop; yields the seconds that each pass over the loader took."""
+    network = build_mlp()
+    criterion = nn.CrossEntropyLoss()
+    optimizer = torch.optim.SGD(network.parameters(), lr=0.01)
+    while True:
+        began = time.perf_counter()
+        if k == 1:
+            for data, target in loader:
+                optimizer.zero_grad()
+                loss = criterion(network(data), target)
+                loss.backward()
+                optimizer.step()
+        else:
+            for number, (data, target) in enumerate(loader):
+                if number % k == 0:
+                    optimizer.zero_grad()
+                loss = criterion(network(data), target) / k
+                loss.backward()
+                if (number + 1) % k == 0:
+                    optimizer.step()
+        yield time.perf_counter() - began
+
+
+def build_mlp_engine(loader: list[Batch], k: int, epochs: int) -> Engine:
+    """Returns an engine over the same."""
+    network = build_mlp()
+    return Engine(
+        Components(
+            network=network,
+            loader=loader,
+            criterion=nn.CrossEntropyLoss(),
+            optimizer=torch.optim.SGD(network.parameters(), lr=0.01),
+        ),
+        RunConfig(epochs=epochs, accumulation=k),
+    )
+
+
+def engine_blocks(loader: list[Batch], k: int) -> Iterator[float]:
+    """Trains by the engine, parked after each epoch; parking and going on count as the engine's cost."""
+    engine = build_mlp_engine(loader, k, epochs=10**9)
+    engine.on_exit("after_epoch")(lambda run: run.interrupt("end of the block"))
+    while True:
+        began = time.perf_counter()
+        engine.run()
+        yield time.perf_counter() - began
+
+
+def real_steps(blocks: int, k: int) -> None:
+    """Prints the ratio to the plain loop."""
+    steps = 25 - 25 % k
+    loader = [(torch.randn(32, 32), torch.randint(0, 10, (32,))) for _ in range(steps)]
+    before, engine, after = plain_blocks(loader, k), engine_blocks(loader, k), plain_blocks(loader, k)
+    ratios: list[float] = []
+    itself: list[float] = []
+    plain: list[float] = []
+    for number in range(blocks + 10):
+        first, ours, second = next(before), next(engine), next(after)
+        if number >= 10:  # the first ones warm up
+            ratios.append(ours / ((first + second) / 2))
+            itself.append(second / first)
+            plain.append(first / steps * 1e6)
+    quarters = statistics.quantiles(ratios, n=4)
+    print(
+        f"MLP 32-64-10, accumulation {k}, {blocks} blocks of {steps}: engine / plain {statistics.median(ratios):.3f} "
+        f"(quartiles {quarters[0]:.3f} to {quarters[2]:.3f}); plain / plain {statistics.median(itself):.3f}; "
+        f"plain step {statistics.median(plain):.0f} µs"
+    )
+
+
+def count_calls(engine: Engine, steps: int) -> tuple[float, float]:
+    """Returns Python and C calls a step, of an engine that is about to make that many steps."""
+    counts = {"call": 0, "c_call": 0}
+
+    def profile(frame, event, argument):
+        if event in counts:
+            counts[event] += 1
+
+    engine.run(until="before_step")
+    sys.setprofile(profile)
+    try:
+        engine.run()
+    finally:
+        sys.setprofile(None)
+    return counts["call"] / steps, counts["c_call"] / steps
+
+
+def calls(steps: int = 5000) -> None:
+    """Prints the calls of a null step; the bare loop makes 5 Python calls."""
+    python, c = count_calls(build_null_engine(steps, 0), steps)
+    print(f"calls a null step: {python:.2f} Python, {c:.2f} C")
+
+
+def main() -> None:
+    """Measures and prints."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=9, help="rounds of the null step (default 9)")
+    parser.add_argument("--steps", type=int, default=20_000, help="null steps a round (default 20,000)")
+    parser.add_argument("--blocks", type=int, default=300, help="blocks of the real step (default 300)")
+    asked = parser.parse_args()
+    torch.set_num_threads(1)
+    print(f"one pass of an empty for loop: {interpreter_speed():.0f} ns; torch {torch.__version__}, one thread")
+    null_steps(asked.rounds, asked.steps)
+    calls()
+    for k in (1, 4):
+        real_steps(asked.blocks, k)
+
+
+if __name__ == "__main__":
+    main()
