@@ -1,6 +1,7 @@
 """The path that a run takes, written out literally: which states it was in, in order."""
 
 import pytest
+
 from builders import Unsized, batches, small_engine
 
 # The paths are long lists that repeat themselves; a line holds what belongs together, a step or an update.

@@ -8,7 +8,6 @@ import pytest
 from heptad.states import training_table
 
 README = Path(__file__).parent.parent / "README.md"
-TABLE = re.compile(r"(<!-- table: [^\n]*-->\n)(.*?)(<!-- end of table -->)", re.DOTALL)
 
 
 def test_every_python_block_runs(tmp_path, monkeypatch, capsys):
@@ -22,11 +21,15 @@ def test_every_python_block_runs(tmp_path, monkeypatch, capsys):
     assert "epochs=5 complete" in capsys.readouterr().out
 
 
-def test_the_state_table_is_that_of_the_code():
-    """What the README prints between its marks is `Table.markdown()`."""
-    found = TABLE.search(README.read_text())
+@pytest.mark.parametrize(
+    ("part", "expected"),
+    [("table", training_table().markdown()), ("bodies", training_table().markdown_of_bodies())],
+)
+def test_the_state_table_is_that_of_the_code(part, expected):
+    """What the README prints between its marks is what the table says of itself."""
+    found = re.search(rf"<!-- {part}: [^\n]*-->\n(.*?)<!-- end of {part} -->", README.read_text(), re.DOTALL)
     assert found is not None
-    assert found[2].strip() == training_table().markdown()
+    assert found[1].strip() == expected
 
 
 @pytest.mark.parametrize("target", re.findall(r"^\$ make (\w+)", README.read_text(), re.MULTILINE))

@@ -30,5 +30,6 @@ class Visit:
 
     def body(self, run: Run) -> None:
         """The body."""
-        self.last = getattr(run, self._count)
+        count = getattr(run, self._count)
         self._detour.body(run)
+        self.last = count  # after it: one that ended early is due still

@@ -18,7 +18,8 @@ from heptad.detours import Visit
 from heptad.errors import EngineError, PluginError, kind, nearest
 from heptad.log import Memory, Transition
 from heptad.machine import Body, Guard, Machine
-from heptad.plugin import Mark, Plugin, Predicate, Subscription, subscriptions_of, verify, verify_plugins
+from heptad.plugin import Mark, Plugin, Predicate, Subscription, verify
+from heptad.roster import Roster
 from heptad.run import GUARDS, Parts, Run
 from heptad.signals import CTRL_C, parking_on_ctrl_c
 from heptad.states import Detour, guard_of, training_table
@@ -55,21 +56,18 @@ class Engine:
             if not isinstance(value, expected):  # pyright: ignore[reportUnnecessaryIsInstance] - for callers without a type checker
                 raise EngineError(f"Engine takes Components, RunConfig and plugins in this order, got a {kind(value)}")
         check_together(components, config)
-        verify_plugins(plugins)
+        self._roster = Roster(plugins)
         if is_optimizer(components.optimizer):
             check_optimizer(components.optimizer, components.network)
         self._components = components
         self._config = config
-        self._plugins = tuple(plugins)
         parts = Parts(components, build_feed(components, config), resolve_device(config.device))
-        detours = [(plugin, detour) for plugin in self._plugins for detour in _detours_of(plugin)]
+        detours = self._roster.detours()
         table = training_table([detour for _, detour in detours])
         self.current = Run(table, config, parts, Memory(table, config.log_capacity))
         self._machine = self._build_machine(detours)
-        for plugin in self._plugins:
-            for subscription in subscriptions_of(plugin):
-                self._subscribe(subscription)
-        self._opened = False
+        for subscription in self._roster.subscriptions():
+            self._subscribe(subscription)
         self._driver: int | None = None
         self._guard = threading.Lock()
 
@@ -82,11 +80,12 @@ class Engine:
         visits = [Visit(detour) for _, detour in detours]
         for position, (plugin, _) in enumerate(detours):
             guard = guard_of([detour for _, detour in detours], position)
-            guards[guard] = visits[position].due
+            guards[guard] = self._roster.caught_guard(plugin, guard, visits[position].due)
             owners[guard] = plugin.name
         for node, position in table.origin.items():
-            bodies[node] = visits[position].body
-            owners[node] = detours[position][0].name
+            plugin, detour = detours[position]
+            bodies[node] = self._roster.caught_body(plugin, detour.state, visits[position].body)
+            owners[node] = plugin.name
         return self.machine_class(self.current, bodies, guards, [FIRST_SUBSCRIBER], owners)
 
     # -- driving
@@ -110,7 +109,7 @@ class Engine:
         reached = self._reached(until)
         run = self.current
         with self._driving("run"):
-            with self._open_plugins(), parking_on_ctrl_c(run):
+            with self._roster.opened(run), self._feed_closed_at_the_end(), parking_on_ctrl_c(run):
                 reason = self._drive(reached, f"until {until}" if isinstance(until, str) else "until a predicate held")
             if reason == CTRL_C:
                 raise KeyboardInterrupt(f"parked in {run.state}; Engine.run() goes on from there")
@@ -130,21 +129,20 @@ class Engine:
         """
         with self._driving("advance"):
             try:
-                self._open()
+                self._roster.open(self.current)
                 self._drive(lambda run: True, "advance")
-            except BaseException:
-                with self._open_plugins():  # closes them, as a failed run() does
-                    raise
+            except BaseException as error:
+                self.current.parts.feed.close()
+                self._roster.close_under(error, self.current)
+                raise
             if self.current.ended:
                 self.close()
         return self.current.log[-1]
 
     def close(self) -> None:
         """Closes plugins that `advance` left open, and lets go of worker processes. A parked run may still go on."""
-        failed = self._close_plugins() if self._opened else None
         self.current.parts.feed.close()
-        if failed is not None:
-            raise failed
+        self._roster.close(self.current)
 
     def __enter__(self) -> Self:
         return self
@@ -245,8 +243,7 @@ class Engine:
                 if at.asked_to_park is not None and self._may_park():
                     reason, at.asked_to_park = at.asked_to_park, None
                     self._park(reason)
-                    for plugin in self._plugins:
-                        plugin.on_park(run)
+                    self._roster.park(run)
                     return reason
                 if reached is not None and (at.asked_to_park is None or park == "advance") and reached(run):
                     self._park(park)
@@ -296,59 +293,18 @@ class Engine:
         finally:
             self._driver = None
 
-    # -- plugins
-
     @contextmanager
-    def _open_plugins(self) -> Generator[None]:
+    def _feed_closed_at_the_end(self) -> Generator[None]:
+        """Lets worker processes go with the run that used them; a parked run keeps them."""
         try:
-            self._open()
             yield
-        except BaseException as error:  # everything: it is raised again, whatever closing raises
-            if (failed := self._close_plugins()) is not None:
-                error.add_note(f"heptad: and closing the plugins raised: {failed!r}")
-                error.__context__ = error.__context__ or failed
-            raise
-        else:
-            if (failed := self._close_plugins()) is not None:
-                raise failed
-
-    def _open(self) -> None:
-        if self._opened:
-            return
-        self._opened = True
-        for plugin in self._plugins:
-            try:
-                plugin.open(self.current)
-            except BaseException as error:
-                error.add_note(f"heptad: in {plugin.name}.open; the run has not gone on")
-                raise
-
-    def _close_plugins(self) -> BaseException | None:
-        """Closes every plugin, in reverse order, whatever the others do; returns what they raised."""
-        self._opened = False
-        if self.current.ended:
-            self.current.parts.feed.close()
-        errors: list[BaseException] = []
-        for plugin in reversed(self._plugins):
-            try:
-                plugin.close(self.current)
-            except BaseException as error:  # everything: the other plugins are to be closed too
-                error.add_note(f"heptad: in {plugin.name}.close")
-                errors.append(error)
-        if len(errors) > 1:
-            return BaseExceptionGroup("several plugins failed to close", errors)
-        return errors[0] if errors else None
+        finally:
+            if self.current.ended:
+                self.current.parts.feed.close()
 
     def __repr__(self) -> str:
-        names = ", ".join(plugin.name for plugin in self._plugins)
+        names = ", ".join(plugin.name for plugin in self._roster.plugins)
         return f"<Engine {self.current!r} with {names or 'no plugins'}>"
-
-
-def _detours_of(plugin: Plugin) -> Iterator[Detour]:
-    for detour in plugin.detours():
-        if not isinstance(detour, Detour):  # pyright: ignore[reportUnnecessaryIsInstance] - for callers without a type checker
-            raise PluginError(f"{plugin.name}.detours() must return Detour objects, got a {kind(detour)}")
-        yield detour
 
 
 @contextmanager

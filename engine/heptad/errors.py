@@ -44,3 +44,10 @@ def nearest(name: str, known: Iterable[str]) -> str:
 
 class SecondInterrupt(KeyboardInterrupt):
     """Ctrl-C pressed again while the run was still on its way to a place where it parks: raised at once."""
+
+
+class Unfinished(Exception):
+    """Raised by a detour's body that saw `Run.interrupted` and ended early: no turn is made and nothing has failed.
+
+    The run parks in the detour's state; when it goes on, the body is run again from its start.
+    """

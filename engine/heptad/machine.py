@@ -16,6 +16,7 @@ from typing import Any, cast
 
 import transitions
 
+from heptad.errors import Unfinished
 from heptad.plugin import Handler, Subscription
 from heptad.run import Run
 
@@ -134,6 +135,8 @@ class CompiledEvent(_Event):
                 if at.halt:
                     return
         except BaseException as error:  # everything: it is recorded and raised again
+            if edge == "body" and isinstance(error, Unfinished) and run.interrupted:
+                return
             self.machine.fail(run, error, edge, call, guard)
             raise
 
@@ -291,6 +294,8 @@ class StockEvent(_Event):
             try:
                 self.trigger(machine.model, run)
             except BaseException as error:  # everything: it is recorded and raised again
+                if machine.edge == "body" and isinstance(error, Unfinished) and run.interrupted:
+                    return
                 machine.fail(run, error, machine.edge, machine.calling, machine.trying)
                 raise
             if run.position.halt:

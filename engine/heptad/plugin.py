@@ -77,9 +77,16 @@ class Plugin:
 
     Attributes:
         name: Unique among the plugins of an engine; by default the class's name.
+        on_error: `"raise"` lets what the plugin raises end the run. `"detach"` is for an observer that the run can do
+            without: after an Exception it is called no more, and the log says so.
+        runs_after: Plugins, by class or by name, that are called before this one where both are there.
+        runs_before: Plugins that are called after this one.
     """
 
     name: str = "Plugin"
+    on_error: Literal["raise", "detach"] = "raise"
+    runs_after: Sequence[type[Plugin] | str] = ()
+    runs_before: Sequence[type[Plugin] | str] = ()
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -89,6 +96,13 @@ class Plugin:
     def detours(self) -> Iterable[Detour]:
         """Returns the states that this plugin adds. Asked once, when the engine is built."""
         return ()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Returns what the rest of the run depends on: plain data (None, bool, int, float, str, list, dict) and tensors."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Takes back what `state_dict` returned, in a plugin that was built anew."""
 
     def open(self, run: Run) -> None:
         """Called before the first turn of each `Engine.run()`: open files, start a display."""
@@ -191,6 +205,11 @@ def verify_plugins(plugins: Sequence[object]) -> None:
             raise PluginError(f"plugins holds the class {plugin.__name__}; pass an instance: {plugin.__name__}(…)")
         if not isinstance(plugin, Plugin):
             raise PluginError(f"plugins holds a {kind(plugin)}; a plugin is an instance of a subclass of Plugin")
+        if plugin.on_error not in ("raise", "detach"):
+            raise PluginError(f"{plugin.name}.on_error must be 'raise' or 'detach', got {plugin.on_error!r}")
+        for references in (plugin.runs_after, plugin.runs_before):
+            if isinstance(references, str) or not all(isinstance(r, str | type) for r in references):  # pyright: ignore[reportUnnecessaryIsInstance] - for callers without a type checker
+                raise PluginError(f"{plugin.name}: runs_after and runs_before are tuples of plugin classes or names")
         other = seen.get(plugin.name)
         if other is plugin:
             raise PluginError(f"plugins holds the same {plugin.name} twice; pass it once")

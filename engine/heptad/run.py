@@ -20,7 +20,7 @@ from heptad.config import Components, RunConfig
 from heptad.data import Feed
 from heptad.errors import EngineError
 from heptad.log import Counters, Failure, Memory, TransitionLog
-from heptad.log.values import Values
+from heptad.log.values import Recorded, Values
 from heptad.states import Table
 
 
@@ -325,6 +325,19 @@ class Run:
         """Returns all values recorded under a name, oldest first; reading waits for values still on their device."""
         return self._values.history(name)
 
+    def records(self, since: int = 0) -> list[Recorded]:
+        """Returns the recorded values with the place of each, oldest first.
+
+        Args:
+            since: How many to leave out; a logger passes how many it has seen.
+        """
+        return self._values.since(since)
+
+    @property
+    def interrupted(self) -> bool:
+        """Whether an interrupt waits for the run to park; the body of a long detour looks at it between its parts."""
+        return self.position.asked_to_park is not None
+
     # -- verbs
 
     def stop(self, reason: str) -> None:
@@ -400,7 +413,7 @@ class Run:
         Raises:
             EngineError: If the value is neither.
         """
-        self._values.record(name, value)
+        self._values.record(name, value, self._seq(), self.counters())
 
     def note(self, text: str) -> None:
         """Binds a note to the transition under way; it is for rare events, `record` is for values."""

@@ -164,6 +164,12 @@ class Table:
         rows += [f"| {self.shown[arc.source]} | {arc.guard or ''} | {self.shown[arc.dest]} |" for arc in self.arcs]
         return "\n".join(rows)
 
+    def markdown_of_bodies(self) -> str:
+        """Returns what the engine does in each of its states, as Markdown."""
+        rows = ["| state | what the engine does in it |", "|---|---|"]
+        rows += [f"| {state.shown} | {state.body} |" for state in self.states if state.body]
+        return "\n".join(rows)
+
     def _check(self) -> None:
         self._check_names()
         for state in self.states:

@@ -1,27 +1,57 @@
-"""Recorded values: what `Run.record` was given, by name, on its device until somebody reads it."""
+"""Recorded values: what `Run.record` was given, in order, on its device until somebody reads it."""
 
 from __future__ import annotations
 
 from array import array
+from dataclasses import dataclass
 from typing import Any, cast
 
 import numpy as np
 import torch
 
 from heptad.errors import EngineError
+from heptad.log.record import Counters
 
 _PENDING = 4096
-"""Device tensors that one name keeps before they are fetched together; the oldest of them is long computed by then."""
+"""Device tensors that are kept before they are fetched together; the oldest of them is long computed by then."""
+
+
+@dataclass(frozen=True, slots=True)
+class Recorded:
+    """A value that was recorded.
+
+    Attributes:
+        name: Its name.
+        value: The value.
+        seq: The transition in whose turn it was recorded.
+        epoch: Complete epochs at that moment; so are the next two.
+        step: Complete steps.
+        update: Complete optimizer updates.
+    """
+
+    name: str
+    value: float
+    seq: int
+    epoch: int
+    step: int
+    update: int
 
 
 class Values:
-    """All values recorded under each name: 8 bytes a value once they are read."""
+    """All recorded values: 42 bytes each once they are read."""
 
     def __init__(self) -> None:
-        self._read: dict[str, array[float]] = {}
-        self._pending: dict[str, list[torch.Tensor]] = {}
+        self._names: dict[str, int] = {}
+        self._newest: dict[str, int] = {}
+        self._name = array("H")
+        self._value = array("d")
+        self._place = array("q")  # seq, epoch, step, update of each
+        self._pending: list[tuple[int, torch.Tensor]] = []
 
-    def record(self, name: str, value: Any) -> None:
+    def __len__(self) -> int:
+        return len(self._value)
+
+    def record(self, name: str, value: Any, seq: int, at: Counters) -> None:
         """Adds a value.
 
         Raises:
@@ -29,38 +59,59 @@ class Values:
         """
         if not isinstance(name, str) or not name:  # pyright: ignore[reportUnnecessaryIsInstance] - for untyped callers
             raise EngineError(f"a value is recorded under a name that is a non-empty str, got {name!r}")
-        if isinstance(value, torch.Tensor):
-            if value.dim():
-                raise EngineError(
-                    f"record('{name}', …) takes a number or a 0-dim tensor, got shape {tuple(value.shape)}"
-                )
-            value = value.detach()
-            if value.device.type != "cpu":
-                pending = self._pending.setdefault(name, [])
-                pending.append(value.clone())  # the caller may go on to write into it
-                if len(pending) >= _PENDING:
-                    self._fetch(name)
-                return
-            value = value.item()
-        if isinstance(value, np.generic):
-            value = cast("Any", value.item())
-        if isinstance(value, bool) or not isinstance(value, int | float):
-            raise EngineError(f"record('{name}', …) takes a number or a 0-dim tensor, got {value!r}")
-        self._fetch(name)
-        self._read.setdefault(name, array("d")).append(float(value))
+        number = _number(name, value)
+        row = len(self._value)
+        if isinstance(number, torch.Tensor):
+            self._pending.append((row, number))
+            number = float("nan")
+        self._name.append(self._names.setdefault(name, len(self._names)))
+        self._value.append(number)
+        self._place.extend((seq, at.epoch, at.step, at.update))
+        self._newest[name] = row
+        if len(self._pending) >= _PENDING:
+            self._fetch()
 
     def history(self, name: str) -> list[float]:
         """Returns all values of a name, oldest first; none for a name that was never recorded."""
-        self._fetch(name)
-        return list(self._read.get(name, ()))
+        if name not in self._names:
+            return []
+        self._fetch()
+        mine = np.array(self._name) == self._names[name]
+        return cast("list[float]", np.array(self._value)[mine].tolist())
 
     def newest(self) -> dict[str, float]:
         """Returns the newest value of every name."""
-        for name in list(self._pending):
-            self._fetch(name)
-        return {name: values[-1] for name, values in self._read.items()}
+        self._fetch()
+        return {name: self._value[row] for name, row in self._newest.items()}
 
-    def _fetch(self, name: str) -> None:
-        """Moves a name's values off their device, which waits for it."""
-        if pending := self._pending.pop(name, None):
-            self._read.setdefault(name, array("d")).extend(cast("list[float]", torch.stack(pending).double().tolist()))
+    def since(self, first: int) -> list[Recorded]:
+        """Returns all values from the one of that number on, oldest first."""
+        self._fetch()
+        names = list(self._names)
+        return [
+            Recorded(names[self._name[row]], self._value[row], *self._place[4 * row : 4 * row + 4])
+            for row in range(max(first, 0), len(self))
+        ]
+
+    def _fetch(self) -> None:
+        """Moves values off their device, which waits for it."""
+        if self._pending:
+            read = cast("list[float]", torch.stack([tensor.double() for _, tensor in self._pending]).tolist())
+            for (row, _), value in zip(self._pending, read, strict=True):
+                self._value[row] = value
+            self._pending.clear()
+
+
+def _number(name: str, value: Any) -> float | torch.Tensor:
+    """Returns a number, or a copy of a tensor that is not on the CPU and must not be waited for."""
+    if isinstance(value, torch.Tensor):
+        if value.dim():
+            raise EngineError(f"record('{name}', …) takes a number or a 0-dim tensor, got shape {tuple(value.shape)}")
+        if value.device.type != "cpu":
+            return value.detach().clone()  # the caller may go on to write into it
+        value = value.item()
+    elif isinstance(value, np.generic):
+        value = cast("Any", value.item())
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise EngineError(f"record('{name}', …) takes a number or a 0-dim tensor, got {value!r}")
+    return float(value)

@@ -1,0 +1,225 @@
+"""The plugins of an engine: their order, their lives (open, park, close), and the detaching of one that failed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from types import TracebackType
+
+from heptad.errors import PluginError, Unfinished, kind
+from heptad.plugin import Handler, Plugin, Subscription, subscriptions_of, verify_plugins
+from heptad.run import Run
+from heptad.states import Detour
+
+
+class Roster:
+    """The plugins in the order in which they are called: that of the list, bent by `runs_after` and `runs_before`.
+
+    Attributes:
+        plugins: In that order.
+
+    Raises:
+        PluginError: For a mistake in the list, or a cycle in the order.
+    """
+
+    def __init__(self, plugins: Sequence[Plugin]) -> None:
+        verify_plugins(plugins)
+        self.plugins = ordered(plugins)
+        self._detached: set[str] = set()
+        self._opened = False
+
+    def subscriptions(self) -> list[Subscription]:
+        """Finds what all plugins subscribe to; a plugin that may fail is called through a catch."""
+        found = [subscription for plugin in self.plugins for subscription in subscriptions_of(plugin)]
+        for subscription in found:
+            if subscription.plugin is not None and subscription.plugin.on_error == "detach":
+                subscription.call = self._caught(subscription.plugin, subscription.who, subscription.call)
+        return found
+
+    def detours(self) -> list[tuple[Plugin, Detour]]:
+        """Asks every plugin for its detours; those of a plugin that may fail are asked and run through a catch.
+
+        Raises:
+            PluginError: If a plugin returns something else.
+        """
+        found: list[tuple[Plugin, Detour]] = []
+        for plugin in self.plugins:
+            for detour in plugin.detours():
+                if not isinstance(detour, Detour):  # pyright: ignore[reportUnnecessaryIsInstance] - for callers without a type checker
+                    raise PluginError(f"{plugin.name}.detours() must return Detour objects, got a {kind(detour)}")
+                found.append((plugin, detour))
+        return found
+
+    def caught_body(self, plugin: Plugin, state: str, body: Handler) -> Handler:
+        """Returns a detour's body; that of a plugin that may fail through a catch."""
+        return self._caught(plugin, f"{plugin.name}.{state}", body) if plugin.on_error == "detach" else body
+
+    def caught_guard(self, plugin: Plugin, name: str, guard: Callable[[Run], bool]) -> Callable[[Run], bool]:
+        """Returns a detour's guard; that of a plugin that may fail through a catch: False once it is detached."""
+        if plugin.on_error != "detach":
+            return guard
+
+        def ask(run: Run) -> bool:
+            if plugin.name in self._detached:
+                return False
+            try:
+                return guard(run)
+            except Exception as error:
+                self._detach(plugin, f"{plugin.name}.{name}", error, run)
+                return False
+
+        return ask
+
+    def is_detached(self, plugin: Plugin) -> bool:
+        """Tells whether this plugin failed and is called no more."""
+        return plugin.name in self._detached
+
+    def open(self, run: Run) -> None:
+        """Opens all plugins, unless they are open."""
+        if self._opened:
+            return
+        self._opened = True
+        for plugin in self.plugins:
+            try:
+                self._call(plugin, "open", run)
+            except BaseException as error:
+                error.add_note(f"heptad: in {plugin.name}.open; the run has not gone on")
+                raise
+
+    def park(self, run: Run) -> None:
+        """Tells all plugins that an interrupt has parked the run."""
+        for plugin in self.plugins:
+            try:
+                self._call(plugin, "on_park", run)
+            except BaseException as error:
+                error.add_note(f"heptad: in {plugin.name}.on_park; the run is parked in {run.state}")
+                raise
+
+    def close(self, run: Run) -> None:
+        """Closes all plugins, if they are open.
+
+        Raises:
+            BaseException: What a plugin's `close` raised; from several an ExceptionGroup.
+        """
+        if self._opened and (failed := self._close(run)) is not None:
+            raise failed
+
+    def opened(self, run: Run) -> Opened:
+        """Opens all plugins for the length of a `with` block, and closes every one of them whatever happens."""
+        return Opened(self, run)
+
+    def close_under(self, error: BaseException, run: Run) -> None:
+        """Closes all plugins after `error`, which is to be raised on: what closing raises hangs under it as context."""
+        if (failed := self._close(run)) is not None:
+            error.add_note(f"heptad: and closing the plugins raised: {failed!r}")
+            error.__context__ = error.__context__ or failed
+
+    def _close(self, run: Run) -> BaseException | None:
+        self._opened = False
+        errors: list[BaseException] = []
+        for plugin in reversed(self.plugins):
+            try:
+                self._call(plugin, "close", run)
+            except BaseException as error:  # everything: the other plugins are to be closed too
+                error.add_note(f"heptad: in {plugin.name}.close")
+                errors.append(error)
+        if len(errors) > 1:
+            return BaseExceptionGroup("several plugins failed to close", errors)
+        return errors[0] if errors else None
+
+    def _call(self, plugin: Plugin, name: str, run: Run) -> None:
+        """Calls a method of a plugin's life. A detached plugin is still closed, so that it can let go of its files."""
+        if plugin.name in self._detached and name != "close":
+            return
+        try:
+            getattr(plugin, name)(run)
+        except Exception as error:
+            if plugin.on_error != "detach":
+                raise
+            self._detach(plugin, f"{plugin.name}.{name}", error, run)
+
+    def _caught(self, plugin: Plugin, who: str, call: Handler) -> Handler:
+        detached, name = self._detached, plugin.name
+
+        def caught(run: Run) -> None:
+            if name in detached:
+                return
+            try:
+                call(run)
+            except Unfinished:
+                raise
+            except Exception as error:  # KeyboardInterrupt and SystemExit are no failures of a plugin
+                self._detach(plugin, who, error, run)
+
+        return caught
+
+    def _detach(self, plugin: Plugin, who: str, error: Exception, run: Run) -> None:
+        self._detached.add(plugin.name)
+        run.note_of("detach", f"{who} raised {type(error).__name__}: {error}; {plugin.name} is called no more")
+
+
+class Opened:
+    """The plugins of a roster, open for the length of a `with` block.
+
+    A class and not a generator, in which a StopIteration that a plugin raises would become a RuntimeError.
+    """
+
+    def __init__(self, roster: Roster, run: Run) -> None:
+        self._roster = roster
+        self._run = run
+
+    def __enter__(self) -> None:
+        try:
+            self._roster.open(self._run)
+        except BaseException as error:
+            self._roster.close_under(error, self._run)
+            raise
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if error is None:
+            self._roster.close(self._run)
+        else:
+            self._roster.close_under(error, self._run)
+
+
+def ordered(plugins: Sequence[Plugin]) -> tuple[Plugin, ...]:
+    """Returns the plugins in list order, each moved behind those that must come before it, and no further.
+
+    Raises:
+        PluginError: If what they ask for is a cycle; it is named.
+    """
+    before: dict[str, list[Plugin]] = {plugin.name: [] for plugin in plugins}
+    for plugin in plugins:
+        for other in plugins:
+            if other is not plugin and _named(other, plugin.runs_after):
+                before[plugin.name].append(other)
+            if other is not plugin and _named(other, plugin.runs_before):
+                before[other.name].append(plugin)
+    done: list[Plugin] = []
+    left = list(plugins)
+    while left:
+        ready = next((plugin for plugin in left if all(other in done for other in before[plugin.name])), None)
+        if ready is None:
+            raise PluginError(
+                f"the order of the plugins is a cycle: {_cycle(left, before)}; see runs_after and runs_before"
+            )
+        left.remove(ready)
+        done.append(ready)
+    return tuple(done)
+
+
+def _named(plugin: Plugin, references: Sequence[type[Plugin] | str]) -> bool:
+    """Tells whether a plugin is meant: by its name, or by its class or one that it derives from, or that one's name."""
+    classes = type(plugin).__mro__
+    return any(
+        reference == plugin.name or any(reference in (cls, cls.__name__) for cls in classes) for reference in references
+    )
+
+
+def _cycle(left: Sequence[Plugin], before: dict[str, list[Plugin]]) -> str:
+    walked = [left[0]]
+    while walked.count(walked[-1]) < 2:
+        walked.append(next(other for other in before[walked[-1].name] if other in left))
+    first = walked.index(walked[-1])
+    return " before ".join(plugin.name for plugin in reversed(walked[first:]))

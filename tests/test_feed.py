@@ -1,0 +1,500 @@
+"""Feeds: when a batch is fetched, and what happens where the data hold more or less than they said."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import torch
+from builders import CLASSES, FEATURES, STATES, Unsized, batches, equal, small_engine, small_network, weights
+from torch import nn
+from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
+
+from heptad import Components, DataError, Engine, Run, RunConfig
+
+
+class Probe:
+    """A loader without a length that counts how often it was asked for a batch. An exception among its items is raised.
+
+    Several lists of items are one for each walk; the last of them serves all further walks.
+    """
+
+    def __init__(self, *walks: list[Any]) -> None:
+        self.walks = [*walks]
+        self.asked = 0
+
+    def __iter__(self) -> Iterator[Any]:
+        items = self.walks.pop(0) if len(self.walks) > 1 else self.walks[0]
+        for item in items:
+            self.asked += 1
+            if isinstance(item, BaseException):
+                raise item
+            yield item
+        self.asked += 1
+
+
+class SizedProbe(Probe):
+    """A probe that says how many batches it has, rightly or not."""
+
+    def __init__(self, *walks: list[Any], says: int | None = None) -> None:
+        super().__init__(*walks)
+        self.says = says
+
+    def __len__(self) -> int:
+        return len(self.walks[0]) if self.says is None else self.says
+
+
+class ProbeDataset(Dataset):
+    """A map-style dataset that counts how often it was asked for a sample."""
+
+    def __init__(self, samples: int) -> None:
+        self.samples = samples
+        self.asked = 0
+
+    def __len__(self) -> int:
+        return self.samples
+
+    def __getitem__(self, index: int) -> Any:
+        self.asked += 1
+        return torch.full((FEATURES,), float(index)), index % CLASSES
+
+
+class Once:
+    """Batches that can be walked once, and that know how many they are."""
+
+    def __init__(self, items: list[Any]) -> None:
+        self.items = items
+
+    def __iter__(self) -> Once:
+        return self
+
+    def __next__(self) -> Any:
+        if not self.items:
+            raise StopIteration
+        return self.items.pop(0)
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+
+class Samples(IterableDataset):
+    """An iterable dataset that says a length of its own."""
+
+    def __init__(self, samples: int, says: int | None = None) -> None:
+        self.samples = samples
+        self.says = samples if says is None else says
+
+    def __iter__(self) -> Iterator[Any]:
+        return ((torch.full((FEATURES,), float(index)), index % CLASSES) for index in range(self.samples))
+
+    def __len__(self) -> int:
+        return self.says
+
+
+def engine_over(dataset: Any, **config: Any) -> Engine:
+    """Returns an engine over a dataset, in batches of two samples."""
+    network = small_network()
+    components = Components(
+        network=network,
+        dataset=dataset,
+        criterion=nn.CrossEntropyLoss(),
+        optimizer=torch.optim.SGD(network.parameters(), lr=0.1),
+    )
+    config = {"batch_size": 2, **config}
+    if "max_updates" not in config:
+        config.setdefault("epochs", 1)
+    return Engine(components, RunConfig(**config))
+
+
+def reads(engine: Engine, data: Any) -> list[tuple[str, int]]:
+    """Runs an engine and returns in which bodies the data were asked, and how often; "elsewhere" is no body."""
+    found: list[tuple[str, int]] = []
+    before = 0
+
+    def count(where: str) -> None:
+        nonlocal before
+        if data.asked != before:
+            found.append((where, data.asked - before))
+        before = data.asked
+
+    for state in STATES:
+        engine.on_enter(state)(lambda run: count("elsewhere"))
+        engine.on_exit(state)(lambda run: count(run.state))
+    engine.run()
+    count("elsewhere")
+    return found
+
+
+def fails(engine: Engine, error: type[BaseException] | tuple[type[BaseException], ...], match: str = "") -> Run:
+    """Runs an engine that is to fail, and returns its run."""
+    with pytest.raises(error, match=match):
+        engine.run()
+    assert engine.current.state == "failed"
+    return engine.current
+
+
+def position(run: Run) -> tuple[str, str, int, int, int, int]:
+    """Returns what the log's last record says: source, destination, epoch, batch_index, step, update."""
+    last = run.log[-1]
+    return last.source, last.dest, last.epoch, last.batch_index, last.step, last.update
+
+
+# -- when a batch is fetched
+
+
+def test_a_sized_loader_is_asked_for_a_batch_in_its_own_step_only():
+    """One batch in each `before_step`; when the epoch is closed one more question, which has to find the end."""
+    loader = SizedProbe(batches(2))
+    assert reads(small_engine(loader, epochs=2), loader) == [
+        ("before_step", 1),
+        ("before_step", 1),
+        ("after_epoch", 1),
+        ("before_step", 1),
+        ("before_step", 1),
+        ("after_epoch", 1),
+    ]
+
+
+def test_a_sized_loader_is_not_asked_for_what_no_step_needs():
+    """A run that ends in mid-epoch, or drops its last batches, leaves the rest of the loader alone."""
+    loader = SizedProbe(batches(3))
+    assert reads(small_engine(loader, max_updates=2), loader) == [("before_step", 1)] * 2
+    loader = SizedProbe(batches(3))
+    assert reads(small_engine(loader, accumulation=2, remainder="drop"), loader) == [("before_step", 1)] * 2
+
+
+def test_an_extension_takes_only_the_batches_that_it_needs():
+    """The pass that fills the last window is left where the window is full."""
+    loader = SizedProbe(batches(3))
+    assert reads(small_engine(loader, accumulation=2), loader) == [
+        ("before_step", 1),
+        ("before_step", 1),
+        ("before_step", 1),
+        ("before_step", 2),  # the end of the first pass, and the first batch of the second
+    ]
+
+
+@pytest.mark.parametrize("drop_last", [True, False])
+def test_a_map_style_dataset_is_asked_for_samples_in_their_own_step_only(drop_last):
+    """The engine's own loader fetches nothing ahead either."""
+    dataset = ProbeDataset(5)
+    expected = [("before_step", 2), ("before_step", 2)] + ([] if drop_last else [("before_step", 1)])
+    assert reads(engine_over(dataset, drop_last=drop_last), dataset) == expected
+
+
+def test_an_unsized_loader_is_read_one_batch_ahead_in_two_bodies():
+    """The first batch is read in `before_epoch`, every other and the end in `after_step`, none in a guard."""
+    loader = Probe(batches(2))
+    assert reads(small_engine(loader, epochs=2), loader) == [
+        ("before_epoch", 1),
+        ("after_step", 1),
+        ("after_step", 1),
+        ("before_epoch", 1),
+        ("after_step", 1),
+        ("after_step", 1),
+    ]
+
+
+def test_the_extension_of_an_unsized_loader_begins_in_the_step_that_needs_it():
+    """A further pass is opened in `before_step`, and its batch after the one that fills the window is not read."""
+    loader = Probe(batches(3))
+    assert reads(small_engine(loader, accumulation=2), loader) == [
+        ("before_epoch", 1),
+        ("after_step", 1),
+        ("after_step", 1),
+        ("after_step", 1),  # the end of the first pass
+        ("before_step", 1),
+    ]
+
+
+def test_the_length_of_a_loader_is_asked_anew_in_every_pass():
+    """A loader may hold another number of batches in each epoch."""
+    run = small_engine(SizedProbe(batches(1), batches(3)), epochs=2).run()
+    assert [(t.epoch, t.batch_index) for t in run.log.where(source="after_epoch")] == [(1, 1), (2, 3)]
+
+
+@pytest.mark.parametrize("kind", ["dataset", "sized loader", "unsized loader"])
+def test_a_parked_run_goes_on_after_the_engine_was_closed(kind):
+    """`close()` lets worker processes go; the run goes on in mid-epoch with the batch that comes next."""
+
+    def build() -> Engine:
+        if kind == "dataset":
+            return engine_over(ProbeDataset(6))
+        return small_engine(batches(3) if kind == "sized loader" else Unsized(batches(3)))
+
+    straight = build().run()
+    engine = build()
+    engine.run(until="after_step")
+    engine.close()
+    assert equal(weights(engine.run().network), weights(straight.network))
+
+
+# -- too few, too many
+
+
+@pytest.mark.parametrize(
+    ("yields", "numbers", "at"),
+    [
+        pytest.param(3, "5 batches.* after 3", ("before_step", "failed", 0, 3, 3, 3), id="early"),
+        pytest.param(7, "5 batches.* at least 6", ("after_epoch", "failed", 0, 5, 5, 5), id="late"),
+    ],
+)
+def test_a_loader_that_ends_early_or_late_is_an_error_with_both_numbers(yields, numbers, at):
+    """A loader has as many batches as its `len()` says; the error names what it said and what it did."""
+    run = fails(small_engine(SizedProbe(batches(yields), says=5)), DataError, numbers)
+    assert position(run) == at
+
+
+@pytest.mark.parametrize(
+    ("yields", "numbers", "at"),
+    [
+        pytest.param(0, "3 batches.* after 0", ("before_step", "failed", 0, 3, 3, 1), id="early"),
+        pytest.param(4, "3 batches.* at least 4", ("before_step", "failed", 0, 3, 3, 1), id="late"),
+    ],
+)
+def test_the_passes_of_an_extension_are_held_to_their_length_too(yields, numbers, at):
+    """The first pass is checked where it ends, the further one where it is read."""
+    walks = [batches(3), batches(yields)] if yields < 3 else [batches(yields)]
+    run = fails(small_engine(SizedProbe(*walks, says=3), accumulation=2), DataError, numbers)
+    assert position(run) == at
+
+
+@pytest.mark.parametrize("says", [1, 100])
+def test_a_loader_over_an_iterable_dataset_has_no_known_length(says):
+    """Its `len()` is a guess, since workers may each yield a part: it is walked to its end, whatever it says."""
+    engine = small_engine(DataLoader(Samples(6, says=says), batch_size=2), epochs=2)
+    run = engine.run()
+    assert (run.step, run.epoch, run.total_updates) == (6, 2, None)
+
+
+def test_a_data_loader_with_a_length_is_walked_by_it():
+    """The loader that most people bring: sized, shuffled, its last batch smaller."""
+    dataset = TensorDataset(torch.randn(5, FEATURES), torch.arange(5) % CLASSES)
+    run = small_engine(DataLoader(dataset, batch_size=2, shuffle=True), epochs=2).run()
+    assert (run.step, run.samples, run.epoch, run.total_updates) == (6, 10, 2, 6)
+
+
+
+class Stops(ProbeDataset):
+    """A dataset that raises StopIteration where a sample should be."""
+
+    def __init__(self) -> None:
+        super().__init__(6)
+
+    def __getitem__(self, index: int) -> Any:
+        raise StopIteration
+
+
+def test_a_dataset_that_ends_in_its_worker_is_an_error_with_both_numbers():
+    """A StopIteration from a worker would end the pass silently; it says what was announced and what came."""
+    fails(engine_over(Stops(), num_workers=1), DataError, "3 batches.* gave 0")
+
+
+# -- nothing at all
+
+
+@pytest.mark.parametrize(
+    ("build", "at"),
+    [
+        pytest.param(lambda: small_engine(Unsized([])), ("before_epoch", "failed", 0, 0, 0, 0), id="first epoch"),
+        pytest.param(
+            lambda: small_engine(Probe(batches(2), []), epochs=2),
+            ("before_epoch", "failed", 1, 0, 2, 2),
+            id="second epoch",
+        ),
+        pytest.param(
+            lambda: small_engine(Probe(batches(3), []), accumulation=2),
+            ("before_step", "failed", 0, 3, 3, 1),
+            id="extension",
+        ),
+        pytest.param(
+            lambda: small_engine(DataLoader(Samples(0, says=4))), ("before_epoch", "failed", 0, 0, 0, 0), id="loader"
+        ),
+        pytest.param(
+            lambda: engine_over(Samples(1), drop_last=True), ("before_epoch", "failed", 0, 0, 0, 0), id="drop_last"
+        ),
+    ],
+)
+def test_a_pass_that_yields_nothing_is_an_error(build, at):
+    """An epoch or an extension without a batch cannot do its work."""
+    run = fails(build(), DataError, "yields nothing; the data must hold at least one batch")
+    assert position(run) == at
+
+
+def test_a_sized_loader_without_batches_is_refused_before_the_run():
+    """Where the length says so, nothing has to be tried."""
+    with pytest.raises(DataError, match="no batches"):
+        small_engine([])
+
+
+def test_a_window_that_no_pass_can_fill_is_refused_before_a_run_that_counts_updates():
+    """With `remainder="drop"` and no number of epochs, fewer batches than a window holds would mean a run without end."""
+    with pytest.raises(DataError, match=r"2 batches, fewer than accumulation=3.*'extend' or 'flush'"):
+        small_engine(2, accumulation=3, remainder="drop", max_updates=5)
+
+
+def test_a_window_that_no_pass_of_unknown_length_can_fill_is_an_error():
+    """The same for data without a length: the first epoch has shown it."""
+    engine = small_engine(Unsized(batches(2)), accumulation=3, remainder="drop", max_updates=5)
+
+    @engine.on_enter("before_epoch", every=4)
+    def give_up(run: Run) -> None:
+        raise AssertionError("three epochs have gone by without an update")
+
+    fails(engine, DataError, "accumulation=3")
+
+
+@pytest.mark.parametrize(("epochs", "steps"), [(1, 0), (2, 0)])
+def test_a_window_that_no_pass_can_fill_is_an_epoch_without_steps(epochs, steps):
+    """Where the number of epochs is given the run has an end, and drops everything on its way."""
+    run = small_engine(2, accumulation=3, remainder="drop", epochs=epochs).run()
+    assert (run.state, run.step, run.epoch) == ("finished", steps, epochs)
+
+
+# -- data that raise
+
+
+ERRORS: list[type[BaseException]] = [ValueError, KeyboardInterrupt, SystemExit]
+
+
+@pytest.mark.parametrize("probe", [Probe, SizedProbe])
+@pytest.mark.parametrize("kind", ERRORS)
+def test_what_the_data_raise_is_raised_by_the_step_that_needs_it(probe, kind):
+    """The same object, in the same place, whether the batch was read in its step or one ahead."""
+    error = kind("torn")
+    engine = small_engine(probe([*batches(1), error, *batches(1)]))
+    with pytest.raises(kind) as caught:
+        engine.run()
+    assert caught.value is error
+    assert engine.current.log.path() == [
+        "idle",
+        "before_loop",
+        "before_epoch",
+        "before_step",
+        "process_batch",
+        "after_step",
+        "optimizer_update",
+        "before_step",
+        "failed",
+    ]
+    assert position(engine.current) == ("before_step", "failed", 0, 1, 1, 1)
+
+
+@pytest.mark.parametrize("probe", [Probe, SizedProbe])
+def test_the_first_batch_of_an_epoch_raises_in_its_step_too(probe):
+    """What `before_epoch` reads ahead is raised by the `before_step` that follows."""
+    error = OSError("gone")
+    engine = small_engine(probe(batches(2), [error, *batches(1)]), epochs=2)
+    with pytest.raises(OSError, match="gone") as caught:
+        engine.run()
+    assert caught.value is error
+    assert position(engine.current) == ("before_step", "failed", 1, 0, 2, 2)
+    assert any("in the body of before_step (epoch 1, batch 0, step 2, update 2)" in note for note in error.__notes__)
+
+
+@pytest.mark.parametrize("probe", [Probe, SizedProbe])
+def test_what_no_step_needs_is_never_raised(probe):
+    """A run that ends before the torn batch, as a plain loop would, does not hear of it."""
+    run = small_engine(probe([*batches(2), ValueError("torn"), *batches(1)]), max_updates=2).run()
+    assert (run.state, run.update) == ("finished", 2)
+
+
+def test_a_loader_that_cannot_be_opened_raises_in_before_epoch():
+    """What `__iter__` itself raises comes where the pass is opened."""
+
+    class Closed:
+        def __iter__(self) -> Iterator[Any]:
+            raise OSError("closed")
+
+    run = fails(small_engine(Closed()), OSError, "closed")
+    assert position(run) == ("before_epoch", "failed", 0, 0, 0, 0)
+
+
+# -- data that can be walked once
+
+
+def generator(count: int) -> Iterator[Any]:
+    """Returns a generator of batches."""
+    return (batch for batch in batches(count))
+
+
+def samples(count: int) -> Iterator[Any]:
+    """Returns a generator of samples."""
+    return iter(Samples(count))
+
+
+def loader_iterator(count: int) -> Iterator[Any]:
+    """Returns an iterator that was made of a DataLoader, which has a length."""
+    return iter(DataLoader(TensorDataset(torch.randn(count, FEATURES), torch.arange(count) % CLASSES)))
+
+
+Build = Callable[[], Engine]
+REFUSED: dict[str, Build] = {
+    "a generator, two epochs": lambda: small_engine(generator(3), epochs=2),
+    "a generator of samples, two epochs": lambda: engine_over(samples(6), epochs=2),
+    "a DataLoader's iterator, two epochs": lambda: small_engine(loader_iterator(3), epochs=2),
+    "a known length, two epochs": lambda: small_engine(Once(batches(3)), epochs=2),
+    "a known length that needs an extension": lambda: small_engine(Once(batches(3)), accumulation=2),
+    "a known length and more updates": lambda: small_engine(Once(batches(3)), max_updates=4),
+    "a known length and an update short": lambda: small_engine(Once(batches(3)), accumulation=2, max_updates=2),
+    "a known length and dropped batches": lambda: small_engine(
+        Once(batches(3)), accumulation=2, max_updates=2, remainder="drop"
+    ),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_data_that_can_be_walked_once_are_refused_where_more_is_known_to_be_needed(name):
+    """The engine says so when it is built, and what to pass instead."""
+    with pytest.raises(DataError, match=r"walked once.* further pass is needed; pass something whose __iter__"):
+        REFUSED[name]()
+
+
+ACCEPTED: dict[str, tuple[Build, int, int]] = {
+    "a generator, one epoch": (lambda: small_engine(generator(3)), 3, 3),
+    "a generator of samples, one epoch": (lambda: engine_over(samples(6)), 3, 3),
+    "a DataLoader's iterator, one epoch": (lambda: small_engine(loader_iterator(3)), 3, 3),
+    "a generator that fills its windows": (lambda: small_engine(generator(4), accumulation=2), 4, 2),
+    "a generator with enough for the updates": (lambda: small_engine(generator(4), max_updates=3), 3, 3),
+    "a generator with just enough": (lambda: small_engine(generator(4), accumulation=2, max_updates=2), 4, 2),
+    "a generator, zero epochs": (lambda: small_engine(generator(3), epochs=0), 0, 0),
+    "a known length, one epoch": (lambda: small_engine(Once(batches(3))), 3, 3),
+    "a known length, just enough": (lambda: small_engine(Once(batches(3)), max_updates=3), 3, 3),
+    "a known length, flushed": (lambda: small_engine(Once(batches(3)), accumulation=2, remainder="flush"), 3, 2),
+    "a known length, dropped": (lambda: small_engine(Once(batches(3)), accumulation=2, remainder="drop"), 2, 1),
+    "updates that need no extension": (lambda: small_engine(Once(batches(3)), accumulation=2, max_updates=1), 2, 1),
+    "an epoch that ends before its extension": (
+        lambda: small_engine(Once(batches(3)), accumulation=2, max_updates=1, epochs=1),
+        2,
+        1,
+    ),
+}
+
+
+@pytest.mark.parametrize("name", ACCEPTED)
+def test_data_that_can_be_walked_once_serve_where_one_walk_is_enough(name):
+    """One pass is all that such a run needs."""
+    build, steps, updates = ACCEPTED[name]
+    run = build().run()
+    assert (run.state, run.step, run.update) == ("finished", steps, updates)
+
+
+@pytest.mark.parametrize(
+    ("build", "at"),
+    [
+        pytest.param(
+            lambda: small_engine(generator(3), accumulation=2), ("before_step", "failed", 0, 3, 3, 1), id="extension"
+        ),
+        pytest.param(
+            lambda: engine_over(samples(6), accumulation=2), ("before_step", "failed", 0, 3, 3, 1), id="of samples"
+        ),
+        pytest.param(
+            lambda: small_engine(generator(3), max_updates=4), ("before_epoch", "failed", 1, 0, 3, 3), id="next epoch"
+        ),
+    ],
+)
+def test_data_that_can_be_walked_once_and_run_out_are_an_error(build, at):
+    """Where nobody could know, the run fails when it needs the second walk."""
+    run = fails(build(), DataError, "walked once, and a further pass is needed")
+    assert position(run) == at

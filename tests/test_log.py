@@ -1,0 +1,807 @@
+"""The log: all that happened, exactly, in few bytes, read back at any time."""
+
+from __future__ import annotations
+
+import gc
+import json
+import sys
+import threading
+import tracemalloc
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+import heptad.log.memory
+import heptad.machine
+from builders import (
+    Actor,
+    Plan,
+    Planned,
+    Side,
+    Unsized,
+    batches,
+    drive,
+    plans,
+    records,
+    small_engine,
+)
+from heptad import Components, Detour, Engine, EngineError, Plugin, Run, RunConfig, Transition, TransitionLog
+from heptad.machine import Machine
+
+UNIX = 1_700_000_000 * 10**9
+"""Where the Unix clock of these tests stands while their monotonic clock stands at 0."""
+
+
+class Clock:
+    """A clock that stands still until it is told to go on, and the time that it spent in each stay."""
+
+    def __init__(self) -> None:
+        self.now = 0
+        self.ticks = 0
+        self.spent: Counter[int] = Counter()
+        self.entered: dict[int, int] = {}
+
+    def __call__(self) -> int:
+        return self.now
+
+    def tick(self, run: Run) -> None:
+        """Goes on by an amount that differs each time, spent in the state that the run is in."""
+        self.ticks += 1
+        amount = 1 + self.ticks * 7919 % 1013
+        self.now += amount
+        self.spent[run.memory.seq] += amount
+
+    def skip(self) -> None:
+        """Goes on while the run is not being driven."""
+        self.now += 10**9
+
+
+@contextmanager
+def clock_and_chunks(chunk: int = heptad.log.memory.CHUNK) -> Iterator[Clock]:
+    """Puts a clock of the tests' own in place of the machine's, and packs that many transitions at once."""
+    clock = Clock()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(heptad.machine, "monotonic_ns", clock)
+        patch.setattr(heptad.log.memory, "monotonic_ns", clock)
+        patch.setattr(heptad.log.memory, "time_ns", lambda: clock.now + UNIX)
+        patch.setattr(heptad.log.memory, "CHUNK", chunk)
+        yield clock
+
+
+def watched(clock: Clock, asked: list[tuple[int, str, bool, dict[str, Any]]]) -> type[Engine]:
+    """Returns an engine that writes down each guard that is asked: (transition, guard, answer, what it looked at)."""
+
+    class Watching(Machine):
+        """A machine whose guards are watched."""
+
+        def __init__(self, run: Run, bodies: Any, guards: Any, *rest: Any) -> None:
+            super().__init__(run, bodies, {name: watching(name, guard) for name, guard in guards.items()}, *rest)
+
+    def watching(name: str, guard: Callable[[Run], bool]) -> Callable[[Run], bool]:
+        def ask(run: Run) -> bool:
+            clock.tick(run)
+            answer = guard(run)
+            asked.append((run.memory.seq, name, answer, looked_at(name, run)))
+            return answer
+
+        return ask
+
+    class WatchedEngine(Engine):
+        """An engine with that machine."""
+
+        machine_class = Watching
+
+    return WatchedEngine
+
+
+def looked_at(guard: str, run: Run) -> dict[str, Any]:
+    """Returns what a guard looks at, read from the live run."""
+    window, config = run.position.window, run.config
+    batches_now = {"batches": run.batch_index, "in a pass": run.parts.feed.batches or "unknown"}
+    limits: dict[str, Any] = {"stop asked for": any(note.kind == "stop" for note in run.log.notes())}
+    if config.max_updates is not None:
+        limits |= {"updates": run.update, "max_updates": config.max_updates}
+    return {
+        "update_due": {
+            "steps in the window": window.steps,
+            "accumulation": window.size,
+            "remainder": config.remainder,
+            **batches_now,
+        },
+        "batches_remain": {"steps in the window": window.steps, **batches_now, **limits},
+        "epochs_remain": {"epochs": run.epoch, "of": config.epochs, **limits},
+    }.get(guard, {})
+
+
+class Ticks(Plugin):
+    """Lets time go by on every edge of the engine's own states, and notes when each was entered."""
+
+    def __init__(self, clock: Clock) -> None:
+        self.clock = clock
+
+
+def _ticking() -> None:
+    def enter(self: Ticks, run: Run) -> None:
+        self.clock.entered[run.memory.seq - 1] = self.clock.now + UNIX
+        self.clock.tick(run)
+
+    def leave(self: Ticks, run: Run) -> None:
+        self.clock.tick(run)
+
+    for state in ("before_loop", "before_epoch", "before_step", "process_batch", "after_step", "optimizer_update"):
+        setattr(Ticks, f"on_enter_{state}", enter)
+        setattr(Ticks, f"on_exit_{state}", leave)
+    Ticks.on_exit_after_epoch = leave
+    Ticks.on_enter_after_loop = enter
+
+
+_ticking()
+
+
+def driven(engine: Engine, clock: Clock) -> BaseException | None:
+    """Runs an engine to its end, with time going by before it starts and wherever it is parked."""
+    error = None
+    while error is None and not engine.current.ended:
+        clock.skip()
+        try:
+            engine.run()
+        except Exception as raised:
+            error = raised
+    return error
+
+
+def heard_according_to(log: TransitionLog, error: BaseException | None) -> list[tuple[Any, ...]]:
+    """Returns the events that handlers must have heard if the log is right: exits and entries with counters."""
+    events: list[tuple[Any, ...]] = []
+    for t in log:
+        counters = (t.epoch, t.batch_index, t.step, t.update)
+        if t.source != "idle" and (t.dest != "failed" or str(error).startswith("on exit")):
+            events.append(("exit", t.source, *counters))
+        if t.dest not in {"finished", "failed"}:
+            events.append(("enter", t.dest, *counters))
+    return events
+
+
+def held(log: TransitionLog) -> list[tuple[int, str, bool]]:
+    """Returns (transition, guard, answer) for all guards in a log."""
+    return [(t.seq, name, answer) for t in log for name, answer in t.guards.items()]
+
+
+# -- complete
+
+
+@settings(max_examples=150)
+@given(plan=plans(), chunk=st.sampled_from([3, 16, 1024]))
+def test_what_the_log_says_is_what_was_observed_live(plan: Plan, chunk: int):
+    """Guards, counters, durations and times read from the log equal those seen by watchers, to the nanosecond."""
+    with clock_and_chunks(chunk) as clock:
+        asked: list[tuple[int, str, bool, dict[str, Any]]] = []
+        engine, actor = plan.build(watched(clock, asked), [Ticks(clock)])
+        error = driven(engine, clock)
+        log = engine.current.log
+        clock.skip()
+        assert [t.seq for t in log] == list(range(len(log)))
+        assert heard_according_to(log, error) == actor.heard
+        assert held(log) == [(seq, name, answer) for seq, name, answer, _ in asked]
+        assert [t.duration_ns for t in log] == [clock.spent[seq] for seq in range(len(log))]
+        times = {t.seq: t.time_ns for t in log}
+        assert {seq: times[seq] for seq in clock.entered} == clock.entered
+        assert log[-1].dest == engine.current.state
+
+
+@settings(max_examples=60)
+@given(plan=plans(), chunk=st.sampled_from([3, 16, 1024]))
+def test_explain_says_which_arcs_were_tried_and_what_the_guards_saw(plan: Plan, chunk: int):
+    """For every transition: the guards asked, their answers, and for the engine's own the values they looked at."""
+    with clock_and_chunks(chunk) as clock:
+        asked: list[tuple[int, str, bool, dict[str, Any]]] = []
+        engine, _ = plan.build(watched(clock, asked))
+        driven(engine, clock)
+        log = engine.current.log
+        explained = [
+            (t.seq, tried.guard, tried.answer, tried.values)
+            for t in log
+            for tried in log.explain(t.seq).tried
+            if tried.guard is not None
+        ]
+        assert explained == asked
+        for t in log:
+            explanation = log.explain(t.seq)
+            assert explanation.transition == t
+            if t.dest != "failed":
+                assert explanation.tried[-1].dest == t.dest
+            assert [note for note in log.notes() if note.seq == t.seq] == list(explanation.notes)
+
+
+def assert_readable(log: TransitionLog, folder: Path) -> None:
+    """All that can be asked of a log agrees with the transitions that it iterates over."""
+    rows = list(log)
+    assert len(log) == len(rows)
+    assert [log[place] for place in range(len(rows))] == rows
+    assert [log[place] for place in range(-len(rows), 0)] == rows
+    assert log[1:7:2] == rows[1:7:2]
+    assert log[::-1] == rows[::-1]
+    assert log.tail(4) == rows[-4:]
+    assert log.tail(10_000) == rows
+    assert log.tail(0) == []
+    assert log.path() == [rows[0].source, *(t.dest for t in rows)]
+    assert log.counts() == Counter(t.dest for t in rows)
+    for name in {t.source for t in rows}:
+        stays = [t.duration_ns for t in rows if t.source == name]
+        told = log.durations()[name]
+        assert (told.count, told.total_ns, told.max_ns) == (len(stays), sum(stays), max(stays))
+        assert told.mean_ns == pytest.approx(np.mean(stays))
+        assert told.median_ns == pytest.approx(np.median(stays))
+        assert told.p99_ns == pytest.approx(np.percentile(stays, 99))
+        assert log.where(source=name) == [t for t in rows if t.source == name]
+    assert set(log.durations()) == {t.source for t in rows}
+    assert log.where() == rows
+    assert log.where(dest="after_step", epoch=0) == [t for t in rows if t.dest == "after_step" and t.epoch == 0]
+    assert log.where(step=range(2, 5)) == [t for t in rows if t.step in range(2, 5)]
+    assert log.where(update=1, batch_index=range(3)) == [t for t in rows if t.update == 1 and t.batch_index < 3]
+    lines = [json.loads(line) for line in log.to_jsonl(folder / "log.jsonl").read_text().splitlines()]
+    notes = {t.seq: [{"kind": n.kind, "text": n.text} for n in log.notes() if n.seq == t.seq] for t in rows}
+    assert [line.pop("notes") for line in lines] == list(notes.values())
+    assert [Transition(**line) for line in lines] == rows
+    for line in (repr(log), *map(str, rows), *map(str, log.notes()), *map(str, log.durations().values())):
+        assert "\n" not in line
+    assert len(repr(log)) <= 120
+
+
+@settings(max_examples=60)
+@given(plan=plans(), chunk=st.sampled_from([3, 16, 1024]))
+def test_every_question_is_answered_from_the_log_of_any_run(
+    plan: Plan, chunk: int, tmp_path_factory: pytest.TempPathFactory
+):
+    """Finished, stopped, parked and failed runs can be asked all that a log can be asked."""
+    with clock_and_chunks(chunk):
+        engine, _ = plan.build()
+        drive(engine)
+        assert_readable(engine.current.log, tmp_path_factory.getbasetemp())
+
+
+def test_the_log_of_a_failed_run_is_read_like_any_other(tmp_path: Path):
+    """A failure is the last record; path, counts and durations go up to it, and `explain` has its note."""
+    engine = small_engine()
+    Actor(engine, {7: "fail"})
+    assert type(drive(engine)) is Planned
+    log = engine.current.log
+    assert_readable(log, tmp_path)
+    assert log.path() == ["idle", "before_loop", "before_epoch", "before_step", "process_batch", "failed"]
+    assert log.counts()["failed"] == 1
+    assert log.durations()["process_batch"].count == 1
+    assert log.explain(4).tried == ()
+    assert [(note.seq, note.kind) for note in log.explain(4).notes] == [(4, "failure")]
+    assert log.notes("failure")[0].text == (
+        "Planned: on exit of process_batch in hear_exit_process_batch on exit of process_batch "
+        "(epoch 0, batch 0, step 0, update 0)"
+    )
+
+
+# -- small
+
+
+class NullLoss(torch.Tensor):
+    """A scalar whose backward pass does nothing."""
+
+    def backward(self, *arguments: Any, **keywords: Any) -> None:
+        """Does nothing."""
+
+
+class NullOptimizer(torch.optim.SGD):
+    """An optimizer that does nothing."""
+
+    def step(self, closure: Any = None) -> None:
+        """Does nothing."""
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Does nothing."""
+
+
+def null_engine(steps: int, plugins: Any = (), **config: Any) -> Engine:
+    """Returns an engine whose steps take no time: each is four transitions, four fifths of them within the epoch."""
+    network = nn.Linear(1, 1)
+    loss = torch.Tensor._make_subclass(NullLoss, torch.zeros(()), True)
+    components = Components(
+        network=network,
+        loader=[0] * steps,
+        compute_loss=lambda network, batch: loss,
+        optimizer=NullOptimizer(network.parameters(), lr=0.1),
+    )
+    return Engine(components, RunConfig(**({"epochs": 1} | config)), plugins=plugins)
+
+
+def test_the_log_holds_at_most_24_bytes_a_transition():
+    """What is allocated while 200,000 transitions are made is 24 bytes each at most, everything included."""
+    engine = null_engine(50_000)
+    gc.collect()
+    tracemalloc.start()
+    before, _ = tracemalloc.get_traced_memory()
+    engine.run()
+    gc.collect()
+    after, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    made = len(engine.current.log)
+    assert made == 6 + 4 * 50_000
+    assert (after - before) / made <= 24
+
+
+def test_a_capped_log_does_not_grow():
+    """With a small capacity a run ten times as long takes no more memory, notes and skipped updates included."""
+
+    class Busy(Plugin):
+        """Notes something and skips the update in every step."""
+
+        def on_enter_optimizer_update(self, run: Run) -> None:
+            run.note("again")
+            run.skip_update("for the test")
+
+    def size(steps: int) -> int:
+        engine = null_engine(steps, [Busy()], log_capacity=1000)
+        gc.collect()
+        tracemalloc.start()
+        engine.run()
+        gc.collect()
+        held, _ = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        assert len(engine.current.log) == 1000
+        return held
+
+    size(100)  # what is allocated once and for all
+    assert size(20_000) <= size(2_000) + 20_000
+
+
+@settings(max_examples=100)
+@given(plan=plans(), chunk=st.sampled_from([3, 16, 1024]), capacity=st.integers(1, 60))
+def test_past_its_capacity_the_oldest_go_and_the_rest_reads_right(
+    plan: Plan, chunk: int, capacity: int, tmp_path_factory: pytest.TempPathFactory
+):
+    """What a capped log still holds equals the end of that of an uncapped twin, times and explanations included."""
+    logs: list[TransitionLog] = []
+    for cap in (1_000_000, capacity):
+        with clock_and_chunks(chunk) as clock:
+            plan.config["log_capacity"] = cap
+            engine, _ = plan.build(watched(clock, []), [Ticks(clock)])
+            driven(engine, clock)
+            logs.append(engine.current.log)
+    twin, capped = logs
+    rows = twin.tail(capacity)
+    assert list(capped) == rows
+    assert [t.seq for t in capped] == list(range(len(twin)))[-capacity:]
+    assert [capped.explain(t.seq) for t in rows] == [twin.explain(t.seq) for t in rows]
+    assert capped.notes() == [note for note in twin.notes() if note.seq >= rows[0].seq]
+    assert_readable(capped, tmp_path_factory.getbasetemp())
+    if len(twin) > capacity:
+        with pytest.raises(EngineError, match=rf"does not hold transition #0; it holds #{rows[0].seq} to #"):
+            capped.explain(0)
+
+
+def test_a_long_capped_log_equals_the_tail_of_its_twin():
+    """The same with the real size of a chunk, over 20,000 transitions."""
+    twin, capped = null_engine(5_000).run().log, null_engine(5_000, log_capacity=3_000).run().log
+    assert len(capped) == 3_000
+    assert records(capped) == records(twin.tail(3_000))
+    assert capped.path() == twin.path()[-3_001:]
+
+
+# -- asked
+
+
+def staged() -> TransitionLog:
+    """Returns the log of a run of two epochs of three batches, two to an update."""
+    return small_engine(3, accumulation=2, remainder="flush", epochs=2).run().log
+
+
+def test_where_by_state_and_counters():
+    """Each condition alone, and all together; a counter is a number or a range."""
+    log = staged()
+    assert [t.seq for t in log.where(source="optimizer_update")] == [9, 13, 24, 28]
+    assert [t.seq for t in log.where(dest="after_epoch")] == [13, 28]
+    assert [t.seq for t in log.where(source="after_step", dest="before_step")] == [5, 20]
+    assert [t.seq for t in log.where(dest="after_step", step=range(1, 4))] == [7, 11, 18]
+    assert [t.seq for t in log.where(dest="optimizer_update", epoch=1)] == [23, 27]
+    assert [t.seq for t in log.where(source="optimizer_update", update=range(2, 5, 2))] == [13, 28]
+    assert [t.seq for t in log.where(batch_index=3, update=2)] == [13, 14]
+    assert log.where(step=99) == []
+    assert log.where(epoch=range(0)) == []
+
+
+@pytest.mark.parametrize("end", ["source", "dest"])
+def test_where_refuses_an_unknown_state(end: str):
+    """A state that the table lacks is a mistake, not an empty answer; the nearest name is suggested."""
+    with pytest.raises(EngineError, match="there is no state 'after_stp'; did you mean 'after_step'?"):
+        staged().where(**{end: "after_stp"})
+
+
+def test_a_log_is_indexed_as_a_list_is():
+    """From either end, by slices, and beyond its ends an IndexError."""
+    log = staged()
+    assert len(log) == 32
+    assert (log[0].source, log[0].dest) == ("idle", "before_loop")
+    assert (log[-1].source, log[-1].dest) == ("after_loop", "finished")
+    assert [t.seq for t in log[2:5]] == [2, 3, 4]
+    assert [t.seq for t in log[-2:]] == [30, 31]
+    assert log[40:] == []
+    for index in (32, -33):
+        with pytest.raises(IndexError):
+            log[index]
+
+
+def test_tail_returns_the_last_oldest_first():
+    """Ten unless told otherwise, all where there are fewer, none for 0."""
+    log = staged()
+    assert [t.seq for t in log.tail()] == list(range(22, 32))
+    assert [t.seq for t in log.tail(2)] == [30, 31]
+    assert log.tail(0) == log.tail(-3) == []
+    assert len(log.tail(99)) == 32
+
+
+def test_the_log_of_a_run_that_has_not_begun_is_empty(tmp_path: Path):
+    """Every question has an answer before the first turn."""
+    log = small_engine().current.log
+    assert len(log) == 0
+    assert list(log) == log.tail(3) == log.path() == log.where() == log.notes() == []
+    assert log.counts() == {}
+    assert log.durations() == {}
+    assert log.to_jsonl(tmp_path / "deep" / "log.jsonl").read_text() == ""
+    assert repr(log) == "<TransitionLog: 0 transitions from #0>"
+    with pytest.raises(EngineError, match="the log does not hold transition #0; it holds none yet"):
+        log.explain(0)
+
+
+def test_reprs_say_where_things_stand():
+    """What is printed is one line that names the last transition."""
+    log = staged()
+    assert repr(log) == "<TransitionLog: 32 transitions from #0, last after_loop -> finished>"
+    line = str(log[8])
+    assert line.startswith("#8 after_step -> optimizer_update  epoch 0 batch 2 step 2 update 0  ")
+    assert line.endswith(" µs  update_due=yes")
+
+
+def tried(log: TransitionLog, seq: int) -> list[tuple[str, str | None, bool | None, dict[str, Any]]]:
+    """Returns what `explain` says was tried for a transition."""
+    return [(t.dest, t.guard, t.answer, dict(t.values)) for t in log.explain(seq).tried]
+
+
+def test_explain_in_mid_window():
+    """After the first of two steps: the window is not full, so a step follows; what both guards saw, in literals."""
+    assert tried(staged(), 5) == [
+        (
+            "optimizer_update",
+            "update_due",
+            False,
+            {"steps in the window": 1, "accumulation": 2, "remainder": "flush", "batches": 1, "in a pass": 3},
+        ),
+        (
+            "before_step",
+            "batches_remain",
+            True,
+            {"steps in the window": 1, "batches": 1, "in a pass": 3, "stop asked for": False},
+        ),
+    ]
+
+
+def test_explain_a_flushed_window():
+    """After the last batch one step stands in the window, and is due because nothing follows it."""
+    assert tried(staged(), 12) == [
+        (
+            "optimizer_update",
+            "update_due",
+            True,
+            {"steps in the window": 1, "accumulation": 2, "remainder": "flush", "batches": 3, "in a pass": 3},
+        )
+    ]
+
+
+def test_explain_the_end_of_an_epoch_and_of_the_run():
+    """An unguarded arc comes last and says so."""
+    log = staged()
+    assert tried(log, 14) == [("before_epoch", "epochs_remain", True, {"epochs": 1, "of": 2, "stop asked for": False})]
+    assert tried(log, 29) == tried(log, 30)[:0] + [
+        ("before_epoch", "epochs_remain", False, {"epochs": 2, "of": 2, "stop asked for": False}),
+        ("after_loop", None, None, {}),
+    ]
+    assert str(log.explain(29)).splitlines()[1:] == [
+        "    to before_epoch if epochs_remain: no (epochs 2, of 2, stop asked for False)",
+        "    to after_loop: always",
+    ]
+
+
+def test_explain_after_a_stop():
+    """A stop on exit of a state is seen by the guards asked in that turn, and its note stands there."""
+    engine = small_engine(3, epochs=2)
+
+    @engine.on_exit("optimizer_update", every=2)
+    def enough(run: Run) -> None:
+        run.stop("enough")
+
+    log = engine.run().log
+    (before,), (after,) = (log.where(source="optimizer_update", update=update) for update in (1, 2))
+    assert tried(log, before.seq)[0][3] == {
+        "steps in the window": 0,
+        "batches": 1,
+        "in a pass": 3,
+        "stop asked for": False,
+    }
+    assert tried(log, after.seq) == [
+        (
+            "before_step",
+            "batches_remain",
+            False,
+            {"steps in the window": 0, "batches": 2, "in a pass": 3, "stop asked for": True},
+        ),
+        ("after_epoch", None, None, {}),
+    ]
+    assert [(note.kind, note.text) for note in log.explain(after.seq).notes] == [("stop", "enough")]
+
+
+def test_explain_a_limit_of_updates():
+    """Where `max_updates` is given, the guards that look at it say how far it was."""
+    log = small_engine(3, max_updates=2).run().log
+    (last,) = log.where(source="optimizer_update", update=2)
+    assert tried(log, last.seq)[0] == (
+        "before_step",
+        "batches_remain",
+        False,
+        {
+            "steps in the window": 0,
+            "batches": 2,
+            "in a pass": 3,
+            "stop asked for": False,
+            "updates": 2,
+            "max_updates": 2,
+        },
+    )
+
+
+def test_explain_data_of_unknown_length():
+    """How many batches a pass has is unknown, and said to be."""
+    log = small_engine(Unsized(batches(2))).run().log
+    (seen,) = [t for t in log.where(source="optimizer_update", batch_index=2)]
+    assert tried(log, seen.seq)[0][3] == {
+        "steps in the window": 0,
+        "batches": 2,
+        "in a pass": "unknown",
+        "stop asked for": False,
+    }
+
+
+def test_explain_a_window_whose_size_was_changed():
+    """The size that counts is that of the window that was open, not the one asked for."""
+    engine = small_engine(5, remainder="flush")
+
+    @engine.on_exit("after_step", once=True)
+    def grow(run: Run) -> None:
+        run.set_accumulation(4)
+
+    log = engine.run().log
+    sizes = [tried(log, t.seq)[0][3]["accumulation"] for t in log.where(source="after_step")]
+    assert sizes == [1, 4, 4, 4, 4]
+
+
+def test_explain_a_detours_guard():
+    """Of a plugin's guard the answer is known, and nothing else."""
+    side = Side(Detour("sample", "after_step", lambda run: True, lambda run: None, every=2))
+    log = small_engine(2, [side]).run().log
+    first, second = log.where(source="after_step")
+    assert tried(log, first.seq)[0] == ("sample", "sample_due", False, {})
+    assert tried(log, second.seq) == [("sample", "sample_due", True, {})]
+
+
+def test_explain_a_guard_that_raised():
+    """The guards before it said no, it said nothing, and those after it were not asked."""
+
+    def broken(run: Run) -> bool:
+        raise ValueError("no answer")
+
+    quiet = Detour("quiet", "after_step", lambda run: False, lambda run: None)
+    engine = small_engine(1, [Side(quiet), Side(Detour("loud", "after_step", broken, print), name="Loud")])
+    assert type(drive(engine)) is ValueError
+    log = engine.current.log
+    assert tried(log, len(log) - 1) == [("quiet", "quiet_due", False, {}), ("loud", "loud_due", None, {})]
+    assert dict(log[-1].guards) == {"quiet_due": False}
+    assert str(log.explain(len(log) - 1)).splitlines()[1:] == [
+        "    to quiet if quiet_due: no",
+        "    to loud if loud_due: it raised",
+        "    failure: ValueError: no answer in Loud in the guard loud_due asked in after_step "
+        "(epoch 0, batch 1, step 1, update 0)",
+    ]
+
+
+@pytest.mark.parametrize("seq", [-1, 32, 1000])
+def test_explain_refuses_a_transition_that_is_not_there(seq: int):
+    """The message says which transitions the log holds."""
+    with pytest.raises(EngineError, match=rf"the log does not hold transition #{seq}; it holds #0 to #31"):
+        staged().explain(seq)
+
+
+def test_notes_are_bound_to_transitions_and_found_by_kind():
+    """Every rare event is a note of its kind; on entry it belongs to the transition that led there."""
+    engine = small_engine(3, accumulation=2, epochs=2)
+
+    @engine.on_enter("optimizer_update", once=True)
+    def leave_out(run: Run) -> None:
+        run.skip_update("too large")
+
+    @engine.on_exit("after_epoch", once=True)
+    def remark(run: Run) -> None:
+        run.note("half way")
+        run.set_accumulation(3)
+        run.interrupt("a look")
+
+    run = engine.run()
+    assert run.parked == "a look"
+    engine.run()
+    log = run.log
+    ends = [t.seq for t in log.where(source="after_epoch")]
+    assert [(note.seq, note.kind, note.text) for note in log.notes()] == [
+        (log.where(dest="optimizer_update")[0].seq, "skip_update", "too large"),
+        (11, "extension", "epoch 0 goes on for 1 more steps, to fill its last window"),
+        (ends[0], "note", "half way"),
+        (ends[0], "accumulation", "2 -> 3 from the next window on"),
+        (ends[0], "interrupt", "a look"),
+        (ends[0], "park", "a look"),
+    ]
+    assert [note.text for note in log.notes("note")] == ["half way"]
+    assert log.notes("stop") == []
+
+
+def test_a_note_made_on_entry_belongs_to_the_transition_that_led_there():
+    """A note of the entry to a state and one of its exit are two transitions."""
+    engine = small_engine(1)
+    for mark in (engine.on_enter, engine.on_exit):
+        mark("process_batch")(lambda run: run.note(run.state))
+    log = engine.run().log
+    assert [(log[note.seq].source, log[note.seq].dest) for note in log.notes("note")] == [
+        ("before_step", "process_batch"),
+        ("process_batch", "after_step"),
+    ]
+
+
+# -- parking
+
+
+@pytest.mark.parametrize("verb", ["advance", "until", "interrupt"])
+def test_a_run_parked_after_every_turn_has_the_log_of_a_straight_run(verb: str):
+    """The same transitions with the same durations: the time spent parked belongs to no state."""
+
+    def run_to_the_end(parks: bool) -> TransitionLog:
+        with clock_and_chunks() as clock:
+            engine = small_engine(3, [Ticks(clock)], accumulation=2, epochs=2)
+            while not engine.current.ended:
+                clock.skip()
+                if verb == "advance" and parks:
+                    engine.advance()
+                elif verb == "interrupt" and parks:
+                    engine.current.interrupt("again")
+                    engine.run()
+                else:
+                    engine.run(until=(lambda run: True) if parks else None)
+            return engine.current.log
+
+    straight, parked = run_to_the_end(False), run_to_the_end(True)
+    assert records(straight) == records(parked)
+    assert [t.duration_ns for t in straight] == [t.duration_ns for t in parked]
+    assert straight.durations() == parked.durations()
+    assert len(straight.notes("park")) == 0
+    assert len(parked.notes("park")) >= 10
+
+
+# -- while the run goes on
+
+
+def test_a_handler_reads_the_log_up_to_the_turn_it_is_in():
+    """On entry the transition that led there is the last record; on exit the one under way is not yet there."""
+    seen: list[tuple[str, str, str, int]] = []
+
+    class Reader(Plugin):
+        """Reads the log on both edges of the update."""
+
+        def on_enter_optimizer_update(self, run: Run) -> None:
+            seen.append(("enter", run.log[-1].source, run.log.path()[-1], run.log.counts()["optimizer_update"]))
+
+        def on_exit_optimizer_update(self, run: Run) -> None:
+            seen.append(("exit", run.log[-1].source, run.log.path()[-1], run.log.tail(1)[0].update))
+
+    small_engine(2, [Reader()]).run()
+    assert seen == [
+        ("enter", "after_step", "optimizer_update", 1),
+        ("exit", "after_step", "optimizer_update", 0),
+        ("enter", "after_step", "optimizer_update", 2),
+        ("exit", "after_step", "optimizer_update", 1),
+    ]
+
+
+def test_reading_in_handlers_changes_nothing(tmp_path: Path):
+    """A run whose log is read on every edge has the log of one that nobody read."""
+    engine = small_engine(3, accumulation=2)
+    for state in engine.current.table.scopes():
+        for edge in (engine.on_enter, engine.on_exit):
+            edge(state)(lambda run: assert_readable(run.log, tmp_path))
+    assert records(engine.run().log) == records(small_engine(3, accumulation=2).run().log)
+
+
+@pytest.fixture
+def fast_switching() -> Iterator[None]:
+    """Lets threads take turns as often as the interpreter can."""
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    yield
+    sys.setswitchinterval(before)
+
+
+def tail_is_a_snapshot(log: TransitionLog) -> None:
+    """At most as many as were asked for, one after another."""
+    rows = log.tail(5)
+    assert len(rows) <= 5
+    assert [t.seq for t in rows] == list(range(rows[0].seq, rows[0].seq + len(rows)) if rows else [])
+
+
+def last_is_there(log: TransitionLog) -> None:
+    """Where there is a length there is a last one."""
+    if len(log):
+        assert log[-1].seq >= 0
+
+
+def rows_are_a_chain(log: TransitionLog) -> None:
+    """Each transition begins where the one before it ended."""
+    rows = list(log)
+    assert [t.seq for t in rows] == list(range(rows[0].seq, rows[0].seq + len(rows)) if rows else [])
+    assert [t.source for t in rows[1:]] == [t.dest for t in rows[:-1]]
+
+
+def length_never_falls(log: TransitionLog) -> None:
+    """A log without a cap in sight only grows."""
+    lengths = [len(log) for _ in range(200)]
+    assert lengths == sorted(lengths)
+
+
+@pytest.mark.parametrize("read", [tail_is_a_snapshot, last_is_there, rows_are_a_chain])
+@pytest.mark.parametrize("capacity", [1_000_000, 1_500])
+@pytest.mark.usefixtures("fast_switching")
+def test_another_thread_reads_a_sound_log_while_the_run_goes_on(read: Callable[[TransitionLog], None], capacity: int):
+    """Whenever it looks, it sees a snapshot: whole transitions, in order, none twice, none missing."""
+    assert_read_while_running(null_engine(20_000, log_capacity=capacity), read)
+
+
+@pytest.mark.usefixtures("fast_switching")
+def test_another_thread_sees_the_length_grow_only():
+    """The length is never told too large and then smaller."""
+    assert_read_while_running(null_engine(20_000), length_never_falls)
+
+
+def assert_read_while_running(engine: Engine, read: Callable[[TransitionLog], None]) -> None:
+    """Runs an engine while another thread reads its log over and over."""
+    running, over = threading.Event(), threading.Event()
+    errors: list[BaseException] = []
+    reads = 0
+
+    def look() -> None:
+        nonlocal reads
+        running.wait()
+        try:
+            while not over.is_set():
+                read(engine.current.log)
+                reads += 1
+        except BaseException as error:
+            errors.append(error)
+
+    reader = threading.Thread(target=look)
+    reader.start()
+    running.set()
+    try:
+        engine.run()
+    finally:
+        over.set()
+        reader.join()
+    assert errors == []
+    assert reads >= 1
