@@ -28,6 +28,16 @@ class Visit:
             return False
         return bool(self._detour.when(run))
 
+    def ahead(self) -> Visit:
+        """Returns a copy to plan with."""
+        visit = Visit(self._detour)
+        visit.last = self.last
+        return visit
+
+    def count(self, run: Run) -> None:
+        """What the body remembers, without the body."""
+        self.last = getattr(run, self._count)
+
     def body(self, run: Run) -> None:
         """The body."""
         count = getattr(run, self._count)

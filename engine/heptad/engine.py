@@ -18,11 +18,13 @@ from heptad.detours import Visit
 from heptad.errors import EngineError, PluginError, kind, nearest
 from heptad.log import Memory, Transition
 from heptad.machine import Body, Guard, Machine
+from heptad.plan import PlannedTurn, Walk
 from heptad.plugin import Mark, Plugin, Predicate, Subscription, verify
 from heptad.roster import Roster
 from heptad.run import GUARDS, Parts, Run
 from heptad.signals import CTRL_C, parking_on_ctrl_c
 from heptad.states import Detour, guard_of, training_table
+from heptad.subscriptions import SubscriptionTable, tabulate
 
 F = TypeVar("F", bound=Callable[[Run], object])
 Until = Callable[[Run], bool]
@@ -62,10 +64,11 @@ class Engine:
         self._components = components
         self._config = config
         parts = Parts(components, build_feed(components, config), resolve_device(config.device))
-        detours = self._roster.detours()
+        detours = self._roster.detours_given
         table = training_table([detour for _, detour in detours])
         self.current = Run(table, config, parts, Memory(table, config.log_capacity))
         self._machine = self._build_machine(detours)
+        self._subscriptions: list[Subscription] = []
         for subscription in self._roster.subscriptions():
             self._subscribe(subscription)
         self._driver: int | None = None
@@ -77,7 +80,7 @@ class Engine:
         bodies: dict[str, Body] = {**BODIES, "process_batch": process}
         guards: dict[str, Guard] = dict(GUARDS)
         owners: dict[str, str] = {}
-        visits = [Visit(detour) for _, detour in detours]
+        visits = self._visits = [Visit(detour) for _, detour in detours]
         for position, (plugin, _) in enumerate(detours):
             guard = guard_of([detour for _, detour in detours], position)
             guards[guard] = self._roster.caught_guard(plugin, guard, visits[position].due)
@@ -183,6 +186,31 @@ class Engine:
         """
         return evaluation.predict(self._components, self._config, self.current.parts.device, data)
 
+    def subscriptions(self) -> SubscriptionTable:
+        """Returns who is called on which edge of which state, in order, with its filter; print it for a table."""
+        known = self.current.table.scopes()
+
+        def idle(subscription: Subscription) -> str:
+            if subscription.mark.state not in known:
+                return f"no plugin brings {subscription.mark.state}"
+            detached = subscription.plugin is not None and self._roster.is_detached(subscription.plugin)
+            return "detached" if detached else ""
+
+        return tabulate(
+            ((subscription, idle(subscription)) for subscription in self._subscriptions), self.current.table
+        )
+
+    def plan(self) -> Iterator[PlannedTurn]:
+        """Yields the turns and calls to come, from where the run is, touching neither data nor network.
+
+        What handlers will do (a stop, a skipped update) cannot be planned. A guard that reads more of the run than its
+        position and counters is shown as a condition; one that reads something else is asked as it stands now.
+        """
+        detours = [detour for _, detour in self._roster.detours_given]
+        guards = [guard_of(detours, position) for position in range(len(detours))]
+        called = [row for row in self._subscriptions if row.plugin is None or not self._roster.is_detached(row.plugin)]
+        return Walk(self.current, self._visits, guards, called).turns()
+
     def diagram(self) -> str:
         """Returns the table, detours included, as a Mermaid state diagram."""
         return self.current.table.mermaid()
@@ -223,6 +251,7 @@ class Engine:
 
     def _subscribe(self, subscription: Subscription) -> None:
         verify(subscription, self.current.table)
+        self._subscriptions.append(subscription)
         self._machine.subscribe(subscription)
 
     # -- the loop

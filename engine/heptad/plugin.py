@@ -39,6 +39,11 @@ class Mark:
     once: bool = False
     when: Predicate | None = None
 
+    def words(self) -> str:
+        """Returns which events it hears, in words; nothing for all."""
+        parts = [f"every {self.every}" if self.every != 1 else "", "once" if self.once else ""]
+        return ", ".join(part for part in (*parts, "when its predicate holds" if self.when else "") if part)
+
 
 def on_enter(state: str, *, every: int = 1, once: bool = False, when: Predicate | None = None) -> Callable[[H], H]:
     """Marks a plugin's method as a handler on entry to a state.
@@ -98,7 +103,7 @@ class Plugin:
         return ()
 
     def state_dict(self) -> dict[str, Any]:
-        """Returns what the rest of the run depends on: plain data (None, bool, int, float, str, list, dict) and tensors."""
+        """Returns what the rest of the run depends on: plain data (None, numbers, str, list, dict) and tensors."""
         return {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -125,21 +130,29 @@ class Subscription:
         who: How errors and tables name it: plugin and method.
         handler: What the plugin gave.
         call: What the machine calls: the handler behind its filter.
+        filtered: Tells how many events the filter has counted, and whether `once` is done.
     """
 
-    __slots__ = ("call", "handler", "mark", "plugin", "who")
+    __slots__ = ("call", "filtered", "handler", "mark", "plugin", "who")
 
     def __init__(self, plugin: Plugin | None, who: str, mark: Mark, handler: Handler) -> None:
         self.plugin = plugin
         self.who = who
         self.mark = mark
         self.handler = handler
-        filtered = mark.every != 1 or mark.once or mark.when is not None
-        self.call: Handler = _gate(handler, mark.every, mark.once, mark.when) if filtered else handler
+        self.call: Handler = handler
+        self.filtered: Callable[[], tuple[int, bool]] = lambda: (0, False)
+        if mark.every != 1 or mark.once or mark.when is not None:
+            self.call, self.filtered = _gate(handler, mark.every, mark.once, mark.when)
 
 
-def _gate(handler: Handler, every: int, once: bool, when: Predicate | None) -> Handler:
-    """Lets through the events that a filter names. A closure: an event that is not due costs 0.05 µs."""
+def _gate(
+    handler: Handler, every: int, once: bool, when: Predicate | None
+) -> tuple[Handler, Callable[[], tuple[int, bool]]]:
+    """Returns a handler that hears the events that a filter names, and what tells how far the filter has counted.
+
+    A closure, because an event that is not due costs a third of what a method does.
+    """
     count = 0
     done = False
 
@@ -151,7 +164,10 @@ def _gate(handler: Handler, every: int, once: bool, when: Predicate | None) -> H
         done = once
         handler(run)
 
-    return gate
+    def filtered() -> tuple[int, bool]:
+        return count, done
+
+    return gate, filtered
 
 
 def subscriptions_of(plugin: Plugin) -> list[Subscription]:

@@ -16,14 +16,16 @@ class Roster:
 
     Attributes:
         plugins: In that order.
+        detours_given: The detours, each with its plugin, in that order.
 
     Raises:
-        PluginError: For a mistake in the list, or a cycle in the order.
+        PluginError: For a mistake in the list, a cycle in the order, or detours that are none.
     """
 
     def __init__(self, plugins: Sequence[Plugin]) -> None:
         verify_plugins(plugins)
         self.plugins = ordered(plugins)
+        self.detours_given = self._ask_for_detours()
         self._detached: set[str] = set()
         self._opened = False
 
@@ -35,12 +37,7 @@ class Roster:
                 subscription.call = self._caught(subscription.plugin, subscription.who, subscription.call)
         return found
 
-    def detours(self) -> list[tuple[Plugin, Detour]]:
-        """Asks every plugin for its detours; those of a plugin that may fail are asked and run through a catch.
-
-        Raises:
-            PluginError: If a plugin returns something else.
-        """
+    def _ask_for_detours(self) -> list[tuple[Plugin, Detour]]:
         found: list[tuple[Plugin, Detour]] = []
         for plugin in self.plugins:
             for detour in plugin.detours():

@@ -146,7 +146,6 @@ class Run:
 
     Attributes:
         config: The `RunConfig`.
-        log: The `TransitionLog`: every transition so far.
         parked: Why the run is parked; `None` while it is being driven, before its start and after its end.
         reason: Why the run ended, or is going to: what `stop` was given, the failure, or which limit was reached.
         position: The machine's own record of where the run is; not for handlers.
@@ -159,7 +158,7 @@ class Run:
         self.config = config
         self.parts = parts
         self.memory = memory
-        self.log = TransitionLog(memory)
+        self._log = TransitionLog(memory)
         self.position = Position(config)
         self.parked: str | None = None
         self.reason: str | None = None
@@ -171,6 +170,11 @@ class Run:
     def state(self) -> str:
         """The state that the run is in, as users see it."""
         return self.table.states[self.position.node].shown
+
+    @property
+    def log(self) -> TransitionLog:
+        """The log: every transition so far."""
+        return self._log
 
     @property
     def ended(self) -> bool:
