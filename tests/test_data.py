@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from builders import CLASSES, FEATURES, small_network
 from torch import nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset, TensorDataset, get_worker_info
 
+from builders import CLASSES, FEATURES, small_network
 from heptad import Components, Engine, Plugin, Run, RunConfig
 from heptad.data import build_feed
 from heptad.data.order import ORDER_VERSION, order
@@ -233,7 +233,7 @@ def test_random_transforms_do_not_depend_on_the_state_of_the_global_generators()
 
 @pytest.mark.parametrize("method", ["fork", "spawn"])
 def test_the_data_are_the_same_with_and_without_workers(method, start_method):
-    """Two workers, forked or spawned, give the batches of none: two epochs, extension and random transforms included."""
+    """Two workers, forked or spawned, give the batches of none: extensions and random transforms included."""
     start_method(method)
     config = {"epochs": 2, "accumulation": 2, "drop_last": False}
     alone, together = (epochs_of(Noisy(), num_workers=workers, **config) for workers in (0, 2))

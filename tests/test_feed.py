@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 import torch
-from builders import CLASSES, FEATURES, STATES, Unsized, batches, equal, small_engine, small_network, weights
 from torch import nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
+from builders import CLASSES, FEATURES, STATES, Unsized, batches, equal, small_engine, small_network, weights
 from heptad import Components, DataError, Engine, Run, RunConfig
 
 
@@ -214,13 +214,13 @@ def test_the_length_of_a_loader_is_asked_anew_in_every_pass():
     assert [(t.epoch, t.batch_index) for t in run.log.where(source="after_epoch")] == [(1, 1), (2, 3)]
 
 
-@pytest.mark.parametrize("kind", ["dataset", "sized loader", "unsized loader"])
+@pytest.mark.parametrize("kind", ["dataset", "workers", "sized loader", "unsized loader"])
 def test_a_parked_run_goes_on_after_the_engine_was_closed(kind):
     """`close()` lets worker processes go; the run goes on in mid-epoch with the batch that comes next."""
 
     def build() -> Engine:
-        if kind == "dataset":
-            return engine_over(ProbeDataset(6))
+        if kind in ("dataset", "workers"):
+            return engine_over(ProbeDataset(6), num_workers=2 if kind == "workers" else 0)
         return small_engine(batches(3) if kind == "sized loader" else Unsized(batches(3)))
 
     straight = build().run()
@@ -273,7 +273,6 @@ def test_a_data_loader_with_a_length_is_walked_by_it():
     dataset = TensorDataset(torch.randn(5, FEATURES), torch.arange(5) % CLASSES)
     run = small_engine(DataLoader(dataset, batch_size=2, shuffle=True), epochs=2).run()
     assert (run.step, run.samples, run.epoch, run.total_updates) == (6, 10, 2, 6)
-
 
 
 class Stops(ProbeDataset):
@@ -329,7 +328,7 @@ def test_a_sized_loader_without_batches_is_refused_before_the_run():
 
 
 def test_a_window_that_no_pass_can_fill_is_refused_before_a_run_that_counts_updates():
-    """With `remainder="drop"` and no number of epochs, fewer batches than a window holds would mean a run without end."""
+    """`remainder="drop"` and fewer batches than a window holds would mean a run without end."""
     with pytest.raises(DataError, match=r"2 batches, fewer than accumulation=3.*'extend' or 'flush'"):
         small_engine(2, accumulation=3, remainder="drop", max_updates=5)
 

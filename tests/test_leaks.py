@@ -14,13 +14,18 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
-from builders import Witness, small_network
+from builders import STATES, Witness, small_network
 from heptad import Components, Detour, Engine, LossOutput, Plugin, Run, RunConfig, on_enter, on_exit
 
 
 @pytest.fixture(autouse=True)
 def _no_collector():
-    """Turns the cycle collector off: what it alone could free counts as leaked."""
+    """Turns the cycle collector off: what it alone could free counts as leaked.
+
+    Before that an optimizer is built: the first one of a process lets torch import modules, and an import error that it
+    catches there keeps the frames of its callers in a cycle of torch's own.
+    """
+    torch.optim.AdamW([torch.zeros(1)])
     gc.collect()
     gc.disable()
     yield
@@ -121,7 +126,7 @@ def test_a_finished_run_is_freed(sized, remainder):
     some = held(sized=sized, remainder=remainder)
     run = some.engine.run()
     assert run.state == "finished"
-    assert len(some.loader.made) >= 8
+    assert len(some.loader.made) >= 6
     del run
     assert some.alive() == []
 
@@ -137,7 +142,7 @@ def test_a_run_that_is_still_held_keeps_its_network():
 
 @each_kind
 def test_no_batch_outlives_its_step_while_the_run_goes_on(sized):
-    """At each forward only the batch of that step is there, and the one that was read ahead where no length is known."""
+    """At each forward the batch of that step is the only one there: none is kept, and none is read ahead yet."""
     alive: list[int] = []
 
     def loss(network: nn.Module, batch: Batch) -> LossOutput:
@@ -153,9 +158,8 @@ def test_no_batch_outlives_its_step_while_the_run_goes_on(sized):
 @each_kind
 @pytest.mark.parametrize(
     "state",
-    ["before_loop", "before_epoch", "before_step", "process_batch", "after_step", "optimizer_update", "after_epoch",
-     "after_loop"],
-)  # fmt: skip
+    STATES,
+)
 def test_a_run_parked_in_any_state_is_freed(sized, state):
     """Parked in mid-step, with a batch, an output and an open window, a run is freed as a finished one is."""
     some = held((Witness(),), sized=sized)
@@ -180,13 +184,13 @@ def test_a_run_that_an_interrupt_parked_is_freed(sized):
 @each_kind
 def test_a_run_that_was_advanced_turn_by_turn_is_freed(sized):
     """In mid-run, with plugins open, and after the last turn."""
-    for turns in (1, 4, 9, 40):
+    for turns in (1, 4, 9, 100):
         some = held((Witness(),), sized=sized)
         for _ in range(turns):
             transition = some.engine.advance()
             if transition.dest == "finished":
                 break
-        assert (turns == 40) is (transition.dest == "finished")
+        assert (turns == 100) is (transition.dest == "finished")
         assert some.alive() == []
 
 
@@ -197,11 +201,11 @@ class Planned(Exception):
 class Raises(Plugin):
     """Raises at one place."""
 
-    def __init__(self, place: str) -> None:
-        self.place = place
+    def __init__(self, *places: str) -> None:
+        self.places = places
 
     def at(self, place: str) -> None:
-        if place == self.place:
+        if place in self.places:
             raise Planned(place)
 
     def open(self, run: Run) -> None:
@@ -232,6 +236,13 @@ class Raises(Plugin):
         self.at("exit of a detour")
 
 
+class Closes(Plugin):
+    """Raises when it is closed."""
+
+    def close(self, run: Run) -> None:
+        raise Planned("close")
+
+
 PLACES = ("open", "close", "detour", "guard", "enter", "exit", "update", "exit of a detour")
 
 
@@ -252,6 +263,16 @@ def test_a_failed_run_is_freed_when_the_exception_is_dropped(place, drive, sized
     some = held((Witness(), Raises(place)), sized=sized)
     expected = {"open": "idle", "close": "finished"}.get(place, "failed")
     assert expected == fail(some, Planned, drive)
+    assert some.alive() == []
+
+
+@pytest.mark.parametrize("drive", [Engine.run, Engine.advance], ids=["run", "advance"])
+@pytest.mark.parametrize("place", ["open", "enter", "nowhere"])
+def test_a_run_whose_plugins_fail_to_close_is_freed(place, drive):
+    """Two plugins raise in `close`, alone or after a failure: what they raised holds nothing once it is dropped."""
+    some = held((Raises(place, "close"), Closes()))
+    expected = {"open": "idle", "enter": "failed", "nowhere": "finished"}[place]
+    assert expected == fail(some, ExceptionGroup if place == "nowhere" else Planned, drive)
     assert some.alive() == []
 
 

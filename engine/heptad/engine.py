@@ -22,7 +22,7 @@ from heptad.plan import PlannedTurn, Walk
 from heptad.plugin import Mark, Plugin, Predicate, Subscription, verify
 from heptad.roster import Roster
 from heptad.run import GUARDS, Parts, Run
-from heptad.signals import CTRL_C, parking_on_ctrl_c
+from heptad.signals import CtrlC
 from heptad.states import Detour, guard_of, training_table
 from heptad.subscriptions import SubscriptionTable, tabulate
 
@@ -105,17 +105,19 @@ class Engine:
 
         Raises:
             EngineError: If the run has ended, is being driven already, or `until` is not a state.
-            KeyboardInterrupt: After Ctrl-C has parked the run; `run()` again goes on.
+            KeyboardInterrupt: After Ctrl-C has parked the run; `run()` again goes on. Pressed in the very last turn, it
+                finds the run finished.
             BaseException: What a body, a guard or a handler raised, unchanged but for a note that names the place. The
                 run has failed then.
         """
         reached = self._reached(until)
         run = self.current
         with self._driving("run"):
-            with self._roster.opened(run), self._feed_closed_at_the_end(), parking_on_ctrl_c(run):
-                reason = self._drive(reached, f"until {until}" if isinstance(until, str) else "until a predicate held")
-            if reason == CTRL_C:
-                raise KeyboardInterrupt(f"parked in {run.state}; Engine.run() goes on from there")
+            with self._roster.opened(run), self._feed_closed_at_the_end(), CtrlC(run) as ctrl_c:
+                self._drive(reached, f"until {until}" if isinstance(until, str) else "until a predicate held")
+            if ctrl_c.pressed:
+                more = "it is" if run.ended else "parked in"
+                raise KeyboardInterrupt(f"{more} {run.state}{'' if run.ended else '; Engine.run() goes on from there'}")
         return run
 
     def advance(self) -> Transition:
@@ -144,7 +146,11 @@ class Engine:
 
     def close(self) -> None:
         """Closes plugins that `advance` left open, and lets go of worker processes. A parked run may still go on."""
-        self.current.parts.feed.close()
+        feed = self.current.parts.feed
+        if self.current.ended:
+            feed.close()
+        else:
+            feed.rest()
         self._roster.close(self.current)
 
     def __enter__(self) -> Self:
@@ -256,8 +262,8 @@ class Engine:
 
     # -- the loop
 
-    def _drive(self, reached: Until | None, park: str) -> str | None:
-        """Turns until the run ends or parks; returns the reason of an interrupt that parked it."""
+    def _drive(self, reached: Until | None, park: str) -> None:
+        """Turns until the run ends or parks."""
         run, at, memory = self.current, self.current.position, self.current.memory
         run.parked = None
         memory.go()
@@ -268,21 +274,23 @@ class Engine:
                 self._machine.drive(run, 1 if one_by_one else memory.room)
                 memory.settle(run.counters)
                 if run.ended:
-                    return None
+                    return
+                here = reached is not None and reached(run)
                 if at.asked_to_park is not None and self._may_park():
-                    reason, at.asked_to_park = at.asked_to_park, None
-                    self._park(reason)
+                    self._park(at.asked_to_park)
+                    at.asked_to_park = None
                     self._roster.park(run)
-                    return reason
-                if reached is not None and (at.asked_to_park is None or park == "advance") and reached(run):
+                    return
+                if here and (at.asked_to_park is None or park == "advance"):
                     self._park(park)
-                    return None
+                    return
         finally:
             memory.park()
 
     def _park(self, reason: str) -> None:
         run = self.current
         run.parked = reason
+        run.memory.park()  # what plugins save while it is parked takes none of the state's time
         run.memory.note("park", reason, run.memory.seq - 1)
 
     def _may_park(self) -> bool:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterator, Mapping
-from contextlib import contextmanager
-from typing import Any, cast
+from contextlib import contextmanager, nullcontext
+from typing import Any, Protocol, cast, runtime_checkable
 
 import torch
 from torch import nn
@@ -14,14 +14,32 @@ from heptad.bodies import check_pair
 from heptad.config import Components, LossOutput, RunConfig
 from heptad.data import Feed, count_samples, place
 from heptad.data.feed import build_dataset_feed, build_loader_feed
-from heptad.errors import ConfigError, DataError, EngineError, kind
+from heptad.errors import ConfigError, DataError, EngineError, Unfinished, kind
 from heptad.log import Memory
 from heptad.machine import Machine
 from heptad.run import GUARDS, Parts, Run
 from heptad.seeding import preserved
 from heptad.states import evaluation_table
 
-Metric = Callable[[Any, Any], "torch.Tensor | float"]
+
+@runtime_checkable
+class MetricObject(Protocol):
+    """A metric that gathers what it needs batch by batch, such as those of torchmetrics."""
+
+    def update(self, output: Any, target: Any, /) -> object:
+        """Takes in a batch."""
+        ...
+
+    def compute(self) -> Any:
+        """Returns the value over all batches since the reset: a number or a 0-dim tensor."""
+        ...
+
+    def reset(self) -> object:
+        """Forgets all batches."""
+        ...
+
+
+Metric = Callable[[Any, Any], "torch.Tensor | float"] | MetricObject
 
 LOG_CAPACITY = 1024  # an evaluation's log is read where it fails, if at all
 
@@ -29,14 +47,20 @@ LOG_CAPACITY = 1024  # an evaluation's log is read where it fails, if at all
 class Evaluation:
     """The bodies of an evaluation and the sums that they build."""
 
-    def __init__(self, metrics: Mapping[str, Metric]) -> None:
-        self._metrics = dict(metrics)
+    def __init__(self, metrics: Mapping[str, Metric], interrupted: Callable[[], bool] | None = None) -> None:
+        self._objects = {name: metric for name, metric in metrics.items() if isinstance(metric, MetricObject)}
+        self._functions = {name: metric for name, metric in metrics.items() if not isinstance(metric, MetricObject)}
+        self._interrupted = interrupted
         self._sums: dict[str, torch.Tensor] = {}
         self._weight = torch.zeros((), dtype=torch.float64)
         self.means: dict[str, float] = {}
 
     def before_epoch(self, run: Run) -> None:
-        """Opens the data."""
+        """Opens the data; metric objects forget what they hold."""
+        for metric in self._objects.values():
+            if callable(move := getattr(metric, "to", None)):
+                move(run.parts.device)
+            metric.reset()
         feed = run.parts.feed
         feed.open(0, 0)
         run.position.remaining = (1 if feed.more() else 0) if feed.batches is None else feed.batches
@@ -44,7 +68,9 @@ class Evaluation:
             raise DataError("the data to evaluate on yield nothing")
 
     def before_step(self, run: Run) -> None:
-        """Takes the next batch and places it."""
+        """Takes the next batch and places it, unless the evaluation is to end here."""
+        if self._interrupted is not None and self._interrupted():
+            raise Unfinished("the evaluation ended before its last batch, because of an interrupt")
         run.position.batch = place(run.parts.feed.take(), run.parts.device)
 
     def process_batch(self, run: Run) -> None:
@@ -53,8 +79,10 @@ class Evaluation:
         with torch.inference_mode():
             output, loss, weight = _forward(run.parts.components, batch)
             values: dict[str, Any] = {"loss": loss}
-            for name, metric in self._metrics.items():
-                values[name] = metric(output, batch)
+            for name, function in self._functions.items():
+                values[name] = function(output, batch)
+            for name, metric in self._objects.items():
+                metric.update(output, _target(name, batch))
             for name, value in values.items():
                 mean = torch.as_tensor(value, device=loss.device).double().mean()
                 self._sums[name] = self._sums.get(name, 0.0) + mean * weight
@@ -74,35 +102,75 @@ class Evaluation:
         run.parts.feed.end()
         run.position.epoch += 1
         self.means = {name: (total / self._weight).item() for name, total in self._sums.items()}
+        with torch.inference_mode():
+            self.means |= {name: _scalar(name, metric.compute()) for name, metric in self._objects.items()}
+
+
+def metrics_mistake(metrics: object) -> str | None:
+    """Returns what is wrong with metrics, `None` where nothing is."""
+    if not isinstance(metrics, Mapping):
+        return f"metrics maps names to metrics, got a {kind(metrics)}"
+    for name, metric in cast("Mapping[Any, Any]", metrics).items():
+        if isinstance(metric, type):
+            return f"metrics[{name!r}] is the class {metric.__name__}; pass an instance: {metric.__name__}(…)"
+        named = isinstance(name, str) and name not in ("", "loss")
+        if not named or not (callable(metric) or isinstance(metric, MetricObject)):
+            return (
+                "metrics maps names to functions (output, batch) -> tensor, or to objects with update, compute and "
+                f"reset; 'loss' is always measured and no name for another: got {name!r}: {metric!r}"
+            )
+    return None
 
 
 def evaluate(
     components: Components, config: RunConfig, device: torch.device, data: Any, metrics: Mapping[str, Metric]
 ) -> dict[str, float]:
     """Returns the mean loss and metrics over data. See `Engine.evaluate`."""
-    for name, metric in metrics.items():
-        if name == "loss" or not callable(metric):
-            raise ConfigError(
-                "metrics maps names to functions (output, batch) -> tensor; 'loss' is always measured and no name for "
-                f"another: got {name!r}: {metric!r}"
-            )
+    if mistake := metrics_mistake(metrics):
+        raise ConfigError(mistake)
+    feed = build_reading_feed(data, components, reading_config(config))
+    try:
+        return evaluate_feed(components, config, device, feed, metrics)
+    finally:
+        feed.close()
+
+
+def evaluate_feed(
+    components: Components,
+    config: RunConfig,
+    device: torch.device,
+    feed: Feed,
+    metrics: Mapping[str, Metric],
+    *,
+    interrupted: Callable[[], bool] | None = None,
+) -> dict[str, float]:
+    """Returns the mean loss and metrics over one pass of a feed, which stays usable for another.
+
+    Args:
+        components: Whose network and loss are used.
+        config: That of the training run.
+        device: Where the network is.
+        feed: From `build_reading_feed`.
+        metrics: By name; `metrics_mistake` has found none in them.
+        interrupted: Asked before each batch: if it says True, the evaluation ends there.
+
+    Raises:
+        Unfinished: If `interrupted` said True.
+    """
     reading = reading_config(config)
     table = evaluation_table()
-    parts = Parts(components, build_reading_feed(data, components, reading), device)
-    run = Run(table, reading, parts, Memory(table, LOG_CAPACITY))
-    evaluation = Evaluation(metrics)
+    run = Run(table, reading, Parts(components, feed, device), Memory(table, LOG_CAPACITY))
+    evaluation = Evaluation(metrics, interrupted)
     names = ("before_epoch", "before_step", "process_batch", "after_step", "after_epoch")
-    machine = Machine(run, {name: getattr(evaluation, name) for name in names}, GUARDS)
+    bodies = {name: getattr(evaluation, name) for name in names}
+    machine = Machine(run, bodies, GUARDS, owners=dict.fromkeys(names, "the evaluation"))
     components.network.to(device)
-    with preserved(), evaluating(components.network):
-        try:
-            run.memory.go()
-            while not run.ended:
-                run.position.halt = False
-                machine.drive(run, run.memory.room)
-                run.memory.settle(run.counters)
-        finally:
-            parts.feed.close()
+    with generators_preserved(device), evaluating(components.network):
+        run.memory.go()
+        while not run.ended:
+            run.position.halt = False
+            machine.drive(run, run.memory.room)
+            run.memory.settle(run.counters)
     return evaluation.means
 
 
@@ -150,6 +218,13 @@ def build_reading_feed(data: Any, components: Components, config: RunConfig) -> 
 
 
 @contextmanager
+def generators_preserved(device: torch.device) -> Generator[None]:
+    """Puts the global random generators, the device's too, back to where they were on entry."""
+    with torch.random.fork_rng([device]) if device.type == "cuda" else nullcontext(), preserved():
+        yield
+
+
+@contextmanager
 def evaluating(network: nn.Module) -> Generator[None]:
     """Puts a network into evaluation mode, and every module of it back into the mode it had."""
     modes = [(module, module.training) for module in network.modules()]
@@ -188,3 +263,26 @@ def _predict(components: Components, batch: Any) -> Any:
             "predict needs a compute_loss that returns LossOutput(value, output=…): it yields that output"
         )
     return given.output
+
+
+def _target(name: str, batch: Any) -> Any:
+    """Returns the target of a batch of (data, target), for a metric object."""
+    if isinstance(batch, tuple | list) and len(cast("list[Any]", batch)) == 2:
+        return cast("list[Any]", batch)[1]
+    raise DataError(
+        f"metrics[{name!r}].update takes (output, target), which needs batches of (data, target); got a "
+        f"{kind(cast('object', batch))}; give a function (output, batch) in its place"
+    )
+
+
+def _scalar(name: str, value: Any) -> float:
+    """Returns what a metric object computed, if it is a number."""
+    if isinstance(value, torch.Tensor) and not value.dim():
+        return value.item()
+    if isinstance(value, int | float):
+        return float(value)
+    shape = f" of shape {tuple(value.shape)}" if isinstance(value, torch.Tensor) else ""
+    raise EngineError(
+        f"metrics[{name!r}].compute() must return a number or a 0-dim tensor, got a {kind(value)}{shape}; "
+        "average it, or give one metric for each of its values"
+    )

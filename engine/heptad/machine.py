@@ -218,6 +218,7 @@ class Machine(transitions.Machine):
 
     def fail(self, run: Run, error: BaseException, edge: str, call: object, guard: object) -> None:
         """Says where it happened and lets the run end in `failed`."""
+        run.position.node = run.memory.mend()
         name = self.table.states[run.position.node].name
         who, asked = self._owners.get(name, ""), ""
         answered: dict[str, bool] = {}

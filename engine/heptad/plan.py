@@ -45,8 +45,8 @@ class PlannedTurn:
         source: The state that is left.
         dest: The state that is entered.
         condition: The guard on which it depends that the turn is made, where that cannot be told ahead. A detour is
-            then shown as taken. Where `batches_remain` is the condition, because nobody knows the length of the data, the
-            plan ends here.
+            then shown as taken. Where `batches_remain` is the condition, because nobody knows the length of the data,
+            the plan ends here.
         exit_calls: The handlers called on leaving `source`, in order.
         enter_calls: The handlers called on entering `dest`, in order.
         epoch: Complete epochs after the body of `source`; so are the next three.
@@ -99,6 +99,9 @@ class _ShadowFeed:
         raise _LengthUnknown
 
     def end(self) -> None:
+        pass
+
+    def rest(self) -> None:
         pass
 
     def close(self) -> None:

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import signal
 import threading
-from collections.abc import Generator
-from contextlib import contextmanager
 from types import FrameType
+from typing import Any
 
 from heptad.errors import SecondInterrupt
 from heptad.run import Run
@@ -14,28 +13,37 @@ from heptad.run import Run
 CTRL_C = "Ctrl-C"
 
 
-@contextmanager
-def parking_on_ctrl_c(run: Run) -> Generator[None]:
-    """Turns the first Ctrl-C into an interrupt of the run for as long as the block runs, then puts the handler back.
+class CtrlC:
+    """Listens for Ctrl-C for the length of a `with` block, and then puts the handler before it back.
 
     Only the main thread can have signal handlers; elsewhere, and where Ctrl-C is ignored or handled outside of Python,
     nothing is changed.
+
+    Attributes:
+        pressed: Whether Ctrl-C was pressed.
     """
-    before = signal.getsignal(signal.SIGINT)
-    if threading.current_thread() is not threading.main_thread() or before in (None, signal.SIG_IGN):
-        yield
-        return
 
-    def handle(number: int, frame: FrameType | None) -> None:
+    def __init__(self, run: Run) -> None:
+        self._run = run
+        self._before: Any = None
+        self.pressed = False
+
+    def __enter__(self) -> CtrlC:
+        before = signal.getsignal(signal.SIGINT)
+        if threading.current_thread() is threading.main_thread() and before not in (None, signal.SIG_IGN):
+            self._before = before
+            signal.signal(signal.SIGINT, self._handle)
+        return self
+
+    def __exit__(self, *raised: object) -> None:
+        if self._before is not None:
+            signal.signal(signal.SIGINT, self._before)
+            self._before = None
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
         del number, frame
-        if run.ended:
-            return
-        if run.position.asked_to_park == CTRL_C:
+        if self.pressed:
             raise SecondInterrupt("Ctrl-C was pressed a second time")
-        run.interrupt(CTRL_C)
-
-    signal.signal(signal.SIGINT, handle)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
+        self.pressed = True
+        if not self._run.ended:
+            self._run.interrupt(CTRL_C)

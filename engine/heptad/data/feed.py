@@ -48,6 +48,10 @@ class Feed(Protocol):
         """Ends the pass. One that was walked whole must have nothing left."""
         ...
 
+    def rest(self) -> None:
+        """Lets worker processes go in the middle of a pass, where `take` can make them anew without loss."""
+        ...
+
     def close(self) -> None:
         """Lets iterators and worker processes go; `open` makes them anew."""
         ...
@@ -80,16 +84,17 @@ class DatasetFeed:
         self._stop = self.batches or 0
         if limit is not None:
             self._stop = min(self._stop, limit)
+        self._fetched = None
         if self._workers:
-            self._loader = self._loader or self._build_loader()
-            self._fetched = iter(self._loader)
+            self._start_workers()
 
     def take(self) -> Any:
         if self._next >= self._stop:
             raise DataError(f"the pass has {self._stop} batches and one more was asked for")
-        if self._fetched is not None:
+        if self._workers:
+            fetched = self._fetched or self._start_workers()
             try:
-                batch = next(self._fetched)
+                batch = next(fetched)
             except StopIteration:
                 raise DataError(
                     f"the dataset has {self._stop} batches in this pass, but its workers gave {self._next}; "
@@ -109,8 +114,17 @@ class DatasetFeed:
         if self._fetched is not None and self._next >= self._stop:
             next(self._fetched, None)  # lets the iterator see its own end
 
-    def close(self) -> None:
+    def rest(self) -> None:
         self._fetched = self._loader = None
+
+    def close(self) -> None:
+        self.rest()
+
+    def _start_workers(self) -> Iterator[Any]:
+        """Lets the workers fetch the batches of the open pass, from the next one on."""
+        self._loader = self._loader or self._build_loader()
+        self._fetched = iter(self._loader)
+        return self._fetched
 
     def _indices(self, place: int) -> torch.Tensor:
         start = place * self._batch_size
@@ -130,8 +144,8 @@ class DatasetFeed:
         return loader
 
     def jobs(self) -> Iterator[tuple[Any, int]]:
-        """Yields for each batch of the open pass its indices and its seed."""
-        for place in range(self._stop):
+        """Yields for each batch of the open pass that was not taken yet its indices and its seed."""
+        for place in range(self._next, self._stop):
             yield self._indices(place).numpy(), batch_seed(*self._key, place)
 
 
@@ -163,6 +177,9 @@ class IteratorFeed:
         self._taken = 0
         self._iterator = None  # the old one's workers go before the new one's come
         self._iterator = self.iterate(epoch, pass_index)
+
+    def rest(self) -> None:
+        """Keeps the iterator: what it has drawn could not be drawn again."""
 
     def close(self) -> None:
         self._iterator = None

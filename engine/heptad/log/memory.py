@@ -139,6 +139,7 @@ class Memory:
         self._gap_times = array("q")
         self._packed = 0
         self._base = Counters()
+        self._node = table.index[table.start.name]
         self._offset = time_ns() - monotonic_ns()
         self._clock = monotonic_ns()
         self._parked_at: int | None = self._clock
@@ -179,6 +180,11 @@ class Memory:
         """Says that the update of this turn was skipped, so that reading does not count it."""
         self._skipped.append(seq)
 
+    def mend(self) -> int:
+        """Drops a record that a second Ctrl-C cut in two, and returns the state that the log ends in."""
+        del self.arcs[len(self.times) :]
+        return int(self.effects.dests[self.arcs[-1]]) if self.arcs else self._node
+
     def fail(self, failure: Failure, node: int) -> None:
         """Records the transition from a node to `failed`."""
         self.failure = failure
@@ -199,6 +205,7 @@ class Memory:
             self.chunks.append(chunk)
             self._clock = self.times[-1]
             self._base = counters()
+            self._node = int(self.effects.dests[self.arcs[-1]])
             self._packed += len(chunk)
             self.arcs.clear()
             self.times.clear()

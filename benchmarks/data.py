@@ -1,0 +1,128 @@
+"""What a pass over data in memory costs: the engine's feed, torch's default loader, and the limit. One thread.
+
+60,000 samples of 28x28 float32 with integer labels in a `TensorDataset`, batches of 128, shuffled, one pass each:
+
+- `DataLoader`: `DataLoader(dataset, 128, shuffle=True)`, which takes samples one by one and stacks them;
+- `feed`: what the engine's `before_step` takes its batches from, the order of the pass included;
+- `limit`: the rows gathered straight from memory with `index_select`, the indices of each batch made beforehand.
+
+The rounds are interleaved: the three stand side by side in each, in turn first. Printed are medians over the rounds and
+the median of the ratios within a round, with the lowest and the highest. Run it with nothing beside it:
+
+    python benchmarks/data.py
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import sys
+import time
+from collections.abc import Callable
+
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+from heptad import Components, RunConfig
+from heptad.data import Feed, build_feed
+
+SAMPLES, BATCH = 60_000, 128
+
+
+def build_dataset() -> TensorDataset:
+    """Returns the samples."""
+    generator = torch.Generator().manual_seed(0)
+    data = torch.rand(SAMPLES, 28, 28, generator=generator)
+    return TensorDataset(data, torch.randint(0, 10, (SAMPLES,), generator=generator))
+
+
+def build_engine_feed(dataset: TensorDataset) -> Feed:
+    """Returns the feed that an engine would build."""
+    components = Components(
+        network=nn.Identity(),
+        dataset=dataset,
+        criterion=nn.CrossEntropyLoss(),
+        optimizer=lambda network: torch.optim.SGD(network.parameters(), lr=0.1),
+    )
+    return build_feed(components, RunConfig(epochs=1, batch_size=BATCH, drop_last=False))
+
+
+def walk_loader(dataset: TensorDataset) -> int:
+    """Walks a default loader once; returns the number of samples."""
+    return sum(len(target) for _, target in DataLoader(dataset, BATCH, shuffle=True))
+
+
+def walk_feed(feed: Feed) -> int:
+    """Walks one pass of the feed."""
+    feed.open(0, 0)
+    return sum(len(feed.take()[1]) for _ in range(feed.batches or 0))
+
+
+def walk_rows(dataset: TensorDataset, batches: tuple[torch.Tensor, ...]) -> int:
+    """Gathers the rows of every batch."""
+    data, target = dataset.tensors
+    samples = 0
+    for indices in batches:
+        data.index_select(0, indices)
+        samples += len(target.index_select(0, indices))
+    return samples
+
+
+def timed(walk: Callable[[], int]) -> float:
+    """Returns the milliseconds of one pass, which must be whole."""
+    start = time.perf_counter()
+    samples = walk()
+    spent = (time.perf_counter() - start) * 1e3
+    assert samples == SAMPLES
+    return spent
+
+
+def measure(rounds: int) -> dict[str, list[float]]:
+    """Returns the milliseconds of each walk in each round."""
+    dataset = build_dataset()
+    feed = build_engine_feed(dataset)
+    batches = torch.randperm(SAMPLES, generator=torch.Generator().manual_seed(0)).split(BATCH)
+    walks: dict[str, Callable[[], int]] = {
+        "DataLoader": lambda: walk_loader(dataset),
+        "feed": lambda: walk_feed(feed),
+        "limit": lambda: walk_rows(dataset, batches),
+    }
+    for walk in walks.values():
+        walk()
+    times: dict[str, list[float]] = {name: [] for name in walks}
+    names = list(walks)
+    for number in range(rounds):
+        for place in range(len(names)):
+            name = names[(place + number) % len(names)]
+            times[name].append(timed(walks[name]))
+    return times
+
+
+def report(times: dict[str, list[float]]) -> str:
+    """Returns the table."""
+    lines = [f"{'one pass':<12}{'median ms':>10}{'µs a batch':>12}   times as fast as DataLoader (lowest – highest)"]
+    batches = -(-SAMPLES // BATCH)
+    for name, spent in times.items():
+        ratios = sorted(base / own for base, own in zip(times["DataLoader"], spent, strict=True))
+        median = statistics.median(spent)
+        lines.append(
+            f"{name:<12}{median:>10.1f}{median / batches * 1e3:>12.1f}   "
+            f"{statistics.median(ratios):.2f} ({ratios[0]:.2f} – {ratios[-1]:.2f})"
+        )
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Measures and prints."""
+    parser = argparse.ArgumentParser(description="A pass over data in memory: feed, DataLoader, limit.")
+    parser.add_argument("--rounds", type=int, default=9, help="interleaved rounds, at least 7 (default 9)")
+    rounds = max(7, parser.parse_args().rounds)
+    torch.set_num_threads(1)
+    print(f"{SAMPLES:,} samples of 28x28 float32, batch {BATCH}, shuffled; {rounds} rounds, one thread")
+    print(f"Python {sys.version.split()[0]}, torch {torch.__version__}\n")
+    print(report(measure(rounds)))
+
+
+if __name__ == "__main__":
+    main()

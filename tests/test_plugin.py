@@ -1,0 +1,528 @@
+"""The contract between plugins and the machine: how a method becomes a handler, and when it is called."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import pytest
+
+from builders import small_engine
+from heptad import EngineError, Plugin, PluginError, Run, on_enter, on_exit
+
+
+def calls_of(*plugins: Any, loader: Any = 4, **config: Any) -> list[Any]:
+    """Returns what the plugins wrote into the list `calls` that they share, after a run of four steps."""
+    calls: list[Any] = []
+    for plugin in plugins:
+        plugin.calls = calls
+    small_engine(loader, plugins, **config).run()
+    return calls
+
+
+# -- names and marks
+
+
+def test_the_name_of_a_method_is_its_subscription():
+    """`on_enter_<state>` and `on_exit_<state>` are called on these edges, with the run."""
+
+    class Named(Plugin):
+        def on_enter_before_epoch(self, run: Run) -> None:
+            self.calls.append(("enter", type(run), run.state))
+
+        def on_exit_after_loop(self, run: Run) -> None:
+            self.calls.append(("exit", type(run), run.state))
+
+    assert calls_of(Named()) == [("enter", Run, "before_epoch"), ("exit", Run, "after_loop")]
+
+
+def test_a_mark_is_a_subscription_whatever_the_name():
+    """`@on_enter` and `@on_exit` make handlers of methods of any name."""
+
+    class Marked(Plugin):
+        @on_enter("after_epoch")
+        def look(self, run: Run) -> None:
+            self.calls.append(("enter", run.epoch))
+
+        @on_exit("after_epoch")
+        def look_again(self, run: Run) -> None:
+            self.calls.append(("exit", run.epoch))
+
+    assert calls_of(Marked()) == [("enter", 0), ("exit", 1)]
+
+
+def test_a_method_may_carry_several_marks():
+    """Each of them is a subscription of its own."""
+
+    class Several(Plugin):
+        @on_enter("before_loop")
+        @on_exit("after_epoch")
+        @on_exit("after_loop")
+        def look(self, run: Run) -> None:
+            self.calls.append(run.state)
+
+    assert calls_of(Several()) == ["before_loop", "after_epoch", "after_loop"]
+
+
+def test_a_mark_takes_the_place_of_the_name():
+    """A marked method is called where the mark says, not where its name would say."""
+
+    class Both(Plugin):
+        @on_exit("after_step", every=2)
+        def on_enter_after_step(self, run: Run) -> None:
+            self.calls.append(run.step)
+
+    assert calls_of(Both()) == [2, 4]
+
+
+def test_marks_return_the_function_as_it_was():
+    """A marked method can still be called as any other."""
+
+    def look(run: Run) -> str:
+        return "seen"
+
+    assert on_enter("after_step")(look) is look
+    assert look(None) == "seen"
+
+
+def test_a_callable_attribute_set_in_a_class_is_no_method_named_by_chance():
+    """A name that begins with `on_` and names no edge is a mistake, because it would never be called."""
+
+    class Typo(Plugin):
+        def on_step(self, run: Run) -> None:
+            """Never called."""
+
+    with pytest.raises(PluginError, match=re.escape("Typo.on_step would never be called")):
+        small_engine(plugins=[Typo()])
+
+
+# -- filters
+
+
+@pytest.mark.parametrize(
+    ("filters", "steps"),
+    [
+        ({}, [1, 2, 3, 4, 5, 6, 7, 8]),
+        ({"every": 1}, [1, 2, 3, 4, 5, 6, 7, 8]),
+        ({"every": 3}, [3, 6]),
+        ({"every": 9}, []),
+        ({"once": True}, [1]),
+        ({"every": 3, "once": True}, [3]),
+        ({"when": lambda run: run.step > 5}, [6, 7, 8]),
+        ({"when": lambda run: run.step > 2, "once": True}, [3]),
+        ({"when": lambda run: run.step % 3 == 0, "every": 2}, [6]),
+        ({"when": lambda run: run.step > 4, "every": 3, "once": True}, [6]),
+        ({"when": lambda run: False}, []),
+    ],
+)
+@pytest.mark.parametrize("way", ["mark", "function"])
+def test_filters_let_events_through(filters: dict[str, Any], steps: list[int], way: str):
+    """`every` counts events, `when` is asked at those it lets through, `once` counts only a call."""
+    calls: list[int] = []
+
+    class Filtered(Plugin):
+        @on_exit("after_step", **filters)
+        def look(self, run: Run) -> None:
+            calls.append(run.step)
+
+    engine = small_engine(8, [Filtered()] if way == "mark" else [])
+    if way == "function":
+        engine.on_exit("after_step", **filters)(lambda run: calls.append(run.step))
+    engine.run()
+    assert calls == steps
+
+
+def test_when_is_asked_only_at_the_events_that_every_lets_through():
+    """A predicate that costs something is not asked in vain; after `once` it is asked no more."""
+    asked: list[int] = []
+
+    def when(run: Run) -> bool:
+        asked.append(run.step)
+        return run.step >= 4
+
+    class Asked(Plugin):
+        @on_exit("after_step", every=2, once=True, when=when)
+        def look(self, run: Run) -> None:
+            self.calls.append(run.step)
+
+    assert calls_of(Asked(), loader=8) == [4]
+    assert asked == [2, 4]
+
+
+def test_every_counts_the_events_of_the_run_over_epochs_and_parking():
+    """The count goes on from epoch to epoch, and where the run was parked."""
+
+    class Third(Plugin):
+        @on_exit("after_step", every=3)
+        def look(self, run: Run) -> None:
+            self.calls.append(run.step)
+
+    straight, parked = Third(), Third()
+    assert calls_of(straight, loader=4, epochs=2) == [3, 6]
+    parked.calls = []
+    engine = small_engine(4, [parked], epochs=2)
+    while not engine.current.ended:
+        engine.run(until=lambda run: True)
+    assert parked.calls == [3, 6]
+
+
+def test_every_instance_counts_for_itself():
+    """Two plugins of one class share no filter, and two engines share none either."""
+
+    class Second(Plugin):
+        def __init__(self, name: str) -> None:
+            self.name = name
+
+        @on_exit("after_step", every=2, once=True)
+        def look(self, run: Run) -> None:
+            self.calls.append((self.name, run.step))
+
+    assert calls_of(Second("a"), Second("b")) == [("a", 2), ("b", 2)]
+    plugin = Second("c")
+    assert calls_of(plugin) == calls_of(plugin) == [("c", 2)]
+
+
+def test_an_exception_in_a_filter_names_the_plugin():
+    """What `when` raises ends the run as what the handler raises does."""
+
+    def broken(run: Run) -> bool:
+        raise ValueError("cannot tell")
+
+    class Broken(Plugin):
+        @on_enter("before_step", when=broken)
+        def look(self, run: Run) -> None:
+            """Never called."""
+
+    with pytest.raises(ValueError, match="cannot tell") as caught:
+        small_engine(plugins=[Broken()]).run()
+    assert caught.value.__notes__ == [
+        "heptad: in Broken.look on entry to before_step (epoch 0, batch 0, step 0, update 0)"
+    ]
+
+
+# -- inheritance
+
+
+class Base(Plugin):
+    """A plugin with a marked and a named handler, to be inherited."""
+
+    @on_exit("after_step", every=2)
+    def marked(self, run: Run) -> None:
+        self.calls.append(("base marked", run.step))
+
+    def on_enter_after_loop(self, run: Run) -> None:
+        self.calls.append(("base named", run.step))
+
+
+def test_a_subclass_inherits_handlers():
+    """Without a word, with marks and filters."""
+
+    class Child(Base):
+        pass
+
+    assert calls_of(Child()) == [("base marked", 2), ("base marked", 4), ("base named", 4)]
+
+
+def test_an_overriding_method_keeps_the_marks():
+    """A method that overrides a marked one and has no mark of its own is called where that one was, and only once."""
+
+    class Child(Base):
+        def marked(self, run: Run) -> None:
+            self.calls.append(("child marked", run.step))
+
+        def on_enter_after_loop(self, run: Run) -> None:
+            self.calls.append(("child named", run.step))
+
+    assert calls_of(Child()) == [("child marked", 2), ("child marked", 4), ("child named", 4)]
+
+
+def test_an_overriding_methods_own_marks_replace_the_inherited():
+    """A new mark is instead of the old ones, not beside them."""
+
+    class Child(Base):
+        @on_exit("after_epoch")
+        def marked(self, run: Run) -> None:
+            self.calls.append(("child marked", run.step))
+
+    assert calls_of(Child()) == [("child marked", 4), ("base named", 4)]
+
+
+def test_a_mark_on_a_subclass_leaves_the_base_alone():
+    """Marks belong to functions, and no class shares a list of them with another."""
+
+    class Child(Base):
+        @on_exit("before_loop")
+        def marked(self, run: Run) -> None:
+            """Another one."""
+
+    assert calls_of(Base()) == [("base marked", 2), ("base marked", 4), ("base named", 4)]
+
+
+def test_handlers_of_two_bases_are_all_called():
+    """In the order of the classes, from the base to the derived, each once."""
+
+    class Left(Plugin):
+        def on_enter_before_loop(self, run: Run) -> None:
+            self.calls.append("left")
+
+    class Right(Plugin):
+        @on_enter("before_loop")
+        def right(self, run: Run) -> None:
+            self.calls.append("right")
+
+    class Both(Left, Right):
+        @on_enter("before_loop")
+        def own(self, run: Run) -> None:
+            self.calls.append("own")
+
+    assert calls_of(Both()) == ["right", "left", "own"]
+
+
+def test_a_plugins_name_is_that_of_its_class_unless_it_says_otherwise():
+    """By class, by class attribute, or by instance."""
+
+    class Quiet(Plugin):
+        pass
+
+    class Titled(Plugin):
+        name = "title"
+
+    class Child(Titled):
+        pass
+
+    assert (Quiet().name, Titled().name, Child().name) == ("Quiet", "title", "Child")
+
+
+# -- order
+
+
+class Letter(Plugin):
+    """Writes its letter on both edges of a state, and for its life."""
+
+    def __init__(self, letter: str, calls: list[Any] | None = None) -> None:
+        self.name = letter
+        self.calls: list[Any] = [] if calls is None else calls
+
+    def on_enter_after_loop(self, run: Run) -> None:
+        self.calls.append((self.name, "enter"))
+
+    def on_exit_after_loop(self, run: Run) -> None:
+        self.calls.append((self.name, "exit"))
+
+
+@pytest.mark.parametrize("letters", ["abc", "cab"])
+def test_handlers_of_one_edge_run_in_the_order_of_the_plugins(letters: str):
+    """The list of plugins is the order, on entry and on exit alike."""
+    expected = [(letter, edge) for edge in ("enter", "exit") for letter in letters]
+    assert calls_of(*map(Letter, letters)) == expected
+
+
+def test_two_handlers_of_one_plugin_on_an_edge_run_in_the_order_of_the_class():
+    """All handlers of a plugin stand together, in the order in which its class defines them."""
+
+    class Twice(Plugin):
+        def __init__(self, name: str) -> None:
+            self.name = name
+
+        @on_enter("after_loop")
+        def zebra(self, run: Run) -> None:
+            self.calls.append((self.name, "zebra"))
+
+        def on_enter_after_loop(self, run: Run) -> None:
+            self.calls.append((self.name, "named"))
+
+        @on_enter("after_loop")
+        def ant(self, run: Run) -> None:
+            self.calls.append((self.name, "ant"))
+
+    one = [("one", "zebra"), ("one", "named"), ("one", "ant")]
+    assert calls_of(Twice("one"), Twice("two")) == [*one, *(("two", method) for _, method in one)]
+
+
+# -- functions
+
+
+def test_functions_subscribe_too_and_come_after_the_plugins():
+    """As decorators or calls, in the order in which they were given; the function is returned as it was."""
+    calls: list[Any] = []
+    engine = small_engine(1, [Letter("plugin", calls)])
+
+    @engine.on_enter("after_loop")
+    def first(run: Run) -> None:
+        calls.append(("first", run.state))
+
+    def second(run: Run) -> None:
+        calls.append(("second", run.state))
+
+    assert engine.on_exit("after_loop")(second) is second
+    assert engine.on_enter("after_loop")(second) is second
+    engine.run()
+    assert calls == [
+        ("plugin", "enter"),
+        ("first", "after_loop"),
+        ("second", "after_loop"),
+        ("plugin", "exit"),
+        ("second", "after_loop"),
+    ]
+
+
+def test_functions_are_refused_once_the_run_has_started():
+    """What comes too late would miss events, so it is an error that names the function."""
+    engine = small_engine(1)
+    engine.advance()
+
+    def late(run: Run) -> None:
+        """Never called."""
+
+    for subscribe in (engine.on_enter, engine.on_exit):
+        with pytest.raises(PluginError, match="late comes too late: handlers are taken until the run has started"):
+            subscribe("after_step")(late)
+
+
+@pytest.mark.parametrize("state", ["idle", "finished", "failed"])
+def test_the_bookends_have_no_handlers(state: str):
+    """Nothing runs on their edges; the message says what to use."""
+    with pytest.raises(PluginError, match=re.escape(f"the bookend '{state}'; nothing runs on its edges, use open()")):
+        small_engine().on_enter(state)(lambda run: None)
+
+
+# -- lives
+
+
+class Living(Plugin):
+    """Writes down when it is opened, parked and closed."""
+
+    def __init__(self, name: str, lives: list[tuple[str, str, str]], fails: str = "") -> None:
+        self.name = name
+        self.lives = lives
+        self.fails = fails
+
+    def _live(self, verb: str, run: Run) -> None:
+        self.lives.append((verb, self.name, run.state))
+        if self.fails == verb:
+            raise OSError(f"{self.name} cannot {verb}")
+
+    def open(self, run: Run) -> None:
+        self._live("open", run)
+
+    def close(self, run: Run) -> None:
+        self._live("close", run)
+
+    def on_park(self, run: Run) -> None:
+        self._live("park", run)
+
+
+def living(*fails: str) -> tuple[Any, list[tuple[str, str, str]]]:
+    """Returns an engine over the plugins a, b and c, of which each may fail at one verb, and what they write."""
+    lives: list[tuple[str, str, str]] = []
+    wrong = [*fails, "", "", ""]
+    return small_engine(2, [Living(name, lives, wrong[i]) for i, name in enumerate("abc")]), lives
+
+
+def test_plugins_are_opened_in_order_and_closed_in_reverse():
+    """Each once for a call of `run()`: before the first turn, and after the last."""
+    engine, lives = living()
+    engine.run()
+    assert lives == [
+        *(("open", name, "idle") for name in "abc"),
+        *(("close", name, "finished") for name in "cba"),
+    ]
+
+
+def test_every_call_of_run_opens_and_closes():
+    """A parked run's plugins are closed, and opened again when it goes on; `until` calls no `on_park`."""
+    engine, lives = living()
+    engine.run(until="after_step")
+    engine.run()
+    assert lives == [
+        *(("open", name, "idle") for name in "abc"),
+        *(("close", name, "after_step") for name in "cba"),
+        *(("open", name, "after_step") for name in "abc"),
+        *(("close", name, "finished") for name in "cba"),
+    ]
+
+
+def test_on_park_is_called_in_order_where_an_interrupt_parked_before_plugins_are_closed():
+    """At the place where the run stands, between two turns."""
+    engine, lives = living()
+    engine.on_enter("before_step", once=True)(lambda run: run.interrupt("a look"))
+    engine.run()
+    assert lives == [
+        *(("open", name, "idle") for name in "abc"),
+        *(("park", name, "before_step") for name in "abc"),
+        *(("close", name, "before_step") for name in "cba"),
+    ]
+
+
+def test_advance_opens_once_and_the_turn_that_ends_the_run_closes():
+    """Turns made one by one are one life of the plugins."""
+    engine, lives = living()
+    while not engine.current.ended:
+        engine.advance()
+    assert lives == [
+        *(("open", name, "idle") for name in "abc"),
+        *(("close", name, "finished") for name in "cba"),
+    ]
+
+
+def test_leaving_the_engines_block_closes_what_advance_opened():
+    """`with engine:` and `engine.close()` end the life that `advance` began, once."""
+    engine, lives = living()
+    with engine:
+        engine.advance()
+    engine.close()
+    assert lives == [
+        *(("open", name, "idle") for name in "abc"),
+        *(("close", name, "before_loop") for name in "cba"),
+    ]
+
+
+def test_a_failed_run_closes_all_plugins():
+    """In reverse order, with the run in `failed`."""
+    engine, lives = living()
+    engine.on_exit("before_epoch")(lambda run: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        engine.run()
+    assert lives[3:] == [("close", name, "failed") for name in "cba"]
+
+
+def test_a_plugin_that_fails_to_open_stops_the_run_before_its_first_turn():
+    """Those after it are not opened, all are closed, the run stands where it stood, and the note names the plugin."""
+    engine, lives = living("", "open")
+    with pytest.raises(OSError, match="b cannot open") as caught:
+        engine.run()
+    assert caught.value.__notes__ == ["heptad: in b.open; the run has not gone on"]
+    assert lives == [("open", "a", "idle"), ("open", "b", "idle"), *(("close", name, "idle") for name in "cba")]
+    assert engine.current.state == "idle"
+
+
+def test_a_plugin_that_fails_to_close_keeps_no_other_from_closing():
+    """All are closed, then what was raised is raised, with a note that names the plugin."""
+    engine, lives = living("", "close")
+    with pytest.raises(OSError, match="b cannot close") as caught:
+        engine.run()
+    assert caught.value.__notes__ == ["heptad: in b.close"]
+    assert lives[3:] == [("close", name, "finished") for name in "cba"]
+    assert engine.current.state == "finished"
+
+
+def test_several_plugins_that_fail_to_close_are_all_told_of():
+    """None hides another."""
+    engine, _ = living("close", "", "close")
+    with pytest.raises(BaseExceptionGroup, match="several plugins failed to close") as caught:
+        engine.run()
+    assert [str(error) for error in caught.value.exceptions] == ["c cannot close", "a cannot close"]
+
+
+def test_what_ended_the_run_is_raised_though_closing_fails_too():
+    """The first cause is what the caller gets; that closing failed is a note on it."""
+    engine, _ = living("close")
+    engine.on_exit("before_epoch")(lambda run: 1 / 0)
+    with pytest.raises(ZeroDivisionError) as caught:
+        engine.run()
+    assert any("a cannot close" in note for note in caught.value.__notes__)
+
+
+def test_a_plugin_error_is_an_engine_error():
+    """One `except` catches all that Heptad raises."""
+    assert issubclass(PluginError, EngineError)
