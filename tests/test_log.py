@@ -181,7 +181,7 @@ def held(log: TransitionLog) -> list[tuple[int, str, bool]]:
 # -- complete
 
 
-@settings(max_examples=120)
+@settings(max_examples=80)
 @given(plan=plans(), chunk=st.sampled_from([3, 16, 1024]))
 def test_what_the_log_says_is_what_was_observed_live(plan: Plan, chunk: int):
     """Guards, counters, durations and times read from the log equal those seen by watchers, to the nanosecond."""
@@ -200,7 +200,7 @@ def test_what_the_log_says_is_what_was_observed_live(plan: Plan, chunk: int):
         assert log[-1].dest == engine.current.state
 
 
-@settings(max_examples=60)
+@settings(max_examples=40)
 @given(plan=plans(), chunk=st.sampled_from([3, 16, 1024]))
 def test_explain_says_which_arcs_were_tried_and_what_the_guards_saw(plan: Plan, chunk: int):
     """For every transition: the guards asked, their answers, and for the engine's own the values they looked at."""
@@ -259,7 +259,7 @@ def assert_readable(log: TransitionLog, folder: Path) -> None:
     assert len(repr(log)) <= 120
 
 
-@settings(max_examples=60)
+@settings(max_examples=40)
 @given(plan=plans(), chunk=st.sampled_from([3, 16, 1024]))
 def test_every_question_is_answered_from_the_log_of_any_run(
     plan: Plan, chunk: int, tmp_path_factory: pytest.TempPathFactory
@@ -337,15 +337,15 @@ def allocated(steps: int, plugins: Any = (), **config: Any) -> tuple[int, int]:
 
 
 def test_the_log_holds_at_most_24_bytes_a_transition():
-    """All that a run of 60,000 transitions allocates and keeps, whatever it is for, is 24 bytes each at most."""
+    """All that a run of 40,000 transitions allocates and keeps, whatever it is for, is 24 bytes each at most."""
     allocated(500)  # what is allocated once and for all
-    made, kept = allocated(15_000)
-    assert made == 5 + 4 * 15_000
+    made, kept = allocated(10_000)
+    assert made == 5 + 4 * 10_000
     assert kept / made <= 24
 
 
 def test_a_capped_log_does_not_grow():
-    """With a small capacity a run four times as long takes no more memory, notes and skipped updates included."""
+    """With a small capacity a run three times as long takes no more memory, notes and skipped updates included."""
 
     class Busy(Plugin):
         """Notes something and skips the update in every step."""
@@ -354,12 +354,12 @@ def test_a_capped_log_does_not_grow():
             run.note("again")
             run.skip_update("for the test")
 
-    (_, once), (made, kept) = (allocated(steps, [Busy()], log_capacity=1_000) for steps in (1_500, 6_000))
-    assert made == 5 + 4 * 6_000
+    (_, once), (made, kept) = (allocated(steps, [Busy()], log_capacity=1_000) for steps in (1_500, 5_000))
+    assert made == 5 + 4 * 5_000
     assert kept <= once + 20_000
 
 
-@settings(max_examples=60)
+@settings(max_examples=40)
 @given(plan=plans(), chunk=st.sampled_from([3, 16, 1024]), capacity=st.integers(1, 60))
 def test_past_its_capacity_the_oldest_go_and_the_rest_reads_right(
     plan: Plan, chunk: int, capacity: int, tmp_path_factory: pytest.TempPathFactory
@@ -792,7 +792,7 @@ def oldest_explained(log: TransitionLog) -> list[Transition]:
 def test_rows_are_read_right_whatever_the_run_does_meanwhile(ask: Any, lengths: Any, capacity: int):
     """With a turn made before every line of the reader: as many rows as asked for, in order, each as it was."""
     twin = records(null_engine(1_000).run().log)
-    for turns in (112, 113, 117, 122, 126, 127):  # at several places of a chunk of 16
+    for turns in (113, 120, 127):  # at several places of a chunk of 16
         rows = records(asked_meanwhile(ask, turns, capacity))
         assert len(rows) in lengths
         first = rows[0][0] if rows else 0
@@ -803,7 +803,7 @@ def test_rows_are_read_right_whatever_the_run_does_meanwhile(ask: Any, lengths: 
 def test_sums_are_read_right_whatever_the_run_does_meanwhile(capacity: int):
     """The same for what is not a list of transitions."""
     twin = null_engine(1_000).run().log.path()
-    for turns in (112, 113, 117, 122, 126, 127):
+    for turns in (113, 120, 127):
         path = asked_meanwhile(lambda log: log.path(), turns, capacity)
         assert any(path == twin[place : place + len(path)] for place in range(len(twin)))
         counts = asked_meanwhile(lambda log: log.counts(), turns, capacity)

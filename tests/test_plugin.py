@@ -85,7 +85,7 @@ def test_marks_return_the_function_as_it_was():
     assert look(None) == "seen"
 
 
-def test_a_callable_attribute_set_in_a_class_is_no_method_named_by_chance():
+def test_a_method_whose_name_begins_with_on_must_name_an_edge():
     """A name that begins with `on_` and names no edge is a mistake, because it would never be called."""
 
     class Typo(Plugin):

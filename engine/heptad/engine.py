@@ -146,6 +146,10 @@ class Engine:
 
     def close(self) -> None:
         """Closes plugins that `advance` left open, and lets go of worker processes. A parked run may still go on."""
+        if self._driver == threading.get_ident() and not self.current.ended:
+            raise EngineError(
+                "close() was called from a handler; run.stop or run.interrupt ends or parks the run first"
+            )
         feed = self.current.parts.feed
         if self.current.ended:
             feed.close()

@@ -11,6 +11,7 @@ from copy import copy
 from dataclasses import dataclass, field
 from typing import Any, cast
 
+import numpy as np
 import torch
 from torch import nn
 from torch.optim import Optimizer
@@ -398,6 +399,7 @@ class Run:
         Raises:
             EngineError: If `k` is not a whole number from 1 on.
         """
+        k = int(k) if isinstance(k, np.integer) else k
         if type(k) is not int or k < 1:
             raise EngineError(f"set_accumulation takes a whole number from 1 on, got {k!r}")
         at = self.position

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Literal
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
 
 from heptad import Plugin, Run
 from heptad_plugins._options import whole
@@ -47,13 +48,73 @@ class TensorBoardLogger(Plugin):
         on_error: Literal["raise", "detach"] = "raise",
     ) -> None:
         try:
-            from torch.utils.tensorboard import SummaryWriter as _  # noqa: F401
+            from torch.utils.tensorboard import SummaryWriter
         except ImportError as error:
             raise ImportError("TensorBoardLogger needs tensorboard: pip install 'heptad[tensorboard]'") from error
         self.on_error = on_error
-        self._directory = os.path.abspath(directory)
+        self._build = SummaryWriter
+        self._directory = str(Path(directory).absolute())
         self._every = whole("TensorBoardLogger", "every", every)
         self._writer: SummaryWriter | None = None
         self._seen = 0
         self._rates: dict[str, float] = {}
         self._spent: Mapping[str, int] = {}
+
+    def open(self, run: Run) -> None:
+        """Opens a file of events."""
+        self._writer = self._build(self._directory, purge_step=run.update + 1 if run.step else None)
+
+    def close(self, run: Run) -> None:
+        """Writes what is left and closes the file."""
+        if self._writer is not None:
+            try:
+                self._write(run)
+            finally:
+                self._writer.close()
+                self._writer = None
+
+    def on_enter_optimizer_update(self, run: Run) -> None:
+        """Reads the learning rates; after the update they may be those of the next one."""
+        if (run.update + 1) % self._every == 0:
+            groups = [group for optimizer in run.optimizers for group in optimizer.param_groups]
+            names = ["lr"] if len(groups) == 1 else [f"lr/{number}" for number in range(len(groups))]
+            self._rates = {name: float(group["lr"]) for name, group in zip(names, groups, strict=True)}
+
+    def on_exit_optimizer_update(self, run: Run) -> None:
+        """Writes the values since the last time, the loss and the learning rates."""
+        scalars: dict[str, float] = {}
+        if run.update % self._every == 0 and not run.update_skipped:
+            scalars = dict(self._rates) if run.loss is None else {"loss": run.loss.item(), **self._rates}
+        self._write(run, scalars)
+
+    def on_exit_evaluate(self, run: Run) -> None:
+        """Writes the values since the last time."""
+        self._write(run)
+
+    def on_exit_after_epoch(self, run: Run) -> None:
+        """Writes the values since the last time and the shares of time, and lets all of it reach the disk."""
+        spent = {state: stay.total_ns for state, stay in run.log.durations().items()}
+        before = {} if len(run.log) and run.log[0].seq else self._spent
+        since = {state: total - before.get(state, 0) for state, total in spent.items()}
+        whole_time = max(sum(since.values()), 1)
+        self._spent = spent
+        self._write(run, {f"time/{state}": part / whole_time for state, part in since.items()})
+        if self._writer is not None:
+            self._writer.flush()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Returns how many recorded values were taken, so that a resumed run writes none of them again."""
+        return {"seen": self._seen}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Goes on from there."""
+        self._seen = state["seen"]
+
+    def _write(self, run: Run, scalars: Mapping[str, float] | None = None) -> None:
+        if self._writer is None:
+            return
+        for value in run.records(self._seen):
+            self._writer.add_scalar(value.name, value.value, value.update)
+            self._seen += 1
+        for name, number in (scalars or {}).items():
+            self._writer.add_scalar(name, number, run.update)

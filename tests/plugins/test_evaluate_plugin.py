@@ -249,7 +249,9 @@ def test_an_object_needs_batches_of_data_and_target():
         network=network, loader=data, compute_loss=loss, optimizer=torch.optim.SGD(network.parameters(), lr=0.1)
     )
     engine = Engine(components, RunConfig(epochs=1), [Evaluate(data, {"sum": Sum()})])
-    with pytest.raises(DataError, match=r"metrics\['sum'\].update takes \(output, target\).*got a dict; give a function"):
+    with pytest.raises(
+        DataError, match=r"metrics\['sum'\].update takes \(output, target\).*got a dict; give a function"
+    ):
         engine.run()
 
 

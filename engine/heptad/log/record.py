@@ -59,7 +59,7 @@ class Note:
     """A rare event, bound to the transition in whose turn it came.
 
     Attributes:
-        seq: That transition. -1 where there was none yet.
+        seq: That transition.
         kind: `"stop"`, `"interrupt"`, `"park"`, `"skip_update"`, `"accumulation"`, `"extension"`, `"failure"`,
             `"data"`, or `"note"` for what `Run.note` was given.
         text: What happened, in words.
