@@ -17,22 +17,25 @@ class Reborn(Plugin):
 
     Args:
         make: Builds the inner plugin.
-        step: The step before which it is replaced.
+        step: The step before which it is replaced; `None` leaves that to a call of `replace_now`.
         renew: What else is to be replaced then.
     """
 
-    def __init__(self, make: Callable[[], Plugin], step: int, renew: Callable[[Run], None] | None = None) -> None:
+    def __init__(self, make: Callable[[], Plugin], step: int | None = None, renew: Callable[[Run], None] | None = None) -> None:
         self.make, self.step, self.renew = make, step, renew
         self.inner = make()
 
     @on_enter("before_step")
     def replace(self, run: Run) -> None:
         if run.step == self.step:
-            state = through_json(self.inner.state_dict())
-            self.inner = self.make()
-            self.inner.load_state_dict(state)
-            if self.renew is not None:
-                self.renew(run)
+            self.replace_now(run)
+
+    def replace_now(self, run: Run) -> None:
+        state = through_json(self.inner.state_dict())
+        self.inner = self.make()
+        self.inner.load_state_dict(state)
+        if self.renew is not None:
+            self.renew(run)
 
     def open(self, run: Run) -> None:
         self.inner.open(run)

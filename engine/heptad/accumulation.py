@@ -93,7 +93,9 @@ class Window:
 def _check_weight(weight: Weight) -> None:
     if isinstance(weight, torch.Tensor):
         # a tensor on another device is not looked at: that would wait for the device
-        sound = not weight.dim() and (weight.device.type != "cpu" or bool(weight > 0))
+        sound = not weight.dim() and weight.dtype != torch.bool
+        if sound and weight.device.type == "cpu":
+            sound = is_weight(weight.item())
     else:
         sound = is_weight(weight)
     if not sound:

@@ -117,6 +117,8 @@ class LRSchedule(Plugin):
                 for group, options in zip(groups, kept, strict=True):
                     group.update(options)
         if state is not None:
+            # torch warns of a step before the optimizer's; after a restart it cannot know of those that were made
+            self._scheduler.optimizer.__dict__["_opt_called"] = True
             self._scheduler.load_state_dict(from_plain(state["scheduler"]))
         return self._scheduler
 

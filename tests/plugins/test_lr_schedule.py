@@ -232,7 +232,7 @@ def new_optimizer(run):
 
 @pytest.mark.parametrize("build", EACH)
 @pytest.mark.parametrize("renew", [None, new_optimizer])
-@pytest.mark.parametrize("step", [0, 1, 4, 6, 9, 20])
+@pytest.mark.parametrize("step", [0, 4, 6, 20])
 def test_built_anew_from_its_state_it_goes_on_as_if_nothing_had_been(build, renew, step):
     """Rates and weights are those of the unbroken run, wherever it is rebuilt, with the old optimizer or a new one."""
     config = {"epochs": 3, "accumulation": 3}
@@ -240,6 +240,15 @@ def test_built_anew_from_its_state_it_goes_on_as_if_nothing_had_been(build, rene
     reborn = small_engine(7, [Reborn(lambda: LRSchedule(build), step, renew)], **config).run()
     assert reborn.history("lr") == unbroken.history("lr")
     assert equal(weights(reborn.network), weights(unbroken.network))
+
+
+def test_built_anew_between_the_last_update_of_an_epoch_and_its_end_it_moves_at_that_end():
+    """The new optimizer has made no step yet; torch has nothing to warn of."""
+    make = lambda: LRSchedule(lambda o, n: schedulers.ExponentialLR(o, 0.5), "epoch")  # noqa: E731
+    plugin = Reborn(make, renew=new_optimizer)
+    engine = small_engine(3, [plugin], epochs=3)
+    engine.on_enter("after_epoch", once=True)(plugin.replace_now)
+    assert engine.run().history("lr") == [0.1, 0.05, 0.025]
 
 
 def test_a_plateau_built_anew_remembers_its_best_value():

@@ -92,7 +92,7 @@ class DatasetFeed:
         if self._next >= self._stop:
             raise DataError(f"the pass has {self._stop} batches and one more was asked for")
         if self._workers:
-            fetched = self._fetched or self._start_workers()
+            fetched = self._start_workers() if self._fetched is None else self._fetched
             try:
                 batch = next(fetched)
             except StopIteration:
