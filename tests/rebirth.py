@@ -21,13 +21,15 @@ class Reborn(Plugin):
         renew: What else is to be replaced then.
     """
 
-    def __init__(self, make: Callable[[], Plugin], step: int | None = None, renew: Callable[[Run], None] | None = None) -> None:
+    def __init__(
+        self, make: Callable[[], Plugin], step: int | None = None, renew: Callable[[Run], None] | None = None
+    ) -> None:
         self.make, self.step, self.renew = make, step, renew
         self.inner = make()
 
     @on_enter("before_step")
-    def replace(self, run: Run) -> None:
-        if run.step == self.step:
+    def replace_at_step(self, run: Run) -> None:
+        if self.step is not None and run.step == self.step:
             self.replace_now(run)
 
     def replace_now(self, run: Run) -> None:
@@ -60,7 +62,7 @@ _edges()
 
 
 def through_json(state: Any) -> Any:
-    """Returns what is left of a state when all but its tensors has been JSON: a tuple or a number as key does not last."""
+    """Returns what is left of a state when all but its tensors has been JSON, which keeps no tuples."""
     tensors: list[torch.Tensor] = []
 
     def out(value: Any) -> Any:

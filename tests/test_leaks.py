@@ -18,7 +18,7 @@ from builders import STATES, Witness, small_network
 from heptad import Components, Detour, Engine, LossOutput, Plugin, Run, RunConfig, on_enter, on_exit
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture(autouse=True, scope="module")
 def _no_collector():
     """Turns the cycle collector off: what it alone could free counts as leaked.
 

@@ -26,14 +26,16 @@ class Window:
         steps: Complete steps in it; 0 means that it is closed.
         size: Steps that fill it (k).
         next_size: Steps that the next window holds.
+        resized: Whether another size was ever asked for.
     """
 
-    __slots__ = ("_first", "_seeds", "_total", "next_size", "size", "steps")
+    __slots__ = ("_first", "_seeds", "_total", "next_size", "resized", "size", "steps")
 
     def __init__(self, size: int) -> None:
         self.steps = 0
         self.size = size
         self.next_size = size
+        self.resized = False
         self._first: Weight | None = None
         self._total: Weight = 0.0
         self._seeds: dict[tuple[torch.dtype, torch.device], torch.Tensor] = {}
@@ -74,7 +76,7 @@ class Window:
 
     def _relative(self, weight: Weight | None) -> Weight:
         if self.steps == 0:
-            self._first = weight
+            self._first = weight.detach() if isinstance(weight, torch.Tensor) else weight
             self._total = 0.0
         elif (weight is None) != (self._first is None):
             raise EngineError(

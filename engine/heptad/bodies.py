@@ -162,7 +162,7 @@ def optimizer_update(run: Run) -> None:
     if at.skip is not None:
         at.skip = None
         at.skipped = True
-        run.memory.skip(run.memory.seq)
+        run.memory.skip()
         for optimizer in run.parts.optimizers:
             optimizer.zero_grad()
         return
@@ -179,6 +179,7 @@ def after_epoch(run: Run) -> None:
     """Closes the epoch and counts it."""
     at = run.position
     run.parts.feed.end()
+    _refuse_endless(run)
     at.window.steps = 0
     at.remaining = 0
     at.epoch_open = False
@@ -243,6 +244,17 @@ def check_loss(loss: object, giver: str) -> None:
 
 def _or_output(giver: str) -> str:
     return " or a LossOutput" if giver == "compute_loss" else ""
+
+
+def _refuse_endless(run: Run) -> None:
+    """Refuses an epoch that closed no window where only `max_updates` ends the run: the others would close none."""
+    at, config = run.position, run.config
+    if config.epochs is None and config.remainder == "drop" and not at.ending and at.batch_index < at.window.size:
+        raise DataError(
+            f"epoch {at.epoch} has {at.batch_index} batches, fewer than accumulation={at.window.size}, and "
+            "remainder='drop' makes no update of them: max_updates would never be reached; use remainder='extend' or "
+            "'flush'"
+        )
 
 
 def _remaining(run: Run) -> int:

@@ -84,7 +84,8 @@ class Evaluation:
             for name, metric in self._objects.items():
                 metric.update(output, _target(name, batch))
             for name, value in values.items():
-                mean = torch.as_tensor(value, device=loss.device).double().mean()
+                exact = torch.float64 if isinstance(value, float) else None  # else a float would be rounded to 32 bits
+                mean = torch.as_tensor(value, dtype=exact, device=loss.device).double().mean()
                 self._sums[name] = self._sums.get(name, 0.0) + mean * weight
             self._weight = self._weight.to(loss.device) + weight
 
@@ -178,17 +179,30 @@ def predict(components: Components, config: RunConfig, device: torch.device, dat
     """Yields the network's output for each batch of data. See `Engine.predict`."""
     feed = build_reading_feed(data, components, reading_config(config))
     network = components.network.to(device)
-    feed.open(0, 0)
     try:
-        left = feed.batches
-        while feed.more() if left is None else left > 0:
+        with preserved():
+            feed.open(0, 0)
+        left = _left(feed, feed.batches)
+        if not left:
+            raise DataError("the data to predict on yield nothing")
+        while left:
             with preserved(), evaluating(network), torch.inference_mode():
                 batch = place(feed.take(), device)
                 output = _predict(components, batch)
             yield output
-            left = None if left is None else left - 1
+            left = _left(feed, left - 1)
+        with preserved():
+            feed.end()
     finally:
         feed.close()
+
+
+def _left(feed: Feed, known: int | None) -> int:
+    """Returns how many batches follow: 1 stands for more where nobody can know."""
+    if feed.batches is None:
+        with preserved():
+            return 1 if feed.more() else 0
+    return known or 0
 
 
 def reading_config(config: RunConfig) -> RunConfig:

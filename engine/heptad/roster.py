@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from types import TracebackType
+from typing import cast
 
 from heptad.errors import PluginError, Unfinished, kind
 from heptad.plugin import Handler, Plugin, Subscription, subscriptions_of, verify_plugins
@@ -97,8 +98,12 @@ class Roster:
         Raises:
             BaseException: What a plugin's `close` raised; from several an ExceptionGroup.
         """
-        if self._opened and (failed := self._close(run)) is not None:
-            raise failed
+        failed = self._close(run) if self._opened else None
+        try:
+            if failed is not None:
+                raise failed
+        finally:
+            del failed  # a frame that holds the exception that holds the frame would outlive both
 
     def opened(self, run: Run) -> Opened:
         """Opens all plugins for the length of a `with` block, and closes every one of them whatever happens."""
@@ -106,9 +111,14 @@ class Roster:
 
     def close_under(self, error: BaseException, run: Run) -> None:
         """Closes all plugins after `error`, which is to be raised on: what closing raises hangs under it as context."""
-        if (failed := self._close(run)) is not None:
-            error.add_note(f"heptad: and closing the plugins raised: {failed!r}")
-            error.__context__ = error.__context__ or failed
+        failed = self._close(run)
+        try:
+            if failed is not None:
+                error.add_note(f"heptad: and closing the plugins raised: {failed!r}")
+                _part(failed, error)
+                error.__context__ = error.__context__ or failed
+        finally:
+            del failed, error  # as in close()
 
     def _close(self, run: Run) -> BaseException | None:
         self._opened = False
@@ -119,9 +129,12 @@ class Roster:
             except BaseException as error:  # everything: the other plugins are to be closed too
                 error.add_note(f"heptad: in {plugin.name}.close")
                 errors.append(error)
-        if len(errors) > 1:
-            return BaseExceptionGroup("several plugins failed to close", errors)
-        return errors[0] if errors else None
+        try:
+            if len(errors) > 1:
+                return BaseExceptionGroup("several plugins failed to close", errors)
+            return errors[0] if errors else None
+        finally:
+            del errors  # as in close()
 
     def _call(self, plugin: Plugin, name: str, run: Run) -> None:
         """Calls a method of a plugin's life. A detached plugin is still closed, so that it can let go of its files."""
@@ -174,10 +187,23 @@ class Opened:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        if error is None:
-            self._roster.close(self._run)
-        else:
-            self._roster.close_under(error, self._run)
+        try:
+            if error is None:
+                self._roster.close(self._run)
+            else:
+                self._roster.close_under(error, self._run)
+        finally:
+            del error  # as in Roster.close()
+
+
+def _part(failed: BaseException, error: BaseException) -> None:
+    """Cuts `error` out of the contexts of what was raised while it was handled: both ways would be a circle."""
+    group = cast("BaseExceptionGroup[BaseException]", failed)
+    each: BaseException
+    for each in group.exceptions if isinstance(failed, BaseExceptionGroup) else (failed,):
+        while each.__context__ is not None and each.__context__ is not error:
+            each = each.__context__  # noqa: PLW2901 - walks down from each of them
+        each.__context__ = None
 
 
 def ordered(plugins: Sequence[Plugin]) -> tuple[Plugin, ...]:

@@ -235,8 +235,7 @@ class Run:
             return config.max_updates
         if batches is None:
             return None
-        changed = at.window.size != config.accumulation or at.window.next_size != config.accumulation
-        if changed:  # what is done stands; the rest goes on with the present accumulation
+        if at.window.resized:  # what is done stands; the rest goes on with the present accumulation
             total = at.update + self._updates_ahead(batches, config.epochs)
         else:
             total = config.epochs * self._updates_of(batches)
@@ -407,6 +406,7 @@ class Run:
             return
         self.note_of("accumulation", f"{at.window.next_size} -> {k} from the next window on")
         at.window.next_size = k
+        at.window.resized = True
         self.plan_windows()
 
     def record(self, name: str, value: float | torch.Tensor) -> None:

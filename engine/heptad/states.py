@@ -318,6 +318,8 @@ def training_table(detours: Sequence[Detour] = ()) -> Table:
                 )
         if any(detour.state == state.name for state in TRAINING_STATES):
             raise TableError(f"detour '{detour.state}' has the name of one of the engine's own states; choose another")
+        if f"{detour.state}_due" in GUARDS:
+            raise TableError(f"detour '{detour.state}': '{detour.state}_due' is the engine's own guard; choose another")
 
     states = list(TRAINING_STATES)
     arcs: list[Arc] = []

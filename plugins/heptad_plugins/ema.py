@@ -99,6 +99,10 @@ class EMA(Plugin):
         """Swaps it out."""
         self._swap_out()
 
+    def on_exit_after_loop(self, run: Run) -> None:
+        """Makes sure that there is an average to ask for, also where the run was resumed at its very end."""
+        self._ready(run)
+
     def state_dict(self) -> dict[str, Any]:
         """Returns the averaged parameters and buffers by name (not copied), and how many updates are in them."""
         if self._average is None:

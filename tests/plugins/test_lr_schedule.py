@@ -7,6 +7,7 @@ from torch.optim import lr_scheduler as schedulers
 
 from builders import Unsized, batches, equal, small_engine, small_network, weights
 from heptad import Components, Engine, EngineError, Plugin, PluginError, RunConfig
+from heptad.testing import check_plugin
 from heptad_plugins.lr_schedule import LRSchedule
 from rebirth import Reborn
 
@@ -124,9 +125,7 @@ def test_several_groups_are_recorded_by_number():
     components = Components(
         network=network, loader=batches(2), criterion=nn.CrossEntropyLoss(), optimizer=torch.optim.SGD(groups)
     )
-    run = Engine(
-        components, RunConfig(epochs=1), [LRSchedule(lambda o, n: schedulers.ExponentialLR(o, 0.5))]
-    ).run()
+    run = Engine(components, RunConfig(epochs=1), [LRSchedule(lambda o, n: schedulers.ExponentialLR(o, 0.5))]).run()
     assert (run.history("lr/0"), run.history("lr/1"), run.history("lr")) == ([0.1, 0.05], [0.4, 0.2], [])
 
 
@@ -274,3 +273,9 @@ def test_comes_before_the_loggers():
 
     small_engine(3, [CSVLogger(), LRSchedule(line_to_zero)]).run()
     assert seen == textbook(line_to_zero, 3)[0]
+
+
+@pytest.mark.parametrize("interval", ["update", "epoch"])
+def test_passes_the_conformance_kit(interval):
+    """Parked, rebuilt and restored anywhere, on every path."""
+    check_plugin(lambda: LRSchedule(line_to_zero, interval))

@@ -7,6 +7,7 @@ that nobody can know; in the second case `more()` reads one batch ahead.
 from __future__ import annotations
 
 import signal
+import weakref
 from collections.abc import Iterator
 from typing import Any, Protocol, cast
 
@@ -122,7 +123,8 @@ class DatasetFeed:
 
     def _start_workers(self) -> Iterator[Any]:
         """Lets the workers fetch the batches of the open pass, from the next one on."""
-        self._loader = self._loader or self._build_loader()
+        if self._loader is None:  # its truth would be its length
+            self._loader = self._build_loader()
         self._fetched = iter(self._loader)
         return self._fetched
 
@@ -153,10 +155,11 @@ class _Jobs:
     """The sampler of the worker processes: the jobs of whichever pass is open."""
 
     def __init__(self, feed: DatasetFeed) -> None:
-        self._jobs = feed.jobs
+        self._feed = weakref.ref(feed)  # else loader and feed would hold each other, and the workers, for ever
 
     def __iter__(self) -> Iterator[tuple[Any, int]]:
-        return self._jobs()
+        feed = self._feed()
+        return iter(()) if feed is None else feed.jobs()
 
 
 class IteratorFeed:
@@ -418,8 +421,15 @@ def _check_walks(data: Any, batches: int | None, config: RunConfig) -> None:
     """Refuses data that can be walked once where it is known that more is needed."""
     if not _is(data, Iterator):
         return
-    extended = config.remainder == "extend" and batches is not None and batches % config.accumulation != 0
-    if (config.epochs or 0) > 1 or (extended and config.epochs != 0):
+    epochs, limit, k = config.epochs, config.max_updates, config.accumulation
+    if batches is None:
+        if limit is None and (epochs or 0) > 1:
+            refuse_second_walk(data)
+        return
+    most = -(-batches // k) if config.remainder == "flush" else batches // k  # updates that one walk makes
+    an_epoch = batches // k if config.remainder == "drop" else -(-batches // k)
+    wanted = min(n for n in (limit, None if epochs is None else epochs * an_epoch) if n is not None)
+    if wanted > most or (wanted == 0 != limit and (epochs or 0) > 1):
         refuse_second_walk(data)
 
 

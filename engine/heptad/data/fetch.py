@@ -45,9 +45,13 @@ class Rows:
         if self._within is not None:
             indices = self._within.index_select(0, indices)
         # index_select gathers rows about twice as fast as indexing with a tensor does
+        indices = indices.to(self._tensors[0].device)
         if self._bare:
             return self._tensors[0].index_select(0, indices)
         return [tensor.index_select(0, indices) for tensor in self._tensors]
+
+    def __len__(self) -> int:
+        return len(self._tensors[0]) if self._within is None else len(self._within)
 
     def subset(self, indices: torch.Tensor) -> Rows:
         """Returns the same for a subset: the indices that it is then asked for are places in `indices`."""
@@ -89,7 +93,9 @@ def build_fetch(dataset: Any, collate: Collate | None) -> Rows | Samples:
         if type(dataset) is Subset:
             inner = build_fetch(dataset.dataset, None)
             if isinstance(inner, Rows):
-                return inner.subset(torch.as_tensor(dataset.indices, dtype=torch.int64))
+                indices = torch.as_tensor(dataset.indices, dtype=torch.int64)
+                from_the_end = indices < 0  # as a sequence takes them
+                return inner.subset(torch.where(from_the_end, indices + len(inner), indices))
     return Samples(dataset, collate or default_collate)
 
 

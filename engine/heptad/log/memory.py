@@ -8,10 +8,8 @@ follow from the path. `query.py` derives them.
 from __future__ import annotations
 
 from array import array
-from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
-from threading import Lock
 from time import monotonic_ns, time_ns
 from typing import Any
 
@@ -32,11 +30,21 @@ Ints = npt.NDArray[np.int64]
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
-    """Consecutive transitions: their arcs and times, and what was true before the first of them."""
+    """Consecutive transitions: their arcs and times, and what was true before the first of them.
+
+    Attributes:
+        seq: The number of the first.
+        clock: When the transition before it was made, or the run begun, in monotonic nanoseconds.
+        counters: What the counters stood at then.
+        skipped: The places of those whose update was skipped.
+        gaps: The time that the run was parked before a transition: its place, and nanoseconds.
+    """
 
     seq: int
     clock: int
     counters: Counters
+    skipped: tuple[int, ...]
+    gaps: tuple[tuple[int, int], ...]
     _arcs: array[int]
     _times: array[int]
 
@@ -50,6 +58,38 @@ class Chunk:
     def times(self) -> Ints:
         """Returns monotonic nanoseconds, for each transition."""
         return np.frombuffer(self._times, dtype=np.int64)
+
+
+class OpenChunk:
+    """The chunk that is being written. Once it is packed nothing touches it again, so a reader may still hold it."""
+
+    __slots__ = ("arcs", "clock", "counters", "gaps", "seq", "skipped", "times")
+
+    def __init__(self, seq: int, clock: int, counters: Counters) -> None:
+        self.seq = seq
+        self.clock = clock
+        self.counters = counters
+        self.arcs: list[int] = []
+        self.times: list[int] = []
+        self.skipped: list[int] = []
+        self.gaps: list[tuple[int, int]] = []
+
+    def packed(self) -> Chunk:
+        """Returns what stands in it now."""
+        times = array("q", self.times)  # first: an arc is appended before its time, so there is one for each
+        arcs = array("H", self.arcs[: len(times)])
+        skipped = tuple(place for place in self.skipped if place < len(times))
+        gaps = tuple(gap for gap in self.gaps if gap[0] < len(times))
+        return Chunk(self.seq, self.clock, self.counters, skipped, gaps, arcs, times)
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """The log at one moment: the chunks, and the numbers of the first transition kept and of the one after the last."""
+
+    chunks: tuple[Chunk, ...]
+    first: int
+    end: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,9 +153,8 @@ class Effects:
 class Memory:
     """The part of the log that is written: chunks, the open chunk, notes, parked time, the failure.
 
-    Attributes:
-        arcs: Numbers of the arcs of the open chunk; the machine appends to it.
-        times: Monotonic nanoseconds of each of them.
+    What is written last is one assignment of `_written`, so that a reader, in another thread or in a signal handler,
+    sees the log before or after it and never between.
     """
 
     def __init__(self, table: Table, capacity: int) -> None:
@@ -124,31 +163,34 @@ class Memory:
         self.table = table
         self.effects = Effects(table)
         self.capacity = capacity
-        self.arcs: list[int] = []
-        self.times: list[int] = []
-        self.chunks: deque[Chunk] = deque()
         self.facts: dict[str, Any] = {}
         self.windows: list[tuple[int, int]] = []
         """From which transition on windows hold how many steps."""
         self.stops: list[int] = []
-        """The transitions in whose turn a stop was asked for."""
+        """The transitions whose guards are the first to see that a stop was asked for."""
         self.failure: Failure | None = None
         self._notes: list[Note] = []
-        self._skipped: list[int] = []
-        self._gap_seqs = array("q")
-        self._gap_times = array("q")
-        self._packed = 0
-        self._base = Counters()
-        self._node = table.index[table.start.name]
         self._offset = time_ns() - monotonic_ns()
-        self._clock = monotonic_ns()
-        self._parked_at: int | None = self._clock
-        self._lock = Lock()  # between packing and a reader in another thread; appends need none
+        self._parked_at: int | None = monotonic_ns()
+        self._node = table.index[table.start.name]
+        packed: tuple[Chunk, ...] = ()
+        self._written = packed, OpenChunk(0, self._parked_at, Counters())
+
+    @property
+    def arcs(self) -> list[int]:
+        """Numbers of the arcs of the open chunk; the machine appends to it."""
+        return self._written[1].arcs
+
+    @property
+    def times(self) -> list[int]:
+        """Monotonic nanoseconds of each of them; appended to last."""
+        return self._written[1].times
 
     @property
     def seq(self) -> int:
         """The number that the next transition will have."""
-        return self._packed + len(self.times)
+        chunk = self._written[1]
+        return chunk.seq + len(chunk.times)
 
     @property
     def room(self) -> int:
@@ -159,12 +201,11 @@ class Memory:
         """Starts the clock, at the beginning or after parking: the time since then belongs to no state."""
         if self._parked_at is None:
             return
-        now = monotonic_ns()
+        now, chunk = monotonic_ns(), self._written[1]
         if self.seq == 0:
-            self._clock = now
+            chunk.clock = now
         else:
-            self._gap_seqs.append(self.seq)
-            self._gap_times.append(now - self._parked_at)
+            chunk.gaps.append((len(chunk.times), now - self._parked_at))
         self._parked_at = None
 
     def park(self) -> None:
@@ -176,14 +217,16 @@ class Memory:
         """Binds a note to a transition, which may be the one under way."""
         self._notes.append(Note(seq, kind, text, monotonic_ns() + self._offset))
 
-    def skip(self, seq: int) -> None:
-        """Says that the update of this turn was skipped, so that reading does not count it."""
-        self._skipped.append(seq)
+    def skip(self) -> None:
+        """Says that the update of the turn under way is skipped, so that reading does not count it."""
+        chunk = self._written[1]
+        chunk.skipped.append(len(chunk.times))
 
     def mend(self) -> int:
         """Drops a record that a second Ctrl-C cut in two, and returns the state that the log ends in."""
-        del self.arcs[len(self.times) :]
-        return int(self.effects.dests[self.arcs[-1]]) if self.arcs else self._node
+        arcs = self.arcs
+        del arcs[len(self.times) :]
+        return int(self.effects.dests[arcs[-1]]) if arcs else self._node
 
     def fail(self, failure: Failure, node: int) -> None:
         """Records the transition from a node to `failed`."""
@@ -198,33 +241,24 @@ class Memory:
         Args:
             counters: Tells what they stand at, between two turns.
         """
-        if len(self.times) < CHUNK:
+        packed, chunk = self._written
+        if len(chunk.times) < CHUNK:
             return
-        chunk = self._open_chunk()
-        with self._lock:
-            self.chunks.append(chunk)
-            self._clock = self.times[-1]
-            self._base = counters()
-            self._node = int(self.effects.dests[self.arcs[-1]])
-            self._packed += len(chunk)
-            self.arcs.clear()
-            self.times.clear()
-            while self._packed - self.chunks[0].seq - len(self.chunks[0]) >= self.capacity:
-                self.chunks.popleft()
-        self._forget(self.chunks[0].seq)
+        end = chunk.seq + len(chunk.times)
+        self._node = int(self.effects.dests[chunk.arcs[-1]])
+        kept = tuple(old for old in (*packed, chunk.packed()) if end - old.seq - len(old) < self.capacity)
+        self._written = kept, OpenChunk(end, chunk.times[-1], counters())
+        if self._notes and self._notes[0].seq < kept[0].seq:
+            self._notes = [note for note in self._notes if note.seq >= kept[0].seq]
 
-    def read(self) -> list[Chunk]:
-        """Returns all chunks, the open one packed for the occasion; from any thread."""
-        with self._lock:
-            chunks = list(self.chunks)
-            if self.times:
-                chunks.append(self._open_chunk())
-        return chunks
-
-    def first(self) -> int:
-        """Returns the number of the oldest transition that is kept."""
-        oldest = self.chunks[0].seq if self.chunks else self._packed
-        return max(oldest, self.seq - self.capacity)
+    def view(self) -> View:
+        """Returns the log as it stands; at any time, from any thread."""
+        packed, chunk = self._written
+        last = chunk.packed()
+        end = last.seq + len(last)
+        oldest = packed[0].seq if packed else last.seq
+        chunks = (*packed, last) if len(last) else packed
+        return View(chunks, max(oldest, end - self.capacity), end)
 
     def counters(self, chunk: Chunk) -> dict[str, Ints]:
         """Replays a chunk: for each transition the counters after the body of its source."""
@@ -232,8 +266,7 @@ class Memory:
         arcs = chunk.arcs()
         steps = base.step + np.cumsum(effects.counts_step[arcs])
         counted = effects.counts_update[arcs]
-        skipped = [seq - chunk.seq for seq in self._skipped if 0 <= seq - chunk.seq < len(arcs)]
-        counted[skipped] = False
+        counted[list(chunk.skipped)] = False
         columns = {
             "epoch": base.epoch + np.cumsum(effects.counts_epoch[arcs]),
             "batch_index": steps - _latest(effects.opens_epoch[arcs], steps, base.step - base.batch_index),
@@ -249,38 +282,18 @@ class Memory:
 
     def durations(self, chunk: Chunk) -> Ints:
         """Returns nanoseconds spent in the source of each transition, parked time left out."""
-        times = chunk.times()
-        spent = np.diff(times, prepend=chunk.clock)
-        if self._gap_seqs:
-            seqs, gaps = np.array(self._gap_seqs), np.array(self._gap_times)
-            here = (seqs >= chunk.seq) & (seqs < chunk.seq + len(times))
-            np.subtract.at(spent, seqs[here] - chunk.seq, gaps[here])
+        spent = np.diff(chunk.times(), prepend=chunk.clock)
+        for place, parked in chunk.gaps:
+            spent[place] -= parked
         return spent
 
     def wall(self, times: Ints) -> Ints:
         """Turns monotonic into Unix time."""
         return times + self._offset
 
-    def notes(self) -> list[Note]:
-        """Returns the notes of the transitions that are kept, oldest first."""
-        first = self.first()
-        return [note for note in self._notes if note.seq >= first or note.seq < 0]
-
-    def _open_chunk(self) -> Chunk:
-        times = array("q", self.times)  # first: an arc is appended before its time, so there is one for each
-        arcs = array("H", self.arcs[: len(times)])
-        return Chunk(self._packed, self._clock, self._base, arcs, times)
-
-    def _forget(self, first: int) -> None:
-        """Drops what is bound to transitions that are gone."""
-        if self._notes and 0 <= self._notes[0].seq < first:
-            self._notes = [note for note in self._notes if note.seq >= first]
-        if self._skipped and self._skipped[0] < first:
-            self._skipped = [seq for seq in self._skipped if seq >= first]
-        if self._gap_seqs and self._gap_seqs[0] < first:
-            kept = sum(seq >= first for seq in self._gap_seqs)
-            self._gap_seqs = self._gap_seqs[len(self._gap_seqs) - kept :]
-            self._gap_times = self._gap_times[len(self._gap_times) - kept :]
+    def notes(self, first: int) -> list[Note]:
+        """Returns the notes of the transitions from that number on, oldest first."""
+        return [note for note in self._notes if note.seq >= first]
 
 
 def _latest(where: npt.NDArray[np.bool_], values: Ints, before: int) -> Ints:

@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from heptad.errors import EngineError, nearest
 from heptad.log.explain import Explanation, Tried, values_seen
-from heptad.log.memory import Chunk, Ints, Memory
+from heptad.log.memory import Chunk, Ints, Memory, View
 from heptad.log.record import Counters, Note, Transition
 
 
@@ -45,30 +45,35 @@ class TransitionLog(Sequence[Transition]):
         self._memory = memory
 
     def __len__(self) -> int:
-        return self._memory.seq - self._memory.first()
+        view = self._memory.view()
+        return view.end - view.first
 
     @overload
     def __getitem__(self, index: int) -> Transition: ...
     @overload
     def __getitem__(self, index: slice) -> list[Transition]: ...
     def __getitem__(self, index: int | slice) -> Transition | list[Transition]:
-        places = range(len(self))[index]  # raises IndexError as a list does
-        first = self._memory.first()
-        if isinstance(places, int):
-            return self._at([first + places])[0]
-        return self._at([first + place for place in places])
+        view = self._memory.view()
+        seqs = range(view.first, view.end)[index]  # raises IndexError as a list does
+        if isinstance(seqs, int):
+            return self._at(view, [seqs])[0]
+        return self._at(view, list(seqs))
 
     def __iter__(self) -> Iterator[Transition]:
         for chunk, keep in self._chunks():
             yield from self._decode(chunk, np.flatnonzero(keep))
 
     def __repr__(self) -> str:
-        last = f", last {self[-1].source} -> {self[-1].dest}" if len(self) else ""
-        return f"<TransitionLog: {len(self):,} transitions from #{self._memory.first()}{last}>"
+        view = self._memory.view()
+        last = ""
+        if view.end > view.first:
+            newest = self._at(view, [view.end - 1])[0]
+            last = f", last {newest.source} -> {newest.dest}"
+        return f"<TransitionLog: {view.end - view.first:,} transitions from #{view.first}{last}>"
 
     def tail(self, n: int = 10) -> list[Transition]:
         """Returns the last `n` transitions, oldest first."""
-        return self[max(0, len(self) - n) :] if n > 0 else []
+        return self[-n:] if n > 0 else []
 
     def where(
         self,
@@ -144,7 +149,8 @@ class TransitionLog(Sequence[Transition]):
 
     def notes(self, kind: str | None = None) -> list[Note]:
         """Returns the notes of the transitions that are kept, or those of one kind."""
-        return [note for note in self._memory.notes() if kind is None or note.kind == kind]
+        notes = self._memory.notes(self._memory.view().first)
+        return [note for note in notes if kind is None or note.kind == kind]
 
     def explain(self, seq: int) -> Explanation:
         """Says why a transition went where it went.
@@ -159,13 +165,13 @@ class TransitionLog(Sequence[Transition]):
         Raises:
             EngineError: If the log does not hold this transition.
         """
-        first, end = self._memory.first(), self._memory.seq
-        if not first <= seq < end:
-            held = f"#{first} to #{end - 1}" if end > first else "none yet"
+        view = self._memory.view()
+        if not view.first <= seq < view.end:
+            held = f"#{view.first} to #{view.end - 1}" if view.end > view.first else "none yet"
             raise EngineError(f"the log does not hold transition #{seq}; it holds {held}")
-        transition = self._at([seq])[0]
-        notes = tuple(note for note in self.notes() if note.seq == seq)
-        return Explanation(transition, tuple(self._tried(transition)), notes)
+        transition = self._at(view, [seq])[0]
+        notes = tuple(note for note in self._memory.notes(seq) if note.seq == seq)
+        return Explanation(transition, tuple(self._tried(_holding(view, seq), transition)), notes)
 
     def to_jsonl(self, path: str | Path) -> Path:
         """Writes one JSON object a line and transition, with its notes, and returns the path.
@@ -185,9 +191,8 @@ class TransitionLog(Sequence[Transition]):
                 file.write(json.dumps(line) + "\n")
         return target
 
-    def _tried(self, transition: Transition) -> Iterator[Tried]:
+    def _tried(self, chunk: Chunk, transition: Transition) -> Iterator[Tried]:
         memory = self._memory
-        chunk = self._holding([transition.seq])[0]
         place = transition.seq - chunk.seq
         at = Counters(**{name: int(column[place]) for name, column in memory.counters(chunk).items()})
         number = int(chunk.arcs()[place])
@@ -219,19 +224,15 @@ class TransitionLog(Sequence[Transition]):
 
     def _chunks(self) -> Iterator[tuple[Chunk, npt.NDArray[np.bool_]]]:
         """Yields every chunk, with a mask of what of it is kept."""
-        first = self._memory.first()
-        for chunk in self._memory.read():
-            yield chunk, np.arange(chunk.seq, chunk.seq + len(chunk)) >= first
+        view = self._memory.view()
+        for chunk in view.chunks:
+            yield chunk, np.arange(chunk.seq, chunk.seq + len(chunk)) >= view.first
 
-    def _holding(self, seqs: list[int]) -> list[Chunk]:
-        chunks = self._memory.read()
-        starts = [chunk.seq for chunk in chunks]
-        return [chunks[bisect_right(starts, seq) - 1] for seq in seqs]
-
-    def _at(self, seqs: list[int]) -> list[Transition]:
+    def _at(self, view: View, seqs: list[int]) -> list[Transition]:
         """Returns the transitions of these numbers, in this order."""
         wanted: dict[int, tuple[Chunk, list[int]]] = {}
-        for seq, chunk in zip(seqs, self._holding(seqs), strict=True):
+        for seq in seqs:
+            chunk = _holding(view, seq)
             wanted.setdefault(chunk.seq, (chunk, []))[1].append(seq - chunk.seq)
         read = {t.seq: t for chunk, places in wanted.values() for t in self._decode(chunk, np.array(places))}
         return [read[seq] for seq in seqs]
@@ -265,6 +266,11 @@ class TransitionLog(Sequence[Transition]):
         if number < len(table.arcs):
             return table.asked(table.arcs[number])
         return dict(failure.guards) if failure else {}
+
+
+def _holding(view: View, seq: int) -> Chunk:
+    """Returns the chunk that holds a transition."""
+    return view.chunks[bisect_right(view.chunks, seq, key=lambda chunk: chunk.seq) - 1]
 
 
 def _matches(column: Ints, value: int | range) -> npt.NDArray[np.bool_]:
