@@ -144,8 +144,8 @@ class RunConfig(_Checked):
             order. `None` leaves the generators alone and takes a root for the data from the operating system.
         shuffle: A new order each pass; with `dataset` only.
         drop_last: Leaves out the last, smaller batch of a pass; with `dataset` only.
-        num_workers: Processes that fetch batches, 0 for none; with `dataset` only. The data do not depend on it, but for
-            an iterable dataset that does not share itself out: each worker then yields all of it, as in torch.
+        num_workers: Processes that fetch batches, 0 for none; with `dataset` only. The data do not depend on it, except
+            where an iterable dataset does not share itself out: each worker yields all of it then, as in torch.
         device: Where the network and the batches are placed: `"auto"` (the accelerator if there is one), `"cpu"`,
             `"cuda"`, `"cuda:1"` and so on.
         deterministic: Asks torch for deterministic algorithms for as long as the run is being driven.
@@ -306,5 +306,5 @@ def _several(optimizer: Any) -> tuple[Any, ...]:
 
 def is_weight(weight: object) -> bool:
     """Tells whether this is a number that a step can be weighed by."""
-    weight = weight.item() if isinstance(weight, np.generic) else weight
+    weight = cast("Any", weight.item()) if isinstance(weight, np.generic) else weight
     return isinstance(weight, (int, float)) and not isinstance(weight, bool) and math.isfinite(weight) and weight > 0
