@@ -1,0 +1,154 @@
+"""The conformance kit: sound plugins pass, each kind of fault is caught and told in words."""
+
+from __future__ import annotations
+
+import io
+import threading
+
+import pytest
+import torch
+
+from heptad import Detour, Plugin, PluginError, on_exit
+from heptad.testing import check_plugin
+from heptad_plugins import Progress
+
+
+class Sound(Plugin):
+    """Counts, stops by its count, has a detour and a filter, and keeps all that in its state."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.mean = torch.zeros(())
+
+    def detours(self):
+        return [Detour("look", "optimizer_update", lambda run: self.count % 2 == 0, self.look, every=1)]
+
+    def look(self, run):
+        run.record("count", self.count)
+
+    @on_exit("after_step")
+    def add(self, run):
+        self.count += 1
+        self.mean = self.mean + run.loss
+        if self.count == 7:
+            run.stop("seven steps")
+
+    def state_dict(self):
+        return {"count": self.count, "mean": self.mean, "nested": [1, {"a": None}]}
+
+    def load_state_dict(self, state):
+        self.count, self.mean = state["count"], state["mean"]
+
+
+class Forgetful(Sound):
+    """Does not keep its count."""
+
+    def state_dict(self):
+        return {"mean": self.mean}
+
+    def load_state_dict(self, state):
+        self.mean = state["mean"]
+
+
+class Unplain(Sound):
+    """Keeps what no checkpoint can hold."""
+
+    def state_dict(self):
+        return {**super().state_dict(), "lock": threading.Lock, "by place": {(1, 2): 3}}
+
+
+class LeavesOpen(Plugin):
+    """Cannot be opened twice."""
+
+    def __init__(self) -> None:
+        self.is_open = False
+
+    def open(self, run):
+        if self.is_open:
+            raise RuntimeError("open already")
+        self.is_open = True
+
+
+class ClosesBadly(Plugin):
+    """Cannot be closed unless it was opened."""
+
+    file = None
+
+    def open(self, run):
+        self.file = io.StringIO()
+
+    def close(self, run):
+        self.file.close()
+        self.file = None
+
+
+class Impatient(Plugin):
+    """Closes only where the run ended well."""
+
+    def close(self, run):
+        if run.state == "failed":
+            raise RuntimeError("this run has failed")
+
+
+class Restless(Plugin):
+    """Does something else where the run was parked."""
+
+    parked = False
+
+    def on_park(self, run):
+        self.parked = True
+
+    def on_exit_after_step(self, run):
+        run.record("parked", float(self.parked))
+
+
+class Breaks(Plugin):
+    """Fails in a run."""
+
+    def on_enter_optimizer_update(self, run):
+        raise ZeroDivisionError("planned")
+
+
+@pytest.mark.parametrize(
+    "make", [Sound, Plugin, lambda: Progress(file=io.StringIO())], ids=["sound", "empty", "Progress"]
+)
+def test_a_sound_plugin_passes(make):
+    """The report says so in words."""
+    report = check_plugin(make)
+    assert str(report) == f"{report.plugin}: no fault found in {report.runs} runs"
+    assert report.runs > 80
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (Forgetful, "exchanged after every turn for a new instance with its state_dict, its path parts"),
+        (Unplain, "state_dict()['lock'] is a builtin_function_or_method, which is neither plain data nor a tensor"),
+        (Unplain, "state_dict()['by place'] has the key (1, 2), which is no str or int"),
+        (LeavesOpen, "opened and closed twice, open() raised RuntimeError: open already at test_conformance.py:"),
+        (ClosesBadly, "opened and closed twice, close() raised AttributeError"),
+        (Impatient, "when its neighbour failed on enter of before_loop, it raised RuntimeError: this run has failed"),
+        (Restless, "interrupted wherever it may park, its recorded values differ"),
+        (Breaks, "run straight through, it raised ZeroDivisionError: planned at test_conformance.py:"),
+    ],
+)
+def test_a_fault_is_told_in_words(make, words):
+    """What was done, what came of it, and where."""
+    with pytest.raises(PluginError) as caught:
+        check_plugin(make)
+    assert words in str(caught.value)
+    assert str(caught.value).startswith(f"{make.__name__}: ")
+
+
+def test_values_that_measure_time_are_left_out_of_the_comparison():
+    """`volatile` names them; without it they are a fault."""
+
+    class Clock(Plugin):
+        ticks = iter(range(10**9))
+
+        def on_exit_after_step(self, run):
+            run.record("time", next(self.ticks))
+
+    check_plugin(Clock, volatile={"time"})
+    with pytest.raises(PluginError, match="its recorded values differ"):
+        check_plugin(Clock)
