@@ -154,6 +154,7 @@ class Actor:
     def __init__(self, engine: Engine, acts: Mapping[int, str] | None = None) -> None:
         self.heard: list[tuple[str, str, int, int, int, int]] = []
         self.acts = dict(acts or {})
+        self.skips = False
         for state in engine.current.table.scopes():
             engine.on_enter(state)(self._handler("enter", state))
             engine.on_exit(state)(self._handler("exit", state))
@@ -168,10 +169,13 @@ class Actor:
                 run.interrupt("asked by the actor")
             elif act == "grow":
                 run.set_accumulation(run.accumulation + 1)
-            elif act == "skip" and (edge, state) == ("enter", "optimizer_update"):
-                run.skip_update("asked by the actor")
+            elif act == "skip":
+                self.skips = True  # at the next place where it is legal
             elif act == "fail":
                 raise Planned(f"on {edge} of {state}")
+            if self.skips and (edge, state) == ("enter", "optimizer_update"):
+                self.skips = False
+                run.skip_update("asked by the actor")
 
         hear.__qualname__ = f"hear_{edge}_{state}"
         return hear

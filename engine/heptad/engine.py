@@ -174,7 +174,8 @@ class Engine:
 
         Args:
             data: A dataset of samples, batched by `RunConfig.batch_size`; or a loader, or any iterable of batches.
-            metrics: Functions `(output, batch) -> tensor` by name; a value is the mean over the batch, or one a sample.
+            metrics: By name functions `(output, batch) -> tensor`, the mean over the batch or one value a sample; or
+                objects with `update(output, target)`, `compute` and `reset`, such as those of torchmetrics.
 
         Returns:
             The means by name, `"loss"` among them, weighed as the loss is: by samples, or by `LossOutput.weight`.

@@ -49,5 +49,6 @@ class SecondInterrupt(KeyboardInterrupt):
 class Unfinished(Exception):
     """Raised by a detour's body that saw `Run.interrupted` and ended early: no turn is made and nothing has failed.
 
-    The run parks in the detour's state; when it goes on, the body is run again from its start.
+    The run parks in the detour's state; when it goes on, the body is run again from its start. Raise it only for an
+    interrupt that came after the body began: one that is older parks the run after this turn in any case.
     """

@@ -213,7 +213,8 @@ class _Outcome:
             found.append("its recorded values differ")
         if not _same(self.tensors, other.tensors):
             found.append("its weights differ")
-        if not _same(self.state, other.state):
+        mine, its = ({k: v for k, v in state.items() if k not in volatile} for state in (self.state, other.state))
+        if not _same(mine, its):
             found.append("its state_dict at the end differs")
         return found
 
@@ -278,7 +279,7 @@ def check_plugin(make_plugin: MakePlugin, *, volatile: Iterable[str] = ()) -> Pl
     Args:
         make_plugin: Returns a new instance, the same each time. What it is to watch may be called `"loss"`,
             `"valid/loss"` or `"valid/accuracy"`: these are recorded in every step.
-        volatile: Names of recorded values that measure time, and so differ from run to run.
+        volatile: Names of recorded values, and keys of the state_dict, that measure time and so differ from run to run.
 
     Returns:
         What was done: `str()` says it in words.

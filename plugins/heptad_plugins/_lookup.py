@@ -1,0 +1,34 @@
+"""Looking things up in a run: what its optimizers hold, and a recorded value by its name."""
+
+from __future__ import annotations
+
+from typing import cast
+
+from torch.nn import Parameter
+
+from heptad import EngineError, Run
+
+
+def held_parameters(run: Run) -> list[Parameter]:
+    """Returns the parameters that the run's optimizers hold, in their order, each once."""
+    held: dict[int, Parameter] = {}
+    for optimizer in run.optimizers:
+        for group in optimizer.param_groups:
+            held.update((id(parameter), parameter) for parameter in cast("list[Parameter]", group["params"]))
+    return list(held.values())
+
+
+def monitored(plugin: str, run: Run, name: str) -> float:
+    """Returns the newest value recorded under a name; reading waits for values that are still on their device.
+
+    Raises:
+        EngineError: If nothing was recorded under it yet; the recorded names are in the message.
+    """
+    metrics = run.metrics
+    if name not in metrics:
+        known = ", ".join(repr(other) for other in metrics) or "none"
+        raise EngineError(
+            f"{plugin}(monitor='{name}'): no value of that name has been recorded by the end of epoch {run.epoch} "
+            f"(update {run.update}); recorded so far: {known}"
+        )
+    return metrics[name]

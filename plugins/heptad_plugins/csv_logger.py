@@ -1,0 +1,176 @@
+"""`CSVLogger` observes the run: every recorded value in a CSV file, a row for each position."""
+
+from __future__ import annotations
+
+import csv
+import io
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, BinaryIO, Literal
+
+from heptad import Plugin, PluginError, Run
+from heptad_plugins._options import whole
+
+PLACE = ("step", "update", "epoch")
+"""The first columns: how many were complete when the values of the row were recorded."""
+
+
+class CSVLogger(Plugin):
+    """Writes all recorded values, and the training loss, to a CSV file.
+
+    A row holds the values of one position, in columns that are named for them; a value that was recorded twice there
+    opens a second row. Numbers have full precision. Rows are written on exit of `optimizer_update`, `evaluate` and
+    `after_epoch` and when `run()` returns, each with one write to the operating system: a program that is killed
+    leaves every row that was written. For a name that comes later the file is rewritten, whole, beside itself.
+
+    A file that is not empty is left alone, unless the run goes on: then rows are added to it, behind those that it has.
+
+    Costs about 20 µs an update, and once more the reading of the file for each column that comes late. Reading the loss
+    and values that are on a device waits for it: every `every` updates, and where there are such values.
+
+    Args:
+        path: The file; its folders are made. A value named like one of the columns `step`, `update`, `epoch` has
+            `(recorded)` behind its name.
+        every: Updates between two rows that hold the loss of the newest step, as `loss`. A value recorded there under
+            that name takes its place.
+        overwrite: Lets go of what is in the file when a run begins.
+        on_error: `"detach"` lets it fail without ending the run.
+
+    Raises:
+        PluginError: If `every` is not a whole number from 1 on; when the run is opened, for a file that may not be
+            written to, because it holds another run's values or is no file of this plugin's.
+        OSError: If the file cannot be written.
+    """
+
+    runs_after = ("Evaluate", "Throughput", "GradientClipping", "LRSchedule", "EMA", "NonFiniteGuard", "EarlyStopping")
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        every: int = 1,
+        overwrite: bool = False,
+        *,
+        on_error: Literal["raise", "detach"] = "raise",
+    ) -> None:
+        self.on_error = on_error
+        self._path = Path(path).absolute()
+        self._every = whole("CSVLogger", "every", every)
+        self._overwrite = overwrite
+        self._file: BinaryIO | None = None
+        self._columns: list[str] = []  # none until the file is this run's
+        self._seen = 0  # recorded values that were taken
+        self._rows: list[dict[str, str]] = []  # the newest row of the file, and those still to be written
+        self._end = 0  # where the first of them begins
+        self._fresh = False  # they hold something that the file does not
+
+    def open(self, run: Run) -> None:
+        """Opens the file.
+
+        Raises:
+            PluginError: If the file may not be written to.
+        """
+        if not self._columns:
+            self._adopt(run)
+        self._file = self._path.open("r+b")
+
+    def close(self, run: Run) -> None:
+        """Writes what is left and closes the file."""
+        if self._file is not None:
+            try:
+                self.on_exit_after_epoch(run)
+            finally:
+                self._file.close()
+                self._file = None
+
+    def on_exit_optimizer_update(self, run: Run) -> None:
+        """Writes the values since the last time, and the loss."""
+        self._take(run)
+        if run.loss is not None and not run.update_skipped and run.update % self._every == 0:
+            place = [run.step, run.update, run.epoch]
+            if not (self._rows and self._is_at(place) and "loss" in self._rows[-1]):
+                self._put(place, "loss", run.loss.item())
+        self._write()
+
+    def on_exit_after_epoch(self, run: Run) -> None:
+        """Writes the values since the last time."""
+        self._take(run)
+        self._write()
+
+    on_exit_evaluate = on_exit_after_epoch
+
+    def state_dict(self) -> dict[str, Any]:
+        """Returns how many recorded values were taken, so that a resumed run writes none of them again."""
+        return {"seen": self._seen}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Goes on from there."""
+        self._seen = state["seen"]
+
+    def _adopt(self, run: Run) -> None:
+        """Makes the file this run's: begins it, or reads the header of the one that the run goes on with."""
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        held = self._path.read_bytes() if self._path.exists() else b""
+        if held and not run.step and not self._overwrite:
+            raise PluginError(
+                f"CSVLogger: {self._path} holds the values of another run; name another file, remove this one, or say "
+                "overwrite=True"
+            )
+        held = held[: held.rfind(b"\n") + 1] if run.step else b""  # a line that was torn by a kill is dropped
+        columns: list[str] = next(csv.reader(io.StringIO(held.decode(), newline="")), list(PLACE))
+        if tuple(columns[: len(PLACE)]) != PLACE:
+            raise PluginError(f"CSVLogger: {self._path} does not begin with the columns {', '.join(PLACE)}")
+        if not held:
+            held = _line(columns)
+            self._seen = 0
+        self._columns, self._end = columns, len(held)
+        self._replace(held)
+
+    def _take(self, run: Run) -> None:
+        for value in run.records(self._seen):
+            name = f"{value.name} (recorded)" if value.name in PLACE else value.name
+            self._put([value.step, value.update, value.epoch], name, value.value)
+            self._seen += 1
+
+    def _put(self, place: list[int], name: str, value: float) -> None:
+        if not self._rows or not self._is_at(place) or name in self._rows[-1]:
+            self._rows.append(dict(zip(PLACE, map(str, place), strict=True)))
+        self._rows[-1][name] = repr(value)
+        self._fresh = True
+
+    def _is_at(self, place: list[int]) -> bool:
+        return [self._rows[-1][name] for name in PLACE] == [str(count) for count in place]
+
+    def _write(self) -> None:
+        """Writes the rows. The newest stays at hand, and is written over, longer, if more comes at its position."""
+        if self._file is None or not self._fresh:
+            return
+        late = dict.fromkeys(name for row in self._rows for name in row if name not in self._columns)
+        self._columns += late
+        lines = [_line(row.get(name, "") for name in self._columns) for row in self._rows]
+        if late:
+            before = io.StringIO(self._path.read_bytes()[: self._end].decode(), newline="")
+            held = [row + [""] * (len(self._columns) - len(row)) for row in list(csv.reader(before))[1:]]
+            kept = b"".join(map(_line, [self._columns, *held]))
+            self._file.close()
+            self._replace(kept + b"".join(lines))
+            self._file = self._path.open("r+b")
+            self._end = len(kept)
+        else:
+            self._file.seek(self._end)
+            self._file.write(b"".join(lines))
+            self._file.flush()
+        self._end += sum(map(len, lines[:-1]))
+        del self._rows[:-1]
+        self._fresh = False
+
+    def _replace(self, content: bytes) -> None:
+        beside = self._path.with_name(f"{self._path.name}.new")
+        beside.write_bytes(content)
+        beside.replace(self._path)
+
+
+def _line(cells: Iterable[str]) -> bytes:
+    line = io.StringIO()
+    csv.writer(line, lineterminator="\n").writerow(cells)
+    return line.getvalue().encode()

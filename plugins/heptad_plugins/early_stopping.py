@@ -1,0 +1,78 @@
+"""`EarlyStopping` changes the run: it ends it when a recorded value has stopped improving."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, Literal
+
+from heptad import Plugin, PluginError, Run
+from heptad_plugins._lookup import monitored
+from heptad_plugins._options import number, one_of, whole
+
+
+class EarlyStopping(Plugin):
+    """Stops the run after `patience` looks in a row at which a recorded value was no better than the best so far.
+
+    It looks on exit of `after_epoch` at the newest value. NaN is no improvement. An epoch without any step is
+    passed over. The run ends in order. Reading a value
+    that is still on its device waits for it, once a look.
+
+    Args:
+        monitor: The name of the recorded value, such as `"valid/loss"`.
+        mode: Whether lower values (`"min"`) or higher ones (`"max"`) are better.
+        patience: Looks without improvement until the run is stopped.
+        min_delta: How much better than the best a value must be to count as an improvement, in the value's units.
+        every: Look at every n-th epoch only; for a value that is recorded as rarely.
+
+    Raises:
+        PluginError: When built, for an option that does not fit.
+        EngineError: In the run, if nothing was recorded under that name when it looks.
+    """
+
+    runs_after = ("Evaluate",)
+
+    def __init__(
+        self,
+        monitor: str,
+        mode: Literal["min", "max"] = "min",
+        patience: int = 3,
+        min_delta: float = 0.0,
+        every: int = 1,
+    ) -> None:
+        if not isinstance(monitor, str) or not monitor:  # pyright: ignore[reportUnnecessaryIsInstance] - for callers without a type checker
+            raise PluginError(f"EarlyStopping(monitor=…) must be the name of a recorded value, got {monitor!r}")
+        self._monitor = monitor
+        self._sign = 1.0 if one_of("EarlyStopping", "mode", mode, ("min", "max")) == "min" else -1.0
+        self._patience = whole("EarlyStopping", "patience", patience)
+        self._min_delta = number("EarlyStopping", "min_delta", min_delta, least=0.0)
+        self._every = whole("EarlyStopping", "every", every)
+        self._best: float | None = None
+        self._count = 0
+
+    def on_exit_after_epoch(self, run: Run) -> None:
+        """Looks, and stops the run where patience is at its end."""
+        if run.epoch % self._every or not run.batch_index:
+            return
+        value = monitored("EarlyStopping", run, self._monitor)
+        if self._improves(value):
+            self._best, self._count = value, 0
+            return
+        self._count += 1
+        if self._count >= self._patience:
+            best = "there never was a number" if self._best is None else f"the best is {self._best:g}"
+            run.stop(
+                f"EarlyStopping: {self._monitor} is {value:g}, {best}, no improvement {self._count} times in a row"
+            )
+
+    def state_dict(self) -> dict[str, Any]:
+        """Returns the best value and the count."""
+        return {"best": self._best, "count": self._count}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Takes them back."""
+        self._best, self._count = state["best"], state["count"]
+
+    def _improves(self, value: float) -> bool:
+        if self._best is None:
+            return not math.isnan(value)
+        return self._sign * (self._best - value) > self._min_delta

@@ -1,0 +1,116 @@
+"""`Evaluate` observes the run: loss and metrics over held-out data, in a state of their own."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, Literal, cast
+
+from torch.utils.data import DataLoader
+
+from heptad import Detour, Plugin, PluginError, Run, evaluation
+from heptad.data import Feed
+from heptad.errors import kind
+from heptad_plugins._options import one_of, whole
+
+PLACES = ("after_epoch", "optimizer_update", "after_step")
+
+
+class Evaluate(Plugin):
+    """Records `valid/loss` and `valid/<metric>` over data that the run does not train on.
+
+    The evaluation is a state, `evaluate`, and a run of its own: no subscription hears its batches, nothing is shuffled
+    or dropped, no gradient is taken. The modes of all modules, the random generators and the place in the training data
+    are afterwards what they were, so the weights do not depend on it. An interrupt ends it at its next batch; the run
+    parks in `evaluate`, and the evaluation begins anew when the run goes on.
+
+    Costs a forward pass over the data and about a millisecond beside it. Waits for the device at the end, once a value,
+    and not between batches.
+
+    Args:
+        data: A dataset of samples, batched by `RunConfig.batch_size`; or a loader, or any re-iterable of batches.
+        metrics: By name a function `(output, batch) -> tensor`, the mean over the batch or one value a sample, meaned
+            with the weight of each batch; or an object with `update(output, target)`, `compute` and `reset`, such as
+            those of torchmetrics, for batches of `(data, target)`. It is reset before each evaluation.
+        at: When: `"after_epoch"` is when an epoch has neither an update nor a batch left, so that all of `after_epoch`
+            sees the values; or after the body of `"optimizer_update"` or `"after_step"`.
+        every: At each such epoch, update or step whose number is a multiple of this.
+        name: What the recorded values begin with, and the plugin's name: give a second one another.
+        on_error: `"detach"` lets it fail without ending the run.
+
+    Raises:
+        PluginError: For an option that is none of these; when the run is opened, for the DataLoader that the run
+            trains on, which cannot be walked twice at a time.
+        ConfigError: When the run is opened, if the data are samples and there is no `batch_size`.
+        EngineError: While evaluating, if an object's `compute` returns something else than one number.
+    """
+
+    runs_before = ("EarlyStopping", "CSVLogger", "TensorBoardLogger", "Progress", "Checkpoint")
+
+    def __init__(
+        self,
+        data: Any,
+        metrics: Mapping[str, evaluation.Metric] | None = None,
+        at: Literal["after_epoch", "optimizer_update", "after_step"] = "after_epoch",
+        every: int = 1,
+        name: str = "valid",
+        *,
+        on_error: Literal["raise", "detach"] = "raise",
+    ) -> None:
+        if not isinstance(name, str) or not name:  # pyright: ignore[reportUnnecessaryIsInstance] - for callers without a type checker
+            raise PluginError(f"Evaluate(name=…) must be a word such as 'valid', got {name!r}")
+        if isinstance(data, Iterator):
+            raise PluginError(
+                f"Evaluate(data=…) is a {kind(cast('object', data))}, which can be walked once; pass a dataset, a "
+                "DataLoader or a list of batches"
+            )
+        metrics = {} if metrics is None else metrics
+        if mistake := evaluation.metrics_mistake(metrics):
+            raise PluginError(f"Evaluate(metrics=…): {mistake}")
+        self._at = one_of("Evaluate", "at", at, PLACES)
+        self._every = whole("Evaluate", "every", every)
+        self._data = data
+        self._metrics = dict(metrics)
+        self._feed: Feed | None = None
+        self.name = name
+        self.on_error = on_error
+
+    def detours(self) -> Iterable[Detour]:
+        """Returns the state `evaluate`."""
+        if self._at != "after_epoch":
+            return [Detour("evaluate", self._at, lambda run: True, self.evaluate, every=self._every)]
+        return [Detour("evaluate", ("after_step", "optimizer_update"), self._epoch_is_over, self.evaluate)]
+
+    def open(self, run: Run) -> None:
+        """Looks at the data, of which nothing is read yet."""
+        components, config = run.parts.components, run.config
+        if self._data is components.loader and isinstance(components.loader, DataLoader):
+            raise PluginError(
+                f"Evaluate(data=…) of '{self.name}' is the DataLoader that the run trains on: walking it would move "
+                "its workers and its sampler; pass another DataLoader of the same dataset"
+            )
+        self._feed = evaluation.build_reading_feed(self._data, components, evaluation.reading_config(config))
+
+    def close(self, run: Run) -> None:
+        """Lets worker processes go."""
+        if self._feed is not None:
+            self._feed.close()
+        self._feed = None
+
+    def evaluate(self, run: Run) -> None:
+        """The body of `evaluate`: one pass over the data, then the record of all values."""
+        assert self._feed is not None
+        parts = run.parts
+        before = run.interrupted  # asked for while the run was parked here: it parks after this turn, not within it
+        values = evaluation.evaluate_feed(
+            parts.components,
+            run.config,
+            parts.device,
+            self._feed,
+            self._metrics,
+            interrupted=lambda: run.interrupted and not before,
+        )
+        for name, value in values.items():
+            run.record(f"{self.name}/{name}", value)
+
+    def _epoch_is_over(self, run: Run) -> bool:
+        return not run.update_due and not run.batches_remain and (run.epoch + 1) % self._every == 0

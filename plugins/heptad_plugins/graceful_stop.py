@@ -1,0 +1,86 @@
+"""`GracefulStop` changes the run: a signal such as SIGTERM parks it between two steps, and ends the program."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Iterable
+from types import FrameType
+from typing import Any
+
+from heptad import Plugin, PluginError, Run
+
+REFUSED = ("SIGINT", "SIGKILL", "SIGSTOP")
+
+
+class GracefulStop(Plugin):
+    """Parks the run when the process is told to end, so that every plugin's `on_park` can save what there is.
+
+    The first signal is an interrupt: the run parks at the end of the turn, never between the beginning of a step and
+    the end of its update. All plugins are told and closed; then `run()` raises `SystemExit(128 + number)`, which is 143
+    for SIGTERM. A second signal before the run has parked raises it at once, and the run has failed; one that comes
+    while `on_park` is being called changes nothing. A signal in a run's last turn lets the run finish before that.
+
+    The handlers stand for the length of `run()`; those before them are put back. Only the main thread can have signal
+    handlers: elsewhere this does nothing but a note in the log. A signal that the process ignores, as under nohup,
+    stays ignored.
+
+    Args:
+        signals: What to listen for. Not SIGINT: Ctrl-C parks a run without this plugin.
+        exit: False: `run()` returns in place of raising, `Run.parked` is the signal's name, and `run()` goes on.
+
+    Raises:
+        PluginError: If `signals` holds something that is no signal, or one that cannot be handled here.
+        SystemExit: From `run()`, as said above.
+    """
+
+    def __init__(self, signals: Iterable[signal.Signals | int] = (signal.SIGTERM,), exit: bool = True) -> None:
+        self._signals = tuple(_checked(number) for number in signals)
+        self._exit = exit
+        self._received: signal.Signals | None = None
+        self._before: dict[signal.Signals, Any] = {}
+        self._run: Run | None = None
+
+    def open(self, run: Run) -> None:
+        """Puts the handlers in."""
+        if threading.current_thread() is not threading.main_thread():
+            run.note("GracefulStop does nothing: the run is not driven by the main thread")
+            return
+        self._run, self._received = run, None
+        for number in self._signals:
+            before = signal.getsignal(number)
+            if before not in (None, signal.SIG_IGN):
+                self._before[number] = before
+                signal.signal(number, self._handle)
+
+    def close(self, run: Run) -> None:
+        """Puts back the handlers that were there; exits if a signal asked for it."""
+        while self._before:
+            signal.signal(*self._before.popitem())
+        received, self._received, self._run = self._received, None, None
+        if received is not None and self._exit and run.state != "failed":
+            raise SystemExit(128 + received)
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        """Called by Python between two instructions of the main thread, wherever that is."""
+        del frame
+        run = self._run
+        assert run is not None
+        second, self._received = self._received is not None, signal.Signals(number)
+        if run.ended:
+            return
+        if not second:
+            run.interrupt(self._received.name)
+        elif run.parked is None:
+            raise SystemExit(128 + number)
+
+
+def _checked(number: signal.Signals | int) -> signal.Signals:
+    try:
+        checked = signal.Signals(number)
+    except ValueError:
+        raise PluginError(f"GracefulStop(signals=…) takes signals such as signal.SIGTERM, got {number!r}") from None
+    if checked.name in REFUSED:
+        why = "Ctrl-C parks a run without this plugin" if checked.name == "SIGINT" else "no process can handle it"
+        raise PluginError(f"GracefulStop(signals=…) cannot take {checked.name}: {why}")
+    return checked

@@ -1,0 +1,178 @@
+"""`LRSchedule` changes the run: it steps a learning-rate scheduler after each update or each epoch."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from typing import Any, Literal
+
+from torch import Tensor
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
+
+from heptad import EngineError, Plugin, PluginError, Run
+from heptad_plugins._lookup import monitored
+from heptad_plugins._options import one_of
+from heptad_plugins._plain import from_plain, to_plain
+
+Build = Callable[[Optimizer, int], LRScheduler] | Callable[[Optimizer], LRScheduler]
+
+
+class LRSchedule(Plugin):
+    """Drives any of torch's learning-rate schedulers.
+
+    A function is called once, on exit of `before_loop`, with the run's (first) optimizer and `run.total_updates`, so a
+    warm-up and a decay end where the run ends; one that takes the optimizer alone needs no length. The schedule moves
+    only if an update was made since it last moved: on a skipped update, and in an epoch without any update, it stands
+    still.
+
+    The rate that an update (or an epoch) was made with is recorded as `"lr"`; with several parameter groups as
+    `"lr/0"`, `"lr/1"`, …. Nothing waits for the device, but for a monitored value that is still on it.
+
+    Args:
+        scheduler: A scheduler of one of the run's optimizers, or a function `(optimizer, total_updates) -> scheduler`,
+            or of the optimizer alone for a schedule that does not depend on how long the run is.
+        interval: Whether the scheduler counts updates or epochs; `total_updates` counts updates in both cases.
+        monitor: For `ReduceLROnPlateau`: the name of the recorded value that it looks at, at each interval the newest.
+
+    Raises:
+        PluginError: When built, for an option that does not fit.
+        EngineError: In the run, if its number of updates is not known, the function returns no scheduler, the scheduler
+            belongs to another optimizer, or the monitored value was never recorded.
+    """
+
+    runs_before = ("CSVLogger", "TensorBoardLogger", "Progress")
+
+    def __init__(
+        self,
+        scheduler: LRScheduler | Build,
+        interval: Literal["update", "epoch"] = "update",
+        monitor: str | None = None,
+    ) -> None:
+        one_of("LRSchedule", "interval", interval, ("update", "epoch"))
+        self._source = scheduler
+        self._interval = interval
+        self._monitor = monitor
+        self._scheduler: LRScheduler | None = None
+        self._total: int | None = None
+        self._moved_at = 0
+        self._sized = True
+        self._restored: dict[str, Any] | None = None
+        if isinstance(scheduler, LRScheduler):
+            _check_monitor(scheduler, monitor, PluginError)
+        elif callable(scheduler):
+            self._sized = _takes_length(scheduler)
+        else:
+            raise PluginError(
+                "LRSchedule takes a scheduler or a function (optimizer, total_updates) that returns one, "
+                f"got {scheduler!r}"
+            )
+
+    def on_exit_before_loop(self, run: Run) -> None:
+        """Builds the scheduler, now that there is an optimizer."""
+        if run.total_updates != 0:  # a run without updates has nothing to schedule, and no length to divide by
+            self._ready(run)
+
+    def on_exit_optimizer_update(self, run: Run) -> None:
+        """Records the rate of this update, then moves on to that of the next."""
+        if self._interval == "update":
+            self._move(run)
+
+    def on_exit_after_epoch(self, run: Run) -> None:
+        """Records the rate of this epoch, then moves on to that of the next."""
+        if self._interval == "epoch":
+            self._move(run)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Returns the scheduler's state, what it was sized by, and the update at which it last moved."""
+        if self._scheduler is None:
+            return self._restored or {}
+        scheduler = to_plain(self._scheduler.state_dict())
+        return {"scheduler": scheduler, "total_updates": self._total, "moved_at": self._moved_at}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Keeps the state until there is a scheduler to take it."""
+        self._restored = state or None
+        self._moved_at = state.get("moved_at", 0)
+        self._total = state.get("total_updates")
+
+    def _move(self, run: Run) -> None:
+        if run.update == self._moved_at:
+            return
+        scheduler = self._ready(run)
+        self._moved_at = run.update
+        groups = scheduler.optimizer.param_groups
+        for number, group in enumerate(groups):
+            run.record("lr" if len(groups) == 1 else f"lr/{number}", group["lr"])
+        if isinstance(scheduler, ReduceLROnPlateau):
+            scheduler.step(monitored("LRSchedule", run, self._monitor or ""))
+        else:
+            scheduler.step()
+
+    def _ready(self, run: Run) -> LRScheduler:
+        """Returns the scheduler: built when first asked for, and brought to where a checkpoint left it."""
+        state, self._restored = self._restored, None
+        if self._scheduler is None:
+            groups = [group for optimizer in run.optimizers for group in optimizer.param_groups]
+            kept = [_copied(group) for group in groups]
+            self._scheduler = self._build(run)
+            if state is not None:  # a new scheduler begins with writing its first rate over the one of the checkpoint
+                for group, options in zip(groups, kept, strict=True):
+                    group.update(options)
+        if state is not None:
+            # torch warns of a step before the optimizer's; after a restart it cannot know of those that were made
+            self._scheduler.optimizer.__dict__["_opt_called"] = True
+            self._scheduler.load_state_dict(from_plain(state["scheduler"]))
+        return self._scheduler
+
+    def _build(self, run: Run) -> LRScheduler:
+        scheduler = self._source
+        if not isinstance(scheduler, LRScheduler):
+            self._total = run.total_updates if self._total is None else self._total
+            if self._total is None and self._sized:
+                raise EngineError(
+                    "LRSchedule cannot size the schedule: the data have no length, so nobody knows how many updates "
+                    "there will be; give RunConfig(max_updates=…), or pass a scheduler that you have built yourself"
+                )
+            build: Any = scheduler
+            scheduler = build(run.optimizer, self._total) if self._sized else build(run.optimizer)
+            if not isinstance(scheduler, LRScheduler):  # pyright: ignore[reportUnnecessaryIsInstance] - for callers without a type checker
+                raise EngineError(f"LRSchedule: the function must return a torch scheduler, got {scheduler!r}")
+            _check_monitor(scheduler, self._monitor, EngineError)
+        if not any(scheduler.optimizer is optimizer for optimizer in run.optimizers):
+            raise EngineError(
+                f"LRSchedule: the {type(scheduler).__name__} belongs to an optimizer that is not the run's; build it "
+                "from the optimizer in Components, or pass a function (optimizer, total_updates)"
+            )
+        return scheduler
+
+
+def _takes_length(function: Callable[..., object]) -> bool:
+    """Tells whether a function takes (optimizer, total_updates) or the optimizer alone."""
+    try:
+        signature = inspect.signature(function)
+    except ValueError:
+        return True  # some callables of C have no signature; calling is the test then
+    for arguments in ((None, 1), (None,)):
+        try:
+            signature.bind(*arguments)
+        except TypeError:
+            continue
+        return len(arguments) == 2
+    raise PluginError(
+        f"LRSchedule calls its function as (optimizer, total_updates), or with the optimizer alone; got {signature}"
+    )
+
+
+def _check_monitor(scheduler: LRScheduler, monitor: str | None, error: type[EngineError]) -> None:
+    if isinstance(scheduler, ReduceLROnPlateau) == (monitor is None):
+        raise error(
+            "LRSchedule(monitor=…) names the recorded value that ReduceLROnPlateau looks at, no other scheduler does: "
+            f"got monitor={monitor!r} with a {type(scheduler).__name__}"
+        )
+
+
+def _copied(group: dict[str, Any]) -> dict[str, Any]:
+    """Returns a parameter group's options; a rate that is a tensor is written in place, so it is copied."""
+    options = {name: value for name, value in group.items() if name != "params"}
+    return {name: value.clone() if isinstance(value, Tensor) else value for name, value in options.items()}

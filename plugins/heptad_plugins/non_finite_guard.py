@@ -1,0 +1,86 @@
+"""`NonFiniteGuard` changes the run: it keeps an update with a NaN or an infinity away from the weights."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from torch.nn.utils import get_total_norm
+
+from heptad import Plugin, Run
+from heptad_plugins._lookup import held_parameters
+from heptad_plugins._options import one_of, whole
+
+
+class NonFiniteGuard(Plugin):
+    """Checks loss and gradients for NaN and infinity on entry to `optimizer_update`.
+
+    The loss is that of the window's last step, the gradients those that are about to be applied, of all parameters that
+    the optimizers hold. What the forward pass itself wrote, such as the statistics of a batch norm, is not undone.
+
+    The cost of a check is one pass over the gradients (their largest magnitude, fused), and it waits for the device
+    once. There is no delay: an update that is checked never reaches the weights. With `every=n` up to n - 1 updates go
+    by between two checks; a NaN among them is found at the next check, when it is in the weights.
+
+    Args:
+        action: `"stop"` skips the update and ends the run in order; `"skip"` skips the update; `"raise"` raises.
+        every: Check every n-th time that an update is due, skipped ones included.
+
+    Raises:
+        PluginError: When built, for an option that does not fit.
+        FloatingPointError: In the run, with `action="raise"`; it names what is not finite.
+    """
+
+    def __init__(self, action: Literal["stop", "skip", "raise"] = "stop", every: int = 1) -> None:
+        self._action = one_of("NonFiniteGuard", "action", action, ("stop", "skip", "raise"))
+        self._every = whole("NonFiniteGuard", "every", every)
+        self._count = 0
+
+    def on_enter_optimizer_update(self, run: Run) -> None:
+        """Checks, where a check is due."""
+        self._count += 1
+        if self._count % self._every:
+            return
+        gradients = [_values(p.grad) for p in held_parameters(run) if p.grad is not None]
+        largest = get_total_norm([g for g in gradients if g.numel()], norm_type=math.inf)
+        sound = torch.isfinite(largest)
+        if run.loss is not None:
+            sound = sound & torch.isfinite(run.loss).to(sound.device)
+        if not sound:  # waits for the device
+            self._act(run)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Returns how often an update was due."""
+        return {"count": self._count}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Takes it back."""
+        self._count = state["count"]
+
+    def _act(self, run: Run) -> None:
+        reason = f"NonFiniteGuard: not finite in update {run.update}: {', '.join(_not_finite(run))}"
+        if self._action == "raise":
+            raise FloatingPointError(reason)
+        run.skip_update(reason)
+        if self._action == "stop":
+            run.stop(reason)
+
+
+def _not_finite(run: Run) -> list[str]:
+    """Names the loss and the gradients that are not finite; the first few of these."""
+    names = {id(parameter): f"gradient of {name}" for name, parameter in run.network.named_parameters()}
+    found = [
+        names.get(id(parameter), f"gradient of a parameter of shape {tuple(parameter.shape)} outside of the network")
+        for parameter in held_parameters(run)
+        if parameter.grad is not None and not torch.isfinite(_values(parameter.grad)).all()
+    ]
+    more = [f"{len(found) - 5} gradients more"] if len(found) > 5 else []
+    loss = [] if run.loss is None or torch.isfinite(run.loss) else [f"loss ({run.loss.item():g})"]
+    return [*loss, *found[:5], *more]
+
+
+def _values(gradient: Tensor) -> Tensor:
+    """Returns the numbers that a gradient holds; of a sparse one those that are stored."""
+    return gradient._values() if gradient.is_sparse else gradient

@@ -1,0 +1,121 @@
+"""`TensorBoardLogger` observes the run: every recorded value, loss, learning rates and times, for TensorBoard."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from heptad import Plugin, Run
+from heptad_plugins._options import whole
+
+if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
+
+
+class TensorBoardLogger(Plugin):
+    """Writes scalars to a directory that TensorBoard reads, each at the number of complete updates.
+
+    All recorded values under their names; `loss`, the loss of the newest step; `lr`, the learning rate that the update
+    was made with, of several parameter groups `lr/0`, `lr/1`, … over all optimizers; and after each epoch
+    `time/<state>`, the share of time that the run spent in each state since the time before, parked time left out:
+    together 1. (Where
+    the log has let go of its beginning, they are the shares over what it keeps.)
+
+    What is there on exit of `after_epoch` and when `run()` returns is on disk then. A run that goes on adds to the
+    directory, and hides what a run before it wrote for later updates.
+
+    Costs about 0.1 ms a value, and after each epoch about 1 µs for each transition that the log keeps. Reading the loss
+    and values that are on a device waits for it: every `every` updates, and where there are such values.
+
+    Args:
+        directory: Where the event files go; it is made.
+        every: Updates between two of the loss and the learning rates.
+        on_error: `"detach"` lets it fail without ending the run.
+
+    Raises:
+        PluginError: If `every` is not a whole number from 1 on.
+        ImportError: If tensorboard is not installed; it names the extra.
+    """
+
+    runs_after = ("Evaluate", "Throughput", "GradientClipping", "LRSchedule", "EMA", "NonFiniteGuard", "EarlyStopping")
+
+    def __init__(
+        self,
+        directory: str | os.PathLike[str],
+        every: int = 1,
+        *,
+        on_error: Literal["raise", "detach"] = "raise",
+    ) -> None:
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+        except ImportError as error:
+            raise ImportError("TensorBoardLogger needs tensorboard: pip install 'heptad[tensorboard]'") from error
+        self.on_error = on_error
+        self._build = SummaryWriter
+        self._directory = str(Path(directory).absolute())
+        self._every = whole("TensorBoardLogger", "every", every)
+        self._writer: SummaryWriter | None = None
+        self._seen = 0
+        self._rates: dict[str, float] = {}
+        self._spent: Mapping[str, int] = {}
+
+    def open(self, run: Run) -> None:
+        """Opens a file of events."""
+        self._writer = self._build(self._directory, purge_step=run.update + 1 if run.step else None)
+
+    def close(self, run: Run) -> None:
+        """Writes what is left and closes the file."""
+        if self._writer is not None:
+            try:
+                self._write(run)
+            finally:
+                self._writer.close()
+                self._writer = None
+
+    def on_enter_optimizer_update(self, run: Run) -> None:
+        """Reads the learning rates; after the update they may be those of the next one."""
+        if (run.update + 1) % self._every == 0:
+            groups = [group for optimizer in run.optimizers for group in optimizer.param_groups]
+            names = ["lr"] if len(groups) == 1 else [f"lr/{number}" for number in range(len(groups))]
+            self._rates = {name: float(group["lr"]) for name, group in zip(names, groups, strict=True)}
+
+    def on_exit_optimizer_update(self, run: Run) -> None:
+        """Writes the values since the last time, the loss and the learning rates."""
+        scalars: dict[str, float] = {}
+        if run.update % self._every == 0 and not run.update_skipped:
+            scalars = dict(self._rates) if run.loss is None else {"loss": run.loss.item(), **self._rates}
+        self._write(run, scalars)
+
+    def on_exit_evaluate(self, run: Run) -> None:
+        """Writes the values since the last time."""
+        self._write(run)
+
+    def on_exit_after_epoch(self, run: Run) -> None:
+        """Writes the values since the last time and the shares of time, and lets all of it reach the disk."""
+        spent = {state: stay.total_ns for state, stay in run.log.durations().items()}
+        before: Mapping[str, int] = {} if len(run.log) and run.log[0].seq else self._spent
+        since = {state: total - before.get(state, 0) for state, total in spent.items()}
+        whole_time = max(sum(since.values()), 1)
+        self._spent = spent
+        self._write(run, {f"time/{state}": part / whole_time for state, part in since.items()})
+        if self._writer is not None:
+            self._writer.flush()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Returns how many recorded values were taken, so that a resumed run writes none of them again."""
+        return {"seen": self._seen}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Goes on from there."""
+        self._seen = state["seen"]
+
+    def _write(self, run: Run, scalars: Mapping[str, float] | None = None) -> None:
+        if self._writer is None:
+            return
+        for value in run.records(self._seen):
+            self._writer.add_scalar(value.name, value.value, value.update)
+            self._seen += 1
+        for name, number in (scalars or {}).items():
+            self._writer.add_scalar(name, number, run.update)

@@ -1,0 +1,88 @@
+"""`Throughput` observes the run: steps, samples and updates a second, and the share of time spent waiting for data."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from heptad import Plugin, Run
+from heptad_plugins._options import whole
+from heptad_plugins._stopwatch import Stopwatch
+
+
+class Throughput(Plugin):
+    """Records on exit of `after_epoch` how fast the epoch went.
+
+    `steps_per_second`, `samples_per_second` and `updates_per_second` are over all that happens between entry to
+    `before_epoch` and exit of `after_epoch`, evaluations and checkpoints too. `data_wait_share` is the part of that
+    time, from 0 to 1, spent in `before_step`: waiting for the data and placing it. Time in which the run is parked is
+    left out (driven by `advance()`, the pauses between turns are not).
+
+    Costs two calls a step. Waits for no device: where work is queued on one, the time in which it is done counts for
+    whatever waits for it next.
+
+    Args:
+        every: Epochs between two records; the figures are over all of these.
+        on_error: `"detach"` lets it fail without ending the run.
+
+    Raises:
+        PluginError: If `every` is not a whole number from 1 on.
+    """
+
+    runs_before = ("EarlyStopping", "CSVLogger", "TensorBoardLogger", "Progress", "Checkpoint")
+
+    def __init__(self, every: int = 1, *, on_error: Literal["raise", "detach"] = "raise") -> None:
+        self.on_error = on_error
+        self._every = whole("Throughput", "every", every)
+        self._all, self._waiting = Stopwatch(), Stopwatch()
+        self._began: tuple[int, int, int] | None = None
+        """Steps, samples and updates that were complete when measuring began; `None` between two spans."""
+
+    def open(self, run: Run) -> None:
+        """Lets the clocks go on; in a run that was resumed in mid-epoch, measuring begins here."""
+        if run.step and self._began is None:
+            self._begin(run)
+        if self._began is not None:
+            self._all.start()
+        if run.state == "before_step":
+            self._waiting.start()
+
+    def on_park(self, run: Run) -> None:
+        """Halts the clocks: what other plugins do now is parked time."""
+        self._all.stop()
+        self._waiting.stop()
+
+    def close(self, run: Run) -> None:
+        """Halts the clocks."""
+        self._all.stop()
+        self._waiting.stop()
+
+    def on_enter_before_epoch(self, run: Run) -> None:
+        """Begins to measure, unless the span holds several epochs and this is not its first."""
+        if self._began is None:
+            self._begin(run)
+
+    def on_enter_before_step(self, run: Run) -> None:
+        """Waiting begins."""
+        self._waiting.start()
+
+    def on_exit_before_step(self, run: Run) -> None:
+        """Waiting ends."""
+        self._waiting.stop()
+
+    def on_exit_after_epoch(self, run: Run) -> None:
+        """Records the figures, at an epoch whose number is a multiple of `every`."""
+        if self._began is None or run.epoch % self._every:
+            return
+        seconds = max(self._all.read(), 1e-9)
+        now = (run.step, run.samples, run.update)
+        for name, after, before in zip(("steps", "samples", "updates"), now, self._began, strict=True):
+            run.record(f"{name}_per_second", (after - before) / seconds)
+        run.record("data_wait_share", self._waiting.read() / seconds)
+        self._began = None
+
+    def _begin(self, run: Run) -> None:
+        self._began = (run.step, run.samples, run.update)
+        for watch in (self._all, self._waiting):
+            watch.stop()
+            watch.put(0.0)
+        self._all.start()

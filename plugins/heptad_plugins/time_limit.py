@@ -1,0 +1,69 @@
+"""`TimeLimit` changes the run: ends or parks it once it has been driven for so many seconds."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from heptad import Plugin, Run
+from heptad_plugins._options import number, one_of
+from heptad_plugins._stopwatch import Stopwatch
+
+
+class TimeLimit(Plugin):
+    """Stops or interrupts the run when its time is up.
+
+    The clock is read on exit of `after_step`, `optimizer_update` and `evaluate`, so the limit is kept to within a step
+    or an evaluation. Time in which the run is parked does not count (driven by `advance()`, the pauses between turns
+    do). What was used is part of the plugin's state: a resumed run has what is left.
+
+    Args:
+        seconds: Seconds that the run may be driven for.
+        action: `"stop"` ends the run in order when the open window closes. `"interrupt"` parks it; every time that it
+            goes on, now or from a checkpoint taken there, it has the full time again.
+
+    Raises:
+        PluginError: If `seconds` is not a number above 0, or `action` is another word.
+    """
+
+    def __init__(self, seconds: float, action: Literal["stop", "interrupt"] = "stop") -> None:
+        self._seconds = number("TimeLimit", "seconds", seconds, above=0)
+        self._action = one_of("TimeLimit", "action", action, ("stop", "interrupt"))
+        self._watch = Stopwatch()
+        self._stopped = False
+
+    def open(self, run: Run) -> None:
+        """Lets the clock go on."""
+        self._watch.start()
+
+    def on_park(self, run: Run) -> None:
+        """Halts the clock; saving a checkpoint is parked time."""
+        self._watch.stop()
+
+    def close(self, run: Run) -> None:
+        """Halts the clock."""
+        self._watch.stop()
+
+    def on_exit_after_step(self, run: Run) -> None:
+        """Looks at the clock, and acts once the time is up."""
+        self._watch.start()  # after an interrupt under advance(), which opens nothing again
+        if self._stopped or (spent := self._watch.read()) < self._seconds:
+            return
+        reason = f"TimeLimit: the run was driven for {spent:.4g} s of {self._seconds:g} s"
+        if self._action == "stop":
+            self._stopped = True
+            run.stop(reason)
+        else:
+            self._watch.put(0.0)
+            run.interrupt(reason)
+
+    on_exit_optimizer_update = on_exit_after_step
+    on_exit_evaluate = on_exit_after_step
+
+    def state_dict(self) -> dict[str, Any]:
+        """Returns the seconds used, and whether the run was stopped for it."""
+        return {"seconds": self._watch.read(), "stopped": self._stopped}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Goes on from there."""
+        self._watch.put(state["seconds"])
+        self._stopped = state["stopped"]

@@ -1,0 +1,120 @@
+"""`EarlyStopping`: it looks once an epoch, and its count is state."""
+
+import math
+
+import pytest
+
+from builders import Side, batches, small_engine
+from heptad import Detour, EngineError, PluginError
+from heptad.testing import check_plugin
+from heptad_plugins.early_stopping import EarlyStopping
+from heptad_plugins.evaluate import Evaluate
+from rebirth import Reborn
+
+NAN = math.nan
+
+
+def epochs_run(values, make, step=None):
+    """Returns how many epochs a run makes whose value of `error` in each epoch is given, and why it ended."""
+    plugin = make() if step is None else Reborn(make, step)
+    engine = small_engine(1, [plugin], epochs=len(values))
+    engine.on_exit("after_step")(lambda run: run.record("error", values[run.epoch]))
+    run = engine.run()
+    return run.epoch, run.reason
+
+
+@pytest.mark.parametrize(
+    ("options", "values", "epochs"),
+    [
+        ({}, [3, 2, 1, 1, 1, 1, 1, 1], 6),
+        ({}, [3, 3, 3, 2, 2, 2, 1, 1], 8),
+        ({"patience": 1}, [3, 2, 2, 1], 3),
+        ({"patience": 2, "mode": "max"}, [1, 2, 1, 1, 3], 4),
+        ({"patience": 2, "mode": "max"}, [3, 2, 1, 4], 3),
+        ({"patience": 2, "min_delta": 0.5}, [3, 2.6, 2.5, 0], 3),
+        ({"patience": 2, "min_delta": 0.5}, [3, 2.6, 2.4, 2.4, 0], 5),
+        ({"patience": 2}, [3, NAN, 2, NAN, NAN, 1], 5),
+        ({"patience": 2}, [NAN, NAN, 1], 2),
+        ({"patience": 2}, [NAN, 5, 4, 3], 4),
+        ({"patience": 2, "every": 2}, [9, 3, 0, 3, 0, 3, 0, 0], 6),
+    ],
+)
+def test_stops_after_so_many_looks_without_improvement(options, values, epochs):
+    """The count begins anew at each improvement; NaN is none."""
+    assert epochs_run(values, lambda: EarlyStopping("error", **options))[0] == epochs
+
+
+def test_the_reason_says_values():
+    """It stands in `run.reason`."""
+    assert epochs_run([1.5, 2.25, 3.75], lambda: EarlyStopping("error", patience=2)) == (
+        3,
+        "EarlyStopping: error is 3.75, the best is 1.5, no improvement 2 times in a row",
+    )
+
+
+def test_a_run_that_never_had_a_number_says_so():
+    """Nothing is formatted as the best value."""
+    reason = epochs_run([NAN, NAN, NAN], lambda: EarlyStopping("error", patience=2))[1]
+    assert reason == "EarlyStopping: error is nan, there never was a number, no improvement 2 times in a row"
+
+
+def test_sees_the_value_of_the_epoch_that_is_just_complete():
+    """An evaluation at the end of the epoch stands before it, whatever the order of the list."""
+    values = iter([3.0, 4.0, 4.0, 4.0])
+    record = Detour("evaluate", "optimizer_update", lambda run: True, lambda run: run.record("error", next(values)))
+    run = small_engine(1, [EarlyStopping("error", patience=2), Side(record)], epochs=4).run()
+    assert run.epoch == 3
+
+
+def test_works_on_what_evaluate_records_at_the_end_of_every_other_epoch():
+    """`every` says how rarely there is a value."""
+    valid = Evaluate(batches(2), every=2)
+    plugins = [EarlyStopping("valid/loss", every=2, patience=1, min_delta=1e9), valid]
+    assert small_engine(1, plugins, epochs=9).run().epoch == 4
+
+
+def test_a_monitor_that_was_never_recorded_is_an_error_that_names_what_was():
+    """The message has the missing name and the recorded ones."""
+    engine = small_engine(2, [EarlyStopping("valid/los")])
+    engine.on_exit("after_step")(lambda run: run.record("valid/loss", 1.0))
+    with pytest.raises(EngineError, match=r"EarlyStopping\(monitor='valid/los'\).*recorded so far: 'valid/loss'"):
+        engine.run()
+
+
+def test_passes_over_an_epoch_without_a_step():
+    """Where the data cannot fill a window, there is nothing to look at, and nothing that is missing."""
+    engine = small_engine(1, [EarlyStopping("error", patience=1)], epochs=3, accumulation=2, remainder="drop")
+    run = engine.run()
+    assert (run.epoch, run.step, run.reason) == (3, 0, "epochs=3 complete")
+
+
+@pytest.mark.parametrize("step", range(8))
+@pytest.mark.parametrize("mode", ["min", "max"])
+def test_built_anew_from_its_state_it_stops_where_the_unbroken_run_does(step, mode):
+    """Best value and count are state."""
+    sign = 1 if mode == "min" else -1
+    values = [sign * value for value in [5, 4, 4.5, NAN, 3, 3, 3.5, 4, 1]]
+    assert epochs_run(values, lambda: EarlyStopping("error", mode), step)[0] == 8
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"monitor": ""},
+        {"monitor": 3},
+        {"monitor": "loss", "mode": "lower"},
+        {"monitor": "loss", "patience": 0},
+        {"monitor": "loss", "patience": 1.0},
+        {"monitor": "loss", "min_delta": -0.1},
+        {"monitor": "loss", "every": 0},
+    ],
+)
+def test_bad_options_are_refused_when_it_is_built(options):
+    """The message names the option."""
+    with pytest.raises(PluginError, match=rf"EarlyStopping\({list(options)[-1]}=…\)"):
+        EarlyStopping(**options)
+
+
+def test_passes_the_conformance_kit():
+    """Parked, rebuilt and restored anywhere, on every path."""
+    check_plugin(lambda: EarlyStopping("valid/loss", patience=1))

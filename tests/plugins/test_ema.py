@@ -1,0 +1,292 @@
+"""`EMA`: torch's average, seen by evaluations and by nothing else."""
+
+import pytest
+import torch
+from torch import nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from builders import Side, batches, equal, small_engine, small_network, weights
+from heptad import Components, Detour, Engine, EngineError, Plugin, PluginError, RunConfig
+from heptad.testing import check_plugin
+from heptad_plugins.ema import EMA
+from heptad_plugins.evaluate import Evaluate
+from rebirth import Reborn, through_json
+
+
+def normed_network():
+    """Returns a network with parameters, averages of batch norm, a count, indices, and a buffer that is not saved."""
+    torch.manual_seed(1)
+    network = nn.Sequential(nn.Linear(4, 5), nn.BatchNorm1d(5), nn.Linear(5, 3))
+    network.register_buffer("indices", torch.arange(1000))
+    network.register_buffer("mask", torch.tensor([True, False]))
+    network.register_buffer("scale", torch.ones(2), persistent=False)
+    return network
+
+
+def tensors(network):
+    """Returns copies of all parameters and buffers by name."""
+    return {name: t.detach().clone() for name, t in [*network.named_parameters(), *network.named_buffers()]}
+
+
+def same(one, other):
+    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+def evaluation(look, after="after_epoch"):
+    """Returns a plugin that adds a state `evaluate` in which `look` is called with the run."""
+    return Side(Detour("evaluate", after, lambda run: True, look))
+
+
+class Skip(Plugin):
+    """Skips the updates of these numbers, counted from 0 over all that are due."""
+
+    def __init__(self, *numbers):
+        self.numbers, self.due = numbers, 0
+
+    def on_enter_optimizer_update(self, run):
+        if self.due in self.numbers:
+            run.skip_update("Skip: planned")
+        self.due += 1
+
+
+@pytest.mark.parametrize("accumulation", [1, 3])
+@pytest.mark.parametrize("decay", [0.0, 0.9, 0.999])
+def test_the_average_is_torchs_own(decay, accumulation):
+    """Parameters and buffers are those of an `AveragedModel` that is updated after each update, bit for bit."""
+    engine = small_engine(6, [plugin := EMA(decay)], network=normed_network(), epochs=2, accumulation=accumulation)
+    averaged = AveragedModel(normed_network(), multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=True)
+    engine.on_exit("optimizer_update")(lambda run: averaged.update_parameters(run.network))
+    engine.run()
+    mine, theirs = tensors(plugin.network), tensors(averaged.module)
+    whole = {name for name, tensor in mine.items() if not tensor.is_floating_point()}
+    assert whole == {"1.num_batches_tracked", "indices", "mask"}
+    assert all(torch.equal(mine[name], theirs[name]) for name in mine.keys() - whole)
+
+
+def test_whole_numbers_and_truth_values_are_those_of_the_network():
+    """Their mean would be rounded down: an index of the network would become another one."""
+    engine = small_engine(6, [plugin := EMA(0.9)], network=normed_network())
+    run = engine.run()
+    mine, theirs = tensors(plugin.network), tensors(run.network)
+    for name in ("1.num_batches_tracked", "indices", "mask"):
+        assert torch.equal(mine[name], theirs[name])
+
+
+def test_the_trained_weights_are_the_same_with_and_without_it():
+    """Bit for bit, also where it is swapped in after every step, in the middle of windows."""
+    look = lambda run: run.network(torch.ones(2, 4))  # noqa: E731
+    plain = small_engine(5, network=normed_network(), epochs=2, accumulation=3).run()
+    engine = small_engine(5, [EMA(0.9)], network=normed_network(), epochs=2, accumulation=3)
+    assert same(tensors(engine.run().network), tensors(plain.network))
+
+    class Eval(Side):
+        def on_enter_evaluate(self, run):
+            run.network.eval()
+
+        def on_exit_evaluate(self, run):
+            run.network.train()
+
+    swaps = Eval(Detour("evaluate", ("after_step", "optimizer_update"), lambda run: True, look))
+    engine = small_engine(5, [EMA(0.9), swaps], network=normed_network(), epochs=2, accumulation=3)
+    run = engine.run()
+    assert run.log.counts()["evaluate"] == 16
+    assert same(tensors(run.network), tensors(plain.network))
+
+
+def test_an_evaluation_sees_the_average_and_what_follows_sees_the_weights():
+    """In `evaluate` the network holds the values of the average, on its exit its own again."""
+    seen, network, plugin = [], normed_network(), EMA(0.9)
+    engine = small_engine(
+        4, [plugin, evaluation(lambda run: seen.append(tensors(run.network)), "optimizer_update")], network=network
+    )
+    averages, trained, after = [], [], []
+
+    @engine.on_exit("optimizer_update")
+    def before(run):
+        averages.append(tensors(plugin.network))
+        trained.append(tensors(run.network))
+
+    engine.on_exit("evaluate")(lambda run: after.append(tensors(run.network)))
+    engine.run()
+    assert len(seen) == 4
+    assert all(same(a, b) for a, b in zip(seen, averages, strict=True))
+    assert all(same(a, b) for a, b in zip(after, trained, strict=True))
+    assert not any(torch.equal(a["0.weight"], b["0.weight"]) for a, b in zip(averages[1:], trained[1:], strict=True))
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_evaluate_measures_the_average(order):
+    """`valid/loss` is the loss of the averaged network, whatever the order of the list."""
+    plugin = EMA(0.9)
+    run = small_engine(4, [Evaluate(batches(2), name="valid"), plugin][::order]).run()
+    losses = [nn.CrossEntropyLoss()(plugin.network(data), target).item() for data, target in batches(2)]
+    assert run.metrics["valid/loss"] == pytest.approx(sum(losses) / 2, rel=1e-6)
+    assert not equal(weights(run.network), weights(plugin.network))
+
+
+def test_tensors_stay_where_they_are():
+    """Values are exchanged, not tensors: optimizers, views and compiled code keep what they hold."""
+    network = normed_network()
+    places = lambda: [t.data_ptr() for t in [*network.parameters(), *network.buffers()]]  # noqa: E731
+    seen, before = [], places()
+    small_engine(2, [EMA(0.9), evaluation(lambda run: seen.append(places()))], network=network).run()
+    assert [*seen, places()] == [before] * 2
+
+
+def test_stands_still_on_a_skipped_update():
+    """The average is that of the updates that were made, also where the very first is skipped."""
+    engine = small_engine(6, [Skip(0, 3), plugin := EMA(0.9)])
+    averaged = AveragedModel(small_network(), multi_avg_fn=get_ema_multi_avg_fn(0.9), use_buffers=True)
+    engine.on_exit("optimizer_update", when=lambda run: not run.update_skipped)(
+        lambda run: averaged.update_parameters(run.network)
+    )
+    assert engine.run().update == 4
+    assert equal(weights(plugin.network), weights(averaged.module))
+
+
+def test_an_evaluation_that_fails_leaves_the_trained_weights():
+    """`close` puts them back."""
+    expected = weights(small_engine(4).run().network)
+    network = small_network()
+    plugins = [EMA(0.9), evaluation(lambda run: 1 / 0)]
+    with pytest.raises(ZeroDivisionError):
+        small_engine(4, plugins, network=network).run()
+    assert equal(weights(network), expected)
+
+
+@pytest.mark.parametrize("turn", ["advance", "run"])
+def test_a_failing_evaluation_leaves_the_trained_weights_however_it_is_driven(turn):
+    """A turn at a time too."""
+    expected, network = weights(small_engine(4).run().network), small_network()
+    engine = small_engine(4, [EMA(0.9), evaluation(lambda run: 1 / 0)], network=network)
+    with pytest.raises(ZeroDivisionError):
+        while True:
+            getattr(engine, turn)()
+    assert equal(weights(network), expected)
+
+
+class Checkpoint(Plugin):
+    """Looks at the network where a checkpoint would."""
+
+    def __init__(self):
+        self.seen = []
+
+    def on_park(self, run):
+        self.seen.append(weights(run.network))
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_an_interrupt_that_parks_in_an_evaluation_finds_the_trained_weights(order):
+    """A checkpoint taken there holds them; when the run goes on, the evaluation sees the average again."""
+    expected = weights(small_engine(4).run().network)
+    average = EMA(0.9)
+    small_engine(4, [average]).run()
+    checkpoint, network, seen = Checkpoint(), small_network(), []
+    data = batches(3)
+
+    class Valid:
+        def __iter__(self):
+            seen.append(weights(network))
+            for batch in data:
+                if len(seen) == 1:
+                    engine.current.interrupt("asked by the test")
+                yield batch
+
+    plugins = [checkpoint, Evaluate(Valid()), EMA(0.9)][::order]
+    engine = small_engine(4, plugins, network=network)
+    run = engine.run()
+    assert (run.state, run.parked) == ("evaluate", "asked by the test")
+    assert equal(weights(network), expected)
+    assert len(checkpoint.seen) == 1
+    assert equal(checkpoint.seen[0], expected)
+    assert engine.run().state == "finished"
+    assert len(seen) == 2
+    assert all(equal(one, weights(average.network)) for one in seen)
+    assert equal(weights(network), expected)
+
+
+def test_a_run_parked_on_entry_to_an_evaluation_finds_the_trained_weights_and_goes_on_with_the_average():
+    """`close` swaps out, `open` swaps in."""
+    expected, seen, network, plugin = weights(small_engine(4).run().network), [], small_network(), EMA(0.9)
+    engine = small_engine(4, [plugin, evaluation(lambda run: seen.append(weights(run.network)))], network=network)
+    engine.run(until="evaluate")
+    assert equal(weights(network), expected)
+    engine.run()
+    assert len(seen) == 1
+    assert equal(seen[0], weights(plugin.network))
+    assert equal(weights(network), expected)
+
+
+def test_a_turn_at_a_time_the_network_holds_the_average_in_an_evaluation():
+    """And `plugin.network` the trained weights; `Engine.close` puts both back."""
+    expected, network, plugin = weights(small_engine(4).run().network), small_network(), EMA(0.9)
+    engine = small_engine(4, [plugin, evaluation(lambda run: None)], network=network)
+    while engine.advance().dest != "evaluate":
+        pass
+    average = weights(network)
+    assert not equal(average, expected)
+    assert equal(weights(plugin.network), expected)
+    assert equal(list(plugin.state_dict()["tensors"].values()), average)
+    engine.close()
+    assert equal(weights(network), expected)
+    assert equal(weights(plugin.network), average)
+
+
+def test_begins_with_the_weights_that_before_loop_leaves():
+    """Initialised by the engine and placed; in evaluation mode and without gradients."""
+    network, plugin = small_network(), EMA(0.9)
+    components = Components(
+        network=network,
+        loader=batches(2),
+        criterion=nn.CrossEntropyLoss(),
+        optimizer=lambda network: torch.optim.SGD(network.parameters(), lr=0.1),
+        init_weights=lambda network: nn.init.constant_(network.weight, 0.5),
+    )
+    run = Engine(components, RunConfig(epochs=0), [plugin]).run()
+    assert equal(weights(plugin.network), weights(run.network))
+    assert bool((plugin.network.weight == 0.5).all())
+    assert not plugin.network.training
+    assert not any(parameter.requires_grad for parameter in plugin.network.parameters())
+
+
+@pytest.mark.parametrize("step", range(0, 12))
+def test_built_anew_from_its_state_it_goes_on_as_if_nothing_had_been(step):
+    """Average and trained weights are those of the unbroken run, wherever it is rebuilt; evaluated or not."""
+    config = {"epochs": 2, "accumulation": 3}
+    engine = small_engine(5, [plugin := EMA(0.9)], network=normed_network(), **config)
+    expected = tensors(engine.run().network)
+    reborn = Reborn(lambda: EMA(0.9), step)
+    engine = small_engine(5, [reborn, evaluation(lambda run: None)], network=normed_network(), **config)
+    assert same(tensors(engine.run().network), expected)
+    assert same(tensors(reborn.inner.network), tensors(plugin.network))
+
+
+def test_its_state_holds_all_tensors_and_the_count():
+    """Those too that a network's own state_dict leaves out."""
+    engine = small_engine(5, [plugin := EMA(0.9)], network=normed_network())
+    engine.run()
+    state = through_json(plugin.state_dict())
+    assert state["n_averaged"] == 5
+    assert same(state["tensors"], tensors(plugin.network))
+    assert "scale" in state["tensors"]
+
+
+def test_the_state_of_another_network_is_an_error():
+    """It names what differs."""
+    small_engine(2, [one := EMA(0.9)]).run()
+    other = EMA(0.9)
+    other.load_state_dict(one.state_dict())
+    with pytest.raises(EngineError, match=r"another network.*0\.weight"):
+        small_engine(2, [other], network=normed_network()).run()
+
+
+@pytest.mark.parametrize("decay", [1.0, 1.5, -0.1, float("nan"), "0.9", True, None])
+def test_bad_options_are_refused_when_it_is_built(decay):
+    """From 0 on and below 1."""
+    with pytest.raises(PluginError, match=r"EMA\(decay=…\)"):
+        EMA(decay)
+
+
+def test_passes_the_conformance_kit():
+    """Parked, rebuilt and restored anywhere, on every path."""
+    check_plugin(lambda: EMA(0.9))

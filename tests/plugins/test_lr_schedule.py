@@ -1,0 +1,293 @@
+"""`LRSchedule`: torch's schedules, sized by the run, standing still where no update is made."""
+
+import pytest
+import torch
+from torch import nn
+from torch.optim import lr_scheduler as schedulers
+
+from builders import Unsized, batches, equal, small_engine, small_network, weights
+from heptad import Components, Engine, EngineError, Plugin, PluginError, RunConfig
+from heptad.testing import check_plugin
+from heptad_plugins.lr_schedule import LRSchedule
+from rebirth import Reborn
+
+
+def one_cycle(optimizer, total):
+    return schedulers.OneCycleLR(optimizer, max_lr=1.0, total_steps=total)
+
+
+def warm_up_and_cosine(optimizer, total):
+    warm_up = schedulers.LinearLR(optimizer, 0.1, total_iters=2)
+    return schedulers.SequentialLR(optimizer, [warm_up, schedulers.CosineAnnealingLR(optimizer, total - 2)], [2])
+
+
+def line_to_zero(optimizer, total):
+    return schedulers.LambdaLR(optimizer, lambda update: 1 - update / total)
+
+
+def steps(optimizer, total):
+    return schedulers.MultiStepLR(optimizer, [2, 4, 5])
+
+
+def chain(optimizer, total):
+    return schedulers.ChainedScheduler(
+        [schedulers.LinearLR(optimizer, 0.1, total_iters=3), schedulers.ExponentialLR(optimizer, 0.9)]
+    )
+
+
+def cyclic(optimizer, total):
+    return schedulers.CyclicLR(optimizer, 0.01, 0.2, step_size_up=2)
+
+
+EACH = [one_cycle, warm_up_and_cosine, line_to_zero, steps, chain, cyclic]
+
+
+def textbook(build, total, moves=None):
+    """Returns torch's own rates for `total` updates, and the rate after the last."""
+    optimizer = torch.optim.SGD(small_network().parameters(), lr=0.1, momentum=0.9)
+    scheduler = build(optimizer, total if moves is None else moves)
+    rates = []
+    for _ in range(total):
+        rates.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        scheduler.step()
+    return rates, optimizer.param_groups[0]["lr"]
+
+
+class Skip(Plugin):
+    """Skips the updates of these numbers, counted from 0 over all that are due."""
+
+    def __init__(self, *numbers):
+        self.numbers, self.due = numbers, 0
+
+    def on_enter_optimizer_update(self, run):
+        if self.due in self.numbers:
+            run.skip_update("Skip: planned")
+        self.due += 1
+
+
+@pytest.mark.parametrize("build", EACH)
+@pytest.mark.parametrize(
+    ("config", "updates"),
+    [
+        ({"epochs": 2}, 14),
+        ({"epochs": 3, "accumulation": 3}, 9),
+        ({"epochs": 3, "accumulation": 3, "remainder": "flush"}, 9),
+        ({"epochs": 3, "accumulation": 3, "remainder": "drop"}, 6),
+        ({"max_updates": 5, "accumulation": 3}, 5),
+    ],
+)
+def test_gives_the_rates_of_the_textbook_loop_and_ends_where_the_run_ends(build, config, updates):
+    """Each update's rate, and the one behind the last, are torch's own for that many updates."""
+    engine = small_engine(7, [LRSchedule(build)], **config)
+    run = engine.run()
+    assert run.update == updates
+    assert (run.history("lr"), run.optimizer.param_groups[0]["lr"]) == textbook(build, updates)
+
+
+def test_a_one_cycle_makes_its_last_update_at_its_lowest_rate():
+    """The run is exactly as long as the schedule: neither is the end cut off, nor does it come too early."""
+    rates = small_engine(7, [LRSchedule(one_cycle)], epochs=3, accumulation=3).run().history("lr")
+    assert min(rates) == rates[-1] == pytest.approx(1.0 / 25 / 1e4)
+    assert max(rates) == pytest.approx(1.0, rel=0.1)
+
+
+def test_takes_a_scheduler_that_is_built_already():
+    """Its optimizer is the run's; nobody needs to know how long the run is."""
+    network = small_network()
+    optimizer = torch.optim.SGD(network.parameters(), lr=0.1)
+    components = Components(
+        network=network, loader=Unsized(batches(3)), criterion=nn.CrossEntropyLoss(), optimizer=optimizer
+    )
+    plugin = LRSchedule(schedulers.ExponentialLR(optimizer, 0.5))
+    run = Engine(components, RunConfig(epochs=1), [plugin]).run()
+    assert run.history("lr") == [0.1, 0.05, 0.025]
+
+
+def test_interval_epoch_moves_once_an_epoch():
+    """One value an epoch, while `total_updates` counts updates."""
+    given = []
+
+    def build(optimizer, total):
+        given.append(total)
+        return schedulers.ExponentialLR(optimizer, 0.5)
+
+    run = small_engine(4, [LRSchedule(build, interval="epoch")], epochs=3).run()
+    assert given == [12]
+    assert run.history("lr") == [0.1, 0.05, 0.025]
+    assert [record.update for record in run.records() if record.name == "lr"] == [4, 8, 12]
+
+
+def test_several_groups_are_recorded_by_number():
+    """`lr/0`, `lr/1`, …, and no `lr`."""
+    network = small_network()
+    groups = [{"params": [network.weight], "lr": 0.1}, {"params": [network.bias], "lr": 0.4}]
+    components = Components(
+        network=network, loader=batches(2), criterion=nn.CrossEntropyLoss(), optimizer=torch.optim.SGD(groups)
+    )
+    run = Engine(components, RunConfig(epochs=1), [LRSchedule(lambda o, n: schedulers.ExponentialLR(o, 0.5))]).run()
+    assert (run.history("lr/0"), run.history("lr/1"), run.history("lr")) == ([0.1, 0.05], [0.4, 0.2], [])
+
+
+def test_stands_still_on_a_skipped_update():
+    """The rates are those of the updates that were made, also where the very first is skipped."""
+    run = small_engine(6, [Skip(0, 3), LRSchedule(line_to_zero)]).run()
+    assert run.update == 4
+    assert run.history("lr") == textbook(line_to_zero, 4, moves=6)[0]
+
+
+def test_stands_still_in_an_epoch_without_an_update():
+    """No rate is recorded for it, and torch has nothing to warn of."""
+    plugin = LRSchedule(lambda o, n: schedulers.ExponentialLR(o, 0.5), interval="epoch")
+    run = small_engine(2, [Skip(0, 1), plugin], epochs=3).run()
+    assert run.history("lr") == [0.1, 0.05]
+
+
+def test_a_run_without_updates_asks_for_no_schedule():
+    """A schedule of length 0 would divide by it; none is built."""
+    assert small_engine(3, [LRSchedule(line_to_zero)], max_updates=0).run().state == "finished"
+
+
+@pytest.mark.parametrize("interval", ["epoch", "update"])
+def test_reduce_on_plateau_looks_at_the_newest_recorded_value(interval):
+    """The rates are those that torch's scheduler gives for the same values."""
+    values = [3.0, 2.0, 2.5, 2.5, 2.5, 1.0, 1.5, 1.5]
+    optimizer = torch.optim.SGD(small_network().parameters(), lr=0.1)
+    expected, scheduler = [], schedulers.ReduceLROnPlateau(optimizer, patience=1)
+    for value in values:
+        expected.append(optimizer.param_groups[0]["lr"])
+        scheduler.step(value)
+    plugin = LRSchedule(lambda o, n: schedulers.ReduceLROnPlateau(o, patience=1), interval, monitor="error")
+    engine = small_engine(1, [plugin], epochs=len(values))
+    engine.on_enter("optimizer_update")(lambda run: run.record("error", values[run.epoch]))
+    assert engine.run().history("lr") == expected
+
+
+def test_a_monitor_that_was_never_recorded_is_an_error_that_names_what_was():
+    """The message has the missing name and the recorded ones."""
+    plugin = LRSchedule(lambda o, n: schedulers.ReduceLROnPlateau(o), "epoch", monitor="valid/los")
+    engine = small_engine(2, [plugin])
+    engine.on_exit("after_step")(lambda run: run.record("valid/loss", 1.0))
+    with pytest.raises(EngineError, match=r"'valid/los'.*'valid/loss'"):
+        engine.run()
+
+
+def test_an_unknown_number_of_updates_is_an_error_that_says_what_to_do():
+    """Data without a length and no `max_updates`."""
+    with pytest.raises(EngineError, match="max_updates"):
+        small_engine(Unsized(batches(3)), [LRSchedule(one_cycle)]).run()
+
+
+def test_a_scheduler_of_another_optimizer_is_an_error():
+    """It would move the rate of nothing."""
+    other = torch.optim.SGD(small_network().parameters(), lr=0.1)
+    with pytest.raises(EngineError, match="optimizer that is not the run's"):
+        small_engine(3, [LRSchedule(schedulers.ExponentialLR(other, 0.5))]).run()
+
+
+def test_a_function_that_returns_no_scheduler_is_an_error():
+    """The message has what it returned."""
+    with pytest.raises(EngineError, match="must return a torch scheduler, got None"):
+        small_engine(3, [LRSchedule(lambda optimizer, total: None)]).run()
+
+
+def plateau():
+    return schedulers.ReduceLROnPlateau(torch.optim.SGD(small_network().parameters()))
+
+
+def exponential():
+    return schedulers.ExponentialLR(torch.optim.SGD(small_network().parameters()), 0.5)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (lambda: {"scheduler": 3}, "takes a scheduler or a function"),
+        (lambda: {"scheduler": lambda: None}, r"calls its function as \(optimizer, total_updates\)"),
+        (lambda: {"scheduler": lambda one, two, three: None}, r"or with the optimizer alone; got \(one, two, three\)"),
+        (lambda: {"scheduler": one_cycle, "interval": "step"}, "interval"),
+        (lambda: {"scheduler": plateau()}, "monitor=None with a ReduceLROnPlateau"),
+        (lambda: {"scheduler": exponential(), "monitor": "loss"}, "monitor='loss' with a ExponentialLR"),
+    ],
+)
+def test_bad_options_are_refused_when_it_is_built(arguments, message):
+    """Nothing waits for the run to find them."""
+    with pytest.raises(PluginError, match=message):
+        LRSchedule(**arguments())
+
+
+def test_a_function_that_gives_a_plateau_without_a_monitor_is_an_error():
+    """It is known only when the function is called."""
+    with pytest.raises(EngineError, match="monitor=None with a ReduceLROnPlateau"):
+        small_engine(3, [LRSchedule(lambda o, n: schedulers.ReduceLROnPlateau(o))]).run()
+
+
+def new_optimizer(run):
+    """Puts a new optimizer with the old one's state into the run, as resuming does."""
+    old = run.optimizer
+    new = torch.optim.SGD(run.network.parameters(), lr=0.1, momentum=0.9)
+    new.load_state_dict(old.state_dict())
+    run.parts.optimizers = (new,)
+
+
+@pytest.mark.parametrize("build", EACH)
+@pytest.mark.parametrize("renew", [None, new_optimizer])
+@pytest.mark.parametrize("step", [0, 4, 6, 20])
+def test_built_anew_from_its_state_it_goes_on_as_if_nothing_had_been(build, renew, step):
+    """Rates and weights are those of the unbroken run, wherever it is rebuilt, with the old optimizer or a new one."""
+    config = {"epochs": 3, "accumulation": 3}
+    unbroken = small_engine(7, [LRSchedule(build)], **config).run()
+    reborn = small_engine(7, [Reborn(lambda: LRSchedule(build), step, renew)], **config).run()
+    assert reborn.history("lr") == unbroken.history("lr")
+    assert equal(weights(reborn.network), weights(unbroken.network))
+
+
+def test_built_anew_between_the_last_update_of_an_epoch_and_its_end_it_moves_at_that_end():
+    """The new optimizer has made no step yet; torch has nothing to warn of."""
+    make = lambda: LRSchedule(lambda o, n: schedulers.ExponentialLR(o, 0.5), "epoch")  # noqa: E731
+    plugin = Reborn(make, renew=new_optimizer)
+    engine = small_engine(3, [plugin], epochs=3)
+    engine.on_enter("after_epoch", once=True)(plugin.replace_now)
+    assert engine.run().history("lr") == [0.1, 0.05, 0.025]
+
+
+def test_a_plateau_built_anew_remembers_its_best_value():
+    """Its count of bad epochs is state too."""
+
+    def history(step):
+        make = lambda: LRSchedule(lambda o, n: schedulers.ReduceLROnPlateau(o, patience=2), "epoch", "error")  # noqa: E731
+        engine = small_engine(1, [Reborn(make, step)], epochs=8)
+        engine.on_enter("after_epoch")(lambda run: run.record("error", [1.0, 2.0][run.epoch > 0]))
+        return engine.run().history("lr")
+
+    assert len(set(history(None))) == 3
+    assert [history(step) for step in range(8)] == [history(None)] * 8
+
+
+def test_comes_before_the_loggers():
+    """Whatever their place in the list, they see the rate of this update."""
+    seen = []
+
+    class CSVLogger(Plugin):
+        def on_exit_optimizer_update(self, run):
+            seen.append(run.metrics["lr"])
+
+    small_engine(3, [CSVLogger(), LRSchedule(line_to_zero)]).run()
+    assert seen == textbook(line_to_zero, 3)[0]
+
+
+@pytest.mark.parametrize("interval", ["update", "epoch"])
+def test_passes_the_conformance_kit_wherever_the_length_of_the_run_is_known(interval):
+    """Parked, rebuilt and restored anywhere; without a length, its refusal is the one thing that the kit may find."""
+    try:
+        check_plugin(lambda: LRSchedule(line_to_zero, interval))
+    except PluginError as error:
+        _, *faults = str(error).splitlines()
+        assert ["LRSchedule cannot size the schedule" in fault for fault in faults] == [True]
+
+
+def test_a_function_of_the_optimizer_alone_needs_no_length():
+    """Data without a length can be trained on with a schedule that does not depend on how long the run is."""
+    plugin = LRSchedule(lambda optimizer: schedulers.ExponentialLR(optimizer, 0.5))
+    run = small_engine(Unsized(batches(3)), [plugin]).run()
+    assert run.history("lr") == [0.1, 0.05, 0.025]

@@ -1,0 +1,220 @@
+"""`NonFiniteGuard`: no NaN and no infinity reaches the weights."""
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from builders import batches, equal, small_engine, small_network, weights
+from heptad import Components, Engine, LossOutput, PluginError, RunConfig
+from heptad.testing import check_plugin
+from heptad_plugins.ema import EMA
+from heptad_plugins.gradient_clipping import GradientClipping
+from heptad_plugins.lr_schedule import LRSchedule
+from heptad_plugins.non_finite_guard import NonFiniteGuard
+from rebirth import Reborn
+
+BAD = [math.nan, math.inf, -math.inf]
+
+
+def poisoned(count, *bad, value=math.nan):
+    """Returns batches, those of these numbers with a value that is not finite in their data."""
+    return [
+        (data.clone().index_fill_(0, torch.tensor(0), value) if number in bad else data, target)
+        for number, (data, target) in enumerate(batches(count))
+    ]
+
+
+def notes(run, kind):
+    return [note.text for note in run.log.notes() if note.kind == kind]
+
+
+def test_skip_gives_the_weights_of_the_run_without_the_bad_batches():
+    """Two of six are left out; the notes name what was found."""
+    run = small_engine(poisoned(6, 1, 4), [NonFiniteGuard("skip")]).run()
+    kept = [batch for number, batch in enumerate(batches(6)) if number not in (1, 4)]
+    assert run.update == 4
+    assert equal(weights(run.network), weights(small_engine(kept).run().network))
+    assert notes(run, "skip_update") == [
+        f"NonFiniteGuard: not finite in update {update}: loss (nan), gradient of weight, gradient of bias"
+        for update in (1, 3)
+    ]
+
+
+def test_stop_ends_the_run_in_order_with_the_weights_of_the_last_good_update():
+    """No update follows, and the weights never see the NaN."""
+    run = small_engine(poisoned(6, 2), [NonFiniteGuard()], epochs=5).run()
+    assert (run.state, run.update, run.epoch) == ("finished", 2, 1)
+    assert run.reason.startswith("NonFiniteGuard: not finite in update 2: loss (nan)")
+    expected = small_engine(batches(6), max_updates=2).run().network
+    assert equal(weights(run.network), weights(expected))
+
+
+def test_raise_names_what_is_not_finite():
+    """A FloatingPointError, with the names of the parameters."""
+    with pytest.raises(FloatingPointError, match=r"update 2: loss \(nan\), gradient of weight, gradient of bias"):
+        small_engine(poisoned(6, 2), [NonFiniteGuard("raise")]).run()
+
+
+@pytest.mark.parametrize("bad", [0, 1, 2])
+def test_a_bad_step_anywhere_in_the_window_skips_the_whole_window(bad):
+    """With accumulation the gradients are those of the window."""
+    run = small_engine(poisoned(6, bad), [NonFiniteGuard("skip")], accumulation=3).run()
+    assert (run.update, run.step) == (1, 6)
+    assert equal(weights(run.network), weights(small_engine(batches(6)[3:], accumulation=3).run().network))
+
+
+@pytest.mark.parametrize("value", BAD)
+@pytest.mark.parametrize("where", [("weight", (0, 0)), ("weight", (2, 3)), ("bias", (1,))])
+def test_a_single_bad_number_in_a_gradient_is_found(value, where):
+    """Wherever it stands, while the loss is finite; the message names the parameter alone."""
+    name, place = where
+    network = small_network()
+
+    def spoil(gradient):
+        gradient = gradient.clone()
+        gradient[place] = value
+        return gradient
+
+    network.get_parameter(name).register_hook(spoil)
+    with pytest.raises(FloatingPointError, match=rf"(?m)update 0: gradient of {name}$"):
+        small_engine(2, [NonFiniteGuard("raise")], network=network).run()
+
+
+def engine_with(compute_loss, network, plugin, optimizer=None, steps=2):
+    components = Components(
+        network=network,
+        loader=batches(steps),
+        compute_loss=compute_loss,
+        optimizer=torch.optim.SGD(network.parameters(), lr=0.1) if optimizer is None else optimizer,
+    )
+    return Engine(components, RunConfig(epochs=1), [plugin])
+
+
+@pytest.mark.parametrize("value", BAD)
+def test_a_bad_loss_with_finite_gradients_is_found(value):
+    """The message names the loss alone."""
+    engine = engine_with(
+        lambda network, batch: network(batch[0]).mean() + value, small_network(), NonFiniteGuard("raise")
+    )
+    with pytest.raises(FloatingPointError, match=rf"(?m)update 0: loss \({value:g}\)$"):
+        engine.run()
+
+
+def test_large_gradients_are_no_alarm():
+    """Their squares would be infinite; they themselves are not."""
+    network = small_network()
+    network.weight.register_hook(lambda gradient: torch.full_like(gradient, 3e38))
+    still = torch.optim.SGD(network.parameters(), lr=0.0)
+    run = engine_with(lambda network, batch: network(batch[0]).mean(), network, NonFiniteGuard("raise"), still).run()
+    assert run.update == 2
+
+
+def test_looks_at_all_that_the_optimizers_hold():
+    """A parameter that is none of the network's too; one without a gradient or without elements is no matter."""
+    network = small_network()
+    scale, unused, empty = (nn.Parameter(torch.ones(n)) for n in (2, 3, 0))
+    scale.register_hook(lambda gradient: gradient * math.nan)
+    optimizer = torch.optim.SGD([*network.parameters(), scale, unused, empty], lr=0.1)
+
+    def compute_loss(network, batch):
+        return network(batch[0]).mean() * scale.mean() + empty.sum()
+
+    engine = engine_with(compute_loss, network, NonFiniteGuard("raise"), optimizer)
+    with pytest.raises(FloatingPointError, match=r"(?m)a parameter of shape \(2,\) outside of the network$"):
+        engine.run()
+
+
+@pytest.mark.parametrize("bad", [False, True])
+def test_looks_at_sparse_gradients(bad):
+    """At the numbers that they store."""
+    network = nn.Embedding(5, 2, sparse=True)
+    factor = math.nan if bad else 1.0
+
+    def compute_loss(network, batch):
+        return LossOutput((network(batch[1]) * factor).sum() * 0 + network(batch[1]).sum() * factor)
+
+    run = engine_with(compute_loss, network, NonFiniteGuard("skip")).run()
+    assert run.update == (0 if bad else 2)
+
+
+def test_many_bad_gradients_are_counted_not_listed():
+    """The first five are named."""
+    network = nn.Sequential(*(nn.Linear(4, 4) for _ in range(4)))
+    with pytest.raises(FloatingPointError, match=r"(?m)gradient of 2\.weight, 3 gradients more$"):
+        small_engine(poisoned(1, 0), [NonFiniteGuard("raise")], network=network).run()
+
+
+def test_every_counts_the_updates_that_are_due():
+    """Of seven, the third and the sixth are looked at; that they are skipped does not stop the count."""
+    run = small_engine(poisoned(7, 2, 5), [NonFiniteGuard("skip", every=3)]).run()
+    assert run.update == 5
+    assert len(notes(run, "skip_update")) == 2
+
+
+def test_between_two_checks_a_bad_update_goes_by_and_is_found_at_the_next():
+    """The delay that the docstring states."""
+    with pytest.raises(FloatingPointError, match="update 2"):
+        small_engine(poisoned(6, 0), [NonFiniteGuard("raise", every=3)]).run()
+
+
+@pytest.mark.parametrize("step", range(8))
+def test_built_anew_from_its_state_it_checks_when_the_unbroken_run_does(step):
+    """The count is state."""
+    run = small_engine(poisoned(8, 2, 5), [Reborn(lambda: NonFiniteGuard("skip", every=3), step)]).run()
+    assert run.update == 6
+
+
+def line_to_zero(optimizer, total):
+    return torch.optim.lr_scheduler.LambdaLR(optimizer, lambda update: 1 - update / total)
+
+
+def test_on_an_update_that_it_skips_schedule_and_average_stand_still():
+    """Weights, rates and average are those of a run in which the bad batches never were."""
+    guarded, plain = EMA(0.9), EMA(0.9)
+    plugins = [
+        GradientClipping(max_norm=0.5),
+        guarded,
+        LRSchedule(lambda o, n: line_to_zero(o, 6)),
+        NonFiniteGuard("skip"),
+    ]
+    run = small_engine(poisoned(6, 0, 3), plugins).run()
+    kept = [batch for number, batch in enumerate(batches(6)) if number not in (0, 3)]
+    plugins = [GradientClipping(max_norm=0.5), plain, LRSchedule(lambda o, n: line_to_zero(o, 6))]
+    expected = small_engine(kept, plugins).run()
+    assert run.history("lr") == expected.history("lr")
+    assert equal(weights(run.network), weights(expected.network))
+    assert equal(weights(guarded.network), weights(plain.network))
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_it_looks_before_the_gradients_are_clipped(order):
+    """Clipping turns one infinity into NaN everywhere; the message names the one gradient that had it."""
+    network = small_network()
+    network.bias.register_hook(lambda gradient: gradient * math.inf)
+    plugins = [GradientClipping(max_norm=1.0), NonFiniteGuard("raise")][::order]
+    with pytest.raises(FloatingPointError, match=r"(?m)update 0: gradient of bias$"):
+        small_engine(2, plugins, network=network).run()
+
+
+@pytest.mark.parametrize("every", [1, 2])
+def test_leaves_a_sound_run_alone(every):
+    """Weights are the same, bit for bit, with and without it."""
+    plain, guarded = small_engine(5, epochs=2), small_engine(5, [NonFiniteGuard(every=every)], epochs=2)
+    assert equal(weights(plain.run().network), weights(guarded.run().network))
+
+
+@pytest.mark.parametrize(
+    "options", [{"action": "warn"}, {"action": None}, {"every": 0}, {"every": 1.5}, {"every": True}]
+)
+def test_bad_options_are_refused_when_it_is_built(options):
+    """The message names the option."""
+    with pytest.raises(PluginError, match=rf"NonFiniteGuard\({next(iter(options))}=…\)"):
+        NonFiniteGuard(**options)
+
+
+@pytest.mark.parametrize("action", ["stop", "skip", "raise"])
+def test_passes_the_conformance_kit(action):
+    """Parked, rebuilt and restored anywhere, on every path."""
+    check_plugin(lambda: NonFiniteGuard(action, every=2))
