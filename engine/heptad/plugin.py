@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 Edge = Literal["enter", "exit"]
 Handler = Callable[["Run"], object]
 Predicate = Callable[["Run"], bool]
-H = TypeVar("H", bound=Callable[..., object])
+H = TypeVar("H", bound="Callable[[Any, Run], object]")
 
 SHIPPED_DETOURS = ("evaluate", "checkpoint")
 """States that only a shipped detour brings. A handler for one is legal without it, and never called."""
