@@ -392,6 +392,29 @@ def test_a_long_capped_log_equals_the_tail_of_its_twin():
     assert capped.path() == twin.path()[-3_001:]
 
 
+def test_a_skipped_update_is_not_counted_by_the_log():
+    """The counters read from it stand still where the update was left out, in later chunks too."""
+    with clock_and_chunks(16):
+        engine = small_engine(6)
+        engine.on_enter("optimizer_update", every=2)(lambda run: run.skip_update("every second"))
+        log = engine.run().log
+    assert [t.update for t in log.where(source="optimizer_update")] == [1, 1, 2, 2, 3, 3]
+    assert [t.step for t in log.where(source="optimizer_update")] == [1, 2, 3, 4, 5, 6]
+
+
+def test_the_notes_that_a_capped_log_keeps_are_those_of_its_transitions():
+    """After every turn, wherever a chunk begins: no note of a transition that is kept is gone, and no other is left."""
+    with clock_and_chunks(16):
+        engine = null_engine(40, log_capacity=32)
+        for state in engine.current.table.scopes():
+            engine.on_exit(state)(lambda run: run.note(run.state))
+        log = engine.current.log
+        while not engine.current.ended:
+            engine.run(until=one_turn)
+            expected = [(t.seq, t.source) for t in log if t.source != "idle"]
+            assert expected == [(note.seq, note.text) for note in log.notes("note")]
+
+
 # -- asked
 
 

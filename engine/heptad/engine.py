@@ -32,6 +32,9 @@ Until = Callable[[Run], bool]
 NEVER_PARKED_IN = frozenset({"process_batch", "after_step", "optimizer_update"})
 """Where an interrupt does not park, because a step or an update is under way: it goes on, three turns more at most."""
 
+BY_ADVANCE = "advance"
+"""Why a run is parked that `advance` has driven."""
+
 
 class Engine:
     """Drives one run through its states.
@@ -123,7 +126,8 @@ class Engine:
     def advance(self) -> Transition:
         """Makes one turn and parks.
 
-        Plugins are opened before the first turn; they are closed by the turn that ends the run, by `run` or by `close`.
+        Plugins are opened before the first turn. They are closed by a turn that ends the run, or after which an
+        interrupt parks it; by `run`; or by `close`.
 
         Returns:
             The transition that was made.
@@ -135,13 +139,15 @@ class Engine:
         with self._driving("advance"):
             try:
                 self._roster.open(self.current)
-                self._drive(lambda run: True, "advance")
+                self._drive(lambda run: True, BY_ADVANCE)
             except BaseException as error:
                 self.current.parts.feed.close()
                 self._roster.close_under(error, self.current)
                 raise
             if self.current.ended:
                 self.close()
+            elif self.current.parked != BY_ADVANCE:  # by an interrupt, as in run(): going on opens them again
+                self._roster.close(self.current)
         return self.current.log[-1]
 
     def close(self) -> None:
@@ -286,7 +292,7 @@ class Engine:
                     at.asked_to_park = None
                     self._roster.park(run)
                     return
-                if here and (at.asked_to_park is None or park == "advance"):
+                if here and (at.asked_to_park is None or park == BY_ADVANCE):
                     self._park(park)
                     return
         finally:

@@ -178,9 +178,11 @@ def subscriptions_of(plugin: Plugin) -> list[Subscription]:
     """
     found: list[Subscription] = []
     for name in _method_names(type(plugin)):
-        handler = getattr(plugin, name)
         marks = _marks_of(type(plugin), name)
-        if not marks and name.startswith("on_") and name != "on_park" and callable(handler):
+        if not marks and not name.startswith("on_"):
+            continue  # not even looked at: a property may not be ready to be read
+        handler = getattr(plugin, name)
+        if not marks and name != "on_park" and callable(handler):
             marks = (_mark_in_name(plugin, name),)
         found += [Subscription(plugin, f"{plugin.name}.{name}", mark, handler) for mark in marks]
     return found

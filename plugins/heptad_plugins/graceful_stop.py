@@ -21,21 +21,26 @@ class GracefulStop(Plugin):
     for SIGTERM. A second signal before the run has parked raises it at once, and the run has failed; one that comes
     while `on_park` is being called changes nothing. A signal in a run's last turn lets the run finish before that.
 
-    The handlers stand for the length of `run()`; those before them are put back. Only the main thread can have signal
-    handlers: elsewhere this does nothing but a note in the log. A signal that the process ignores, as under nohup,
-    stays ignored.
+    The handlers stand for the length of `run()`; those before them are put back. (Under `advance()` they stand until
+    the plugins are closed, and closing them is what raises.) Only the main thread can have signal handlers: elsewhere
+    this does nothing but a note in the log. A signal that the process ignores, as under nohup, stays ignored.
 
     Args:
         signals: What to listen for. Not SIGINT: Ctrl-C parks a run without this plugin.
         exit: False: `run()` returns in place of raising, `Run.parked` is the signal's name, and `run()` goes on.
 
     Raises:
-        PluginError: If `signals` holds something that is no signal, or one that cannot be handled here.
+        PluginError: If `signals` holds something that is no signal, or one that cannot be handled here; if `exit` is
+            neither True nor False.
         SystemExit: From `run()`, as said above.
     """
 
     def __init__(self, signals: Iterable[signal.Signals | int] = (signal.SIGTERM,), exit: bool = True) -> None:
-        self._signals = tuple(_checked(number) for number in signals)
+        if not isinstance(signals, Iterable):  # pyright: ignore[reportUnnecessaryIsInstance] - for untyped callers
+            raise PluginError(f"GracefulStop(signals=…) takes several, such as (signal.SIGTERM,), got {signals!r}")
+        if not isinstance(exit, bool):  # pyright: ignore[reportUnnecessaryIsInstance] - as above
+            raise PluginError(f"GracefulStop(exit=…) must be True or False, got {exit!r}")
+        self._signals = tuple(dict.fromkeys(_checked(number) for number in signals))
         self._exit = exit
         self._received: signal.Signals | None = None
         self._before: dict[signal.Signals, Any] = {}
@@ -66,20 +71,19 @@ class GracefulStop(Plugin):
         del frame
         run = self._run
         assert run is not None
-        second, self._received = self._received is not None, signal.Signals(number)
-        if run.ended:
-            return
-        if not second:
-            run.interrupt(self._received.name)
-        elif run.parked is None:
+        going = not run.ended and run.parked is None
+        if self._received is not None and going and run.interrupted:
             raise SystemExit(128 + number)
+        if self._received is None or going:
+            self._received = signal.Signals(number)
+            if not run.ended:
+                run.interrupt(self._received.name)
 
 
 def _checked(number: signal.Signals | int) -> signal.Signals:
-    try:
-        checked = signal.Signals(number)
-    except ValueError:
-        raise PluginError(f"GracefulStop(signals=…) takes signals such as signal.SIGTERM, got {number!r}") from None
+    if type(number) not in (int, signal.Signals) or number not in set(signal.Signals):
+        raise PluginError(f"GracefulStop(signals=…) takes signals such as signal.SIGTERM, got {number!r}")
+    checked = signal.Signals(number)
     if checked.name in REFUSED:
         why = "Ctrl-C parks a run without this plugin" if checked.name == "SIGINT" else "no process can handle it"
         raise PluginError(f"GracefulStop(signals=…) cannot take {checked.name}: {why}")

@@ -153,7 +153,7 @@ def _takes_length(function: Callable[..., object]) -> bool:
         signature = inspect.signature(function)
     except ValueError:
         return True  # some callables of C have no signature; calling is the test then
-    for arguments in ((None, 1), (None,)):
+    for arguments in ((None,), (None, 1)):  # what has a default is the user's, and not our length
         try:
             signature.bind(*arguments)
         except TypeError:

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import math
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor
-from torch.nn.utils import get_total_norm
 
 from heptad import Plugin, Run
 from heptad_plugins._lookup import held_parameters
@@ -20,7 +19,7 @@ class NonFiniteGuard(Plugin):
     The loss is that of the window's last step, the gradients those that are about to be applied, of all parameters that
     the optimizers hold. What the forward pass itself wrote, such as the statistics of a batch norm, is not undone.
 
-    The cost of a check is one pass over the gradients (their largest magnitude, fused), and it waits for the device
+    The cost of a check is one pass over the gradients (their largest magnitudes, fused), and it waits for the device
     once. There is no delay: an update that is checked never reaches the weights. With `every=n` up to n - 1 updates go
     by between two checks; a NaN among them is found at the next check, when it is in the weights.
 
@@ -43,12 +42,7 @@ class NonFiniteGuard(Plugin):
         self._count += 1
         if self._count % self._every:
             return
-        gradients = [_values(p.grad) for p in held_parameters(run) if p.grad is not None]
-        largest = get_total_norm([g for g in gradients if g.numel()], norm_type=math.inf)
-        sound = torch.isfinite(largest)
-        if run.loss is not None:
-            sound = sound & torch.isfinite(run.loss).to(sound.device)
-        if not sound:  # waits for the device
+        if not all(map(math.isfinite, _magnitudes(run))):
             self._act(run)
 
     def state_dict(self) -> dict[str, Any]:
@@ -66,6 +60,16 @@ class NonFiniteGuard(Plugin):
         run.skip_update(reason)
         if self._action == "stop":
             run.stop(reason)
+
+
+def _magnitudes(run: Run) -> list[float]:
+    """Returns the loss and the largest magnitude in each gradient; waits for the device."""
+    found = [] if run.loss is None else [run.loss]
+    values = [_values(p.grad) for p in held_parameters(run) if p.grad is not None]
+    if gradients := [gradient for gradient in values if gradient.numel()]:
+        # what get_total_norm calls as well, at a third of its cost; a largest magnitude cannot overflow as squares do
+        found += torch._foreach_norm(gradients, math.inf)  # pyright: ignore[reportPrivateImportUsage, reportPrivateUsage]
+    return cast("list[float]", torch.stack([one.to(found[0].device) for one in found]).tolist()) if found else []
 
 
 def _not_finite(run: Run) -> list[str]:

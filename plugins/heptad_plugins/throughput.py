@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from heptad import Plugin, Run
+from heptad import Plugin, Run, on_exit
 from heptad_plugins._options import whole
 from heptad_plugins._stopwatch import Stopwatch
 
@@ -14,11 +14,13 @@ class Throughput(Plugin):
 
     `steps_per_second`, `samples_per_second` and `updates_per_second` are over all that happens between entry to
     `before_epoch` and exit of `after_epoch`, evaluations and checkpoints too. `data_wait_share` is the part of that
-    time, from 0 to 1, spent in `before_step`: waiting for the data and placing it. Time in which the run is parked is
-    left out (driven by `advance()`, the pauses between turns are not).
+    time, from 0 to 1, spent where the data are waited for: in `before_epoch`, which opens the pass, in `before_step`,
+    which takes the batch and places it, and in `after_step` where the length of the data is unknown, because that reads
+    one batch ahead. Time in which the run is parked is left out (driven by `advance()`, the pauses between turns are
+    not).
 
-    Costs two calls a step. Waits for no device: where work is queued on one, the time in which it is done counts for
-    whatever waits for it next.
+    Costs four calls a step, together about a microsecond. Waits for no device: where work is queued on one, the time in
+    which it is done counts for whatever waits for it next.
 
     Args:
         every: Epochs between two records; the figures are over all of these.
@@ -34,16 +36,18 @@ class Throughput(Plugin):
         self.on_error = on_error
         self._every = whole("Throughput", "every", every)
         self._all, self._waiting = Stopwatch(), Stopwatch()
+        self._reads_ahead = False
         self._began: tuple[int, int, int] | None = None
         """Steps, samples and updates that were complete when measuring began; `None` between two spans."""
 
     def open(self, run: Run) -> None:
         """Lets the clocks go on; in a run that was resumed in mid-epoch, measuring begins here."""
+        self._reads_ahead = run.steps_per_epoch is None
         if run.step and self._began is None:
             self._begin(run)
         if self._began is not None:
             self._all.start()
-        if run.state == "before_step":
+        if run.state in ("before_epoch", "before_step") or (self._reads_ahead and run.state == "after_step"):
             self._waiting.start()
 
     def on_park(self, run: Run) -> None:
@@ -51,23 +55,30 @@ class Throughput(Plugin):
         self._all.stop()
         self._waiting.stop()
 
-    def close(self, run: Run) -> None:
-        """Halts the clocks."""
-        self._all.stop()
-        self._waiting.stop()
+    close = on_park
 
     def on_enter_before_epoch(self, run: Run) -> None:
-        """Begins to measure, unless the span holds several epochs and this is not its first."""
-        if self._began is None:
+        """Begins to measure, unless the span holds steps of an epoch before this one. Waiting begins."""
+        if self._began is None or self._began[0] == run.step:
             self._begin(run)
+        self._waiting.start()
+
+    @on_exit("before_epoch")
+    @on_exit("before_step")
+    @on_exit("after_step")
+    def end_waiting(self, run: Run) -> None:
+        """Waiting ends."""
+        self._waiting.stop()
 
     def on_enter_before_step(self, run: Run) -> None:
         """Waiting begins."""
+        self._all.start()  # after an interrupt under advance(), which opens nothing again
         self._waiting.start()
 
-    def on_exit_before_step(self, run: Run) -> None:
-        """Waiting ends."""
-        self._waiting.stop()
+    def on_enter_after_step(self, run: Run) -> None:
+        """Waiting begins, where the next batch is read now."""
+        if self._reads_ahead:
+            self._waiting.start()
 
     def on_exit_after_epoch(self, run: Run) -> None:
         """Records the figures, at an epoch whose number is a multiple of `every`."""

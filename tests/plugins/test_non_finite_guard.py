@@ -126,6 +126,25 @@ def test_looks_at_all_that_the_optimizers_hold():
         engine.run()
 
 
+def test_an_update_without_any_gradient_is_sound():
+    """The loss depends on what is in no optimizer: there is nothing to look at but the loss."""
+    network, other = small_network(), nn.Parameter(torch.ones(1))
+    run = engine_with(lambda network, batch: other.sum(), network, NonFiniteGuard("raise")).run()
+    assert run.update == 2
+
+
+def test_looks_at_gradients_of_several_types_together():
+    """A float64 gradient beyond the range of float32 is finite; the NaN in the bfloat16 one is found."""
+    network = nn.ParameterList([torch.ones(2).double(), torch.ones(2).bfloat16()])
+    network[0].register_hook(lambda gradient: gradient * 1e300)
+    optimizer = torch.optim.SGD(network.parameters(), lr=0.0)
+    loss = lambda network, batch: network[0].sum().float() + network[1].sum().float()  # noqa: E731
+    assert engine_with(loss, network, NonFiniteGuard("raise"), optimizer).run().update == 2
+    network[1].register_hook(lambda gradient: gradient * math.nan)
+    with pytest.raises(FloatingPointError, match=r"(?m)update 0: gradient of 1$"):
+        engine_with(loss, network, NonFiniteGuard("raise"), optimizer).run()
+
+
 @pytest.mark.parametrize("bad", [False, True])
 def test_looks_at_sparse_gradients(bad):
     """At the numbers that they store."""
