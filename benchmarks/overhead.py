@@ -14,6 +14,12 @@ Absolute times scale with the machine: `bare loop` and the interpreter line say 
 it:
 
     python benchmarks/overhead.py
+
+Measured on two shared virtual cores, Python 3.11.7 and torch 2.13.0, where one pass of an empty loop took 30 ns, two to
+three times what is usual: null step 6.9 µs beyond the bare loop, 9.1 µs with 10 + 10 subscribers (0.11 µs a call), the
+stock dispatch 165 µs; 13 Python and 14 C calls. MLP: 0.985 of the plain loop for accumulation 1, 0.969 for 4, the plain
+loop against itself 1.00. The ratios are below 1 because the engine clears gradients without the profiler record that
+`Optimizer.zero_grad` makes, and hands 1 / k to the backward pass in place of dividing the loss.
 """
 
 from __future__ import annotations
