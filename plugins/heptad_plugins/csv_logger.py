@@ -32,8 +32,8 @@ class CSVLogger(Plugin):
     Args:
         path: The file; its folders are made. A value named like one of the columns `step`, `update`, `epoch` has
             `(recorded)` behind its name.
-        every: Updates between two rows that hold the loss of the newest step, as `loss`. A value recorded there under
-            that name takes its place.
+        every: Updates between two rows that hold the loss of the newest step, as `loss`. Where somebody recorded values
+            under that name since the update before, these stand alone.
         overwrite: Lets go of what is in the file when a run begins.
         on_error: `"detach"` lets it fail without ending the run.
 
@@ -85,11 +85,9 @@ class CSVLogger(Plugin):
 
     def on_exit_optimizer_update(self, run: Run) -> None:
         """Writes the values since the last time, and the loss."""
-        self._take(run)
-        if run.loss is not None and not run.update_skipped and run.update % self._every == 0:
-            place = [run.step, run.update, run.epoch]
-            if not (self._rows and self._is_at(place) and "loss" in self._rows[-1]):
-                self._put(place, "loss", run.loss.item())
+        names = self._take(run)
+        if run.loss is not None and not run.update_skipped and run.update % self._every == 0 and "loss" not in names:
+            self._put([run.step, run.update, run.epoch], "loss", run.loss.item())
         self._write()
 
     def on_exit_after_epoch(self, run: Run) -> None:
@@ -111,35 +109,38 @@ class CSVLogger(Plugin):
         """Makes the file this run's: begins it, or reads the header of the one that the run goes on with."""
         self._path.parent.mkdir(parents=True, exist_ok=True)
         held = self._path.read_bytes() if self._path.exists() else b""
-        if held and not run.step and not self._overwrite:
-            raise PluginError(
-                f"CSVLogger: {self._path} holds the values of another run; name another file, remove this one, or say "
-                "overwrite=True"
-            )
-        held = held[: held.rfind(b"\n") + 1] if run.step else b""  # a line that was torn by a kill is dropped
-        columns: list[str] = next(csv.reader(io.StringIO(held.decode(), newline="")), list(PLACE))
+        if not run.step:
+            if held and not self._overwrite:
+                raise PluginError(
+                    f"CSVLogger: {self._path} holds the values of another run; name another file, remove this one, or "
+                    "say overwrite=True"
+                )
+            held = b""
+        columns: list[str] = next(csv.reader(io.StringIO(held.decode(errors="replace"), newline="")), list(PLACE))
         if tuple(columns[: len(PLACE)]) != PLACE:
             raise PluginError(f"CSVLogger: {self._path} does not begin with the columns {', '.join(PLACE)}")
+        held = held[: held.rfind(b"\n") + 1]  # a line that was torn by a kill is dropped
         if not held:
             held = _line(columns)
             self._seen = 0
         self._columns, self._end = columns, len(held)
         self._replace(held)
 
-    def _take(self, run: Run) -> None:
-        for value in run.records(self._seen):
+    def _take(self, run: Run) -> set[str]:
+        """Takes the values since the last time; returns their names."""
+        values = run.records(self._seen)
+        for value in values:
             name = f"{value.name} (recorded)" if value.name in PLACE else value.name
             self._put([value.step, value.update, value.epoch], name, value.value)
-            self._seen += 1
+        self._seen += len(values)
+        return {value.name for value in values}
 
     def _put(self, place: list[int], name: str, value: float) -> None:
-        if not self._rows or not self._is_at(place) or name in self._rows[-1]:
-            self._rows.append(dict(zip(PLACE, map(str, place), strict=True)))
+        at: dict[str, str] = dict(zip(PLACE, map(str, place), strict=True))
+        if not self._rows or not at.items() <= self._rows[-1].items() or name in self._rows[-1]:
+            self._rows.append(at)
         self._rows[-1][name] = repr(value)
         self._fresh = True
-
-    def _is_at(self, place: list[int]) -> bool:
-        return [self._rows[-1][name] for name in PLACE] == [str(count) for count in place]
 
     def _write(self) -> None:
         """Writes the rows. The newest stays at hand, and is written over, longer, if more comes at its position."""
@@ -172,5 +173,5 @@ class CSVLogger(Plugin):
 
 def _line(cells: Iterable[str]) -> bytes:
     line = io.StringIO()
-    csv.writer(line, lineterminator="\n").writerow(cells)
-    return line.getvalue().encode()
+    csv.writer(line).writerow(cells)  # with its own line end it quotes both characters of that
+    return (line.getvalue().removesuffix("\r\n") + "\n").encode()

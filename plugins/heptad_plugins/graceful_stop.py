@@ -22,8 +22,8 @@ class GracefulStop(Plugin):
     while `on_park` is being called changes nothing. A signal in a run's last turn lets the run finish before that.
 
     The handlers stand for the length of `run()`; those before them are put back. (Under `advance()` they stand until
-    the plugins are closed, and closing them is what raises.) Only the main thread can have signal handlers: elsewhere
-    this does nothing but a note in the log. A signal that the process ignores, as under nohup, stays ignored.
+    the plugins are closed, which is what raises.) Only the main thread can have signal handlers: elsewhere this does
+    nothing but a note in the log. A signal that the process ignores, as under nohup, stays ignored.
 
     Args:
         signals: What to listen for. Not SIGINT: Ctrl-C parks a run without this plugin.
@@ -51,7 +51,7 @@ class GracefulStop(Plugin):
         if threading.current_thread() is not threading.main_thread():
             run.note("GracefulStop does nothing: the run is not driven by the main thread")
             return
-        self._run, self._received = run, None
+        self._run = run
         for number in self._signals:
             before = signal.getsignal(number)
             if before not in (None, signal.SIG_IGN):
@@ -71,13 +71,12 @@ class GracefulStop(Plugin):
         del frame
         run = self._run
         assert run is not None
-        going = not run.ended and run.parked is None
-        if self._received is not None and going and run.interrupted:
-            raise SystemExit(128 + number)
-        if self._received is None or going:
+        if self._received is None:
             self._received = signal.Signals(number)
             if not run.ended:
                 run.interrupt(self._received.name)
+        elif not run.ended and run.parked is None:
+            raise SystemExit(128 + number)
 
 
 def _checked(number: signal.Signals | int) -> signal.Signals:

@@ -17,14 +17,14 @@ if TYPE_CHECKING:
 class TensorBoardLogger(Plugin):
     """Writes scalars to a directory that TensorBoard reads, each at the number of complete updates.
 
-    All recorded values under their names; `loss`, the loss of the newest step; `lr`, the learning rate that the update
-    was made with, of several parameter groups `lr/0`, `lr/1`, … over all optimizers; and after each epoch
-    `time/<state>`, the share of time that the run spent in each state since the time before, parked time left out:
-    together 1. (Where
-    the log has let go of its beginning, they are the shares over what it keeps.)
+    All recorded values under their names; `loss`, the loss of the newest step, and `lr`, the learning rate that the
+    update was made with, of several parameter groups `lr/0`, `lr/1`, … over all optimizers, unless somebody recorded
+    these names since the update before; and after each epoch `time/<state>`, the share of time that the run spent in
+    each state since the time before, parked time left out: together 1. (Where the log has let go of its beginning, they
+    are the shares over what it keeps.) TensorBoard keeps values in single precision.
 
     What is there on exit of `after_epoch` and when `run()` returns is on disk then. A run that goes on adds to the
-    directory, and hides what a run before it wrote for later updates.
+    directory; one that was resumed hides what the run before it wrote for later updates.
 
     Costs about 0.1 ms a value, and after each epoch about 1 µs for each transition that the log keeps. Reading the loss
     and values that are on a device waits for it: every `every` updates, and where there are such values.
@@ -57,13 +57,16 @@ class TensorBoardLogger(Plugin):
         self._directory = str(Path(directory).absolute())
         self._every = whole("TensorBoardLogger", "every", every)
         self._writer: SummaryWriter | None = None
+        self._opened = False
         self._seen = 0
         self._rates: dict[str, float] = {}
         self._spent: Mapping[str, int] = {}
 
     def open(self, run: Run) -> None:
         """Opens a file of events."""
-        self._writer = self._build(self._directory, purge_step=run.update + 1 if run.step else None)
+        resumed = run.step > 0 and not self._opened
+        self._writer = self._build(self._directory, purge_step=run.update + 1 if resumed else None)
+        self._opened = True
 
     def close(self, run: Run) -> None:
         """Writes what is left and closes the file."""
@@ -114,8 +117,10 @@ class TensorBoardLogger(Plugin):
     def _write(self, run: Run, scalars: Mapping[str, float] | None = None) -> None:
         if self._writer is None:
             return
-        for value in run.records(self._seen):
+        values = run.records(self._seen)
+        for value in values:
             self._writer.add_scalar(value.name, value.value, value.update)
-            self._seen += 1
+        self._seen += len(values)
         for name, number in (scalars or {}).items():
-            self._writer.add_scalar(name, number, run.update)
+            if all(value.name != name for value in values):
+                self._writer.add_scalar(name, number, run.update)

@@ -14,13 +14,12 @@ class Throughput(Plugin):
 
     `steps_per_second`, `samples_per_second` and `updates_per_second` are over all that happens between entry to
     `before_epoch` and exit of `after_epoch`, evaluations and checkpoints too. `data_wait_share` is the part of that
-    time, from 0 to 1, spent where the data are waited for: in `before_epoch`, which opens the pass, in `before_step`,
-    which takes the batch and places it, and in `after_step` where the length of the data is unknown, because that reads
-    one batch ahead. Time in which the run is parked is left out (driven by `advance()`, the pauses between turns are
-    not).
+    time, from 0 to 1, spent where the data are waited for: in `before_epoch` and `before_step`, and where their length
+    is unknown in `after_step`, which reads one batch ahead. Time in which the run is parked is left out (driven by
+    `advance()`, the pauses between turns are not).
 
-    Costs four calls a step, together about a microsecond. Waits for no device: where work is queued on one, the time in
-    which it is done counts for whatever waits for it next.
+    Costs four calls a step. Waits for no device: where work is queued on one, the time in which it is done counts for
+    whatever waits for it next.
 
     Args:
         every: Epochs between two records; the figures are over all of these.
@@ -72,7 +71,6 @@ class Throughput(Plugin):
 
     def on_enter_before_step(self, run: Run) -> None:
         """Waiting begins."""
-        self._all.start()  # after an interrupt under advance(), which opens nothing again
         self._waiting.start()
 
     def on_enter_after_step(self, run: Run) -> None:
@@ -93,7 +91,6 @@ class Throughput(Plugin):
 
     def _begin(self, run: Run) -> None:
         self._began = (run.step, run.samples, run.update)
-        for watch in (self._all, self._waiting):
-            watch.stop()
-            watch.put(0.0)
+        self._all.put(0.0)
+        self._waiting.put(0.0)
         self._all.start()

@@ -25,13 +25,13 @@ class TimeLimit(Plugin):
         PluginError: If `seconds` is not a number above 0, or `action` is another word.
     """
 
+    runs_before = ("Checkpoint",)
+
     def __init__(self, seconds: float, action: Literal["stop", "interrupt"] = "stop") -> None:
         self._seconds = number("TimeLimit", "seconds", seconds, above=0)
         self._action = one_of("TimeLimit", "action", action, ("stop", "interrupt"))
         self._watch = Stopwatch()
         self._stopped = False
-        self._parking = False
-        """The run was interrupted and has not parked yet; the watch stands at 0, so that all of the time is left."""
 
     def open(self, run: Run) -> None:
         """Lets the clock go on."""
@@ -40,7 +40,6 @@ class TimeLimit(Plugin):
     def on_park(self, run: Run) -> None:
         """Halts the clock; saving a checkpoint is parked time."""
         self._watch.stop()
-        self._parking = False
 
     def close(self, run: Run) -> None:
         """Halts the clock."""
@@ -48,19 +47,14 @@ class TimeLimit(Plugin):
 
     def on_exit_after_step(self, run: Run) -> None:
         """Looks at the clock, and acts once the time is up."""
-        if self._stopped or self._parking:
-            return
-        self._watch.start()  # after an interrupt under advance(), which opens nothing again
-        spent = self._watch.read()
-        if spent < self._seconds:
+        if self._stopped or (spent := self._watch.read()) < self._seconds:
             return
         reason = f"TimeLimit: the run was driven for {spent:.4g} s of {self._seconds:g} s"
         if self._action == "stop":
             self._stopped = True
             run.stop(reason)
         else:
-            self._parking = True
-            self._watch.stop()
+            self._watch.stop()  # until the run goes on: the way to where it parks is not taken from the next time
             self._watch.put(0.0)
             run.interrupt(reason)
 

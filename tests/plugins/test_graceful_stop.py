@@ -1,0 +1,686 @@
+"""`GracefulStop`: a signal parks the run between two steps, plugins save, and the program ends with 128 + its number.
+
+Run as a program this file is what the tests below send signals to.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from torch.utils.data import Dataset
+
+from builders import STATES, Witness, batches, small_engine, small_network
+from heptad import Components, Detour, Engine, EngineError, Plugin, PluginError, Run, RunConfig, on_enter, on_exit
+from heptad_plugins.evaluate import Evaluate
+from heptad_plugins.graceful_stop import GracefulStop
+from heptad_plugins.time_limit import TimeLimit
+
+MID_STEP = {"process_batch", "after_step", "optimizer_update"}
+"""Where no interrupt parks."""
+SEED = 10
+"""What the moments of the signals are drawn by."""
+GATES = (("forward", 2), ("fetch", 5), ("before the step", 3))
+"""Where a process waits for a signal from outside: the kind of moment, and which of these."""
+SIGTERM, SIGUSR1, SIGUSR2 = signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2
+
+
+# -- a run with a hook in every place where a signal may come
+
+
+class Hooks:
+    """Counts the moments of a run, and calls a function at them: at every edge, and inside of what the user gave."""
+
+    def __init__(self, at: Callable[[int, str], None] = lambda number, where: None) -> None:
+        self.at = at
+        self.count = 0
+
+    def moment(self, where: str) -> None:
+        self.count += 1
+        self.at(self.count - 1, where)
+
+
+class Samples(Dataset[Any]):
+    """Eight samples; fetching one is a moment."""
+
+    def __init__(self, hooks: Hooks) -> None:
+        self.hooks = hooks
+        self.items = [(data, int(target)) for pair in batches(4) for data, target in zip(*pair, strict=True)]
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def __getitem__(self, place: int) -> Any:
+        self.hooks.moment("fetch")
+        return self.items[place]
+
+
+class Hooked(nn.Module):
+    """A network whose forward and backward pass are moments, and that draws random numbers."""
+
+    def __init__(self, hooks: Hooks) -> None:
+        super().__init__()
+        self.hooks = hooks
+        self.layers = nn.Sequential(nn.Dropout(0.5), small_network())
+
+    def forward(self, data: torch.Tensor) -> torch.Tensor:
+        output = self.layers(data)
+        self.hooks.moment("forward")
+        if output.requires_grad:
+            output.register_hook(lambda gradient: self.hooks.moment("backward"))
+        return output
+
+
+class HookedSGD(torch.optim.SGD):
+    """An optimizer in whose step a moment lies."""
+
+    hooks: Hooks
+
+    def step(self, closure: Any = None) -> None:
+        self.hooks.moment("before the step")
+        super().step()
+        self.hooks.moment("after the step")
+
+
+class Edges(Plugin):
+    """All edges are moments; so are guard and body of a detour."""
+
+    def __init__(self, hooks: Hooks) -> None:
+        self.hooks = hooks
+
+    def detours(self) -> list[Detour]:
+        return [Detour("side", ("after_step", "after_epoch"), self.due, self.visit)]
+
+    def due(self, run: Run) -> bool:
+        self.hooks.moment("guard")
+        return run.step % 2 == 1
+
+    def visit(self, run: Run) -> None:
+        self.hooks.moment("side")
+
+
+def _edge(edge: str, state: str) -> Any:
+    return lambda self, run: self.hooks.moment(f"{edge} {state}")
+
+
+for _name in (*STATES, "side"):
+    for _kind in ("enter", "exit"):
+        setattr(Edges, f"on_{_kind}_{_name}", _edge(_kind, _name))
+
+
+class Reporter(Plugin):
+    """Writes down what it is told of the end of `run()`, and where the run stood."""
+
+    runs_after = ("GracefulStop",)
+
+    def __init__(self, name: str = "Reporter") -> None:
+        self.name = name
+        self.told: list[Any] = []
+
+    def on_park(self, run: Run) -> None:
+        handled = getattr(signal.getsignal(SIGTERM), "__qualname__", "")
+        self.told.append(["on_park", run.state, run.parked, handled == "GracefulStop._handle"])
+
+    def close(self, run: Run) -> None:
+        self.told.append(["close", run.state])
+
+
+def hooked_engine(hooks: Hooks, *plugins: Plugin) -> Engine:
+    """Returns an engine over two epochs of four batches, extended to whole windows of three."""
+    network = Hooked(hooks)
+    optimizer = HookedSGD(network.parameters(), lr=0.1, momentum=0.9)
+    optimizer.hooks = hooks
+    return Engine(
+        Components(network=network, dataset=Samples(hooks), criterion=nn.CrossEntropyLoss(), optimizer=optimizer),
+        RunConfig(epochs=2, batch_size=2, accumulation=3, seed=3),
+        [Edges(hooks), GracefulStop(), *plugins],
+    )
+
+
+def outcome(run: Run) -> list[Any]:
+    """Returns the bits of the weights, and the path, as plain data."""
+    bits = [tensor.numpy().tobytes().hex() for tensor in run.network.state_dict().values()]
+    return [run.state, bits, run.log.path()]
+
+
+def scene(hooks: Hooks) -> dict[str, Any]:
+    """Runs until a signal ends it, says what happened, and goes on to the end of the run."""
+    reporter = Reporter()
+    engine = hooked_engine(hooks, reporter)
+    report: dict[str, Any] = {}
+    try:
+        engine.run()
+    except SystemExit as error:
+        report = {"code": error.code, "told": reporter.told[:], "put back": signal.getsignal(SIGTERM) is signal.SIG_DFL}
+        hooks.at = lambda number, where: None
+        if not engine.current.ended:
+            engine.run()
+    return {**report, "outcome": outcome(engine.current), "raised": bool(report)}
+
+
+def send(text: object) -> None:
+    """Writes a line for the tests to read."""
+    os.write(1, (json.dumps(text) + "\n").encode())
+
+
+def at_moment(moment: int) -> Hooks:
+    """Returns hooks that send the signal to their own process at a moment."""
+    return Hooks(lambda number, where: os.kill(os.getpid(), SIGTERM) if number == moment else None)
+
+
+def at_gate(gate: str, nth: int) -> Hooks:
+    """Returns hooks that say which process this is at the n-th moment of a kind, and wait there to be told to go on."""
+    seen: list[str] = []
+
+    def at(number: int, where: str) -> None:
+        if where == gate:
+            seen.append(where)
+            if len(seen) == nth:
+                send(os.getpid())
+                os.read(0, 1)
+
+    return Hooks(at)
+
+
+def program(gates: list[tuple[str, int]], moments: list[int]) -> None:
+    """Makes runs that a signal ends: one in a process of its own for each gate, then one for each moment in this one.
+
+    The processes are forked off before anything was trained. Each ends as any Python does that a SystemExit leaves, and
+    so does this one after its last run.
+    """
+    torch.set_num_threads(1)
+    send([number.name for number in signal.Signals if callable(signal.getsignal(number))])
+    torch.optim.SGD([torch.zeros(1, requires_grad=True)]).zero_grad()  # imports what would take each of them seconds
+    for gate in gates:
+        child = os.fork()
+        if not child:
+            report = scene(at_gate(*gate))
+            send(report)
+            sys.exit(report.get("code", 0))
+        send(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+    code = 0
+    for moment in moments:
+        report = scene(at_moment(moment))
+        send(report)
+        code = report.get("code", 0)
+    sys.exit(code)
+
+
+if __name__ == "__main__":
+    program(*json.loads(sys.argv[1]))
+
+
+# -- real processes
+
+
+@pytest.fixture(scope="module")
+def real_processes() -> dict[str, Any]:
+    """Starts this file as a program, sends the signals that are to come from outside, and returns what was said."""
+    drawn = random.Random(SEED).sample(range(len(straight()[1])), 30)
+    process = subprocess.Popen(
+        [sys.executable, __file__, json.dumps([GATES, drawn])],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])},
+    )
+    assert process.stdin is not None
+    assert process.stdout is not None
+    said: list[Any] = [json.loads(process.stdout.readline())]
+    for _ in GATES:
+        os.kill(json.loads(process.stdout.readline()), SIGTERM)
+        process.stdin.write("\n")
+        process.stdin.flush()
+        said += [json.loads(process.stdout.readline()) for _ in range(2)]
+    rest, errors = process.communicate(timeout=60)
+    seeded = [json.loads(line) for line in rest.splitlines()]
+    return {
+        "drawn": drawn,
+        "handled": said[0],
+        "outside": list(zip(said[1::2], said[2::2], strict=True)),
+        "seeded": seeded,
+        "code": process.returncode,
+        "errors": errors,
+    }
+
+
+def straight() -> tuple[list[Any], list[str]]:
+    """Returns the outcome of the run that nobody interrupts, and its moments."""
+    moments: list[str] = []
+    engine = hooked_engine(Hooks(lambda number, where: moments.append(where)))
+    return outcome(engine.run()), moments
+
+
+def check(report: dict[str, Any], expected: list[Any]) -> str:
+    """Checks what a process says of its end; returns the state that its run was in then."""
+    assert report["code"] == 143
+    assert report["put back"]
+    *park, (closed, state) = report["told"]
+    assert closed == "close"
+    assert park == ([] if state == "finished" else [["on_park", state, "SIGTERM", True]])
+    assert state not in MID_STEP
+    assert report["outcome"] == expected
+    return state
+
+
+def test_thirty_seeded_moments(real_processes):
+    """Whenever the signal comes, the exit is 143, the run was parked between two steps, and it can go on to the bit."""
+    expected, moments = straight()
+    kinds = {moments[moment] for moment in real_processes["drawn"]}
+    assert {"fetch", "forward", "backward", "guard", "side", "after the step"} <= kinds
+    assert len(real_processes["seeded"]) == 30, real_processes["errors"]
+    states = {check(report, expected) for report in real_processes["seeded"]}
+    assert states >= {"before_epoch", "before_step", "side"}
+    assert real_processes["code"] == 143
+
+
+def test_three_signals_from_outside(real_processes):
+    """Sent by another process while the run is at work in a forward pass, in its data, and in an optimizer's step."""
+    expected, _ = straight()
+    assert [code for _, code in real_processes["outside"]] == [143] * 3, real_processes["errors"]
+    states = [check(report, expected) for report, _ in real_processes["outside"]]
+    assert states == ["before_step", "side", "before_step"]
+
+
+def test_importing_puts_no_handler_in(real_processes):
+    """In a process that has imported all plugins Python handles Ctrl-C, and nothing else."""
+    assert real_processes["handled"] == ["SIGINT"]
+
+
+# -- in this process
+
+
+@pytest.fixture
+def strays() -> Iterator[list[int]]:
+    """Handlers of one's own for three signals: what reached them, in place of ending the tests."""
+    reached: list[int] = []
+
+    def own(number: int, frame: Any) -> None:
+        reached.append(number)
+
+    before = {number: signal.signal(number, own) for number in (SIGTERM, SIGUSR1, SIGUSR2)}
+    yield reached
+    after = {number: signal.getsignal(number) for number in before}
+    for number, handler in before.items():
+        signal.signal(number, handler)
+    assert after == dict.fromkeys(before, own), "the handlers that were there are put back"
+
+
+def kill(number: int = SIGTERM) -> None:
+    """Sends a signal to this process; it is heard before this returns."""
+    os.kill(os.getpid(), number)
+
+
+class Killer(Plugin):
+    """Sends a signal, or does something else, on an edge of a state: at one event of it, or at all."""
+
+    def __init__(self, edge: str, state: str, event: int | None = 0, act: Callable[[Run], None] | None = None) -> None:
+        self.edge, self.state, self.event = edge, state, event
+        self.act = act or (lambda run: kill())
+        self.events = 0
+
+    def hear(self, edge: str, state: str, run: Run) -> None:
+        if (edge, state) == (self.edge, self.state):
+            self.events += 1
+            if self.event in (None, self.events - 1):
+                self.act(run)
+
+
+def _hear(edge: str, state: str) -> Any:
+    return lambda self, run: self.hear(edge, state, run)
+
+
+for _name in STATES:
+    for _kind in ("enter", "exit"):
+        setattr(Killer, f"on_{_kind}_{_name}", _hear(_kind, _name))
+
+
+def raises_exit(engine: Engine, code: int = 143, **options: Any) -> Run:
+    """Runs an engine that a signal ends."""
+    with pytest.raises(SystemExit) as caught:
+        engine.run(**options)
+    assert caught.value.code == code
+    return engine.current
+
+
+def test_run_raises_once_all_have_been_told_and_closed(strays):
+    """First `on_park` of every plugin, then `close` of every plugin, then SystemExit(143) out of `run()`."""
+    told: list[str] = []
+
+    class Told(Plugin):
+        def __init__(self, name: str) -> None:
+            self.name = name
+
+        def on_park(self, run: Run) -> None:
+            told.append(f"{self.name} park")
+
+        def close(self, run: Run) -> None:
+            told.append(f"{self.name} close")
+
+    engine = small_engine(3, [Told("a"), GracefulStop(), Killer("enter", "process_batch"), Told("b")])
+    run = raises_exit(engine)
+    assert told == ["a park", "b park", "b close", "a close"]
+    assert (run.state, run.parked, run.step, run.update) == ("before_step", "SIGTERM", 1, 1)
+    assert [note.text for note in run.log.notes("park")] == ["SIGTERM"]
+    assert strays == []
+
+
+@pytest.mark.parametrize("state", STATES)
+@pytest.mark.parametrize("edge", ["enter", "exit"])
+def test_no_edge_leads_to_a_park_in_mid_step(edge, state, strays):
+    """Neither in the state where the signal came nor in the next; going on gives the bits of the straight run."""
+    engine = small_engine(3, [GracefulStop(), Killer(edge, state)], epochs=2)
+    run = raises_exit(engine)
+    assert run.state not in MID_STEP
+    if not run.ended:
+        engine.run()
+    assert outcome(run) == outcome(small_engine(3, epochs=2).run())
+
+
+def test_without_exit_run_returns_and_goes_on(strays):
+    """As often as a signal comes."""
+    engine = small_engine(4, [GracefulStop(exit=False), Killer("enter", "process_batch", event=None)])
+    states = []
+    while not engine.current.ended:
+        run = engine.run()
+        states.append((run.state, run.parked))
+    assert states == [("before_step", "SIGTERM")] * 3 + [("after_epoch", "SIGTERM"), ("finished", None)]
+    assert outcome(engine.current) == outcome(small_engine(4).run())
+
+
+def test_a_signal_comes_before_until(strays):
+    """A state that the run was to be driven to does not keep it from ending."""
+    engine = small_engine(3, [GracefulStop(), Killer("enter", "after_step")])
+    assert raises_exit(engine, until="after_step").parked == "SIGTERM"
+
+
+def test_a_signal_in_the_last_turn_lets_the_run_finish(strays):
+    """There is nothing to save; the program ends all the same."""
+    reporter = Reporter()
+    run = raises_exit(small_engine(3, [GracefulStop(), reporter, Killer("exit", "after_loop")]))
+    assert (run.state, run.parked, reporter.told) == ("finished", None, [["close", "finished"]])
+
+
+def test_a_signal_while_plugins_close_is_not_lost(strays):
+    """Whether the run has ended or is parked for another reason."""
+
+    class Late(Plugin):
+        def close(self, run: Run) -> None:
+            kill()
+
+    assert raises_exit(small_engine(3, [GracefulStop(), Late()])).state == "finished"
+    assert raises_exit(small_engine(3, [GracefulStop(), Late()]), until="after_step").parked == "until after_step"
+    engine = small_engine(3, [TimeLimit(1e-9, "interrupt"), GracefulStop(), Late()])
+    assert (raises_exit(engine).parked or "").startswith("TimeLimit")
+
+
+def test_a_signal_during_an_evaluation_parks_in_it(strays):
+    """It ends at its next batch; when the run goes on it begins anew, and its values are those of the straight run."""
+    armed = [True]
+
+    def metric(output: Any, batch: Any) -> Any:
+        if armed and armed.pop():
+            kill()
+        return output.mean()
+
+    engine = small_engine(3, [GracefulStop(), Evaluate(batches(3), {"mean": metric})])
+    run = raises_exit(engine)
+    assert (run.state, run.parked, run.metrics) == ("evaluate", "SIGTERM", {})
+    engine.run()
+    other = small_engine(3, [Evaluate(batches(3), {"mean": metric})]).run()
+    assert run.metrics == other.metrics
+    assert outcome(run) == outcome(other)
+
+
+def test_under_advance_the_turn_that_parks_raises(strays):
+    """The handlers stand from the first turn on; a signal between two turns is heard."""
+    engine = small_engine(3, [GracefulStop()])
+    while engine.advance().dest != "process_batch":
+        pass
+    kill()
+    assert engine.advance().dest == "after_step"
+    engine.advance()
+    with pytest.raises(SystemExit) as caught:
+        engine.advance()
+    assert caught.value.code == 143
+    assert (engine.current.state, engine.current.parked) == ("before_step", "SIGTERM")
+    assert strays == []
+    kill()
+    assert strays == [SIGTERM]
+    engine.run()
+    assert outcome(engine.current) == outcome(small_engine(3).run())
+
+
+# -- a second signal
+
+
+@pytest.mark.parametrize(("edge", "state"), [("enter", "process_batch"), ("exit", "optimizer_update")])
+def test_a_second_signal_raises_at_once(edge, state, strays):
+    """The run has failed there: nobody is told of a park, all are closed."""
+
+    def twice(run: Run) -> None:
+        kill()
+        kill(SIGUSR1)
+        raise AssertionError("the second one raised nothing")
+
+    witness = Witness()
+    engine = small_engine(3, [GracefulStop([SIGTERM, SIGUSR1]), Killer(edge, state, act=twice), witness])
+    run = raises_exit(engine, 128 + SIGUSR1)
+    assert (run.state, run.parked, run.log[-1].source, run.log[-1].dest) == ("failed", None, state, "failed")
+    assert (witness.parked, witness.closed) == (0, 1)
+    with pytest.raises(EngineError, match="build a new Engine"):
+        engine.run()
+
+
+def test_a_second_signal_on_the_way_to_the_park_raises_at_once(strays):
+    """Where the first came in mid-step, the second is heard in a later turn of that step."""
+    engine = small_engine(
+        3, [GracefulStop(), Killer("enter", "process_batch"), Other("exit", "after_step", act=lambda run: kill())]
+    )
+    assert raises_exit(engine).log.path()[-3:] == ["process_batch", "after_step", "failed"]
+
+
+class Other(Killer):
+    """Another one beside it."""
+
+
+def test_a_second_signal_while_plugins_save_changes_nothing(strays):
+    """The save is completed, and the exit code is the first one's."""
+    saved = []
+
+    class Slow(Plugin):
+        def on_park(self, run: Run) -> None:
+            kill(SIGUSR1)
+            kill(SIGTERM)
+            saved.append(run.state)
+
+    engine = small_engine(3, [GracefulStop([SIGTERM, SIGUSR1]), Slow(), Killer("enter", "process_batch")])
+    assert raises_exit(engine).parked == "SIGTERM"
+    assert saved == ["before_step"]
+    engine.run()
+    assert outcome(engine.current) == outcome(small_engine(3).run())
+
+
+def test_a_save_that_fails_comes_out_in_place_of_the_exit(strays):
+    """A program that could not save does not end as if it had; a note says that it was about to exit."""
+
+    class Full(Plugin):
+        def on_park(self, run: Run) -> None:
+            raise OSError("the disk is full")
+
+    engine = small_engine(3, [GracefulStop(), Full(), Killer("enter", "process_batch")])
+    with pytest.raises(OSError, match="the disk is full") as caught:
+        engine.run()
+    assert "heptad: and closing the plugins raised: SystemExit(143)" in caught.value.__notes__
+
+
+def test_a_failure_after_the_signal_comes_out_in_place_of_the_exit(strays):
+    """What a handler raises on the way to the park is the news."""
+
+    def fail(run: Run) -> None:
+        kill()
+        raise ZeroDivisionError
+
+    engine = small_engine(3, [GracefulStop(), Killer("enter", "process_batch", act=fail)])
+    with pytest.raises(ZeroDivisionError) as caught:
+        engine.run()
+    assert engine.current.state == "failed"
+    (note,) = caught.value.__notes__
+    assert note.startswith("heptad: in Killer.on_enter_process_batch on entry to process_batch")
+
+
+# -- the handlers
+
+
+def test_handlers_stand_for_the_length_of_run(strays):
+    """Not when plugin and engine are built, not before, not after `run()`; whether it parks, finishes or fails."""
+    own = signal.getsignal(SIGTERM)
+    inside: list[bool] = []
+
+    class Look(Plugin):
+        @on_enter("before_step")
+        @on_exit("after_loop")
+        def look(self, run: Run) -> None:
+            inside.append(signal.getsignal(SIGTERM) == plugin._handle == signal.getsignal(SIGUSR1))
+
+    plugin = GracefulStop((SIGTERM, SIGUSR1, SIGTERM))
+    fail = Killer("enter", "process_batch", event=2, act=lambda run: 1 // 0)
+    engine = small_engine(3, [plugin, Look(), fail])
+    assert signal.getsignal(SIGTERM) is own
+    engine.run(until="process_batch")
+    assert signal.getsignal(SIGTERM) is signal.getsignal(SIGUSR1) is own
+    kill()
+    assert strays == [SIGTERM]
+    with pytest.raises(ZeroDivisionError):
+        engine.run()
+    assert signal.getsignal(SIGTERM) is signal.getsignal(SIGUSR1) is own
+    small_engine(3, [plugin, Look()]).run()
+    assert inside == [True] * 7
+    assert signal.getsignal(SIGTERM) is own
+
+
+def test_they_are_put_back_where_a_plugin_does_not_open(strays):
+    """The one that fails comes after it; the fixture looks at the handlers."""
+
+    class Shut(Plugin):
+        def open(self, run: Run) -> None:
+            raise OSError("no such folder")
+
+    with pytest.raises(OSError, match="no such folder"):
+        small_engine(3, [GracefulStop(), Shut()]).run()
+
+
+def test_only_what_was_asked_for_is_handled(strays):
+    """Another signal goes where it went before."""
+    act = Killer("enter", "process_batch", act=lambda run: kill(SIGUSR2))
+    assert small_engine(3, [GracefulStop([SIGTERM, SIGUSR1]), act]).run().state == "finished"
+    assert strays == [SIGUSR2]
+
+
+def test_an_ignored_signal_stays_ignored(strays):
+    """As under nohup: the run is not parked, and the signal is ignored afterwards as well."""
+    before = signal.signal(SIGUSR1, signal.SIG_IGN)
+    try:
+        act = Killer("enter", "process_batch", act=lambda run: kill(SIGUSR1))
+        run = small_engine(3, [GracefulStop([SIGUSR1]), act]).run()
+        assert signal.getsignal(SIGUSR1) == signal.SIG_IGN
+    finally:
+        signal.signal(SIGUSR1, before)
+    assert (run.state, run.log.notes("interrupt")) == ("finished", [])
+
+
+def test_a_handler_that_is_not_pythons_is_left_alone(strays, monkeypatch):
+    """What Python cannot put back is not taken away."""
+    own = signal.getsignal(SIGTERM)
+    monkeypatch.setattr(signal, "getsignal", lambda number: None)
+    run = small_engine(3, [GracefulStop(), Killer("enter", "process_batch")]).run()
+    monkeypatch.undo()
+    assert (run.state, signal.getsignal(SIGTERM) is own, strays) == ("finished", True, [SIGTERM])
+
+
+def test_in_another_thread_it_does_nothing_but_a_note(strays):
+    """Only the main thread can have handlers."""
+    seen: list[Any] = []
+    engine = small_engine(3, [GracefulStop(), Killer("enter", "process_batch", act=lambda run: look())])
+
+    def look() -> None:
+        seen.append(getattr(signal.getsignal(SIGTERM), "__qualname__", None))
+
+    thread = threading.Thread(target=engine.run)
+    thread.start()
+    thread.join()
+    (note,) = engine.current.log.notes("note")
+    assert note.text == "GracefulStop does nothing: the run is not driven by the main thread"
+    assert (engine.current.state, seen) == ("finished", ["strays.<locals>.own"])
+
+
+def test_ctrl_c_stays_the_engines(strays):
+    """It parks the run and `run()` raises KeyboardInterrupt, with this plugin as without it."""
+    act = Killer("enter", "process_batch", act=lambda run: kill(signal.SIGINT))
+    engine = small_engine(3, [GracefulStop(), act])
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            engine.run()
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert engine.current.parked == "Ctrl-C"
+
+
+# -- options
+
+
+@pytest.mark.parametrize(
+    "signals", [["SIGTERM"], "SIGTERM", [999], [-1], [0], [15.0], [True], [None], [SIGTERM, "TERM"]]
+)
+def test_what_is_no_signal_is_refused(signals):
+    """The message names it, and what was expected."""
+    with pytest.raises(PluginError, match=r"GracefulStop\(signals=…\) takes signals such as signal\.SIGTERM, got"):
+        GracefulStop(signals)
+
+
+@pytest.mark.parametrize("signals", [SIGTERM, 15, None])
+def test_one_signal_alone_is_refused(signals):
+    """The message says how to write it."""
+    with pytest.raises(PluginError, match=r"takes several, such as \(signal\.SIGTERM,\), got"):
+        GracefulStop(signals)
+
+
+@pytest.mark.parametrize(
+    ("number", "why"),
+    [
+        (signal.SIGINT, "Ctrl-C parks a run without this plugin"),
+        (signal.SIGKILL, "no process can handle it"),
+        (signal.SIGSTOP, "no process can handle it"),
+    ],
+)
+def test_what_cannot_be_handled_is_refused(number, why):
+    """With the reason."""
+    with pytest.raises(PluginError, match=rf"cannot take {number.name}: {why}"):
+        GracefulStop([SIGTERM, number])
+
+
+@pytest.mark.parametrize("value", [1, None, "no"])
+def test_exit_must_be_a_truth_value(value):
+    """Neither a number nor a word."""
+    with pytest.raises(PluginError, match=r"GracefulStop\(exit=…\) must be True or False, got"):
+        GracefulStop(exit=value)
+
+
+def test_the_number_of_a_signal_will_do(strays):
+    """It is known by its name afterwards."""
+    act = Killer("enter", "process_batch", act=lambda run: kill(SIGUSR1))
+    run = raises_exit(small_engine(3, [GracefulStop([int(SIGUSR1)]), act]), 128 + SIGUSR1)
+    assert run.parked == "SIGUSR1"
