@@ -36,12 +36,10 @@ def before_loop(run: Run) -> None:
     clear_gradients(run)
     at, config = run.position, run.config
     run.plan_windows()
-    run.memory.facts = {
-        "epochs": config.epochs,
-        "max_updates": config.max_updates,
-        "accumulation": config.accumulation,
-        "remainder": config.remainder,
+    run.memory.facts |= {
+        **config.model_dump(),
         "batches": parts.feed.batches,
+        "optimizers": [describe(optimizer) for optimizer in parts.optimizers],
     }
     run.memory.windows.append((0, at.window.size))
 
@@ -217,6 +215,15 @@ def clear_gradients(run: Run) -> None:
     run.network.zero_grad()
     for optimizer in run.parts.optimizers:
         optimizer.zero_grad()
+
+
+def describe(optimizer: Any) -> dict[str, Any]:
+    """Returns an optimizer's class and the options of its parameter groups, those that are plain, for the log."""
+    groups = [
+        {name: value for name, value in group.items() if isinstance(value, str | int | float | None)}
+        for group in optimizer.param_groups
+    ]
+    return {"class": kind(optimizer), "groups": groups}
 
 
 def check_pair(batch: Any) -> None:

@@ -150,6 +150,8 @@ class RunConfig(_Checked):
             `"cuda"`, `"cuda:1"` and so on.
         deterministic: Asks torch for deterministic algorithms for as long as the run is being driven.
         log_capacity: Transitions that `Run.log` keeps in memory, 10 bytes each; the oldest go first.
+        trace_handlers: Keeps for every call of a handler when it was made and how long it took: `explain` and the trace
+            show them. Costs about half a microsecond and 32 bytes a call.
 
     Raises:
         ConfigError: With every mistake, one a line.
@@ -167,6 +169,7 @@ class RunConfig(_Checked):
     device: str = "auto"
     deterministic: bool = False
     log_capacity: Positive = 1_000_000
+    trace_handlers: bool = False
 
     @field_validator("device")
     @classmethod

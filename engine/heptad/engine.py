@@ -25,6 +25,7 @@ from heptad.run import GUARDS, Parts, Run
 from heptad.signals import CtrlC
 from heptad.states import Detour, guard_of, training_table
 from heptad.subscriptions import SubscriptionTable, tabulate
+from heptad.tracing import trace
 
 F = TypeVar("F", bound=Callable[[Run], object])
 Until = Callable[[Run], bool]
@@ -268,8 +269,13 @@ class Engine:
 
     def _subscribe(self, subscription: Subscription) -> None:
         verify(subscription, self.current.table)
+        if self._config.trace_handlers:
+            trace(subscription, self.current)
+        self._roster.catch(subscription)
         self._subscriptions.append(subscription)
         self._machine.subscribe(subscription)
+        mark, facts = subscription.mark, self.current.memory.facts
+        facts.setdefault("handlers", []).append([mark.state, mark.edge, subscription.who, mark.words()])
 
     # -- the loop
 

@@ -131,28 +131,34 @@ class Subscription:
         handler: What the plugin gave.
         call: What the machine calls: the handler behind its filter.
         filtered: Tells how many events the filter has counted, and whether `once` is done.
+        restore: Lets the filter go on from there.
     """
 
-    __slots__ = ("call", "filtered", "handler", "mark", "plugin", "who")
+    __slots__ = ("call", "filtered", "handler", "mark", "plugin", "restore", "who")
 
     def __init__(self, plugin: Plugin | None, who: str, mark: Mark, handler: Handler) -> None:
         self.plugin = plugin
         self.who = who
         self.mark = mark
         self.handler = handler
-        self.call: Handler = handler
+        self.wrap(lambda call: call)
+
+    def wrap(self, around: Callable[[Handler], Handler]) -> None:
+        """Puts something around each call that the filter lets through; before the first event."""
+        mark = self.mark
+        self.call = around(self.handler)
         self.filtered: Callable[[], tuple[int, bool]] = lambda: (0, False)
+        self.restore: Callable[[int, bool], None] = lambda count, done: None
         if mark.every != 1 or mark.once or mark.when is not None:
-            self.call, self.filtered = _gate(handler, mark.every, mark.once, mark.when)
+            self.call, self.filtered, self.restore = _gate(self.call, mark)
 
 
-def _gate(
-    handler: Handler, every: int, once: bool, when: Predicate | None
-) -> tuple[Handler, Callable[[], tuple[int, bool]]]:
-    """Returns a handler that hears the events that a filter names, and what tells how far the filter has counted.
+def _gate(handler: Handler, mark: Mark) -> tuple[Handler, Callable[[], tuple[int, bool]], Callable[[int, bool], None]]:
+    """Returns a handler that hears the events that a filter names; what tells how far it has counted; what sets that.
 
     A closure, because an event that is not due costs a third of what a method does.
     """
+    every, once, when = mark.every, mark.once, mark.when
     count = 0
     done = False
 
@@ -167,7 +173,11 @@ def _gate(
     def filtered() -> tuple[int, bool]:
         return count, done
 
-    return gate, filtered
+    def restore(counted: int, is_done: bool) -> None:
+        nonlocal count, done
+        count, done = counted, is_done
+
+    return gate, filtered, restore
 
 
 def subscriptions_of(plugin: Plugin) -> list[Subscription]:

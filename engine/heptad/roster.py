@@ -31,12 +31,14 @@ class Roster:
         self._opened = False
 
     def subscriptions(self) -> list[Subscription]:
-        """Finds what all plugins subscribe to; a plugin that may fail is called through a catch."""
-        found = [subscription for plugin in self.plugins for subscription in subscriptions_of(plugin)]
-        for subscription in found:
-            if subscription.plugin is not None and subscription.plugin.on_error == "detach":
-                subscription.call = self._caught(subscription.plugin, subscription.who, subscription.call)
-        return found
+        """Finds what all plugins subscribe to."""
+        return [subscription for plugin in self.plugins for subscription in subscriptions_of(plugin)]
+
+    def catch(self, subscription: Subscription) -> None:
+        """Lets a plugin that may fail be called through a catch."""
+        plugin = subscription.plugin
+        if plugin is not None and plugin.on_error == "detach":
+            subscription.call = self._caught(plugin, subscription.who, subscription.call)
 
     def _ask_for_detours(self) -> list[tuple[Plugin, Detour]]:
         found: list[tuple[Plugin, Detour]] = []

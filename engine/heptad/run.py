@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from copy import copy
 from dataclasses import dataclass, field
 from typing import Any, cast
+from uuid import uuid4
 
 import numpy as np
 import torch
@@ -21,7 +22,7 @@ from heptad.config import Components, RunConfig
 from heptad.data import Feed
 from heptad.errors import EngineError
 from heptad.log import Counters, Failure, Memory, TransitionLog
-from heptad.log.values import Recorded, Values
+from heptad.log.values import Recorded
 from heptad.states import Table
 
 
@@ -147,6 +148,7 @@ class Run:
 
     Attributes:
         config: The `RunConfig`.
+        id: Tells this run from all others; one that is resumed keeps it.
         parked: Why the run is parked; `None` while it is being driven, before its start and after its end.
         reason: Why the run ended, or is going to: what `stop` was given, the failure, or which limit was reached.
         position: The machine's own record of where the run is; not for handlers.
@@ -160,10 +162,10 @@ class Run:
         self.parts = parts
         self.memory = memory
         self._log = TransitionLog(memory)
+        self.id = uuid4().hex
         self.position = Position(config)
         self.parked: str | None = None
         self.reason: str | None = None
-        self._values = Values()
 
     # -- where the run is
 
@@ -323,11 +325,11 @@ class Run:
     @property
     def metrics(self) -> dict[str, float]:
         """The newest recorded value of every name. Reading waits for values still on their device."""
-        return self._values.newest()
+        return self.memory.recorded.newest()
 
     def history(self, name: str) -> list[float]:
         """Returns all values recorded under a name, oldest first; reading waits for values still on their device."""
-        return self._values.history(name)
+        return self.memory.recorded.history(name)
 
     def records(self, since: int = 0) -> list[Recorded]:
         """Returns the recorded values with the place of each, oldest first.
@@ -335,7 +337,7 @@ class Run:
         Args:
             since: How many to leave out; a logger passes how many it has seen.
         """
-        return self._values.since(since)
+        return self.memory.recorded.since(since)
 
     @property
     def interrupted(self) -> bool:
@@ -419,7 +421,7 @@ class Run:
         Raises:
             EngineError: If the value is neither.
         """
-        self._values.record(name, value, self._seq(), self.counters())
+        self.memory.recorded.record(name, value, self.seq, self.counters())
 
     def note(self, text: str) -> None:
         """Binds a note to the transition under way; it is for rare events, `record` is for values."""
@@ -429,7 +431,7 @@ class Run:
 
     def note_of(self, kind: str, text: str) -> None:
         """Binds a note of one of the engine's kinds to the transition under way."""
-        self.memory.note(kind, text, self._seq())
+        self.memory.note(kind, text, self.seq)
 
     def plan_windows(self) -> None:
         """Decides how many batches must remain for a window to be started."""
@@ -452,7 +454,8 @@ class Run:
         self.reason = line
         error.add_note(f"heptad: {failure}")
 
-    def _seq(self) -> int:
+    @property
+    def seq(self) -> int:
         """The number of the transition under way: what happens on entry belongs to the one that led there."""
         return self.memory.seq - self.position.entering
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from heptad.errors import TableError, nearest
 
@@ -143,6 +143,25 @@ class Table:
             if tried is arc:
                 break
         return answers
+
+    def to_plain(self) -> dict[str, Any]:
+        """Returns the table as plain data, from which `from_plain` makes it again."""
+        return {
+            "states": [[state.name, state.kind, state.body, state.shown] for state in self.states],
+            "arcs": [[arc.source, arc.dest, arc.guard] for arc in self.arcs],
+            "guards": list(self.guards),
+            "origin": self.origin,
+        }
+
+    @classmethod
+    def from_plain(cls, plain: Mapping[str, Any]) -> Table:
+        """Returns the table that `to_plain` told.
+
+        Raises:
+            TableError: If it is none that could be built.
+        """
+        states, arcs = (State(*row) for row in plain["states"]), (Arc(*row) for row in plain["arcs"])
+        return cls(states, arcs, plain["guards"], plain["origin"])
 
     def mermaid(self) -> str:
         """Returns the table as a Mermaid state diagram."""

@@ -1,8 +1,6 @@
 """Where a run writes its log: two plain lists that are packed, a chunk at a time, into 10 bytes a transition.
 
 The machine appends an arc's number and the time to `arcs` and `times`; nothing else is done while training goes on.
-Guards, states and counters are not stored: the arc says which guards were asked and what they said, and the counters
-follow from the path. `query.py` derives them.
 """
 
 from __future__ import annotations
@@ -11,13 +9,15 @@ from array import array
 from collections.abc import Callable
 from dataclasses import dataclass
 from time import monotonic_ns, time_ns
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
-import numpy.typing as npt
 
 from heptad.errors import TableError
+from heptad.log.calls import Calls
+from heptad.log.chunk import Call, Effects, Failure, Ints, View
 from heptad.log.record import Counters, Note
+from heptad.log.values import Recorded, Values
 from heptad.states import Table
 
 CHUNK = 1024
@@ -25,23 +25,14 @@ CHUNK = 1024
 
 _MOST_ARCS = 1 << 16
 
-Ints = npt.NDArray[np.int64]
-
 
 @dataclass(frozen=True, slots=True)
-class Chunk:
-    """Consecutive transitions: their arcs and times, and what was true before the first of them.
-
-    Attributes:
-        seq: The number of the first.
-        clock: When the transition before it was made, or the run begun, in monotonic nanoseconds.
-        counters: What the counters stood at then.
-        skipped: The places of those whose update was skipped.
-        gaps: The time that the run was parked before a transition: its place, and nanoseconds.
-    """
+class Packed:
+    """A `Chunk` in memory."""
 
     seq: int
     clock: int
+    offset: int
     counters: Counters
     skipped: tuple[int, ...]
     gaps: tuple[tuple[int, int], ...]
@@ -63,91 +54,50 @@ class Chunk:
 class OpenChunk:
     """The chunk that is being written. Once it is packed nothing touches it again, so a reader may still hold it."""
 
-    __slots__ = ("arcs", "clock", "counters", "gaps", "seq", "skipped", "times")
+    __slots__ = ("arcs", "clock", "counters", "gaps", "offset", "seq", "skipped", "times")
 
-    def __init__(self, seq: int, clock: int, counters: Counters) -> None:
+    def __init__(self, seq: int, clock: int, offset: int, counters: Counters) -> None:
         self.seq = seq
         self.clock = clock
+        self.offset = offset
         self.counters = counters
         self.arcs: list[int] = []
         self.times: list[int] = []
         self.skipped: list[int] = []
         self.gaps: list[tuple[int, int]] = []
 
-    def packed(self) -> Chunk:
+    def packed(self) -> Packed:
         """Returns what stands in it now."""
         times = array("q", self.times)  # first: an arc is appended before its time, so there is one for each
         arcs = array("H", self.arcs[: len(times)])
         skipped = tuple(place for place in self.skipped if place < len(times))
         gaps = tuple(gap for gap in self.gaps if gap[0] < len(times))
-        return Chunk(self.seq, self.clock, self.counters, skipped, gaps, arcs, times)
+        return Packed(self.seq, self.clock, self.offset, self.counters, skipped, gaps, arcs, times)
 
 
-@dataclass(frozen=True, slots=True)
-class View:
-    """The log at one moment: the chunks, and the numbers of the first transition kept and of the one after the last."""
-
-    chunks: tuple[Chunk, ...]
-    first: int
-    end: int
-
-
-@dataclass(frozen=True, slots=True)
-class Failure:
-    """Where a run failed.
+class Follower(Protocol):
+    """Takes the log while it is written, on the thread that drives the run.
 
     Attributes:
-        seq: The number of the transition to `failed`, the log's last.
-        state: The state in which it happened.
-        edge: `"body"`, `"exit"`, `"guard"` or `"enter"`.
-        who: The plugin and method that raised; empty for the engine itself.
-        guard: The guard that raised, if it was one.
-        error: The exception in a line.
-        counters: What the counters stood at, the body perhaps half done.
-        guards: What the guards had answered by then, those asked.
+        limit: Transitions after which it wants `settled` to be called at the latest.
     """
 
-    seq: int
-    state: str
-    edge: str
-    who: str
-    guard: str
-    error: str
-    counters: Counters
-    guards: dict[str, bool]
+    @property
+    def limit(self) -> int:
+        """See above."""
+        ...
 
-    def __str__(self) -> str:
-        place = {
-            "body": f"in the body of {self.state}",
-            "exit": f"on exit of {self.state}",
-            "guard": f"in the guard {self.guard} asked in {self.state}",
-            "enter": f"on entry to {self.state}",
-        }[self.edge]
-        at = self.counters
-        who = f"in {self.who} " if self.who else ""
-        return f"{who}{place} (epoch {at.epoch}, batch {at.batch_index}, step {at.step}, update {at.update})"
+    def packed(self, chunk: Packed) -> None:
+        """Takes a chunk that is full."""
+        ...
 
+    def noted(self, note: Note) -> None:
+        """Takes a note."""
+        ...
 
-class Effects:
-    """What leaving each state does to the counters, as arrays over the arcs of a table."""
-
-    def __init__(self, table: Table) -> None:
-        # A failure is no arc of the table. Its number is that of the state it happened in, counted on from the arcs.
-        sources = [arc.source for arc in table.arcs] + [state.name for state in table.states]
-        self.sources = np.array([table.index[name] for name in sources], dtype=np.int64)
-        self.dests = np.array(
-            [table.index[arc.dest] for arc in table.arcs] + [table.index["failed"]] * len(table.states), dtype=np.int64
-        )
-        counted = len(table.arcs)
-
-        def leaving(name: str) -> npt.NDArray[np.bool_]:
-            return np.array([place < counted and source == name for place, source in enumerate(sources)])
-
-        self.counts_step = leaving("after_step")
-        self.counts_update = leaving("optimizer_update")
-        self.counts_epoch = leaving("after_epoch")
-        self.opens_epoch = leaving("before_epoch")
-        self.closes_window = self.counts_update | self.counts_epoch | self.opens_epoch
+    def settled(self) -> None:
+        """Called between two turns, after at most `limit` of them."""
+        ...
 
 
 class Memory:
@@ -169,12 +119,35 @@ class Memory:
         self.stops: list[int] = []
         """The transitions whose guards are the first to see that a stop was asked for."""
         self.failure: Failure | None = None
+        self.recorded = Values()
+        self.traced = Calls()
+        self._followers: tuple[Follower, ...] = ()
         self._notes: list[Note] = []
         self._offset = time_ns() - monotonic_ns()
         self._parked_at: int | None = monotonic_ns()
         self._node = table.index[table.start.name]
-        packed: tuple[Chunk, ...] = ()
-        self._written = packed, OpenChunk(0, self._parked_at, Counters())
+        packed: tuple[Packed, ...] = ()
+        self._written = packed, OpenChunk(0, self._parked_at, self._offset, Counters())
+
+    def restore(self, seq: int, node: int, counters: Counters) -> None:
+        """Lets an empty log begin where a checkpoint was taken.
+
+        Args:
+            seq: The number that the next transition is to have.
+            node: The state that the run is in.
+            counters: What they stand at.
+        """
+        self._parked_at = monotonic_ns()
+        self._node = node
+        self._written = (), OpenChunk(seq, self._parked_at, self._offset, counters)
+
+    def follow(self, follower: Follower) -> None:
+        """Lets a follower take all chunks and notes from now on."""
+        self._followers = (*self._followers, follower)
+
+    def leave(self, follower: Follower) -> None:
+        """Ends that."""
+        self._followers = tuple(other for other in self._followers if other is not follower)
 
     @property
     def arcs(self) -> list[int]:
@@ -194,8 +167,9 @@ class Memory:
 
     @property
     def room(self) -> int:
-        """How many transitions the open chunk still takes; at least 1."""
-        return max(1, CHUNK - len(self.times))
+        """How many transitions may be made until the log is to be settled; at least 1."""
+        room = CHUNK - len(self.times)
+        return max(1, min((room, *(follower.limit for follower in self._followers))))
 
     def go(self) -> None:
         """Starts the clock, at the beginning or after parking: the time since then belongs to no state."""
@@ -215,7 +189,10 @@ class Memory:
 
     def note(self, kind: str, text: str, seq: int) -> None:
         """Binds a note to a transition, which may be the one under way."""
-        self._notes.append(Note(seq, kind, text, monotonic_ns() + self._offset))
+        note = Note(seq, kind, text, monotonic_ns() + self._offset)
+        self._notes.append(note)
+        for follower in self._followers:
+            follower.noted(note)
 
     def skip(self) -> None:
         """Says that the update of the turn under way is skipped, so that reading does not count it."""
@@ -236,20 +213,29 @@ class Memory:
         self.note("failure", f"{failure.error} {failure}", failure.seq)
 
     def settle(self, counters: Callable[[], Counters]) -> None:
-        """Packs the open chunk if it is full, and lets the oldest go.
+        """Packs the open chunk if it is full, lets the oldest go, and tells the followers.
 
         Args:
             counters: Tells what they stand at, between two turns.
         """
+        if len(self.times) >= CHUNK:
+            self._pack(counters())
+        for follower in self._followers:
+            follower.settled()
+
+    def _pack(self, counters: Counters) -> None:
         packed, chunk = self._written
-        if len(chunk.times) < CHUNK:
-            return
         end = chunk.seq + len(chunk.times)
         self._node = int(self.effects.dests[chunk.arcs[-1]])
-        kept = tuple(old for old in (*packed, chunk.packed()) if end - old.seq - len(old) < self.capacity)
-        self._written = kept, OpenChunk(end, chunk.times[-1], counters())
+        newest = chunk.packed()
+        for follower in self._followers:
+            follower.packed(newest)
+        kept = tuple(old for old in (*packed, newest) if end - old.seq - len(old) < self.capacity)
+        self._written = kept, OpenChunk(end, chunk.times[-1], self._offset, counters)
         if self._notes and self._notes[0].seq < kept[0].seq:
             self._notes = [note for note in self._notes if note.seq >= kept[0].seq]
+        if len(kept) <= len(packed):
+            self.traced.let_go(kept[0].seq)
 
     def view(self) -> View:
         """Returns the log as it stands; at any time, from any thread."""
@@ -260,42 +246,18 @@ class Memory:
         chunks = (*packed, last) if len(last) else packed
         return View(chunks, max(oldest, end - self.capacity), end)
 
-    def counters(self, chunk: Chunk) -> dict[str, Ints]:
-        """Replays a chunk: for each transition the counters after the body of its source."""
-        effects, base = self.effects, chunk.counters
-        arcs = chunk.arcs()
-        steps = base.step + np.cumsum(effects.counts_step[arcs])
-        counted = effects.counts_update[arcs]
-        counted[list(chunk.skipped)] = False
-        columns = {
-            "epoch": base.epoch + np.cumsum(effects.counts_epoch[arcs]),
-            "batch_index": steps - _latest(effects.opens_epoch[arcs], steps, base.step - base.batch_index),
-            "step": steps,
-            "update": base.update + np.cumsum(counted),
-            "window": steps - _latest(effects.closes_window[arcs], steps, base.step - base.window),
-        }
-        failure = self.failure
-        if failure is not None and chunk.seq <= failure.seq < chunk.seq + len(arcs):
-            for name, value in failure.counters._asdict().items():
-                columns[name][failure.seq - chunk.seq] = value
-        return columns
-
-    def durations(self, chunk: Chunk) -> Ints:
-        """Returns nanoseconds spent in the source of each transition, parked time left out."""
-        spent = np.diff(chunk.times(), prepend=chunk.clock)
-        for place, parked in chunk.gaps:
-            spent[place] -= parked
-        return spent
-
-    def wall(self, times: Ints) -> Ints:
-        """Turns monotonic into Unix time."""
-        return times + self._offset
+    def open_chunk(self) -> Packed:
+        """Returns what stands in the chunk that is being written; at any time, from any thread."""
+        return self._written[1].packed()
 
     def notes(self, first: int) -> list[Note]:
         """Returns the notes of the transitions from that number on, oldest first."""
         return [note for note in self._notes if note.seq >= first]
 
+    def values(self, first: int = 0) -> list[Recorded]:
+        """Returns the recorded values from the one of that number on; waits for those still on their device."""
+        return self.recorded.since(first)
 
-def _latest(where: npt.NDArray[np.bool_], values: Ints, before: int) -> Ints:
-    """Returns at each place the value at the last place where `where` held (values never fall), `before` at first."""
-    return np.maximum.accumulate(np.where(where, values, before))
+    def calls(self, first: int, end: int) -> list[Call]:
+        """Returns the handlers' calls in the turns of these transitions, where they were traced."""
+        return self.traced.between(first, end, self._offset)

@@ -14,8 +14,8 @@ import numpy as np
 import numpy.typing as npt
 
 from heptad.errors import EngineError, nearest
+from heptad.log.chunk import Chunk, Ints, Source, View, durations
 from heptad.log.explain import Explanation, Tried, values_seen
-from heptad.log.memory import Chunk, Ints, Memory, View
 from heptad.log.record import Counters, Note, Transition
 
 
@@ -41,11 +41,11 @@ class TransitionLog(Sequence[Transition]):
     `seq`. Reading takes a snapshot and may be done at any time, in a handler or from another thread.
     """
 
-    def __init__(self, memory: Memory) -> None:
-        self._memory = memory
+    def __init__(self, source: Source) -> None:
+        self._source = source
 
     def __len__(self) -> int:
-        view = self._memory.view()
+        view = self._source.view()
         return view.end - view.first
 
     @overload
@@ -53,7 +53,7 @@ class TransitionLog(Sequence[Transition]):
     @overload
     def __getitem__(self, index: slice) -> list[Transition]: ...
     def __getitem__(self, index: int | slice) -> Transition | list[Transition]:
-        view = self._memory.view()
+        view = self._source.view()
         seqs = range(view.first, view.end)[index]  # raises IndexError as a list does
         if isinstance(seqs, int):
             return self._at(view, [seqs])[0]
@@ -64,7 +64,7 @@ class TransitionLog(Sequence[Transition]):
             yield from self._decode(chunk, np.flatnonzero(keep))
 
     def __repr__(self) -> str:
-        view = self._memory.view()
+        view = self._source.view()
         last = ""
         if view.end > view.first:
             newest = self._at(view, [view.end - 1])[0]
@@ -93,7 +93,7 @@ class TransitionLog(Sequence[Transition]):
         nodes = {"source": self._nodes(source), "dest": self._nodes(dest)}
         counters = {"epoch": epoch, "batch_index": batch_index, "step": step, "update": update}
         asked = {name: value for name, value in counters.items() if value is not None}
-        effects = self._memory.effects
+        effects = self._source.effects
         found: list[Transition] = []
         for chunk, kept in self._chunks():
             keep = kept
@@ -102,7 +102,7 @@ class TransitionLog(Sequence[Transition]):
                 if nodes[name] is not None:
                     keep = keep & np.isin(ends[arcs], nodes[name] or [])
             if asked and keep.any():
-                columns = self._memory.counters(chunk)
+                columns = self._counters(chunk)
                 for name, value in asked.items():
                     keep = keep & _matches(columns[name], value)
             found += self._decode(chunk, np.flatnonzero(keep))
@@ -110,8 +110,8 @@ class TransitionLog(Sequence[Transition]):
 
     def path(self) -> list[str]:
         """Returns the states in the order in which the run was in them, the first source included."""
-        states = self._memory.table.states
-        effects = self._memory.effects
+        states = self._source.table.states
+        effects = self._source.effects
         names: list[str] = []
         for chunk, keep in self._chunks():
             arcs = chunk.arcs()[keep]
@@ -122,7 +122,7 @@ class TransitionLog(Sequence[Transition]):
 
     def counts(self) -> Counter[str]:
         """Returns how often each state was entered; one that never was counts 0."""
-        table, effects = self._memory.table, self._memory.effects
+        table, effects = self._source.table, self._source.effects
         entries = np.zeros(len(table.states), dtype=np.int64)
         for chunk, keep in self._chunks():
             entries += np.bincount(effects.dests[chunk.arcs()[keep]], minlength=len(entries))
@@ -134,11 +134,11 @@ class TransitionLog(Sequence[Transition]):
 
     def durations(self) -> dict[str, Duration]:
         """Returns for each state how long the run stayed in it, for every stay that has ended."""
-        table, effects = self._memory.table, self._memory.effects
+        table, effects = self._source.table, self._source.effects
         stays: dict[str, list[Ints]] = {}
         for chunk, keep in self._chunks():
             sources = effects.sources[chunk.arcs()]
-            spent = self._memory.durations(chunk)
+            spent = durations(chunk)
             for node in cast("list[int]", np.unique(sources[keep]).tolist()):
                 stays.setdefault(table.states[node].shown, []).append(spent[keep & (sources == node)])
         summary: dict[str, Duration] = {}
@@ -149,7 +149,7 @@ class TransitionLog(Sequence[Transition]):
 
     def notes(self, kind: str | None = None) -> list[Note]:
         """Returns the notes of the transitions that are kept, or those of one kind."""
-        notes = self._memory.notes(self._memory.view().first)
+        notes = self._source.notes(self._source.view().first)
         return [note for note in notes if kind is None or note.kind == kind]
 
     def explain(self, seq: int) -> Explanation:
@@ -165,12 +165,12 @@ class TransitionLog(Sequence[Transition]):
         Raises:
             EngineError: If the log does not hold this transition.
         """
-        view = self._memory.view()
+        view = self._source.view()
         if not view.first <= seq < view.end:
             held = f"#{view.first} to #{view.end - 1}" if view.end > view.first else "none yet"
             raise EngineError(f"the log does not hold transition #{seq}; it holds {held}")
         transition = self._at(view, [seq])[0]
-        notes = tuple(note for note in self._memory.notes(seq) if note.seq == seq)
+        notes = tuple(note for note in self._source.notes(seq) if note.seq == seq)
         return Explanation(transition, tuple(self._tried(_holding(view, seq), transition)), notes)
 
     def to_jsonl(self, path: str | Path) -> Path:
@@ -192,31 +192,31 @@ class TransitionLog(Sequence[Transition]):
         return target
 
     def _tried(self, chunk: Chunk, transition: Transition) -> Iterator[Tried]:
-        memory = self._memory
+        log, table = self._source, self._source.table
         place = transition.seq - chunk.seq
-        at = Counters(**{name: int(column[place]) for name, column in memory.counters(chunk).items()})
+        at = Counters(**{name: int(column[place]) for name, column in self._counters(chunk).items()})
         number = int(chunk.arcs()[place])
-        source = memory.table.states[int(memory.effects.sources[number])].name
+        state = table.states[int(log.effects.sources[number])].name
         accumulation = next(
-            (k for since, k in reversed(memory.windows) if since <= transition.seq), memory.facts.get("accumulation", 1)
+            (k for since, k in reversed(log.windows) if since <= transition.seq), log.facts.get("accumulation", 1)
         )
-        stopped = any(asked <= transition.seq for asked in memory.stops)
-        failed = memory.failure if number >= len(memory.table.arcs) else None
-        for arc in memory.table.leaving[source]:
+        stopped = any(asked <= transition.seq for asked in log.stops)
+        failed = log.failure if number >= len(table.arcs) else None
+        for arc in table.leaving[state]:
             if failed is not None and (
                 failed.edge != "guard" or (arc.guard or "") not in (*failed.guards, failed.guard)
             ):
                 return
-            values = values_seen(arc.guard or "", at, memory.facts, accumulation, stopped)
+            values = values_seen(arc.guard or "", at, log.facts, accumulation, stopped)
             answer = None if arc.guard is None else transition.guards.get(arc.guard)
-            yield Tried(memory.table.shown[arc.dest], arc.guard, answer, values)
-            if failed is None and arc is memory.table.arcs[number]:
+            yield Tried(table.shown[arc.dest], arc.guard, answer, values)
+            if failed is None and arc is table.arcs[number]:
                 return
 
     def _nodes(self, shown: str | None) -> list[int] | None:
         if shown is None:
             return None
-        table = self._memory.table
+        table = self._source.table
         nodes = [table.index[state.name] for state in table.named(shown)]
         if not nodes:
             raise EngineError(f"there is no state '{shown}'{nearest(shown, table.shown.values())}")
@@ -224,7 +224,7 @@ class TransitionLog(Sequence[Transition]):
 
     def _chunks(self) -> Iterator[tuple[Chunk, npt.NDArray[np.bool_]]]:
         """Yields every chunk, with a mask of what of it is kept."""
-        view = self._memory.view()
+        view = self._source.view()
         for chunk in view.chunks:
             yield chunk, np.arange(chunk.seq, chunk.seq + len(chunk)) >= view.first
 
@@ -240,14 +240,13 @@ class TransitionLog(Sequence[Transition]):
     def _decode(self, chunk: Chunk, places: Ints) -> list[Transition]:
         if not len(places):
             return []
-        memory, effects = self._memory, self._memory.effects
-        states = memory.table.states
+        effects, states = self._source.effects, self._source.table.states
         arcs = chunk.arcs()[places]
-        columns = memory.counters(chunk)
+        columns = self._counters(chunk)
         rows: Any = zip(
             (places + chunk.seq).tolist(),
-            memory.wall(chunk.times()[places]).tolist(),
-            memory.durations(chunk)[places].tolist(),
+            (chunk.times()[places] + chunk.offset).tolist(),
+            durations(chunk)[places].tolist(),
             effects.sources[arcs].tolist(),
             effects.dests[arcs].tolist(),
             arcs.tolist(),
@@ -261,8 +260,11 @@ class TransitionLog(Sequence[Transition]):
             for seq, time, spent, source, dest, arc, *counters in rows
         ]
 
+    def _counters(self, chunk: Chunk) -> dict[str, Ints]:
+        return self._source.effects.counters(chunk, self._source.failure)
+
     def _guards(self, number: int) -> dict[str, bool]:
-        table, failure = self._memory.table, self._memory.failure
+        table, failure = self._source.table, self._source.failure
         if number < len(table.arcs):
             return table.asked(table.arcs[number])
         return dict(failure.guards) if failure else {}

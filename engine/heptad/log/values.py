@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import threading
 from array import array
+from collections import deque
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -38,7 +40,10 @@ class Recorded:
 
 
 class Values:
-    """All recorded values: 42 bytes each once they are read."""
+    """All recorded values: 42 bytes each once they are read.
+
+    One thread records; any may read. A value counts once its place is there, which is written last.
+    """
 
     def __init__(self) -> None:
         self._names: dict[str, int] = {}
@@ -46,10 +51,11 @@ class Values:
         self._name = array("H")
         self._value = array("d")
         self._place = array("q")  # seq, epoch, step, update of each
-        self._pending: list[tuple[int, torch.Tensor]] = []
+        self._pending: deque[tuple[int, torch.Tensor]] = deque()
+        self._lock = threading.Lock()
 
     def __len__(self) -> int:
-        return len(self._value)
+        return len(self._place) // 4
 
     def record(self, name: str, value: Any, seq: int, at: Counters) -> None:
         """Adds a value.
@@ -60,12 +66,12 @@ class Values:
         if not isinstance(name, str) or not name:  # pyright: ignore[reportUnnecessaryIsInstance] - for untyped callers
             raise EngineError(f"a value is recorded under a name that is a non-empty str, got {name!r}")
         number = _number(name, value)
-        row = len(self._value)
-        if isinstance(number, torch.Tensor):
-            self._pending.append((row, number))
-            number = float("nan")
+        row = len(self)
+        waits = isinstance(number, torch.Tensor)
         self._name.append(self._names.setdefault(name, len(self._names)))
-        self._value.append(number)
+        self._value.append(float("nan") if waits else number)
+        if waits:
+            self._pending.append((row, number))
         self._place.extend((seq, at.epoch, at.step, at.update))
         self._newest[name] = row
         if len(self._pending) >= _PENDING:
@@ -86,20 +92,22 @@ class Values:
 
     def since(self, first: int) -> list[Recorded]:
         """Returns all values from the one of that number on, oldest first."""
+        end = len(self)
         self._fetch()
         names = list(self._names)
         return [
             Recorded(names[self._name[row]], self._value[row], *self._place[4 * row : 4 * row + 4])
-            for row in range(max(first, 0), len(self))
+            for row in range(max(first, 0), end)
         ]
 
     def _fetch(self) -> None:
         """Moves values off their device, which waits for it."""
-        if self._pending:
-            read = cast("list[float]", torch.stack([tensor.double() for _, tensor in self._pending]).tolist())
-            for (row, _), value in zip(self._pending, read, strict=True):
-                self._value[row] = value
-            self._pending.clear()
+        with self._lock:  # else a second reader would believe them to be there already
+            items = [self._pending.popleft() for _ in range(len(self._pending))]
+            if items:
+                read = cast("list[float]", torch.stack([tensor.double() for _, tensor in items]).tolist())
+                for (row, _), value in zip(items, read, strict=True):
+                    self._value[row] = value
 
 
 def _number(name: str, value: Any) -> float | torch.Tensor:
