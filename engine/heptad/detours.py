@@ -38,8 +38,20 @@ class Visit:
         """What the body remembers, without the body."""
         self.last = getattr(run, self._count)
 
+    def last_now(self, run: Run) -> int:
+        """Returns what `last` will be after the body, if that is being run; else what it is."""
+        return getattr(run, self._count) if run.position.visit is self else self.last
+
     def body(self, run: Run) -> None:
         """The body."""
+        at = run.position
+        if at.body_done:
+            at.body_done = False
+            return
         count = getattr(run, self._count)
-        self._detour.body(run)
+        at.visit = self
+        try:
+            self._detour.body(run)
+        finally:
+            at.visit = None
         self.last = count  # after it: one that ended early is due still

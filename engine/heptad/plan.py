@@ -101,6 +101,12 @@ class _ShadowFeed:
     def end(self) -> None:
         pass
 
+    def state(self) -> dict[str, Any]:
+        return {}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        del state
+
     def rest(self) -> None:
         pass
 

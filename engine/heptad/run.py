@@ -55,6 +55,7 @@ class Position:
         "asked_to_park",
         "batch",
         "batch_index",
+        "body_done",
         "ending",
         "entering",
         "epoch",
@@ -77,6 +78,7 @@ class Position:
         "skipped",
         "step",
         "update",
+        "visit",
         "window",
     )
 
@@ -87,6 +89,10 @@ class Position:
         """The loop is to look up at the end of this turn."""
         self.entering = False
         """Entry handlers are being called."""
+        self.body_done = False
+        """The run was resumed from a checkpoint that the body of this state took: that body is not run again."""
+        self.visit: object = None
+        """The detour whose body is being run."""
         self.asked_to_park: str | None = None
         self.ending = config.max_updates == 0
         """A stop was asked for, or `max_updates` is reached: no new window is started."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import signal
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, Protocol, cast
 
 import torch
@@ -17,9 +17,9 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset
 from heptad.config import Components, RunConfig
 from heptad.data.fetch import Collate, Fetch, InWorkers, PassKey, Stream, build_fetch
 from heptad.data.order import batch_seed, order
+from heptad.data.walk import NOTHING, Walk, is_a, refuse_second_walk, walk_on
 from heptad.errors import DataError, SecondInterrupt, kind
-
-_NOTHING: Any = object()
+from heptad.seeding import put_state, state_of
 
 
 class Feed(Protocol):
@@ -47,6 +47,14 @@ class Feed(Protocol):
 
     def end(self) -> None:
         """Ends the pass. One that was walked whole must have nothing left."""
+        ...
+
+    def state(self) -> dict[str, Any]:
+        """Returns the place in the data, between two batches, as plain data and tensors."""
+        ...
+
+    def restore(self, state: Mapping[str, Any]) -> str | None:
+        """Goes to a place that `state` returned, in place of `open`; returns what that took, if it took reading."""
         ...
 
     def rest(self) -> None:
@@ -79,14 +87,26 @@ class DatasetFeed:
         self._stop = 0
 
     def open(self, epoch: int, pass_index: int, limit: int | None = None) -> None:
-        self._key = PassKey(self.seed, epoch, pass_index)
-        self._order = order(self._samples, *self._key, shuffle=self._shuffle)
-        self._next = 0
-        self._stop = self.batches or 0
-        if limit is not None:
-            self._stop = min(self._stop, limit)
+        stop = self.batches or 0
+        self._go_to(PassKey(self.seed, epoch, pass_index), 0, stop if limit is None else min(stop, limit))
+
+    def state(self) -> dict[str, Any]:
+        generators = [state_of(generator) for generator in self._fetch.generators()]
+        return {"key": list(self._key), "next": self._next, "stop": self._stop, "generators": generators}
+
+    def restore(self, state: Mapping[str, Any]) -> str | None:
+        for generator, at in zip(self._fetch.generators(), state["generators"], strict=False):
+            put_state(generator, at)
+        self._go_to(PassKey(*state["key"]), state["next"], state["stop"])
+        return None
+
+    def _go_to(self, key: PassKey, place: int, stop: int) -> None:
+        """Opens a pass at a place in it: the order is a function of the key, so nothing is replayed."""
+        self._key = key
+        self._order = order(self._samples, *key, shuffle=self._shuffle)
+        self._next, self._stop = place, stop
         self._fetched = None
-        if self._workers:
+        if self._workers and place < stop:
             self._start_workers()
 
     def take(self) -> Any:
@@ -162,60 +182,31 @@ class _Jobs:
         return iter(()) if feed is None else feed.jobs()
 
 
-class IteratorFeed:
-    """Batches of anything that can be iterated: what sized and unsized loaders have in common."""
+class LoaderFeed:
+    """Batches of a loader that the user made and that has a length."""
 
-    def __init__(self) -> None:
-        self.batches: int | None = None
-        self.seed = 0
-        self._iterator: Iterator[Any] | None = None
+    def __init__(self, loader: Any) -> None:
+        self._loader = loader
+        self._walk = Walk(loader)
         self._taken = 0
-
-    def iterate(self, epoch: int, pass_index: int) -> Iterator[Any]:
-        """Returns an iterator over a new pass."""
-        raise NotImplementedError  # abstract
+        self.batches: int | None = len(loader)
+        self.seed = 0
 
     def open(self, epoch: int, pass_index: int, limit: int | None = None) -> None:
         del limit
         self._taken = 0
-        self._iterator = None  # the old one's workers go before the new one's come
-        self._iterator = self.iterate(epoch, pass_index)
-
-    def rest(self) -> None:
-        """Keeps the iterator: what it has drawn could not be drawn again."""
-
-    def close(self) -> None:
-        self._iterator = None
-
-
-class LoaderFeed(IteratorFeed):
-    """Batches of a loader that the user made and that has a length."""
-
-    def __init__(self, loader: Any) -> None:
-        super().__init__()
-        self._loader = loader
-        self._walks = 0
-        self.batches: int | None = len(loader)
-
-    def iterate(self, epoch: int, pass_index: int) -> Iterator[Any]:
-        del epoch, pass_index
         self.batches = len(self._loader)
-        return walk(self._loader, again=self._walks > 0)
-
-    def open(self, epoch: int, pass_index: int, limit: int | None = None) -> None:
-        super().open(epoch, pass_index, limit)
-        self._walks += 1
+        self._walk.begin(PassKey(self.seed, epoch, pass_index))
 
     def take(self) -> Any:
-        if self._iterator is None:
+        if not self._walk.is_open:
             raise DataError("no pass is open")
-        try:
-            batch = next(self._iterator)
-        except StopIteration:
+        batch = self._walk.take()
+        if batch is NOTHING:
             raise DataError(
                 f"the loader says that it has {self.batches} batches, but it ended after {self._taken}; "
                 "mend its __len__, or pass a loader without one"
-            ) from None
+            )
         self._taken += 1
         return batch
 
@@ -223,42 +214,57 @@ class LoaderFeed(IteratorFeed):
         return self._taken < (self.batches or 0)
 
     def end(self) -> None:
-        if self._iterator is not None and self._taken == self.batches:
-            extra = next(self._iterator, _NOTHING)
-            if extra is not _NOTHING:
-                raise DataError(
-                    f"the loader says that it has {self.batches} batches, but it yielded at least {self._taken + 1}; "
-                    "mend its __len__, or pass a loader without one"
-                )
-        self._iterator = None
+        if self._taken == self.batches and self._walk.take() is not NOTHING:
+            raise DataError(
+                f"the loader says that it has {self.batches} batches, but it yielded at least {self._taken + 1}; "
+                "mend its __len__, or pass a loader without one"
+            )
+        self._walk.end()
+
+    def rest(self) -> None:
+        """Keeps the iterator: what it has drawn could not be drawn again."""
+
+    def close(self) -> None:
+        self._walk.end()
+
+    def state(self) -> dict[str, Any]:
+        return {"taken": self._taken, "walk": self._walk.state()}
+
+    def restore(self, state: Mapping[str, Any]) -> str | None:
+        self._taken = state["taken"]
+        return self._walk.restore(state["walk"], PassKey(self.seed, 0, 0))
 
 
-class StreamFeed(IteratorFeed):
+class StreamFeed:
     """Batches of something whose length nobody knows: read one ahead.
 
     What the data raise when read ahead is kept and raised by `take`, so that it stands where a plain loop has it.
     """
 
-    def __init__(self) -> None:
-        super().__init__()
-        self._ahead: Any = _NOTHING
+    def __init__(self, walk: Walk | StreamWalk) -> None:
+        self.batches: int | None = None
+        self.seed = 0
+        self._walk = walk
+        self._key = PassKey(0, 0, 0)
+        self._taken = 0
+        self._ahead: Any = NOTHING
         self._error: BaseException | None = None
 
     def open(self, epoch: int, pass_index: int, limit: int | None = None) -> None:
-        self._ahead, self._error = _NOTHING, None
-        super().open(epoch, pass_index, limit)
+        del limit
+        self._ahead, self._error, self._taken = NOTHING, None, 0
+        self._key = PassKey(self.seed, epoch, pass_index)
+        self._walk.begin(self._key)
 
     def more(self) -> bool:
-        if self._ahead is _NOTHING and self._error is None and self._iterator is not None:
+        if self._ahead is NOTHING and self._error is None:
             try:
-                self._ahead = next(self._iterator)
-            except StopIteration:
-                self._iterator = None
+                self._ahead = self._walk.take()
             except SecondInterrupt:
                 raise
             except BaseException as error:  # everything: it is raised again by take()
                 self._error = error
-        return self._ahead is not _NOTHING or self._error is not None
+        return self._ahead is not NOTHING or self._error is not None
 
     def take(self) -> Any:
         if not self.more():
@@ -269,48 +275,98 @@ class StreamFeed(IteratorFeed):
                 raise error
             finally:
                 del error  # a frame that holds the exception that holds the frame would outlive both
-        batch, self._ahead = self._ahead, _NOTHING
+        batch, self._ahead = self._ahead, NOTHING
         self._taken += 1
         return batch
 
     def end(self) -> None:
-        self._iterator, self._ahead, self._error = None, _NOTHING, None
+        self._walk.end()
+        self._ahead, self._error = NOTHING, None
+
+    def rest(self) -> None:
+        """Keeps the iterator: what it has drawn could not be drawn again."""
 
     def close(self) -> None:
         self.end()
 
+    def state(self) -> dict[str, Any]:
+        """Returns the place; the batch that was read ahead is part of it, if there is one."""
+        waits = self._ahead is not NOTHING
+        return {
+            "key": list(self._key),
+            "taken": self._taken,
+            "walk": self._walk.state(),
+            "waits": waits,
+            "ahead": [self._ahead] if waits else [],
+            "failed": self._error is not None,
+        }
 
-class UnsizedLoaderFeed(StreamFeed):
-    """Batches of a loader that the user made and whose length is not known."""
-
-    def __init__(self, loader: Any) -> None:
-        super().__init__()
-        self._loader = loader
-        self._walks = 0
-
-    def iterate(self, epoch: int, pass_index: int) -> Iterator[Any]:
-        del epoch, pass_index
-        self._walks += 1
-        return walk(self._loader, again=self._walks > 1)
+    def restore(self, state: Mapping[str, Any]) -> str | None:
+        self._key, self._taken = PassKey(*state["key"]), state["taken"]
+        self._ahead, self._error = NOTHING, None
+        again = state["waits"] and not state["ahead"]  # it could not be stored, so it is read once more
+        walked = self._walk.restore({**state["walk"], "taken": state["walk"]["taken"] - again}, self._key)
+        if again or state["failed"]:
+            self.more()
+        elif state["waits"]:
+            (self._ahead,) = state["ahead"]
+        return walked
 
 
-class IterableFeed(StreamFeed):
-    """Batches that the engine makes of an iterable dataset."""
+class StreamWalk:
+    """Walks an iterable dataset, pass after pass, in batches that the engine makes."""
 
     def __init__(self, dataset: Any, config: RunConfig, collate: Collate | None) -> None:
-        super().__init__()
         self._dataset = dataset
         self._collate = collate
         self._batch_size = config.batch_size or 1
         self._drop_last = config.drop_last
         self._workers = config.num_workers
         self._walks = 0
+        self._taken = 0
+        self._iterator: Iterator[Any] | None = None
 
-    def iterate(self, epoch: int, pass_index: int) -> Iterator[Any]:
+    def begin(self, key: PassKey) -> None:
+        """Begins a pass.
+
+        Raises:
+            DataError: If the dataset can be walked once, and was.
+        """
+        self._iterator = None  # the old one's workers go before the new one's come
         self._walks += 1
         if self._walks > 1:
             refuse_second_walk(self._dataset)
-        key = PassKey(self.seed, epoch, pass_index)
+        self._taken = 0
+        self._iterator = self._iterate(key)
+
+    def take(self) -> Any:
+        """Returns the next batch, or `NOTHING` at the end of the pass."""
+        if self._iterator is None:
+            return NOTHING
+        batch = next(self._iterator, NOTHING)
+        if batch is NOTHING:
+            self._iterator = None
+        else:
+            self._taken += 1
+        return batch
+
+    def end(self) -> None:
+        """Ends the pass."""
+        self._iterator = None
+
+    def state(self) -> dict[str, Any]:
+        """Returns the place."""
+        return {"walks": self._walks, "taken": self._taken, "open": self._iterator is not None}
+
+    def restore(self, state: Mapping[str, Any], key: PassKey) -> str | None:
+        """Goes to a place; says so where that took reading the data anew."""
+        self._walks, self._taken = state["walks"], state["taken"]
+        if not state["open"]:
+            return None
+        self._iterator = self._iterate(key)
+        return walk_on(self._iterator, self._taken)
+
+    def _iterate(self, key: PassKey) -> Iterator[Any]:
         stream = Stream(self._dataset, self._batch_size, self._drop_last, self._collate, key)
         if not self._workers:
             return iter(stream)
@@ -347,13 +403,13 @@ def build_feed(components: Components, config: RunConfig) -> Feed:
 
 def build_dataset_feed(dataset: Any, collate: Collate | None, config: RunConfig) -> Feed:
     """Returns the feed over a dataset of samples, map-style or iterable."""
-    if _is(dataset, DataLoader):
+    if is_a(dataset, DataLoader):
         raise DataError("Components.dataset is a DataLoader, which yields batches; pass it as loader=")
-    map_style = hasattr(dataset, "__getitem__") and not _is(dataset, IterableDataset)
+    map_style = hasattr(dataset, "__getitem__") and not is_a(dataset, IterableDataset)
     if not map_style:
         if not hasattr(dataset, "__iter__"):
             raise DataError(f"Components.dataset must have __getitem__ and __len__, or __iter__; got a {kind(dataset)}")
-        return IterableFeed(dataset, config, collate)
+        return StreamFeed(StreamWalk(dataset, config, collate))
     samples = _length(dataset)
     name = f"the dataset (a {kind(dataset)})"
     if samples is None:
@@ -376,34 +432,18 @@ def build_dataset_feed(dataset: Any, collate: Collate | None, config: RunConfig)
 
 def build_loader_feed(loader: Any) -> Feed:
     """Returns the feed over a loader of batches."""
-    if _is(loader, Dataset) and not _is(loader, IterableDataset):
+    if is_a(loader, Dataset) and not is_a(loader, IterableDataset):
         raise DataError(f"Components.loader is a {kind(loader)}, which holds samples; pass it as dataset=")
     if not hasattr(loader, "__iter__") and not hasattr(loader, "__getitem__"):
         raise DataError(f"Components.loader must be a re-iterable of batches, got a {kind(loader)}")
     # the length of a loader over an iterable dataset is a guess: workers may each yield all of it, or a part
-    streams = _is(getattr(loader, "dataset", None), IterableDataset) or _is(loader, IterableDataset)
+    streams = is_a(getattr(loader, "dataset", None), IterableDataset) or is_a(loader, IterableDataset)
     batches = None if streams else _length(loader)
     if batches is None:
-        return UnsizedLoaderFeed(loader)
+        return StreamFeed(Walk(loader))
     if batches == 0:
         raise DataError("Components.loader has no batches; is its dataset smaller than one batch under drop_last?")
     return LoaderFeed(loader)
-
-
-def walk(loader: Any, *, again: bool) -> Iterator[Any]:
-    """Begins to walk a loader, the first time or again."""
-    if again:
-        refuse_second_walk(loader)
-    return iter(loader)
-
-
-def refuse_second_walk(data: Any) -> None:
-    """Raises a `DataError` for what can be walked only once."""
-    if _is(data, Iterator):
-        raise DataError(
-            f"the data are a {kind(data)}, which can be walked once, and a further pass is needed; pass "
-            "something whose __iter__ begins anew, such as a list, a DataLoader or a class with __iter__"
-        )
 
 
 def as_it_is(batch: Any) -> Any:
@@ -419,7 +459,7 @@ def ignore_interrupts(worker: int) -> None:
 
 def _check_walks(data: Any, batches: int | None, config: RunConfig) -> None:
     """Refuses data that can be walked once where it is known that more is needed."""
-    if not _is(data, Iterator):
+    if not is_a(data, Iterator):
         return
     epochs, limit, k = config.epochs, config.max_updates, config.accumulation
     if batches is None:
@@ -431,11 +471,6 @@ def _check_walks(data: Any, batches: int | None, config: RunConfig) -> None:
     wanted = min(n for n in (limit, None if epochs is None else epochs * an_epoch) if n is not None)
     if wanted > most or (wanted == 0 != limit and (epochs or 0) > 1):
         refuse_second_walk(data)
-
-
-def _is(value: object, of: Any) -> bool:
-    """`isinstance` that narrows nothing: torch's generic classes would make a user's `Any` partly unknown."""
-    return isinstance(value, of)
 
 
 def _length(data: Any) -> int | None:

@@ -12,7 +12,7 @@ from torch.utils.data import IterableDataset, Subset, TensorDataset, get_worker_
 from torch.utils.data import default_collate as _default_collate  # pyright: ignore[reportUnknownVariableType] - typed in part
 
 from heptad.data.order import batch_seed
-from heptad.seeding import preserved, seed_all
+from heptad.seeding import Own, own_generators, preserved, seed_all
 
 Collate = Callable[[list[Any]], Any]
 default_collate = cast("Collate", _default_collate)
@@ -26,6 +26,10 @@ class Fetch(Protocol):
 
     def __call__(self, indices: torch.Tensor, seed: int) -> Any:
         """Returns the batch."""
+        ...
+
+    def generators(self) -> list[Own]:
+        """Returns the random generators that the dataset holds itself; fetching may draw from them."""
         ...
 
 
@@ -49,6 +53,10 @@ class Rows:
         if self._bare:
             return self._tensors[0].index_select(0, indices)
         return [tensor.index_select(0, indices) for tensor in self._tensors]
+
+    def generators(self) -> list[Own]:
+        """Returns none."""
+        return []
 
     def __len__(self) -> int:
         return len(self._tensors[0]) if self._within is None else len(self._within)
@@ -77,6 +85,14 @@ class Samples:
             if self._by_list:
                 return self._collate(self._dataset.__getitems__(places))
             return self._collate([self._dataset[place] for place in places])
+
+    def generators(self) -> list[Own]:
+        """Returns those of the dataset, also of one inside a `Subset`."""
+        dataset, found = self._dataset, own_generators(self._dataset)
+        while isinstance(dataset, Subset):
+            dataset = cast("Any", dataset).dataset
+            found += own_generators(dataset)
+        return found
 
 
 def build_fetch(dataset: Any, collate: Collate | None) -> Rows | Samples:
