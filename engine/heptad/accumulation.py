@@ -8,7 +8,8 @@ do, with the same bits, and the gradients are left alone. Where they do not, the
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 import torch
 from torch.optim import Optimizer
@@ -43,6 +44,17 @@ class Window:
     def resize(self) -> None:
         """Gives the window that is about to be opened the size that was asked for."""
         self.size = self.next_size
+        self._seeds.clear()
+
+    def state(self) -> dict[str, Any]:
+        """Returns the window as plain data and tensors."""
+        steps = {"steps": self.steps, "size": self.size, "next_size": self.next_size, "resized": self.resized}
+        return {**steps, "first": self._first, "total": self._total}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Becomes the window that `state` told."""
+        self.steps, self.size, self.next_size = state["steps"], state["size"], state["next_size"]
+        self.resized, self._first, self._total = state["resized"], state["first"], state["total"]
         self._seeds.clear()
 
     def backward(self, loss: torch.Tensor, weight: Weight | None) -> None:

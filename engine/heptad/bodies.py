@@ -28,20 +28,25 @@ def before_loop(run: Run) -> None:
         seed_all(seed)
     # without a seed the data's order still has a root, so that a checkpoint can hold it; the generators are left alone
     parts.feed.seed = secrets.randbits(62) if seed is None else seed
-    network = components.network.to(parts.device)
-    parts.optimizers = build_optimizers(components)
+    build(run)
     if components.init_weights is not None:
-        components.init_weights(network)
-    network.train()
+        components.init_weights(parts.network)
+    parts.network.train()
     clear_gradients(run)
-    at, config = run.position, run.config
     run.plan_windows()
+    run.memory.windows.append((0, run.position.window.size))
+
+
+def build(run: Run) -> None:
+    """Places the network and builds the optimizers: what is also to be done where a run is resumed."""
+    parts = run.parts
+    parts.network.to(parts.device)
+    parts.optimizers = build_optimizers(parts.components)
     run.memory.facts |= {
-        **config.model_dump(),
+        **run.config.model_dump(),
         "batches": parts.feed.batches,
         "optimizers": [describe(optimizer) for optimizer in parts.optimizers],
     }
-    run.memory.windows.append((0, at.window.size))
 
 
 def before_epoch(run: Run) -> None:

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
 import torch
 
-from heptad import evaluation
+from heptad import evaluation, seeding
 from heptad.bodies import BODIES, FIRST_SUBSCRIBER, process_any, process_pair
+from heptad.checkpoint.capture import Holders, capture, restore
+from heptad.checkpoint.finding import find, stores_of
 from heptad.config import Components, RunConfig, check_optimizer, check_together, is_optimizer
 from heptad.data import build_feed, resolve_device
 from heptad.detours import Visit
@@ -21,7 +25,7 @@ from heptad.machine import Body, Guard, Machine
 from heptad.plan import PlannedTurn, Walk
 from heptad.plugin import Mark, Plugin, Predicate, Subscription, verify
 from heptad.roster import Roster
-from heptad.run import GUARDS, Parts, Run
+from heptad.run import GUARDS, MID_STEP, Parts, Run
 from heptad.signals import CtrlC
 from heptad.states import Detour, guard_of, training_table
 from heptad.subscriptions import SubscriptionTable, tabulate
@@ -29,9 +33,6 @@ from heptad.tracing import trace
 
 F = TypeVar("F", bound=Callable[[Run], object])
 Until = Callable[[Run], bool]
-
-NEVER_PARKED_IN = frozenset({"process_batch", "after_step", "optimizer_update"})
-"""Where an interrupt does not park, because a step or an update is under way: it goes on, three turns more at most."""
 
 BY_ADVANCE = "advance"
 """Why a run is parked that `advance` has driven."""
@@ -75,6 +76,8 @@ class Engine:
         self._subscriptions: list[Subscription] = []
         for subscription in self._roster.subscriptions():
             self._subscribe(subscription)
+        self._holders = Holders(self._roster.plugins, self._visits, self._subscriptions)
+        self.current.capture = partial(capture, holders=self._holders)
         self._driver: int | None = None
         self._guard = threading.Lock()
 
@@ -97,18 +100,24 @@ class Engine:
 
     # -- driving
 
-    def run(self, until: str | Until | None = None) -> Run:
-        """Drives the run from `idle`, or on from where it is parked, to its end.
+    def run(self, until: str | Until | None = None, resume: str | os.PathLike[str] | None = None) -> Run:
+        """Drives the run from `idle`, on from where it is parked, or on from a checkpoint, to its end.
 
         Args:
             until: A state, or a predicate of the run: parks at the end of the first turn, of at least one, at which the
                 run is in that state or the predicate holds.
+            resume: A directory of checkpoints, of which the newest sound one is taken; one checkpoint; or `"auto"`: the
+                directory of the run's own `Checkpoint`. Where that holds none, the run begins at its start, and the log
+                says so. What follows is, bit for bit, what a run that was never interrupted does.
 
         Returns:
             The run: finished, or parked (`Run.parked` says why).
 
         Raises:
-            EngineError: If the run has ended, is being driven already, or `until` is not a state.
+            EngineError: If the run has ended, is being driven already, or `until` is not a state; if it has begun and
+                is told to resume.
+            CheckpointError: If there is no sound checkpoint, or the run is not the one that it is of. Nothing has been
+                changed then.
             KeyboardInterrupt: After Ctrl-C has parked the run; `run()` again goes on. Pressed in the very last turn, it
                 finds the run finished.
             BaseException: What a body, a guard or a handler raised, unchanged but for a note that names the place. The
@@ -117,7 +126,10 @@ class Engine:
         reached = self._reached(until)
         run = self.current
         with self._driving("run"):
+            generators = None if resume is None else self._resume(resume)
             with self._roster.opened(run), self._feed_closed_at_the_end(), CtrlC(run) as ctrl_c:
+                if generators is not None:
+                    seeding.restore(generators)  # last: what was built and opened may have drawn from them
                 self._drive(reached, f"until {until}" if isinstance(until, str) else "until a predicate held")
             if ctrl_c.pressed:
                 more = "it is" if run.ended else "parked in"
@@ -277,6 +289,27 @@ class Engine:
         mark, facts = subscription.mark, self.current.memory.facts
         facts.setdefault("handlers", []).append([mark.state, mark.edge, subscription.who, mark.words()])
 
+    # -- going on from a checkpoint
+
+    def _resume(self, resume: str | os.PathLike[str]) -> Mapping[str, Any] | None:
+        """Brings the run to a checkpoint; returns the states of the global generators, or nothing if there is none."""
+        run = self.current
+        if run.state != "idle":
+            raise EngineError(
+                f"run(resume=…) was called on a run that is in {run.state}; call run() to go on from there, or build a "
+                "new Engine to go on from a checkpoint"
+            )
+        found = find(resume, stores_of(self._roster.plugins))
+        if found is None:
+            run.note_of("resume", "there is no checkpoint yet: the run begins at its start")
+            return None
+        notes = restore(run, self._holders, found.snapshot)
+        run.resumed_from = str(found.path)
+        run.note_of("resume", f"goes on from {found.path.name}, #{run.seq} in {run.state}")
+        for text in (*found.damage, *notes):
+            run.note_of("resume", text)
+        return found.snapshot.sections["random"]
+
     # -- the loop
 
     def _drive(self, reached: Until | None, park: str) -> None:
@@ -312,7 +345,7 @@ class Engine:
 
     def _may_park(self) -> bool:
         name = self.current.table.states[self.current.position.node].name
-        return name not in NEVER_PARKED_IN and not name.endswith("@process_batch")
+        return name not in MID_STEP and not name.endswith("@process_batch")
 
     def _reached(self, until: str | Until | None) -> Until | None:
         if until is None or not isinstance(until, str):

@@ -101,6 +101,9 @@ class _ShadowFeed:
     def end(self) -> None:
         pass
 
+    def identity(self) -> dict[str, Any]:
+        return {}
+
     def state(self) -> dict[str, Any]:
         return {}
 

@@ -82,6 +82,7 @@ class Plugin:
 
     Attributes:
         name: Unique among the plugins of an engine; by default the class's name.
+        observes: Says that the run does the same without this plugin; one that was resumed may then lack it.
         on_error: `"raise"` lets what the plugin raises end the run. `"detach"` is for an observer that the run can do
             without: after an Exception it is called no more, and the log says so.
         runs_after: Plugins, by class or by name, that are called before this one where both are there.
@@ -89,6 +90,7 @@ class Plugin:
     """
 
     name: str = "Plugin"
+    observes: bool = False
     on_error: Literal["raise", "detach"] = "raise"
     runs_after: Sequence[type[Plugin] | str] = ()
     runs_before: Sequence[type[Plugin] | str] = ()

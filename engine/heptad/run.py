@@ -6,10 +6,10 @@ the run works with. Handlers read both through the properties of `Run` and act t
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from copy import copy
 from dataclasses import dataclass, field
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 from uuid import uuid4
 
 import numpy as np
@@ -24,6 +24,12 @@ from heptad.errors import EngineError
 from heptad.log import Counters, Failure, Memory, TransitionLog
 from heptad.log.values import Recorded
 from heptad.states import Table
+
+if TYPE_CHECKING:
+    from heptad.checkpoint.store import Snapshot
+
+MID_STEP = frozenset({"process_batch", "after_step", "optimizer_update"})
+"""Where an interrupt does not park and no snapshot is taken, because a step or an update is under way."""
 
 
 @dataclass(slots=True)
@@ -155,11 +161,13 @@ class Run:
     Attributes:
         config: The `RunConfig`.
         id: Tells this run from all others; one that is resumed keeps it.
+        resumed_from: The checkpoint that this run went on from; `None` for one that began at the start.
         parked: Why the run is parked; `None` while it is being driven, before its start and after its end.
         reason: Why the run ended, or is going to: what `stop` was given, the failure, or which limit was reached.
         position: The machine's own record of where the run is; not for handlers.
         parts: What the bodies work with; not for handlers.
         memory: The written side of the log; not for handlers.
+        capture: How the engine tells the state of the run; not for handlers, which ask `snapshot`.
     """
 
     def __init__(self, table: Table, config: RunConfig, parts: Parts, memory: Memory) -> None:
@@ -169,6 +177,8 @@ class Run:
         self.memory = memory
         self._log = TransitionLog(memory)
         self.id = uuid4().hex
+        self.resumed_from: str | None = None
+        self.capture: Callable[[Run], Snapshot] | None = None
         self.position = Position(config)
         self.parked: str | None = None
         self.reason: str | None = None
@@ -432,6 +442,19 @@ class Run:
     def note(self, text: str) -> None:
         """Binds a note to the transition under way; it is for rare events, `record` is for values."""
         self.note_of("note", text)
+
+    def snapshot(self) -> Snapshot:
+        """Returns everything that the rest of the run depends on, as `Checkpoint` stores it.
+
+        The tensors are those of the run, not copies: write them, or copy them, before the run goes on.
+
+        Raises:
+            EngineError: If the run is neither between two turns (parked) nor in the body of a detour, or in mid-step.
+            CheckpointError: If an optimizer has no state that could be told.
+        """
+        if self.capture is None:
+            raise EngineError("only the run of an engine has a snapshot")
+        return self.capture(self)
 
     # -- for the engine
 

@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from heptad.config import Components, RunConfig
 from heptad.data.fetch import Collate, Fetch, InWorkers, PassKey, Stream, build_fetch
-from heptad.data.order import batch_seed, order
+from heptad.data.order import ORDER_VERSION, batch_seed, order
 from heptad.data.walk import NOTHING, Walk, is_a, refuse_second_walk, walk_on
 from heptad.errors import DataError, SecondInterrupt, kind
 from heptad.seeding import put_state, state_of
@@ -47,6 +47,10 @@ class Feed(Protocol):
 
     def end(self) -> None:
         """Ends the pass. One that was walked whole must have nothing left."""
+        ...
+
+    def identity(self) -> dict[str, Any]:
+        """Returns what must be the same for a place in the data to mean the same, as plain data."""
         ...
 
     def state(self) -> dict[str, Any]:
@@ -85,26 +89,32 @@ class DatasetFeed:
         self._key = PassKey(0, 0, 0)
         self._next = 0
         self._stop = 0
+        self._open = False
 
     def open(self, epoch: int, pass_index: int, limit: int | None = None) -> None:
         stop = self.batches or 0
         self._go_to(PassKey(self.seed, epoch, pass_index), 0, stop if limit is None else min(stop, limit))
 
+    def identity(self) -> dict[str, Any]:
+        return {"samples": self._samples, "batches": self.batches, "version of the order": ORDER_VERSION}
+
     def state(self) -> dict[str, Any]:
         generators = [state_of(generator) for generator in self._fetch.generators()]
-        return {"key": list(self._key), "next": self._next, "stop": self._stop, "generators": generators}
+        place = {"open": self._open, "key": list(self._key), "next": self._next, "stop": self._stop}
+        return {**place, "generators": generators}
 
     def restore(self, state: Mapping[str, Any]) -> str | None:
         for generator, at in zip(self._fetch.generators(), state["generators"], strict=False):
             put_state(generator, at)
-        self._go_to(PassKey(*state["key"]), state["next"], state["stop"])
+        if state["open"]:
+            self._go_to(PassKey(*state["key"]), state["next"], state["stop"])
         return None
 
     def _go_to(self, key: PassKey, place: int, stop: int) -> None:
         """Opens a pass at a place in it: the order is a function of the key, so nothing is replayed."""
         self._key = key
         self._order = order(self._samples, *key, shuffle=self._shuffle)
-        self._next, self._stop = place, stop
+        self._next, self._stop, self._open = place, stop, True
         self._fetched = None
         if self._workers and place < stop:
             self._start_workers()
@@ -132,6 +142,7 @@ class DatasetFeed:
         return self._next < self._stop
 
     def end(self) -> None:
+        self._open = False
         if self._fetched is not None and self._next >= self._stop:
             next(self._fetched, None)  # lets the iterator see its own end
 
@@ -227,6 +238,9 @@ class LoaderFeed:
     def close(self) -> None:
         self._walk.end()
 
+    def identity(self) -> dict[str, Any]:
+        return {"batches": self.batches}
+
     def state(self) -> dict[str, Any]:
         return {"taken": self._taken, "walk": self._walk.state()}
 
@@ -288,6 +302,9 @@ class StreamFeed:
 
     def close(self) -> None:
         self.end()
+
+    def identity(self) -> dict[str, Any]:
+        return {"batches": None}
 
     def state(self) -> dict[str, Any]:
         """Returns the place; the batch that was read ahead is part of it, if there is one."""

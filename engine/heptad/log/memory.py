@@ -189,7 +189,11 @@ class Memory:
 
     def note(self, kind: str, text: str, seq: int) -> None:
         """Binds a note to a transition, which may be the one under way."""
-        note = Note(seq, kind, text, monotonic_ns() + self._offset)
+        self.put_note(seq, kind, text, monotonic_ns() + self._offset)
+
+    def put_note(self, seq: int, kind: str, text: str, time_ns: int) -> None:
+        """Adds a note that was made at a given time."""
+        note = Note(seq, kind, text, time_ns)
         self._notes.append(note)
         for follower in self._followers:
             follower.noted(note)

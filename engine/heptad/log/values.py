@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from array import array
 from collections import deque
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -99,6 +100,26 @@ class Values:
             Recorded(names[self._name[row]], self._value[row], *self._place[4 * row : 4 * row + 4])
             for row in range(max(first, 0), end)
         ]
+
+    def state(self) -> dict[str, Any]:
+        """Returns all values: their names, and tensors with a row for each."""
+        self._fetch()
+        rows = len(self)
+        return {
+            "names": list(self._names),
+            "name": torch.tensor(self._name[:rows], dtype=torch.int64),
+            "value": torch.tensor(self._value[:rows], dtype=torch.float64),
+            "place": torch.tensor(self._place[: 4 * rows], dtype=torch.int64),
+        }
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Takes back what `state` returned, in place of what is there."""
+        self._names = {name: number for number, name in enumerate(state["names"])}
+        self._name = array("H", state["name"].tolist())
+        self._value = array("d", state["value"].tolist())
+        self._place = array("q", state["place"].tolist())
+        names = state["names"]
+        self._newest = {names[number]: row for row, number in enumerate(self._name)}
 
     def _fetch(self) -> None:
         """Moves values off their device, which waits for it."""

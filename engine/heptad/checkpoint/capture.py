@@ -1,0 +1,207 @@
+"""Taking down everything that the rest of a run depends on, and bringing a run to it.
+
+`capture` is called between two turns or in a detour's body, where no graph is alive; `restore` on a run in `idle`, by
+the engine. Neither knows of files: what they exchange is a `Snapshot` of plain data and tensors, a section a part.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from time import time
+from typing import Any
+
+from heptad import seeding
+from heptad.bodies import build
+from heptad.checkpoint import learned
+from heptad.checkpoint.identity import check_optimizers, check_run, environment, identity, unlike
+from heptad.checkpoint.store import Snapshot
+from heptad.detours import Visit
+from heptad.errors import CheckpointError, EngineError, kind
+from heptad.log.record import Counters
+from heptad.plugin import Plugin, Subscription
+from heptad.run import MID_STEP, Run
+
+_PLACED = (
+    "epoch",
+    "batch_index",
+    "step",
+    "update",
+    "samples",
+    "epoch_open",
+    "pass_index",
+    "remaining",
+    "sized",
+    "extending",
+    "samples_now",
+    "skipped",
+)
+"""Fields of `Position` that are stored as they are."""
+
+
+@dataclass(frozen=True)
+class Holders:
+    """What holds state of a run beside the run itself."""
+
+    plugins: Sequence[Plugin]
+    visits: Sequence[Visit]
+    subscriptions: Sequence[Subscription]
+
+
+def capture(run: Run, holders: Holders) -> Snapshot:
+    """Returns everything that the rest of the run depends on.
+
+    The tensors are those of the run, not copies: they are to be written before it goes on.
+
+    Raises:
+        EngineError: If the run is neither between two turns nor in a detour's body, or if it is in mid-step.
+    """
+    _check_place(run)
+    at = run.position
+    summary = {
+        "run": run.id,
+        "seq": run.memory.seq,
+        "state": run.state,
+        "epoch": at.epoch,
+        "step": at.step,
+        "update": at.update,
+        "time": time(),
+    }
+    sections = {
+        "identity": identity(run),
+        "environment": environment(run.parts.device),
+        "run": _capture_run(run, holders),
+        **learned.capture(run),
+        "data": run.parts.feed.state(),
+        "values": run.memory.recorded.state(),
+        "plugins": {
+            plugin.name: {"class": kind(plugin), "observes": plugin.observes, "state": plugin.state_dict()}
+            for plugin in holders.plugins
+        },
+        "random": seeding.capture(),
+    }
+    return Snapshot(summary, sections)
+
+
+def restore(run: Run, holders: Holders, snapshot: Snapshot) -> list[str]:
+    """Brings a run in `idle` to where a snapshot was taken; all but the global random generators.
+
+    These come last, before the first turn: opening plugins may still draw from them.
+
+    Returns:
+        What is to be noted of it: data that had to be walked, differences that may change bits.
+
+    Raises:
+        CheckpointError: If the run is not the one that the snapshot is of, with every difference, one a line. Nothing
+            has been changed then.
+    """
+    sections = snapshot.sections
+    check_run(run, holders.plugins, sections)
+    if not _before_the_loop(sections):
+        build(run)
+        check_optimizers(run, sections)
+        learned.check(run, sections)
+    run.parts.feed.seed = sections["run"]["seed"]
+    notes = unlike(sections["environment"], environment(run.parts.device))
+    walked = run.parts.feed.restore(sections["data"])
+    _restore_plugins(holders.plugins, sections["plugins"], notes)
+    learned.restore(run, sections)
+    run.memory.recorded.restore(sections["values"])
+    _restore_run(run, holders, sections["run"])
+    return [*notes, walked] if walked else notes
+
+
+def _check_place(run: Run) -> None:
+    name = run.table.states[run.position.node].name
+    if run.state == "idle" or run.ended:
+        raise EngineError(f"there is nothing to store of a run that is {run.state}")
+    if run.position.visit is None and run.parked is None:
+        raise EngineError(
+            f"a snapshot is taken between two turns or in the body of a detour, not on an edge of {run.state}: take it "
+            "in on_park, while the run is parked, or in a detour of your own"
+        )
+    if name in MID_STEP or name.endswith("@process_batch"):
+        raise EngineError(f"no snapshot is taken in {run.state}: a step or an update is under way there")
+
+
+def _before_the_loop(sections: Mapping[str, Any]) -> bool:
+    """Tells whether the body of `before_loop` is still to be run: the optimizers are built there."""
+    return sections["run"]["node"] == "before_loop"
+
+
+def _capture_run(run: Run, holders: Holders) -> dict[str, Any]:
+    at, memory = run.position, run.memory
+    return {
+        "id": run.id,
+        "seq": memory.seq,
+        "node": run.table.states[at.node].name,
+        "body_done": at.visit is not None,
+        "placed": {name: getattr(at, name) for name in _PLACED},
+        "window": at.window.state(),
+        "loss": run.loss,
+        "batch": [] if at.batch is None else [at.batch],
+        "stopped": bool(memory.stops),
+        "reason": run.reason,
+        "seed": run.parts.feed.seed,
+        "optimizers": memory.facts.get("optimizers", []),
+        "visits": [visit.last_now(run) for visit in holders.visits],
+        "filters": [[*_key(row), *row.filtered()] for row in holders.subscriptions],
+        "notes": [[note.seq, note.kind, note.text, note.time_ns] for note in memory.notes(memory.seq)],
+    }
+
+
+def _restore_run(run: Run, holders: Holders, state: Mapping[str, Any]) -> None:
+    at, memory, config = run.position, run.memory, run.config
+    run.id, run.reason = state["id"], state["reason"]
+    for name, value in state["placed"].items():
+        setattr(at, name, value)
+    at.window.restore(state["window"])
+    at.node, at.body_done = run.table.index[state["node"]], state["body_done"]
+    at.loss = state["loss"]
+    at.batch = state["batch"][0] if state["batch"] else None
+    reached = config.max_updates is not None and at.update >= config.max_updates
+    at.ending = state["stopped"] or reached
+    if not at.ending:
+        run.reason = None
+    elif not state["stopped"]:
+        run.reason = f"max_updates={config.max_updates} reached"
+    for visit, last in zip(holders.visits, state["visits"], strict=True):
+        visit.last = last
+    counted = {tuple(key): (count, done) for *key, count, done in state["filters"]}
+    for row in holders.subscriptions:
+        row.restore(*counted.get(_key(row), (0, False)))
+    run.plan_windows()
+    memory.facts["optimizers"] = state["optimizers"]
+    memory.windows[:] = [(state["seq"], at.window.size)]
+    memory.stops[:] = [state["seq"]] if state["stopped"] else []
+    window = at.window.steps
+    memory.restore(state["seq"], at.node, Counters(at.epoch, at.batch_index, at.step, at.update, window))
+    for seq, what, text, time_ns in state["notes"]:
+        memory.put_note(seq, what, text, time_ns)
+
+
+def _key(subscription: Subscription) -> tuple[str, str, str, int, bool]:
+    mark = subscription.mark
+    return subscription.who, mark.edge, mark.state, mark.every, mark.once
+
+
+def _restore_plugins(plugins: Sequence[Plugin], states: Mapping[str, Any], notes: list[str]) -> None:
+    """Gives each plugin its state; where one refuses, those before it get theirs back."""
+    done: list[tuple[Plugin, dict[str, Any]]] = []
+    for plugin in plugins:
+        if plugin.name not in states:
+            notes.append(f"the plugin {plugin.name} has no state in the checkpoint: it begins here")
+            continue
+        done.append((plugin, plugin.state_dict()))
+        try:
+            plugin.load_state_dict(states[plugin.name]["state"])
+        except Exception as error:
+            for other, before in done[:-1]:
+                other.load_state_dict(before)
+            raise CheckpointError(
+                f"the plugin {plugin.name} cannot take back its state: {type(error).__name__}: {error}"
+            ) from error
+    here = {plugin.name for plugin in plugins}
+    notes += [
+        f"the plugin {name} of the checkpoint is not here: its state is left" for name in states if name not in here
+    ]

@@ -1,0 +1,165 @@
+"""Which run a checkpoint is of, and whether this is that run: compared field by field before anything is changed."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from heptad.bodies import describe
+from heptad.checkpoint.learned import modules_of, parameter_names, shape_differences, tensors_of, told
+from heptad.errors import CheckpointError, kind
+from heptad.plugin import Plugin
+from heptad.run import Run
+from heptad.states import Arc
+
+_FREE = frozenset(("epochs", "max_updates", "device", "num_workers", "log_capacity", "trace_handlers", "deterministic"))
+"""What a run may be resumed with another value of: it changes where the run ends or how it is driven, not what it does
+in between."""
+
+
+def identity(run: Run) -> dict[str, Any]:
+    """Returns what a run must be to go on from a checkpoint, as plain data."""
+    return {
+        "config": run.config.model_dump(),
+        "arcs": [[arc.source, arc.dest, arc.guard] for arc in run.table.arcs],
+        "data": run.parts.feed.identity(),
+    }
+
+
+def environment(device: torch.device) -> dict[str, Any]:
+    """Returns what changes bits and is no part of a run: versions, threads, device, settings of torch."""
+    return {
+        "torch": torch.__version__,
+        "numpy": np.__version__,
+        "python": platform.python_version(),
+        "machine": platform.machine(),
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+        "threads": torch.get_num_threads(),
+        "default dtype": str(torch.get_default_dtype()),
+        "matmul precision": torch.get_float32_matmul_precision(),
+        "deterministic algorithms": torch.are_deterministic_algorithms_enabled(),
+        "cudnn benchmark": torch.backends.cudnn.benchmark,
+    }
+
+
+def unlike(stored: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:
+    """Returns a note that bits may differ, if anything that changes them does."""
+    found = [
+        f"{name} {stored.get(name)} in the checkpoint, {value} here"
+        for name, value in here.items()
+        if stored.get(name) != value
+    ]
+    return [f"bits may differ from those of the run that was not interrupted: {'; '.join(found)}"] if found else []
+
+
+def check_run(run: Run, plugins: Sequence[Plugin], sections: Mapping[str, Any]) -> None:
+    """Compares configuration, table, data, modules and plugins.
+
+    Raises:
+        CheckpointError: With every difference, one a line.
+    """
+    stored, here = sections["identity"], identity(run)
+    wrong = [
+        f"RunConfig.{name}: {stored['config'].get(name)!r} in the checkpoint, {value!r} here"
+        for name, value in here["config"].items()
+        if name not in _FREE and stored["config"].get(name) != value
+    ]
+    wrong += [
+        f"data: {name} {stored['data'].get(name)} in the checkpoint, {here['data'].get(name)} here"
+        for name in dict.fromkeys((*stored["data"], *here["data"]))
+        if stored["data"].get(name) != here["data"].get(name)
+    ]
+    wrong += _table_differences(stored["arcs"], here["arcs"])
+    modules = modules_of(run)
+    for name in ("network", "criterion", "compute_loss"):
+        if (name in sections) != (name in modules):
+            wrong.append(
+                f"Components.{name}: a module with state {'in the checkpoint' if name in sections else 'here'} only"
+            )
+        elif name in modules:
+            wrong += shape_differences(name, sections[name]["tensors"], tensors_of(modules[name]))
+            parts = {part: told(module) for part, module in modules[name].named_modules()}
+            wrong += _part_differences(name, sections[name]["parts"], parts)
+    here_too = {plugin.name for plugin in plugins}
+    wrong += [
+        f"plugins: {name} (a {stored['class']}) changes the run and is in the checkpoint only"
+        for name, stored in sections["plugins"].items()
+        if name not in here_too and stored["state"] and not stored["observes"]
+    ]
+    _refuse(wrong)
+
+
+def check_optimizers(run: Run, sections: Mapping[str, Any]) -> None:
+    """Compares the optimizers that were built: classes, options as they were built with, parameters in their order.
+
+    Raises:
+        CheckpointError: With every difference, one a line.
+    """
+    names = parameter_names(run)
+    stored, asked = sections["optimizers"], sections["run"]["optimizers"]
+    if len(stored) != len(run.optimizers):
+        _refuse([f"Components.optimizer: {len(stored)} in the checkpoint, {len(run.optimizers)} here"])
+    wrong: list[str] = []
+    for number, (optimizer, one, options) in enumerate(zip(run.optimizers, stored, asked, strict=True)):
+        where = f"optimizers[{number}]"
+        if kind(optimizer) != one["class"]:
+            wrong.append(f"{where}: a {one['class']} in the checkpoint, a {kind(optimizer)} here")
+            continue
+        held = [[names[id(parameter)] for parameter in group["params"]] for group in optimizer.param_groups]
+        if held != one["parameters"]:
+            wrong.append(f"{where}: {_first_difference(one['parameters'], held)}")
+        for group, (then, now) in enumerate(zip(options["groups"], describe(optimizer)["groups"], strict=False)):
+            wrong += [
+                f"{where}, group {group}: {name} {then.get(name)!r} in the checkpoint, {now.get(name)!r} here"
+                for name in dict.fromkeys((*then, *now))
+                if then.get(name) != now.get(name)
+            ]
+    _refuse(wrong)
+
+
+def _refuse(wrong: list[str]) -> None:
+    if wrong:
+        listed = "\n".join(f"  {line}" for line in wrong)
+        raise CheckpointError(
+            "this is not the run that the checkpoint is of; nothing was changed:\n"
+            f"{listed}\nBuild the engine as it was built then, or begin a new run from the weights with load_weights."
+        )
+
+
+def _table_differences(stored: Sequence[Sequence[Any]], here: Sequence[Sequence[Any]]) -> list[str]:
+    one, other = ([Arc(*row) for row in rows] for rows in (stored, here))
+    wrong = [f"table: the arc {_arc(arc)} is in the checkpoint only" for arc in one if arc not in other]
+    wrong += [f"table: the arc {_arc(arc)} is here only" for arc in other if arc not in one]
+    if not wrong and one != other:
+        wrong.append("table: the arcs are tried in another order; give the plugins in the order that they had")
+    return wrong
+
+
+def _arc(arc: Arc) -> str:
+    return f"{arc.source} -> {arc.dest}{f' if {arc.guard}' if arc.guard else ''}"
+
+
+def _part_differences(name: str, stored: Mapping[str, str], here: Mapping[str, str]) -> list[str]:
+    """Tells which submodules differ in class or options: an activation has no tensors that would show it."""
+    return [
+        f"{'.'.join(filter(None, (name, part)))}: {stored.get(part, 'none')} in the checkpoint, "
+        f"{here.get(part, 'none')} here"
+        for part in dict.fromkeys((*stored, *here))
+        if stored.get(part) != here.get(part)
+    ]
+
+
+def _first_difference(stored: Sequence[Sequence[str]], here: Sequence[Sequence[str]]) -> str:
+    if len(stored) != len(here):
+        return f"{len(stored)} parameter groups in the checkpoint, {len(here)} here"
+    for number, (one, other) in enumerate(zip(stored, here, strict=True)):
+        for place, (name, now) in enumerate(zip(one, other, strict=False)):
+            if name != now:
+                return f"parameter {place} of group {number} is {name} in the checkpoint, {now} here"
+        if len(one) != len(other):
+            return f"group {number} has {len(one)} parameters in the checkpoint, {len(other)} here"
+    return "the parameters differ"

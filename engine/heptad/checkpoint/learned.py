@@ -1,0 +1,174 @@
+"""What a run has learned: modules, optimizers and the gradients of the open window, taken down and put back.
+
+Everything is told by name. A parameter's name is that of its module and its own (`network.layer.weight`); one that an
+optimizer holds and no module of the run does is `held.<number>`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from itertools import chain
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from heptad.errors import CheckpointError, kind
+from heptad.run import Run
+
+_BASE_EXTRA = nn.Module.get_extra_state
+
+
+def capture(run: Run) -> dict[str, Any]:
+    """Returns the sections of what was learned."""
+    names = parameter_names(run)
+    return {
+        **{name: _capture_module(module) for name, module in modules_of(run).items()},
+        "held": {name: parameter.detach() for name, parameter in _parameters(run) if name.startswith("held.")},
+        "optimizers": [_capture_optimizer(optimizer, names) for optimizer in run.optimizers],
+        # a closed window's gradients are those of an update that was made; the next step would clear them
+        "gradients": _capture_gradients(run) if run.position.window.steps else {},
+    }
+
+
+def check(run: Run, sections: Mapping[str, Any]) -> None:
+    """Compares what an optimizer holds beside the modules with what was stored.
+
+    Raises:
+        CheckpointError: If `restore` could not put everything back.
+    """
+    here = {name: parameter for name, parameter in _parameters(run) if name.startswith("held.")}
+    wrong = shape_differences("held", sections["held"], here)
+    if wrong:
+        raise CheckpointError("the optimizers hold other parameters:\n" + "\n".join(wrong))
+
+
+def restore(run: Run, sections: Mapping[str, Any]) -> None:
+    """Puts back what was learned, into the tensors that are there; everything was checked."""
+    for name, module in modules_of(run).items():
+        _restore_module(module, sections[name])
+    parameters = dict(_parameters(run))
+    with torch.no_grad():
+        for name, tensor in sections["held"].items():
+            parameters[name].copy_(tensor)
+    for optimizer, stored in zip(run.optimizers, sections["optimizers"], strict=True):
+        _restore_optimizer(optimizer, stored["state"])
+    gradients = sections["gradients"]
+    for name, parameter in parameters.items():
+        parameter.grad = gradients[name].to(parameter.device) if name in gradients else None
+
+
+def modules_of(run: Run) -> dict[str, nn.Module]:
+    """Returns the modules that have state: the network, and a loss that is a module."""
+    parts = run.parts.components
+    found: dict[str, object] = {
+        "network": parts.network,
+        "criterion": parts.criterion,
+        "compute_loss": parts.compute_loss,
+    }
+    return {name: module for name, module in found.items() if isinstance(module, nn.Module)}
+
+
+def tensors_of(module: nn.Module) -> dict[str, Tensor]:
+    """Returns all parameters and buffers by name, those too that a state_dict leaves out; tied ones under each name."""
+    named = chain(module.named_parameters(remove_duplicate=False), module.named_buffers(remove_duplicate=False))
+    return {name: tensor.detach() for name, tensor in named}
+
+
+def parameter_names(run: Run) -> dict[int, str]:
+    """Returns the name of each parameter, by its id."""
+    return {id(parameter): name for name, parameter in _parameters(run)}
+
+
+def shape_differences(what: str, stored: Mapping[str, Tensor], here: Mapping[str, Tensor]) -> list[str]:
+    """Returns in words how named tensors differ in name, shape and dtype; nothing where they do not."""
+    found: list[str] = []
+    for name in dict.fromkeys((*stored, *here)):
+        one, other = (_told(tensors[name]) if name in tensors else "none" for tensors in (stored, here))
+        if one != other:
+            found.append(f"{what}.{name}: {one} in the checkpoint, {other} here")
+    return found
+
+
+def _told(tensor: Tensor) -> str:
+    return f"{tuple(tensor.shape)} {str(tensor.dtype).removeprefix('torch.')}"
+
+
+def _parameters(run: Run) -> Iterator[tuple[str, nn.Parameter]]:
+    """Yields every parameter once: of the modules by name, then what else the optimizers hold."""
+    seen: set[int] = set()
+    for prefix, module in modules_of(run).items():
+        for name, parameter in module.named_parameters():
+            if id(parameter) not in seen:
+                seen.add(id(parameter))
+                yield f"{prefix}.{name}", parameter
+    number = 0
+    for optimizer in run.optimizers:
+        for group in optimizer.param_groups:
+            for parameter in cast("list[nn.Parameter]", group["params"]):
+                if id(parameter) not in seen:
+                    seen.add(id(parameter))
+                    yield f"held.{number}", parameter
+                    number += 1
+
+
+def _capture_module(module: nn.Module) -> dict[str, Any]:
+    return {
+        "tensors": tensors_of(module),
+        "parts": {name: told(part) for name, part in module.named_modules()},
+        "training": {name: part.training for name, part in module.named_modules()},
+        "requires_grad": {name: parameter.requires_grad for name, parameter in module.named_parameters()},
+        "extra": {name: part.get_extra_state() for name, part in module.named_modules() if _has_extra(part)},
+    }
+
+
+def _restore_module(module: nn.Module, stored: Mapping[str, Any]) -> None:
+    with torch.no_grad():
+        for name, tensor in tensors_of(module).items():
+            tensor.copy_(stored["tensors"][name])
+    parts = dict(module.named_modules())
+    for name, training in stored["training"].items():
+        parts[name].training = training
+    for name, parameter in module.named_parameters():
+        parameter.requires_grad_(stored["requires_grad"][name])
+    for name, state in stored["extra"].items():
+        parts[name].set_extra_state(state)
+
+
+def told(module: nn.Module) -> str:
+    """Returns a module's class and options, as its repr tells them, without what is in it."""
+    return f"{kind(module)}({module.extra_repr()})"
+
+
+def _has_extra(module: nn.Module) -> bool:
+    return type(module).get_extra_state is not _BASE_EXTRA
+
+
+def _capture_optimizer(optimizer: Any, names: Mapping[int, str]) -> dict[str, Any]:
+    if not all(callable(getattr(optimizer, name, None)) for name in ("state_dict", "load_state_dict")):
+        raise CheckpointError(
+            f"the optimizer (a {kind(optimizer)}) has no state_dict and load_state_dict, so its state cannot be stored"
+        )
+    return {
+        "class": kind(optimizer),
+        "parameters": [[names[id(parameter)] for parameter in group["params"]] for group in optimizer.param_groups],
+        "state": optimizer.state_dict(),
+    }
+
+
+def _restore_optimizer(optimizer: Any, state: dict[str, Any]) -> None:
+    """Loads a state. torch rounds it to the parameters' dtypes, so what was rounded is put in place afterwards."""
+    optimizer.load_state_dict(state)
+    if not isinstance(optimizer, torch.optim.Optimizer):
+        return
+    held = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    for number, values in state["state"].items():
+        live = optimizer.state[held[number]] if isinstance(number, int) else {}
+        for name, value in values.items() if live else ():
+            if isinstance(value, Tensor) and live[name].dtype != value.dtype:
+                live[name] = value.to(live[name].device)
+
+
+def _capture_gradients(run: Run) -> dict[str, Tensor]:
+    """Returns the gradients that are there: none and zeros are not the same to an optimizer."""
+    return {name: parameter.grad for name, parameter in _parameters(run) if parameter.grad is not None}

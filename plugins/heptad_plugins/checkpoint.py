@@ -1,0 +1,154 @@
+"""`Checkpoint` observes the run: stores all that the rest of it depends on, so that it can be killed anywhere."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from time import monotonic
+from typing import Any, Literal
+
+from heptad import CheckpointError, Detour, Plugin, PluginError, Run
+from heptad.checkpoint import Store
+from heptad_plugins._lookup import monitored
+from heptad_plugins._options import number, one_of, whole
+
+Place = Literal["after_step", "optimizer_update", "after_epoch"]
+PLACES: tuple[Place, ...] = ("after_step", "optimizer_update", "after_epoch")
+
+
+class Checkpoint(Plugin):
+    """Stores checkpoints, from which `Engine.run(resume=…)` goes on bit for bit, at once, from any of them.
+
+    A checkpoint is a state, `checkpoint`, reached from the states in `at`; one is also stored where an interrupt parks
+    the run (Ctrl-C, a signal through `GracefulStop`, `Run.interrupt`). It is whole or not there, whenever the process
+    is killed, and the one before it is removed only when it is durable. While it is written training stands still.
+
+    A directory belongs to one run: one that is resumed goes on in it, any other is refused, as is a second process
+    at the same time.
+
+    Args:
+        directory: Where they are kept; made where it is missing.
+        at: After which state or states: `"after_epoch"`, `"optimizer_update"`, `"after_step"`.
+        every: At each epoch, update or step, whichever ends there, whose number is a multiple of this.
+        seconds: At those places, but only when this long has passed since the last one.
+        keep_last: How many of the newest stay.
+        keep_best: How many of those with the best value of `monitor` stay beside these.
+        monitor: The name of a recorded value, such as `"valid/loss"`; `load_weights(which="best")` looks at it.
+        mode: Whether lower values (`"min"`) or higher ones (`"max"`) are better.
+        overwrite: Removes the checkpoints of another run from the directory when a run begins.
+        on_error: `"detach"` lets it fail without ending the run.
+
+    Raises:
+        PluginError: For an option that does not fit.
+        CheckpointError: When the run is opened, for a directory that is another run's or in use; when storing, if
+            something cannot be stored or written: the earlier checkpoints stay.
+        EngineError: When an epoch ends and nothing was recorded under the name in `monitor`.
+    """
+
+    observes = True
+
+    def __init__(
+        self,
+        directory: str | os.PathLike[str],
+        at: Place | Sequence[Place] = "after_epoch",
+        every: int = 1,
+        seconds: float | None = None,
+        keep_last: int = 2,
+        keep_best: int = 0,
+        monitor: str | None = None,
+        mode: Literal["min", "max"] = "min",
+        overwrite: bool = False,
+        *,
+        on_error: Literal["raise", "detach"] = "raise",
+    ) -> None:
+        self._at = (at,) if isinstance(at, str) else tuple(at)
+        for place in self._at:
+            one_of("Checkpoint", "at", place, PLACES)
+        if not self._at or len(set(self._at)) != len(self._at):
+            raise PluginError(f"Checkpoint(at=…) names one or several of {', '.join(PLACES)}, each once; got {at!r}")
+        self._every = whole("Checkpoint", "every", every)
+        self._seconds = None if seconds is None else number("Checkpoint", "seconds", seconds, above=0)
+        self._keep_last = whole("Checkpoint", "keep_last", keep_last)
+        self._keep_best = whole("Checkpoint", "keep_best", keep_best, least=0)
+        if monitor is not None and (not isinstance(monitor, str) or not monitor):  # pyright: ignore[reportUnnecessaryIsInstance] - for callers without a type checker
+            raise PluginError(f"Checkpoint(monitor=…) must be the name of a recorded value, got {monitor!r}")
+        if keep_best and monitor is None:
+            raise PluginError(f"Checkpoint(keep_best={keep_best}) needs monitor=…, the recorded value to go by")
+        self._monitor = monitor
+        self._mode = one_of("Checkpoint", "mode", mode, ("min", "max"))
+        self._overwrite = overwrite
+        self.on_error = on_error
+        self.store = Store(Path(directory).absolute())
+        self._ours = False
+        """The directory was looked at, and is this run's."""
+        self._saved_at = 0.0
+        self._time_is_up = self._seconds is None
+
+    def detours(self) -> Iterable[Detour]:
+        """Returns the state `checkpoint`, once for each place, which counts what ends there."""
+        return [Detour("checkpoint", place, self._is_due, self.save, every=self._every) for place in self._at]
+
+    def open(self, run: Run) -> None:
+        """Takes the directory for this run.
+
+        Raises:
+            CheckpointError: If it is another run's, or in use.
+        """
+        self.store.lock()
+        if not self._ours:
+            self._claim(run)
+            self._ours = True
+        self._saved_at = monotonic()
+
+    def close(self, run: Run) -> None:
+        """Lets go of the directory."""
+        self.store.unlock()
+
+    def on_exit_after_step(self, run: Run) -> None:
+        """Looks at the clock, which the guard must not."""
+        if self._seconds is not None and monotonic() - self._saved_at >= self._seconds:
+            self._time_is_up = True
+
+    def on_park(self, run: Run) -> None:
+        """Stores a checkpoint: an interrupt has parked the run."""
+        self.save(run)
+
+    def save(self, run: Run) -> None:
+        """Stores a checkpoint and lets go of those that need not be kept: the body of `checkpoint`."""
+        snapshot = run.snapshot()
+        if self._monitor is not None and (value := self._value(run)) is not None:
+            snapshot.summary["monitor"] = {"name": self._monitor, "mode": self._mode, "value": value}
+        self.store.save(snapshot)
+        self.store.rotate(self._keep_last, self._keep_best)
+        self._saved_at = monotonic()
+        self._time_is_up = self._seconds is None
+
+    def _is_due(self, run: Run) -> bool:
+        return self._time_is_up
+
+    def _value(self, run: Run) -> float | None:
+        """Returns the monitored value; in the middle of an epoch there may be none yet."""
+        if run.position.epoch_open or run.parked is not None:
+            return run.metrics.get(self._monitor or "")
+        return monitored("Checkpoint", run, self._monitor or "")
+
+    def _claim(self, run: Run) -> None:
+        entries = self.store.entries()
+        own = [entry for entry in entries if self._is_of(run, entry.path)] if run.resumed_from else []
+        if len(own) == len(entries):
+            return
+        if self._overwrite and not own:
+            self.store.clear()
+            return
+        raise CheckpointError(
+            f"{self.store.directory} holds checkpoints of another run ({entries[-1].path.name} is the newest); go on "
+            "from them with Engine.run(resume='auto'), name another directory, remove them, or say overwrite=True"
+        )
+
+    def _is_of(self, run: Run, path: Path) -> bool:
+        try:
+            summary: dict[str, Any] = self.store.summary(path)
+        except CheckpointError:
+            return True  # damaged: whose it was cannot be told, and it is let go of when the next one is durable
+        return summary.get("run") == run.id

@@ -1,0 +1,176 @@
+"""Killing a training process at a chosen moment, resuming it in another, and comparing the two with one that lived.
+
+Children are forked from a process that has imported torch and has trained nothing, so a trial takes a fraction of a
+second. A moment is a tick: every edge of every state, both ends of every body, places within bodies (in the data, in
+forward, in backward, in the optimizer), and every operation on the files of a checkpoint.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import tempfile
+import traceback
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from heptad import Engine, Plugin, Run, on_enter, on_exit
+from heptad.checkpoint.files import Files
+from heptad.machine import Body, Machine
+from heptad_plugins import Checkpoint
+from scenario import EVERYWHERE, build, outcome, path_of
+
+FILE_OPERATIONS = [name for name in vars(Files) if not name.startswith("_") and callable(getattr(Files, name))]
+
+
+@dataclass
+class Ticks:
+    """Counts the moments of a process, and kills it at one of them.
+
+    Attributes:
+        at: The moment, from 0; `None` to live.
+        labels: What each was.
+    """
+
+    at: int | None = None
+    labels: list[str] = field(default_factory=list)
+
+    def tick(self, label: str) -> None:
+        if len(self.labels) == self.at:
+            os.kill(os.getpid(), signal.SIGKILL)
+        self.labels.append(label)
+
+
+def ticking_files(ticks: Ticks) -> Files:
+    """Returns the operations on files, each of which ticks."""
+
+    def ticking(name: str) -> Callable[..., Any]:
+        def operation(self: Files, *args: Any, **kwargs: Any) -> Any:
+            ticks.tick(f"before {name} of a file")
+            return getattr(Files, name)(self, *args, **kwargs)
+
+        return operation
+
+    return type("TickingFiles", (Files,), {name: ticking(name) for name in FILE_OPERATIONS})()
+
+
+def ticking_machine(ticks: Ticks) -> type[Machine]:
+    """Returns a machine whose bodies tick at both ends."""
+
+    class TickingMachine(Machine):
+        def __init__(self, run: Run, bodies: Mapping[str, Body], *args: Any, **kwargs: Any) -> None:
+            super().__init__(run, {name: wrap(name, body) for name, body in bodies.items()}, *args, **kwargs)
+
+    def wrap(name: str, body: Body) -> Body:
+        def ticking(run: Run) -> None:
+            ticks.tick(f"body of {name} begins")
+            body(run)
+            ticks.tick(f"body of {name} ends")
+
+        return ticking
+
+    return TickingMachine
+
+
+def ticking_plugin(ticks: Ticks, states: tuple[str, ...]) -> Plugin:
+    """Returns a plugin that ticks on every edge, and hooks into forward, backward and the optimizer's step."""
+    methods: dict[str, Any] = {"name": "Ticking", "observes": True}
+    for state in states:
+        for edge, mark in (("enter", on_enter), ("exit", on_exit)):
+
+            def call(self: Plugin, run: Run, label: str = f"on {edge} of {state}") -> None:
+                ticks.tick(label)
+
+            methods[f"{edge}_{state}"] = mark(state)(call)
+
+    def open_(self: Plugin, run: Run) -> None:
+        run.network.register_forward_hook(lambda module, args, output: ticks.tick("after forward"))
+        first = next(run.network.parameters())
+        first.register_post_accumulate_grad_hook(lambda parameter: ticks.tick("in backward"))
+
+    methods["open"] = open_
+    return type("Ticking", (Plugin,), methods)()
+
+
+STATES = (
+    "before_loop",
+    "before_epoch",
+    "before_step",
+    "process_batch",
+    "after_step",
+    "optimizer_update",
+    "after_epoch",
+    "after_loop",
+    "evaluate",
+    "checkpoint",
+)
+
+
+def ticking_engine(directory: Path, ticks: Ticks, *, plugins: tuple[Plugin, ...] = (), **options: Any) -> Engine:
+    """Returns the engine of the scenario, all of whose moments tick."""
+
+    class TickingEngine(Engine):
+        machine_class = ticking_machine(ticks)
+
+    at = options.pop("at", EVERYWHERE)
+    checkpoint = Checkpoint(directory, at=at, **options.pop("keep", {}))
+    checkpoint.store = type(checkpoint.store)(directory, ticking_files(ticks))
+    members = (*plugins, ticking_plugin(ticks, STATES))
+    return build(directory, members, checkpoint=checkpoint, engine_class=TickingEngine, **options)
+
+
+def live(directory: Path, at: int | None = None, resume: str | None = "auto", **options: Any) -> dict[str, Any]:
+    """Trains, in this process, to the end or to the moment at which it is killed; returns what became of the run."""
+    ticks = Ticks(at)
+    engine = ticking_engine(directory, ticks, **options)
+    run = engine.run(resume=resume)
+    return {"outcome": outcome(engine), "path": path_of(run), "labels": ticks.labels, "resumed": run.resumed_from}
+
+
+def in_child(function: Callable[[], Any]) -> Any:
+    """Returns what a function returns in a forked child; `None` if that was killed.
+
+    Raises:
+        AssertionError: If the child failed, with its traceback.
+    """
+    with tempfile.NamedTemporaryFile("r", prefix="child-") as answer:
+        child = os.fork()
+        if child == 0:
+            try:
+                torch.set_num_threads(1)
+                text = json.dumps({"result": function()})
+            except BaseException:
+                text = json.dumps({"failed": traceback.format_exc()})
+            Path(answer.name).write_text(text)
+            os._exit(0)
+        _, status = os.waitpid(child, 0)
+        if os.WIFSIGNALED(status):
+            assert os.WTERMSIG(status) == signal.SIGKILL, f"the child was ended by signal {os.WTERMSIG(status)}"
+            return None
+        told = json.loads(answer.read())
+    assert "failed" not in told, told["failed"]
+    return told["result"]
+
+
+def differences(lived: Mapping[str, Any], resumed: Mapping[str, Any]) -> list[str]:
+    """Returns in what a resumed run differs from the one that was never interrupted."""
+    found = [name for name, told in lived["outcome"].items() if resumed["outcome"][name] != told]
+    if resumed["path"] != lived["path"][-len(resumed["path"]) :]:
+        found.append("the log")
+    return found
+
+
+def trial(at: int, lived: Mapping[str, Any], **options: Any) -> list[str]:
+    """Kills a run at one moment and resumes it; returns in what it differs from the one that lived."""
+    with tempfile.TemporaryDirectory(prefix="killed-") as folder:
+        directory = Path(folder) / "checkpoints"
+        dead = in_child(lambda: live(directory, at, None, **options))
+        if dead is not None:
+            return [f"it was not killed at moment {at}, and lived to its end"]
+        resumed = in_child(lambda: live(directory, None, "auto", **options))
+        return differences(lived, resumed)

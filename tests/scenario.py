@@ -1,0 +1,200 @@
+"""The run that is killed: everything in it that a careless resume would lose.
+
+Dropout, batch norm, AdamW, a learning-rate schedule, an average of weights, early stopping, clipping, random transforms
+of three libraries, an evaluation, a filter that counts, noise drawn in a handler: two epochs of seven batches, three to
+an update, with a checkpoint after every step, update and epoch.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import random
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from torch.optim.lr_scheduler import OneCycleLR
+from torch.utils.data import DataLoader, Dataset, IterableDataset
+
+from builders import Unsized
+from heptad import Components, Engine, Plugin, Run, RunConfig, on_enter, on_exit
+from heptad.seeding import capture
+from heptad_plugins import EMA, Checkpoint, EarlyStopping, Evaluate, GradientClipping, LRSchedule
+
+FEATURES, CLASSES, BATCHES, SIZE = 4, 3, 7, 2
+EVERYWHERE = ("after_step", "optimizer_update", "after_epoch")
+
+
+class Noisy(Dataset[Any]):
+    """Samples with noise from the generators of torch, python and numpy."""
+
+    def __init__(self, samples: int = BATCHES * SIZE) -> None:
+        generator = torch.Generator().manual_seed(11)
+        self.data = torch.randn(samples, FEATURES, generator=generator)
+        self.target = torch.randint(0, CLASSES, (samples,), generator=generator)
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def __getitem__(self, place: int) -> tuple[torch.Tensor, torch.Tensor]:
+        noise = torch.rand(FEATURES) * 0.1 + random.random() * 0.1 + float(np.random.rand()) * 0.1
+        return self.data[place] + noise, self.target[place]
+
+
+class NoisyStream(IterableDataset[Any]):
+    """The same as a stream."""
+
+    def __iter__(self):
+        samples = Noisy()
+        return (samples[place] for place in range(len(samples)))
+
+
+class Noise(Plugin):
+    """Adds noise to the gradients of every second update, from the global generator, and counts in a filter."""
+
+    def __init__(self) -> None:
+        self.drawn = 0
+
+    @on_enter("optimizer_update", every=2)
+    def add(self, run: Run) -> None:
+        self.drawn += 1
+        for parameter in run.network.parameters():
+            assert parameter.grad is not None
+            parameter.grad.add_(torch.randn_like(parameter.grad), alpha=0.01)
+
+    @on_exit("after_step", every=4)
+    def tell(self, run: Run) -> None:
+        assert run.loss is not None
+        run.record("every fourth loss", run.loss)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"drawn": self.drawn}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.drawn = state["drawn"]
+
+
+def network() -> nn.Module:
+    """Returns a network with dropout and batch norm."""
+    with torch.random.fork_rng():
+        torch.manual_seed(5)
+        return nn.Sequential(
+            nn.Linear(FEATURES, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Dropout(0.25), nn.Linear(8, CLASSES)
+        )
+
+
+def held_out() -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """Returns three batches to evaluate on."""
+    generator = torch.Generator().manual_seed(12)
+    return [
+        (torch.randn(4, FEATURES, generator=generator), torch.randint(0, CLASSES, (4,), generator=generator))
+        for _ in range(3)
+    ]
+
+
+def stateful() -> Any:
+    """Returns torchdata's loader, which can tell its place."""
+    from torchdata.stateful_dataloader import StatefulDataLoader
+
+    return StatefulDataLoader(Noisy(), batch_size=SIZE, shuffle=True)
+
+
+FEEDS: dict[str, Callable[[], dict[str, Any]]] = {
+    "dataset": lambda: {"dataset": Noisy()},
+    "workers": lambda: {"dataset": Noisy()},
+    "stream": lambda: {"dataset": NoisyStream()},
+    "loader": lambda: {"loader": DataLoader(Noisy(), batch_size=SIZE, shuffle=True)},
+    "unsized": lambda: {"loader": Unsized(list(DataLoader(Noisy(), batch_size=SIZE)))},
+    "unsized loader": lambda: {"loader": DataLoader(NoisyStream(), batch_size=SIZE)},
+    "stateful": lambda: {"loader": stateful()},
+}
+"""What the data may come from."""
+
+
+def build(
+    directory: Path,
+    plugins: Iterable[Plugin] = (),
+    *,
+    feed: str = "dataset",
+    at: Any = EVERYWHERE,
+    engine_class: type[Engine] = Engine,
+    checkpoint: Checkpoint | None = None,
+    schedule: bool = True,
+    **config: Any,
+) -> Engine:
+    """Returns the engine of the scenario; its checkpoints are in `directory`."""
+    model = network()
+    given = FEEDS[feed]()
+    own = {"batch_size": SIZE, "num_workers": 2 if feed == "workers" else 0} if "dataset" in given else {}
+    components = Components(
+        network=model,
+        criterion=nn.CrossEntropyLoss(),
+        optimizer=lambda network: torch.optim.AdamW(network.parameters(), lr=0.01),
+        **given,
+    )
+    members: list[Plugin] = [
+        Noise(),
+        GradientClipping(max_norm=1.0),
+        EMA(decay=0.8),
+        Evaluate(held_out()),
+        EarlyStopping("valid/loss", patience=50),
+        checkpoint or Checkpoint(directory, at=at),
+        *plugins,
+    ]
+    if schedule:
+        members.append(LRSchedule(lambda optimizer, total: OneCycleLR(optimizer, 0.05, total_steps=total)))
+    settings = {"epochs": 2, "accumulation": 3, "seed": 9, **own, **config}
+    if feed in ("stream", "unsized", "unsized loader") and schedule:
+        settings["max_updates"] = 6  # where the length is unknown, it sizes the schedule
+    return engine_class(components, RunConfig(**settings), plugins=members)
+
+
+def outcome(engine: Engine) -> dict[str, str]:
+    """Returns digests of all that two runs are compared by, a name for each."""
+    run = engine.current
+    plugins = {plugin.name: plugin for plugin in engine._roster.plugins}
+    parts: dict[str, Any] = {
+        "weights": {**dict(run.network.named_parameters()), **dict(run.network.named_buffers())},
+        "optimizer": [optimizer.state_dict() for optimizer in run.optimizers],
+        "random state": capture(),
+        "recorded values": [(r.name, r.value, r.seq, r.epoch, r.step, r.update) for r in run.records()],
+        "counters": [run.epoch, run.batch_index, run.step, run.update, run.samples, run.state, run.reason],
+        "plugins": {name: plugin.state_dict() for name, plugin in plugins.items() if name != "Checkpoint"},
+    }
+    return {name: digest(part) for name, part in parts.items()}
+
+
+def digest(value: Any) -> str:
+    """Returns a digest of plain data, arrays and tensors, of every bit."""
+    told = hashlib.sha256()
+
+    def tell(part: Any) -> None:
+        if isinstance(part, torch.Tensor):
+            told.update(f"{part.dtype}{tuple(part.shape)}".encode())
+            told.update(part.detach().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+        elif isinstance(part, np.ndarray):
+            told.update(part.tobytes())
+        elif isinstance(part, dict):
+            for key, item in part.items():
+                told.update(repr(key).encode())
+                tell(item)
+        elif isinstance(part, list | tuple):
+            told.update(f"{len(part)}[".encode())
+            for item in part:
+                tell(item)
+        else:
+            told.update(repr(part).encode())
+
+    tell(value)
+    return told.hexdigest()[:16]
+
+
+def path_of(run: Run) -> list[Any]:
+    """Returns the transitions without their times."""
+    return [
+        [t.seq, t.source, t.dest, json.dumps(dict(t.guards)), t.epoch, t.batch_index, t.step, t.update] for t in run.log
+    ]
