@@ -17,6 +17,7 @@ ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = {"heptad": ROOT / "engine" / "heptad", "heptad_plugins": ROOT / "plugins" / "heptad_plugins"}
 EXPORTED = [
     "Arc",
+    "CheckpointError",
     "Components",
     "ConfigError",
     "DataError",

@@ -2,7 +2,7 @@
 
 from heptad.config import Components, LossOutput, RunConfig
 from heptad.engine import Engine
-from heptad.errors import ConfigError, DataError, EngineError, PluginError, TableError
+from heptad.errors import CheckpointError, ConfigError, DataError, EngineError, PluginError, TableError
 from heptad.log import Transition, TransitionLog
 from heptad.plugin import Plugin, on_enter, on_exit
 from heptad.run import Run
@@ -10,6 +10,7 @@ from heptad.states import Arc, Detour, State
 
 __all__ = [
     "Arc",
+    "CheckpointError",
     "Components",
     "ConfigError",
     "DataError",

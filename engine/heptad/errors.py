@@ -26,6 +26,10 @@ class PluginError(EngineError):
     """A plugin or a handler does not fit the machine. Raised when the engine is built, not in mid-run."""
 
 
+class CheckpointError(EngineError):
+    """A checkpoint cannot be written, or what is on disk is none that can be read. The message names file and cause."""
+
+
 class TableError(EngineError):
     """A transition table is not sound: the message names the state, the arc or the guard."""
 

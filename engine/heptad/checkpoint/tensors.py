@@ -1,0 +1,120 @@
+"""Tensors on disk, in the safetensors format: written here, read by the safetensors library.
+
+The library's own writer neither streams through `Files` nor hashes nor syncs; a test holds this one against its reader.
+The format: 8 bytes with the length of the header, the header (JSON: dtype, shape and place of each tensor, by name,
+filled up with blanks), the bytes of all tensors one after the other, little end first.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator, Mapping
+from typing import Any, cast
+
+import torch
+from safetensors.torch import load
+from torch import Tensor
+
+from heptad.errors import CheckpointError
+
+DTYPES: dict[torch.dtype, str] = {
+    torch.float64: "F64",
+    torch.float32: "F32",
+    torch.float16: "F16",
+    torch.bfloat16: "BF16",
+    torch.float8_e4m3fn: "F8_E4M3",
+    torch.float8_e4m3fnuz: "F8_E4M3FNUZ",
+    torch.float8_e5m2: "F8_E5M2",
+    torch.float8_e5m2fnuz: "F8_E5M2FNUZ",
+    torch.complex64: "C64",
+    torch.int64: "I64",
+    torch.int32: "I32",
+    torch.int16: "I16",
+    torch.int8: "I8",
+    torch.uint64: "U64",
+    torch.uint32: "U32",
+    torch.uint16: "U16",
+    torch.uint8: "U8",
+    torch.bool: "BOOL",
+}
+"""What the format can hold, and the library can read, by the format's names."""
+
+RESERVED = "__metadata__"
+"""A name that means something else in the header, so that no tensor can have it."""
+
+_MOST_HEADER = 100_000_000
+"""Bytes: the library reads no longer header."""
+
+_ALIGNMENT = 64
+"""Where the first tensor begins is a multiple of this; largest elements first keeps every tensor on its own size."""
+
+_PIECE = 1 << 20
+"""Bytes that are written at once at least: smaller tensors are joined."""
+
+
+def pieces(tensors: Mapping[str, Tensor], where: str) -> tuple[int, Iterator[memoryview]]:
+    """Returns the size of a file with these tensors, and its content piece by piece.
+
+    A tensor that is on the CPU and contiguous is not copied, unless it is small; of others one copy is alive at a time,
+    and those that wait to be hashed.
+
+    Args:
+        tensors: By name; dense, each of a dtype in `DTYPES`.
+        where: Names them in an error.
+
+    Raises:
+        CheckpointError: If the header would be longer than the library reads, or this machine is not little-endian.
+    """
+    if sys.byteorder != "little":
+        raise CheckpointError(f"{where}: this machine is {sys.byteorder}-endian, and checkpoints are not written on it")
+    ordered = sorted(tensors.items(), key=lambda item: -item[1].element_size())
+    header: dict[str, object] = {}
+    end = 0
+    for name, tensor in ordered:
+        start, end = end, end + tensor.numel() * tensor.element_size()
+        header[name] = {"dtype": DTYPES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [start, end]}
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-(8 + len(text)) % _ALIGNMENT)
+    if len(text) > _MOST_HEADER:
+        raise CheckpointError(
+            f"{where}: the names of {len(tensors):,} tensors come to {len(text):,} bytes, and the safetensors library "
+            f"reads {_MOST_HEADER:,} at most; join tensors, or give them shorter names"
+        )
+    head = len(text).to_bytes(8, "little") + text
+    return len(head) + end, _joined(head, (tensor for _, tensor in ordered))
+
+
+def _joined(head: bytes, tensors: Iterator[Tensor]) -> Iterator[memoryview]:
+    """Yields large tensors as they are, and small ones joined, so that a thousand biases are one call to the system."""
+    waiting, size = [memoryview(head)], len(head)
+    for tensor in tensors:
+        view = _bytes(tensor)
+        if len(view) < _PIECE:
+            waiting.append(view)
+            size += len(view)
+        if waiting and (size >= _PIECE or len(view) >= _PIECE):
+            yield memoryview(b"".join(waiting))
+            waiting, size = [], 0
+        if len(view) >= _PIECE:
+            yield view
+    if waiting:
+        yield memoryview(b"".join(waiting))
+
+
+def _bytes(tensor: Tensor) -> memoryview:
+    """Returns a tensor's elements in the order of its indices; from another device this waits for them."""
+    plain = tensor.detach().resolve_conj().resolve_neg().cpu().contiguous()
+    return memoryview(cast("Any", plain.reshape(-1).view(torch.uint8).numpy()))
+
+
+def parse(content: bytes, where: str) -> dict[str, Tensor]:
+    """Returns the tensors in the content of a file, by name, on the CPU and contiguous.
+
+    Raises:
+        CheckpointError: If it is not what the safetensors library reads.
+    """
+    try:
+        return load(content)
+    except Exception as error:  # the library raises its own, KeyError, ValueError and RuntimeError
+        raise CheckpointError(f"{where} is no safetensors file: {error}") from error
