@@ -165,9 +165,13 @@ def differences(lived: Mapping[str, Any], resumed: Mapping[str, Any]) -> list[st
     return found
 
 
+MEMORY = "/dev/shm" if Path("/dev/shm").is_dir() else None
+"""Where the files of a trial lie: what is killed is the process, not the machine, so they need not reach a disk."""
+
+
 def trial(at: int, lived: Mapping[str, Any], **options: Any) -> list[str]:
     """Kills a run at one moment and resumes it; returns in what it differs from the one that lived."""
-    with tempfile.TemporaryDirectory(prefix="killed-") as folder:
+    with tempfile.TemporaryDirectory(prefix="killed-", dir=MEMORY) as folder:
         directory = Path(folder) / "checkpoints"
         dead = in_child(lambda: live(directory, at, None, **options))
         if dead is not None:

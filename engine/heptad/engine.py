@@ -308,7 +308,7 @@ class Engine:
         run.note_of("resume", f"goes on from {found.path.name}, #{run.seq} in {run.state}")
         for text in (*found.damage, *notes):
             run.note_of("resume", text)
-        return found.snapshot.sections["random"]
+        return found.snapshot.sections["run"]["random"]
 
     # -- the loop
 

@@ -26,7 +26,7 @@ from heptad.log.values import Recorded
 from heptad.states import Table
 
 if TYPE_CHECKING:
-    from heptad.checkpoint.store import Snapshot
+    from heptad.checkpoint.snapshot import Snapshot
 
 MID_STEP = frozenset({"process_batch", "after_step", "optimizer_update"})
 """Where an interrupt does not park and no snapshot is taken, because a step or an update is under way."""

@@ -1,5 +1,6 @@
 """Plugins that ship with Heptad, one a file. Each says in its first line whether it observes or changes the run."""
 
+from heptad_plugins.checkpoint import Checkpoint
 from heptad_plugins.csv_logger import CSVLogger
 from heptad_plugins.early_stopping import EarlyStopping
 from heptad_plugins.ema import EMA
@@ -16,6 +17,7 @@ from heptad_plugins.time_limit import TimeLimit
 __all__ = [
     "EMA",
     "CSVLogger",
+    "Checkpoint",
     "EarlyStopping",
     "Evaluate",
     "GracefulStop",

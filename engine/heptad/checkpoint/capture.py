@@ -15,7 +15,7 @@ from heptad import seeding
 from heptad.bodies import build
 from heptad.checkpoint import learned
 from heptad.checkpoint.identity import check_optimizers, check_run, environment, identity, unlike
-from heptad.checkpoint.store import Snapshot
+from heptad.checkpoint.snapshot import Snapshot
 from heptad.detours import Visit
 from heptad.errors import CheckpointError, EngineError, kind
 from heptad.log.record import Counters
@@ -68,17 +68,19 @@ def capture(run: Run, holders: Holders) -> Snapshot:
         "time": time(),
     }
     sections = {
-        "identity": identity(run),
-        "environment": environment(run.parts.device),
-        "run": _capture_run(run, holders),
         **learned.capture(run),
-        "data": run.parts.feed.state(),
-        "values": run.memory.recorded.state(),
         "plugins": {
             plugin.name: {"class": kind(plugin), "observes": plugin.observes, "state": plugin.state_dict()}
             for plugin in holders.plugins
         },
-        "random": seeding.capture(),
+        "run": {
+            "identity": identity(run),
+            "environment": environment(run.parts.device),
+            "position": _capture_position(run, holders),
+            "data": run.parts.feed.state(),
+            "values": run.memory.recorded.state(),
+            "random": seeding.capture(),
+        },
     }
     return Snapshot(summary, sections)
 
@@ -95,19 +97,19 @@ def restore(run: Run, holders: Holders, snapshot: Snapshot) -> list[str]:
         CheckpointError: If the run is not the one that the snapshot is of, with every difference, one a line. Nothing
             has been changed then.
     """
-    sections = snapshot.sections
+    sections, state = snapshot.sections, snapshot.sections["run"]
+    position = state["position"]
     check_run(run, holders.plugins, sections)
-    if not _before_the_loop(sections):
+    if position["node"] != "before_loop":  # whose body builds the optimizers
         build(run)
-        check_optimizers(run, sections)
-        learned.check(run, sections)
-    run.parts.feed.seed = sections["run"]["seed"]
-    notes = unlike(sections["environment"], environment(run.parts.device))
-    walked = run.parts.feed.restore(sections["data"])
+        check_optimizers(run, sections["optimizers"], position["optimizers"])
+    run.parts.feed.seed = position["seed"]
+    notes = unlike(state["environment"], environment(run.parts.device))
+    walked = run.parts.feed.restore(state["data"])
     _restore_plugins(holders.plugins, sections["plugins"], notes)
     learned.restore(run, sections)
-    run.memory.recorded.restore(sections["values"])
-    _restore_run(run, holders, sections["run"])
+    run.memory.recorded.restore(state["values"])
+    _restore_position(run, holders, position)
     return [*notes, walked] if walked else notes
 
 
@@ -124,12 +126,7 @@ def _check_place(run: Run) -> None:
         raise EngineError(f"no snapshot is taken in {run.state}: a step or an update is under way there")
 
 
-def _before_the_loop(sections: Mapping[str, Any]) -> bool:
-    """Tells whether the body of `before_loop` is still to be run: the optimizers are built there."""
-    return sections["run"]["node"] == "before_loop"
-
-
-def _capture_run(run: Run, holders: Holders) -> dict[str, Any]:
+def _capture_position(run: Run, holders: Holders) -> dict[str, Any]:
     at, memory = run.position, run.memory
     return {
         "id": run.id,
@@ -150,7 +147,7 @@ def _capture_run(run: Run, holders: Holders) -> dict[str, Any]:
     }
 
 
-def _restore_run(run: Run, holders: Holders, state: Mapping[str, Any]) -> None:
+def _restore_position(run: Run, holders: Holders, state: Mapping[str, Any]) -> None:
     at, memory, config = run.position, run.memory, run.config
     run.id, run.reason = state["id"], state["reason"]
     for name, value in state["placed"].items():

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from heptad.bodies import describe
-from heptad.checkpoint.learned import modules_of, parameter_names, shape_differences, tensors_of, told
+from heptad.checkpoint.learned import held_parameters, modules_of, parameter_names, shape_differences, tensors_of, told
 from heptad.errors import CheckpointError, kind
 from heptad.plugin import Plugin
 from heptad.run import Run
@@ -33,7 +33,7 @@ def identity(run: Run) -> dict[str, Any]:
 def environment(device: torch.device) -> dict[str, Any]:
     """Returns what changes bits and is no part of a run: versions, threads, device, settings of torch."""
     return {
-        "torch": torch.__version__,
+        "torch": str(torch.__version__),
         "numpy": np.__version__,
         "python": platform.python_version(),
         "machine": platform.machine(),
@@ -62,7 +62,7 @@ def check_run(run: Run, plugins: Sequence[Plugin], sections: Mapping[str, Any]) 
     Raises:
         CheckpointError: With every difference, one a line.
     """
-    stored, here = sections["identity"], identity(run)
+    stored, here = sections["run"]["identity"], identity(run)
     wrong = [
         f"RunConfig.{name}: {stored['config'].get(name)!r} in the checkpoint, {value!r} here"
         for name, value in here["config"].items()
@@ -93,17 +93,22 @@ def check_run(run: Run, plugins: Sequence[Plugin], sections: Mapping[str, Any]) 
     _refuse(wrong)
 
 
-def check_optimizers(run: Run, sections: Mapping[str, Any]) -> None:
+def check_optimizers(run: Run, section: Mapping[str, Any], asked: Sequence[Mapping[str, Any]]) -> None:
     """Compares the optimizers that were built: classes, options as they were built with, parameters in their order.
+
+    Args:
+        run: The run.
+        section: What a checkpoint holds of optimizers.
+        asked: The options that they were built with, which a schedule may have changed since.
 
     Raises:
         CheckpointError: With every difference, one a line.
     """
     names = parameter_names(run)
-    stored, asked = sections["optimizers"], sections["run"]["optimizers"]
+    stored = section["states"]
     if len(stored) != len(run.optimizers):
         _refuse([f"Components.optimizer: {len(stored)} in the checkpoint, {len(run.optimizers)} here"])
-    wrong: list[str] = []
+    wrong = shape_differences("held by the optimizers", section["held"], held_parameters(run))
     for number, (optimizer, one, options) in enumerate(zip(run.optimizers, stored, asked, strict=True)):
         where = f"optimizers[{number}]"
         if kind(optimizer) != one["class"]:

@@ -24,36 +24,26 @@ def capture(run: Run) -> dict[str, Any]:
     names = parameter_names(run)
     return {
         **{name: _capture_module(module) for name, module in modules_of(run).items()},
-        "held": {name: parameter.detach() for name, parameter in _parameters(run) if name.startswith("held.")},
-        "optimizers": [_capture_optimizer(optimizer, names) for optimizer in run.optimizers],
-        # a closed window's gradients are those of an update that was made; the next step would clear them
-        "gradients": _capture_gradients(run) if run.position.window.steps else {},
+        "optimizers": {
+            "states": [_capture_optimizer(optimizer, names) for optimizer in run.optimizers],
+            "held": held_parameters(run),
+            # a closed window's gradients are those of an update that was made; the next step would clear them
+            "gradients": _capture_gradients(run) if run.position.window.steps else {},
+        },
     }
-
-
-def check(run: Run, sections: Mapping[str, Any]) -> None:
-    """Compares what an optimizer holds beside the modules with what was stored.
-
-    Raises:
-        CheckpointError: If `restore` could not put everything back.
-    """
-    here = {name: parameter for name, parameter in _parameters(run) if name.startswith("held.")}
-    wrong = shape_differences("held", sections["held"], here)
-    if wrong:
-        raise CheckpointError("the optimizers hold other parameters:\n" + "\n".join(wrong))
 
 
 def restore(run: Run, sections: Mapping[str, Any]) -> None:
     """Puts back what was learned, into the tensors that are there; everything was checked."""
     for name, module in modules_of(run).items():
         _restore_module(module, sections[name])
-    parameters = dict(_parameters(run))
+    parameters, stored = dict(_parameters(run)), sections["optimizers"]
     with torch.no_grad():
-        for name, tensor in sections["held"].items():
+        for name, tensor in stored["held"].items():
             parameters[name].copy_(tensor)
-    for optimizer, stored in zip(run.optimizers, sections["optimizers"], strict=True):
-        _restore_optimizer(optimizer, stored["state"])
-    gradients = sections["gradients"]
+    for optimizer, one in zip(run.optimizers, stored["states"], strict=True):
+        _restore_optimizer(optimizer, one["state"])
+    gradients = stored["gradients"]
     for name, parameter in parameters.items():
         parameter.grad = gradients[name].to(parameter.device) if name in gradients else None
 
@@ -78,6 +68,11 @@ def tensors_of(module: nn.Module) -> dict[str, Tensor]:
 def parameter_names(run: Run) -> dict[int, str]:
     """Returns the name of each parameter, by its id."""
     return {id(parameter): name for name, parameter in _parameters(run)}
+
+
+def held_parameters(run: Run) -> dict[str, Tensor]:
+    """Returns the parameters that the optimizers hold and no module of the run does."""
+    return {name: parameter.detach() for name, parameter in _parameters(run) if name.startswith("held.")}
 
 
 def shape_differences(what: str, stored: Mapping[str, Tensor], here: Mapping[str, Tensor]) -> list[str]:

@@ -239,6 +239,13 @@ class Store:
                     self._remove(entry.path)
         return gone
 
+    def clear(self) -> None:
+        """Removes all checkpoints."""
+        with self._locked():
+            for entry in self.entries():
+                with told("removing", entry.path):
+                    self._remove(entry.path)
+
     def _summaries(self, entries: Iterable[Entry]) -> list[tuple[Entry, dict[str, Any]]]:
         """Returns the summaries of those that have one."""
         found: list[tuple[Entry, dict[str, Any]]] = []
