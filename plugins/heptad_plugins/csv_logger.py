@@ -24,7 +24,7 @@ class CSVLogger(Plugin):
     `after_epoch` and when `run()` returns, each with one write to the operating system: a program that is killed
     leaves every row that was written. For a name that comes later the file is rewritten, whole, beside itself.
 
-    A file that is not empty is left alone, unless the run goes on: then rows are added to it, behind those that it has.
+    A file that holds values is left alone, unless the run goes on: then rows are added to it, behind those that it has.
 
     Costs about 20 µs an update, and once more the reading of the file for each column that comes late. Reading the loss
     and values that are on a device waits for it: every `every` updates, and where there are such values.
@@ -110,7 +110,8 @@ class CSVLogger(Plugin):
         self._path.parent.mkdir(parents=True, exist_ok=True)
         held = self._path.read_bytes() if self._path.exists() else b""
         if not run.step:
-            if held and not self._overwrite:
+            # a header alone is what a run leaves that failed before it had a value; that may be begun again
+            if held not in (b"", _line(PLACE)) and not self._overwrite:
                 raise PluginError(
                     f"CSVLogger: {self._path} holds the values of another run; name another file, remove this one, or "
                     "say overwrite=True"
