@@ -2,17 +2,18 @@
 
 Three questions:
 
-1. A call: the null step of `overhead.py`, with plugins whose handlers do nothing. Ten of them on each edge of two states
-   that every step passes through, over those 40 calls; the same ten on the states that a run passes through once an
-   epoch, so that all the states of a step are without subscriber: these are to cost nothing. Medians over the rounds of
-   the difference to the engine without plugins, measured before and after. Calls are counted too, which has no noise.
-2. A filter: the same 40 handlers with `every=100`, per event. Of 100 events one is a call, so what is shown is a little
-   more than the other 99 cost.
-3. A set: `Progress` with its bar, `CSVLogger` with a row each update, `Throughput` and `NonFiniteGuard` with a check each
-   update, on a step of about 1 ms: an MLP, AdamW. Medians of paired ratios over blocks of steps, each an epoch that
-   ends with its line and row, the engine without plugins measured before and after each. Opening and closing, once a
-   `run()`, is left out. The engine without plugins against itself says how far the ratios can be trusted. Then each of
-   the four alone.
+1. A call: the null step of `overhead.py`, with plugins whose handlers do nothing. Ten of them on each edge of two
+   states that every step passes through, over those 40 calls; the same ten on the states that a run passes through
+   once an epoch, so that all the states of a step are without subscriber: these are to cost nothing. Medians over the
+   rounds of the difference to the engine without plugins, measured before and after. Calls are counted too, which has
+   no noise.
+2. A filter: the same 40 handlers with `every=100`, per event. Of 100 events one is a call, so what is shown is a
+   little more than the other 99 cost.
+3. A set: `Progress` with its bar, `CSVLogger` with a row each update, `Throughput` and `NonFiniteGuard` with a check
+   each update, on a step of about 1 ms: an MLP, AdamW. Medians of paired ratios over blocks of steps, each an epoch
+   that ends with its line and row, the engine without plugins measured before and after each. Opening and closing,
+   once a `run()`, is left out. The engine without plugins against itself says how far the ratios can be trusted. Then
+   each of the four alone.
 
 Absolute times scale with the machine; the interpreter line says how fast it was. Run with nothing beside it:
 
@@ -23,6 +24,7 @@ from __future__ import annotations
 
 import argparse
 import io
+import itertools
 import statistics
 import tempfile
 import time
@@ -31,11 +33,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from overhead import NULL_BATCH, NullNetwork, NullOptimizer, count_calls, interpreter_speed, null_criterion
 from torch import nn
 
 from heptad import Components, Engine, Plugin, Run, RunConfig, on_enter, on_exit
 from heptad_plugins import CSVLogger, NonFiniteGuard, Progress, Throughput
+from overhead import NULL_BATCH, NullNetwork, NullOptimizer, count_calls, interpreter_speed, null_criterion
 
 PLUGINS = 10
 CALLS = 4 * PLUGINS
@@ -159,7 +161,7 @@ def real_steps(rounds: int, steps: int, size: int) -> None:
                     ratios[kind].append(ours / ((before + after) / 2))
                     without.append(before)
                 before = after
-        itself = [second / first for first, second in zip(without, without[1:], strict=False)]
+        itself = [second / first for first, second in itertools.pairwise(without)]
     step = statistics.median(without) / steps * 1e3
     print(f"MLP, batch {size}, {rounds} rounds of {steps} steps: {step:.3f} ms a step without plugins")
     for kind, values in {**ratios, "no plugins": itself}.items():

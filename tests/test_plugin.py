@@ -9,6 +9,7 @@ import pytest
 
 from builders import small_engine
 from heptad import EngineError, Plugin, PluginError, Run, on_enter, on_exit
+from heptad.plugin import Mark, Subscription
 
 
 def calls_of(*plugins: Any, loader: Any = 4, **config: Any) -> list[Any]:
@@ -180,6 +181,30 @@ def test_every_instance_counts_for_itself():
     assert calls_of(Second("a"), Second("b")) == [("a", 2), ("b", 2)]
     plugin = Second("c")
     assert calls_of(plugin) == calls_of(plugin) == [("c", 2)]
+
+
+@pytest.mark.parametrize("once", [False, True])
+@pytest.mark.parametrize("every", [1, 2, 3, 5])
+@pytest.mark.parametrize("before", range(12))
+def test_a_filter_goes_on_from_where_another_had_counted(before: int, every: int, once: bool):
+    """What `filtered` tells of one, `restore` gives to a new one: together they hear what one alone would."""
+    run = small_engine().current
+    heard: list[int] = []
+    event = 0
+
+    def subscription() -> Subscription:
+        return Subscription(
+            None, "look", Mark("exit", "after_step", every, once, None), lambda run: heard.append(event)
+        )
+
+    first, second = subscription(), subscription()
+    for event in range(1, 13):
+        if event == before + 1:
+            assert first.filtered()[0] == (before if every > 1 or once else 0)
+            second.restore(*first.filtered())
+        (first if event <= before else second).call(run)
+    due = [number for number in range(1, 13) if number % every == 0]
+    assert heard == (due[:1] if once else due)
 
 
 def test_an_exception_in_a_filter_names_the_plugin():

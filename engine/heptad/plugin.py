@@ -158,26 +158,31 @@ class Subscription:
 def _gate(handler: Handler, mark: Mark) -> tuple[Handler, Callable[[], tuple[int, bool]], Callable[[int, bool], None]]:
     """Returns a handler that hears the events that a filter names; what tells how far it has counted; what sets that.
 
-    A closure, because an event that is not due costs a third of what a method does.
+    A closure that counts down, because an event that is not due costs half of what a method with a modulo does.
     """
     every, once, when = mark.every, mark.once, mark.when
-    count = 0
+    rounds = 0
+    left = every  # events until the next one that is due, that one included
     done = False
 
     def gate(run: Run) -> None:
-        nonlocal count, done
-        count += 1
-        if count % every or done or (when is not None and not when(run)):
+        nonlocal rounds, left, done
+        if left > 1:
+            left -= 1
+            return
+        rounds, left = rounds + 1, every
+        if done or (when is not None and not when(run)):
             return
         done = once
         handler(run)
 
     def filtered() -> tuple[int, bool]:
-        return count, done
+        return rounds * every + every - left, done
 
     def restore(counted: int, is_done: bool) -> None:
-        nonlocal count, done
-        count, done = counted, is_done
+        nonlocal rounds, left, done
+        rounds, past = divmod(counted, every)
+        left, done = every - past, is_done
 
     return gate, filtered, restore
 

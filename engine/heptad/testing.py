@@ -69,12 +69,14 @@ class _Path:
     sized: bool = True
     stop_at: int | None = None
     skip_at: int | None = None
+    evaluated: bool = False
 
     def __str__(self) -> str:
         parts = [f"{self.batches} batches{'' if self.sized else ' of unknown number'}"]
         parts += [f"{name}={value!r}" for name, value in self.config.items()]
         parts += [f"stopped in step {self.stop_at}"] if self.stop_at is not None else []
         parts += [f"update {self.skip_at} skipped"] if self.skip_at is not None else []
+        parts += ["evaluated after every other update"] if self.evaluated else []
         return ", ".join(parts)
 
 
@@ -82,6 +84,7 @@ def _paths() -> list[_Path]:
     """Returns short runs that between them take every arc of the table."""
     paths = [
         _Path(3, {"epochs": 2}),
+        _Path(1, {"epochs": 4}),
         _Path(3, {"epochs": 0}),
         _Path(3, {"epochs": 2, "accumulation": 2}),
         _Path(3, {"epochs": 1, "accumulation": 2}, sized=False),
@@ -90,6 +93,7 @@ def _paths() -> list[_Path]:
         _Path(3, {"max_updates": 4}),
         _Path(4, {"epochs": 1, "accumulation": 3}, stop_at=1),
         _Path(3, {"epochs": 2}, skip_at=1),
+        _Path(3, {"epochs": 2}, evaluated=True),
     ]
     for remainder in ("flush", "drop"):
         for sized in (True, False):
@@ -98,12 +102,23 @@ def _paths() -> list[_Path]:
 
 
 class _Script(Plugin):
-    """What happens in a run beside the plugin under test: values to watch, a stop, a skipped update."""
+    """What happens in a run beside the plugin under test: values to watch, a stop, a skipped update, an evaluation."""
 
     name = "heptad.testing.script"
 
     def __init__(self, path: _Path) -> None:
         self._path = path
+
+    def detours(self) -> Iterable[Detour]:
+        """Returns the state `evaluate`, for plugins that do something there."""
+        if not self._path.evaluated:
+            return []
+        return [Detour("evaluate", "optimizer_update", lambda run: True, self.look, every=2)]
+
+    def look(self, run: Run) -> None:
+        """Records what an evaluation would depend on: the weights that the network holds in it."""
+        tensors = [tensor.double().sum() for tensor in run.network.state_dict().values()]
+        run.record("heptad.testing.weights", torch.stack(tensors).sum())
 
     @on_exit("process_batch")
     def record(self, run: Run) -> None:
@@ -268,7 +283,7 @@ def _unplain(value: Any, place: str) -> list[str]:
 
 
 def check_plugin(make_plugin: MakePlugin, *, volatile: Iterable[str] = ()) -> PluginReport:
-    """Drives a plugin through short runs on every arc of the table, and holds it to the contract.
+    """Drives a plugin through short runs on every arc of the table and in `evaluate`, and holds it to the contract.
 
     - It is built twice from the same function, and opened and closed twice.
     - A run parked after every turn is the same as one that never was: path, notes, recorded values, weights, state.

@@ -11,11 +11,8 @@ from heptad import EngineError, Run
 
 def held_parameters(run: Run) -> list[Parameter]:
     """Returns the parameters that the run's optimizers hold, in their order, each once."""
-    held: dict[int, Parameter] = {}
-    for optimizer in run.optimizers:
-        for group in optimizer.param_groups:
-            held.update((id(parameter), parameter) for parameter in cast("list[Parameter]", group["params"]))
-    return list(held.values())
+    groups = [cast("list[Parameter]", group["params"]) for one in run.optimizers for group in one.param_groups]
+    return list({id(parameter): parameter for parameters in groups for parameter in parameters}.values())
 
 
 def monitored(plugin: str, run: Run, name: str) -> float:

@@ -7,13 +7,16 @@ import io
 import os
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, BinaryIO, Literal
+from typing import Any, Literal
 
 from heptad import Plugin, PluginError, Run
 from heptad_plugins._options import whole
 
 PLACE = ("step", "update", "epoch")
 """The first columns: how many were complete when the values of the row were recorded."""
+
+
+Place = tuple[int, int, int]
 
 
 class CSVLogger(Plugin):
@@ -24,7 +27,7 @@ class CSVLogger(Plugin):
     `after_epoch` and when `run()` returns, each with one write to the operating system: a program that is killed
     leaves every row that was written. For a name that comes later the file is rewritten, whole, beside itself.
 
-    A file that is not empty is left alone, unless the run goes on: then rows are added to it, behind those that it has.
+    A file that holds values is left alone, unless the run goes on: then rows are added to it, behind those that it has.
 
     Costs about 20 µs an update, and once more the reading of the file for each column that comes late. Reading the loss
     and values that are on a device waits for it: every `every` updates, and where there are such values.
@@ -57,10 +60,10 @@ class CSVLogger(Plugin):
         self._path = Path(path).absolute()
         self._every = whole("CSVLogger", "every", every)
         self._overwrite = overwrite
-        self._file: BinaryIO | None = None
-        self._columns: list[str] = []  # none until the file is this run's
+        self._file: io.FileIO | None = None
+        self._columns: dict[str, None] = {}  # in order; none until the file is this run's
         self._seen = 0  # recorded values that were taken
-        self._rows: list[dict[str, str]] = []  # the newest row of the file, and those still to be written
+        self._rows: list[tuple[Place, dict[str, str]]] = []  # the newest row of the file, and those still to be written
         self._end = 0  # where the first of them begins
         self._fresh = False  # they hold something that the file does not
 
@@ -72,7 +75,7 @@ class CSVLogger(Plugin):
         """
         if not self._columns:
             self._adopt(run)
-        self._file = self._path.open("r+b")
+        self._file = io.FileIO(self._path, "r+")
 
     def close(self, run: Run) -> None:
         """Writes what is left and closes the file."""
@@ -86,8 +89,9 @@ class CSVLogger(Plugin):
     def on_exit_optimizer_update(self, run: Run) -> None:
         """Writes the values since the last time, and the loss."""
         names = self._take(run)
-        if run.loss is not None and not run.update_skipped and run.update % self._every == 0 and "loss" not in names:
-            self._put([run.step, run.update, run.epoch], "loss", run.loss.item())
+        due = run.update % self._every == 0 and not run.update_skipped and "loss" not in names
+        if due and (loss := run.loss) is not None:
+            self._put((run.step, run.update, run.epoch), "loss", loss.item())
         self._write()
 
     def on_exit_after_epoch(self, run: Run) -> None:
@@ -110,7 +114,8 @@ class CSVLogger(Plugin):
         self._path.parent.mkdir(parents=True, exist_ok=True)
         held = self._path.read_bytes() if self._path.exists() else b""
         if not run.step:
-            if held and not self._overwrite:
+            # a header alone is what a run leaves that failed before it had a value; that may be begun again
+            if held not in (b"", _line(PLACE)) and not self._overwrite:
                 raise PluginError(
                     f"CSVLogger: {self._path} holds the values of another run; name another file, remove this one, or "
                     "say overwrite=True"
@@ -123,7 +128,7 @@ class CSVLogger(Plugin):
         if not held:
             held = _line(columns)
             self._seen = 0
-        self._columns, self._end = columns, len(held)
+        self._columns, self._end = dict.fromkeys(columns), len(held)
         self._replace(held)
 
     def _take(self, run: Run) -> set[str]:
@@ -131,36 +136,41 @@ class CSVLogger(Plugin):
         values = run.records(self._seen)
         for value in values:
             name = f"{value.name} (recorded)" if value.name in PLACE else value.name
-            self._put([value.step, value.update, value.epoch], name, value.value)
+            self._put((value.step, value.update, value.epoch), name, value.value)
         self._seen += len(values)
         return {value.name for value in values}
 
-    def _put(self, place: list[int], name: str, value: float) -> None:
-        at: dict[str, str] = dict(zip(PLACE, map(str, place), strict=True))
-        if not self._rows or not at.items() <= self._rows[-1].items() or name in self._rows[-1]:
-            self._rows.append(at)
-        self._rows[-1][name] = repr(value)
+    def _put(self, place: Place, name: str, value: float) -> None:
+        if not self._rows or self._rows[-1][0] != place or name in self._rows[-1][1]:
+            self._rows.append((place, {}))
+        self._rows[-1][1][name] = repr(value)
         self._fresh = True
 
     def _write(self) -> None:
         """Writes the rows. The newest stays at hand, and is written over, longer, if more comes at its position."""
         if self._file is None or not self._fresh:
             return
-        late = dict.fromkeys(name for row in self._rows for name in row if name not in self._columns)
-        self._columns += late
-        lines = [_line(row.get(name, "") for name in self._columns) for row in self._rows]
+        late = dict.fromkeys(name for _, row in self._rows for name in row if name not in self._columns)
+        self._columns |= late
+        named = list(self._columns)[len(PLACE) :]
+        # numbers need no quotes
+        lines = [
+            f"{','.join([*map(str, place), *(row.get(name, '') for name in named)])}\n".encode()
+            for place, row in self._rows
+        ]
         if late:
             before = io.StringIO(self._path.read_bytes()[: self._end].decode(), newline="")
             held = [row + [""] * (len(self._columns) - len(row)) for row in list(csv.reader(before))[1:]]
             kept = b"".join(map(_line, [self._columns, *held]))
             self._file.close()
             self._replace(kept + b"".join(lines))
-            self._file = self._path.open("r+b")
+            self._file = io.FileIO(self._path, "r+")
             self._end = len(kept)
         else:
             self._file.seek(self._end)
-            self._file.write(b"".join(lines))
-            self._file.flush()
+            left = b"".join(lines)
+            while left:  # all at once, but where the disk is full or a signal comes
+                left = left[self._file.write(left) :]
         self._end += sum(map(len, lines[:-1]))
         del self._rows[:-1]
         self._fresh = False

@@ -24,7 +24,9 @@ class LRSchedule(Plugin):
     A function is called once, on exit of `before_loop`, with the run's (first) optimizer and `run.total_updates`, so a
     warm-up and a decay end where the run ends; one that takes the optimizer alone needs no length. The schedule moves
     only if an update was made since it last moved: on a skipped update, and in an epoch without any update, it stands
-    still.
+    still. It keeps the length that it was built with, for torch's schedulers cannot change theirs: where
+    `Run.set_accumulation` changes how many updates are made, only a function that itself asks for `run.total_updates`
+    follows.
 
     The rate that an update (or an epoch) was made with is recorded as `"lr"`; with several parameter groups as
     `"lr/0"`, `"lr/1"`, …. Nothing waits for the device, but for a monitored value that is still on it.

@@ -19,9 +19,11 @@ class NonFiniteGuard(Plugin):
     The loss is that of the window's last step, the gradients those that are about to be applied, of all parameters that
     the optimizers hold. What the forward pass itself wrote, such as the statistics of a batch norm, is not undone.
 
-    The cost of a check is one pass over the gradients (their largest magnitudes, fused), and it waits for the device
-    once. There is no delay: an update that is checked never reaches the weights. With `every=n` up to n - 1 updates go
-    by between two checks; a NaN among them is found at the next check, when it is in the weights.
+    The cost of a check is one pass over the gradients (their norms, fused), and it waits for the device once; where a
+    norm is not finite, because of what is looked for or because large numbers overflow in it, a second pass looks at
+    each number, and waits for each gradient. There is no delay: an update that is checked never reaches the weights.
+    With `every=n` up to n - 1 updates go by between two checks; a NaN among them is found at the next check, when it is
+    in the weights.
 
     Args:
         action: `"stop"` skips the update and ends the run in order; `"skip"` skips the update; `"raise"` raises.
@@ -42,8 +44,8 @@ class NonFiniteGuard(Plugin):
         self._count += 1
         if self._count % self._every:
             return
-        if not all(map(math.isfinite, _magnitudes(run))):
-            self._act(run)
+        if not all(map(math.isfinite, _sizes(run))) and (found := _not_finite(run)):
+            self._act(run, found)
 
     def state_dict(self) -> dict[str, Any]:
         """Returns how often an update was due."""
@@ -53,8 +55,8 @@ class NonFiniteGuard(Plugin):
         """Takes it back."""
         self._count = state["count"]
 
-    def _act(self, run: Run) -> None:
-        reason = f"NonFiniteGuard: not finite in update {run.update}: {', '.join(_not_finite(run))}"
+    def _act(self, run: Run, found: list[str]) -> None:
+        reason = f"NonFiniteGuard: not finite in update {run.update}: {', '.join(found)}"
         if self._action == "raise":
             raise FloatingPointError(reason)
         run.skip_update(reason)
@@ -62,14 +64,18 @@ class NonFiniteGuard(Plugin):
             run.stop(reason)
 
 
-def _magnitudes(run: Run) -> list[float]:
-    """Returns the loss and the largest magnitude in each gradient; waits for the device."""
-    found = [] if run.loss is None else [run.loss]
-    values = [_values(p.grad) for p in held_parameters(run) if p.grad is not None]
-    if gradients := [gradient for gradient in values if gradient.numel()]:
-        # what get_total_norm calls as well, at a third of its cost; a largest magnitude cannot overflow as squares do
-        found += torch._foreach_norm(gradients, math.inf)  # pyright: ignore[reportPrivateImportUsage, reportPrivateUsage]
-    return cast("list[float]", torch.stack([one.to(found[0].device) for one in found]).tolist()) if found else []
+def _sizes(run: Run) -> list[float]:
+    """Returns the loss and the norm of each gradient, finite only if all numbers are; waits for the device."""
+    loss = run.loss
+    found = [] if loss is None else [loss]
+    grads = [parameter.grad for parameter in held_parameters(run)]
+    if gradients := [values for grad in grads if grad is not None and (values := _values(grad)).numel()]:
+        # what get_total_norm calls as well, at a third of its cost; the largest magnitudes, which cannot overflow, take
+        # sixteen times as long on a CPU
+        found += torch._foreach_norm(gradients)  # pyright: ignore[reportPrivateImportUsage, reportPrivateUsage]
+    if len({one.device for one in found}) > 1:
+        found = [one.to(found[0].device) for one in found]
+    return cast("list[float]", torch.stack(found).tolist()) if found else []
 
 
 def _not_finite(run: Run) -> list[str]:

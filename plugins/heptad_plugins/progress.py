@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from time import monotonic
-from typing import TYPE_CHECKING, TextIO
+from typing import TYPE_CHECKING, Literal, TextIO
 
 from heptad import Plugin, Run, on_exit
 
@@ -24,13 +24,18 @@ class Progress(Plugin):
 
     Args:
         file: Where to write; by default the standard error stream, so that a program's output stays its own.
+        on_error: `"detach"` lets it fail without ending the run.
+
+    Raises:
+        ImportError: If rich is not installed; it names the extra.
     """
 
-    def __init__(self, file: TextIO | None = None) -> None:
+    def __init__(self, file: TextIO | None = None, *, on_error: Literal["raise", "detach"] = "raise") -> None:
         try:
             from rich.console import Console
         except ImportError as error:
             raise ImportError("Progress needs rich: pip install 'heptad[rich]'") from error
+        self.on_error = on_error
         self._console = Console(file=file, stderr=file is None)
         self._bar: Bar | None = None
         self._task: TaskID | None = None

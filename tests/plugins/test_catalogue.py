@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import ast
+import csv
+import inspect
 import io
 import itertools
 import random
 import re
+import subprocess
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +22,8 @@ from torch.optim.lr_scheduler import StepLR
 
 import heptad_plugins
 from builders import CLASSES, FEATURES, batches
-from heptad import Components, Engine, Plugin, RunConfig
-from heptad.roster import ordered
+from heptad import Components, Engine, Plugin, PluginError, Run, RunConfig
+from heptad.roster import Roster, ordered
 from heptad.testing import check_plugin
 from heptad_plugins import (
     EMA,
@@ -38,6 +43,13 @@ from heptad_plugins import (
 FOLDER = Path(heptad_plugins.__file__).parent
 TIMES = {"steps_per_second", "samples_per_second", "updates_per_second", "data_wait_share", "seconds"}
 """What measures time, among the recorded values and the state of shipped plugins."""
+
+
+class Terminal(io.StringIO):
+    """Takes what is written, and says that it is a terminal."""
+
+    def isatty(self) -> bool:
+        return True
 
 
 def makers(folder: Path) -> dict[str, Any]:
@@ -63,6 +75,7 @@ def makers(folder: Path) -> dict[str, Any]:
         "LRSchedule epoch": lambda: LRSchedule(lambda optimizer: StepLR(optimizer, step_size=1), interval="epoch"),
         "NonFiniteGuard": lambda: NonFiniteGuard("skip", every=2),
         "Progress": lambda: Progress(file=io.StringIO()),
+        "Progress bar": lambda: Progress(file=Terminal()),
         "TensorBoardLogger": lambda: TensorBoardLogger(folder / f"events {next(files)}"),
         "Throughput": Throughput,
         "TimeLimit": lambda: TimeLimit(1e6),
@@ -76,6 +89,20 @@ NAMES = tuple(makers(Path()))
 def test_every_shipped_plugin_keeps_the_contract(name, tmp_path):
     """The conformance kit finds no fault."""
     assert "no fault found" in str(check_plugin(makers(tmp_path)[name], volatile=TIMES))
+
+
+def forgetful(plugin: Plugin) -> Plugin:
+    """Returns the plugin, without its memory."""
+    plugin.state_dict = dict  # type: ignore[method-assign] - an empty one
+    plugin.load_state_dict = lambda state: None  # type: ignore[method-assign]
+    return plugin
+
+
+@pytest.mark.parametrize("name", ["EMA", "EarlyStopping", "EarlyStopping max", "LRSchedule"])
+def test_the_kit_catches_each_of_them_that_forgets(name, tmp_path):
+    """Those whose state decides what the kit can see: path, values and weights part where an instance is exchanged."""
+    with pytest.raises(PluginError, match="exchanged after every turn for a new instance with its state_dict, its "):
+        check_plugin(lambda: forgetful(makers(tmp_path)[name]()))
 
 
 def test_every_shipped_plugin_is_in_the_list():
@@ -148,6 +175,34 @@ def test_each_declared_pair_holds_in_all_orders_of_five(first, second, tmp_path)
             assert found.index(plugins[first].name) < found.index(plugins[second].name)
 
 
+def on_one_edge(folder: Path) -> dict[tuple[str, str], set[str]]:
+    """Returns which shipped plugins have a handler on each edge where several do."""
+    edges: dict[tuple[str, str], set[str]] = {}
+    for name, plugin in shipped(folder).items():
+        for found in Roster([plugin]).subscriptions():
+            edges.setdefault((found.mark.edge, found.mark.state), set()).add(name)
+    return {edge: names for edge, names in edges.items() if len(names) > 1}
+
+
+EDGES = on_one_edge(Path())
+
+
+@pytest.mark.parametrize("edge", EDGES, ids=" ".join)
+def test_the_calls_of_an_edge_keep_each_declared_pair_in_all_orders(edge, tmp_path):
+    """All the plugins that have a handler there, five at a time, in every order of the list."""
+    plugins, names = shipped(tmp_path), {plugin.name: name for name, plugin in shipped(tmp_path).items()}
+    for some in itertools.combinations(sorted(EDGES[edge]), min(5, len(EDGES[edge]))):
+        pairs = [pair for pair in PAIRS if set(pair) <= set(some)]
+        for order in itertools.permutations(some):
+            called = [
+                names[found.plugin.name]
+                for found in Roster([plugins[name] for name in order]).subscriptions()
+                if found.plugin is not None and (found.mark.edge, found.mark.state) == edge
+            ]
+            assert sorted(called) == sorted(some)
+            assert all(called.index(first) < called.index(second) for first, second in pairs)
+
+
 def test_clipping_sees_the_gradients_that_the_engine_has_divided(tmp_path):
     """The engine's own division comes before every plugin, in all orders of the plugins on that edge."""
     norms = []
@@ -194,22 +249,39 @@ def build(plugins: list[Plugin], *, accumulation: int = 1, uneven: bool = False)
     )
 
 
-OBSERVERS = ("CSVLogger", "Evaluate", "Evaluate often", "Evaluate steps", "Progress", "TensorBoardLogger", "Throughput")
+OBSERVERS = (
+    "CSVLogger",
+    "Evaluate",
+    "Evaluate often",
+    "Evaluate steps",
+    "Progress",
+    "Progress bar",
+    "TensorBoardLogger",
+    "Throughput",
+)
+
+
+def bits(run: Run) -> Iterator[bytes]:
+    """Yields all that a run leaves behind, as bytes: weights and buffers, the optimizer's state, the generators."""
+    state: dict[int, dict[str, Any]] = run.optimizer.state_dict()["state"]
+    assert state
+    for tensor in [*run.network.state_dict().values(), *(value for held in state.values() for value in held.values())]:
+        yield tensor.numpy().tobytes()
+    yield torch.get_rng_state().numpy().tobytes()
+    yield repr(random.getstate()).encode()
 
 
 @pytest.mark.parametrize("accumulation", [1, 2])
 @pytest.mark.parametrize("name", [*OBSERVERS, "Evaluate every update"])
 def test_observers_are_neutral(name, accumulation, tmp_path):
-    """Weights, buffers and optimizer are the same, bit for bit, with and without each."""
+    """Weights, buffers, optimizer and generators are the same, bit for bit, with and without each."""
     every_update = {"Evaluate every update": lambda: Evaluate(Noisy(), at="optimizer_update")}
     observer = {**makers(tmp_path), **every_update}[name]()
     with_it = build([observer], accumulation=accumulation).run()
+    left = list(bits(with_it))
     without = build([], accumulation=accumulation).run()
     assert with_it.update == without.update > 0
-    for mine, other in zip(with_it.network.state_dict().values(), without.network.state_dict().values(), strict=True):
-        assert torch.equal(mine, other)
-    states = [list(run.optimizer.state_dict()["state"].values()) for run in (with_it, without)]
-    assert repr(states[0]) == repr(states[1])
+    assert left == list(bits(without))
 
 
 def test_every_file_that_says_observes_is_checked_to_be_neutral():
@@ -222,14 +294,89 @@ def test_every_file_that_says_observes_is_checked_to_be_neutral():
     assert said == {name.split()[0] for name in OBSERVERS}
 
 
+class Reads(Plugin):
+    """Reads the files of two loggers at the end of each epoch, behind them."""
+
+    runs_after = (CSVLogger, Progress)
+
+    def __init__(self, path: Path, out: io.StringIO) -> None:
+        self.path, self.out = path, out
+        self.epochs = 0
+
+    def on_exit_after_epoch(self, run: Run) -> None:
+        self.epochs += 1
+        with self.path.open(newline="") as file:
+            rows = list(csv.DictReader(file))
+        lines = self.out.getvalue().splitlines()
+        assert len(lines) == run.epoch
+        for name in ("valid/loss", "steps_per_second"):
+            values = run.history(name)
+            assert len(values) == run.epoch
+            assert [float(row[name]) for row in rows if row.get(name)] == values
+            assert f"{name} {values[-1]:.4g}" in lines[-1]
+
+
 def test_loggers_see_the_metrics_of_the_epoch(tmp_path):
-    """In any order of the list, at `after_epoch`: Evaluate, Throughput, then the loggers."""
+    """In any order of the list: when a logger is called at the end of an epoch, the values of that epoch are there."""
     for number, order in enumerate(itertools.permutations(range(4))):
-        path = tmp_path / f"{number}.csv"
-        out = io.StringIO()
+        path, out = tmp_path / f"{number}.csv", io.StringIO()
         plugins = [CSVLogger(path), Evaluate(batches(2)), Throughput(), Progress(file=out)]
-        build([plugins[place] for place in order]).run()
-        text = path.read_text()
-        assert "valid/loss" in text
-        assert "steps_per_second" in text
-        assert all("valid/loss" in line and "steps_per_second" in line for line in out.getvalue().splitlines())
+        reads = Reads(path, out)
+        build([reads, *(plugins[place] for place in order)]).run()
+        assert reads.epochs == 3
+
+
+def test_every_observer_may_be_let_to_fail(tmp_path):
+    """`on_error="detach"` is an option of each, by keyword."""
+    made = makers(tmp_path)
+    for name in OBSERVERS:
+        option = inspect.signature(type(made[name]())).parameters["on_error"]
+        assert (option.kind, option.default) == (inspect.Parameter.KEYWORD_ONLY, "raise")
+    for plugin in (
+        CSVLogger(tmp_path / "a.csv", on_error="detach"),
+        Evaluate(batches(1), on_error="detach"),
+        Progress(on_error="detach"),
+        TensorBoardLogger(tmp_path, on_error="detach"),
+        Throughput(on_error="detach"),
+    ):
+        assert plugin.on_error == "detach"
+
+
+def test_every_is_the_same_word_everywhere(tmp_path):
+    """Every plugin that has it counts from 1 on, by default each, and refuses what is no such number in equal words."""
+    needed = {
+        "CSVLogger": (tmp_path / "a.csv",),
+        "EarlyStopping": ("valid/loss",),
+        "Evaluate": (batches(1),),
+        "TensorBoardLogger": (tmp_path,),
+    }
+    options = {name: inspect.signature(getattr(heptad_plugins, name)).parameters for name in heptad_plugins.__all__}
+    having = [name for name in options if "every" in options[name]]
+    assert {*needed, "NonFiniteGuard", "Throughput"} == set(having)
+    for name in having:
+        assert options[name]["every"].default == 1
+        for wrong in (0, -1, 1.0, True, "2", None):
+            with pytest.raises(PluginError) as caught:
+                getattr(heptad_plugins, name)(*needed.get(name, ()), every=wrong)
+            assert str(caught.value) == f"{name}(every=…) must be a whole number from 1 on, got {wrong!r}"
+
+
+def test_no_extra_is_imported_until_it_is_used():
+    """All plugins can be imported, and those that need no extra be built, where none is installed."""
+    code = """
+import sys
+sys.modules.update(dict.fromkeys(("rich", "tensorboard", "torchmetrics")))
+from heptad_plugins import *
+CSVLogger("a.csv"), EMA(0.9), EarlyStopping("a"), Evaluate([]), GracefulStop(), GradientClipping(max_norm=1.0)
+LRSchedule(lambda optimizer: None), NonFiniteGuard(), Throughput(), TimeLimit(1)
+for make in (Progress, lambda: TensorBoardLogger("a")):
+    try:
+        make()
+    except ImportError as error:
+        print(error)
+"""
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    assert done.stdout.splitlines() == [
+        "Progress needs rich: pip install 'heptad[rich]'",
+        "TensorBoardLogger needs tensorboard: pip install 'heptad[tensorboard]'",
+    ]

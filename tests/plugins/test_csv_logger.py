@@ -442,6 +442,18 @@ def test_an_empty_file_is_taken(tmp_path):
     assert len(cells(path)) == 1
 
 
+def test_a_run_that_failed_before_its_first_value_may_be_begun_again(tmp_path):
+    """Its file holds nothing but the header, which is nobody's loss."""
+    path = tmp_path / "log.csv"
+    engine = small_engine(2, [CSVLogger(path)])
+    engine.on_enter("process_batch")(lambda run: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        engine.run()
+    assert header(path) == PLACE
+    small_engine(2, [CSVLogger(path)]).run()
+    assert len(cells(path)) == 2
+
+
 def test_folders_are_made(tmp_path):
     """When the run is opened, not before."""
     path = tmp_path / "a" / "b" / "log.csv"

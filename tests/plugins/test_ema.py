@@ -6,7 +6,7 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from builders import Side, batches, equal, small_engine, small_network, weights
-from heptad import Components, Detour, Engine, EngineError, Plugin, PluginError, RunConfig
+from heptad import Components, Detour, Engine, EngineError, Plugin, PluginError, Run, RunConfig
 from heptad.testing import check_plugin
 from heptad_plugins.ema import EMA
 from heptad_plugins.evaluate import Evaluate
@@ -162,6 +162,62 @@ def test_a_failing_evaluation_leaves_the_trained_weights_however_it_is_driven(tu
     with pytest.raises(ZeroDivisionError):
         while True:
             getattr(engine, turn)()
+    assert equal(weights(network), expected)
+
+
+class Fails(Plugin):
+    """Fails at one of the moments of an evaluation."""
+
+    def __init__(self, moment: str, error: BaseException, order: int) -> None:
+        self.moment, self.error = moment, error
+        setattr(self, "runs_after" if order > 0 else "runs_before", (EMA,))
+
+    def at(self, moment: str) -> None:
+        if moment == self.moment:
+            raise self.error
+
+    def on_enter_evaluate(self, run: Run) -> None:
+        self.at("enter")
+
+    def on_exit_evaluate(self, run: Run) -> None:
+        self.at("exit")
+
+    def on_park(self, run: Run) -> None:
+        self.at("on_park")
+
+    def open(self, run: Run) -> None:
+        if run.state == "evaluate":
+            self.at("open")
+
+    def close(self, run: Run) -> None:
+        self.at("close")
+
+
+@pytest.mark.parametrize("order", [1, -1])
+@pytest.mark.parametrize("error", [ZeroDivisionError, KeyboardInterrupt, SystemExit, StopIteration])
+@pytest.mark.parametrize("moment", ["enter", "body", "exit", "on_park", "open", "close"])
+def test_whatever_fails_around_an_evaluation_the_trained_weights_are_left(moment, error, order):
+    """Whoever raises, before the average or behind it, when the run parks in the evaluation and when it goes on."""
+    expected, network, seen = weights(small_engine(4).run().network), small_network(), []
+    planned = error("planned")
+
+    def body(run: Run) -> None:
+        seen.append(weights(run.network))
+        if moment == "body":
+            raise planned
+
+    engine = small_engine(4, [EMA(0.9), Fails(moment, planned, order), evaluation(body)], network=network)
+    if moment in ("on_park", "close"):
+        engine.on_exit("after_epoch")(lambda run: run.interrupt("asked by the test"))
+    with pytest.raises(error) as caught:
+        if moment == "open":
+            engine.run(until="evaluate")
+        engine.run()
+    assert caught.value is planned
+    if moment in ("on_park", "open", "close"):
+        assert engine.current.state == "evaluate"
+    if moment in ("body", "exit"):
+        assert not equal(seen[0], expected)
     assert equal(weights(network), expected)
 
 

@@ -291,3 +291,27 @@ def test_a_function_of_the_optimizer_alone_needs_no_length():
     plugin = LRSchedule(lambda optimizer: schedulers.ExponentialLR(optimizer, 0.5))
     run = small_engine(Unsized(batches(3)), [plugin]).run()
     assert run.history("lr") == [0.1, 0.05, 0.025]
+
+
+@pytest.mark.parametrize(("k", "updates"), [(1, 10), (4, 4)])
+def test_keeps_the_length_it_was_built_with_when_the_accumulation_changes(k, updates):
+    """Torch's schedulers cannot be stretched: the rates are those of the length that was known at the beginning."""
+    engine = small_engine(12, [LRSchedule(line_to_zero)], accumulation=2)
+    engine.on_exit("after_step", every=4)(lambda run: run.set_accumulation(k))
+    run = engine.run()
+    assert run.update == updates
+    assert run.history("lr") == [0.1 * (1 - update / 6) for update in range(updates)]
+
+
+@pytest.mark.parametrize("k", [1, 4])
+def test_a_function_that_asks_for_the_length_itself_follows_a_change_of_accumulation(k):
+    """It ends where the run ends, as the page says."""
+    plugin = LRSchedule(
+        lambda optimizer: schedulers.LambdaLR(optimizer, lambda update: 1 - update / engine.current.total_updates)
+    )
+    engine = small_engine(12, [plugin], accumulation=2)
+    engine.on_exit("after_step", once=True)(lambda run: run.set_accumulation(k))
+    run = engine.run()
+    assert run.update == {1: 11, 4: 4}[k]
+    assert run.optimizer.param_groups[0]["lr"] == 0.0
+    assert run.history("lr")[1:] == [0.1 * (1 - update / run.update) for update in range(1, run.update)]

@@ -11,6 +11,7 @@ from torch.utils.data import TensorDataset
 
 import heptad_plugins
 from heptad import Components, Engine, RunConfig
+from heptad.plugin import subscriptions_of
 
 PAGE = Path(__file__).parents[2] / "plugins" / "README.md"
 SECTIONS = dict(re.findall(r"^## (\w+)\n(.*?)(?=^## |\Z)", PAGE.read_text(), re.MULTILINE | re.DOTALL))
@@ -29,6 +30,16 @@ def test_a_section_says_edges_and_whether_it_observes_or_changes(name):
     assert verb is not None
     assert re.search(rf"^{verb[1].capitalize()} the run", SECTIONS[name], re.MULTILINE)
     assert re.search(r"^Edges: ", SECTIONS[name], re.MULTILINE)
+
+
+@pytest.mark.parametrize("name", SECTIONS)
+def test_the_edges_are_those_of_the_code(name):
+    """Every state of the table on whose edges the plugin is called is named; where it has none, "none" stands there."""
+    plugin = object.__new__(getattr(heptad_plugins, name))
+    called = {found.mark.state for found in subscriptions_of(plugin)}
+    (edges,) = re.findall(r"^Edges: (.*?)\n\n", SECTIONS[name], re.MULTILINE | re.DOTALL)
+    named = set(re.findall(r"`([a-z_]+)`", edges))
+    assert named == called if called else edges.startswith("none;")
 
 
 @pytest.mark.parametrize("name", SECTIONS)
