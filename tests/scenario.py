@@ -108,7 +108,9 @@ FEEDS: dict[str, Callable[[], dict[str, Any]]] = {
     "workers": lambda: {"dataset": Noisy()},
     "stream": lambda: {"dataset": NoisyStream()},
     "loader": lambda: {"loader": DataLoader(Noisy(), batch_size=SIZE, shuffle=True)},
-    "unsized": lambda: {"loader": Unsized(list(DataLoader(Noisy(), batch_size=SIZE)))},
+    "unsized": lambda: {
+        "loader": Unsized(list(zip(Noisy().data.split(SIZE), Noisy().target.split(SIZE), strict=True)))
+    },
     "unsized loader": lambda: {"loader": DataLoader(NoisyStream(), batch_size=SIZE)},
     "stateful": lambda: {"loader": stateful()},
 }
@@ -146,10 +148,9 @@ def build(
         *plugins,
     ]
     if schedule:
-        members.append(LRSchedule(lambda optimizer, total: OneCycleLR(optimizer, 0.05, total_steps=total)))
+        # a fixed length where that of the data is unknown
+        members.append(LRSchedule(lambda optimizer: OneCycleLR(optimizer, 0.05, total_steps=8)))
     settings = {"epochs": 2, "accumulation": 3, "seed": 9, **own, **config}
-    if feed in ("stream", "unsized", "unsized loader") and schedule:
-        settings["max_updates"] = 6  # where the length is unknown, it sizes the schedule
     return engine_class(components, RunConfig(**settings), plugins=members)
 
 

@@ -10,7 +10,15 @@ import numpy as np
 import torch
 
 from heptad.bodies import describe
-from heptad.checkpoint.learned import held_parameters, modules_of, parameter_names, shape_differences, tensors_of, told
+from heptad.checkpoint.learned import (
+    held_parameters,
+    modules_of,
+    parameter_names,
+    parts_of,
+    shape_differences,
+    tensors_of,
+    told,
+)
 from heptad.errors import CheckpointError, kind
 from heptad.plugin import Plugin
 from heptad.run import Run
@@ -82,7 +90,7 @@ def check_run(run: Run, plugins: Sequence[Plugin], sections: Mapping[str, Any]) 
             )
         elif name in modules:
             wrong += shape_differences(name, sections[name]["tensors"], tensors_of(modules[name]))
-            parts = {part: told(module) for part, module in modules[name].named_modules()}
+            parts = {part: told(module) for part, module in parts_of(modules[name]).items()}
             wrong += _part_differences(name, sections[name]["parts"], parts)
     here_too = {plugin.name for plugin in plugins}
     wrong += [

@@ -6,7 +6,7 @@ optimizer holds and no module of the run does is `held.<number>`.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from itertools import chain
 from typing import Any, cast
 
@@ -108,12 +108,13 @@ def _parameters(run: Run) -> Iterator[tuple[str, nn.Parameter]]:
 
 
 def _capture_module(module: nn.Module) -> dict[str, Any]:
+    parts = parts_of(module)
     return {
         "tensors": tensors_of(module),
-        "parts": {name: told(part) for name, part in module.named_modules()},
-        "training": {name: part.training for name, part in module.named_modules()},
+        "parts": {name: told(part) for name, part in parts.items()},
+        "training": {name: part.training for name, part in parts.items()},
         "requires_grad": {name: parameter.requires_grad for name, parameter in module.named_parameters()},
-        "extra": {name: part.get_extra_state() for name, part in module.named_modules() if _has_extra(part)},
+        "extra": {name: part.get_extra_state() for name, part in parts.items() if _has_extra(part)},
     }
 
 
@@ -121,13 +122,18 @@ def _restore_module(module: nn.Module, stored: Mapping[str, Any]) -> None:
     with torch.no_grad():
         for name, tensor in tensors_of(module).items():
             tensor.copy_(stored["tensors"][name])
-    parts = dict(module.named_modules())
+    parts = parts_of(module)
     for name, training in stored["training"].items():
         parts[name].training = training
     for name, parameter in module.named_parameters():
         parameter.requires_grad_(stored["requires_grad"][name])
     for name, state in stored["extra"].items():
         parts[name].set_extra_state(state)
+
+
+def parts_of(module: nn.Module) -> dict[str, nn.Module]:
+    """Returns a module and all that is in it, by name."""
+    return dict(cast("Iterable[tuple[str, nn.Module]]", module.named_modules()))
 
 
 def told(module: nn.Module) -> str:
@@ -156,12 +162,13 @@ def _restore_optimizer(optimizer: Any, state: dict[str, Any]) -> None:
     optimizer.load_state_dict(state)
     if not isinstance(optimizer, torch.optim.Optimizer):
         return
-    held = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    for number, values in state["state"].items():
-        live = optimizer.state[held[number]] if isinstance(number, int) else {}
-        for name, value in values.items() if live else ():
-            if isinstance(value, Tensor) and live[name].dtype != value.dtype:
-                live[name] = value.to(live[name].device)
+    held = cast("list[nn.Parameter]", [p for group in optimizer.param_groups for p in group["params"]])
+    live = cast("Mapping[Tensor, dict[str, Any]]", optimizer.state)
+    for number, values in cast("dict[Any, dict[str, Any]]", state["state"]).items():
+        for name, value in values.items() if isinstance(number, int) else ():
+            now = live[held[number]][name]
+            if isinstance(value, Tensor) and now.dtype != value.dtype:
+                live[held[number]][name] = value.to(now.device)
 
 
 def _capture_gradients(run: Run) -> dict[str, Tensor]:
