@@ -199,38 +199,40 @@ class LoaderFeed:
     def __init__(self, loader: Any) -> None:
         self._loader = loader
         self._walk = Walk(loader)
-        self._taken = 0
         self.batches: int | None = len(loader)
         self.seed = 0
 
     def open(self, epoch: int, pass_index: int, limit: int | None = None) -> None:
         del limit
-        self._taken = 0
         self.batches = len(self._loader)
         self._walk.begin(PassKey(self.seed, epoch, pass_index))
 
     def take(self) -> Any:
-        if not self._walk.is_open:
+        walk = self._walk
+        if walk.iterator is None:
             raise DataError("no pass is open")
-        batch = self._walk.take()
+        if not walk.taken:
+            walk.first()
+        batch = next(walk.iterator, NOTHING)
         if batch is NOTHING:
             raise DataError(
-                f"the loader says that it has {self.batches} batches, but it ended after {self._taken}; "
+                f"the loader says that it has {self.batches} batches, but it ended after {walk.taken}; "
                 "mend its __len__, or pass a loader without one"
             )
-        self._taken += 1
+        walk.taken += 1
         return batch
 
     def more(self) -> bool:
-        return self._taken < (self.batches or 0)
+        return self._walk.taken < (self.batches or 0)
 
     def end(self) -> None:
-        if self._taken == self.batches and self._walk.take() is not NOTHING:
+        walk = self._walk
+        if walk.taken == self.batches and walk.take() is not NOTHING:
             raise DataError(
-                f"the loader says that it has {self.batches} batches, but it yielded at least {self._taken + 1}; "
+                f"the loader says that it has {self.batches} batches, but it yielded at least {walk.taken}; "
                 "mend its __len__, or pass a loader without one"
             )
-        self._walk.end()
+        walk.end()
 
     def rest(self) -> None:
         """Keeps the iterator: what it has drawn could not be drawn again."""
@@ -242,11 +244,10 @@ class LoaderFeed:
         return {"batches": self.batches}
 
     def state(self) -> dict[str, Any]:
-        return {"taken": self._taken, "walk": self._walk.state()}
+        return self._walk.state()
 
     def restore(self, state: Mapping[str, Any]) -> str | None:
-        self._taken = state["taken"]
-        return self._walk.restore(state["walk"], PassKey(self.seed, 0, 0))
+        return self._walk.restore(state, PassKey(self.seed, 0, 0))
 
 
 class StreamFeed:

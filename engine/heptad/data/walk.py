@@ -18,20 +18,19 @@ class Walk:
     A loader with `state_dict` and `load_state_dict`, such as torchdata's `StatefulDataLoader`, is brought back to a
     place by these. Any other is walked there anew: from the random states in which the pass was begun and its first
     batch was taken, since that is where loaders draw their order.
+
+    Attributes:
+        iterator: Over the open pass; `None` where none is open or its end was seen.
+        taken: Batches taken from it. Whoever takes one without `take` counts it, and calls `first` before the first.
     """
 
     def __init__(self, loader: Any) -> None:
         self._loader = loader
         self._walks = 0
-        self._iterator: Iterator[Any] | None = None
-        self._taken = 0
+        self.iterator: Iterator[Any] | None = None
+        self.taken = 0
         self._began: list[Any] = []
         """Random states: when the pass was begun, and when its first batch was about to be taken."""
-
-    @property
-    def is_open(self) -> bool:
-        """Whether a pass is open that has not been seen to end."""
-        return self._iterator is not None
 
     def begin(self, key: PassKey) -> None:
         """Begins a pass.
@@ -40,38 +39,43 @@ class Walk:
             DataError: If the loader can be walked once, and was.
         """
         del key
-        self._iterator = None  # the old one's workers go before the new one's come
+        self.iterator = None  # the old one's workers go before the new one's come
         if self._walks:
             refuse_second_walk(self._loader)
         self._began = [self._random_state()] if self._draws else []
-        self._iterator = iter(self._loader)
+        self.iterator = iter(self._loader)
         self._walks += 1
-        self._taken = 0
+        self.taken = 0
 
     def take(self) -> Any:
         """Returns the next batch, or `NOTHING` at the end of the pass."""
-        if self._iterator is None:
+        if self.iterator is None:
             return NOTHING
-        if not self._taken and self._draws:
-            self._began = [*self._began[:1], self._random_state()]
-        batch = next(self._iterator, NOTHING)
+        if not self.taken:
+            self.first()
+        batch = next(self.iterator, NOTHING)
         if batch is NOTHING:
-            self._iterator = None
+            self.iterator = None
         else:
-            self._taken += 1
+            self.taken += 1
         return batch
+
+    def first(self) -> None:
+        """Remembers the random states in which the first batch of the pass is about to be taken."""
+        if self._draws:
+            self._began = [*self._began[:1], self._random_state()]
 
     def end(self) -> None:
         """Ends the pass."""
-        self._iterator = None
+        self.iterator = None
 
     def state(self) -> dict[str, Any]:
         """Returns the place, as plain data and tensors."""
         own = self._loader.state_dict() if self._is_stateful else None
         return {
             "walks": self._walks,
-            "open": self.is_open,
-            "taken": self._taken,
+            "open": self.iterator is not None,
+            "taken": self.taken,
             "began": self._began,
             "own": own,
             "generators": [state_of(generator) for generator in self._generators()],
@@ -87,11 +91,11 @@ class Walk:
             DataError: If the loader ends before that place.
         """
         del key
-        self._walks, self._taken, self._began = state["walks"], state["taken"], list(state["began"])
+        self._walks, self.taken, self._began = state["walks"], state["taken"], list(state["began"])
         if self._is_stateful and state["own"] is not None:
             self._loader.load_state_dict(state["own"])
             self._put_generators(state["generators"])
-            self._iterator = iter(self._loader) if state["open"] else None
+            self.iterator = iter(self._loader) if state["open"] else None
             return None
         walked = None
         if state["open"]:
@@ -104,10 +108,10 @@ class Walk:
     def _walk_to(self, taken: int) -> str | None:
         if self._began:
             self._put_random_state(self._began[0])
-        self._iterator = iter(self._loader)
+        self.iterator = iter(self._loader)
         if self._began[1:]:
             self._put_random_state(self._began[1])
-        return walk_on(self._iterator, taken)
+        return walk_on(self.iterator, taken)
 
     @property
     def _is_stateful(self) -> bool:
