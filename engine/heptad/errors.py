@@ -30,6 +30,10 @@ class TableError(EngineError):
     """A transition table is not sound: the message names the state, the arc or the guard."""
 
 
+class LogError(EngineError):
+    """A file is no log, is damaged or was written by a newer version. The message says which, and what can be done."""
+
+
 def kind(value: object) -> str:
     """Returns the name of a value's type, for messages."""
     return type(value).__name__

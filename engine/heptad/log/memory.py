@@ -258,6 +258,10 @@ class Memory:
         """Returns the recorded values from the one of that number on; waits for those still on their device."""
         return self.recorded.since(first)
 
+    def values_between(self, first: int, end: int) -> list[Recorded]:
+        """Returns the values recorded in the turns of these transitions; waits for those still on their device."""
+        return self.recorded.between(first, end)
+
     def calls(self, first: int, end: int) -> list[Call]:
         """Returns the handlers' calls in the turns of these transitions, where they were traced."""
         return self.traced.between(first, end, self._offset)

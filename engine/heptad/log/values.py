@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from array import array
+from bisect import bisect_left
 from collections import deque
 from dataclasses import dataclass
 from typing import Any, cast
@@ -92,13 +93,18 @@ class Values:
 
     def since(self, first: int) -> list[Recorded]:
         """Returns all values from the one of that number on, oldest first."""
-        end = len(self)
+        return self._read(range(max(first, 0), len(self)))
+
+    def between(self, first: int, end: int) -> list[Recorded]:
+        """Returns those recorded in the turns of the transitions from `first` to before `end`."""
+        rows = range(len(self))
+        places = (bisect_left(rows, seq, key=lambda row: self._place[4 * row]) for seq in (first, end))
+        return self._read(range(*places))
+
+    def _read(self, rows: range) -> list[Recorded]:
         self._fetch()
         names = list(self._names)
-        return [
-            Recorded(names[self._name[row]], self._value[row], *self._place[4 * row : 4 * row + 4])
-            for row in range(max(first, 0), end)
-        ]
+        return [Recorded(names[self._name[row]], self._value[row], *self._place[4 * row : 4 * row + 4]) for row in rows]
 
     def _fetch(self) -> None:
         """Moves values off their device, which waits for it."""
