@@ -84,10 +84,11 @@ def kept(chunk: Chunk, view: View) -> npt.NDArray[np.bool_]:
 
 def holding(view: View, seq: int) -> Chunk:
     """Returns the chunk that holds a transition."""
-    return view.chunks[bisect_right(view.chunks, seq, key=_seq) - 1]
+    return view.chunks[bisect_right(view.chunks, seq, key=seq_of) - 1]
 
 
-def _seq(chunk: Chunk) -> int:
+def seq_of(chunk: Chunk) -> int:
+    """Returns the number of the first transition of a chunk, to search by."""
     return chunk.seq
 
 

@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from heptad.errors import EngineError, nearest
 from heptad.log.chunk import Chunk, Ints, Source, View
-from heptad.log.decode import kept
+from heptad.log.decode import kept, seq_of
 from heptad.log.record import Counters
 from heptad.states import Table
 
@@ -80,7 +80,7 @@ def selected(
 
 def _span(view: View, counters: Mapping[str, int | range]) -> range:
     """Returns which chunks can hold a transition with these counters."""
-    begin, end = 0, len(view.chunks)
+    begin, end = max(bisect_right(view.chunks, view.first, key=seq_of) - 1, 0), len(view.chunks)
     for name in _NEVER_FALL:
         wanted = counters.get(name)
         if wanted is None:
