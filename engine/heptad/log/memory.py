@@ -258,6 +258,10 @@ class Memory:
         """Returns the recorded values from the one of that number on; waits for those still on their device."""
         return self.recorded.since(first)
 
+    def calls_since(self, number: int) -> list[Call]:
+        """Returns the handlers' calls but for the first `number` of the run, of those that are kept."""
+        return self.traced.since(number, self._offset)
+
     def calls(self, first: int, end: int) -> list[Call]:
         """Returns the handlers' calls in the turns of these transitions, where they were traced."""
         return self.traced.between(first, end, self._offset)

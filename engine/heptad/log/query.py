@@ -16,6 +16,7 @@ import numpy.typing as npt
 from heptad.errors import EngineError, nearest
 from heptad.log.chunk import Chunk, Ints, Source, View, durations
 from heptad.log.explain import Explanation, Tried, values_seen
+from heptad.log.reader import FileSource
 from heptad.log.record import Counters, Note, Transition
 
 
@@ -43,6 +44,18 @@ class TransitionLog(Sequence[Transition]):
 
     def __init__(self, source: Source) -> None:
         self._source = source
+
+    @classmethod
+    def load(cls, path: str | Path) -> TransitionLog:
+        """Returns the log in a file that `Journal` wrote, or is writing: all questions work on it as on `run.log`.
+
+        Nothing is read whole: each question reads what it needs, at the moment it is asked. The file is not altered.
+
+        Raises:
+            LogError: If the file is missing, empty, of another program, damaged, or of a newer version. One that is
+                damaged further in says so when a question comes to that place.
+        """
+        return cls(FileSource(path))
 
     def __len__(self) -> int:
         view = self._source.view()

@@ -100,6 +100,11 @@ class Values:
             for row in range(max(first, 0), end)
         ]
 
+    def names(self, first: int) -> set[str]:
+        """Returns the names that were recorded from the value of that number on; waits for no device."""
+        known = list(self._names)
+        return {known[number] for number in self._name[first:]}
+
     def _fetch(self) -> None:
         """Moves values off their device, which waits for it."""
         with self._lock:  # else a second reader would believe them to be there already
