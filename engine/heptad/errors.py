@@ -31,7 +31,7 @@ class TableError(EngineError):
 
 
 class LogError(EngineError):
-    """A file is no log, is damaged or was written by a newer version. The message says which, and what can be done."""
+    """The file of a log cannot be read or written: the message says what was found, and what to do."""
 
 
 def kind(value: object) -> str:

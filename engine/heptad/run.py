@@ -149,6 +149,7 @@ class Run:
     Attributes:
         config: The `RunConfig`.
         id: Tells this run from all others; one that is resumed keeps it.
+        resumed_from: The checkpoint that this run went on from; `None` for one that began at the start.
         parked: Why the run is parked; `None` while it is being driven, before its start and after its end.
         reason: Why the run ended, or is going to: what `stop` was given, the failure, or which limit was reached.
         position: The machine's own record of where the run is; not for handlers.
@@ -163,6 +164,7 @@ class Run:
         self.memory = memory
         self._log = TransitionLog(memory)
         self.id = uuid4().hex
+        self.resumed_from: str | None = None
         self.position = Position(config)
         self.parked: str | None = None
         self.reason: str | None = None

@@ -32,7 +32,13 @@ def run(arguments: argparse.Namespace) -> int:
     log, path = open_log(arguments.file), Path(arguments.output)
     if path.exists() and path.samefile(arguments.file):
         raise LogError(f"{path} is the log itself; name another file to write to")
-    {"jsonl": log.to_jsonl, "csv": lambda path: to_csv(log, path), "trace": log.to_trace}[arguments.format](path)
+    match arguments.format:
+        case "csv":
+            to_csv(log, path)
+        case "trace":
+            log.to_trace(path)
+        case _:
+            log.to_jsonl(path)
     if arguments.json:
         data({"path": str(path), "format": arguments.format, "transitions": len(log)})
     else:

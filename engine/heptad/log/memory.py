@@ -262,6 +262,10 @@ class Memory:
         """Returns the values recorded in the turns of these transitions; waits for those still on their device."""
         return self.recorded.between(first, end)
 
+    def calls_since(self, number: int) -> list[Call]:
+        """Returns the handlers' calls but for the first `number` of the run, of those that are kept."""
+        return self.traced.since(number, self._offset)
+
     def calls(self, first: int, end: int) -> list[Call]:
         """Returns the handlers' calls in the turns of these transitions, where they were traced."""
         return self.traced.between(first, end, self._offset)

@@ -15,6 +15,7 @@ from heptad.log import diff, explain, frames, jsonl, summary, timeline
 from heptad.log.chunk import Call, Source
 from heptad.log.decode import Decoder, blocks, ints
 from heptad.log.html import table
+from heptad.log.reader import FileSource
 from heptad.log.record import Note, Transition
 from heptad.log.select import Conditions, selected
 from heptad.log.values import Recorded
@@ -51,6 +52,18 @@ class TransitionLog(Sequence[Transition]):
             OSError: If it cannot be read.
         """
         return cls(jsonl.read(path))
+
+    @classmethod
+    def load(cls, path: str | Path) -> TransitionLog:
+        """Returns the log in a file that `Journal` wrote, or is writing: all questions work on it as on `run.log`.
+
+        Nothing is read whole: each question reads what it needs, at the moment it is asked. The file is not altered.
+
+        Raises:
+            LogError: If the file is missing, empty, of another program, damaged, or of a newer version. One that is
+                damaged further in says so when a question comes to that place.
+        """
+        return cls(FileSource(path))
 
     # -- a sequence
 

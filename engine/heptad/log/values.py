@@ -106,6 +106,11 @@ class Values:
         names = list(self._names)
         return [Recorded(names[self._name[row]], self._value[row], *self._place[4 * row : 4 * row + 4]) for row in rows]
 
+    def names(self, first: int) -> set[str]:
+        """Returns the names that were recorded from the value of that number on; waits for no device."""
+        known = list(self._names)
+        return {known[number] for number in self._name[first:]}
+
     def _fetch(self) -> None:
         """Moves values off their device, which waits for it."""
         with self._lock:  # else a second reader would believe them to be there already
