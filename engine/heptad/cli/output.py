@@ -72,7 +72,7 @@ def table(columns: Sequence[Column], rows: Iterable[Sequence[str]], title: str =
     width = shutil.get_terminal_size().columns if terminal else NOT_A_TERMINAL
     text = io.StringIO()  # and not stdout, at whose end rich would leave the program by itself
     Console(file=text, width=width, force_terminal=terminal, markup=False, emoji=False, highlight=False).print(drawn)
-    sys.stdout.write(text.getvalue())
+    sys.stdout.writelines(f"{row.rstrip()}\n" for row in text.getvalue().splitlines())
 
 
 def duration(nanoseconds: float) -> str:

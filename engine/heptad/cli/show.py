@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 import time
+from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from datetime import datetime
 
@@ -72,8 +73,7 @@ class _Show:
         if tail is None:
             self._print(self._rows(view))
         elif self._notes or self._values:
-            rows = [row for page in self._rows(view) for row in page]
-            self._print([rows[-tail:] if tail else []])
+            self._print([list(deque((row for page in self._rows(view) for row in page), maxlen=tail))])
         else:
             asked = self._asked
             self._print([self._log.where(source=asked.source, dest=asked.dest, **asked.counters, limit=-tail)])

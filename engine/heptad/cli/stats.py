@@ -31,10 +31,13 @@ def run(arguments: argparse.Namespace) -> int:
         data({"transitions": len(log), "states": told, "handlers": handlers, "notes": dict(kinds)})
         return 0
     line(_heading(log, stays))
+    line()
     _print("state", "entered", stays, {name: str(entries[name]) for name in stays})
     if calls:
+        line()
         _print("handler", "calls", calls, {name: str(stay.count) for name, stay in calls.items()})
     if kinds:
+        line()
         line(f"notes: {', '.join(f'{number} {kind}' for kind, number in kinds.most_common())}")
     return 0
 

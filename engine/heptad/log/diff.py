@@ -10,6 +10,7 @@ import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from fnmatch import fnmatchcase
+from itertools import zip_longest
 from struct import pack
 from typing import Any, Literal, cast
 
@@ -17,7 +18,7 @@ import numpy as np
 
 from heptad.log.chunk import Ints, Source, View
 from heptad.log.decode import Decoder, blocks, ints
-from heptad.log.explain import explain
+from heptad.log.explain import Explanation, explain
 from heptad.log.jsonl import plain
 from heptad.log.record import Note, Transition
 from heptad.log.values import Recorded
@@ -221,20 +222,18 @@ def _columns(source: Source, view: View, first: int, numbers: dict[tuple[Any, ..
 
 def _path(sources: tuple[Source, Source], views: tuple[View, View], seq: int) -> tuple[Parting, ...]:
     """Says what differs in the transition of that number: the first guard that says otherwise, else all of it."""
-    told = [explain(source, view, seq) for source, view in zip(sources, views, strict=True)]
+    told = tuple(explain(source, view, seq) for source, view in zip(sources, views, strict=True))
     here, there = (each.transition for each in told)
     if here.source == there.source:
-        for name in dict.fromkeys((*here.guards, *there.guards)):
-            if here.guards.get(name) != there.guards.get(name):
-                said = [
-                    next(
-                        (str(tried).partition(f"{name}: ")[2] for tried in each.tried if tried.guard == name),
-                        "not asked",
-                    )
-                    for each in told
-                ]
-                return (Parting("guard", name, *said),)
+        for one, other in zip_longest(here.guards.items(), there.guards.items()):
+            if one != other:  # the same guard with another answer, or in one run a guard that the other lacks
+                names = dict.fromkeys(guard[0] for guard in (other, one) if guard is not None)
+                return tuple(Parting("guard", name, *(_said(each, name) for each in told)) for name in names)
     return (Parting("transition", "", *(_place(row) for row in (here, there))),)
+
+
+def _said(told: Explanation, guard: str) -> str:
+    return next((str(tried).partition(f"{guard}: ")[2] for tried in told.tried if tried.guard == guard), "not asked")
 
 
 def _place(row: Transition) -> str:

@@ -87,7 +87,7 @@ class Explanation:
         notes: The notes made in its turn.
         calls: The exit handlers of the source, then the entry handlers of the destination, in order.
         values: The values recorded in its turn.
-        skipped: Whether this was an update that was left out: weights and `update` stood still.
+        skipped: Why this update was left out, so that weights and `update` stood still; `None` for one that was not.
     """
 
     transition: Transition
@@ -95,11 +95,12 @@ class Explanation:
     notes: tuple[Note, ...]
     calls: tuple[Called, ...] = ()
     values: tuple[Recorded, ...] = ()
-    skipped: bool = False
+    skipped: str | None = None
 
     def __str__(self) -> str:
         lines = [str(self.transition)]
-        lines += ["    the update was skipped: the weights and `update` stood still"] if self.skipped else []
+        if self.skipped is not None:
+            lines.append(f"    the update was skipped, the weights and `update` stood still: {self.skipped}")
         lines += [f"    {part}" for part in (*self.tried, *self.calls)]
         lines += [f"    recorded {value.name} = {value.value:.6g}" for value in self.values]
         lines += [f"    {note.kind}: {note.text}" for note in self.notes]
@@ -119,8 +120,14 @@ def explain(source: Source, view: View, seq: int) -> Explanation:
         tuple(note for note in source.notes(seq) if note.seq == seq),
         tuple(_called(source, transition)),
         tuple(source.values_between(seq, seq + 1)),
-        place in chunk.skipped,
+        _reason(source, seq) if place in chunk.skipped else None,
     )
+
+
+def _reason(source: Source, seq: int) -> str:
+    """Returns why an update was skipped: the note was made on entry to it, in the turn before."""
+    notes = [note.text for note in source.notes(seq - 1) if note.seq == seq - 1 and note.kind == "skip_update"]
+    return notes[0] if notes else "nobody remembers why"
 
 
 def _tried(source: Source, transition: Transition, number: int, at: Counters) -> Iterator[Tried]:

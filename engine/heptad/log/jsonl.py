@@ -90,7 +90,7 @@ def _header(source: Source, view: View) -> dict[str, Any]:
         "table": source.table.to_plain(),
         "facts": _plain(dict(source.facts)),
         "windows": list(source.windows),
-        "stops": list(source.stops),
+        "stops": sorted(set(source.stops)),
         "failure": None if source.failure is None else asdict(source.failure),
         "notes": [_note(note) | {"seq": note.seq} for note in source.notes(end)],
         "values": [_value(value) | {"seq": value.seq} for value in loose],

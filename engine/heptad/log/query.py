@@ -183,10 +183,10 @@ class TransitionLog(Sequence[Transition]):
         """Returns the calls of handlers in the turns of some transitions, where they were traced.
 
         Args:
-            first: The number of the first transition.
+            first: The number of the first transition, of those that are kept.
             end: The number of the one after the last; `None` for all that follow.
         """
-        return self.source.calls(first, _EVER if end is None else end)
+        return self.source.calls(max(first, self.source.view().first), _EVER if end is None else end)
 
     def explain(self, seq: int) -> explain.Explanation:
         """Says why a transition went where it went, and who was called.

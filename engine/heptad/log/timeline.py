@@ -57,7 +57,7 @@ class _Track:
         self._source, self._view = source, view
         self._decoder = Decoder(source)
         self._names = [state.name for state in source.table.states]
-        self.start = 0
+        self.start = _start(view)
         self._entered = 0  # when the state that is open was entered: nanoseconds since the start
         self._arrivals: Sequence[Call] = ()  # the handlers that were called then
         self._notes = source.notes(view.first)
@@ -77,7 +77,6 @@ class _Track:
     def _begin(self, chunk: Chunk) -> Iterator[Event]:
         """Opens the spans that were open when the first state was entered."""
         place = self._view.first - chunk.seq
-        self.start = chunk.offset + (int(chunk.times()[place - 1]) if place else chunk.clock)
         at = self._decoder.counters(chunk, place - 1)
         name = self._names[int(self._source.effects.sources[chunk.arcs()[place]])]
         detour, _, base = name.rpartition("@")
@@ -181,6 +180,15 @@ class _Track:
         """Closes a span, and those within it first, if it is open."""
         while kind in self._open:
             yield {"ph": "E", "cat": self._open.pop(), "ts": self._entered / 1e3, **_TRACK}
+
+
+def _start(view: View) -> int:
+    """Returns when the first state of a log was entered."""
+    if not view.chunks:
+        return 0
+    chunk = view.chunks[0]
+    place = view.first - chunk.seq
+    return chunk.offset + (int(chunk.times()[place - 1]) if place else chunk.clock)
 
 
 def _seq(note: Note) -> int:
