@@ -6,14 +6,14 @@ import threading
 from collections import deque
 from collections.abc import Callable, Sequence
 
-from heptad.log import Memory, Note
+from heptad.log import Call, Memory, Note
 from heptad.log.chunk import Chunk
 from heptad.log.memory import Packed
 from heptad.log.writer import FileWriter
 
 INTERVAL = 0.25
 """Seconds after which what there is is written, also where nothing is full and in the middle of a long body."""
-TOGETHER = 4
+TOGETHER = 8
 """Chunks that are written at once while many come; a transaction costs as much as some hundred transitions."""
 WAITING = 64
 """Chunks that may wait to be written. Where more come, the run waits: it makes 1,024 transitions in the time."""
@@ -45,6 +45,7 @@ class Recorder:
         self._every = flush_every
         self._chunks: deque[Chunk] = deque()
         self._notes: deque[Note] = deque()
+        self._called: deque[Call] = deque()
         self._wake = threading.Condition()
         self._asked = self._done = 0
         self._ending = self._finished = False
@@ -109,6 +110,7 @@ class Recorder:
             self._wake.wait_for(lambda: len(self._chunks) < WAITING or self.error is not None)
             if self.error is None:
                 self._chunks.append(chunk)
+                self._take_calls()  # memory is about to let go of the oldest
                 if len(self._chunks) >= TOGETHER:
                     self._wake.notify_all()
 
@@ -161,15 +163,21 @@ class Recorder:
             self._chunks.clear()
             self._wake.notify_all()
         failure = memory.failure
-        for chunk in chunks:
-            writer.transitions(chunk, failure)
+        writer.transitions(chunks, failure)
         notes = [self._notes.popleft() for _ in range(len(self._notes))]
         writer.notes(notes)
-        writer.record(memory.values(writer.values))
-        calls = memory.calls_since(self.calls)
+        writer.record(memory.columns(writer.values))
+        with self._wake:
+            self._take_calls()
+            calls = [self._called.popleft() for _ in range(len(self._called))]
         writer.calls(calls)
         writer.state(memory.facts, memory.windows, memory.stops, failure)
         writer.commit()
         self.end = writer.end
         self.last_note = notes[-1] if notes else self.last_note
+
+    def _take_calls(self) -> None:
+        """Takes the calls that were made since the last time; under the lock, since both threads do."""
+        calls = self._memory.calls_since(self.calls)
         self.calls += len(calls)
+        self._called.extend(calls)

@@ -78,7 +78,7 @@ class Journal(Plugin):
         self._calls = 0
         self._told = False
         self._seen = 0  # recorded values at the update before
-        self._rates: dict[str, float | torch.Tensor] = {}
+        self._rates: list[float | torch.Tensor] = []
 
     def open(self, run: Run) -> None:
         """Opens the file and begins to write.
@@ -134,33 +134,36 @@ class Journal(Plugin):
     def on_enter_optimizer_update(self, run: Run) -> None:
         """Reads the learning rates; after the update they may be those of the next one."""
         if self._values:
-            groups = [group for optimizer in run.optimizers for group in optimizer.param_groups]
-            self._rates = {
-                "lr" if len(groups) == 1 else f"lr/{number}": _copied(group["lr"])
-                for number, group in enumerate(groups)
+            self._rates = [
+                _copied(group["lr"])
+                for optimizer in run.optimizers
+                for group in optimizer.param_groups
                 if "lr" in group
-            }
+            ]
 
     def on_exit_optimizer_update(self, run: Run) -> None:
         """Records the loss and the learning rates."""
         recorded = run.memory.recorded
         if self._values and not run.update_skipped:
-            names = recorded.names(self._seen)
-            if run.loss is not None and "loss" not in names:
-                run.record("loss", run.loss)
-            for name, rate in self._rates.items():
+            names, seq, at = recorded.names(self._seen), run.seq, run.counters()
+            loss = None if "loss" in names else run.loss
+            if loss is not None:
+                recorded.record("loss", loss, seq, at)
+            several = len(self._rates) > 1
+            for number, rate in enumerate(self._rates):
+                name = f"lr/{number}" if several else "lr"
                 if name not in names:
-                    run.record(name, rate)
+                    recorded.record(name, rate, seq, at)
         self._seen = len(recorded)
 
     def state_dict(self) -> dict[str, Any]:
         """Returns what the next update needs: the number of recorded values, and the rates if one is under way."""
-        return {"seen": self._seen, "rates": dict(self._rates)}
+        return {"seen": self._seen, "rates": list(self._rates)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Goes on from there."""
         self._seen = state["seen"]
-        self._rates = dict(state["rates"])
+        self._rates = list(state["rates"])
 
     def _way(self, run: Run) -> Literal["new", "resume", "mine"]:
         """Tells how to come by the file, without altering what is there.

@@ -17,7 +17,7 @@ from heptad.errors import TableError
 from heptad.log.calls import Calls
 from heptad.log.chunk import Call, Effects, Failure, Ints, View
 from heptad.log.record import Counters, Note
-from heptad.log.values import Recorded, Values
+from heptad.log.values import Columns, Recorded, Values
 from heptad.states import Table
 
 CHUNK = 1024
@@ -257,6 +257,10 @@ class Memory:
     def values(self, first: int = 0) -> list[Recorded]:
         """Returns the recorded values from the one of that number on; waits for those still on their device."""
         return self.recorded.since(first)
+
+    def columns(self, first: int) -> Columns:
+        """Returns the same by column."""
+        return self.recorded.columns(first)
 
     def values_between(self, first: int, end: int) -> list[Recorded]:
         """Returns the values recorded in the turns of these transitions; waits for those still on their device."""

@@ -13,8 +13,8 @@ import sqlite3
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
-from itertools import chain
 from pathlib import Path
 from typing import Any, cast
 
@@ -26,13 +26,17 @@ from heptad.log.chunk import Call, Chunk, Effects, Failure, Ints, durations
 from heptad.log.head import check_head, check_owner
 from heptad.log.packing import pack, unpack
 from heptad.log.record import Counters, Note
-from heptad.log.values import Recorded
+from heptad.log.values import Columns
 from heptad.states import Table
 
 BUSY_MS = 30_000
 """How long a writer waits for a lock that is held for an instant only."""
 
-_BLOCKS = (1024, 128, 16, 1)
+_COUNTERS = ("epoch", "batch_index", "step", "update")
+_WIDTH = 7
+_BLOCKS = (4096, 512, 64, 8, 1)
+"""Rows that are inserted with one statement; the largest stays below SQLite's limit of 32,766 values."""
+
 _ROUNDS = 3
 _PAUSE = 0.2
 
@@ -181,38 +185,47 @@ class FileWriter:
 
     # -- writing
 
-    def transitions(self, chunk: Chunk, failure: Failure | None = None) -> None:
-        """Adds those transitions of a chunk that the file does not hold; the chunk may be one that has grown.
+    def transitions(self, chunks: Iterable[Chunk], failure: Failure | None = None) -> None:
+        """Adds those transitions of some chunks that the file does not hold.
 
         Args:
-            chunk: The chunk, of which no transition before it is missing.
+            chunks: In order, and with no transition missing between the file and them; the last may be one that is
+                still to grow, and any may be one that has grown.
             failure: Where the run failed, if it did.
         """
-        begin = 0 if self.end is None else self.end - chunk.seq
-        if begin >= len(chunk):
-            return
-        self._put_chunk(chunk)
-        counters = self._effects.counters(chunk, failure)
-        seqs = np.arange(chunk.seq, chunk.seq + len(chunk))
-        times = chunk.times() + chunk.offset
-        columns = [seqs, chunk.arcs(), times, *(counters[name] for name in ("epoch", "batch_index", "step", "update"))]
-        self._insert("transition", 7, np.column_stack(columns)[begin:].ravel().tolist())
-        self._put_stays(chunk, begin)
-        self.end = chunk.seq + len(chunk)
+        rows: list[int] = []
+        for chunk in chunks:
+            begin = 0 if self.end is None else self.end - chunk.seq
+            if begin >= len(chunk):
+                continue
+            self._put_chunk(chunk)
+            counters = self._effects.counters(chunk, failure)
+            seqs = np.arange(chunk.seq, chunk.seq + len(chunk))
+            columns = [seqs, chunk.arcs(), chunk.times() + chunk.offset, *(counters[name] for name in _COUNTERS)]
+            rows += np.column_stack(columns)[begin:].ravel().tolist()
+            self._put_stays(chunk, begin)
+            self.end = chunk.seq + len(chunk)
+        self._insert("transition", rows)
 
     def notes(self, notes: Iterable[Note]) -> None:
         """Adds notes."""
         rows = [(note.seq, note.kind, _text(note.text), note.time_ns) for note in notes]
         self._connection.executemany("INSERT INTO note (seq, kind, text, time_ns) VALUES (?, ?, ?, ?)", rows)
 
-    def record(self, values: Sequence[Recorded]) -> None:
+    def record(self, values: Columns) -> None:
         """Adds recorded values, the first of which has the number `values`."""
-        rows = (
-            (number, self._name(one.name), one.value, one.seq, one.epoch, one.step, one.update)
-            for number, one in enumerate(values, self.values)
-        )
-        self._insert("value", 7, list(chain.from_iterable(rows)))
-        self.values += len(values)
+        count = len(values)
+        if not count:
+            return
+        numbers = [self._name(name) for name in values.names]
+        flat: list[Any] = [None] * (7 * count)
+        flat[0::7] = range(self.values, self.values + count)
+        flat[1::7] = [numbers[name] for name in values.name]
+        flat[2::7] = values.value  # NaN becomes NULL
+        for column in range(4):
+            flat[3 + column :: 7] = values.place[column::4]
+        self._insert("value", flat)
+        self.values += count
 
     def calls(self, calls: Sequence[Call]) -> None:
         """Adds calls of handlers."""
@@ -305,14 +318,18 @@ class FileWriter:
             rows = [(chunk.seq + place, int(spent[place])) for place in sorted(places)]
             self._connection.executemany("INSERT OR REPLACE INTO stay VALUES (?, ?)", rows)
 
-    def _insert(self, table: str, columns: int, flat: list[Any]) -> None:
-        """Inserts rows, many with one statement: each statement gives the interpreter lock away once, not each row."""
+    def _insert(self, table: str, flat: list[Any]) -> None:
+        """Inserts rows of seven columns, as many as may be with one statement.
+
+        A statement gives the interpreter lock away once, and where training keeps the interpreter busy it waits 5 ms to
+        have it back: `executemany`, which does so for each row, would take a second for some hundred of them.
+        """
         at = 0
         for size in _BLOCKS:
-            while len(flat) - at >= size * columns:
-                values = flat if len(flat) == size * columns else flat[at : at + size * columns]
-                self._connection.execute(_statement(table, columns, size), values)
-                at += size * columns
+            while len(flat) - at >= size * _WIDTH:
+                values = flat if len(flat) == size * _WIDTH else flat[at : at + size * _WIDTH]
+                self._connection.execute(_statement(table, size), values)
+                at += size * _WIDTH
 
     def _name(self, name: str) -> int:
         number = self._names.get(name)
@@ -437,9 +454,10 @@ def _marks(count: int) -> str:
     return ", ".join("?" * count)
 
 
-def _statement(table: str, columns: int, rows: int) -> str:
-    """Returns the text of an INSERT; the connection keeps the compiled statement for it."""
-    row = f"({_marks(columns)})"
+@cache
+def _statement(table: str, rows: int) -> str:
+    """Returns the text of an INSERT of many rows; a connection keeps the compiled statement for it."""
+    row = f"({_marks(_WIDTH)})"
     return f"INSERT INTO {table} VALUES {', '.join([row] * rows)}"
 
 
