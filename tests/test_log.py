@@ -21,8 +21,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+import heptad.log.decode
+import heptad.log.explain
+import heptad.log.jsonl
 import heptad.log.memory
 import heptad.log.query
+import heptad.log.select
+import heptad.log.summary
 import heptad.machine
 from builders import (
     Actor,
@@ -250,8 +255,10 @@ def assert_readable(log: TransitionLog, folder: Path) -> None:
     assert log.where(dest="after_step", epoch=0) == [t for t in rows if t.dest == "after_step" and t.epoch == 0]
     assert log.where(step=range(2, 5)) == [t for t in rows if t.step in range(2, 5)]
     assert log.where(update=1, batch_index=range(3)) == [t for t in rows if t.update == 1 and t.batch_index < 3]
-    lines = [json.loads(line) for line in log.to_jsonl(folder / "log.jsonl").read_text().splitlines()]
-    notes = {t.seq: [{"kind": n.kind, "text": n.text} for n in log.notes() if n.seq == t.seq] for t in rows}
+    header, *lines = map(json.loads, log.to_jsonl(folder / "log.jsonl").read_text().splitlines())
+    assert header["format"] == "heptad log"
+    kept = {t.seq: [n for n in log.notes() if n.seq == t.seq] for t in rows}
+    notes = {seq: [{"kind": n.kind, "text": n.text, "time_ns": n.time_ns} for n in told] for seq, told in kept.items()}
     assert [line.pop("notes") for line in lines] == list(notes.values())
     assert [Transition(**line) for line in lines] == rows
     for line in (repr(log), *map(str, rows), *map(str, log.notes()), *map(str, log.durations().values())):
@@ -474,7 +481,9 @@ def test_the_log_of_a_run_that_has_not_begun_is_empty(tmp_path: Path):
     assert list(log) == log.tail(3) == log.path() == log.where() == log.notes() == []
     assert log.counts() == {}
     assert log.durations() == {}
-    assert log.to_jsonl(tmp_path / "deep" / "log.jsonl").read_text() == ""
+    written = log.to_jsonl(tmp_path / "deep" / "log.jsonl")
+    assert ["format" in json.loads(line) for line in written.read_text().splitlines()] == [True]
+    assert len(TransitionLog.from_jsonl(written)) == 0
     assert repr(log) == "<TransitionLog: 0 transitions from #0>"
     with pytest.raises(EngineError, match="the log does not hold transition #0; it holds none yet"):
         log.explain(0)
@@ -757,12 +766,25 @@ def one_turn(run: Run) -> bool:
     return True
 
 
+READERS = {
+    module.__file__
+    for module in (
+        heptad.log.query,
+        heptad.log.decode,
+        heptad.log.select,
+        heptad.log.summary,
+        heptad.log.explain,
+        heptad.log.jsonl,
+    )
+}
+
+
 @contextmanager
 def turns_between_lines(engine: Engine) -> Iterator[None]:
     """Makes a turn of the run before every line of the code that reads its log, as another thread might."""
 
     def trace(frame: FrameType, event: str, argument: object) -> Any:
-        if frame.f_code.co_filename != heptad.log.query.__file__:
+        if frame.f_code.co_filename not in READERS:
             return None
         if event == "line" and not engine.current.ended:
             engine.run(until=one_turn)
@@ -779,7 +801,7 @@ def turns_between_lines(engine: Engine) -> Iterator[None]:
 def asked_meanwhile(ask: Callable[[TransitionLog], Any], turns: int, capacity: int) -> Any:
     """Returns what a log answers after that many turns, with further turns made while it is being read."""
     with clock_and_chunks(16):
-        engine = null_engine(1_000, log_capacity=capacity)
+        engine = null_engine(5_000, log_capacity=capacity)
         engine.run(until=lambda run: run.memory.seq == turns)
         with turns_between_lines(engine):
             answer = ask(engine.current.log)
@@ -840,7 +862,8 @@ def test_sums_are_read_right_whatever_the_run_does_meanwhile(capacity: int):
 def test_what_is_written_while_the_run_goes_on_is_without_gaps(capacity: int, tmp_path: Path):
     """`to_jsonl` writes consecutive transitions, whatever is added and dropped while it writes."""
     written = asked_meanwhile(lambda log: log.to_jsonl(tmp_path / "log.jsonl"), 112, capacity)
-    seqs = [json.loads(line)["seq"] for line in written.read_text().splitlines()]
+    seqs = [json.loads(line)["seq"] for line in written.read_text().splitlines()[1:]]
+    assert [t.seq for t in TransitionLog.from_jsonl(written)] == seqs
     assert len(seqs) >= 96
     assert seqs == list(range(seqs[0], seqs[0] + len(seqs)))
 

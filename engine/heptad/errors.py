@@ -34,6 +34,10 @@ class TableError(EngineError):
     """A transition table is not sound: the message names the state, the arc or the guard."""
 
 
+class LogError(EngineError):
+    """The file of a log cannot be read or written: the message says what was found, and what to do."""
+
+
 def kind(value: object) -> str:
     """Returns the name of a value's type, for messages."""
     return type(value).__name__

@@ -21,8 +21,8 @@ from heptad.accumulation import Window
 from heptad.config import Components, RunConfig
 from heptad.data import Feed
 from heptad.errors import EngineError
-from heptad.log import Counters, Failure, Memory, TransitionLog
-from heptad.log.values import Recorded
+from heptad.log import Counters, Failure, Memory, Recorded, TransitionLog
+from heptad.log.html import table
 from heptad.states import Table
 
 if TYPE_CHECKING:
@@ -498,6 +498,16 @@ class Run:
             f"<Run in {self.state}{parked}: epoch {self.epoch}, batch {self.batch_index}, step {self.step}, "
             f"update {self.update}>"
         )
+
+    def _repr_html_(self) -> str:
+        told = {
+            "state": f"{self.state}{f' (parked: {self.parked})' if self.parked else ''}",
+            "reason": self.reason or "",
+            "epoch, batch": f"{self.epoch}, {self.batch_index}",
+            "step, update": f"{self.step}, {self.update}",
+            **{name: f"{value:.6g}" for name, value in self.metrics.items()},
+        }
+        return table("run", (), told.items())
 
 
 def detached(value: Any) -> Any:

@@ -7,6 +7,7 @@ from heptad_plugins.ema import EMA
 from heptad_plugins.evaluate import Evaluate
 from heptad_plugins.graceful_stop import GracefulStop
 from heptad_plugins.gradient_clipping import GradientClipping
+from heptad_plugins.journal import Journal
 from heptad_plugins.lr_schedule import LRSchedule
 from heptad_plugins.non_finite_guard import NonFiniteGuard
 from heptad_plugins.progress import Progress
@@ -22,6 +23,7 @@ __all__ = [
     "Evaluate",
     "GracefulStop",
     "GradientClipping",
+    "Journal",
     "LRSchedule",
     "NonFiniteGuard",
     "Progress",

@@ -18,7 +18,12 @@ class Calls:
 
     def __init__(self) -> None:
         self._handlers: list[tuple[str, str, str]] = []
-        self._rows = array("q")
+        self._kept: tuple[int, array[int]] = 0, array("q")
+        """How many calls were let go of, and those after them."""
+
+    def __len__(self) -> int:
+        gone, rows = self._kept
+        return gone + len(rows) // _FIELDS
 
     def handler(self, who: str, edge: str, state: str) -> int:
         """Returns a number for a handler on an edge."""
@@ -27,7 +32,7 @@ class Calls:
 
     def add(self, seq: int, handler: int, began_ns: int, duration_ns: int) -> None:
         """Adds a call; times on the monotonic clock."""
-        self._rows.extend((seq, handler, began_ns, duration_ns))
+        self._kept[1].extend((seq, handler, began_ns, duration_ns))
 
     def between(self, first: int, end: int, offset: int) -> list[Call]:
         """Returns the calls in the turns of the transitions from `first` to before `end`, in order.
@@ -37,15 +42,35 @@ class Calls:
             end: The one after the last.
             offset: What makes Unix nanoseconds of monotonic ones.
         """
-        rows = self._rows[: len(self._rows) // _FIELDS * _FIELDS]
-        seqs = rows[::_FIELDS]
-        found = range(bisect_left(seqs, first), bisect_left(seqs, end))
-        return [
-            Call(rows[at], *self._handlers[rows[at + 1]], rows[at + 2] + offset, rows[at + 3])
-            for at in (_FIELDS * row for row in found)
-        ]
+        rows = self._kept[1]
+        begin = _place(rows, first)
+        return self._told(rows, begin, _place(rows, end, begin), offset)
+
+    def since(self, number: int, offset: int) -> list[Call]:
+        """Returns the calls from the one of that number on, of those that are kept, in the order in which they ended.
+
+        Args:
+            number: How many calls of the run to leave out.
+            offset: As above.
+        """
+        gone, rows = self._kept
+        return self._told(rows, max(number - gone, 0), len(rows) // _FIELDS, offset)
 
     def let_go(self, before: int) -> None:
         """Drops the calls of transitions before that number."""
-        if self._rows and self._rows[0] < before:
-            self._rows = self._rows[_FIELDS * bisect_left(self._rows[::_FIELDS], before) :]
+        gone, rows = self._kept
+        if rows and rows[0] < before:
+            place = _place(rows, before)
+            self._kept = gone + place, rows[_FIELDS * place :]
+
+    def _told(self, rows: array[int], begin: int, end: int, offset: int) -> list[Call]:
+        return [
+            Call(rows[at], *self._handlers[rows[at + 1]], rows[at + 2] + offset, rows[at + 3])
+            for at in range(_FIELDS * begin, _FIELDS * end, _FIELDS)
+        ]
+
+
+def _place(rows: array[int], seq: int, since: int = 0) -> int:
+    """Returns the place of the first call in the turn of a transition from `seq` on."""
+    places = range(since, len(rows) // _FIELDS)
+    return since + bisect_left(places, seq, key=lambda place: rows[_FIELDS * place])

@@ -167,6 +167,10 @@ class Source(Protocol):
         """Returns the recorded values from the one of that number on, oldest first."""
         ...
 
+    def values_between(self, first: int, end: int) -> list[Recorded]:
+        """Returns the values recorded in the turns of the transitions from `first` to before `end`, oldest first."""
+        ...
+
     def calls(self, first: int, end: int) -> list[Call]:
         """Returns the handlers' calls in the turns of these transitions, where they were traced."""
         ...

@@ -17,7 +17,7 @@ from heptad.errors import TableError
 from heptad.log.calls import Calls
 from heptad.log.chunk import Call, Effects, Failure, Ints, View
 from heptad.log.record import Counters, Note
-from heptad.log.values import Recorded, Values
+from heptad.log.values import Columns, Recorded, Values
 from heptad.states import Table
 
 CHUNK = 1024
@@ -261,6 +261,18 @@ class Memory:
     def values(self, first: int = 0) -> list[Recorded]:
         """Returns the recorded values from the one of that number on; waits for those still on their device."""
         return self.recorded.since(first)
+
+    def columns(self, first: int) -> Columns:
+        """Returns the same by column."""
+        return self.recorded.columns(first)
+
+    def values_between(self, first: int, end: int) -> list[Recorded]:
+        """Returns the values recorded in the turns of these transitions; waits for those still on their device."""
+        return self.recorded.between(first, end)
+
+    def calls_since(self, number: int) -> list[Call]:
+        """Returns the handlers' calls but for the first `number` of the run, of those that are kept."""
+        return self.traced.since(number, self._offset)
 
     def calls(self, first: int, end: int) -> list[Call]:
         """Returns the handlers' calls in the turns of these transitions, where they were traced."""

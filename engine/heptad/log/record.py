@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
+
+from heptad.log.html import table
 
 
 class Counters(NamedTuple):
@@ -46,12 +48,34 @@ class Transition:
     step: int
     update: int
 
+    COLUMNS: ClassVar[tuple[str, ...]] = (
+        "seq", "source", "dest", "epoch", "batch", "step", "update", "µs in source", "guards",
+    )  # fmt: skip
+    """What `cells` holds."""
+
     def __str__(self) -> str:
-        asked = ", ".join(f"{name}={'yes' if answer else 'no'}" for name, answer in self.guards.items())
+        asked = self.answers()
         return (
             f"#{self.seq} {self.source} -> {self.dest}  epoch {self.epoch} batch {self.batch_index} step {self.step} "
             f"update {self.update}  {self.duration_ns / 1e3:,.1f} µs{'  ' + asked if asked else ''}"
         )
+
+    def __repr__(self) -> str:
+        at = f"epoch {self.epoch} batch {self.batch_index} step {self.step} update {self.update}"
+        return f"<Transition #{self.seq} {self.source} -> {self.dest}, {at}>"
+
+    def _repr_html_(self) -> str:
+        return table(f"transition #{self.seq}", self.COLUMNS, [self.cells()])
+
+    def answers(self) -> str:
+        """Returns which guards were asked and what they said, in words."""
+        return ", ".join(f"{name}={'yes' if answer else 'no'}" for name, answer in self.guards.items())
+
+    def cells(self) -> tuple[str, ...]:
+        """Returns what a row of a table shows of it, in the order of `COLUMNS`."""
+        counters = (self.epoch, self.batch_index, self.step, self.update)
+        spent = f"{self.duration_ns / 1e3:,.1f}"
+        return (str(self.seq), self.source, self.dest, *map(str, counters), spent, self.answers())
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from array import array
+from bisect import bisect_left
 from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ import torch
 from heptad.errors import EngineError
 from heptad.log.record import Counters
 
+_NAN = float("nan")
 _PENDING = 4096
 """Device tensors that are kept before they are fetched together; the oldest of them is long computed by then."""
 
@@ -38,6 +40,26 @@ class Recorded:
     epoch: int
     step: int
     update: int
+
+
+@dataclass(frozen=True, slots=True)
+class Columns:
+    """Recorded values by column, which costs a tenth of a `Recorded` for each.
+
+    Attributes:
+        names: All names.
+        name: For each value the place of its name among them.
+        value: The values.
+        place: For each value four numbers: seq, epoch, step, update.
+    """
+
+    names: list[str]
+    name: array[int]
+    value: array[float]
+    place: array[int]
+
+    def __len__(self) -> int:
+        return len(self.name)
 
 
 class Values:
@@ -64,19 +86,27 @@ class Values:
         Raises:
             EngineError: If the name is empty or the value is neither a number nor a 0-dim tensor.
         """
-        if not isinstance(name, str) or not name:  # pyright: ignore[reportUnnecessaryIsInstance] - for untyped callers
-            raise EngineError(f"a value is recorded under a name that is a non-empty str, got {name!r}")
-        number = _number(name, value)
-        row = len(self)
-        waits = isinstance(number, torch.Tensor)
-        self._name.append(self._names.setdefault(name, len(self._names)))
-        self._value.append(float("nan") if waits else number)
-        if waits:
+        known = self._names.get(name)
+        if known is None:
+            known = self._known(name)
+        number: float | torch.Tensor = value if type(value) is float else _number(name, value)
+        row = len(self._value)
+        self._name.append(known)
+        if isinstance(number, torch.Tensor):
+            self._value.append(_NAN)
             self._pending.append((row, number))
+        else:
+            self._value.append(number)
         self._place.extend((seq, at.epoch, at.step, at.update))
         self._newest[name] = row
         if len(self._pending) >= _PENDING:
             self._fetch()
+
+    def _known(self, name: Any) -> int:
+        """Gives a new name its number."""
+        if not isinstance(name, str) or not name:
+            raise EngineError(f"a value is recorded under a name that is a non-empty str, got {name!r}")
+        return self._names.setdefault(name, len(self._names))
 
     def history(self, name: str) -> list[float]:
         """Returns all values of a name, oldest first; none for a name that was never recorded."""
@@ -94,14 +124,33 @@ class Values:
     def since(self, first: int) -> list[Recorded]:
         """Returns all values from the one of that number on, oldest first."""
         end = len(self)
-        if first >= end:  # a logger asks after each update, and mostly there is nothing
-            return []
+        return self._read(range(max(first, 0), end)) if first < end else []  # mostly a logger asks for nothing new
+
+    def between(self, first: int, end: int) -> list[Recorded]:
+        """Returns those recorded in the turns of the transitions from `first` to before `end`."""
+        rows = range(len(self))
+        places = (bisect_left(rows, seq, key=lambda row: self._place[4 * row]) for seq in (first, end))
+        return self._read(range(*places))
+
+    def _read(self, rows: range) -> list[Recorded]:
         self._fetch()
         names = list(self._names)
-        return [
-            Recorded(names[self._name[row]], self._value[row], *self._place[4 * row : 4 * row + 4])
-            for row in range(max(first, 0), end)
-        ]
+        return [Recorded(names[self._name[row]], self._value[row], *self._place[4 * row : 4 * row + 4]) for row in rows]
+
+    def columns(self, first: int) -> Columns:
+        """Returns the same by column."""
+        end = len(self)
+        self._fetch()
+        name, value, place = self._name[first:end], self._value[first:end], self._place[4 * first : 4 * end]
+        return Columns(list(self._names), name, value, place)
+
+    def names(self, first: int) -> set[str]:
+        """Returns the names that were recorded from the value of that number on; waits for no device."""
+        if len(self._name) <= first:
+            return set()
+        newer = self._name[first:]
+        known = list(self._names)
+        return {known[number] for number in newer}
 
     def state(self) -> dict[str, Any]:
         """Returns all values: their names, and tensors with a row for each."""
@@ -138,9 +187,11 @@ def _number(name: str, value: Any) -> float | torch.Tensor:
     if isinstance(value, torch.Tensor):
         if value.dim():
             raise EngineError(f"record('{name}', …) takes a number or a 0-dim tensor, got shape {tuple(value.shape)}")
-        if value.device.type != "cpu":
+        if not value.is_cpu:
             return value.detach().clone()  # the caller may go on to write into it
         value = value.item()
+        if type(value) is float:
+            return value
     elif isinstance(value, np.generic):
         value = cast("Any", value.item())
     if isinstance(value, bool) or not isinstance(value, int | float):

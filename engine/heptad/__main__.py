@@ -1,0 +1,8 @@
+"""`python -m heptad`: the command line."""
+
+import sys
+
+from heptad.cli import main
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,426 @@
+"""The file of a log: what a run wrote is what is read back, and what is damaged, foreign or newer is told apart."""
+
+from __future__ import annotations
+
+import math
+import os
+import shutil
+import sqlite3
+import tempfile
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import heptad.log.memory
+from builders import Plan, Witness, drive, plans, small_engine
+from heptad import Engine, EngineError, Run, TransitionLog
+from heptad.errors import LogError
+from heptad.log import schema
+from heptad.log.memory import Memory
+from heptad.log.reader import FileSource
+from heptad.log.writer import FileWriter
+from heptad_plugins import Journal
+
+
+def write(path: Path, run: Run) -> None:
+    """Writes what a run's memory holds to a file, at once."""
+    memory = run.memory
+    writer = FileWriter(path, run.table, run.id)
+    writer.begin(memory.view().first, None)
+    writer.transitions(memory.view().chunks, memory.failure)
+    writer.notes(memory.notes(0))
+    writer.record(memory.columns(0))
+    writer.calls(memory.calls_since(0))
+    writer.state(memory.facts, memory.windows, memory.stops, memory.failure)
+    writer.commit()
+    writer.close(finished=True)
+
+
+def assert_same(path: Path, run: Run) -> None:
+    """All that a log can tell is the same from a file as from the live run."""
+    live, source = run.memory, FileSource(path)
+    log = TransitionLog(source)
+    assert list(log) == list(run.log)
+    assert (source.view().first, source.view().end) == (live.view().first, live.view().end)
+    assert log.notes() == run.log.notes()
+    assert same_values(source.values(), live.values())
+    assert same_values(source.values(3), live.values(3))
+    assert source.failure == live.failure
+    assert list(source.windows) == list(live.windows)
+    assert set(source.stops) == set(live.stops)
+    assert dict(source.facts) == live.facts
+    assert source.calls(0, 1 << 62) == live.calls(0, 1 << 62)
+    assert source.calls(3, 7) == live.calls(3, 7)
+    assert log.durations() == run.log.durations()
+    assert log.counts() == run.log.counts()
+    assert log.path() == run.log.path()
+    for transition in run.log:
+        assert str(log.explain(transition.seq)) == str(run.log.explain(transition.seq))
+
+
+def same_values(one: list[Any], other: list[Any]) -> bool:
+    """Compares recorded values; NaN is the same as NaN."""
+
+    def plain(values: list[Any]) -> list[Any]:
+        return [replace(value, value="nan") if math.isnan(value.value) else value for value in values]
+
+    return plain(one) == plain(other)
+
+
+def rows(path: Path, statement: str, *values: Any) -> list[Any]:
+    """Asks a file in SQL."""
+    connection = sqlite3.connect(f"file:{path}?mode=ro", uri=True)
+    try:
+        return connection.execute(statement, values).fetchall()
+    finally:
+        connection.close()
+
+
+def assert_rows_say_the_same(path: Path, run: Run) -> None:
+    """The views say in SQL what the library says."""
+    assert rows(
+        path,
+        'SELECT seq, time_ns, duration_ns, source, dest, guards, epoch, batch_index, step, "update" FROM transitions '
+        "ORDER BY seq",
+    ) == [
+        (t.seq, t.time_ns, t.duration_ns, t.source, t.dest, as_json(t.guards), t.epoch, t.batch_index, t.step, t.update)
+        for t in run.log
+    ]
+    assert rows(path, "SELECT seq, kind, text, time_ns FROM notes") == [
+        (note.seq, note.kind, note.text, note.time_ns) for note in run.log.notes()
+    ]
+
+
+def as_json(guards: Any) -> str:
+    return "{" + ", ".join(f'"{name}": {"true" if answer else "false"}' for name, answer in guards.items()) + "}"
+
+
+class Talker(Witness):
+    """Records values of every kind, and notes, some of them odd."""
+
+    def on_exit_process_batch(self, run: Run) -> None:
+        run.record("number", run.step)
+        run.record("nan", float("nan"))
+        run.record("inf", -math.inf)
+        run.record("tensor", torch.tensor(run.step / 3))
+        if run.step % 2:
+            run.note(f"step {run.step}\n\0 'quoted' ü 漢")
+
+
+@settings(max_examples=60)
+@given(
+    plan=plans(),
+    chunk=st.sampled_from([3, 16, 1024]),
+    flush_every=st.sampled_from([None, 1, 5]),
+    traced=st.booleans(),
+    park=st.booleans(),
+)
+def test_a_run_written_by_journal_is_read_back_as_it_was(plan: Plan, chunk: int, flush_every: Any, traced: bool, park):
+    """Any run: transitions, notes, values, calls, failure, explanations, durations; in SQL too."""
+    with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(heptad.log.memory, "CHUNK", chunk)
+        plan.config["trace_handlers"] = traced
+        path = Path(folder) / "run.journal"
+        engine, _ = plan.build(plugins=[Journal(path, flush_every), Talker()])
+        run = engine.current
+        error = None
+        while error is None and park and not run.ended and len(run.log) < 12:
+            try:
+                engine.run(until=lambda run: True)
+            except Exception as raised:
+                error = raised
+        if error is None and not run.ended:
+            drive(engine)
+        assert run.ended
+        assert_same(path, run)
+        assert_rows_say_the_same(path, run)
+        assert sorted(os.listdir(folder)) == ["run.journal"]
+
+
+def test_memory_that_lets_go_of_its_beginning_leaves_it_in_the_file(tmp_path):
+    """The file holds all transitions, notes and calls, whatever `log_capacity` is."""
+    small = small_engine(
+        400, [Journal(tmp_path / "a", values=False), Talker()], log_capacity=1, trace_handlers=True, epochs=4
+    )
+    whole = small_engine(400, [Journal(tmp_path / "b", values=False), Talker()], trace_handlers=True, epochs=4)
+    small.run(), whole.run()
+    log = TransitionLog.load(tmp_path / "a")
+    assert len(small.current.log) == 1 < len(log)
+    assert log.path() == whole.current.log.path()
+    assert [note.text for note in log.notes()] == [note.text for note in whole.current.log.notes()]
+    told = [(call.seq, call.who, call.edge) for call in FileSource(tmp_path / "a").calls(0, 1 << 62)]
+    assert told == [(call.seq, call.who, call.edge) for call in whole.current.memory.calls(0, 1 << 62)]
+
+
+def test_only_what_a_question_needs_is_read(tmp_path):
+    """The last transitions of a file whose first chunk is damaged can be read; the first cannot."""
+    path = written(tmp_path, steps=700)
+    connection = sqlite3.connect(path)
+    connection.execute("UPDATE chunk SET body = zeroblob(30) WHERE seq = 0")
+    connection.commit()
+    connection.close()
+    log = TransitionLog.load(path)
+    assert log.tail(3)[-1].dest == "finished"
+    with pytest.raises(LogError, match="is damaged"):
+        log[0]
+
+
+def test_a_view_is_the_file_at_one_moment(tmp_path):
+    """What is written later is in the next one; chunks of the first are as they were."""
+    path = tmp_path / "run.journal"
+    engine = small_engine(600, epochs=1)
+    engine.run(until=lambda run: run.step == 100)
+    run = engine.current
+    writer = FileWriter(path, run.table, run.id)
+    writer.begin(0, None)
+    writer.transitions(run.memory.view().chunks)
+    writer.commit()
+    source = FileSource(path)
+    before = source.view()
+    times = [chunk.times().tolist() for chunk in before.chunks]
+    engine.run(until=lambda run: run.step == 500)
+    writer.transitions(run.memory.view().chunks)
+    assert source.view() is before
+    writer.commit()
+    after = source.view()
+    assert (before.end, after.end) == (times_in(before), run.memory.seq)
+    assert [chunk.times().tolist() for chunk in before.chunks] == times
+    assert list(TransitionLog(source)) == list(run.log)
+    writer.close()
+
+
+def times_in(view: Any) -> int:
+    return sum(len(chunk.times()) for chunk in view.chunks)
+
+
+def test_values_and_notes_that_sqlite_has_no_word_for(tmp_path):
+    """Half a surrogate pair is written out; a name of a value may be anything."""
+    engine = small_engine(1)
+    engine.on_exit("after_step")(lambda run: run.note("caf\udce9"))
+    engine.on_exit("after_step")(lambda run: run.record("caf\udce9 'x'", 1))
+    run = engine.run()
+    write(tmp_path / "run", run)
+    source = FileSource(tmp_path / "run")
+    assert source.notes(0)[0].text == "caf\\udce9"
+    assert source.values()[0].name == "caf\\udce9 'x'"
+
+
+# -- what is no log
+
+
+def written(folder: Path, steps: int = 3) -> Path:
+    """Returns the file of a finished run."""
+    path = folder / "run.journal"
+    write(path, small_engine(steps, [Talker()]).run())
+    return path
+
+
+def foreign_database(path: Path) -> None:
+    connection = sqlite3.connect(path)
+    connection.execute("CREATE TABLE other (a)")
+    connection.commit()
+    connection.close()
+
+
+def set_version(path: Path) -> None:
+    connection = sqlite3.connect(path)
+    connection.execute(f"PRAGMA user_version = {schema.VERSION + 1}")
+    connection.close()
+
+
+def cut(path: Path) -> None:
+    with path.open("r+b") as file:
+        file.truncate(path.stat().st_size // 2)
+
+
+def alter(statement: str) -> Any:
+    def do(path: Path) -> None:
+        connection = sqlite3.connect(path)
+        connection.execute(statement)
+        connection.commit()
+        connection.close()
+
+    return do
+
+
+WRONG = {
+    "missing": (lambda path: path.unlink(), "there is no such file"),
+    "a folder": (lambda path: (path.unlink(), path.mkdir()), "cannot be read: Is a directory"),
+    "empty": (lambda path: path.write_bytes(b""), "is empty"),
+    "text": (lambda path: path.write_text("seq,source\n" * 50), "no SQLite database"),
+    "another program's": (lambda path: (path.unlink(), foreign_database(path)), "of another program"),
+    "cut in the head": (lambda path: path.write_bytes(path.read_bytes()[:60]), "damaged: it ends after 60 bytes"),
+    "cut in the middle": (cut, r"damaged: it ends after \d+ of \d+ bytes"),
+    "newer": (set_version, "has version 2 of the schema, this Heptad knows up to 1"),
+    "without its table": (alter("DELETE FROM meta WHERE key = 'table'"), "damaged: its 'table' is missing"),
+    "another table": (alter("UPDATE meta SET value = '[]' WHERE key = 'table'"), "does not fit its checksum"),
+    "a state of another name": (alter("UPDATE meta SET value = replace(value, 'idle', 'idly')"), "its checksum"),
+    "a dropped table": (alter("DROP TABLE chunk"), "damaged: no such table"),
+    "another count": (alter("UPDATE chunk SET count = count + 1"), "damaged: the head of the chunk"),
+    "another base": (alter('UPDATE chunk SET "update" = 7'), "damaged: the head of the chunk"),
+    "another body": (alter("UPDATE chunk SET body = zeroblob(9)"), "damaged: Error -3"),
+    "a short body": (alter("UPDATE chunk SET body = x'789c030000000001'"), "holds 0 bytes"),
+    "other facts": (alter("UPDATE session SET facts = '{}'"), "does not fit its checksum"),
+    "a missing chunk": (alter("DELETE FROM chunk WHERE seq = 1024"), "transitions between 1024 and 2048 are missing"),
+}
+
+
+@pytest.mark.parametrize("how", WRONG)
+def test_a_file_that_is_no_sound_log_is_told_apart(how, tmp_path):
+    """The message names the file and what was found, and the file is left as it is."""
+    spoil, told = WRONG[how]
+    path = written(tmp_path, steps=600 if "missing chunk" in how else 3)
+    spoil(path)
+    before = path.read_bytes() if path.is_file() else None
+    with pytest.raises(LogError, match=told) as caught:
+        list(TransitionLog.load(path))
+    assert str(path) in str(caught.value)
+    assert isinstance(caught.value, EngineError)
+    assert (path.read_bytes() if path.is_file() else None) == before
+
+
+@pytest.mark.parametrize("seed", range(60))
+def test_flipped_bits_are_never_read_as_another_run(seed, tmp_path):
+    """A byte changed anywhere in the file: an error that says so, or the same log."""
+    path = written(tmp_path)
+    expected = told(TransitionLog.load(path))
+    content = bytearray(path.read_bytes())
+    place = (seed * 7919) % 100 if seed < 20 else (seed * 104_729) % len(content)
+    content[place] ^= 1 << seed % 8
+    path.write_bytes(content)
+    try:
+        found = told(TransitionLog.load(path))
+    except LogError as error:
+        assert str(path) in str(error)
+    else:
+        assert found == expected
+    assert path.read_bytes() == bytes(content)
+
+
+def told(log: TransitionLog) -> list[str]:
+    return [str(log.explain(transition.seq)) for transition in log]
+
+
+def test_a_file_of_which_only_the_tables_for_sql_are_damaged_is_read(tmp_path):
+    """The chunks are the truth; the rows are for people."""
+    path = written(tmp_path)
+    expected = list(TransitionLog.load(path))
+    alter("DELETE FROM transition")(path)
+    assert list(TransitionLog.load(path)) == expected
+
+
+# -- reading leaves no trace
+
+
+def test_reading_a_finished_file_makes_no_file_beside_it(tmp_path):
+    """A finished journal is one plain file; copied alone it is whole."""
+    path = written(tmp_path)
+    before = path.read_bytes()
+    alone = tmp_path / "alone"
+    alone.mkdir()
+    shutil.copy(path, alone / "copy")
+    assert list(TransitionLog.load(alone / "copy")) == list(TransitionLog.load(path))
+    assert os.listdir(alone) == ["copy"]
+    assert sorted(os.listdir(tmp_path)) == ["alone", "run.journal"]
+    assert path.read_bytes() == before
+
+
+@pytest.fixture
+def died(tmp_path: Path) -> Iterator[Path]:
+    """A file as a process that was killed leaves it: what it wrote last lies beside it."""
+    live = tmp_path / "live"
+    live.mkdir()
+    engine = small_engine(50)
+    run = engine.run()
+    writer = FileWriter(live / "run.journal", run.table, run.id)
+    writer.begin(0, None)
+    writer.transitions(run.memory.view().chunks)
+    writer.commit()
+    dead = tmp_path / "dead"
+    shutil.copytree(live, dead)
+    writer.close()
+    yield dead / "run.journal"
+
+
+def test_a_file_on_which_a_run_died_is_read_and_left_alone(died: Path):
+    """Neither the file nor what lies beside it is altered, and it can be read again."""
+    assert died.with_name("run.journal-wal").stat().st_size > 0
+    names = ["run.journal", "run.journal-wal"]
+    before = [died.with_name(name).read_bytes() for name in names]
+    for _ in range(2):
+        log = TransitionLog.load(died)
+        assert log.path()[-1] == "finished"
+        del log
+        assert [died.with_name(name).read_bytes() for name in names] == before
+
+
+def test_a_writer_may_go_on_where_another_died(died: Path):
+    """A dead process holds no lock."""
+    source = FileSource(died)
+    writer = FileWriter(died, source.table, source.run)
+    assert not writer.new
+    assert writer.end == source.view().end
+    writer.close()
+
+
+def test_a_second_writer_is_refused_while_the_first_lives(tmp_path):
+    """In the same process too; the message says who writes."""
+    run = small_engine(3).run()
+    first = FileWriter(tmp_path / "run", run.table, run.id)
+    first.begin(0, None)
+    first.commit()
+    with pytest.raises(LogError, match=rf"is being written \(process {os.getpid()} on"):
+        FileWriter(tmp_path / "run", run.table, run.id)
+    first.transitions(run.memory.view().chunks)
+    first.close()
+    FileWriter(tmp_path / "run", run.table, run.id).close()
+    assert list(TransitionLog.load(tmp_path / "run")) == list(run.log)
+
+
+def test_a_file_with_another_table_is_refused(tmp_path):
+    """The numbers of its arcs would mean something else."""
+    path = written(tmp_path)
+    with pytest.raises(LogError, match="another table of states"):
+        FileWriter(path, evaluation(), "x")
+
+
+def evaluation() -> Any:
+    from heptad.states import evaluation_table
+
+    return evaluation_table()
+
+
+def test_the_schema_is_documented():
+    """Every table and view is named in the page and in the module, and the version stands in the file's head."""
+    page = (Path(__file__).parent.parent / "docs" / "journal.md").read_text()
+    connection = sqlite3.connect(":memory:")
+    for statement in schema.statements():
+        connection.execute(statement)
+    names = [name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type IN ('table', 'view')")]
+    assert len(names) > 20
+    for name in names:
+        shown = "superseded_…" if name.startswith("superseded_") else name
+        assert f"`{shown}`" in (schema.__doc__ or "")
+        assert f"`{shown}`" in page
+    for view in ("transitions", "notes", "recorded", "calls", "superseded"):
+        for _, column, *_ in connection.execute(f"PRAGMA table_info({view})"):
+            assert f"`{column}`" in page
+
+
+def test_memory_and_file_are_sources_alike(tmp_path):
+    """Both have all that a `Source` has."""
+    from heptad.log import Source
+
+    path = written(tmp_path)
+    names = [name for name in vars(Source) if not name.startswith("_")]
+    assert {"view", "notes", "values", "calls", "failure"} <= set(names)
+    for source in (FileSource(path), small_engine(1).current.memory):
+        assert all(hasattr(source, name) for name in names)
+    assert isinstance(small_engine(1).current.memory, Memory)
+    assert isinstance(small_engine(1), Engine)
