@@ -47,6 +47,8 @@ class CSVLogger(Plugin):
         OSError: If the file cannot be written.
     """
 
+    observes = True
+
     runs_after = ("Evaluate", "Throughput", "GradientClipping", "LRSchedule", "EMA", "NonFiniteGuard", "EarlyStopping")
 
     def __init__(

@@ -44,6 +44,8 @@ class Evaluate(Plugin):
         EngineError: While evaluating, if an object's `compute` returns something else than one number.
     """
 
+    observes = True
+
     runs_before = ("EarlyStopping", "CSVLogger", "TensorBoardLogger", "Progress", "Checkpoint")
 
     def __init__(

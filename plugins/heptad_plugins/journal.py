@@ -54,6 +54,8 @@ class Journal(Plugin):
         LogError: In the run, after an error of the disk, from the next step or `close`.
     """
 
+    observes = True
+
     runs_after = ("Evaluate", "Throughput", "GradientClipping", "LRSchedule", "EMA", "NonFiniteGuard", "EarlyStopping")
     runs_before = ("Checkpoint", "CSVLogger", "TensorBoardLogger", "Progress")
 

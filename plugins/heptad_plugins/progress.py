@@ -30,6 +30,8 @@ class Progress(Plugin):
         ImportError: If rich is not installed; it names the extra.
     """
 
+    observes = True
+
     def __init__(self, file: TextIO | None = None, *, on_error: Literal["raise", "detach"] = "raise") -> None:
         try:
             from rich.console import Console

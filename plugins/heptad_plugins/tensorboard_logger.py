@@ -39,6 +39,8 @@ class TensorBoardLogger(Plugin):
         ImportError: If tensorboard is not installed; it names the extra.
     """
 
+    observes = True
+
     runs_after = ("Evaluate", "Throughput", "GradientClipping", "LRSchedule", "EMA", "NonFiniteGuard", "EarlyStopping")
 
     def __init__(

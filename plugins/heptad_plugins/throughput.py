@@ -29,6 +29,8 @@ class Throughput(Plugin):
         PluginError: If `every` is not a whole number from 1 on.
     """
 
+    observes = True
+
     runs_before = ("EarlyStopping", "CSVLogger", "TensorBoardLogger", "Progress", "Checkpoint")
 
     def __init__(self, every: int = 1, *, on_error: Literal["raise", "detach"] = "raise") -> None:
