@@ -33,6 +33,7 @@ EXPORTED = [
     "TableError",
     "Transition",
     "TransitionLog",
+    "load_weights",
     "on_enter",
     "on_exit",
 ]

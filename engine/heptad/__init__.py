@@ -1,5 +1,6 @@
 """Heptad: a training engine for PyTorch in which a training run is a finite state machine."""
 
+from heptad.checkpoint.weights import load_weights
 from heptad.config import Components, LossOutput, RunConfig
 from heptad.engine import Engine
 from heptad.errors import CheckpointError, ConfigError, DataError, EngineError, PluginError, TableError
@@ -26,6 +27,7 @@ __all__ = [
     "TableError",
     "Transition",
     "TransitionLog",
+    "load_weights",
     "on_enter",
     "on_exit",
 ]

@@ -27,6 +27,7 @@ from heptad.roster import Roster, ordered
 from heptad.testing import check_plugin
 from heptad_plugins import (
     EMA,
+    Checkpoint,
     CSVLogger,
     EarlyStopping,
     Evaluate,
@@ -60,8 +61,13 @@ def makers(folder: Path) -> dict[str, Any]:
     def csv_logger() -> Plugin:
         return CSVLogger(folder / f"{next(files)}.csv", overwrite=True)
 
+    def checkpoint(**options: Any) -> Any:
+        return lambda: Checkpoint(folder / f"checkpoints {next(files)}", **options)
+
     return {
         "CSVLogger": csv_logger,
+        "Checkpoint": checkpoint(),
+        "Checkpoint often": checkpoint(at=("after_step", "optimizer_update"), every=2, keep_best=1, monitor="loss"),
         "EMA": lambda: EMA(decay=0.5),
         "EarlyStopping": lambda: EarlyStopping("valid/loss", patience=1),
         "EarlyStopping max": lambda: EarlyStopping("valid/accuracy", mode="max", patience=2),
@@ -124,13 +130,8 @@ def test_the_first_line_says_whether_it_observes_or_changes_the_run(path):
 
 
 def shipped(folder: Path) -> dict[str, Plugin]:
-    """Returns one of each, by class name, and one that stands for the checkpoint."""
-    made = {name: make() for name, make in makers(folder).items() if " " not in name}
-
-    class Checkpoint(Plugin):
-        pass
-
-    return {**made, "Checkpoint": Checkpoint()}
+    """Returns one of each, by class name."""
+    return {name: make() for name, make in makers(folder).items() if " " not in name}
 
 
 def declared(folder: Path) -> list[tuple[str, str]]:
@@ -252,6 +253,8 @@ def build(plugins: list[Plugin], *, accumulation: int = 1, uneven: bool = False)
 OBSERVERS = (
     "CSVLogger",
     "Evaluate",
+    "Checkpoint",
+    "Checkpoint often",
     "Evaluate often",
     "Evaluate steps",
     "Progress",
@@ -346,6 +349,7 @@ def test_every_is_the_same_word_everywhere(tmp_path):
     """Every plugin that has it counts from 1 on, by default each, and refuses what is no such number in equal words."""
     needed = {
         "CSVLogger": (tmp_path / "a.csv",),
+        "Checkpoint": (tmp_path / "checkpoints",),
         "EarlyStopping": ("valid/loss",),
         "Evaluate": (batches(1),),
         "TensorBoardLogger": (tmp_path,),

@@ -12,6 +12,7 @@ from torch.utils.data import TensorDataset
 
 from heptad import (
     Arc,
+    CheckpointError,
     Components,
     ConfigError,
     DataError,
@@ -27,17 +28,20 @@ from heptad import (
     TableError,
     Transition,
     TransitionLog,
+    load_weights,
     on_enter,
     on_exit,
 )
 from heptad.testing import check_plugin
 from heptad_plugins import (
     EMA,
+    Checkpoint,
     CSVLogger,
     EarlyStopping,
     Evaluate,
     GracefulStop,
     GradientClipping,
+    Journal,
     LRSchedule,
     NonFiniteGuard,
     Progress,
@@ -213,12 +217,22 @@ def read(run: Run) -> None:
     assert_type((run.update_due, run.batches_remain, run.epochs_remain), tuple[bool, bool, bool])
 
 
+def resume(engine: Engine, network: nn.Module) -> None:
+    assert_type(engine.run(resume="auto"), Run)
+    assert_type(engine.run(resume=Path("runs"), until="after_epoch").resumed_from, str | None)
+    assert_type(load_weights("runs", network, which="best"), Path)
+    checkpoint = Checkpoint("runs", at=("after_step", "after_epoch"), seconds=60.0, keep_best=1, monitor="valid/loss")
+    assert_type(checkpoint, Checkpoint)
+    assert_type(Journal("runs/digits.journal", flush_every=100), Journal)
+    assert_type(engine.current.snapshot().summary, dict[str, Any])
+
+
 def tables() -> tuple[State, Arc]:
     return State("before_loop"), Arc("idle", "before_loop", guard=None)
 
 
 def errors() -> list[type[EngineError]]:
-    return [ConfigError, DataError, PluginError, TableError]
+    return [CheckpointError, ConfigError, DataError, PluginError, TableError]
 
 
 print(check_plugin(Own, volatile={"time"}).faults)

@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from heptad.checkpoint.manifest import MANIFEST
 from heptad.checkpoint.snapshot import Snapshot
-from heptad.checkpoint.store import Store
+from heptad.checkpoint.store import Store, is_checkpoint
 from heptad.errors import CheckpointError, EngineError
 from heptad.plugin import Plugin
-
-_IS_ONE = re.compile(r"checkpoint-\d+")
 
 
 @dataclass(frozen=True)
@@ -60,7 +56,7 @@ def find(resume: str | os.PathLike[str], own: Sequence[Store]) -> Found | None:
     path = Path(resume)
     if not path.is_dir():
         raise CheckpointError(f"run(resume=…): there is no directory {path}; name a directory of checkpoints, or one")
-    if _IS_ONE.fullmatch(path.name) or (path / MANIFEST).exists():
+    if is_checkpoint(path):
         return Found(path, Store(path.parent).load(path), ())
     return _newest(Store(path))
 

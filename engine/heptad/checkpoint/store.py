@@ -14,7 +14,7 @@ import math
 import os
 import re
 import shutil
-from collections.abc import Collection, Generator, Iterable
+from collections.abc import Callable, Collection, Generator, Iterable
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -214,8 +214,8 @@ class Store:
     def rotate(self, keep_last: int, keep_best: int = 0) -> list[Entry]:
         """Removes all but the newest checkpoints and the best; call it when the newer one is durable.
 
-        Removed are also those that this store found damaged, which count as none of those to keep, and what a killed
-        process left half written or half removed.
+        Removed are also those that this store found damaged, which count as none of those to keep (where there are
+        others), and what a killed process left half written or half removed.
 
         Args:
             keep_last: How many of the newest stay, at least 1.
@@ -229,11 +229,10 @@ class Store:
         """
         with self._locked():
             entries = self.entries()
+            ranked = best(self._summaries(entries, [])) if keep_best else []
             sound = [entry for entry in entries if entry not in self._damaged]
-            keep = set(sound[-max(keep_last, 1) :])
-            if keep_best:
-                keep |= set(best(self._summaries(sound))[:keep_best])
-            gone = [entry for entry in entries if entry not in keep]
+            keep = {*sound[-max(keep_last, 1) :], *[entry for entry in ranked if entry in sound][:keep_best]}
+            gone = [entry for entry in entries if entry not in keep] if sound else []
             for entry in gone:
                 with told("removing", entry.path):
                     self._remove(entry.path)
@@ -246,12 +245,16 @@ class Store:
                 with told("removing", entry.path):
                     self._remove(entry.path)
 
-    def _summaries(self, entries: Iterable[Entry]) -> list[tuple[Entry, dict[str, Any]]]:
-        """Returns the summaries of those that have one."""
+    def _summaries(self, entries: Iterable[Entry], damage: list[str]) -> list[tuple[Entry, dict[str, Any]]]:
+        """Returns the summaries of those whose manifest is sound, and adds to a list what is wrong with the others."""
         found: list[tuple[Entry, dict[str, Any]]] = []
         for entry in entries:
-            with suppress(DamagedError):
+            try:
                 found.append((entry, self.summary(entry)))
+            except DamagedError as error:
+                if _exists(entry.path):
+                    self._damaged.add(entry)
+                    damage.append(str(error))
         return found
 
     def _remove(self, path: Path) -> None:
@@ -262,7 +265,7 @@ class Store:
             self._files.rename(path, hidden)
         if hidden.is_dir() and not hidden.is_symlink():
             remove_tree(self._files, hidden)
-        elif hidden.is_symlink() or hidden.exists():
+        elif _exists(hidden):
             self._files.remove(hidden)
 
     def _sweep(self) -> None:
@@ -317,15 +320,41 @@ class Store:
             CheckpointError: If there is none, with all that was found; if a later version of Heptad wrote the newest;
                 or if the system refuses to read it for a reason that is no damage.
         """
+        return self._first_sound(lambda damage: self.entries()[::-1], sections)
+
+    def best_sound(self, sections: Collection[str] | None = None) -> tuple[Entry, Snapshot, list[str]]:
+        """Returns the checkpoint with the best monitored value, as `newest_sound` returns the newest.
+
+        Raises:
+            CheckpointError: Also if none was written with a monitored value.
+        """
+
+        def ranked(damage: list[str]) -> list[Entry]:
+            entries = self.entries()
+            found = best(self._summaries(entries, damage))
+            if entries and not found and not damage:
+                raise CheckpointError(
+                    f"no checkpoint in {self.directory} was written with a monitored value, so none is the best; "
+                    "train with Checkpoint(monitor=…), or take the newest"
+                )
+            return found
+
+        return self._first_sound(ranked, sections)
+
+    def _first_sound(
+        self, ranked: Callable[[list[str]], list[Entry]], sections: Collection[str] | None
+    ) -> tuple[Entry, Snapshot, list[str]]:
+        """Returns the first that is sound of what `ranked` gives, which adds to a list what it finds damaged."""
         damage: list[str] = []
-        entries = self.entries()
+        entries = ranked(damage)
         while entries:
-            entry = entries.pop()
+            entry = entries.pop(0)
             try:
                 return entry, self.load(entry, sections), damage
             except DamagedError as error:
-                if not entry.path.is_symlink() and not entry.path.exists():
-                    entries, damage = self.entries(), []  # a run that goes on has removed it: there are newer ones
+                if not _exists(entry.path):  # a run that goes on has removed it: there are newer ones now
+                    damage = []
+                    entries = ranked(damage)
                     continue
                 self._damaged.add(entry)
                 damage.append(str(error))
@@ -362,6 +391,15 @@ class Store:
             return read_manifest(content)
         except (DamagedError, NewerFormatError) as error:
             raise type(error)(f"{path / MANIFEST} {error}") from error.__cause__
+
+
+def is_checkpoint(path: Path) -> bool:
+    """Tells whether a path is that of one checkpoint, sound or not, and not of a directory of them."""
+    return _NAME.fullmatch(path.name) is not None or _exists(path / MANIFEST)
+
+
+def _exists(path: Path) -> bool:
+    return path.is_symlink() or path.exists()
 
 
 def _path(entry: Entry | str | Path) -> Path:

@@ -1,0 +1,115 @@
+"""`load_weights`: the weights of a checkpoint, for prediction and fine-tuning, without the run."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterable, Mapping
+from itertools import chain
+from pathlib import Path
+from typing import Any, Literal, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
+
+from heptad.checkpoint.snapshot import Snapshot
+from heptad.checkpoint.store import Store, is_checkpoint
+from heptad.errors import CheckpointError, kind
+
+WHICH = ("newest", "best", "ema")
+
+_MOST_NAMED = 20
+
+
+def load_weights(directory: str | Path, network: nn.Module, which: Literal["newest", "best", "ema"] = "newest") -> Path:
+    """Loads the weights of a checkpoint into a network: parameters, and buffers, those too that are not persistent.
+
+    All or nothing: names, shapes and dtypes are compared before anything is changed, and must be equal. The tensors of
+    the network stay where they are and on their device; modes are left alone (`network.eval()` before predicting). Of a
+    buffer that is not persistent, on either side, the name may be missing on the other: it is no part of the weights,
+    and one that the checkpoint lacks keeps what the network's constructor gave it.
+
+    Args:
+        directory: Of checkpoints, or one checkpoint.
+        network: Of the kind that was trained.
+        which: `"newest"`; `"best"`, by the value that `Checkpoint(monitor=…)` watched; or `"ema"`, the average that the
+            plugin `EMA` kept, of the newest. Where one checkpoint is given, `"best"` is that one.
+
+    Returns:
+        The path of the checkpoint. Damaged ones are passed over with a warning.
+
+    Raises:
+        CheckpointError: If there is no such checkpoint, or it does not fit the network, with all the differences.
+    """
+    if which not in WHICH:
+        raise CheckpointError(f"load_weights(which=…) is one of {', '.join(map(repr, WHICH))}, got {which!r}")
+    path, snapshot = _chosen(Path(directory), which)
+    section: Mapping[str, Any] = snapshot.sections.get("network", {})
+    given = _average(path, snapshot) if which == "ema" else section.get("tensors")
+    if not isinstance(given, Mapping):
+        raise CheckpointError(f"{path} holds no weights of a network")
+    _fill(path, network, cast("Mapping[str, Tensor]", given), section.get("not_persistent", ()))
+    return path
+
+
+def _chosen(path: Path, which: str) -> tuple[Path, Snapshot]:
+    sections = ("network", "plugins") if which == "ema" else ("network",)
+    if is_checkpoint(path):
+        return path, Store(path.parent).load(path, sections)
+    store = Store(path)
+    entry, snapshot, damage = (store.best_sound if which == "best" else store.newest_sound)(sections)
+    if damage:
+        text = "; ".join(damage)
+        warnings.warn(f"{entry.path} is loaded, for what comes before it is damaged: {text}", stacklevel=3)
+    return entry.path, snapshot
+
+
+def _average(path: Path, snapshot: Snapshot) -> Any:
+    plugins: Mapping[str, Any] = snapshot.sections.get("plugins", {})
+    if "EMA" not in plugins:
+        there = ", ".join(sorted(plugins)) or "none"
+        raise CheckpointError(f"{path} holds no average: the run had no plugin named EMA (plugins with state: {there})")
+    state: Mapping[str, Any] = plugins["EMA"] or {}
+    if "tensors" not in state:
+        raise CheckpointError(f"{path} holds no average yet: it was written before EMA saw the network")
+    return state["tensors"]
+
+
+def _fill(path: Path, network: nn.Module, given: Mapping[str, Tensor], optional: Iterable[str]) -> None:
+    own = dict(chain(network.named_parameters(), network.named_buffers()))
+    lazy = [name for name, tensor in own.items() if is_lazy(tensor) or tensor.is_meta]
+    if lazy:
+        raise CheckpointError(
+            f"this {kind(network)} has no memory yet for {_named(lazy)}; run one batch through a lazy network, or "
+            "network.to_empty(device=…) for one on the meta device, and load then"
+        )
+    missing = own.keys() - given.keys() - _not_persistent(network)
+    unexpected = given.keys() - own.keys() - set(optional)
+    other = [
+        f"{name} is {_told(given[name])} in the checkpoint, {_told(own[name])} in the network"
+        for name in own
+        if name in given and (given[name].shape, given[name].dtype) != (own[name].shape, own[name].dtype)
+    ]
+    lines = [f"the checkpoint lacks {_named(sorted(missing))}"] if missing else []
+    lines += [f"the network lacks {_named(sorted(unexpected))}"] if unexpected else []
+    lines += other[:_MOST_NAMED] + ([f"and {len(other) - _MOST_NAMED} more"] if len(other) > _MOST_NAMED else [])
+    if lines:
+        text = "".join(f"\n  {line}" for line in lines)
+        raise CheckpointError(f"{path} does not fit this {kind(network)}, and nothing was loaded:{text}")
+    with torch.no_grad():
+        for name in own.keys() & given.keys():
+            own[name].copy_(given[name])
+
+
+def _not_persistent(network: nn.Module) -> set[str]:
+    """Returns the names of the buffers that `state_dict` leaves out."""
+    return {name for name, _ in network.named_buffers()} - network.state_dict().keys()
+
+
+def _named(names: list[str]) -> str:
+    more = f" and {len(names) - _MOST_NAMED} more" if len(names) > _MOST_NAMED else ""
+    return ", ".join(names[:_MOST_NAMED]) + more
+
+
+def _told(tensor: Tensor) -> str:
+    return f"{str(tensor.dtype).removeprefix('torch.')} {tuple(tensor.shape)}"
