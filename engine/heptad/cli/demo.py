@@ -92,7 +92,7 @@ def run(arguments: argparse.Namespace) -> int:
     try:
         engine = build(train, held_out, quiet=arguments.json)
         if not arguments.json:
-            line(f"{size(engine):,} parameters; {len(train):,} images of digits to train on, {len(held_out)} held out.\n")
+            line(f"{size(engine):,} parameters; {len(train):,} images to train on, {len(held_out)} held out.\n")
         done = engine.run()
     finally:
         torch.set_num_threads(threads)
