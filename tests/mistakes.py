@@ -13,10 +13,26 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
+from torch.utils.data import DataLoader, Dataset, TensorDataset
 
-from heptad import Components, ConfigError, DataError, Detour, Engine, EngineError, LossOutput, Plugin, PluginError
-from heptad import CheckpointError, RunConfig, TableError, TransitionLog, load_weights, on_enter, on_exit
+from heptad import (
+    CheckpointError,
+    Components,
+    ConfigError,
+    DataError,
+    Detour,
+    Engine,
+    EngineError,
+    LossOutput,
+    Plugin,
+    PluginError,
+    RunConfig,
+    TableError,
+    TransitionLog,
+    load_weights,
+    on_enter,
+    on_exit,
+)
 from heptad.errors import LogError
 from heptad_plugins import (
     EMA,
@@ -129,10 +145,15 @@ def a_device_that_does_not_exist(folder: Path) -> None:
     train(config={"device": "gpu"})
 
 
-@mistake(ConfigError, "frozen")
+@mistake(ConfigError, "RunConfig is frozen, epochs cannot be set; give it when you build the RunConfig")
 def changing_the_configuration_later(folder: Path) -> None:
     config = RunConfig(epochs=1)
     config.epochs = 2
+
+
+@mistake(ConfigError, "RunConfig.remainder must be 'extend', 'flush' or 'drop', got 'pad'")
+def an_unknown_way_with_the_remainder(folder: Path) -> None:
+    RunConfig(epochs=1, remainder="pad")
 
 
 # -- the components
@@ -144,7 +165,9 @@ def a_forgotten_criterion(folder: Path) -> None:
     Components(network=model, dataset=dataset(), optimizer=sgd(model))
 
 
-@mistake(ConfigError, "Components.criterion", "CrossEntropyLoss", "CrossEntropyLoss()")
+@mistake(
+    ConfigError, "Components.criterion must be a function of (output, target); pass an instance: CrossEntropyLoss(…)"
+)
 def the_class_of_a_criterion(folder: Path) -> None:
     train(criterion=nn.CrossEntropyLoss)
 
@@ -199,11 +222,6 @@ class NoParameters(nn.Module):
 
 @mistake(ConfigError, "NoParameters", "has no parameters", "ModuleList")
 def a_network_whose_layers_are_in_a_list(folder: Path) -> None:
-    train(network=NoParameters(), optimizer=lambda network: torch.optim.SGD([torch.zeros(1)], lr=0.1))
-
-
-@mistake(ValueError, "empty parameter list", "in the body of before_loop")
-def an_optimizer_of_no_parameters(folder: Path) -> None:
     train(network=NoParameters())
 
 
@@ -215,6 +233,11 @@ def components_and_configuration_swapped(folder: Path) -> None:
 @mistake(EngineError, "Engine takes Components", "got a Sequential")
 def the_network_in_place_of_components(folder: Path) -> None:
     Engine(network(), RunConfig(epochs=1))
+
+
+@mistake(ConfigError, "Components takes its fields by name: Components(network=…, dataset=…)")
+def components_by_position(folder: Path) -> None:
+    Components(network(), dataset(), nn.CrossEntropyLoss(), sgd)  # type: ignore[misc]
 
 
 # -- the data
@@ -261,7 +284,12 @@ class Texts(Dataset[Any]):
         return f"text {index}", index % 3
 
 
-@mistake(TypeError, "in the body of process_batch", "tuple of 4 str", "int64 of shape (4,)")
+@mistake(
+    TypeError,
+    "must be Tensor, not tuple",
+    "in the body of process_batch (epoch 0, batch 0, step 0, update 0)",
+    "the batch: a list of 2: a tuple of 4 str, int64 of shape (4,)",
+)
 def a_dataset_that_returns_strings(folder: Path) -> None:
     train(dataset=Texts())
 
@@ -276,7 +304,13 @@ class Ragged(Dataset[Any]):
         return torch.zeros(8 + index), index % 3
 
 
-@mistake(RuntimeError, "stack expects each tensor to be equal size", "in the body of before_step", "collate_fn")
+@mistake(
+    RuntimeError,
+    "stack expects each tensor to be equal size",
+    "while a batch was made of a list of 4: a tuple of 2: float32 of shape (",
+    "Components.collate_fn makes batches another way",
+    "in the body of before_step (epoch 0, batch 0, step 0, update 0)",
+)
 def samples_that_do_not_stack(folder: Path) -> None:
     train(dataset=Ragged())
 
@@ -293,12 +327,23 @@ class Broken(Dataset[Any]):
         return torch.zeros(8), index % 3
 
 
-@mistake(FileNotFoundError, "image 17 is gone", "in the body of before_step (epoch 0, batch 4")
+@mistake(
+    FileNotFoundError,
+    "image 17 is gone",
+    "while sample 17 of the Broken was read",
+    "in the body of before_step (epoch 0, batch 4, step 4, update 4)",
+)
 def a_sample_that_cannot_be_read(folder: Path) -> None:
     train(dataset=Broken(), config={"shuffle": False})
 
 
-@mistake(FileNotFoundError, "image 17 is gone", "worker process", "in the body of before_step (epoch 0, batch 4")
+@mistake(
+    FileNotFoundError,
+    "image 17 is gone",
+    "while sample 17 of the Broken was read",
+    "worker process 0",
+    "in the body of before_step (epoch 0, batch 4, step 4, update 4)",
+)
 def a_worker_that_raises(folder: Path) -> None:
     train(dataset=Broken(), config={"shuffle": False, "num_workers": 1})
 
@@ -314,16 +359,6 @@ def a_dataset_without_targets(folder: Path) -> None:
     train(dataset=TensorDataset(torch.randn(24, 8)))
 
 
-class Endless(IterableDataset[Any]):
-    """Says that it has more than it has."""
-
-    def __len__(self) -> int:
-        return 100
-
-    def __iter__(self) -> Any:
-        return iter([(torch.randn(4, 8), torch.randint(0, 3, (4,)))] * 3)
-
-
 class Liar(list[Any]):
     """A loader that says that it has more batches than it has."""
 
@@ -335,6 +370,21 @@ class Liar(list[Any]):
 def a_loader_that_ends_early(folder: Path) -> None:
     batches = Liar([(torch.randn(4, 8), torch.randint(0, 3, (4,)))])
     Engine(components(dataset=..., loader=batches), RunConfig(epochs=1)).run()
+
+
+@mistake(DataError, "Components.loader is a TensorDataset, which holds samples; pass it as dataset=")
+def a_dataset_as_loader(folder: Path) -> None:
+    Engine(components(dataset=..., loader=dataset()), RunConfig(epochs=1)).run()
+
+
+@mistake(
+    RuntimeError,
+    "each element in list of batch should be of equal size",
+    "while a batch was made of a list of 4: a list of 1 int, a list of 2 int",
+    "Components.collate_fn makes batches another way",
+)
+def samples_that_are_lists(folder: Path) -> None:
+    train(dataset=[[0] * (1 + index % 2) for index in range(8)], config={"shuffle": False})
 
 
 # -- shapes, types and losses
@@ -350,7 +400,7 @@ def data_of_another_dtype(folder: Path) -> None:
     train(dataset=TensorDataset(torch.randn(24, 8, dtype=torch.float64), torch.randint(0, 3, (24,))))
 
 
-@mistake(RuntimeError, "in the body of process_batch", "float32 of shape (4,)", "output: float32 of shape (4, 3)")
+@mistake(RuntimeError, "in the body of process_batch", "float32 of shape (4,)", "the output: float32 of shape (4, 3)")
 def targets_of_the_wrong_type(folder: Path) -> None:
     train(dataset=TensorDataset(torch.randn(24, 8), torch.randint(0, 3, (24,)).float()))
 
@@ -374,7 +424,7 @@ def a_loss_as_a_float(folder: Path) -> None:
     train(criterion=..., compute_loss=compute_loss)
 
 
-@mistake(EngineError, "compute_loss must return a scalar tensor or a LossOutput, got NoneType", "return")
+@mistake(EngineError, "compute_loss must return a scalar tensor or a LossOutput, got NoneType", "without a return?")
 def a_loss_that_is_not_returned(folder: Path) -> None:
     def compute_loss(network: nn.Module, batch: Any) -> Any:
         nn.functional.cross_entropy(network(batch[0]), batch[1])
@@ -412,7 +462,7 @@ def a_weight_that_is_no_number(folder: Path) -> None:
     train(criterion=..., compute_loss=compute_loss)
 
 
-@mistake(TypeError, "compute_loss", "positional argument", "in the body of process_batch")
+@mistake(ConfigError, "is called as compute_loss(network, batch), but takes (network", "'target'")
 def a_compute_loss_with_three_arguments(folder: Path) -> None:
     def compute_loss(network: nn.Module, data: Any, target: Any) -> Any:
         return nn.functional.cross_entropy(network(data), target)
@@ -446,7 +496,7 @@ def a_plugin_as_a_class(folder: Path) -> None:
     train(EarlyStopping)
 
 
-@mistake(PluginError, "plugins", "a list", "EarlyStopping", "plugins=[")
+@mistake(PluginError, "plugins must be a list, got a EarlyStopping; write plugins=[…]")
 def a_plugin_without_brackets(folder: Path) -> None:
     Engine(components(), RunConfig(epochs=1, batch_size=4), plugins=EarlyStopping("valid/loss"))
 
@@ -471,7 +521,7 @@ def a_misspelt_handler(folder: Path) -> None:
     train(Misspelt())
 
 
-@mistake(PluginError, "on_epoch_end would never be called", "on_exit_after_epoch")
+@mistake(PluginError, "Report.on_epoch_end would never be called", "here it would be on_exit_after_epoch")
 def a_hook_of_another_library(folder: Path) -> None:
     class Report(Plugin):
         def on_epoch_end(self, run: Any) -> None:
@@ -508,7 +558,7 @@ def an_unknown_state(folder: Path) -> None:
         pass
 
 
-@mistake(PluginError, "on_exit", "'after_step'", "@")
+@mistake(PluginError, "@on_exit stands before after_step without a state; write it as @on_exit('after_step')")
 def a_decorator_without_its_state(folder: Path) -> None:
     class Report(Plugin):
         @on_exit
@@ -534,6 +584,66 @@ def a_detour_named_like_a_state(folder: Path) -> None:
             return [Detour("after_step", "optimizer_update", lambda run: True, lambda run: None)]
 
     train(Sample())
+
+
+@mistake(TableError, "detour 'sample' cannot leave from 'epoch_end'", "known are")
+def a_detour_from_an_unknown_state(folder: Path) -> None:
+    class Sample(Plugin):
+        def detours(self) -> Any:
+            return [Detour("sample", "epoch_end", lambda run: True, lambda run: None)]
+
+    train(Sample())
+
+
+@mistake(PluginError, "Sample.detours() must return Detour objects, got a tuple")
+def a_detour_that_is_none(folder: Path) -> None:
+    class Sample(Plugin):
+        def detours(self) -> Any:
+            return [("sample", "after_epoch")]
+
+    train(Sample())
+
+
+@mistake(PluginError, "subscribes to the bookend 'finished'", "use open() and close()")
+def a_handler_at_the_end(folder: Path) -> None:
+    class Report(Plugin):
+        @on_enter("finished")
+        def report(self, run: Any) -> None:
+            pass
+
+    train(Report())
+
+
+@mistake(PluginError, "@on_enter stands before report without a state; write it as @on_enter('after_step')")
+def an_engine_decorator_without_its_state(folder: Path) -> None:
+    engine = Engine(components(), RunConfig(epochs=1, batch_size=4))
+
+    @engine.on_enter
+    def report(run: Any) -> None:
+        pass
+
+
+@mistake(PluginError, "Later.on_exit_after_epoch is a coroutine or a generator", "make it a plain function")
+def a_handler_that_is_async(folder: Path) -> None:
+    class Later(Plugin):
+        async def on_exit_after_epoch(self, run: Any) -> None:
+            pass
+
+    train(Later())
+
+
+@mistake(PluginError, "plugins holds the same Own twice; pass it once")
+def one_plugin_twice(folder: Path) -> None:
+    class Own(Plugin):
+        pass
+
+    plugin = Own()
+    train(plugin, plugin)
+
+
+@mistake(PluginError, "plugins holds a function; a plugin is an instance of a subclass of Plugin")
+def a_function_as_plugin(folder: Path) -> None:
+    train(lambda run: None)
 
 
 @mistake(AttributeError, "has no attribute 'metric'", "in Report.on_exit_after_epoch on exit of after_epoch (epoch 1")
@@ -604,7 +714,9 @@ def counting_the_steps_oneself(folder: Path) -> None:
 # -- the shipped plugins
 
 
-@mistake(EngineError, "EarlyStopping(monitor='val_loss')", "recorded so far: 'valid/loss'", "did you mean 'valid/loss'?")
+@mistake(
+    EngineError, "EarlyStopping(monitor='val_loss')", "recorded so far: 'valid/loss'", "did you mean 'valid/loss'?"
+)
 def a_monitor_that_is_misspelt(folder: Path) -> None:
     train(Evaluate(dataset()), EarlyStopping("val_loss"))
 
@@ -634,7 +746,13 @@ def a_metric_by_its_name(folder: Path) -> None:
     train(Evaluate(dataset(), {"acc": "accuracy"}))
 
 
-@mistake(RuntimeError, "must match", "in Evaluate in the body of evaluate (epoch 0", "float32 of shape (4, 3)")
+@mistake(
+    RuntimeError,
+    "The size of tensor a (3) must match the size of tensor b (4)",
+    "in the evaluation in the body of process_batch (epoch 0, batch 0, step 0, update 0)",
+    "the output: float32 of shape (4, 3)",
+    "in Evaluate 'valid' in the body of evaluate (epoch 0, batch 6, step 6, update 6)",
+)
 def a_metric_of_the_wrong_shapes(folder: Path) -> None:
     train(Evaluate(dataset(), {"accuracy": lambda output, batch: (output == batch[1]).float().mean()}))
 
@@ -679,14 +797,9 @@ def a_schedule_of_another_optimizer(folder: Path) -> None:
     train(LRSchedule(torch.optim.lr_scheduler.StepLR(other, 1)))
 
 
-@mistake(PluginError, "LRSchedule", "class", "lambda optimizer")
-def the_class_of_a_scheduler(folder: Path) -> None:
-    train(LRSchedule(torch.optim.lr_scheduler.StepLR))
-
-
-@mistake(PluginError, "GradientClipping", "-1")
+@mistake(PluginError, "GradientClipping(max_norm=…) must be a number above 0, got -1")
 def clipping_at_a_negative_norm(folder: Path) -> None:
-    GradientClipping(-1)
+    GradientClipping(max_norm=-1)
 
 
 @mistake(PluginError, "TimeLimit", "'1h'")
@@ -694,10 +807,26 @@ def a_time_limit_in_words(folder: Path) -> None:
     TimeLimit("1h")
 
 
+@mistake(PluginError, "Evaluate(at=…) must be 'after_epoch' or", "got 'epoch'")
+def evaluating_at_an_unknown_place(folder: Path) -> None:
+    train(Evaluate(dataset(), at="epoch"))
+
+
+@mistake(PluginError, "'valid' is the DataLoader that the run trains on", "pass another DataLoader")
+def evaluating_on_the_loader_of_the_training(folder: Path) -> None:
+    loader = DataLoader(dataset(), batch_size=4)
+    Engine(components(dataset=..., loader=loader), RunConfig(epochs=1), [Evaluate(loader)]).run()
+
+
+@mistake(PluginError, "Checkpoint(keep_best=1) needs monitor=…, the recorded value to go by")
+def keeping_the_best_of_nothing(folder: Path) -> None:
+    Checkpoint(folder / "run", keep_best=1)
+
+
 # -- files
 
 
-@mistake(PluginError, "CSVLogger", "is a directory", "name a file")
+@mistake(PluginError, "CSVLogger:", "is a directory; name a file in it", "in CSVLogger.open")
 def a_csv_file_that_is_a_directory(folder: Path) -> None:
     train(CSVLogger(folder))
 
@@ -720,7 +849,7 @@ def a_journal_in_a_directory_that_cannot_be_made(folder: Path) -> None:
     train(Journal(folder / "file" / "run.journal"))
 
 
-@mistake(CheckpointError, "cannot be", "file", "directory")
+@mistake(CheckpointError, "making", "/file/run failed: ENOTDIR (Not a directory)", "in Checkpoint.open")
 def checkpoints_in_a_directory_that_cannot_be_made(folder: Path) -> None:
     (folder / "file").write_text("")
     train(Checkpoint(folder / "file" / "run"))
@@ -742,7 +871,12 @@ def resuming_without_a_checkpoint_plugin(folder: Path) -> None:
     Engine(components(), RunConfig(epochs=2, batch_size=4)).run(resume="auto")
 
 
-@mistake(CheckpointError, "network", "(32, 8)")
+@mistake(
+    CheckpointError,
+    "this is not the run that the checkpoint is of; nothing was changed",
+    "network.0.weight: (16, 8) float32 in the checkpoint, (32, 8) float32 here",
+    "begin a new run from the weights with load_weights",
+)
 def resuming_another_network(folder: Path) -> None:
     train(Checkpoint(folder / "run"))
     other = nn.Sequential(nn.Linear(8, 32), nn.ReLU(), nn.Linear(32, 3))
@@ -750,13 +884,13 @@ def resuming_another_network(folder: Path) -> None:
     engine.run(resume="auto")
 
 
-@mistake(CheckpointError, "batch_size", "4", "8")
+@mistake(CheckpointError, "RunConfig.batch_size: 4 in the checkpoint, 8 here", "Build the engine as it was built then")
 def resuming_with_another_configuration(folder: Path) -> None:
     train(Checkpoint(folder / "run"))
     Engine(components(), RunConfig(epochs=1, batch_size=8), [Checkpoint(folder / "run")]).run(resume="auto")
 
 
-@mistake(EngineError, "run(resume=…) was called on a run that is", "finished", "build a new Engine")
+@mistake(EngineError, "run() was called on a run that is finished (epochs=1 complete)", "build a new Engine")
 def resuming_a_finished_engine(folder: Path) -> None:
     engine = train(Checkpoint(folder / "run"))
     engine.run(resume="auto")
@@ -772,9 +906,9 @@ def parking_in_an_unknown_state(folder: Path) -> None:
     Engine(components(), RunConfig(epochs=1, batch_size=4)).run(until="after_epock")
 
 
-@mistake(CheckpointError, "weights", "no")
+@mistake(CheckpointError, "holds no checkpoint")
 def loading_weights_from_an_empty_directory(folder: Path) -> None:
-    load_weights(network(), folder)
+    load_weights(folder, network())
 
 
 @mistake(LogError, "run.journal", "no such file")
