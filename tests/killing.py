@@ -13,16 +13,16 @@ import signal
 import tempfile
 import traceback
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import astuple, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from heptad import Engine, Plugin, Run, on_enter, on_exit
+from heptad import Engine, Plugin, Run, TransitionLog, on_enter, on_exit
 from heptad.checkpoint.files import Files
 from heptad.machine import Body, Machine
-from heptad_plugins import Checkpoint
+from heptad_plugins import Checkpoint, Journal
 from scenario import EVERYWHERE, build, outcome, path_of
 
 FILE_OPERATIONS = [name for name in vars(Files) if not name.startswith("_") and callable(getattr(Files, name))]
@@ -124,12 +124,25 @@ def ticking_engine(directory: Path, ticks: Ticks, *, plugins: tuple[Plugin, ...]
     return build(directory, members, checkpoint=checkpoint, engine_class=TickingEngine, **options)
 
 
-def live(directory: Path, at: int | None = None, resume: str | None = "auto", **options: Any) -> dict[str, Any]:
-    """Trains, in this process, to the end or to the moment at which it is killed; returns what became of the run."""
+def live(
+    directory: Path, at: int | None = None, resume: str | None = "auto", journal: bool = False, **options: Any
+) -> dict[str, Any]:
+    """Trains, in this process, to the end or to the moment at which it is killed; returns what became of the run.
+
+    With a journal, the log is the one that all processes have written together; else the last one's.
+    """
     ticks = Ticks(at)
-    engine = ticking_engine(directory, ticks, **options)
+    file = directory.with_suffix(".journal")
+    engine = ticking_engine(directory, ticks, plugins=(Journal(file),) if journal else (), **options)
     run = engine.run(resume=resume)
-    return {"outcome": outcome(engine), "path": path_of(run), "labels": ticks.labels, "resumed": run.resumed_from}
+    log = TransitionLog.load(file) if journal else run.log
+    notes = [[note.seq, note.kind, note.text] for note in log.notes() if note.kind not in TOLD_OF_RESUMING]
+    told = {"path": path_of(log), "notes": notes, "values": [list(map(str, astuple(value))) for value in log.values()]}
+    return {"outcome": outcome(engine), "log": told, "labels": ticks.labels, "resumed": run.resumed_from}
+
+
+TOLD_OF_RESUMING = ("resume", "park", "interrupt")
+"""Notes that only a run has that was interrupted."""
 
 
 def in_child(function: Callable[[], Any]) -> Any:
@@ -157,11 +170,16 @@ def in_child(function: Callable[[], Any]) -> Any:
     return told["result"]
 
 
-def differences(lived: Mapping[str, Any], resumed: Mapping[str, Any]) -> list[str]:
-    """Returns in what a resumed run differs from the one that was never interrupted."""
+def differences(lived: Mapping[str, Any], resumed: Mapping[str, Any], *, journal: bool = False) -> list[str]:
+    """Returns in what a resumed run differs from the one that was never interrupted.
+
+    A journal holds the whole log; without one, what the last process has of it is compared.
+    """
     found = [name for name, told in lived["outcome"].items() if resumed["outcome"][name] != told]
-    if resumed["path"] != lived["path"][-len(resumed["path"]) :]:
-        found.append("the log")
+    for name, told in resumed["log"].items():
+        whole = lived["log"][name]
+        if told != (whole[-len(told) :] if len(told) < len(whole) and not journal else whole):
+            found.append(f"the {name} in the log")
     return found
 
 
@@ -177,4 +195,4 @@ def trial(at: int, lived: Mapping[str, Any], **options: Any) -> list[str]:
         if dead is not None:
             return [f"it was not killed at moment {at}, and lived to its end"]
         resumed = in_child(lambda: live(directory, None, "auto", **options))
-        return differences(lived, resumed)
+        return differences(lived, resumed, journal=options.get("journal", False))

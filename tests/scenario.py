@@ -21,7 +21,7 @@ from torch.optim.lr_scheduler import OneCycleLR
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from builders import Unsized
-from heptad import Components, Engine, Plugin, Run, RunConfig, on_enter, on_exit
+from heptad import Components, Engine, Plugin, Run, RunConfig, Transition, on_enter, on_exit
 from heptad.seeding import capture
 from heptad_plugins import EMA, Checkpoint, EarlyStopping, Evaluate, GradientClipping, LRSchedule
 
@@ -194,8 +194,8 @@ def digest(value: Any) -> str:
     return told.hexdigest()[:16]
 
 
-def path_of(run: Run) -> list[Any]:
-    """Returns the transitions without their times."""
+def path_of(log: Iterable[Transition]) -> list[Any]:
+    """Returns transitions without their times."""
     return [
-        [t.seq, t.source, t.dest, json.dumps(dict(t.guards)), t.epoch, t.batch_index, t.step, t.update] for t in run.log
+        [t.seq, t.source, t.dest, json.dumps(dict(t.guards)), t.epoch, t.batch_index, t.step, t.update] for t in log
     ]

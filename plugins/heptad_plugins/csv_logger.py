@@ -29,6 +29,7 @@ class CSVLogger(Plugin):
 
     A file that holds values is left alone, unless the run goes on: then rows are added to it. Where it goes on from a
     checkpoint, the rows that a killed run had written after that are dropped first, so the file reads as one run's.
+    Where `resume="auto"` finds no checkpoint yet, what an attempt before has left is renamed, with `.before` behind it.
 
     Costs about 20 µs an update, and once more the reading of the file for each column that comes late. Reading the loss
     and values that are on a device waits for it: every `every` updates, and where there are such values.
@@ -125,7 +126,9 @@ class CSVLogger(Plugin):
         held = self._path.read_bytes() if self._path.exists() else b""
         if not run.step and not self._restored:
             # a header alone is what a run leaves that failed before it had a value; that may be begun again
-            if held not in (b"", _line(PLACE)) and not self._overwrite:
+            if held not in (b"", _line(PLACE)) and run.afresh:
+                self._path.replace(self._path.with_name(f"{self._path.name}.before"))
+            elif held not in (b"", _line(PLACE)) and not self._overwrite:
                 raise PluginError(
                     f"CSVLogger: {self._path} holds the values of another run; name another file, remove this one, or "
                     "say overwrite=True"
