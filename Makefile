@@ -23,7 +23,6 @@ pytest: .venv/ready
 benchmarks: .venv/ready
 	$(BIN)/python benchmarks/overhead.py
 	$(BIN)/python benchmarks/data.py
-	$(BIN)/python benchmarks/checkpoint.py
 
 clean:
 	rm -rf .venv
