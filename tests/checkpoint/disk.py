@@ -67,6 +67,7 @@ class CountedFiles(Files):
     Attributes:
         calls: The operations so far: name and arguments.
         place: The number, from 1 on, of the operation before which `strike` is called; 0 for none.
+        strike: See above; it gets the operation's name.
         ever: Whether it is called before all that follow too.
     """
 
@@ -74,7 +75,7 @@ class CountedFiles(Files):
         self.calls: list[tuple[Any, ...]] = []
         self.place = place
         self.ever = ever
-        self._strike = strike
+        self.strike = strike
 
     @property
     def struck(self) -> bool:
@@ -86,7 +87,7 @@ class CountedFiles(Files):
         if len(self.calls) == self.place or (self.ever and self.struck):
             if name == "close":  # which lets go of the descriptor even where it fails
                 Files.close(self, *arguments)
-            self._strike(name)
+            self.strike(name)
         return getattr(Files, name)(self, *arguments)
 
 

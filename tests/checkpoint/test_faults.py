@@ -95,6 +95,23 @@ def test_every_operation_fails_from_some_point_on(tmp_path: Path):
         assert_goes_on(directory)
 
 
+def test_a_run_goes_on_after_a_save_that_failed_and_could_not_be_cleaned_up(tmp_path: Path):
+    """It holds the lock all along: its next save removes what is left, and passes."""
+    for place, directory in places(tmp_path):
+        files = CountedFiles()
+        store = Store(directory, files)
+        store.lock()
+        files.calls.clear()
+        files.place, files.ever, files.strike = place, True, refusing(errno.EIO)
+        with pytest.raises(CheckpointError):
+            store.save(snapshot(3))
+            store.rotate(2)
+        files.place = 0
+        number = store.newest_sound()[0].number + 1
+        assert number_of(store.load(store.save(snapshot(number)))) == number
+        assert temporary(directory) == []
+
+
 def test_the_process_dies_before_every_operation(tmp_path: Path):
     """Nothing is cleaned up by it."""
     results = []

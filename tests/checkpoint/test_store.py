@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import threading
 from pathlib import Path
 
 import pytest
 import safetensors.torch
 import torch
-from disk import CountedFiles, number_of, same, snapshot, stored
+from disk import CountedFiles, number_of, refusing, same, snapshot, stored
 
+import heptad.checkpoint.files
 from heptad import CheckpointError
 from heptad.checkpoint import Entry, Snapshot, Store, is_checkpoint
 
@@ -135,6 +138,26 @@ def test_large_tensors_are_hashed_beside_the_writing(tmp_path: Path):
     large = {"tensors": {f"t{size}": torch.arange(size, dtype=torch.int32) for size in (10, 300_000, 1_000_000)}}
     found = store.load(store.save(Snapshot({}, {"network": large})))
     assert same(found.sections["network"], large)
+
+
+def test_what_waits_to_be_hashed_is_limited(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """With room for less than one tensor writing and hashing go in step, and what is loaded is what was saved."""
+    monkeypatch.setattr(heptad.checkpoint.files, "_MOST_LAG", 1000)
+    store = Store(tmp_path)
+    large = {"tensors": {str(number): torch.full((300_000,), float(number)) for number in range(5)}}
+    assert same(store.load(store.save(Snapshot({}, {"network": large}))).sections["network"], large)
+
+
+def test_a_save_leaves_no_thread(tmp_path: Path):
+    """Neither one that passes nor one that fails while a large file is being hashed."""
+    before = threading.enumerate()
+    large = Snapshot({}, {"network": {"tensors": {"a": torch.zeros(1_000_000)}}})
+    files = CountedFiles()
+    Store(tmp_path / "0", files).save(large)
+    for place in range(1, len(files.calls) + 1):
+        with pytest.raises(CheckpointError):
+            Store(tmp_path / str(place), CountedFiles(place, refusing(errno.EIO))).save(large)
+        assert threading.enumerate() == before
 
 
 def test_rotation_keeps_the_newest(tmp_path: Path):

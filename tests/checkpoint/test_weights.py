@@ -27,8 +27,9 @@ class Net(nn.Module):
 
 
 def held(network: nn.Module) -> dict[str, torch.Tensor]:
-    """Returns parameters and all buffers, as a checkpoint holds them."""
-    return {name: tensor.detach() for name, tensor in chain(network.named_parameters(), network.named_buffers())}
+    """Returns parameters and all buffers, as a checkpoint holds them: tied ones under each name."""
+    named = chain(network.named_parameters(remove_duplicate=False), network.named_buffers(remove_duplicate=False))
+    return {name: tensor.detach() for name, tensor in named}
 
 
 def filled(value: float, network: nn.Module | None = None) -> nn.Module:
@@ -100,7 +101,7 @@ def test_without_a_monitored_value_none_is_the_best(tmp_path: Path):
 
 def test_the_average_is_loaded(tmp_path: Path):
     """What the plugin EMA kept, in place of the weights that were trained."""
-    path = saved(tmp_path, 1, plugins={"EMA": {"tensors": held(filled(7)), "n_averaged": 3}})
+    path = saved(tmp_path, 1, plugins={"EMA": {"class": "EMA", "state": {"tensors": held(filled(7)), "n_averaged": 3}}})
     network = filled(0)
     assert load_weights(tmp_path, network, which="ema") == path
     assert values(network) == {7}
@@ -109,10 +110,10 @@ def test_the_average_is_loaded(tmp_path: Path):
 @pytest.mark.parametrize(
     ("plugins", "text"),
     [
-        ({}, r"no plugin named EMA \(plugins with state: none\)"),
-        ({"Progress": {}, "Clip": 1}, r"no plugin named EMA \(plugins with state: Clip, Progress\)"),
-        ({"EMA": {}}, "written before EMA saw the network"),
-        ({"EMA": None}, "written before EMA saw the network"),
+        ({}, r"no plugin named EMA \(its plugins: none\)"),
+        ({"Progress": {}, "Clip": {"state": {}}}, r"no plugin named EMA \(its plugins: Clip, Progress\)"),
+        ({"EMA": {"state": {}}}, "written before EMA saw the network"),
+        ({"EMA": {"state": None}}, "written before EMA saw the network"),
     ],
 )
 def test_without_an_average_the_error_says_what_there_is(tmp_path: Path, plugins: Any, text: str):
@@ -172,7 +173,7 @@ def test_a_network_that_does_not_fit_is_refused_with_all_differences(tmp_path: P
     assert str(caught.value).splitlines() == [
         f"{path} does not fit this Other, and nothing was loaded:",
         "  the checkpoint lacks head.bias, head.weight",
-        "  the network lacks cache, second.bias",
+        "  the network lacks cache, second.bias, second.weight",
         "  first.weight is float32 (3, 2) in the checkpoint, float32 (3, 4) in the network",
         "  norm.weight is float32 (3,) in the checkpoint, float64 (3,) in the network",
         "  norm.bias is float32 (3,) in the checkpoint, float64 (3,) in the network",
@@ -223,6 +224,32 @@ def test_tensors_stay_where_they_are(tmp_path: Path):
     assert not network.first.bias.requires_grad
     assert network.first.weight.requires_grad
     assert not network.training
+
+
+@pytest.mark.parametrize("name", ["first.weight", "second.weight"])
+def test_of_tied_weights_one_name_is_enough(tmp_path: Path, name: str):
+    """The average that EMA keeps has each tensor once."""
+    tensors = held(filled(7))
+    del tensors[name]
+    saved(tmp_path, 1, plugins={"EMA": {"state": {"tensors": tensors}}})
+    network = filled(0)
+    load_weights(tmp_path, network, which="ema")
+    assert values(network) == {7}
+
+
+def test_weights_that_were_not_tied_do_not_fit_tied_ones(tmp_path: Path):
+    """One of the two would be lost. Equal ones fit, NaN included."""
+    path = saved(tmp_path, 1)
+    tensors = {**held(filled(1)), "second.weight": torch.full((3, 2), 2.0)}
+    Store(tmp_path).save(Snapshot({}, {"network": {"tensors": tensors}}))
+    network = filled(5)
+    with pytest.raises(CheckpointError, match=r"first.weight and second.weight are one tensor in the network, and two"):
+        load_weights(tmp_path, network)
+    assert values(network) == {5}
+    nan = {**held(filled(1)), **{f"{name}.weight": torch.full((3, 2), float("nan")) for name in ("first", "second")}}
+    Store(tmp_path).save(Snapshot({}, {"network": {"tensors": nan}}))
+    assert load_weights(tmp_path, network) != path
+    assert network.first.weight.isnan().all()
 
 
 @pytest.mark.parametrize(
