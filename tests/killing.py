@@ -1,8 +1,8 @@
 """Killing a training process at a chosen moment, resuming it in another, and comparing the two with one that lived.
 
-Children are forked from a process that has imported torch and has trained nothing, so a trial takes a fraction of a
-second. A moment is a tick: every edge of every state, both ends of every body, places within bodies (in the data, in
-forward, in backward, in the optimizer), and every operation on the files of a checkpoint.
+Children are forked from a process that has imported all that training imports, so a trial takes about a second. A
+moment is a tick: every edge of every state, both ends of every body, places within bodies (in the data, in forward,
+in backward, in the optimizer), and every operation on the files of a checkpoint.
 """
 
 from __future__ import annotations
@@ -13,16 +13,17 @@ import signal
 import tempfile
 import traceback
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import astuple, dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from heptad import Engine, Plugin, Run, on_enter, on_exit
+from heptad import Engine, Plugin, Run, TransitionLog, on_enter, on_exit
 from heptad.checkpoint.files import Files
 from heptad.machine import Body, Machine
-from heptad_plugins import Checkpoint
+from heptad_plugins import Checkpoint, GracefulStop, Journal
 from scenario import EVERYWHERE, build, outcome, path_of
 
 FILE_OPERATIONS = [name for name in vars(Files) if not name.startswith("_") and callable(getattr(Files, name))]
@@ -117,19 +118,63 @@ def ticking_engine(directory: Path, ticks: Ticks, *, plugins: tuple[Plugin, ...]
     class TickingEngine(Engine):
         machine_class = ticking_machine(ticks)
 
-    at = options.pop("at", EVERYWHERE)
-    checkpoint = Checkpoint(directory, at=at, **options.pop("keep", {}))
+    checkpoint = Checkpoint(directory, at=options.pop("places", EVERYWHERE), **options.pop("keep", {}))
     checkpoint.store = type(checkpoint.store)(directory, ticking_files(ticks))
     members = (*plugins, ticking_plugin(ticks, STATES))
     return build(directory, members, checkpoint=checkpoint, engine_class=TickingEngine, **options)
 
 
-def live(directory: Path, at: int | None = None, resume: str | None = "auto", **options: Any) -> dict[str, Any]:
-    """Trains, in this process, to the end or to the moment at which it is killed; returns what became of the run."""
+class Signal(Plugin):
+    """Sends this process a signal in one step."""
+
+    observes = True
+
+    def __init__(self, number: signal.Signals, step: int) -> None:
+        self.number, self.step = number, step
+
+    def on_exit_process_batch(self, run: Run) -> None:
+        if run.step == self.step:
+            os.kill(os.getpid(), self.number)
+
+
+def live(
+    directory: Path,
+    at: int | None = None,
+    resume: str | None = "auto",
+    journal: bool = False,
+    raised: tuple[signal.Signals, int] | None = None,
+    **options: Any,
+) -> Any:
+    """Trains, in this process, to the end or to the moment at which it is killed; returns what became of the run.
+
+    With a journal, the log is the one that all processes have written together; else the last one's. With a signal
+    that is raised in a step, returns what `run()` raised.
+    """
     ticks = Ticks(at)
-    engine = ticking_engine(directory, ticks, **options)
-    run = engine.run(resume=resume)
-    return {"outcome": outcome(engine), "path": path_of(run), "labels": ticks.labels, "resumed": run.resumed_from}
+    file = directory.with_suffix(".journal")
+    plugins = [GracefulStop(), *([Journal(file)] if journal else []), *([Signal(*raised)] if raised else [])]
+    engine = ticking_engine(directory, ticks, plugins=tuple(plugins), **options)
+    try:
+        run = engine.run(resume=resume)
+    except KeyboardInterrupt:
+        return "KeyboardInterrupt"
+    except SystemExit as error:
+        return f"SystemExit({error.code})"
+    log = TransitionLog.load(file) if journal else run.log
+    notes = [[note.seq, note.kind, note.text] for note in log.notes() if note.kind not in TOLD_OF_RESUMING]
+    told = {"path": path_of(log), "notes": notes, "values": [list(map(str, astuple(value))) for value in log.values()]}
+    return {"outcome": outcome(engine), "log": told, "labels": ticks.labels, "resumed": run.resumed_from}
+
+
+TOLD_OF_RESUMING = ("resume", "park", "interrupt")
+"""Notes that only a run has that was interrupted."""
+
+
+@cache
+def warm() -> None:
+    """Lets torch import here, once, what it imports in the first step; in each child that would take two seconds."""
+    with tempfile.TemporaryDirectory() as name:
+        live(Path(name) / "checkpoints", None, None, journal=True)
 
 
 def in_child(function: Callable[[], Any]) -> Any:
@@ -138,6 +183,7 @@ def in_child(function: Callable[[], Any]) -> Any:
     Raises:
         AssertionError: If the child failed, with its traceback.
     """
+    warm()
     with tempfile.NamedTemporaryFile("r", prefix="child-") as answer:
         child = os.fork()
         if child == 0:
@@ -157,11 +203,16 @@ def in_child(function: Callable[[], Any]) -> Any:
     return told["result"]
 
 
-def differences(lived: Mapping[str, Any], resumed: Mapping[str, Any]) -> list[str]:
-    """Returns in what a resumed run differs from the one that was never interrupted."""
+def differences(lived: Mapping[str, Any], resumed: Mapping[str, Any], *, journal: bool = False) -> list[str]:
+    """Returns in what a resumed run differs from the one that was never interrupted.
+
+    A journal holds the whole log; without one, what the last process has of it is compared.
+    """
     found = [name for name, told in lived["outcome"].items() if resumed["outcome"][name] != told]
-    if resumed["path"] != lived["path"][-len(resumed["path"]) :]:
-        found.append("the log")
+    for name, told in resumed["log"].items():
+        whole = lived["log"][name]
+        if told != (whole if journal else whole[len(whole) - len(told) :]):
+            found.append(f"the {name} in the log")
     return found
 
 
@@ -177,4 +228,4 @@ def trial(at: int, lived: Mapping[str, Any], **options: Any) -> list[str]:
         if dead is not None:
             return [f"it was not killed at moment {at}, and lived to its end"]
         resumed = in_child(lambda: live(directory, None, "auto", **options))
-        return differences(lived, resumed)
+        return differences(lived, resumed, journal=options.get("journal", False))

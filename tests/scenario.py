@@ -1,8 +1,8 @@
 """The run that is killed: everything in it that a careless resume would lose.
 
-Dropout, batch norm, AdamW, a learning-rate schedule, an average of weights, early stopping, clipping, random transforms
-of three libraries, an evaluation, a filter that counts, noise drawn in a handler: two epochs of seven batches, three to
-an update, with a checkpoint after every step, update and epoch.
+Dropout, batch norm, AdamW, a learning-rate schedule, an average of weights, early stopping, clipping, random
+transforms of three libraries, an evaluation, a filter and a detour that count, noise drawn in a handler: two epochs
+of seven batches, three to an update, with a checkpoint after every step, update and epoch.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import random
+import warnings
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from torch.optim.lr_scheduler import OneCycleLR
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from builders import Unsized
-from heptad import Components, Engine, Plugin, Run, RunConfig, on_enter, on_exit
+from heptad import Components, Detour, Engine, Plugin, Run, RunConfig, Transition, on_enter, on_exit
 from heptad.seeding import capture
 from heptad_plugins import EMA, Checkpoint, EarlyStopping, Evaluate, GradientClipping, LRSchedule
 
@@ -71,6 +72,12 @@ class Noise(Plugin):
         assert run.loss is not None
         run.record("every fourth loss", run.loss)
 
+    def detours(self) -> list[Detour]:
+        return [Detour("look", ("after_step", "optimizer_update"), lambda run: True, self.look, every=4)]
+
+    def look(self, run: Run) -> None:
+        run.record("looked", run.step)
+
     def state_dict(self) -> dict[str, Any]:
         return {"drawn": self.drawn}
 
@@ -100,7 +107,9 @@ def stateful() -> Any:
     """Returns torchdata's loader, which can tell its place."""
     from torchdata.stateful_dataloader import StatefulDataLoader
 
-    return StatefulDataLoader(Noisy(), batch_size=SIZE, shuffle=True)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # it calls something of torch's that is going to go
+        return StatefulDataLoader(Noisy(), batch_size=SIZE, shuffle=True)
 
 
 FEEDS: dict[str, Callable[[], dict[str, Any]]] = {
@@ -194,8 +203,8 @@ def digest(value: Any) -> str:
     return told.hexdigest()[:16]
 
 
-def path_of(run: Run) -> list[Any]:
-    """Returns the transitions without their times."""
+def path_of(log: Iterable[Transition]) -> list[Any]:
+    """Returns transitions without their times."""
     return [
-        [t.seq, t.source, t.dest, json.dumps(dict(t.guards)), t.epoch, t.batch_index, t.step, t.update] for t in run.log
+        [t.seq, t.source, t.dest, json.dumps(dict(t.guards)), t.epoch, t.batch_index, t.step, t.update] for t in log
     ]

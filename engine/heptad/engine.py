@@ -301,6 +301,7 @@ class Engine:
             )
         found = find(resume, stores_of(self._roster.plugins))
         if found is None:
+            run.afresh = True
             run.note_of("resume", "there is no checkpoint yet: the run begins at its start")
             return None
         notes = restore(run, self._holders, found.snapshot)

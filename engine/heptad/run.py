@@ -163,6 +163,8 @@ class Run:
         config: The `RunConfig`.
         id: Tells this run from all others; one that is resumed keeps it.
         resumed_from: The checkpoint that this run went on from; `None` for one that began at the start.
+        afresh: Whether it was told to go on where it can (`resume="auto"`) and there was no checkpoint yet: an attempt
+            before it may have left files.
         parked: Why the run is parked; `None` while it is being driven, before its start and after its end.
         reason: Why the run ended, or is going to: what `stop` was given, the failure, or which limit was reached.
         position: The machine's own record of where the run is; not for handlers.
@@ -179,6 +181,7 @@ class Run:
         self._log = TransitionLog(memory)
         self.id = uuid4().hex
         self.resumed_from: str | None = None
+        self.afresh = False
         self.capture: Callable[[Run], Snapshot] | None = None
         self.position = Position(config)
         self.parked: str | None = None

@@ -29,6 +29,7 @@ class CSVLogger(Plugin):
 
     A file that holds values is left alone, unless the run goes on: then rows are added to it. Where it goes on from a
     checkpoint, the rows that a killed run had written after that are dropped first, so the file reads as one run's.
+    Where `resume="auto"` finds no checkpoint yet, what an attempt before has left is renamed, with `.before` behind it.
 
     Costs about 20 µs an update, and once more the reading of the file for each column that comes late. Reading the loss
     and values that are on a device waits for it: every `every` updates, and where there are such values.
@@ -68,6 +69,7 @@ class CSVLogger(Plugin):
         self._seen = 0  # recorded values that were taken
         self._written = 0  # rows of the file before the newest
         self._restored = False
+        self._names: set[str] = set()  # of the values that were taken since the update before
         self._rows: list[tuple[Place, dict[str, str]]] = []  # the newest row of the file, and those still to be written
         self._end = 0  # where the first of them begins
         self._fresh = False  # they hold something that the file does not
@@ -93,10 +95,11 @@ class CSVLogger(Plugin):
 
     def on_exit_optimizer_update(self, run: Run) -> None:
         """Writes the values since the last time, and the loss."""
-        names = self._take(run)
-        due = run.update % self._every == 0 and not run.update_skipped and "loss" not in names
+        self._take(run)
+        due = run.update % self._every == 0 and not run.update_skipped and "loss" not in self._names
         if due and (loss := run.loss) is not None:
             self._put((run.step, run.update, run.epoch), "loss", loss.item())
+        self._names.clear()
         self._write()
 
     def on_exit_after_epoch(self, run: Run) -> None:
@@ -109,11 +112,12 @@ class CSVLogger(Plugin):
     def state_dict(self) -> dict[str, Any]:
         """Returns how many values were taken, how many rows are written for good, and the newest, which may grow."""
         newest = [[list(place), dict(row)] for place, row in self._rows[-1:]]
-        return {"seen": self._seen, "rows": self._written, "newest": newest}
+        return {"seen": self._seen, "rows": self._written, "newest": newest, "names": sorted(self._names)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Goes on from there."""
         self._restored, self._seen, self._written = True, state["seen"], state["rows"]
+        self._names = set(state["names"])
         self._rows = [(cast("Place", tuple(place)), dict(row)) for place, row in state["newest"]]
 
     def _adopt(self, run: Run) -> None:
@@ -122,9 +126,11 @@ class CSVLogger(Plugin):
             raise PluginError(f"CSVLogger: {self._path} is a directory; name a file in it, such as values.csv")
         self._path.parent.mkdir(parents=True, exist_ok=True)
         held = self._path.read_bytes() if self._path.exists() else b""
-        if not run.step:
+        if not run.step and not self._restored:
             # a header alone is what a run leaves that failed before it had a value; that may be begun again
-            if held not in (b"", _line(PLACE)) and not self._overwrite:
+            if held not in (b"", _line(PLACE)) and run.afresh:
+                self._path.replace(self._path.with_name(f"{self._path.name}.before"))
+            elif held not in (b"", _line(PLACE)) and not self._overwrite:
                 raise PluginError(
                     f"CSVLogger: {self._path} holds the values of another run; name another file, remove this one, or "
                     "say overwrite=True"
@@ -147,14 +153,14 @@ class CSVLogger(Plugin):
         self._fresh = bool(self._rows)
         self._replace(held)
 
-    def _take(self, run: Run) -> set[str]:
-        """Takes the values since the last time; returns their names."""
+    def _take(self, run: Run) -> None:
+        """Takes the values since the last time."""
         values = run.records(self._seen)
         for value in values:
             name = f"{value.name} (recorded)" if value.name in PLACE else value.name
             self._put((value.step, value.update, value.epoch), name, value.value)
         self._seen += len(values)
-        return {value.name for value in values}
+        self._names |= {value.name for value in values}
 
     def _put(self, place: Place, name: str, value: float) -> None:
         if not self._rows or self._rows[-1][0] != place or name in self._rows[-1][1]:

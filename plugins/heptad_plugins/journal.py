@@ -29,7 +29,8 @@ class Journal(Plugin):
     a checkpoint, nor behind a run that was parked or has returned.
 
     A run that is resumed from a checkpoint goes on in its file: what the file held beyond the checkpoint is kept apart,
-    in tables named `superseded_…`, and the path reads as one. Any other file that is not empty is left alone.
+    in tables named `superseded_…`, and the path reads as one. So is all that it held where `resume="auto"` finds no
+    checkpoint yet, because the attempt before was killed too early. Any other file that is not empty is left alone.
 
     For each update it records `loss`, the loss of the newest step, and `lr`, the learning rate that the update was made
     with, of several parameter groups `lr/0`, `lr/1`, … over all optimizers, unless somebody recorded these names since
@@ -97,7 +98,7 @@ class Journal(Plugin):
                 discard(self._path)
             elif way == "resume":
                 notes = [note for note in notes if note.seq >= run.seq]
-            else:
+            elif way == "mine":
                 notes = _after(self._last_note, notes)
             recorder = Recorder(memory, lambda: self._adopt(run, way), self._flush_every)
             recorder.last_note, recorder.calls = self._last_note, self._calls
@@ -167,7 +168,7 @@ class Journal(Plugin):
         self._seen = state["seen"]
         self._rates = list(state["rates"])
 
-    def _way(self, run: Run) -> Literal["new", "resume", "mine"]:
+    def _way(self, run: Run) -> Literal["new", "resume", "afresh", "mine"]:
         """Tells how to come by the file, without altering what is there.
 
         Raises:
@@ -190,6 +191,8 @@ class Journal(Plugin):
                 return "resume"
         if self._overwrite:
             return "new"
+        if run.afresh:
+            return "afresh"
         raise PluginError(
             f"Journal: {self._path} holds the log of another run; name another file, remove this one, say "
             "overwrite=True, or go on with that run: engine.run(resume=…)"
@@ -205,6 +208,9 @@ class Journal(Plugin):
                 writer.begin(run.memory.view().first, run.resumed_from)
             if way == "resume":
                 writer.supersede(run.seq, len(run.memory.recorded))
+            elif way == "afresh":
+                writer.supersede(0, 0)
+                writer.hand_over(run.id)
         except BaseException:
             writer.abandon()
             raise

@@ -59,7 +59,7 @@ def makers(folder: Path) -> dict[str, Any]:
     files = itertools.count()
 
     def csv_logger() -> Plugin:
-        return CSVLogger(folder / f"{next(files)}.csv", overwrite=True)
+        return CSVLogger(folder / "values.csv", overwrite=True)
 
     def checkpoint(**options: Any) -> Any:
         return lambda: Checkpoint(folder / f"checkpoints {next(files)}", **options)

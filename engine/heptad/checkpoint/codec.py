@@ -87,8 +87,7 @@ class _Encoder:
     def encode(self, value: Any, path: Path) -> Any:
         if _is_json(value):
             return value
-        if len(path) > MOST_DEPTH:
-            raise self._refusal(path, f"is nested deeper than {MOST_DEPTH}; does it hold itself?")
+        self._checked(path)
         encoder = self._kinds.get(cast("type[Any]", type(value)))
         if encoder is not None:
             return encoder(self, value, path)
@@ -96,6 +95,11 @@ class _Encoder:
             return self._numpy(cast("np.generic[Any]", value), path)
         advice = "return plain data from state_dict, or leave it out"
         raise self._refusal(path, f"is a {kind(value)}, which a checkpoint cannot hold; {_HOLDS}: {advice}")
+
+    def _checked(self, path: Path) -> Path:
+        if len(path) > MOST_DEPTH:
+            raise self._refusal(path, f"is nested deeper than {MOST_DEPTH}; does it hold itself?")
+        return path
 
     def _refusal(self, path: Path, what: str) -> CheckpointError:
         return CheckpointError(f"{_place(self._where, path)} {what}")
@@ -142,10 +146,13 @@ class _Encoder:
 
     def _key(self, key: Any, path: Path) -> Any:
         if type(key) is tuple:
-            return {"tuple": [self._key(part, path) for part in cast("tuple[Any, ...]", key)]}
+            inner = self._checked((*path, cast("Any", key)))
+            return {"tuple": [self._key(part, inner) for part in cast("tuple[Any, ...]", key)]}
         if type(key) not in _KEYS:
             known = "str, int, bool, None, float, bytes or a tuple of these"
-            raise self._refusal(path, f"has the key {key!r}, a {kind(key)}; a checkpoint keeps keys that are {known}")
+            raise self._refusal(
+                path, f"has the key {_shown(key, repr)}, a {kind(key)}; a checkpoint keeps keys that are {known}"
+            )
         return self.encode(key, path)
 
     def _dtype(self, value: torch.dtype, path: Path) -> Any:
@@ -185,7 +192,7 @@ class _Encoder:
     def _name(self, path: Path) -> str:
         if len(path) == 2 and path[0] == _BARE and path[1] in self._bare and path[1] != RESERVED:
             return path[1]
-        name = base = ".".join(str(key) for key in path) or "value"
+        name = base = ".".join(_shown(key, str) for key in path) or "value"
         number = 2
         while name in self._taken:
             name = f"{base}#{number}"
@@ -259,7 +266,14 @@ def _contiguous(shape: Iterable[int]) -> tuple[int, ...]:
 
 
 def _place(where: str, path: Path) -> str:
-    return where + "".join(f"[{key!r}]" for key in path)
+    return where + "".join(f"[{_shown(key, repr)}]" for key in path)
+
+
+def _shown(key: Any, form: Callable[[Any], str]) -> str:
+    try:
+        return form(key)
+    except ValueError:  # a whole number of more digits than the interpreter writes out
+        return "…"
 
 
 class _Decoder:
@@ -272,7 +286,7 @@ class _Decoder:
             return self._list(cast("list[Any]", plain), path)
         if not isinstance(plain, dict):
             return plain
-        if len(path) > MOST_DEPTH:
+        if len(path) > 2 * MOST_DEPTH:  # a key is a level here
             raise self._damage(path)
         items = cast("dict[str, Any]", plain)
         tag, given = next(iter(items.items()), ("", None))
@@ -287,7 +301,7 @@ class _Decoder:
         return CheckpointError(f"{_place(self._where, path)} is nothing that a checkpoint of this format holds")
 
     def _list(self, plain: Any, path: Path) -> list[Any]:
-        if not isinstance(plain, list) or len(path) > MOST_DEPTH:
+        if not isinstance(plain, list) or len(path) > 2 * MOST_DEPTH:
             raise self._damage(path)
         items = cast("list[Any]", plain)
         return [self.decode(item, (*path, place)) for place, item in enumerate(items)]

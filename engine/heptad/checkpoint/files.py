@@ -7,11 +7,11 @@ import hashlib
 import os
 import stat
 import threading
+from collections import deque
 from collections.abc import Generator, Iterable
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from queue import SimpleQueue
 from types import TracebackType
 from typing import Self
 
@@ -19,6 +19,9 @@ from heptad.errors import CheckpointError
 
 SIDE = 1 << 20
 """Bytes from which on a file is hashed in a second thread beside the writing of it; a thread costs about 0.1 ms."""
+
+_MOST_LAG = 1 << 28
+"""Bytes that may have been written and not hashed yet."""
 
 _MOST_READ = 1 << 30
 """Bytes that one call reads at most: Linux gives up at 2 GiB."""
@@ -198,24 +201,42 @@ class Digest:
 
 
 class SideDigest(Digest):
-    """The same in a thread of its own: hashing and writing both let go of the interpreter's lock."""
+    """The same in a thread of its own: hashing and writing both let go of the interpreter's lock.
+
+    Hashing is the slower of the two, so it lags, and goes on while the file is being synced. By how many bytes is
+    limited, for a copy of a tensor that was made for writing is held until it is hashed.
+    """
 
     def __init__(self) -> None:
         super().__init__()
-        self._pieces: SimpleQueue[memoryview | None] = SimpleQueue()
-        self._room = threading.Semaphore(4)  # pieces that wait: a copy made for writing is held until it is hashed
+        self._pieces: deque[memoryview] = deque()
+        self._lag = 0
+        self._ended = False
+        self._changed = threading.Condition()
         self._thread = threading.Thread(target=self._work, name="heptad-digest", daemon=True)
 
     def update(self, piece: memoryview) -> None:
         """Puts a piece in line."""
-        self._room.acquire()
-        self._pieces.put(piece)
+        with self._changed:
+            while self._pieces and self._lag + len(piece) > _MOST_LAG:
+                self._changed.wait()
+            self._pieces.append(piece)
+            self._lag += len(piece)
+            self._changed.notify()
 
     def _work(self) -> None:
-        while (piece := self._pieces.get()) is not None:
+        while True:
+            with self._changed:
+                while not self._pieces and not self._ended:
+                    self._changed.wait()
+                if not self._pieces:
+                    return
+                piece = self._pieces.popleft()
             self._hash.update(piece)
+            with self._changed:
+                self._lag -= len(piece)
+                self._changed.notify()
             del piece
-            self._room.release()
 
     def __enter__(self) -> Self:
         self._thread.start()
@@ -224,5 +245,9 @@ class SideDigest(Digest):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        self._pieces.put(None)
+        with self._changed:
+            if error is not None:
+                self._pieces.clear()  # the file is given up
+            self._ended = True
+            self._changed.notify()
         self._thread.join()

@@ -111,11 +111,21 @@ def _capture_module(module: nn.Module) -> dict[str, Any]:
     parts = parts_of(module)
     return {
         "tensors": tensors_of(module),
+        "not_persistent": _not_persistent(parts),
         "parts": {name: told(part) for name, part in parts.items()},
         "training": {name: part.training for name, part in parts.items()},
         "requires_grad": {name: parameter.requires_grad for name, parameter in module.named_parameters()},
         "extra": {name: part.get_extra_state() for name, part in parts.items() if _has_extra(part)},
     }
+
+
+def _not_persistent(parts: Mapping[str, nn.Module]) -> list[str]:
+    """Returns the names of the buffers that a state_dict leaves out; torch tells them nowhere but here."""
+    return [
+        f"{prefix}.{name}" if prefix else name
+        for prefix, part in parts.items()
+        for name in sorted(part._non_persistent_buffers_set)  # pyright: ignore[reportPrivateUsage] - see above
+    ]
 
 
 def _restore_module(module: nn.Module, stored: Mapping[str, Any]) -> None:

@@ -22,13 +22,13 @@ class Lock:
 
     def __init__(self, directory: Path) -> None:
         self._path = directory / NAME
-        self._descriptor: int | None = None
+        self._release: weakref.finalize[..., Lock] | None = None  # called too when this is forgotten
         self._knows_forks = False
 
     @property
     def held(self) -> bool:
         """Whether it is held here."""
-        return self._descriptor is not None
+        return self._release is not None
 
     def acquire(self) -> None:
         """Takes the lock; the directory must be there.
@@ -52,7 +52,7 @@ class Lock:
                 if error.errno not in (errno.EWOULDBLOCK, errno.EACCES):
                     raise
                 raise CheckpointError(self._refusal(holder)) from None
-        self._descriptor = descriptor
+        self._release = weakref.finalize(self, os.close, descriptor)
         if not self._knows_forks:
             self._knows_forks = True
             own = weakref.ref(self)
@@ -67,9 +67,9 @@ class Lock:
 
     def release(self) -> None:
         """Lets go of it, if it is held here."""
-        descriptor, self._descriptor = self._descriptor, None
-        if descriptor is not None:
-            os.close(descriptor)
+        release, self._release = self._release, None
+        if release is not None:
+            release()
 
 
 def _forget(lock: Lock | None) -> None:

@@ -29,6 +29,9 @@ SECTION = r"[a-z][a-z0-9_]{0,63}"
 MOST_MANIFEST = 1 << 20
 """Bytes: a longer manifest is not read."""
 
+MOST_SUMMARY = MOST_MANIFEST // 2
+"""Bytes: a longer summary is not written."""
+
 MOST_STATE = 1 << 28
 """Bytes: longer state is not written, and not read."""
 
@@ -77,6 +80,11 @@ def write_manifest(summary: dict[str, Any], written: dict[str, Written]) -> byte
         "files": {name: {"size": file.size, "sha256": file.sha256} for name, file in written.items()},
     }
     return _canonical({**rest, "digest": _digest(rest)})
+
+
+def summary_size(summary: dict[str, Any]) -> int:
+    """Returns how many bytes a summary takes in a manifest."""
+    return len(_canonical(summary))
 
 
 def read_manifest(content: bytes) -> Manifest:

@@ -6,13 +6,25 @@ import re
 from collections.abc import Collection
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, cast
 
 from pydantic import BaseModel, ConfigDict, StringConstraints, ValidationError
 from torch import Tensor
 
 from heptad.checkpoint import codec, tensors
-from heptad.checkpoint.manifest import MOST_STATE, SECTION, STATE, SUFFIX, DamagedError, Manifest, read_json, write_json
+from heptad.checkpoint.manifest import (
+    MANIFEST,
+    MOST_STATE,
+    MOST_SUMMARY,
+    SECTION,
+    STATE,
+    SUFFIX,
+    DamagedError,
+    Manifest,
+    read_json,
+    summary_size,
+    write_json,
+)
 from heptad.errors import CheckpointError
 
 
@@ -67,11 +79,17 @@ def pack(snapshot: Snapshot) -> Packed:
     Raises:
         CheckpointError: If something in it cannot be stored, with its place.
     """
-    summary: dict[str, Any] = {}
-    for name, value in snapshot.summary.items():
-        summary[name], held = codec.encode(value, f"summary[{name!r}]")
-        if held:
-            raise CheckpointError(f"summary[{name!r}] holds tensors; a summary is plain data, tensors go in sections")
+    summary, held = codec.encode(snapshot.summary, "summary")
+    plain = cast("dict[str, Any] | None", summary.get("dict"))
+    if plain is None:
+        raise CheckpointError("a summary is a dict whose keys are str")
+    if held:
+        raise CheckpointError(f"the summary holds a tensor, {min(held)}; it is plain data, and tensors go in sections")
+    if summary_size(plain) > MOST_SUMMARY:
+        raise CheckpointError(
+            f"the summary comes to {summary_size(plain):,} bytes of JSON, and {MOST_SUMMARY:,} are stored at most; "
+            "put what is long in a section"
+        )
     sections: dict[str, Any] = {}
     found: dict[str, dict[str, Tensor]] = {}
     for name, value in snapshot.sections.items():
@@ -88,7 +106,7 @@ def pack(snapshot: Snapshot) -> Packed:
             f"what is no tensor comes to {len(state):,} bytes of JSON, and {MOST_STATE:,} are stored at most; "
             "long lists of numbers are better kept as tensors"
         )
-    return Packed(summary, state, found)
+    return Packed(plain, state, found)
 
 
 def unpack(path: Path, manifest: Manifest, content: dict[str, bytes], wanted: Collection[str] | None) -> Snapshot:
@@ -101,15 +119,15 @@ def unpack(path: Path, manifest: Manifest, content: dict[str, bytes], wanted: Co
         wanted: The sections to return, those that there are; all if `None`.
 
     Raises:
-        CheckpointError: If they stand for none.
+        CheckpointError: If they stand for none. That is no damage, for the files are what was written.
     """
     try:
         state = _State.model_validate(read_json(content.pop(STATE)))
     except (DamagedError, ValidationError) as error:
-        raise DamagedError(f"{path / STATE} is not what a checkpoint of this format holds: {error}") from error
+        raise CheckpointError(f"{path / STATE} is not what a checkpoint of this format holds: {error}") from error
     stray = manifest.files.keys() - {STATE} - {f"{name}{SUFFIX}" for name in state.sections}
     if stray:
-        raise DamagedError(f"{path / min(stray)} belongs to no section of {STATE}")
+        raise CheckpointError(f"{path / min(stray)} belongs to no section of {STATE}")
     sections: dict[str, Any] = {}
     for name, plain in state.sections.items():
         if wanted is None or name in wanted:
@@ -121,4 +139,4 @@ def unpack(path: Path, manifest: Manifest, content: dict[str, bytes], wanted: Co
 
 def read_summary(path: Path, manifest: Manifest) -> dict[str, Any]:
     """Returns the summary that a manifest holds."""
-    return {name: codec.decode(plain, {}, f"{path}: summary[{name!r}]") for name, plain in manifest.summary.items()}
+    return codec.decode({"dict": manifest.summary}, {}, f"{path / MANIFEST}: summary")

@@ -92,7 +92,11 @@ class Store:
         if not self._lock.held:
             self._make_directory()
             self._lock.acquire()
-            self._sweep()
+            try:
+                self._sweep()
+            except BaseException:
+                self._lock.release()
+                raise
 
     def unlock(self) -> None:
         """Lets others write to it."""

@@ -105,7 +105,8 @@ def _joined(head: bytes, tensors: Iterator[Tensor]) -> Iterator[memoryview]:
 def _bytes(tensor: Tensor) -> memoryview:
     """Returns a tensor's elements in the order of its indices; from another device this waits for them."""
     plain = tensor.detach().resolve_conj().resolve_neg().cpu().contiguous()
-    return memoryview(cast("Any", plain.reshape(-1).view(torch.uint8).numpy()))
+    flat = plain.as_strided((plain.numel(),), (1,))  # one element counts as contiguous whatever its strides are
+    return memoryview(cast("Any", flat.view(torch.uint8).numpy()))
 
 
 def parse(content: bytes, where: str) -> dict[str, Tensor]:

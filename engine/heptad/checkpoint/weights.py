@@ -24,10 +24,11 @@ _MOST_NAMED = 20
 def load_weights(directory: str | Path, network: nn.Module, which: Literal["newest", "best", "ema"] = "newest") -> Path:
     """Loads the weights of a checkpoint into a network: parameters, and buffers, those too that are not persistent.
 
-    All or nothing: names, shapes and dtypes are compared before anything is changed, and must be equal. The tensors of
-    the network stay where they are and on their device; modes are left alone (`network.eval()` before predicting). Of a
-    buffer that is not persistent, on either side, the name may be missing on the other: it is no part of the weights,
-    and one that the checkpoint lacks keeps what the network's constructor gave it.
+    All or nothing: names, shapes and dtypes are compared before anything is changed, and must be equal; a tensor that
+    has several names (tied weights) may stand under one of them or all. The tensors of the network stay where they are
+    and on their device; modes are left alone (`network.eval()` before predicting). Of a buffer that is not persistent,
+    on either side, the name may be missing on the other: it is no part of the weights, and one that the checkpoint
+    lacks keeps what the network's constructor gave it.
 
     Args:
         directory: Of checkpoints, or one checkpoint.
@@ -68,27 +69,38 @@ def _average(path: Path, snapshot: Snapshot) -> Any:
     plugins: Mapping[str, Any] = snapshot.sections.get("plugins", {})
     if "EMA" not in plugins:
         there = ", ".join(sorted(plugins)) or "none"
-        raise CheckpointError(f"{path} holds no average: the run had no plugin named EMA (plugins with state: {there})")
-    state: Mapping[str, Any] = plugins["EMA"] or {}
-    if "tensors" not in state:
+        raise CheckpointError(f"{path} holds no average: the run had no plugin named EMA (its plugins: {there})")
+    state: Any = plugins["EMA"].get("state")
+    if not isinstance(state, Mapping) or "tensors" not in state:
         raise CheckpointError(f"{path} holds no average yet: it was written before EMA saw the network")
-    return state["tensors"]
+    return cast("Mapping[str, Any]", state)["tensors"]
 
 
 def _fill(path: Path, network: nn.Module, given: Mapping[str, Tensor], optional: Iterable[str]) -> None:
-    own = dict(chain(network.named_parameters(), network.named_buffers()))
+    own = _named_tensors(network)
     lazy = [name for name, tensor in own.items() if is_lazy(tensor) or tensor.is_meta]
     if lazy:
         raise CheckpointError(
             f"this {kind(network)} has no memory yet for {_named(lazy)}; run one batch through a lazy network, or "
             "network.to_empty(device=…) for one on the meta device, and load then"
         )
-    missing = own.keys() - given.keys() - _not_persistent(network)
+    shared: dict[int, list[str]] = {}  # tied weights: the names of each tensor, of which the checkpoint may hold one
+    for name, tensor in own.items():
+        shared.setdefault(id(tensor), []).append(name)
+    held = [[name for name in names if name in given] for names in shared.values()]
+    absent = {name for names, found in zip(shared.values(), held, strict=True) if not found for name in names}
+    missing = absent - _not_persistent(network)
     unexpected = given.keys() - own.keys() - set(optional)
     other = [
         f"{name} is {_told(given[name])} in the checkpoint, {_told(own[name])} in the network"
         for name in own
         if name in given and (given[name].shape, given[name].dtype) != (own[name].shape, own[name].dtype)
+    ]
+    other += [
+        f"{first} and {name} are one tensor in the network, and two that differ in the checkpoint"
+        for first, *rest in filter(None, held)
+        for name in rest
+        if not _same(given[first], given[name])
     ]
     lines = [f"the checkpoint lacks {_named(sorted(missing))}"] if missing else []
     lines += [f"the network lacks {_named(sorted(unexpected))}"] if unexpected else []
@@ -97,13 +109,27 @@ def _fill(path: Path, network: nn.Module, given: Mapping[str, Tensor], optional:
         text = "".join(f"\n  {line}" for line in lines)
         raise CheckpointError(f"{path} does not fit this {kind(network)}, and nothing was loaded:{text}")
     with torch.no_grad():
-        for name in own.keys() & given.keys():
-            own[name].copy_(given[name])
+        for first, *_ in filter(None, held):
+            own[first].copy_(given[first])
 
 
 def _not_persistent(network: nn.Module) -> set[str]:
     """Returns the names of the buffers that `state_dict` leaves out."""
-    return {name for name, _ in network.named_buffers()} - network.state_dict().keys()
+    return {name for name, _ in network.named_buffers(remove_duplicate=False)} - network.state_dict().keys()
+
+
+def _named_tensors(network: nn.Module) -> dict[str, Tensor]:
+    parameters, buffers = network.named_parameters, network.named_buffers
+    return dict(chain(parameters(remove_duplicate=False), buffers(remove_duplicate=False)))
+
+
+def _same(one: Tensor, other: Tensor) -> bool:
+    """Tells whether two tensors are the same in shape, dtype and bits, NaN included."""
+    if (one.shape, one.dtype) != (other.shape, other.dtype):
+        return False
+    flat = (tensor.clone(memory_format=torch.contiguous_format).reshape(-1) for tensor in (one, other))
+    first, second = (tensor.view(torch.uint8) for tensor in flat)
+    return torch.equal(first, second)
 
 
 def _named(names: list[str]) -> str:

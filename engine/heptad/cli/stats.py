@@ -21,7 +21,8 @@ def add_to(commands: Commands) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Runs the command."""
     log = open_log(arguments.file)
-    entries, stays, calls = log.counts(), log.durations(), log.call_durations()
+    stays, calls = log.durations(), log.call_durations()
+    entries = _entries(log, stays)
     kinds = Counter(note.kind for note in log.notes())
     if arguments.json:
         told = {
@@ -40,6 +41,15 @@ def run(arguments: argparse.Namespace) -> int:
         line()
         line(f"notes: {', '.join(f'{number} {kind}' for kind, number in kinds.most_common())}")
     return 0
+
+
+def _entries(log: TransitionLog, stays: Mapping[str, Duration]) -> Counter[str]:
+    """Returns `log.counts()`, without reading all of a file a second time: whatever was left had been entered."""
+    entries = Counter({name: stay.count for name, stay in stays.items()})
+    if len(log):
+        entries[log[0].source] -= 1  # before the log begins
+        entries[log[-1].dest] += 1  # and has not been left
+    return entries
 
 
 def _heading(log: TransitionLog, stays: Mapping[str, Duration]) -> str:

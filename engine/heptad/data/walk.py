@@ -94,8 +94,10 @@ class Walk:
         self._walks, self.taken, self._began = state["walks"], state["taken"], list(state["began"])
         if self._is_stateful and state["own"] is not None:
             self._loader.load_state_dict(state["own"])
+            self.iterator = iter(self._loader)  # it is this that takes the state in; the next one begins a pass
             self._put_generators(state["generators"])
-            self.iterator = iter(self._loader) if state["open"] else None
+            if not state["open"]:
+                self.iterator = None
             return None
         walked = None
         if state["open"]:

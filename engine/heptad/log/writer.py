@@ -183,6 +183,10 @@ class FileWriter:
         self.end = None if cut is None else min(seq, cut[0] + cut[1])
         self.values = min(self.values, values)
 
+    def hand_over(self, run: str) -> None:
+        """Gives the file to a run that begins anew where one before it was killed too early to be resumed."""
+        self._put_meta("run", run)
+
     # -- writing
 
     def transitions(self, chunks: Iterable[Chunk], failure: Failure | None = None) -> None:

@@ -1,0 +1,40 @@
+"""Kills a run at every one of its moments, resumes each, and prints how many were the run that nobody killed.
+
+python tests/kill_matrix.py            # all moments: with a journal, on a dataset; takes about half an hour
+python tests/kill_matrix.py --every 10 # every tenth of them
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+from pathlib import Path
+
+import torch
+
+from killing import MEMORY, in_child, live, trial
+
+
+def main() -> int:
+    """Returns 0 if none differs."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--every", type=int, default=1, help="take each n-th moment (default: all)")
+    asked = parser.parse_args()
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory(dir=MEMORY) as name:
+        lived = in_child(lambda: live(Path(name) / "checkpoints", None, None, journal=True))
+    moments = range(0, len(lived["labels"]), asked.every)
+    wrong = 0
+    for number, at in enumerate(moments, 1):
+        if found := trial(at, lived, journal=True):
+            wrong += 1
+            print(f"moment {at}, {lived['labels'][at]}: {', '.join(found)} differ", flush=True)
+        if number % 100 == 0:
+            print(f"{number} of {len(moments)} killed and resumed, {wrong} differ", flush=True)
+    print(f"{len(moments) - wrong} of {len(moments)}: killed by SIGKILL, resumed, and equal to the run that was not")
+    return 1 if wrong else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

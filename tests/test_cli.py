@@ -1,0 +1,629 @@
+"""The command line: what it answers, in which form, and what it says of files that are no good."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import signal
+import sqlite3
+import subprocess
+import sys
+import threading
+import time
+import tomllib
+import zipfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+
+import heptad.cli
+from builders import batches, drive, small_engine
+from heptad import Detour, Run, TransitionLog
+from heptad.cli import main
+from heptad_plugins import Journal
+
+
+class Told(NamedTuple):
+    """What a command printed, and its exit code."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def rows(self) -> list[list[str]]:
+        """The words of each line."""
+        return [line.split() for line in self.out.splitlines()]
+
+
+Ask = Callable[..., Told]
+
+
+@pytest.fixture
+def ask(capsys: pytest.CaptureFixture[str]) -> Ask:
+    """Returns what runs a command in this process."""
+
+    def run(*argv: object) -> Told:
+        capsys.readouterr()
+        code = main([str(word) for word in argv])
+        return Told(code, *capsys.readouterr())
+
+    return run
+
+
+def journalled(path: Path, loader: Any = 3, act: Callable[[Any], None] | None = None, **config: Any) -> Run:
+    """Returns a run that was driven to its end and has written a journal; `act` is done to its engine before."""
+    engine = small_engine(loader, [Journal(path)], **config)
+    if act is not None:
+        act(engine)
+    drive(engine)
+    return engine.current
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The journal of two epochs of three batches, two to an update, with a note and a recorded value in each epoch."""
+    path = tmp_path_factory.mktemp("plain") / "run.db"
+
+    def act(engine: Any) -> None:
+        engine.on_exit("after_epoch")(lambda run: (run.note(f"epoch {run.epoch} is over"), run.record("a", run.epoch)))
+
+    journalled(path, act=act, accumulation=2, remainder="flush", epochs=2)
+    return path
+
+
+# -- the four questions
+
+
+def test_why_did_the_optimizer_not_step_the_window_was_not_full(ask: Ask, tmp_path: Path):
+    """`explain` of the step says which guard said no, and that one of four steps was there."""
+    journalled(tmp_path / "run.db", 4, accumulation=4)
+    told = ask("explain", tmp_path / "run.db", "--source", "after_step", "--step", 1)
+    assert "to optimizer_update if update_due: no (steps in the window 1, accumulation 4" in told.out
+
+
+def test_why_did_the_optimizer_not_step_the_update_was_skipped(ask: Ask, tmp_path: Path):
+    """`explain` of the update says that it was left out, and who asked for it with which words."""
+
+    def act(engine: Any) -> None:
+        @engine.on_enter("optimizer_update", every=2)
+        def guard_against_nan(run: Run) -> None:
+            run.skip_update("the gradient holds NaN")
+
+    journalled(tmp_path / "run.db", 4, act)
+    told = ask("explain", tmp_path / "run.db", "--source", "optimizer_update", "--step", 2)
+    assert "the update was skipped, the weights and `update` stood still: the gradient holds NaN" in told.out
+    assert "the gradient holds NaN" in ask("show", tmp_path / "run.db", "--notes").out
+
+
+def test_why_did_the_optimizer_not_step_a_stop_was_asked_for(ask: Ask, tmp_path: Path):
+    """`explain` of the last update says that no batch followed it because of a stop, and whose words those were."""
+
+    def act(engine: Any) -> None:
+        engine.on_exit("optimizer_update", every=2)(lambda run: run.stop("good enough"))
+
+    journalled(tmp_path / "run.db", 9, act)
+    told = ask("explain", tmp_path / "run.db", "--source", "optimizer_update")
+    assert "batches_remain: no (steps in the window 0, batches 2, in a pass 9, stop asked for True)" in told.out
+    assert "stop: good enough" in told.out
+
+
+def test_where_did_the_time_go_into_slow_data(ask: Ask, tmp_path: Path):
+    """`stats` puts the state first that took most, with its share and its slowest occurrences."""
+
+    class Slow:
+        """Batches that take their time, the third most of all."""
+
+        def __len__(self) -> int:
+            return 4
+
+        def __iter__(self) -> Iterator[Any]:
+            for number, batch in enumerate(batches(4)):
+                time.sleep(0.03 if number == 2 else 0.01)
+                yield batch
+
+    journalled(tmp_path / "run.db", Slow())
+    told = ask("stats", tmp_path / "run.db")
+    first = told.rows[4]
+    assert first[:2] == ["before_step", "4"]
+    assert float(first[4]) > 50
+    slowest = TransitionLog.load(tmp_path / "run.db").where(source="before_step", step=2)[0].seq
+    assert first[-3] == f"#{slowest},"
+
+
+def test_where_did_the_time_go_into_a_slow_handler(ask: Ask, tmp_path: Path):
+    """With `trace_handlers` it puts the handler first that took most."""
+
+    def act(engine: Any) -> None:
+        @engine.on_exit("optimizer_update")
+        def average_slowly(run: Run) -> None:
+            time.sleep(0.005)
+
+        average_slowly.__qualname__ = "average_slowly"
+
+    journalled(tmp_path / "run.db", 4, act, trace_handlers=True)
+    told = ask("stats", tmp_path / "run.db", "--json")
+    name, stays = next(iter(json.loads(told.out)["handlers"].items()))
+    assert name.endswith("average_slowly (exit optimizer_update)")
+    assert stays["count"] == 4
+    lines = ask("stats", tmp_path / "run.db").out.splitlines()
+    (heading,) = (place for place, line in enumerate(lines) if line.split()[:2] == ["handler", "calls"])
+    assert "average_slowly (exit optimizer_update)" in lines[heading + 2]
+
+
+def test_what_happened_before_it_died_of_an_exception(ask: Ask, tmp_path: Path):
+    """`show` ends with the last steps, the exception, and where it came from."""
+
+    def act(engine: Any) -> None:
+        def fails(run: Run) -> None:
+            raise ValueError("no space in the cache")
+
+        fails.__qualname__ = "fails"
+        engine.on_exit("process_batch", every=2)(fails)
+
+    journalled(tmp_path / "run.db", 4, act)
+    told = ask("show", tmp_path / "run.db", "--tail", 3)
+    states = [(row[2], row[3]) for row in told.rows[2:5]]
+    assert states == [
+        ("optimizer_update", "before_step"),
+        ("before_step", "process_batch"),
+        ("process_batch", "failed"),
+    ]
+    assert told.out.splitlines()[-1] == (
+        "failed: ValueError: no space in the cache in fails on exit of process_batch "
+        "(epoch 0, batch 1, step 1, update 1)"
+    )
+
+
+KILLED = """
+import os, signal, sys
+import torch
+from builders import small_engine
+from heptad_plugins import Journal
+
+torch.set_num_threads(1)
+engine = small_engine(9, [Journal(sys.argv[1], flush_every=1)])
+
+@engine.on_enter("process_batch", every=4)
+def kill(run):
+    run.note("the last words")
+    os.kill(os.getpid(), signal.SIGKILL)
+
+engine.run()
+"""
+
+
+def test_what_happened_before_it_was_killed(ask: Ask, tmp_path: Path):
+    """`show` ends with what the killed process had written, and says that the run has not ended."""
+    done = subprocess.run([sys.executable, "-c", KILLED, str(tmp_path / "run.db")], env=environment(), check=False)
+    assert done.returncode == -signal.SIGKILL
+    told = ask("show", tmp_path / "run.db", "--tail", 2)
+    (last,) = told.rows[-2:-1]
+    assert last[2:4] in (["optimizer_update", "before_step"], ["before_step", "process_batch"])
+    assert int(last[6]) == 3
+    assert told.out.splitlines()[-1].endswith(": it has not ended")
+
+
+@pytest.mark.parametrize("kept", ["journals", "lines"])
+def test_where_do_two_runs_part(ask: Ask, tmp_path: Path, kept: str):
+    """`diff` names the first turn that differs, and says 1; two seeded runs are the same, and it says 0."""
+
+    def act(engine: Any) -> None:
+        @engine.on_exit("after_step", every=2)
+        def act(run: Run) -> None:
+            run.note(f"step {run.step}")
+            if engine.stops and run.step == 4:
+                run.stop("enough")
+
+    for name, stops in (("a", False), ("b", False), ("c", True)):
+
+        def build(engine: Any, stops: bool = stops) -> None:
+            engine.stops = stops
+            act(engine)
+
+        run = journalled(tmp_path / name, 6, build)
+        if kept == "lines":
+            run.log.to_jsonl(tmp_path / name)
+    same = ask("diff", tmp_path / "a", tmp_path / "b")
+    assert (same.code, same.out.startswith("the same but for times")) == (0, True)
+    differs = ask("diff", tmp_path / "a", tmp_path / "c")
+    assert differs.code == 1
+    assert "the runs part in turn #17:\n    note stop: none here, stop enough there\n" in differs.out
+    plain = json.loads(ask("diff", tmp_path / "a", tmp_path / "c", "--json").out)
+    assert (plain["same"], plain["seq"], [p["kind"] for p in plain["parted"]]) == (False, 17, ["note"])
+    ignored = ask("diff", tmp_path / "a", tmp_path / "c", "--ignore", "st*")
+    assert "guard batches_remain: yes" in ignored.out
+
+
+# -- commands
+
+
+def test_show_filters_by_state_and_counters_as_where_does(ask: Ask, plain: Path):
+    """The last twenty unless told otherwise; numbers, ranges, open ranges."""
+    log = TransitionLog.load(plain)
+
+    def shown(*argv: object) -> list[int]:
+        return [json.loads(line)["seq"] for line in ask("show", plain, "--json", *argv).out.splitlines()]
+
+    every = [t.seq for t in log]
+    assert shown() == every[-20:]
+    assert shown("--all") == every
+    assert shown("--tail", 3) == every[-3:]
+    assert shown("--tail", 0) == []
+    assert shown("--source", "after_step") == [t.seq for t in log.where(source="after_step")]
+    assert shown("--dest", "before_step", "--epoch", 1) == [t.seq for t in log.where(dest="before_step", epoch=1)]
+    assert shown("--step", "2:4") == [t.seq for t in log.where(step=range(2, 4))]
+    assert shown("--update", "3:", "--all") == [t.seq for t in log.where(update=range(3, 99))]
+    assert shown("--update", ":2", "--tail", 2) == [t.seq for t in log.where(update=range(2))][-2:]
+
+
+def test_a_shown_row_holds_what_a_transition_does(ask: Ask, plain: Path):
+    """As data the fields of `Transition` and its notes; in the table the same in words, a row a line."""
+    log = TransitionLog.load(plain)
+    data = [json.loads(line) for line in ask("show", plain, "--all", "--json").out.splitlines()]
+    for row, transition in zip(data, log, strict=True):
+        notes = [note.text for note in log.notes() if note.seq == transition.seq]
+        assert [note["text"] for note in row.pop("notes")] == notes
+        assert row == {name: getattr(transition, name) for name in row}
+        assert len(row) == 10
+    told = ask("show", plain, "--all")
+    assert told.rows[0][:4] == ["seq", "time", "from", "to"]
+    assert [row[0] for row in told.rows[2:-1]] == [str(t.seq) for t in log]
+    assert all(len(line) <= 220 for line in told.out.splitlines())
+    assert "note: epoch 2 is over" in told.out
+    assert told.out.splitlines()[-1] == "finished"
+
+
+def test_notes_and_values_are_shown_of_what_matches(ask: Ask, plain: Path):
+    """All of them, the last ones, or those of the turns that match."""
+
+    def shown(*argv: object) -> list[Any]:
+        rows = [json.loads(line) for line in ask("show", plain, "--json", *argv).out.splitlines()]
+        return [row.get("text", row.get("value")) for row in rows]
+
+    assert shown("--notes") == ["epoch 1 is over", "epoch 2 is over"]
+    assert shown("--notes", "--tail", 1) == ["epoch 2 is over"]
+    assert shown("--notes", "--epoch", 1, "--all") == ["epoch 1 is over"]
+    assert shown("--notes", "--source", "after_step") == []
+    values = TransitionLog.load(plain).values()
+    assert shown("--values", "--all") == [value.value for value in values]
+    assert shown("--values", "--tail", 2) == [value.value for value in values[-2:]]
+    assert shown("--values", "--source", "after_epoch") == [1, 2]
+    assert shown("--values", "--update", "3:", "--all") == [value.value for value in values if value.update >= 3]
+    assert ask("show", plain, "--values").rows[0] == ["seq", "epoch", "step", "update", "name", "value"]
+    assert ask("show", plain, "--notes").rows[-1][2:] == ["note", "epoch", "2", "is", "over"]
+
+
+def test_stats_as_data_is_what_the_log_says(ask: Ask, plain: Path):
+    """Entries, durations and notes."""
+    log = TransitionLog.load(plain)
+    told = json.loads(ask("stats", plain, "--json").out)
+    assert told["transitions"] == len(log)
+    assert {name: row["entries"] for name, row in told["states"].items() if row["entries"]} == dict(log.counts())
+    assert {name: row["p99_ns"] for name, row in told["states"].items() if "p99_ns" in row} == {
+        name: stay.p99_ns for name, stay in log.durations().items()
+    }
+    assert told["notes"] == {"note": 2}
+    text = ask("stats", plain).out
+    assert text.startswith(f"{len(log)} transitions from #0")
+    assert text.endswith("notes: 2 note\n")
+
+
+def test_explain_by_number_from_the_end_and_by_what_it_is_like(ask: Ask, plain: Path):
+    """The same text as `str(log.explain(seq))`; data on demand."""
+    log = TransitionLog.load(plain)
+    assert ask("explain", plain, 12).out == f"{log.explain(12)}\n"
+    assert ask("explain", plain, -1).out == f"{log.explain(len(log) - 1)}\n"
+    found = [t.seq for t in log.where(source="after_step")][-2:]
+    asked = ("--source", "after_step", "--tail", 2)
+    assert ask("explain", plain, *asked).out == "".join(f"{log.explain(seq)}\n" for seq in found)
+    data = [json.loads(line) for line in ask("explain", plain, *asked, "--json").out.splitlines()]
+    assert [row["seq"] for row in data] == found
+    assert data[0]["tried"][0]["guard"] == "update_due"
+    assert [call["edge"] for call in data[0]["calls"]] == [call.edge for call in log.explain(found[0]).calls]
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        ((), "explain needs the number of a transition"),
+        ((3, "--step", 2), "not both"),
+        ((99,), "does not hold transition #99; it holds #0 to #28"),
+        (("--step", 77), "no transition is like that"),
+        (("--source", "after_stp"), "did you mean 'after_step'"),
+    ],
+)
+def test_explain_says_what_it_cannot_find(ask: Ask, plain: Path, argv: tuple[object, ...], message: str):
+    """With 2, and no traceback."""
+    told = ask("explain", plain, *argv)
+    assert (told.code, told.out) == (2, "")
+    assert message in told.err
+
+
+def test_diagram_is_the_table_of_the_run(ask: Ask, tmp_path: Path):
+    """With the detours that it had."""
+
+    def detours() -> Any:
+        return (Detour("sample", "after_epoch", lambda run: True, lambda run: None),)
+
+    journal = Journal(tmp_path / "run.db")
+    journal.detours = detours
+    engine = small_engine(1, [journal])
+    engine.run()
+    assert ask("diagram", tmp_path / "run.db").out == f"{engine.diagram()}\n"
+    told = json.loads(ask("diagram", tmp_path / "run.db", "--json").out)
+    assert (told["mermaid"], told["table"]) == (engine.diagram(), engine.current.table.to_plain())
+    assert "sample --> after_loop" in told["mermaid"]
+
+
+def test_export_writes_every_format(ask: Ask, plain: Path, tmp_path: Path):
+    """Lines of JSON that are the same log, CSV with a row for each transition, a trace; folders are made."""
+    log = TransitionLog.load(plain)
+    told = ask("export", plain, "-o", tmp_path / "deep" / "log.jsonl", "--json")
+    assert json.loads(told.out)["transitions"] == len(log)
+    assert list(TransitionLog.from_jsonl(tmp_path / "deep" / "log.jsonl")) == list(log)
+    assert ask("diff", plain, tmp_path / "deep" / "log.jsonl").code == 0
+
+    assert ask("export", plain, "--format", "csv", "-o", tmp_path / "log.csv").code == 0
+    rows = list(csv.DictReader((tmp_path / "log.csv").read_text().splitlines()))
+    assert [(int(row["seq"]), row["source"], row["guards"]) for row in rows] == [
+        (t.seq, t.source, t.answers()) for t in log
+    ]
+    assert [row["notes"] for row in rows if row["notes"]] == ["note: epoch 1 is over", "note: epoch 2 is over"]
+
+    assert ask("export", plain, "--format", "trace", "-o", tmp_path / "trace.json").code == 0
+    events = json.loads((tmp_path / "trace.json").read_text())["traceEvents"]
+    assert [event["name"] for event in events if event.get("cat") == "state"] == log.path()
+
+
+def test_export_never_writes_over_the_log(ask: Ask, plain: Path, tmp_path: Path):
+    """Nor to a folder; both are said."""
+    before = plain.read_bytes()
+    told = ask("export", plain, "-o", plain)
+    assert (told.code, "is the log itself" in told.err) == (2, True)
+    assert plain.read_bytes() == before
+    assert ask("export", plain, "-o", tmp_path).code == 2
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_run_that_goes_on_is_followed_to_its_end(ask: Ask, tmp_path: Path):
+    """Every transition is shown once, those that come while the file is being followed too."""
+    begun = threading.Event()
+
+    def slowly(run: Run) -> None:
+        begun.set()
+        time.sleep(0.15)
+
+    engine = small_engine(6, [Journal(tmp_path / "run.db", flush_every=1)])
+    engine.on_enter("after_step")(slowly)
+    thread = threading.Thread(target=engine.run)
+    thread.start()
+    assert begun.wait(10)
+    while not (tmp_path / "run.db").exists() or not len(TransitionLog.load(tmp_path / "run.db")):
+        time.sleep(0.01)
+    told = ask("show", tmp_path / "run.db", "--follow", "--json", "--tail", 99)
+    thread.join()
+    rows = [json.loads(line) for line in told.out.splitlines()]
+    assert [row["seq"] for row in rows] == list(range(len(engine.current.log)))
+    assert rows[-1]["dest"] == "finished"
+
+
+def test_lines_of_json_are_not_followed(ask: Ask, plain: Path, tmp_path: Path):
+    """Nobody adds to them."""
+    path = TransitionLog.load(plain).to_jsonl(tmp_path / "log.jsonl")
+    told = ask("show", path, "--follow")
+    assert (told.code, "--follow takes a journal" in told.err) == (2, True)
+
+
+def test_without_rich_tables_name_the_extra_and_data_goes_on(
+    ask: Ask, plain: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """All commands work with `--json`; those that draw no table without it too."""
+    monkeypatch.setitem(sys.modules, "rich.box", None)
+    for argv in (("show",), ("show", "--notes"), ("show", "--values"), ("stats",)):
+        told = ask(argv[0], plain, *argv[1:])
+        assert (told.code, "pip install 'heptad[rich]', or say --json" in told.err) == (2, True)
+        assert ask(argv[0], plain, *argv[1:], "--json").code == 0
+    for argv in (("explain", plain, 3), ("diff", plain, plain), ("diagram", plain)):
+        for more in ((), ("--json",)):
+            assert ask(*argv, *more).code == 0
+    assert ask("export", plain, "-o", tmp_path / "log.jsonl", "--json").code == 0
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [
+        (),
+        ("shew", "x"),
+        ("show",),
+        ("show", "x", "--step", "a:b"),
+        ("show", "x", "--notes", "--values"),
+        ("export", "x"),
+        ("export", "x", "-o", "y", "--format", "xml"),
+    ],
+)
+def test_arguments_that_no_command_takes_end_with_2(argv: tuple[str, ...], capsys: pytest.CaptureFixture[str]):
+    """What was expected is said."""
+    with pytest.raises(SystemExit) as ended:
+        main(argv)
+    assert ended.value.code == 2
+    assert "usage: heptad" in capsys.readouterr().err
+
+
+def test_nothing_of_a_table_is_taken_for_markup(ask: Ask, tmp_path: Path):
+    """Brackets in notes stand as they were written."""
+
+    def act(engine: Any) -> None:
+        engine.on_exit("after_epoch")(lambda run: run.note("[red]loss[/red] :smile: [x"))
+
+    journalled(tmp_path / "run.db", 1, act)
+    assert "[red]loss[/red] :smile: [x" in ask("show", tmp_path / "run.db", "--notes").out
+    assert "[red]loss[/red] :smile: [x" in ask("show", tmp_path / "run.db").out
+
+
+# -- as a program
+
+
+def environment() -> dict[str, str]:
+    """Returns an environment in which a program finds the packages of this tree."""
+    folders = [str(Path(heptad.cli.__file__).parents[2]), str(Path(__file__).parent)]
+    folders.append(str(Path(sys.modules["heptad_plugins"].__file__ or "").parents[1]))
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(folders)}
+
+
+def program(*argv: object) -> list[str]:
+    """Returns the command line of a program."""
+    return [sys.executable, "-m", "heptad", *map(str, argv)]
+
+
+def test_it_runs_as_a_program(plain: Path, tmp_path: Path):
+    """`python -m heptad`, with its exit codes; errors go to stderr, in one line."""
+    done = subprocess.run(program("diff", plain, plain), env=environment(), capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith("the same but for times")
+    lost = subprocess.run(program("show", "lost"), env=environment(), capture_output=True, text=True, check=False)
+    assert (lost.returncode, lost.stdout) == (2, "")
+    assert lost.stderr == "heptad: lost does not exist; name the file that Journal or to_jsonl wrote\n"
+
+
+def test_a_reader_that_has_seen_enough_is_no_error(tmp_path: Path):
+    """As `| head` does: the pipe is closed in the middle, nothing is said, the exit code is 0."""
+    journalled(tmp_path / "run.db", [batches(1)[0]] * 1_500)
+    with subprocess.Popen(
+        program("show", tmp_path / "run.db", "--all", "--json"),
+        env=environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    ) as reading:
+        assert reading.stdout is not None
+        assert reading.stderr is not None
+        assert json.loads(reading.stdout.readline())["seq"] == 0
+        reading.stdout.close()
+        assert reading.stderr.read() == b""
+        assert reading.wait() == 0
+
+
+def test_it_is_installed_as_heptad():
+    """The script that the package installs is `main`."""
+    project = tomllib.loads((Path(__file__).parent.parent / "pyproject.toml").read_text())["project"]
+    assert project["scripts"] == {"heptad": "heptad.cli:main"}
+    assert heptad.cli.main is main
+
+
+# -- files that are no good
+
+
+def flipped(data: bytes, place: int) -> bytes:
+    """Returns data with one bit the other way."""
+    return data[:place] + bytes([data[place] ^ 8]) + data[place + 1 :]
+
+
+def spoilt(journal: bytes, lines: bytes, parts: list[bytes]) -> Iterator[tuple[str, bytes]]:
+    """Yields files that are no good: cut, with a bit flipped where it counts, of another format, of a newer version."""
+    for share in (0.001, 0.01, 0.1, 0.3, 0.5, 0.7, 0.95):
+        yield f"journal cut at {share}", journal[: int(len(journal) * share)]
+    for number, part in enumerate(parts):
+        for where in (len(part) // 3, len(part) - 1):  # wherever it stands: SQLite leaves old copies behind
+            yield f"journal, a bit of part {number} at {where}", journal.replace(part, flipped(part, where))
+    for share in (0.2, 0.6, 0.99):
+        yield f"lines cut at {share}", lines[: int(len(lines) * share)]
+    for share in (0.05, 0.5, 0.9):
+        yield f"lines, a bit at {share}", flipped(lines, int(len(lines) * share))
+    yield "journal of a newer version", journal[:60] + (99).to_bytes(4, "big") + journal[64:]
+    yield "journal of another program", journal[:68] + (77).to_bytes(4, "big") + journal[72:]
+    yield "lines of a newer version", lines.replace(b'"version": 1', b'"version": 99', 1)
+    yield "nothing", b""
+    yield "zeros", bytes(5_000)
+    yield "text", b"epoch 1: loss 0.3\n" * 100
+    yield "JSON of something else", b'{"loss": [1, 2, 3]}\n'
+    yield "JSON, but no object", b"[1, 2, 3]\n"
+    yield "SQLite's first bytes", b"SQLite format 3\x00" + bytes(84)
+
+
+@pytest.fixture(scope="module")
+def sound(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A journal of some chunks, with notes and recorded values."""
+    path = tmp_path_factory.mktemp("sound") / "run.db"
+
+    def act(engine: Any) -> None:
+        engine.on_exit("after_step", every=100)(lambda run: run.note(f"step {run.step}"))
+
+    journalled(path, [batches(1)[0]] * 600, act)
+    return path
+
+
+def parts_that_count(path: Path) -> list[bytes]:
+    """Returns what in a journal's bytes is read by every question: the table, the facts, bodies of chunks."""
+    connection = sqlite3.connect(f"file:{path}?mode=ro&immutable=1", uri=True)
+    try:
+        texts = [connection.execute(f"SELECT {what}").fetchone()[0] for what in (
+            "value FROM meta WHERE key = 'table'", "facts FROM session",
+        )]  # fmt: skip
+        bodies = [body for (body,) in connection.execute("SELECT body FROM chunk ORDER BY seq LIMIT 3")]
+    finally:
+        connection.close()
+    return [text.encode()[:200] for text in texts] + [body[:200] for body in bodies]
+
+
+COMMANDS = (("stats",), ("show", "--all"), ("diagram",), ("explain", "1"), ("diff",), ("export",))
+
+
+def test_files_that_are_no_good_are_told_apart_and_left_alone(ask: Ask, sound: Path, tmp_path: Path):
+    """More than thirty: 2, a line that names the file, no traceback, nothing changed and nothing left beside it."""
+    lines = TransitionLog.load(sound).to_jsonl(tmp_path / "log.jsonl").read_bytes()
+    cases = list(spoilt(sound.read_bytes(), lines, parts_that_count(sound)))
+    assert len(cases) >= 30
+    folder = tmp_path / "spoilt"
+    folder.mkdir()
+    file = folder / "run.db"
+    for number, (what, data) in enumerate(cases):
+        file.write_bytes(data)
+        os.utime(file, ns=(10**18, 10**18))
+        for name, *more in (("stats",), ("show", "--all", "--json"), COMMANDS[number % len(COMMANDS)]):
+            paths = [file, sound] if name == "diff" else [file]
+            extra = ["-o", tmp_path / "out"] if name == "export" else []
+            if name in ("diagram", "explain") and "part" in what:
+                continue  # these read but one chunk, or none
+            told = ask(name, *paths, *more, *extra)
+            assert told.code == 2, (what, name, told)
+            assert told.err.startswith("heptad: "), what
+            assert told.err.count("\n") == 1, told.err
+            assert str(file) in told.err, told.err
+            assert "Traceback" not in told.out + told.err
+            assert not (tmp_path / "out").exists()
+        assert file.read_bytes() == data, what
+        assert file.stat().st_mtime_ns == 10**18, what
+        assert [path.name for path in folder.iterdir()] == ["run.db"], what
+
+
+def test_other_programs_files_are_told_apart(ask: Ask, tmp_path: Path):
+    """A database, an archive, a saved network, a picture, a folder, a name without a file."""
+    connection = sqlite3.connect(tmp_path / "other.db")
+    connection.execute("CREATE TABLE a (b)")
+    connection.commit()
+    connection.close()
+    with zipfile.ZipFile(tmp_path / "archive.zip", "w") as archive:
+        archive.writestr("a", "b")
+    torch.save({"a": torch.zeros(3)}, tmp_path / "network.pt")
+    (tmp_path / "picture.png").write_bytes(b"\x89PNG\r\n\x1a\n" + bytes(100))
+    (tmp_path / "folder").mkdir()
+    names = sorted(path.name for path in tmp_path.iterdir())
+    for name in (*names, "lost"):
+        told = ask("stats", tmp_path / name)
+        assert (told.code, told.out) == (2, "")
+        assert str(tmp_path / name) in told.err
+        assert told.err.count("\n") == 1
+    assert sorted(path.name for path in tmp_path.iterdir()) == names
+
+
+def test_a_sound_file_is_left_alone_too(ask: Ask, plain: Path):
+    """Reading writes nothing and leaves nothing beside it."""
+    before = (plain.read_bytes(), plain.stat().st_mtime_ns)
+    for argv in (("show",), ("stats",), ("explain", 3), ("diagram",)):
+        assert ask(argv[0], plain, *argv[1:]).code == 0
+    assert (plain.read_bytes(), plain.stat().st_mtime_ns) == before
+    assert [path.name for path in plain.parent.iterdir()] == ["run.db"]

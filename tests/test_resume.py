@@ -1,0 +1,670 @@
+"""Resuming: what it takes, what it refuses, what it leaves alone, and that it is exact from wherever a run parks."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+from builders import Plan, Unsized, batches, plans, records, small_network
+from heptad import CheckpointError, Components, DataError, Detour, Engine, EngineError, Plugin, Run, RunConfig, on_exit
+from heptad.checkpoint import Store
+from heptad_plugins import Checkpoint, CSVLogger, EarlyStopping, Evaluate, GradientClipping, Progress
+from scenario import build, held_out, network, outcome
+
+
+def begun(directory: Path, until: Any = lambda run: run.step == 4, **options: Any) -> None:
+    """Trains to somewhere in the first epoch, with a checkpoint wherever one may be."""
+    build(directory, **options).run(until=until)
+
+
+# -- the way in
+
+
+@pytest.mark.parametrize("way", ["auto", "the directory", "one checkpoint"])
+def test_three_ways_to_say_where_from(way, tmp_path):
+    """The newest of the run's own, of a directory, or one that is named; each is the run that was not interrupted."""
+    straight = build(tmp_path / "straight")
+    straight.run()
+    begun(tmp_path / "a")
+    newest = Store(tmp_path / "a").entries()[-1].path
+    engine = build(tmp_path / "a")
+    run = engine.run(resume={"auto": "auto", "the directory": tmp_path / "a", "one checkpoint": newest}[way])
+    assert outcome(engine) == outcome(straight)
+    assert run.resumed_from == str(newest)
+    assert run.id != straight.current.id
+    note = run.log.notes("resume")[0]
+    assert note.text.startswith(f"goes on from {newest.name}, #")
+    assert records(run.log) == records(straight.current.log)[run.log[0].seq :]
+
+
+def test_auto_begins_at_the_start_where_there_is_none(tmp_path):
+    """And the log says so."""
+    engine = build(tmp_path / "a")
+    run = engine.run(resume="auto")
+    assert [note.text for note in run.log.notes("resume")] == [
+        "there is no checkpoint yet: the run begins at its start"
+    ]
+    assert (run.resumed_from, run.afresh, run.state) == (None, True, "finished")
+
+
+def test_an_older_checkpoint_supersedes_the_newer_ones(tmp_path):
+    """Those that are written then have higher numbers, so the newest is that of the run that went on."""
+    straight = build(tmp_path / "straight")
+    straight.run()
+    keep = Checkpoint(tmp_path / "a", at="after_step", keep_last=100)
+    build(tmp_path / "a", checkpoint=keep).run(until=lambda run: run.step == 8)
+    entries = Store(tmp_path / "a").entries()
+    again = build(tmp_path / "a", checkpoint=Checkpoint(tmp_path / "a", at="after_step", keep_last=100))
+    again.run(resume=entries[2].path, until=lambda run: run.step == 5)
+    assert Store(tmp_path / "a").entries()[-1].number > entries[-1].number
+    last = build(tmp_path / "a", checkpoint=Checkpoint(tmp_path / "a", at="after_step"))
+    last.run(resume="auto")
+    skip = {"plugins"}  # another place to store has another state
+    assert {k: v for k, v in outcome(last).items() if k not in skip} == {
+        k: v for k, v in outcome(rerun(tmp_path / "b")).items() if k not in skip
+    }
+
+
+def rerun(directory: Path) -> Engine:
+    """Returns the engine of the same table, run through."""
+    engine = build(directory, checkpoint=Checkpoint(directory, at="after_step"))
+    engine.run()
+    return engine
+
+
+@pytest.mark.parametrize(
+    ("resume", "error", "says"),
+    [
+        ("nowhere", CheckpointError, "there is no directory"),
+        ("empty", CheckpointError, "no checkpoint"),
+        ("none of ours", EngineError, "this engine has none; add Checkpoint"),
+    ],
+)
+def test_what_cannot_be_resumed_from_is_told(resume, error, says, tmp_path):
+    """A directory that is not there, or holds none; `"auto"` without the plugin."""
+    (tmp_path / "empty").mkdir()
+    if resume == "none of ours":
+        engine = Engine(
+            Components(
+                network=(model := small_network()),
+                loader=batches(2),
+                criterion=nn.CrossEntropyLoss(),
+                optimizer=torch.optim.SGD(model.parameters(), lr=0.1),
+            ),
+            RunConfig(epochs=1),
+        )
+        where: Any = "auto"
+    else:
+        engine, where = build(tmp_path / "a"), tmp_path / resume
+    with pytest.raises(error, match=says):
+        engine.run(resume=where)
+    assert engine.current.state == "idle"
+
+
+def test_a_run_that_has_begun_is_not_resumed(tmp_path):
+    """It goes on with `run()`."""
+    begun(tmp_path / "a")
+    engine = build(tmp_path / "b")
+    engine.run(until="before_step")
+    with pytest.raises(EngineError, match=r"in before_step; call run\(\) to go on from there"):
+        engine.run(resume=tmp_path / "a")
+
+
+def test_a_directory_belongs_to_one_run(tmp_path):
+    """One that does not resume is refused, and told the ways on; with `overwrite=True` it takes the directory."""
+    begun(tmp_path / "a")
+    before = Store(tmp_path / "a").entries()
+    with pytest.raises(CheckpointError, match=r"of another run .*resume='auto'.*another directory.*overwrite=True"):
+        build(tmp_path / "a").run()
+    assert Store(tmp_path / "a").entries() == before
+    build(tmp_path / "a", checkpoint=Checkpoint(tmp_path / "a", at="after_epoch", overwrite=True)).run()
+    (first, *_) = Store(tmp_path / "a").entries()
+    assert Store(tmp_path / "a").summary(first)["epoch"] == 1
+    begun(tmp_path / "b")
+    shutil.copytree(tmp_path / "b", tmp_path / "c")
+    with pytest.raises(CheckpointError, match="of another run"):
+        build(tmp_path / "a").run(resume=tmp_path / "c")  # resumed, but the directory is that of another
+
+
+def test_two_runs_at_once_are_refused(tmp_path):
+    """The second is told who holds the directory."""
+    refused: list[str] = []
+
+    class Second(Plugin):
+        @on_exit("after_step", once=True)
+        def begin(self, run: Run) -> None:
+            with pytest.raises(CheckpointError) as caught:
+                build(tmp_path / "a").run(resume="auto")
+            refused.append(str(caught.value))
+
+    build(tmp_path / "a", [Second()]).run()
+    assert "is in use" in refused[0]
+    engine = build(tmp_path / "a")  # the lock went with the run
+    engine.run(resume="auto")
+
+
+# -- which run
+
+
+def other_network() -> nn.Module:
+    model = network()
+    model[2] = nn.Sigmoid()  # type: ignore[operator] - a Sequential
+    return model
+
+
+DIFFERENT: dict[str, tuple[dict[str, Any], str]] = {
+    "batch_size": ({"batch_size": 7}, "RunConfig.batch_size: 2 in the checkpoint, 7 here"),
+    "accumulation": ({"accumulation": 2}, "RunConfig.accumulation: 3 in the checkpoint, 2 here"),
+    "seed": ({"seed": 10}, "RunConfig.seed: 9 in the checkpoint, 10 here"),
+    "remainder": ({"remainder": "flush"}, "RunConfig.remainder: 'extend' in the checkpoint, 'flush' here"),
+    "shuffle": ({"shuffle": False}, "RunConfig.shuffle: True in the checkpoint, False here"),
+    "table": ({"at": "after_step"}, "table: the arc .*checkpoint.* is in the checkpoint only"),
+}
+
+
+@pytest.mark.parametrize("field", DIFFERENT)
+def test_another_run_is_refused_field_by_field(field, tmp_path):
+    """And nothing was changed: the engine can still begin a run of its own."""
+    begun(tmp_path / "a")
+    options, says = DIFFERENT[field]
+    checkpoint = (
+        Checkpoint(tmp_path / "b", at=options.pop("at"))
+        if "at" in options
+        else Checkpoint(tmp_path / "b", at=("after_step", "optimizer_update", "after_epoch"))
+    )
+    engine = build(tmp_path / "b", checkpoint=checkpoint, **options)
+    before = [parameter.clone() for parameter in engine.current.network.parameters()]
+    with pytest.raises(CheckpointError, match=says) as caught:
+        engine.run(resume=tmp_path / "a")
+    assert "load_weights" in str(caught.value)
+    assert engine.current.state == "idle"
+    assert all(map(torch.equal, before, engine.current.network.parameters()))
+    engine.run()
+
+
+def components(model: nn.Module, optimizer: Any = None, **parts: Any) -> Components:
+    given = {"loader": batches(4), "criterion": nn.CrossEntropyLoss(), **parts}
+    return Components(
+        network=model, optimizer=optimizer or (lambda net: torch.optim.SGD(net.parameters(), lr=0.1)), **given
+    )
+
+
+def engine_of(directory: Path, parts: Components, plugins: Any = (), **config: Any) -> Engine:
+    settings = {"epochs": 2, "accumulation": 2, **config}
+    return Engine(parts, RunConfig(**settings), [*plugins, Checkpoint(directory, at="after_step")])
+
+
+class Tail(nn.Module):
+    """A criterion that has a parameter, a buffer that is not persistent, and a state of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(()))
+        self.register_buffer("seen", torch.zeros(()), persistent=False)
+        self.calls = 0
+
+    def forward(self, output: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        self.calls += 1
+        if self.training:
+            self.seen += 1
+        return nn.functional.cross_entropy(output * self.scale, target) * (1 + self.seen / 100 + self.calls / 1000)
+
+    def get_extra_state(self) -> int:
+        return self.calls
+
+    def set_extra_state(self, state: int) -> None:
+        self.calls = state
+
+
+@pytest.mark.parametrize(
+    ("name", "other", "says"),
+    [
+        (
+            "shape",
+            lambda: nn.Linear(4, 5),
+            r"network.weight: \(3, 4\) float32 in the checkpoint, \(5, 4\) float32 here",
+        ),
+        ("dtype", lambda: nn.Linear(4, 3).double(), "float32 in the checkpoint, .* float64 here"),
+        ("names", lambda: nn.Sequential(nn.Linear(4, 3)), "network.0.weight: none in the checkpoint"),
+        ("activation", lambda: nn.Sequential(nn.Linear(4, 3), nn.GELU()), "network"),
+    ],
+)
+def test_another_network_is_refused(name, other, says, tmp_path):
+    """Names, shapes, dtypes, and the class and options of each submodule: an activation has no tensors."""
+    first = nn.Sequential(nn.Linear(4, 3), nn.ReLU()) if name == "activation" else nn.Linear(4, 3)
+    engine_of(tmp_path, components(first)).run(until=lambda run: run.step == 3)
+    with pytest.raises(CheckpointError, match=says):
+        engine_of(tmp_path, components(other())).run(resume="auto")
+    if name == "activation":
+        with pytest.raises(CheckpointError, match=r"network.1: ReLU\(\) in the checkpoint, GELU\(approximate='none'\)"):
+            engine_of(tmp_path, components(other())).run(resume="auto")
+
+
+def reversed_sgd(net: nn.Module) -> torch.optim.Optimizer:
+    return torch.optim.SGD(list(net.parameters())[::-1], lr=0.1)
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "says"),
+    [
+        (
+            lambda net: torch.optim.Adam(net.parameters(), lr=0.1),
+            r"optimizers\[0\]: a SGD in the checkpoint, a Adam here",
+        ),
+        (lambda net: torch.optim.SGD(net.parameters(), lr=0.2), r"group 0: lr 0.1 in the checkpoint, 0.2 here"),
+        (reversed_sgd, "parameter 0 of group 0 is network.weight in the checkpoint, network.bias here"),
+        (lambda net: torch.optim.SGD([{"params": [net.weight]}, {"params": [net.bias]}], lr=0.1), "1 parameter groups"),
+        ([lambda net: torch.optim.SGD(net.parameters(), lr=0.1)] * 2, "1 in the checkpoint, 2 here"),
+    ],
+)
+def test_another_optimizer_is_refused(optimizer, says, tmp_path):
+    """Its class, the options that it is built with, the order of its parameters, its groups, their number."""
+    engine_of(tmp_path, components(small_network())).run(until=lambda run: run.step == 3)
+    model = small_network()
+    before = [parameter.clone() for parameter in model.parameters()]
+    with pytest.raises(CheckpointError, match=says):
+        engine_of(tmp_path, components(model, optimizer)).run(resume="auto")
+    assert all(map(torch.equal, before, model.parameters()))
+
+
+def test_other_data_are_refused(tmp_path):
+    """A loader of another length, a dataset of another size."""
+    engine_of(tmp_path, components(small_network())).run(until=lambda run: run.step == 3)
+    with pytest.raises(CheckpointError, match="data: batches 4 in the checkpoint, 5 here"):
+        engine_of(tmp_path, components(small_network(), loader=batches(5))).run(resume="auto")
+
+
+class Keeps(Plugin):
+    """Changes the run and has a state."""
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"a": 1}
+
+
+def test_observers_may_come_and_go_and_others_may_not(tmp_path):
+    """Each that comes or goes is noted; one that changes the run and has a state is missed."""
+    plugins = [CSVLogger(tmp_path / "a.csv"), GradientClipping(max_norm=1.0)]
+    engine_of(tmp_path / "c", components(small_network()), plugins).run(until=lambda run: run.step == 3)
+    run = engine_of(tmp_path / "c", components(small_network()), [EarlyStopping("a", every=9)]).run(resume="auto")
+    told = [note.text for note in run.log.notes("resume")]
+    assert "the plugin EarlyStopping has no state in the checkpoint: it begins here" in told
+    assert "the plugin CSVLogger of the checkpoint is not here: its state is left" in told
+    engine_of(tmp_path / "d", components(small_network()), [Keeps()]).run(until=lambda run: run.step == 3)
+    with pytest.raises(CheckpointError, match=r"plugins: Keeps \(a Keeps\) changes the run and is in the checkpoint"):
+        engine_of(tmp_path / "d", components(small_network())).run(resume="auto")
+
+
+def test_a_plugin_that_refuses_its_state_stops_the_resume(tmp_path):
+    """The plugins before it have theirs back, and the network is untouched."""
+
+    class Stubborn(Keeps):
+        def load_state_dict(self, state: dict[str, Any]) -> None:
+            raise KeyError("b")
+
+    class First(Plugin):
+        value = 0
+
+        def state_dict(self) -> dict[str, Any]:
+            return {"value": self.value}
+
+        def load_state_dict(self, state: dict[str, Any]) -> None:
+            self.value = state["value"]
+
+    one = First()
+    one.value = 7
+    engine_of(tmp_path, components(small_network()), [one, Stubborn()]).run(until=lambda run: run.step == 3)
+    model, other = small_network(), First()
+    with pytest.raises(CheckpointError, match="the plugin Stubborn cannot take back its state: KeyError: 'b'"):
+        engine_of(tmp_path, components(model), [other, Stubborn()]).run(resume="auto")
+    assert other.value == 0
+    assert all(map(torch.equal, model.parameters(), small_network().parameters()))
+
+
+def test_what_changes_bits_is_noted(tmp_path):
+    """Another number of threads: the run goes on, and the log says in what it differs."""
+    begun(tmp_path / "a")
+    torch.set_num_threads(2)
+    try:
+        run = build(tmp_path / "a").run(resume="auto")
+    finally:
+        torch.set_num_threads(1)
+    assert any(
+        "bits may differ" in note.text and "threads 1 in the checkpoint, 2 here" in note.text
+        for note in run.log.notes()
+    )
+
+
+# -- going on
+
+
+@pytest.mark.parametrize("at", ["after_epoch", "after_step", "optimizer_update"])
+def test_a_finished_run_goes_on_for_another_epoch(at, tmp_path):
+    """It equals one that was asked for that many."""
+    longer = build(tmp_path / "longer", checkpoint=Checkpoint(tmp_path / "longer", at=at), schedule=False, epochs=3)
+    longer.run()
+    build(tmp_path / "a", checkpoint=Checkpoint(tmp_path / "a", at=at), schedule=False, epochs=2).run()
+    again = build(tmp_path / "a", checkpoint=Checkpoint(tmp_path / "a", at=at), schedule=False, epochs=3)
+    again.run(resume="auto")
+    assert outcome(again) == outcome(longer)
+
+
+def test_more_updates_may_be_asked_for(tmp_path):
+    """A run that ended at max_updates goes on; one that was stopped stays stopped."""
+    build(tmp_path / "a", schedule=False, max_updates=2).run()
+    run = build(tmp_path / "a", schedule=False, max_updates=4).run(resume="auto")
+    assert (run.update, run.reason) == (4, "max_updates=4 reached")
+    stopped = build(tmp_path / "b", [Stops()], schedule=False)
+    stopped.run()
+    run = build(tmp_path / "b", [Stops()], schedule=False, epochs=9).run(resume="auto")
+    assert (run.epoch, run.reason) == (1, "enough")
+
+
+class Stops(Plugin):
+    @on_exit("after_step", when=lambda run: run.step == 2)
+    def stop(self, run: Run) -> None:
+        run.stop("enough")
+
+
+def test_every_keeps_its_phase(tmp_path):
+    """Filters and detours count on from where they were, from whichever step the run is resumed."""
+
+    class Counts(Plugin):
+        observes = True
+
+        def __init__(self) -> None:
+            self.heard: list[tuple[str, int]] = []
+
+        def detours(self) -> list[Detour]:
+            return [
+                Detour(
+                    "look", "after_step", lambda run: True, lambda run: self.heard.append(("look", run.step)), every=3
+                )
+            ]
+
+        @on_exit("before_step", every=4)
+        def fourth(self, run: Run) -> None:
+            self.heard.append(("fourth", run.step))
+
+        @on_exit("before_step", once=True, when=lambda run: run.step >= 2)
+        def once(self, run: Run) -> None:
+            self.heard.append(("once", run.step))
+
+    straight = Counts()
+    engine_of(tmp_path / "s", components(small_network()), [straight]).run()
+    for step in range(1, 8):
+        folder = tmp_path / str(step)
+        first, second = Counts(), Counts()
+        engine_of(folder, components(small_network()), [first]).run(
+            until=lambda run, step=step: run.step == step and run.state == "before_step"
+        )
+        engine_of(folder, components(small_network()), [second]).run(resume="auto")
+        assert first.heard + second.heard == straight.heard
+
+
+@settings(max_examples=25)
+@given(plan=plans())
+def test_from_wherever_a_run_parks(plan: Plan):
+    """Random runs, with detours, stops, failures and interrupts, taken down and built anew at each place they park."""
+    straight, actor = plan.build()
+    drive_all(straight)
+    with tempfile.TemporaryDirectory() as folder:
+        engine, other = plan.build(plugins=[Store_(Path(folder))])
+        heard: list[Any] = []
+        for _ in range(200):
+            drive_all(engine, once=True)
+            if engine.current.ended or not Store(folder).entries():
+                break
+            heard += other.heard
+            acts = {number - len(heard): act for number, act in plan.acts.items()}
+            skips = other.skips
+            fresh, other = Plan(plan.batches, plan.unsized, plan.config, plan.detours, acts).build(
+                plugins=[Store_(Path(folder))]
+            )
+            other.skips = skips
+            engine = fresh
+            try:
+                engine.run(until=lambda run: True, resume=folder)
+            except Exception:
+                break
+            if engine.current.ended:
+                break
+        assert heard + other.heard == actor.heard
+        mine, theirs = engine.current, straight.current
+        assert all(map(torch.equal, mine.network.parameters(), theirs.network.parameters()))
+        assert mine.state == theirs.state
+        ours = records(mine.log)
+        assert ours == records(theirs.log)[len(theirs.log) - len(ours) :]
+
+
+class Store_(Plugin):
+    """Stores a checkpoint wherever an interrupt parks the run."""
+
+    observes = True
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def on_park(self, run: Run) -> None:
+        store = Store(self.folder)
+        store.save(run.snapshot())
+        store.rotate(1)
+
+
+def drive_all(engine: Engine, *, once: bool = False) -> None:
+    try:
+        while not engine.current.ended:
+            engine.run()
+            if once:
+                return
+    except Exception:
+        return
+
+
+# -- what is stored
+
+
+def test_all_of_a_modules_state_comes_back(tmp_path):
+    """A criterion's parameter, a buffer that is not persistent, extra state, modes, frozen parameters, held ones."""
+
+    def make(directory: Path) -> tuple[Engine, Tail, nn.Parameter]:
+        with torch.random.fork_rng():
+            torch.manual_seed(3)
+            model = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.Linear(8, 3))
+        model[0].weight.requires_grad_(False)
+        tail, extra = Tail(), nn.Parameter(torch.ones(2))
+        optimizer = torch.optim.AdamW([*model.parameters(), *tail.parameters(), extra], lr=0.05)
+
+        class Freezes(Plugin):
+            @on_exit("after_step", when=lambda run: run.step == 2)
+            def freeze(self, run: Run) -> None:
+                run.network[1].eval()  # type: ignore[operator] - a Sequential
+                run.network[2].bias.requires_grad_(False)  # type: ignore[operator]
+                extra.grad = torch.full((2,), 0.5)
+
+        parts = components(model, optimizer, criterion=tail)
+        return engine_of(directory, parts, [Freezes()]), tail, extra
+
+    straight, tail, extra = make(tmp_path / "s")
+    straight.run()
+    make(tmp_path / "a")[0].run(until=lambda run: run.step == 5)
+    engine, other, held = make(tmp_path / "a")
+    engine.run(resume="auto")
+    assert (other.calls, other.seen) == (tail.calls, tail.seen)
+    assert torch.equal(other.scale, tail.scale)
+    assert torch.equal(held, extra)
+    assert outcome(engine)["weights"] == outcome(straight)["weights"]
+    assert outcome(engine)["optimizer"] == outcome(straight)["optimizer"]
+    assert engine.current.network[2].bias.requires_grad is False  # type: ignore[operator]
+
+
+def test_the_optimizers_state_keeps_its_precision(tmp_path):
+    """torch rounds what it loads to the dtype of the parameters; here it does not stay so."""
+
+    class Precise(torch.optim.SGD):
+        """Keeps its state in float32 beside parameters in bfloat16."""
+
+        def step(self, closure: Any = None) -> None:  # type: ignore[override]
+            for group in self.param_groups:
+                for parameter in group["params"]:
+                    state = self.state[parameter]
+                    state.setdefault("sum", torch.zeros_like(parameter, dtype=torch.float32))
+                    state["sum"] += parameter.grad.float() / 3
+                    parameter.data -= (0.1 * state["sum"]).to(parameter.dtype)
+
+    def make(directory: Path) -> Engine:
+        data = [(x.bfloat16(), y) for x, y in batches(4)]
+        model = small_network(torch.bfloat16)
+        return engine_of(directory, components(model, Precise(model.parameters(), lr=0.1), loader=data))
+
+    straight = make(tmp_path / "s")
+    straight.run()
+    make(tmp_path / "a").run(until=lambda run: run.step == 5)
+    engine = make(tmp_path / "a")
+    engine.run(resume="auto")
+    assert outcome(engine) == outcome(straight)
+
+
+def test_what_cannot_be_stored_is_refused_by_name(tmp_path):
+    """The plugin and the key; the checkpoints before it stay."""
+
+    class Odd(Plugin):
+        def state_dict(self) -> dict[str, Any]:
+            return {"fine": 1, "cache": [object()] if self.late else []}
+
+        late = False
+
+        @on_exit("after_step", when=lambda run: run.step == 2)
+        def turn(self, run: Run) -> None:
+            self.late = True
+
+    with pytest.raises(CheckpointError, match=r"plugins\['Odd'\]\['state'\]\['cache'\]\[0\] is a object"):
+        engine_of(tmp_path, components(small_network()), [Odd()]).run()
+    assert len(Store(tmp_path).entries()) == 1
+
+
+def test_a_loader_is_walked_to_its_place_and_the_log_says_so(tmp_path):
+    """One that cannot tell where it is; one with a generator of its own goes on in its order."""
+
+    def make(directory: Path) -> Engine:
+        data = TensorDataset(torch.cat([x for x, _ in batches(4)]), torch.cat([y for _, y in batches(4)]))
+        loader = DataLoader(data, batch_size=2, shuffle=True, generator=torch.Generator().manual_seed(4))
+        return engine_of(directory, components(small_network(), loader=loader))
+
+    straight = make(tmp_path / "s")
+    straight.run()
+    make(tmp_path / "a").run(until=lambda run: run.step == 6)
+    engine = make(tmp_path / "a")
+    run = engine.run(resume="auto")
+    assert outcome(engine) == outcome(straight)
+    assert [n.text for n in run.log.notes("resume")][1:] == [
+        "the data were walked to their place, 1 batches into the pass"
+    ]
+
+
+def test_data_that_end_before_the_place_are_told(tmp_path):
+    """Of unknown length, and shorter than they were."""
+    parts = components(small_network(), loader=Unsized(batches(4)))
+    engine_of(tmp_path, parts).run(until=lambda run: run.step == 3)
+    shorter = components(small_network(), loader=Unsized(batches(2)))
+    with pytest.raises(DataError, match=r"the data ended after 2 batches, but the checkpoint was taken after [34]"):
+        engine_of(tmp_path, shorter).run(resume="auto")
+
+
+@pytest.mark.parametrize("where", ["idle", "finished", "an edge", "in mid-step"])
+def test_no_snapshot_is_taken_where_there_can_be_none(where, tmp_path):
+    """Each place says where one can be taken."""
+    engine = engine_of(tmp_path, components(small_network()))
+    if where == "an edge":
+        with pytest.raises(EngineError, match="between two turns or in the body of a detour, not on an edge of"):
+            engine.on_exit("before_step")(lambda run: run.snapshot())
+            engine.run()
+        return
+    if where == "finished":
+        engine.run()
+    elif where == "in mid-step":
+        engine.run(until="process_batch")
+    with pytest.raises(EngineError, match=r"there is nothing to store|no snapshot is taken in process_batch"):
+        engine.current.snapshot()
+
+
+# -- the plugin
+
+
+def test_the_newest_and_the_best_are_kept(tmp_path):
+    """`keep_last` and `keep_best`, and the value that a checkpoint was judged by is in its summary."""
+    values = iter([3.0, 1.0, 2.0, 5.0, 4.0])
+
+    class Gives(Plugin):
+        def on_exit_before_epoch(self, run: Run) -> None:
+            run.record("value", next(values))
+
+    checkpoint = Checkpoint(tmp_path, keep_last=2, keep_best=2, monitor="value")
+    parts = components(small_network())
+    Engine(parts, RunConfig(epochs=5), [Gives(), checkpoint]).run()
+    store = Store(tmp_path)
+    kept = {store.summary(e)["epoch"]: store.summary(e)["monitor"]["value"] for e in store.entries()}
+    assert kept == {2: 1.0, 3: 2.0, 4: 5.0, 5: 4.0}
+
+
+def test_a_monitor_that_nobody_records_is_told(tmp_path):
+    """When the first epoch ends."""
+    checkpoint = Checkpoint(tmp_path, monitor="valid/los")
+    engine = Engine(components(small_network()), RunConfig(epochs=1), [Evaluate(held_out()), checkpoint])
+    with pytest.raises(EngineError, match=r"Checkpoint\(monitor='valid/los'\).*recorded so far: 'valid/loss'"):
+        engine.run()
+
+
+def test_seconds_have_to_pass(tmp_path, monkeypatch):
+    """At each place, but only when that long has passed since the last one; the clock is read by a handler."""
+    now = 0.0
+    monkeypatch.setattr("heptad_plugins.checkpoint.monotonic", lambda: now)
+
+    class Clock(Plugin):
+        def on_exit_process_batch(self, run: Run) -> None:
+            nonlocal now
+            now += 10.0
+
+    checkpoint = Checkpoint(tmp_path, at="after_step", seconds=25.0, keep_last=99)
+    Engine(components(small_network(), loader=batches(10)), RunConfig(epochs=1), [Clock(), checkpoint]).run()
+    store = Store(tmp_path)
+    assert [store.summary(entry)["step"] for entry in store.entries()] == [3, 6, 9]
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"at": "before_step"}, "at=…"),
+        ({"at": ()}, "one or several"),
+        ({"at": ("after_step", "after_step")}, "each once"),
+        ({"every": 0}, "every=…"),
+        ({"seconds": 0}, "seconds=…"),
+        ({"keep_last": 0}, "keep_last=…"),
+        ({"keep_best": -1}, "keep_best=…"),
+        ({"keep_best": 1}, "needs monitor="),
+        ({"monitor": ""}, "monitor=…"),
+        ({"mode": "least"}, "mode=…"),
+    ],
+)
+def test_options_are_checked_when_it_is_built(options, says, tmp_path):
+    """Each says what was found and what was expected."""
+    with pytest.raises(EngineError, match=says):
+        Checkpoint(tmp_path, **options)
+
+
+def test_nothing_is_missing_from_the_log_of_a_resumed_run(tmp_path):
+    """Questions about it answer: guards with what they saw, counters, notes."""
+    begun(tmp_path / "a", until=lambda run: run.step == 6)
+    run = build(tmp_path / "a", [Progress(file=None)]).run(resume="auto")
+    assert run.log[0].seq > 0
+    assert [t.seq for t in run.log] == list(range(run.log[0].seq, run.log[-1].seq + 1))
+    for transition in run.log:
+        assert str(run.log.explain(transition.seq))
+    assert run.log.notes("resume")
