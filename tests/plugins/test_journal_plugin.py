@@ -5,11 +5,13 @@ from __future__ import annotations
 import gc
 import json
 import os
+import shutil
 import sqlite3
 import subprocess
 import sys
 import threading
 import time
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -27,14 +29,14 @@ from heptad.errors import LogError
 from heptad.log import Counters
 from heptad.log.reader import FileSource
 from heptad.log.writer import FileWriter
-from heptad_plugins import Journal, LRSchedule
+from heptad_plugins import Checkpoint, Journal, LRSchedule
 
 HERE = Path(__file__).parents[1]
 SECOND = 1_000_000_000
 KILLED = 50
 
 
-def process(*arguments: object, timeout: float = 120) -> str:
+def process(*arguments: object, timeout: float = 110) -> str:
     """Runs `tests/journalling.py` and returns what it printed."""
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(HERE), *sys.path])}
     command = [sys.executable, str(HERE / "journalling.py"), *map(str, arguments)]
@@ -59,7 +61,7 @@ def asked(path: Path, statement: str) -> list[Any]:
 def killed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Fifty folders, each of a run that was killed: its file, its true path, when it was killed."""
     folder = tmp_path_factory.mktemp("killed")
-    process("kill", folder, KILLED, 5)
+    process("kill", folder, KILLED, 4)
     return folder
 
 
@@ -85,7 +87,7 @@ def test_a_killed_run_leaves_a_file_that_lacks_at_most_the_last_second(killed, s
         assert len(true) - len(written) <= 7
     log = list(TransitionLog(source))
     assert [t.seq for t in log] == list(range(len(written)))
-    assert all(before.dest == after.source for before, after in zip(log, log[1:], strict=False))
+    assert all(before.dest == after.source for before, after in pairwise(log))
     losses = [value for value in source.values() if value.name == "loss"]
     assert [value.update for value in losses] == list(range(1, len(losses) + 1))
     assert len(losses) >= sum(t.source == "optimizer_update" for t in log)
@@ -241,11 +243,19 @@ def test_forked_processes_leave_the_file_alone(tmp_path):
 # -- a disk that fails
 
 
+@pytest.fixture(scope="module")
+def full(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the journals of two runs for which there was no room, and what became of them."""
+    folder = tmp_path_factory.mktemp("full")
+    process("full", folder)
+    return folder
+
+
 @pytest.mark.parametrize("on_error", ["raise", "detach"])
-def test_where_the_disk_is_full_the_run_ends_or_goes_on_without(on_error, tmp_path):
+def test_where_the_disk_is_full_the_run_ends_or_goes_on_without(on_error, full):
     """The error names the file and what to do; what was written stays readable."""
-    told = json.loads(process("full", tmp_path, on_error))
-    path = tmp_path / "run.journal"
+    told = json.loads((full / f"{on_error}.json").read_text())
+    path = full / f"{on_error}.journal"
     said = told["error"] if on_error == "raise" else " ".join(told["notes"])
     assert f"{path} cannot be written any more: " in said
     assert "can be read" in said
@@ -458,10 +468,6 @@ def failed_run(path: Path) -> Run:
     return engine.current
 
 
-REFERENCE = 80
-"""More transitions than the failed run made before it was resumed in the tests below, and fewer than it makes in all."""
-
-
 @pytest.mark.parametrize("chunk", [5, 1024])
 @pytest.mark.parametrize("seq", [1, 2, 19, 20, 33, 50])
 def test_a_resumed_run_goes_on_in_its_file_and_reads_as_one_path(seq, chunk, tmp_path, monkeypatch):
@@ -564,6 +570,44 @@ def test_a_resumed_run_leaves_the_file_of_another_run_alone(tmp_path):
         resumed(path, "another", 20).run()
     resumed(path, died.id, 20, overwrite=True).run()
     assert TransitionLog.load(path)[0].seq == 0
+
+
+@pytest.mark.parametrize("seq", [1, 33])
+def test_an_attempt_that_was_killed_before_its_first_checkpoint_makes_room_and_is_kept_apart(seq, tmp_path):
+    """`resume="auto"` finds none and begins anew; so again, and the last of the attempts is the path."""
+    path, folder = tmp_path / "run.journal", tmp_path / "checkpoints"
+
+    def attempt() -> Engine:
+        return small_engine(7, [Journal(path), Checkpoint(folder)], epochs=3)
+
+    for _ in range(2):
+        died = attempt()
+        died.run(until=lambda run: run.memory.seq == seq, resume="auto")
+        shutil.rmtree(folder)
+    engine = attempt()
+    run = engine.run(resume="auto")
+    assert run.afresh
+    log = TransitionLog.load(path)
+    assert list(log) == list(run.log)
+    assert log.notes() == run.log.notes()
+    assert FileSource(path).values() == run.records()
+    assert FileSource(path).run == run.id
+    assert [t.seq for t in log] == list(range(len(run.log)))
+    superseded = asked(path, "SELECT session, seq, source, dest FROM superseded ORDER BY session, seq")
+    assert [row for row in superseded if row[0] == 3] == [(3, t.seq, t.source, t.dest) for t in died.current.log]
+    assert [row[1] for row in superseded if row[0] == 2] == list(range(seq))
+    assert asked(path, "SELECT first_seq FROM session ORDER BY number") == [(0,), (0,), (0,)]
+    assert asked(path, "PRAGMA integrity_check") == [("ok",)]
+
+
+def test_a_run_that_does_not_ask_to_go_on_where_it_can_does_not_take_the_file(tmp_path):
+    """Beginning anew is for `resume="auto"` alone, also where there is no checkpoint."""
+    path = tmp_path / "run.journal"
+    small_engine(3, [Journal(path)]).run()
+    before = path.read_bytes()
+    with pytest.raises(PluginError, match="holds the log of another run"):
+        small_engine(3, [Journal(path), Checkpoint(tmp_path / "checkpoints")]).run()
+    assert path.read_bytes() == before
 
 
 # -- loss and learning rate
