@@ -209,7 +209,7 @@ def test_a_detour_that_fails_names_its_plugin_and_its_state(part: str):
         engine.run()
     assert caught.value is error
     place = {"body": "in the body of checkpoint", "guard": "in the guard checkpoint_due asked in evaluate"}[part]
-    assert error.__notes__ == [f"heptad: in Keeper {place} (epoch 0, batch 2, step 2, update 1)"]
+    assert error.__notes__ == [f"heptad: in Side 'Keeper' {place} (epoch 0, batch 2, step 2, update 1)"]
     log = engine.current.log
     assert log.path() == [
         "idle", "before_loop", "before_epoch",

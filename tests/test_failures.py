@@ -104,6 +104,11 @@ def at(counts):
     return "(epoch {}, batch {}, step {}, update {})".format(*counts)
 
 
+def places(error):
+    """Returns the notes on an exception, but for those that tell what a step or a sample looked like."""
+    return [note for note in error.__notes__ if not note.startswith(("heptad: the ", "heptad: while "))]
+
+
 def caught(engine, error):
     """Drives an engine, and checks that this very object comes out of it."""
     with pytest.raises(type(error)) as info:
@@ -154,7 +159,7 @@ def test_a_handler_fails(straight, state, edge, name, kind):
 
     where = "on entry to" if edge == "enter" else "on exit of"
     place = f"in {name}.on_{edge}_{state} {where} {state} {at(counts)}"
-    assert error.__notes__ == [f"heptad: {place}"]
+    assert places(error) == [f"heptad: {place}"]
     assert run.reason == f"{kind.__name__}: oh"
     assert [note.text for note in run.log.notes("failure")] == [f"{kind.__name__}: oh {place}"]
     assert tape[-1] == (name, edge, state)
@@ -174,7 +179,7 @@ def test_a_function_that_fails_is_named():
         raise error
 
     caught(engine, error)
-    assert error.__notes__ == [f"heptad: in {breaks.__qualname__} on exit of process_batch {at((0, 0, 0, 0))}"]
+    assert places(error) == [f"heptad: in {breaks.__qualname__} on exit of process_batch {at((0, 0, 0, 0))}"]
     check_failed(engine, plugins, "process_batch", (0, 0, 0, 0))
 
 
@@ -203,6 +208,77 @@ def test_the_engines_own_handler_fails(monkeypatch):
     assert error.__notes__ == [f"heptad: on entry to optimizer_update {at((0, 2, 2, 0))}"]
     assert tape[-1] == ("Last", "exit", "after_step")
     check_failed(engine, plugins, "optimizer_update", (0, 2, 2, 0))
+
+
+# -- what the step looked like
+
+
+class Odd(dict):
+    """A batch that cannot be looked at."""
+
+    def __iter__(self):
+        raise RuntimeError("not to be walked")
+
+
+PAIR = "a tuple of 2: float32 of shape (2, 4), int64 of shape (2,)"
+BATCHES = {
+    "a pair": (batches(1)[0], PAIR),
+    "a tensor": (torch.zeros(2, 4, dtype=torch.bfloat16), "bfloat16 of shape (2, 4)"),
+    "a dict": (
+        {"x": torch.zeros(1), "text": ["a", "b"]},
+        "a dict of 2: 'x': float32 of shape (1,), 'text': a list of 2 str",
+    ),
+    "many": ([torch.zeros(())] * 9, "a list of 9: " + "float32 of shape (), " * 4 + "…"),
+    "mixed": ([1, "a", 2], "a list of 3 int or str"),
+    "deep": ([[[[torch.zeros(1)]]]], "a list of 1: a list of 1: a list of 1: a list of 1"),
+    "nothing": ([], "a list of 0"),
+    "an object": (object(), "a object"),
+    "odd": (Odd(x=1), "a Odd"),
+}
+
+
+@pytest.mark.parametrize("batch", BATCHES)
+def test_a_failure_in_process_batch_tells_what_the_batch_looked_like(batch):
+    """Types and shapes, no values; what cannot be looked at is named by its type, and hides nothing."""
+    given, words = BATCHES[batch]
+    error = ValueError("oh")
+    caught(Engine(components(loader=[given], compute_loss=raising(error)), RunConfig(epochs=1)), error)
+    assert error.__notes__ == [
+        f"heptad: in the body of process_batch {at((0, 0, 0, 0))}",
+        f"heptad: the batch: {words}",
+    ]
+
+
+def test_it_tells_what_the_output_looked_like_where_there_is_one():
+    """A criterion and a handler on exit fail after the forward pass; a network fails before there is an output."""
+    told = [f"heptad: the batch: {PAIR}", f"heptad: the output: float32 of shape (2, {CLASSES})"]
+    error = ValueError("oh")
+    caught(Engine(components(loader=batches(1), criterion=raising(error)), RunConfig(epochs=1)), error)
+    assert error.__notes__[1:] == told
+    engine = Engine(components(loader=batches(1)), RunConfig(epochs=1))
+    error = ValueError("oh")
+    engine.on_exit("process_batch")(lambda run: raising(error)())
+    caught(engine, error)
+    assert error.__notes__[1:] == told
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), SystemExit()])
+def test_it_tells_nothing_of_the_step_where_nothing_failed(error):
+    """An interrupt is about no batch."""
+    caught(Engine(components(criterion=raising(error)), RunConfig(epochs=1)), error)
+    assert error.__notes__ == [f"heptad: in the body of process_batch {at((0, 0, 0, 0))}"]
+
+
+def test_a_failure_in_the_data_tells_which_sample_it_was():
+    """A dataset that raises gets a note with the sample's number; batches that cannot be made tell of what."""
+    error = ValueError("oh")
+    caught(Engine(components(dataset=Samples(error)), RunConfig(epochs=1, batch_size=2, shuffle=False)), error)
+    place = f"heptad: in the body of before_step {at((0, 0, 0, 0))}"
+    assert error.__notes__ == ["heptad: while sample 0 of the Samples was read", place]
+    error = ValueError("oh")
+    given = components(dataset=[1, 2, 3], collate_fn=raising(error))
+    caught(Engine(given, RunConfig(epochs=1, batch_size=2, shuffle=False)), error)
+    assert error.__notes__ == ["heptad: while a batch was made of a list of 2 int", place]
 
 
 # -- bodies
@@ -302,7 +378,7 @@ BODIES = {
 def check_body(engine, plugins, error, state, counts):
     """Drives an engine whose body in this state raises, and checks what holds then."""
     run = caught(engine, error)
-    assert error.__notes__ == [f"heptad: in the body of {state} {at(counts)}"]
+    assert places(error) == [f"heptad: in the body of {state} {at(counts)}"]
     assert plugins[0].tape[-3:] == [(name, "enter", state) for name in NAMES]
     assert run.log[-1].guards == {}
     check_failed(engine, plugins, state, counts)
@@ -566,7 +642,7 @@ def test_a_failure_while_turning_one_by_one():
             while True:
                 engine.advance()
         assert info.value is error
-        assert error.__notes__ == [f"heptad: in the body of process_batch {at((0, 0, 0, 0))}"]
+        assert places(error) == [f"heptad: in the body of process_batch {at((0, 0, 0, 0))}"]
         check_failed(engine, plugins, "process_batch", (0, 0, 0, 0))
     assert [plugin.closed for plugin in plugins] == [1, 1, 1]
 

@@ -244,7 +244,7 @@ def check_pair(batch: Any) -> None:
 def check_loss(loss: object, giver: str) -> None:
     """Raises an `EngineError` for a loss that cannot be trained on."""
     if not isinstance(loss, torch.Tensor):
-        raise EngineError(f"{giver} must return a scalar tensor{_or_output(giver)}, got {kind(loss)}")
+        raise EngineError(f"{giver} must return a scalar tensor{_or_output(giver)}, got {kind(loss)}{_way_out(loss)}")
     if loss.dim():
         raise EngineError(f"{giver} must return a scalar tensor, got one of shape {tuple(loss.shape)}; take its mean")
     if not loss.requires_grad:
@@ -256,6 +256,15 @@ def check_loss(loss: object, giver: str) -> None:
 
 def _or_output(giver: str) -> str:
     return " or a LossOutput" if giver == "compute_loss" else ""
+
+
+def _way_out(loss: object) -> str:
+    """Returns what to do where it can be guessed what happened."""
+    if loss is None:
+        return "; does it end without a return?"
+    if isinstance(loss, tuple):
+        return "; for the output beside the loss return LossOutput(loss, output=…)"
+    return "; leave out .item() and float(), the graph is needed" if isinstance(loss, float) else ""
 
 
 def _refuse_endless(run: Run) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -14,11 +15,11 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
-    ModelWrapValidatorHandler,
     ValidationError,
     field_validator,
     model_validator,
 )
+from pydantic.functional_validators import ModelWrapValidatorHandler  # pydantic itself has it from 2.10 on
 from torch import nn
 from torch.optim import Optimizer
 
@@ -74,6 +75,17 @@ class _Checked(BaseModel):
         validate_default=True,
     )
 
+    if not TYPE_CHECKING:  # which know the fields, and that they go by name
+
+        def __new__(cls, *positional: object, **fields: object) -> Self:
+            if positional:
+                first, second = list(cls.model_fields)[:2]
+                raise ConfigError(f"{cls.__name__} takes its fields by name: {cls.__name__}({first}=…, {second}=…)")
+            return super().__new__(cls)
+
+        def __setattr__(self, name: str, value: object) -> None:
+            raise ConfigError(f"{kind(self)} is frozen, {name} cannot be set; give it when you build the {kind(self)}")
+
     @model_validator(mode="wrap")
     @classmethod
     def _report(cls, data: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
@@ -116,11 +128,16 @@ def _line(model: type[BaseModel], item: Mapping[str, Any]) -> str:
         case "literal_error":
             return f"{where} must be {context['expected']}, got {got}"
         case "is_instance_of":
-            return f"{where} must be a {context['class']}, got {got}"
+            return f"{where} must be a {context['class']}, got {got}{_instance(item['input'])}"
         case "value_error":
             return f"{where} {context['error']}, got {got}"
         case _:
             return f"{where}: {item['msg']}, got {got}"
+
+
+def _instance(value: object) -> str:
+    """Returns a hint for a class where an instance of it is meant."""
+    return f"; pass an instance: {value.__name__}(…)" if isinstance(value, type) else ""
 
 
 def _short(value: object) -> str:
@@ -220,6 +237,8 @@ class Components(_Checked):
     @field_validator("criterion")
     @classmethod
     def _takes_the_mean(cls, criterion: Callable[..., torch.Tensor] | None) -> Callable[..., torch.Tensor] | None:
+        if isinstance(criterion, type):
+            raise ValueError(f"must be a function of (output, target){_instance(criterion)}")
         reduction = getattr(criterion, "reduction", "mean")
         if reduction != "mean":
             raise ValueError(
@@ -228,13 +247,28 @@ class Components(_Checked):
             )
         return criterion
 
+    @field_validator("compute_loss")
+    @classmethod
+    def _takes_network_and_batch(cls, compute_loss: ComputeLoss | None) -> ComputeLoss | None:
+        try:
+            signature = None if compute_loss is None else inspect.signature(compute_loss)
+        except ValueError:
+            return compute_loss  # some callables of C have none; calling is the test then
+        try:
+            _ = signature and signature.bind(object(), object())
+        except TypeError as error:
+            raise ValueError(f"is called as compute_loss(network, batch), but takes {signature}: {error}") from None
+        return compute_loss
+
     @field_validator("optimizer", mode="before")
     @classmethod
     def _are_optimizers(cls, optimizer: object) -> object:
         parts = _several(optimizer)
         if isinstance(optimizer, type) or not parts or not all(is_optimizer(part) or callable(part) for part in parts):
+            name = optimizer.__name__ if isinstance(optimizer, type) else ""
             raise ValueError(
                 "must be a torch optimizer, a function of the network that returns one, or several of these"
+                + (f"; for a class write lambda network: {name}(network.parameters())" if name else "")
             )
         return optimizer
 
@@ -259,6 +293,11 @@ def check_together(components: Components, config: RunConfig) -> None:
         ConfigError: With every mistake, one a line.
     """
     mistakes: list[str] = []
+    if next(components.network.parameters(), None) is None:
+        mistakes.append(
+            f"Components.network (a {kind(components.network)}) has no parameters to train; layers that are kept in a "
+            "list or a dict are found only if that is an nn.ModuleList or an nn.ModuleDict"
+        )
     if components.dataset is not None and config.batch_size is None:
         mistakes.append("RunConfig.batch_size is required with Components.dataset")
     if components.loader is not None:

@@ -23,7 +23,7 @@ from heptad.errors import EngineError, PluginError, kind, nearest
 from heptad.log import Memory, Transition
 from heptad.machine import Body, Guard, Machine
 from heptad.plan import PlannedTurn, Walk
-from heptad.plugin import Mark, Plugin, Predicate, Subscription, verify
+from heptad.plugin import Mark, Plugin, Predicate, Subscription, titled, verify
 from heptad.roster import Roster
 from heptad.run import GUARDS, MID_STEP, Parts, Run
 from heptad.signals import CtrlC
@@ -91,11 +91,11 @@ class Engine:
         for position, (plugin, _) in enumerate(detours):
             guard = guard_of([detour for _, detour in detours], position)
             guards[guard] = self._roster.caught_guard(plugin, guard, visits[position].due)
-            owners[guard] = plugin.name
+            owners[guard] = titled(plugin)
         for node, position in table.origin.items():
             plugin, detour = detours[position]
             bodies[node] = self._roster.caught_body(plugin, detour.state, visits[position].body)
-            owners[node] = plugin.name
+            owners[node] = titled(plugin)
         return self.machine_class(self.current, bodies, guards, [FIRST_SUBSCRIBER], owners)
 
     # -- driving

@@ -78,6 +78,7 @@ class Evaluation:
         batch = run.position.batch
         with torch.inference_mode():
             output, loss, weight = _forward(run.parts.components, batch)
+            run.position.output = output
             values: dict[str, Any] = {"loss": loss}
             for name, function in self._functions.items():
                 values[name] = function(output, batch)
@@ -95,7 +96,7 @@ class Evaluation:
         at.samples += count_samples(at.batch)
         at.step += 1
         at.batch_index += 1
-        at.batch = None
+        at.batch = at.output = None
         at.remaining = (1 if feed.more() else 0) if feed.batches is None else at.remaining - 1
 
     def after_epoch(self, run: Run) -> None:

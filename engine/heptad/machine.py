@@ -155,6 +155,11 @@ class Machine(transitions.Machine):
         guards: The predicates, by the names that the table's arcs use.
         subscriptions: The handlers, in the order in which those of one edge are to be called.
         owners: Which plugin a state or a guard belongs to, by its name, where it belongs to one.
+
+    Attributes:
+        drive: Makes up to so many turns of a run: fewer where an end is reached or `Position.halt` is set. What a body,
+            a guard or a handler raises comes out unchanged but for a note; the run has failed then. It is the
+            trigger's own, so that no frame of this class stands in the traceback of an error.
     """
 
     state_cls = _Scope
@@ -186,19 +191,12 @@ class Machine(transitions.Machine):
                 self.scope(state.name).add_callback("enter", cast("Any", _halt))
         for subscription in subscriptions:
             self.subscribe(subscription)
+        self.drive = cast("_Event", self.events[TURN]).drive
 
     def subscribe(self, subscription: Subscription) -> None:
         """Adds a handler to every node that users see under the name of its state; after those that are there."""
         for state in self.table.named(subscription.mark.state):
             self.scope(state.name).subscribe(subscription)
-
-    def drive(self, run: Run, turns: int) -> None:
-        """Makes up to `turns` turns: fewer where an end is reached or `Position.halt` is set.
-
-        Raises:
-            BaseException: What a body, a guard or a handler raised, unchanged but for a note; the run has failed then.
-        """
-        cast("_Event", self.events[TURN]).drive(run, turns)
 
     def scope(self, name: str) -> _Scope:
         """Returns a state of the library's table."""

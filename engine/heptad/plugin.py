@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from heptad.errors import PluginError, kind, nearest
+from heptad.hooks import HERE
 from heptad.states import Detour, Table
 
 if TYPE_CHECKING:
@@ -38,6 +39,12 @@ class Mark:
     every: int = 1
     once: bool = False
     when: Predicate | None = None
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.state, str):  # pyright: ignore[reportUnnecessaryIsInstance] - for callers without a type checker
+            what = f"on_{self.edge}"
+            got = getattr(self.state, "__name__", repr(self.state))
+            raise PluginError(f"@{what} stands before {got} without a state; write it as @{what}('after_step')")
 
     def words(self) -> str:
         """Returns which events it hears, in words; nothing for all."""
@@ -122,6 +129,11 @@ class Plugin:
 
     def on_park(self, run: Run) -> None:
         """Called when an interrupt has parked the run, between two turns."""
+
+
+def titled(plugin: Plugin) -> str:
+    """Returns a plugin's name, behind its class's where that is another: `Evaluate 'valid'`."""
+    return plugin.name if plugin.name == kind(plugin) else f"{kind(plugin)} '{plugin.name}'"
 
 
 class Subscription:
@@ -224,16 +236,25 @@ def _mark_in_name(plugin: Plugin, name: str) -> Mark:
             return Mark(edge, name.removeprefix(f"on_{edge}_"))
     raise PluginError(
         f"{plugin.name}.{name} would never be called: a handler is named on_enter_<state> or on_exit_<state>, or "
-        "marked with @on_enter or @on_exit; give any other method a name that does not begin with 'on_'"
+        f"marked with @on_enter or @on_exit; {_hint(name)}"
     )
+
+
+def _hint(name: str) -> str:
+    known = HERE.get(name)
+    other = "give any other method a name that does not begin with 'on_'"
+    return f"here it would be {known}" if known else other
 
 
 def verify_plugins(plugins: Sequence[object]) -> None:
     """Checks the list of plugins.
 
     Raises:
-        PluginError: For a class in place of an instance, something else, the same object twice, two of one name.
+        PluginError: For no list, a class in place of an instance, something else, the same object twice, two of one
+            name.
     """
+    if not isinstance(plugins, list | tuple):
+        raise PluginError(f"plugins must be a list, got a {kind(plugins)}; write plugins=[…]")
     seen: dict[str, Plugin] = {}
     for plugin in plugins:
         if isinstance(plugin, type):

@@ -24,6 +24,7 @@ from heptad.errors import EngineError
 from heptad.log import Counters, Failure, Memory, Recorded, TransitionLog
 from heptad.log.html import table
 from heptad.states import Table
+from heptad.telling import told
 
 if TYPE_CHECKING:
     from heptad.checkpoint.snapshot import Snapshot
@@ -405,7 +406,10 @@ class Run:
         """
         at = self.position
         if self.state != "optimizer_update" or not at.entering:
-            raise EngineError(f"skip_update is legal on entry to optimizer_update only; the run is in {self.state}")
+            raise EngineError(
+                f"skip_update is legal on entry to optimizer_update only, the run is in {self.state}; call it in "
+                "on_enter_optimizer_update, where the gradients of the window are complete"
+            )
         if at.skip is None:
             self.note_of("skip_update", reason)
         at.skip = reason
@@ -478,6 +482,7 @@ class Run:
     def fail(self, error: BaseException, edge: str, who: str, guard: str, guards: dict[str, bool]) -> None:
         """Ends the run in `failed`, and says where in the log, in `reason` and in a note on the exception."""
         at = self.position
+        step = [(name, value) for name, value in (("batch", at.batch), ("output", at.output)) if value is not None]
         line = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
         failure = Failure(self.memory.seq, self.state, edge, who, guard, line, self.counters(), guards)
         self.memory.fail(failure, at.node)
@@ -485,6 +490,9 @@ class Run:
         at.entering = False
         self.reason = line
         error.add_note(f"heptad: {failure}")
+        if failure.state == "process_batch" and isinstance(error, Exception):  # what errors of shape are about
+            for name, value in step:
+                error.add_note(f"heptad: the {name}: {told(value)}")
 
     @property
     def seq(self) -> int:

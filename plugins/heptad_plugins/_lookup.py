@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from difflib import get_close_matches
 from typing import cast
 
 from torch.nn import Parameter
@@ -26,6 +27,12 @@ def monitored(plugin: str, run: Run, name: str) -> float:
         known = ", ".join(repr(other) for other in metrics) or "none"
         raise EngineError(
             f"{plugin}(monitor='{name}'): no value of that name has been recorded by the end of epoch {run.epoch} "
-            f"(update {run.update}); recorded so far: {known}"
+            f"(update {run.update}); recorded so far: {known}; {_hint(name, metrics)}"
         )
     return metrics[name]
+
+
+def _hint(name: str, metrics: dict[str, float]) -> str:
+    if close := get_close_matches(name, metrics, n=1):
+        return f"did you mean '{close[0]}'?"
+    return "Evaluate(data) records 'valid/loss', run.record(name, value) any other"

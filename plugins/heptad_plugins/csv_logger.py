@@ -122,6 +122,8 @@ class CSVLogger(Plugin):
 
     def _adopt(self, run: Run) -> None:
         """Makes the file this run's: begins it, or reads the header of the one that the run goes on with."""
+        if self._path.is_dir():
+            raise PluginError(f"CSVLogger: {self._path} is a directory; name a file in it, such as values.csv")
         self._path.parent.mkdir(parents=True, exist_ok=True)
         held = self._path.read_bytes() if self._path.exists() else b""
         if not run.step and not self._restored:

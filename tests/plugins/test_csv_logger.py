@@ -479,7 +479,7 @@ def test_a_file_that_cannot_be_written_may_cost_the_logger_alone(tmp_path):
     run = small_engine(2, [CSVLogger(tmp_path, on_error="detach")]).run()
     assert run.state == "finished"
     (note,) = run.log.notes("detach")
-    assert "IsADirectoryError" in note.text
+    assert "is a directory; name a file in it" in note.text
 
 
 @pytest.mark.parametrize("every", [0, 1.0, True, "1"])

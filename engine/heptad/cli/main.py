@@ -10,10 +10,10 @@ import os
 import sys
 from collections.abc import Sequence
 
-from heptad.cli import diagram, diff, explain, export, show, stats
+from heptad.cli import demo, diagram, diff, explain, export, show, stats
 from heptad.errors import EngineError
 
-COMMANDS = (show, stats, explain, diff, diagram, export)
+COMMANDS = (show, stats, explain, diff, diagram, export, demo)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -12,7 +12,9 @@ from torch.utils.data import IterableDataset, Subset, TensorDataset, get_worker_
 from torch.utils.data import default_collate as _default_collate  # pyright: ignore[reportUnknownVariableType] - typed in part
 
 from heptad.data.order import batch_seed
+from heptad.errors import kind
 from heptad.seeding import Own, own_generators, preserved, seed_all
+from heptad.telling import told
 
 Collate = Callable[[list[Any]], Any]
 default_collate = cast("Collate", _default_collate)
@@ -82,9 +84,24 @@ class Samples:
         with preserved():
             seed_all(seed)
             places = cast("list[int]", indices.tolist())
-            if self._by_list:
-                return self._collate(self._dataset.__getitems__(places))
-            return self._collate([self._dataset[place] for place in places])
+            samples = self._dataset.__getitems__(places) if self._by_list else self._samples(places)
+            try:
+                return self._collate(samples)
+            except Exception as error:
+                more = "; Components.collate_fn makes batches another way" if self._collate is default_collate else ""
+                error.add_note(f"heptad: while a batch was made of {told(samples)}{more}")
+                raise
+
+    def _samples(self, places: list[int]) -> list[Any]:
+        samples: list[Any] = []
+        place = -1
+        try:
+            for place in places:
+                samples.append(self._dataset[place])
+        except Exception as error:
+            error.add_note(f"heptad: while sample {place} of the {kind(self._dataset)} was read")
+            raise
+        return samples
 
     def generators(self) -> list[Own]:
         """Returns those of the dataset, also of one inside a `Subset`."""
