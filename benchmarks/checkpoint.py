@@ -15,9 +15,9 @@ highest. Disks of shared machines are noisy; run it with nothing beside it:
     python benchmarks/checkpoint.py
 
 Measured on two shared virtual cores under a load of four, Python 3.11.7 and torch 2.13.0, three times nine rounds: a
-save takes 1.24 to 1.38 times as long as torch.save and fsync (550 to 600 ms against 350 to 450), 7 to 9 times as long as
-the copy (60 to 80 ms). Of its 300 ms of processor time 180 are SHA-256, which a free core does beside the writing.
-Loading takes 520 to 690 ms, six to eight times torch.load, which verifies nothing and maps the file.
+save takes 1.24 to 1.38 times as long as torch.save and fsync (550 to 600 ms against 350 to 450), 7 to 9 times as long
+as the copy (60 to 80 ms). Of its 300 ms of processor time 180 are SHA-256, which a free core does beside the writing.
+Loading takes 520 to 690 ms, six to eight times torch.load, which verifies nothing.
 """
 
 from __future__ import annotations

@@ -1,10 +1,16 @@
-"""What a pass over data in memory costs: the engine's feed, torch's default loader, and the limit. One thread.
+"""What a pass over data in memory costs, and what it costs to resume in the middle of one. One thread.
+
+The first question: the engine's feed, torch's default loader, and the limit.
 
 60,000 samples of 28x28 float32 with integer labels in a `TensorDataset`, batches of 128, shuffled, one pass each:
 
 - `DataLoader`: `DataLoader(dataset, 128, shuffle=True)`, which takes samples one by one and stacks them;
 - `feed`: what the engine's `before_step` takes its batches from, the order of the pass included;
 - `limit`: the rows gathered straight from memory with `index_select`, the indices of each batch made beforehand.
+
+The second: a run over 10 million samples is resumed from a checkpoint taken after the first step of an epoch, and from
+one taken in its middle, up to the end of the first turn. The order is a function of (seed, epoch, pass), so nothing is
+replayed: the two should take the same time.
 
 The rounds are interleaved: the three stand side by side in each, in turn first. Printed are medians over the rounds and
 the median of the ratios within a round, with the lowest and the highest. Run it with nothing beside it:
@@ -20,14 +26,17 @@ from __future__ import annotations
 import argparse
 import statistics
 import sys
+import tempfile
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from heptad import Components, RunConfig
+from heptad import Components, Engine, RunConfig
+from heptad.checkpoint import Store
 from heptad.data import Feed, build_feed
 
 SAMPLES, BATCH = 60_000, 128
@@ -116,6 +125,51 @@ def report(times: dict[str, list[float]]) -> str:
     return "\n".join(lines)
 
 
+MANY, LARGE = 10_000_000, 1000
+
+
+def build_large(data: torch.Tensor) -> Engine:
+    """Returns an engine over ten million samples, whose steps do next to nothing."""
+    network = nn.Linear(1, 1)
+    components = Components(
+        network=network,
+        dataset=data,
+        compute_loss=lambda network, batch: network(batch[:1]).mean(),
+        optimizer=torch.optim.SGD(network.parameters(), lr=0.0),
+    )
+    return Engine(components, RunConfig(epochs=1, batch_size=LARGE))
+
+
+def resume_times(rounds: int) -> dict[str, list[float]]:
+    """Returns the milliseconds that it takes to go on from either place, in each round."""
+    data = torch.zeros(MANY, 1)
+    places = {"start": 1, "middle": MANY // LARGE // 2}
+    with tempfile.TemporaryDirectory() as folder:
+        paths: dict[str, Path] = {}
+        for name, step in places.items():
+            run = build_large(data).run(until=lambda run, step=step: run.step == step and run.state == "before_step")
+            paths[name] = Store(Path(folder) / name).save(run.snapshot()).path
+        times: dict[str, list[float]] = {name: [] for name in places}
+        for number in range(rounds + 1):
+            for name in list(places)[:: 1 if number % 2 else -1]:
+                engine = build_large(data)
+                start = time.perf_counter()
+                engine.run(resume=paths[name], until=lambda run: True)
+                if number:  # the first round warms up
+                    times[name].append((time.perf_counter() - start) * 1e3)
+    return times
+
+
+def report_resumes(times: dict[str, list[float]]) -> str:
+    """Returns the line."""
+    start, middle = (statistics.median(spent) for spent in times.values())
+    ratios = sorted(one / other for one, other in zip(times["middle"], times["start"], strict=True))
+    return (
+        f"resuming an epoch of {MANY:,} samples: {start:.0f} ms at its start, {middle:.0f} ms in its middle, "
+        f"{statistics.median(ratios):.3f} ({ratios[0]:.2f} – {ratios[-1]:.2f}) times as long"
+    )
+
+
 def main() -> None:
     """Measures and prints."""
     parser = argparse.ArgumentParser(description="A pass over data in memory: feed, DataLoader, limit.")
@@ -125,6 +179,8 @@ def main() -> None:
     print(f"{SAMPLES:,} samples of 28x28 float32, batch {BATCH}, shuffled; {rounds} rounds, one thread")
     print(f"Python {sys.version.split()[0]}, torch {torch.__version__}\n")
     print(report(measure(rounds)))
+    print()
+    print(report_resumes(resume_times(rounds)))
 
 
 if __name__ == "__main__":

@@ -7,7 +7,6 @@ import os
 import shutil
 import sqlite3
 import tempfile
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -97,6 +96,11 @@ def assert_rows_say_the_same(path: Path, run: Run) -> None:
     ]
 
 
+def names(folder: Path) -> list[str]:
+    """Returns what lies in a folder."""
+    return sorted(path.name for path in folder.iterdir())
+
+
 def as_json(guards: Any) -> str:
     return "{" + ", ".join(f'"{name}": {"true" if answer else "false"}' for name, answer in guards.items()) + "}"
 
@@ -140,7 +144,7 @@ def test_a_run_written_by_journal_is_read_back_as_it_was(plan: Plan, chunk: int,
         assert run.ended
         assert_same(path, run)
         assert_rows_say_the_same(path, run)
-        assert sorted(os.listdir(folder)) == ["run.journal"]
+        assert names(Path(folder)) == ["run.journal"]
 
 
 def test_memory_that_lets_go_of_its_beginning_leaves_it_in_the_file(tmp_path):
@@ -294,13 +298,16 @@ def test_flipped_bits_are_never_read_as_another_run(seed, tmp_path):
     place = (seed * 7919) % 100 if seed < 20 else (seed * 104_729) % len(content)
     content[place] ^= 1 << seed % 8
     path.write_bytes(content)
-    try:
-        found = told(TransitionLog.load(path))
-    except LogError as error:
-        assert str(path) in str(error)
-    else:
-        assert found == expected
+    assert read_or_refused(path) in (expected, "refused")
     assert path.read_bytes() == bytes(content)
+
+
+def read_or_refused(path: Path) -> Any:
+    """Returns what a file tells, or that an error with its name says why it does not."""
+    try:
+        return told(TransitionLog.load(path))
+    except LogError as error:
+        return "refused" if str(path) in str(error) else str(error)
 
 
 def told(log: TransitionLog) -> list[str]:
@@ -326,13 +333,13 @@ def test_reading_a_finished_file_makes_no_file_beside_it(tmp_path):
     alone.mkdir()
     shutil.copy(path, alone / "copy")
     assert list(TransitionLog.load(alone / "copy")) == list(TransitionLog.load(path))
-    assert os.listdir(alone) == ["copy"]
-    assert sorted(os.listdir(tmp_path)) == ["alone", "run.journal"]
+    assert names(alone) == ["copy"]
+    assert names(tmp_path) == ["alone", "run.journal"]
     assert path.read_bytes() == before
 
 
 @pytest.fixture
-def died(tmp_path: Path) -> Iterator[Path]:
+def died(tmp_path: Path) -> Path:
     """A file as a process that was killed leaves it: what it wrote last lies beside it."""
     live = tmp_path / "live"
     live.mkdir()
@@ -345,7 +352,7 @@ def died(tmp_path: Path) -> Iterator[Path]:
     dead = tmp_path / "dead"
     shutil.copytree(live, dead)
     writer.close()
-    yield dead / "run.journal"
+    return dead / "run.journal"
 
 
 def test_a_file_on_which_a_run_died_is_read_and_left_alone(died: Path):

@@ -595,6 +595,22 @@ def test_no_snapshot_is_taken_where_there_can_be_none(where, tmp_path):
         engine.current.snapshot()
 
 
+KEPT = Path(__file__).parent / "checkpoint" / "run_of_format_1"
+
+
+def test_a_run_that_was_kept_as_files_goes_on(tmp_path):
+    """In mid-window, as version 0.1.0 wrote it; every later version must be able to. Bits may be those of a machine."""
+    shutil.copytree(KEPT, tmp_path / "a")
+    engine = build(tmp_path / "a")
+    run = engine.run(resume="auto")
+    straight = build(tmp_path / "b")
+    straight.run()
+    assert (run.state, run.epoch, run.step, run.update) == ("finished", 2, 18, 6)
+    assert records(run.log) == records(straight.current.log)[run.log[0].seq :]
+    for ours, theirs in zip(run.network.parameters(), straight.current.network.parameters(), strict=True):
+        torch.testing.assert_close(ours, theirs)
+
+
 # -- the plugin
 
 

@@ -45,8 +45,8 @@ class Journal(Plugin):
         flush_every: Transitions that may be missing after a kill; the run waits after so many until they are written,
             about 0.3 ms. `None` leaves it at the last second.
         overwrite: Lets go of another run's log in the file.
-        on_error: `"detach"` lets the run go on if the file cannot be written; what was written stays readable.
         values: Whether to record `loss` and `lr`.
+        on_error: `"detach"` lets the run go on if the file cannot be written; what was written stays readable.
 
     Raises:
         PluginError: When built, for an option that does not fit; when the run is opened, for a file that it may not
@@ -65,9 +65,9 @@ class Journal(Plugin):
         path: str | os.PathLike[str],
         flush_every: int | None = None,
         overwrite: bool = False,
-        on_error: Literal["raise", "detach"] = "raise",
         *,
         values: bool = True,
+        on_error: Literal["raise", "detach"] = "raise",
     ) -> None:
         self.on_error = on_error
         self._path = Path(path).absolute()

@@ -33,6 +33,7 @@ from heptad_plugins import (
     Evaluate,
     GracefulStop,
     GradientClipping,
+    Journal,
     LRSchedule,
     NonFiniteGuard,
     Progress,
@@ -64,6 +65,9 @@ def makers(folder: Path) -> dict[str, Any]:
     def checkpoint(**options: Any) -> Any:
         return lambda: Checkpoint(folder / f"checkpoints {next(files)}", **options)
 
+    def journal(**options: Any) -> Any:
+        return lambda: Journal(folder / f"journal {next(files)}", **options)
+
     return {
         "CSVLogger": csv_logger,
         "Checkpoint": checkpoint(),
@@ -77,6 +81,8 @@ def makers(folder: Path) -> dict[str, Any]:
         "GracefulStop": GracefulStop,
         "GradientClipping": lambda: GradientClipping(max_norm=0.1),
         "GradientClipping value": lambda: GradientClipping(max_value=0.01),
+        "Journal": journal(),
+        "Journal often": journal(flush_every=1),
         "LRSchedule": lambda: LRSchedule(lambda optimizer: StepLR(optimizer, step_size=2, gamma=0.5)),
         "LRSchedule epoch": lambda: LRSchedule(lambda optimizer: StepLR(optimizer, step_size=1), interval="epoch"),
         "NonFiniteGuard": lambda: NonFiniteGuard("skip", every=2),
@@ -257,6 +263,8 @@ OBSERVERS = (
     "Checkpoint often",
     "Evaluate often",
     "Evaluate steps",
+    "Journal",
+    "Journal often",
     "Progress",
     "Progress bar",
     "TensorBoardLogger",
@@ -338,6 +346,7 @@ def test_every_observer_may_be_let_to_fail(tmp_path):
     for plugin in (
         CSVLogger(tmp_path / "a.csv", on_error="detach"),
         Evaluate(batches(1), on_error="detach"),
+        Journal(tmp_path / "a.journal", on_error="detach"),
         Progress(on_error="detach"),
         TensorBoardLogger(tmp_path, on_error="detach"),
         Throughput(on_error="detach"),

@@ -19,6 +19,7 @@ from heptad.checkpoint.learned import (
     tensors_of,
     told,
 )
+from heptad.config import RunConfig
 from heptad.errors import CheckpointError, kind
 from heptad.plugin import Plugin
 from heptad.run import Run
@@ -71,10 +72,12 @@ def check_run(run: Run, plugins: Sequence[Plugin], sections: Mapping[str, Any]) 
         CheckpointError: With every difference, one a line.
     """
     stored, here = sections["run"]["identity"], identity(run)
+    # a field that came after the checkpoint was written had its default then
+    config = {name: field.default for name, field in RunConfig.model_fields.items()} | stored["config"]
     wrong = [
-        f"RunConfig.{name}: {stored['config'].get(name)!r} in the checkpoint, {value!r} here"
+        f"RunConfig.{name}: {config[name]!r} in the checkpoint, {value!r} here"
         for name, value in here["config"].items()
-        if name not in _FREE and stored["config"].get(name) != value
+        if name not in _FREE and config[name] != value
     ]
     wrong += [
         f"data: {name} {stored['data'].get(name)} in the checkpoint, {here['data'].get(name)} here"
