@@ -27,6 +27,7 @@ from heptad_plugins import (
     Evaluate,
     GracefulStop,
     GradientClipping,
+    Journal,
     LRSchedule,
     NonFiniteGuard,
     Progress,
@@ -48,6 +49,9 @@ def makers(folder: Path) -> dict[str, Any]:
     def csv_logger() -> Plugin:
         return CSVLogger(folder / f"{next(files)}.csv", overwrite=True)
 
+    def journal() -> Plugin:
+        return Journal(folder / f"{next(files)}.journal")
+
     return {
         "CSVLogger": csv_logger,
         "EMA": lambda: EMA(decay=0.5),
@@ -59,6 +63,7 @@ def makers(folder: Path) -> dict[str, Any]:
         "GracefulStop": GracefulStop,
         "GradientClipping": lambda: GradientClipping(max_norm=0.1),
         "GradientClipping value": lambda: GradientClipping(max_value=0.01),
+        "Journal": journal,
         "LRSchedule": lambda: LRSchedule(lambda optimizer: StepLR(optimizer, step_size=2, gamma=0.5)),
         "LRSchedule epoch": lambda: LRSchedule(lambda optimizer: StepLR(optimizer, step_size=1), interval="epoch"),
         "NonFiniteGuard": lambda: NonFiniteGuard("skip", every=2),
@@ -130,6 +135,10 @@ def test_what_matters_is_declared():
         ("Throughput", "CSVLogger"),
         ("Throughput", "TensorBoardLogger"),
         ("LRSchedule", "CSVLogger"),
+        ("LRSchedule", "Journal"),
+        ("Evaluate", "Journal"),
+        ("Journal", "Checkpoint"),
+        ("Journal", "CSVLogger"),
         ("GradientClipping", "CSVLogger"),
     }
     assert needed <= set(PAIRS)
@@ -194,7 +203,16 @@ def build(plugins: list[Plugin], *, accumulation: int = 1, uneven: bool = False)
     )
 
 
-OBSERVERS = ("CSVLogger", "Evaluate", "Evaluate often", "Evaluate steps", "Progress", "TensorBoardLogger", "Throughput")
+OBSERVERS = (
+    "CSVLogger",
+    "Evaluate",
+    "Evaluate often",
+    "Evaluate steps",
+    "Journal",
+    "Progress",
+    "TensorBoardLogger",
+    "Throughput",
+)
 
 
 @pytest.mark.parametrize("accumulation", [1, 2])

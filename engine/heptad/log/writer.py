@@ -86,6 +86,7 @@ class FileWriter:
         # The schema is written before the file is put into write-ahead mode, so that its head is always in its place.
         if _first(ask, "PRAGMA application_id") == schema.APPLICATION_ID:
             return False
+        ask.execute("PRAGMA synchronous = OFF")  # nothing is to be lost yet, and it takes most of the time of opening
         ask.execute("BEGIN IMMEDIATE")
         if _first(ask, "PRAGMA application_id") == schema.APPLICATION_ID:  # another process was faster
             ask.execute("ROLLBACK")
