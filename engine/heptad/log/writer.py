@@ -393,7 +393,10 @@ def lock(connection: sqlite3.Connection, path: Path) -> None:
             raise
         writer = _meta(connection, "writer")
         who = f" (process {writer['pid']} on {writer['host']})" if writer else ""
-        raise LogError(f"{path} is being written{who}; let that run end, or name another file") from None
+        raise LogError(
+            f"{path} is being written{who}; let that run end, or close() the engine that was advanced by hand, or name "
+            "another file"
+        ) from None
     connection.execute(f"PRAGMA busy_timeout = {BUSY_MS}")
 
 
