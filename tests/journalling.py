@@ -170,7 +170,8 @@ def full(folder: Path, on_error: Any) -> None:
     """Trains until the file may not grow any more."""
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (400_000, 400_000))
-    engine = small_engine(batches(300), [Journal(folder / "run.journal", on_error=on_error)], epochs=6)
+    journal = Journal(folder / "run.journal", flush_every=50, on_error=on_error)
+    engine = small_engine(batches(300), [journal], epochs=6)
     try:
         engine.run()
         error = ""

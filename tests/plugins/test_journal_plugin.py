@@ -253,7 +253,7 @@ def test_where_the_disk_is_full_the_run_ends_or_goes_on_without(on_error, tmp_pa
     assert told["state"] == ("failed" if on_error == "raise" else "finished")
     assert len(told["notes"]) == (on_error == "detach")
     log = TransitionLog.load(path)
-    assert len(log) > 1000
+    assert len(log) > 500
     assert log.path() == told["path"][: len(log) + 1]
     assert f"before {len(log)} are in it" in said
 
