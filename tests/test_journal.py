@@ -411,6 +411,35 @@ def test_memory_and_file_are_sources_alike(tmp_path):
         assert all(hasattr(source, name) for name in names)
 
 
+def test_what_is_superseded_is_what_came_after_the_checkpoint(tmp_path):
+    """Wherever it was taken: stops asked for in a body's turn and on entry, windows, notes, values."""
+    engine = small_engine(8, [Talker()], accumulation=2)
+    engine.on_exit("before_epoch")(lambda run: run.set_accumulation(6))
+    engine.on_exit("process_batch")(lambda run: run.set_accumulation(5) if run.step == 4 else None)
+    engine.on_enter("after_step")(lambda run: run.stop("on entry") if run.step in (2, 4) else None)
+    engine.on_exit("process_batch")(lambda run: run.stop("on exit") if run.step == 3 else None)
+    run = engine.run()
+    asked_for = [note.seq for note in run.log.notes("stop")]
+    assert len(asked_for) == len(run.memory.stops) == 3
+    assert sum(stop > seq for stop, seq in zip(run.memory.stops, asked_for, strict=True)) == 2
+    write(tmp_path / "whole", run)
+    for seq in range(1, run.memory.seq + 1):
+        path = Path(shutil.copy(tmp_path / "whole", tmp_path / f"{seq}"))
+        writer = FileWriter(path, run.table, run.id)
+        writer.begin(seq, "a checkpoint")
+        kept = [value for value in run.records() if value.seq < seq]
+        writer.supersede(seq, len(kept))
+        writer.commit()
+        assert writer.end == seq
+        writer.close()
+        source = FileSource(path)
+        assert list(TransitionLog(source)) == list(run.log)[:seq]
+        assert source.stops == [stop for stop, note in zip(run.memory.stops, asked_for, strict=True) if note < seq]
+        assert source.windows == [window for window in run.memory.windows if window[0] < seq]
+        assert source.notes(0) == [note for note in run.log.notes() if note.seq < seq]
+        assert same_values(source.values(), kept)
+
+
 # -- the page
 
 
