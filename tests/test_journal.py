@@ -167,7 +167,7 @@ def test_only_what_a_question_needs_is_read(tmp_path):
     connection.commit()
     connection.close()
     log = TransitionLog.load(path)
-    assert log.tail(3)[-1].dest == "finished"
+    assert log.tail(3)[-1].dest == "failed"
     with pytest.raises(LogError, match="is damaged"):
         log[0]
 
@@ -218,7 +218,10 @@ def test_values_and_notes_that_sqlite_has_no_word_for(tmp_path):
 def written(folder: Path, steps: int = 3) -> Path:
     """Returns the file of a finished run."""
     path = folder / "run.journal"
-    write(path, small_engine(steps, [Talker()]).run())
+    engine = small_engine(steps, [Talker()])
+    engine.on_exit("after_loop")(lambda run: 1 / 0)
+    drive(engine)
+    write(path, engine.current)
     return path
 
 
@@ -268,6 +271,10 @@ WRONG = {
     "another body": (alter("UPDATE chunk SET body = zeroblob(9)"), "damaged: Error -3"),
     "a short body": (alter("UPDATE chunk SET body = x'789c030000000001'"), "holds 0 bytes"),
     "other facts": (alter("UPDATE session SET facts = '{}'"), "does not fit its checksum"),
+    "another note": (alter("UPDATE note SET text = 'all is well'"), "a note of transition .* its checksum"),
+    "another window": (alter("UPDATE accumulation SET steps = 9"), "a window's size does not fit its checksum"),
+    "another stop": (alter("INSERT INTO stop VALUES (3, 0)"), "a stop does not fit its checksum"),
+    "another failure": (alter("UPDATE failure SET state = 'after_step'"), "the failure does not fit its checksum"),
     "a missing chunk": (alter("DELETE FROM chunk WHERE seq = 1024"), "transitions between 1024 and 2048 are missing"),
 }
 
@@ -280,7 +287,7 @@ def test_a_file_that_is_no_sound_log_is_told_apart(how, tmp_path):
     spoil(path)
     before = path.read_bytes() if path.is_file() else None
     with pytest.raises(LogError, match=told) as caught:
-        list(TransitionLog.load(path))
+        told_of(TransitionLog.load(path))
     assert str(path) in str(caught.value)
     assert isinstance(caught.value, EngineError)
     assert (path.read_bytes() if path.is_file() else None) == before
@@ -290,17 +297,17 @@ def test_a_file_that_is_no_sound_log_is_told_apart(how, tmp_path):
 def test_flipped_bits_are_never_read_as_another_run(seed, tmp_path):
     """A byte changed anywhere in the file: an error that says so, or the same log."""
     path = written(tmp_path)
-    expected = told(TransitionLog.load(path))
+    expected = told_of(TransitionLog.load(path))
     content = bytearray(path.read_bytes())
     place = (seed * 7919) % 100 if seed < 20 else (seed * 104_729) % len(content)
     content[place] ^= 1 << seed % 8
     path.write_bytes(content)
     with suppress(LogError):
-        assert told(TransitionLog.load(path)) == expected
+        assert told_of(TransitionLog.load(path)) == expected
     assert path.read_bytes() == bytes(content)
 
 
-def told(log: TransitionLog) -> list[str]:
+def told_of(log: TransitionLog) -> list[str]:
     return [str(log.explain(transition.seq)) for transition in log]
 
 

@@ -210,8 +210,8 @@ class FileWriter:
 
     def notes(self, notes: Iterable[Note]) -> None:
         """Adds notes."""
-        rows = [(note.seq, note.kind, _text(note.text), note.time_ns) for note in notes]
-        self._connection.executemany("INSERT INTO note (seq, kind, text, time_ns) VALUES (?, ?, ?, ?)", rows)
+        rows = [schema.signed(note.seq, note.kind, _text(note.text), note.time_ns) for note in notes]
+        self._connection.executemany("INSERT INTO note (seq, kind, text, time_ns, crc) VALUES (?, ?, ?, ?, ?)", rows)
 
     def record(self, values: Columns) -> None:
         """Adds recorded values, the first of which has the number `values`."""
@@ -243,17 +243,17 @@ class FileWriter:
         """Brings up to date what the run as a whole says of itself. Costs little where nothing has changed."""
         written = self._written
         if len(windows) != written.get("windows"):
-            rows = list(windows)
+            rows = [schema.signed(*window) for window in windows]
             written["windows"] = len(rows)
-            self._connection.executemany("INSERT OR REPLACE INTO accumulation VALUES (?, ?)", rows)
+            self._connection.executemany("INSERT OR REPLACE INTO accumulation VALUES (?, ?, ?)", rows)
         if len(stops) != written.get("stops", 0):
-            rows = [(seq,) for seq in stops]
+            rows = [schema.signed(seq) for seq in stops]
             written["stops"] = len(rows)
-            self._connection.executemany("INSERT OR IGNORE INTO stop VALUES (?)", rows)
+            self._connection.executemany("INSERT OR IGNORE INTO stop VALUES (?, ?)", rows)
         if failure is not None and written.get("failure") is not failure:
             written["failure"] = failure
-            place = (failure.seq, failure.state, failure.edge, failure.who, failure.guard, failure.error)
-            row = (*place, *failure.counters, json.dumps(failure.guards))
+            place = (failure.seq, failure.state, failure.edge, failure.who, failure.guard, _text(failure.error))
+            row = schema.signed(*place, *failure.counters, json.dumps(failure.guards))
             self._connection.execute(f"INSERT INTO failure VALUES ({_marks(len(row))})", row)
         now = dict(facts)
         if now != written.get("facts"):
@@ -306,7 +306,7 @@ class FileWriter:
         head = [chunk.seq, len(chunk), chunk.clock, chunk.offset, *chunk.counters]
         head += [_few(chunk.skipped), _few(chunk.gaps)]
         body = pack(chunk.arcs(), chunk.times(), chunk.clock)
-        row = (*head, schema.crc(*head), body)
+        row = (*schema.signed(*head), body)
         self._connection.execute(f"INSERT OR REPLACE INTO chunk VALUES ({_marks(len(row))})", row)
 
     def _put_stays(self, chunk: Chunk, begin: int) -> None:
