@@ -47,9 +47,7 @@ class FileChunk:
     __slots__ = ("_count", "_source", "clock", "counters", "gaps", "offset", "seq", "skipped")
 
     def __init__(self, source: FileSource, row: Sequence[Any]) -> None:
-        *head, crc = row
-        if schema.crc(*head) != crc:
-            raise ValueError(f"the head of the chunk at transition {row[0]} does not fit its checksum")
+        head = schema.checked(row, f"the head of the chunk at transition {row[0]}")
         self._source = source
         self.seq, self._count, self.clock, self.offset = cast("list[int]", head[:4])
         self.counters = Counters(*head[4:9])
@@ -172,9 +170,9 @@ class FileSource:
         """Returns the notes of the transitions from that number on, oldest first."""
         with self._reading():
             rows = self._connection.execute(
-                "SELECT seq, kind, text, time_ns FROM note WHERE seq >= ? ORDER BY number", (first,)
+                "SELECT seq, kind, text, time_ns, crc FROM note WHERE seq >= ? ORDER BY number", (first,)
             )
-            return [Note(*row) for row in rows]
+            return [Note(*schema.checked(row, f"a note of transition {row[0]}")) for row in rows]
 
     def values(self, first: int = 0) -> list[Recorded]:
         """Returns the recorded values from the one of that number on, oldest first."""
@@ -285,12 +283,14 @@ class FileSource:
             self._bodies.clear()
         self._facts = json.loads(facts)
         self._read_chunks()
-        self._windows = ask.execute("SELECT seq, steps FROM accumulation ORDER BY seq").fetchall()
-        self._stops = [seq for (seq,) in ask.execute("SELECT seq FROM stop ORDER BY seq")]
+        windows = ask.execute("SELECT seq, steps, crc FROM accumulation ORDER BY seq").fetchall()
+        self._windows = [(seq, steps) for seq, steps in (schema.checked(row, "a window's size") for row in windows)]
+        stops = ask.execute("SELECT seq, crc FROM stop ORDER BY seq").fetchall()
+        self._stops = [schema.checked(row, "a stop")[0] for row in stops]
         failed = ask.execute("SELECT * FROM failure").fetchone()
         self._failure = None
         if failed is not None:
-            seq, state, edge, who, guard, error, *counters, guards = failed
+            seq, state, edge, who, guard, error, *counters, guards = schema.checked(failed, "the failure")
             self._failure = Failure(seq, state, edge, who, guard, error, Counters(*counters), json.loads(guards))
 
     def _read_chunks(self) -> None:
