@@ -35,6 +35,8 @@ def test_a_state_without_subscriber_costs_no_call_and_each_further_handler_one()
     assert python["elsewhere"] - python["none"] == pytest.approx(0, abs=0.05)
     assert python["40"] - python["none"] == pytest.approx(40, abs=0.05)
     assert python["1%"] - python["none"] == pytest.approx(40 + 40 / 100, abs=0.05)
+
+
 @pytest.mark.parametrize(("values", "calls"), [(False, 4), (True, 17)])
 def test_a_journal_adds_few_calls_to_a_step(values, calls, tmp_path):
     """Three handlers and a length; reading and recording the loss and the rate."""

@@ -23,6 +23,7 @@ from urllib.parse import quote
 from heptad.errors import LogError, TableError
 from heptad.log import schema
 from heptad.log.chunk import Call, Effects, Failure, Ints, View
+from heptad.log.decode import BLOCK
 from heptad.log.head import check_head, size_beside
 from heptad.log.packing import unpack
 from heptad.log.record import Counters, Note
@@ -32,8 +33,8 @@ from heptad.states import Table
 BUSY_MS = 30_000
 """How long a reader waits where a writer is putting the file in order, at its opening or its closing."""
 
-_UNPACKED = 8
-"""Chunks that are kept unpacked, 16 kB each: a question asks several things of one chunk."""
+_UNPACKED = BLOCK
+"""Chunks that are kept unpacked, 16 kB each: a question asks several things of a chunk, or of all chunks of a block."""
 
 _HEADS = (
     'SELECT seq, count, clock, "offset", epoch, batch_index, step, "update", "window", skipped, gaps, crc FROM chunk '
