@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: demo test lint types pytest benchmarks kill-matrix clean
+.PHONY: demo test lint types pytest oldest benchmarks kill-matrix clean
 
 demo: .venv/ready
 	$(BIN)/python examples/digits.py
@@ -20,6 +20,11 @@ types: .venv/ready
 pytest: .venv/ready
 	$(BIN)/python -m pytest
 
+# The oldest versions that the ranges allow, in an environment of their own; about ten minutes, and no part of CI.
+# Benchmarks, examples and type checks are about tools that have ranges of their own, and left out.
+oldest: .oldest/ready
+	.oldest/bin/python -m pytest --ignore=tests/test_benchmarks.py --ignore=tests/test_typing.py --ignore-glob='tests/test_example*'
+
 benchmarks: .venv/ready
 	$(BIN)/python benchmarks/overhead.py
 	$(BIN)/python benchmarks/data.py
@@ -31,7 +36,7 @@ kill-matrix: .venv/ready
 	$(BIN)/python -W ignore tests/kill_matrix.py
 
 clean:
-	rm -rf .venv
+	rm -rf .venv .oldest
 
 # torch comes first and by exactly this requirement: a range, asked for while none is installed, may bring another build.
 .venv/ready: pyproject.toml constraints.txt
@@ -39,4 +44,11 @@ clean:
 	$(PIP) torch==2.13.0
 	$(PIP) -c constraints.txt hatchling editables
 	$(PIP) -c constraints.txt --no-build-isolation -e '.[dev]'
+	touch $@
+
+.oldest/ready: pyproject.toml oldest.txt
+	$(PYTHON) -m venv .oldest
+	.oldest/bin/python -m pip install --quiet --disable-pip-version-check torch==2.13.0
+	.oldest/bin/python -m pip install --quiet --disable-pip-version-check -c oldest.txt hatchling editables pytest hypothesis
+	.oldest/bin/python -m pip install --quiet --disable-pip-version-check -c oldest.txt --no-build-isolation -e '.[all,demo]'
 	touch $@

@@ -1,0 +1,185 @@
+"""The package: what the built wheel holds, and that it works where nothing of the repository can be seen."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import sysconfig
+import tomllib
+from email import message_from_string
+from email.message import Message
+from pathlib import Path
+from zipfile import ZipFile
+
+import pytest
+import torch
+
+from heptad import TransitionLog
+from heptad.cli import demo, main
+
+ROOT = Path(__file__).resolve().parent.parent
+PACKAGES = {"heptad": ROOT / "engine", "heptad_plugins": ROOT / "plugins"}
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A wheel, built from the repository by hatchling, which reads nothing from the network."""
+    folder = tmp_path_factory.mktemp("wheel")
+    command = [sys.executable, "-m", "hatchling", "build", "--target", "wheel", "--directory", str(folder)]
+    subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
+    (built,) = folder.iterdir()
+    return built
+
+
+@pytest.fixture(scope="module")
+def metadata(wheel: Path) -> Message:
+    """What the wheel says of itself."""
+    with ZipFile(wheel) as archive:
+        return message_from_string(archive.read(f"{info(wheel)}/METADATA").decode())
+
+
+class Installed:
+    """The wheel in an environment that sees the heavy packages and nothing of the repository."""
+
+    def __init__(self, wheel: Path, folder: Path) -> None:
+        self.home = folder / "environment"
+        self.elsewhere = folder / "elsewhere"
+        self.elsewhere.mkdir()
+        # PYTHONPATH and the editable install are what the repository is found by
+        self.variables = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
+        subprocess.run([sys.executable, "-m", "venv", "--without-pip", self.home], check=True)
+        pip = [sys.executable, "-m", "pip", "--python", str(self.home / "bin" / "python"), "--quiet"]
+        # before the other packages can be seen: among them pip would find the editable install, and take it away
+        command = [*pip, "install", "--no-deps", "--no-index", "--disable-pip-version-check", str(wheel)]
+        subprocess.run(command, check=True, env=self.variables)
+        site = next(self.home.glob("lib/python*/site-packages"))
+        # a path that stands in such a file is searched, but what lies there of that kind (the editable install) is not
+        (site / "heavy.pth").write_text(sysconfig.get_path("purelib"))
+
+    def run(self, program: str, *arguments: str) -> str:
+        """Returns what a program of the environment prints; it is run in another folder."""
+        command = [str(self.home / "bin" / program), *arguments]
+        done = subprocess.run(
+            command, cwd=self.elsewhere, env=self.variables, check=False, capture_output=True, text=True
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+
+@pytest.fixture(scope="module")
+def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Installed:
+    """The wheel, installed."""
+    return Installed(wheel, tmp_path_factory.mktemp("installed"))
+
+
+def info(wheel: Path) -> str:
+    """Returns the name of the folder with the metadata."""
+    name, version = wheel.name.split("-")[:2]
+    return f"{name}-{version}.dist-info"
+
+
+def test_the_wheel_holds_the_two_packages_and_nothing_else(wheel: Path):
+    """All modules of both, `py.typed` of both, the metadata; no test, no cache, no file of the repository."""
+    expected = {
+        str(path.relative_to(root))
+        for package, root in PACKAGES.items()
+        for path in (root / package).rglob("*")
+        if path.suffix == ".py" or path.name == "py.typed"
+    }
+    assert {"heptad/py.typed", "heptad_plugins/py.typed", "heptad/engine.py"} <= expected
+    expected |= {f"{info(wheel)}/{name}" for name in ("METADATA", "RECORD", "WHEEL", "entry_points.txt")}
+    expected |= {f"{info(wheel)}/licenses/LICENSE"}
+    with ZipFile(wheel) as archive:
+        assert set(archive.namelist()) == expected
+    assert wheel.name == f"heptad-{PROJECT['version']}-py3-none-any.whl"
+
+
+def test_the_metadata_say_what_it_is(metadata: Message):
+    """The README is the long description, the extras are these, and no address is named that does not exist."""
+    assert metadata["Name"] == "heptad"
+    assert metadata["License-Expression"] == "MIT"
+    assert metadata["Description-Content-Type"] == "text/markdown"
+    assert metadata.get_payload() == (ROOT / "README.md").read_text(encoding="utf-8")
+    extras = {"all", "demo", "dev", "examples", "frames", "rich", "tensorboard", "torchmetrics"}
+    assert set(metadata.get_all("Provides-Extra", [])) == extras
+    assert metadata.get_all("Project-URL", []) == []
+    assert "Typing :: Typed" in metadata.get_all("Classifier", [])
+
+
+def test_the_oldest_versions_of_the_ranges_are_those_that_are_tested():
+    """`oldest.txt` holds the lower end of every range of the package and of its extras, and no other version."""
+    pinned = dict(
+        line.split("==") for line in (ROOT / "oldest.txt").read_text().splitlines() if not line.startswith("#")
+    )
+    extras = PROJECT["optional-dependencies"]
+    ranges = [*PROJECT["dependencies"]]
+    for extra in ("rich", "tensorboard", "torchmetrics", "frames", "demo"):
+        ranges += extras[extra]
+    lowest = dict(requirement.split(",")[0].split(">=") for requirement in ranges)
+    assert {name: trimmed(version) for name, version in pinned.items()} == {
+        name: trimmed(version) for name, version in lowest.items()
+    }
+
+
+def trimmed(version: str) -> list[str]:
+    """Returns the parts of a version without the zeros at its end."""
+    parts = version.split(".")
+    while parts[-1] == "0":
+        parts.pop()
+    return parts
+
+
+def test_an_example_runs_from_another_folder_with_the_installed_package(installed: Installed):
+    """It is the packages of the environment that are imported, by their types too, and none of the repository."""
+    shutil.copy(ROOT / "examples" / "digits.py", installed.elsewhere)
+    code = """
+import json, runpy, sys
+runpy.run_path("digits.py", run_name="__main__")
+import heptad, heptad_plugins
+print()
+print(json.dumps({"packages": [heptad.__file__, heptad_plugins.__file__], "path": sys.path}))
+"""
+    *shown, told = installed.run("python", "-c", code).strip().splitlines()
+    assert any("held-out accuracy" in line for line in shown)
+    found = json.loads(told)
+    assert all(Path(path).is_relative_to(installed.home) for path in found["packages"])
+    assert not any(Path(path).is_relative_to(root) for path in found["path"] if path for root in PACKAGES.values())
+
+
+def test_the_demo_shows_what_a_run_can_tell(installed: Installed):
+    """The installed command trains on digits, says how well, where the time went and why; its log can be asked on."""
+    shown = installed.run("heptad", "demo", "--log", "digits.jsonl")
+    lines = shown.splitlines()
+    (last,) = [line for line in lines if line.startswith("epoch  8/8")]
+    assert float(last.split()[-1]) >= 0.95
+    for part in ("stateDiagram-v2", "Where the time went", "update_due=no", "update_due=yes", "from heptad import"):
+        assert part in shown
+    assert any(line.startswith("optimizer_update") and line.split()[1] == "184" for line in lines)
+    assert TransitionLog.from_jsonl(installed.elsewhere / "digits.jsonl").counts()["optimizer_update"] == 184
+
+
+def test_the_demo_as_plain_data(monkeypatch, capsys):
+    """With `--json` it prints one line, and it puts the number of threads back."""
+    monkeypatch.setattr(demo, "EPOCHS", 1)
+    threads = torch.get_num_threads()
+    assert main(["demo", "--json"]) == 0
+    assert torch.get_num_threads() == threads
+    told = json.loads(capsys.readouterr().out)
+    assert told["reason"] == "epochs=1 complete"
+    assert told["counts"]["process_batch"] == 92
+    assert set(told["metrics"]) == {"valid/loss", "valid/accuracy"}
+    assert told["total_ns"]["process_batch"] > 0
+
+
+def test_the_demo_without_its_extra_names_it(monkeypatch, capsys):
+    """What is missing, what for, and what to install."""
+    monkeypatch.setitem(sys.modules, "sklearn", None)
+    assert main(["demo"]) == 2
+    assert capsys.readouterr().err == (
+        "heptad: the demo trains on the digits that come with scikit-learn; install it with: "
+        "pip install 'heptad[demo]'\n"
+    )
