@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: demo test lint types pytest benchmarks clean
+.PHONY: demo test lint types pytest benchmarks reference clean
 
 demo: .venv/ready
 	$(BIN)/python examples/digits.py
@@ -24,6 +24,9 @@ benchmarks: .venv/ready
 	$(BIN)/python benchmarks/overhead.py
 	$(BIN)/python benchmarks/data.py
 	$(BIN)/python benchmarks/plugins.py
+
+reference: .venv/ready
+	$(BIN)/python tools/reference.py
 
 clean:
 	rm -rf .venv

@@ -1,0 +1,50 @@
+"""The pages in `docs/`: their Python runs, their links lead somewhere, and the reference is that of the code."""
+
+from __future__ import annotations
+
+import re
+import runpy
+from pathlib import Path
+from types import FunctionType
+
+import pytest
+
+import heptad
+import heptad_plugins
+
+ROOT = Path(__file__).resolve().parent.parent
+DOCS = ROOT / "docs"
+PAGES = sorted(DOCS.glob("*.md"))
+
+
+def test_the_reference_is_that_of_the_code():
+    """It is generated from signatures and docstrings."""
+    page = runpy.run_path(str(ROOT / "tools" / "reference.py"))["page"]
+    assert isinstance(page, FunctionType)
+    same = (DOCS / "reference.md").read_text(encoding="utf-8") == page()
+    assert same, "docs/reference.md is not what signatures and docstrings say; `make reference` writes it anew"
+
+
+def test_the_reference_has_every_public_name_once():
+    """Those of `heptad`, of `heptad_plugins`, and the conformance kit."""
+    headings = re.findall(r"^### `(\w+)`$", (DOCS / "reference.md").read_text(encoding="utf-8"), re.MULTILINE)
+    public = {*heptad.__all__, *heptad_plugins.__all__, "check_plugin"}
+    assert public <= set(headings)
+    assert len(headings) == len(set(headings))
+
+
+def anchors(path: Path) -> set[str]:
+    """Returns what the headings of a page can be linked by, as code hosts make it."""
+    text = re.sub(r"```.*?```", "", path.read_text(encoding="utf-8"), flags=re.DOTALL)
+    headings = re.findall(r"^#+ (.+)$", text, re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_relative_links_lead_to_files_and_headings_that_exist(page: Path):
+    """`[text](path#heading)`, where the path is relative to the page."""
+    for link in re.findall(r"\]\((?!https?:)([^)]+)\)", page.read_text(encoding="utf-8")):
+        path, _, heading = link.partition("#")
+        target = (page.parent / path).resolve() if path else page
+        assert target.exists(), link
+        assert not heading or heading in anchors(target), link
