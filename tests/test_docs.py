@@ -15,6 +15,7 @@ import heptad_plugins
 ROOT = Path(__file__).resolve().parent.parent
 DOCS = ROOT / "docs"
 PAGES = sorted(DOCS.glob("*.md"))
+TOLD_AS_A_SESSION = ("tutorial.md",)
 
 
 def test_the_reference_is_that_of_the_code():
@@ -48,3 +49,16 @@ def test_relative_links_lead_to_files_and_headings_that_exist(page: Path):
         target = (page.parent / path).resolve() if path else page
         assert target.exists(), link
         assert not heading or heading in anchors(target), link
+
+
+@pytest.mark.parametrize("name", TOLD_AS_A_SESSION)
+def test_the_python_on_a_page_runs_from_top_to_bottom(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """One session a page, in an empty folder; what a page claims it asserts itself."""
+    monkeypatch.chdir(tmp_path)
+    text = (DOCS / name).read_text(encoding="utf-8")
+    session: dict[str, object] = {}
+    blocks = list(re.finditer(r"```python\n(.*?)```", text, re.DOTALL))
+    assert blocks
+    for block in blocks:
+        above = "\n" * text.count("\n", 0, block.start(1))  # so that an error names the page's own line
+        exec(compile(above + block[1], str(DOCS / name), "exec"), session)
