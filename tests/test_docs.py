@@ -11,11 +11,13 @@ import pytest
 
 import heptad
 import heptad_plugins
+from heptad.plugin import SHIPPED_DETOURS
+from heptad.states import training_table
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCS = ROOT / "docs"
 PAGES = sorted(DOCS.glob("*.md"))
-TOLD_AS_A_SESSION = ("tutorial.md",)
+TOLD_AS_A_SESSION = ("tutorial.md", "how-to.md")
 
 
 def test_the_reference_is_that_of_the_code():
@@ -62,3 +64,11 @@ def test_the_python_on_a_page_runs_from_top_to_bottom(name: str, tmp_path: Path,
     for block in blocks:
         above = "\n" * text.count("\n", 0, block.start(1))  # so that an error names the page's own line
         exec(compile(above + block[1], str(DOCS / name), "exec"), session)
+
+
+def test_the_edges_that_serve_for_the_hooks_of_others_are_edges():
+    """Each state in the tables of `how-to.md` is one whose entry and exit a plugin can hear."""
+    text = (DOCS / "how-to.md").read_text(encoding="utf-8")
+    _, _, tables = text.partition("## Bring a loop")
+    states = set(re.findall(r"`on_(?:enter|exit)_(\w+)`", tables))
+    assert states == {*training_table().scopes(), *SHIPPED_DETOURS}
