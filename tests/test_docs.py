@@ -17,7 +17,7 @@ from heptad.states import training_table
 ROOT = Path(__file__).resolve().parent.parent
 DOCS = ROOT / "docs"
 PAGES = sorted(DOCS.glob("*.md"))
-TOLD_AS_A_SESSION = ("tutorial.md", "how-to.md")
+TOLD_AS_A_SESSION = ("tutorial.md", "how-to.md", "explanation.md")
 
 
 def test_the_reference_is_that_of_the_code():
@@ -72,3 +72,17 @@ def test_the_edges_that_serve_for_the_hooks_of_others_are_edges():
     _, _, tables = text.partition("## Bring a loop")
     states = set(re.findall(r"`on_(?:enter|exit)_(\w+)`", tables))
     assert states == {*training_table().scopes(), *SHIPPED_DETOURS}
+
+
+def test_the_figures_are_those_of_the_readme():
+    """`explanation.md` has no figure of its own: its table is the README's."""
+    pages = ((ROOT / "README.md"), (DOCS / "explanation.md"))
+    found = [re.findall(r"\| what \| figure \|\n(?:\|.*\n)+", page.read_text(encoding="utf-8")) for page in pages]
+    assert len(found[0]) == 1
+    assert found[0] == found[1]
+
+
+def test_the_index_has_every_page_that_the_folder_holds():
+    """A page that nothing leads to is read by nobody."""
+    links = set(re.findall(r"\]\((\w[\w-]*\.md)\)", (DOCS / "README.md").read_text(encoding="utf-8")))
+    assert links == {page.name for page in PAGES} - {"README.md"}
