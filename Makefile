@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: demo test lint types pytest oldest benchmarks kill-matrix clean
+.PHONY: demo test lint types pytest oldest benchmarks kill-matrix reference clean
 
 demo: .venv/ready
 	$(BIN)/python examples/digits.py
@@ -30,10 +30,15 @@ benchmarks: .venv/ready
 	$(BIN)/python benchmarks/data.py
 	$(BIN)/python benchmarks/plugins.py
 	$(BIN)/python benchmarks/checkpoint.py
+	$(BIN)/python benchmarks/log.py
 
 # Kills a run at each of its moments and resumes it: about half an hour. `make test` takes a sample of them.
 kill-matrix: .venv/ready
 	$(BIN)/python -W ignore tests/kill_matrix.py
+
+# Writes docs/reference.md from the docstrings; a test holds the two equal.
+reference: .venv/ready
+	$(BIN)/python tools/reference.py
 
 clean:
 	rm -rf .venv .oldest

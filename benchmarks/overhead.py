@@ -28,12 +28,12 @@ import argparse
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import nn
 
-from heptad import Components, Engine, RunConfig
+from heptad import Components, Engine, Plugin, RunConfig
 from heptad.machine import StockMachine
 
 Batch = tuple[torch.Tensor, torch.Tensor]
@@ -85,17 +85,24 @@ def null_criterion(output, target):
     return LOSS
 
 
-def build_null_engine(steps: int, subscribers: int, engine_class: type[Engine] = Engine) -> Engine:
+def build_null_engine(
+    steps: int,
+    subscribers: int,
+    engine_class: type[Engine] = Engine,
+    plugins: Sequence[Plugin] = (),
+    criterion: Callable[..., torch.Tensor] = null_criterion,
+) -> Engine:
     """Returns an engine whose step is empty, with that many subscribers on entry and as many on exit."""
     network = NullNetwork()
     engine = engine_class(
         Components(
             network=network,
             loader=[NULL_BATCH] * steps,
-            criterion=null_criterion,
+            criterion=criterion,
             optimizer=NullOptimizer(network.parameters()),
         ),
         RunConfig(epochs=1),
+        plugins,
     )
     for _ in range(subscribers):
         engine.on_enter("process_batch")(lambda run: None)

@@ -1,18 +1,14 @@
 """Processes that write a journal, for tests that kill them, read beside them or take their disk away.
 
-Started as `python journalling.py WHAT ARGUMENTS…`. It imports torch once and forks what it needs. Whatever becomes of
-the one that started it, each process ends by itself: it has an alarm, which the system answers by ending it, and what
-trains until it is killed looks in each turn whether its parent is still there.
+Started as `python journalling.py WHAT ARGUMENTS…`. It imports torch once and forks what it needs.
 """
 
 from __future__ import annotations
 
-import heapq
 import json
 import os
 import random
 import resource
-import select
 import signal
 import sqlite3
 import sys
@@ -29,21 +25,16 @@ from heptad.errors import LogError
 from heptad.log.reader import FileSource
 from heptad_plugins import Journal
 
-LONGEST = 100
-"""Seconds after which a process is ended, 20 for one that was forked: several times what it needs on a busy machine."""
-LONGEST_FORKED = 20
+SECOND = 1_000_000_000
 
 
 class Reporter(Plugin):
-    """Appends every transition to a file as soon as it is made: its number, its arc, its time. Ends with its parent."""
+    """Appends every transition to a file as soon as it is made: its number, its arc, its time."""
 
-    def __init__(self, path: Path, parent: int) -> None:
+    def __init__(self, path: Path) -> None:
         self.file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-        self.parent = parent
 
     def report(self, run: Run) -> None:
-        if os.getppid() != self.parent:
-            os._exit(1)
         memory = run.memory
         os.write(self.file, b"%d %d %d\n" % (memory.seq - 1, memory.arcs[-1], memory.times[-1]))
 
@@ -62,56 +53,41 @@ class Pace(Plugin):
         time.sleep(self.seconds * (100 if self.random.random() < 0.01 else 1))
 
 
-def train(folder: Path, seed: int, parent: int) -> None:
+def train(folder: Path, seed: int) -> None:
     """Trains until it is killed: slowly, fast, or with a file that lacks at most 7 transitions."""
     flush_every = 7 if seed % 5 == 4 else None
-    plugins: list[Plugin] = [Journal(folder / "run.journal", flush_every), Reporter(folder / "true path", parent)]
+    plugins: list[Plugin] = [Journal(folder / "run.journal", flush_every), Reporter(folder / "true path")]
     if seed % 5 != 3:
         plugins.append(Pace(0.001, seed))
-    small_engine(batches(50), plugins, epochs=2000, accumulation=1 + seed % 3).run()
+    small_engine(batches(50), plugins, epochs=100_000, accumulation=1 + seed % 3).run()
 
 
 def kill(folder: Path, seeds: int, together: int) -> None:
     """Trains in that many processes, some at a time, and kills each at a moment drawn by its number."""
     small_engine(2).run()  # the first step of a process imports for seconds; those that are forked have it done
-    living: list[tuple[float, int, int]] = []
-    for seed in range(seeds):
-        if len(living) == together:
-            kill_next(folder, living)
-        child = begin(folder / str(seed), seed)
-        heapq.heappush(living, (time.monotonic() + random.Random(seed).uniform(0, 1.8), seed, child))
-    while living:
-        kill_next(folder, living)
-
-
-def kill_next(folder: Path, living: list[tuple[float, int, int]]) -> None:
-    """Waits for the moment of the process whose turn is next, and kills it."""
-    moment, seed, child = heapq.heappop(living)
-    time.sleep(max(0, moment - time.monotonic()))
-    os.kill(child, signal.SIGKILL)
-    now = time.monotonic_ns()
-    _, status = os.waitpid(child, 0)
-    assert os.WIFSIGNALED(status), f"run {seed} had ended before it was killed"
-    assert os.WTERMSIG(status) == signal.SIGKILL
-    (folder / str(seed) / "killed at").write_text(str(now))
+    for first in range(0, seeds, together):
+        begun = {seed: begin(folder / str(seed), seed) for seed in range(first, min(first + together, seeds))}
+        moments = sorted((random.Random(seed).uniform(0.05, 1.5), seed) for seed in begun)
+        started = time.monotonic()
+        for moment, seed in moments:
+            time.sleep(max(0, started + moment - time.monotonic()))
+            os.kill(begun[seed], signal.SIGKILL)
+            now = time.monotonic_ns()
+            os.waitpid(begun[seed], 0)
+            (folder / str(seed) / "killed at").write_text(str(now))
 
 
 def begin(folder: Path, seed: int) -> int:
     """Forks a process that trains, and waits until it has made its first transition."""
     folder.mkdir()
-    parent = os.getpid()
     child = os.fork()
     if not child:
-        signal.alarm(LONGEST_FORKED)
+        signal.alarm(30)  # whatever becomes of the process that is to kill it
         try:
-            train(folder, seed, parent)
-        except BaseException:
-            traceback.print_exc()
+            train(folder, seed)
         finally:
             os._exit(1)
-    report = folder / "true path"
-    while not report.exists() or not report.stat().st_size:
-        assert not os.waitpid(child, os.WNOHANG)[0], f"run {seed} ended at its beginning"
+    while not (folder / "true path").exists() or not (folder / "true path").stat().st_size:
         time.sleep(0.001)
     return child
 
@@ -129,7 +105,6 @@ def read(folder: Path, steps: int) -> None:
         for reader in (loop, hold):
             child = os.fork()
             if not child:
-                signal.alarm(LONGEST_FORKED * 2)
                 code = 1
                 try:
                     os.close(done[1])
@@ -152,6 +127,8 @@ def read(folder: Path, steps: int) -> None:
 
 def finished(done: int) -> bool:
     """Tells whether the other end of a pipe was closed."""
+    import select
+
     return bool(select.select([done], [], [], 0)[0])
 
 
@@ -189,38 +166,20 @@ def hold(path: Path, ready: int, done: int) -> None:
     assert connection.execute("SELECT count(*) FROM transitions").fetchone() == before
 
 
-def full(folder: Path) -> None:
-    """Trains until a file may not grow any more, once with each answer to that."""
-    small_engine(2).run()
-    for on_error in ("raise", "detach"):
-        child = os.fork()
-        if not child:
-            signal.alarm(LONGEST_FORKED * 2)
-            try:
-                told = without_room(folder / f"{on_error}.journal", on_error)
-                (folder / f"{on_error}.json").write_text(json.dumps(told))
-            except BaseException:
-                traceback.print_exc()
-            finally:
-                os._exit(0)
-        os.waitpid(child, 0)
-
-
-def without_room(path: Path, on_error: Any) -> dict[str, Any]:
-    """Returns how a run ended, and what it said, whose journal may not grow beyond 600 kB."""
-    engine = small_engine(batches(500), [Journal(path, on_error=on_error)], epochs=6)
+def full(folder: Path, on_error: Any) -> None:
+    """Trains until the file may not grow any more."""
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (600_000, before[1]))
-    error = ""
+    resource.setrlimit(resource.RLIMIT_FSIZE, (400_000, 400_000))
+    journal = Journal(folder / "run.journal", flush_every=50, on_error=on_error)
+    engine = small_engine(batches(300), [journal], epochs=6)
     try:
         engine.run()
+        error = ""
     except LogError as raised:
         error = str(raised)
-    resource.setrlimit(resource.RLIMIT_FSIZE, before)
     run = engine.current
     notes = [note.text for note in run.log.notes() if note.kind == "detach"]
-    return {"error": error, "state": run.state, "path": run.log.path(), "notes": notes}
+    print(json.dumps({"error": error, "state": run.state, "path": run.log.path(), "notes": notes}))
 
 
 def leave(folder: Path) -> None:
@@ -233,7 +192,6 @@ def leave(folder: Path) -> None:
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    signal.alarm(LONGEST)
     what, where, *rest = sys.argv[1:]
     numbers = [int(word) if word.isdigit() else word for word in rest]
     {"kill": kill, "read": read, "full": full, "leave": leave}[what](Path(where), *numbers)

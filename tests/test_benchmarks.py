@@ -7,8 +7,11 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks"))
 
+import log
 import overhead
 import plugins
+from heptad import TransitionLog
+from heptad_plugins import Journal
 
 
 def test_a_null_step_costs_eight_python_calls_beside_its_own_five():
@@ -32,3 +35,22 @@ def test_a_state_without_subscriber_costs_no_call_and_each_further_handler_one()
     assert python["elsewhere"] - python["none"] == pytest.approx(0, abs=0.05)
     assert python["40"] - python["none"] == pytest.approx(40, abs=0.05)
     assert python["1%"] - python["none"] == pytest.approx(40 + 40 / 100, abs=0.05)
+
+
+@pytest.mark.parametrize(("values", "calls"), [(False, 4), (True, 17)])
+def test_a_journal_adds_few_calls_to_a_step(values, calls, tmp_path):
+    """Three handlers and a length; reading and recording the loss and the rate."""
+    none, _ = overhead.count_calls(overhead.build_null_engine(4000, 0), 4000)
+    engine = overhead.build_null_engine(
+        4000, 0, plugins=[Journal(tmp_path / "run", values=values)], criterion=log.quick_criterion
+    )
+    engine.on_exit("before_loop")(lambda run: run.optimizer.param_groups[0].update(lr=0.1))
+    with_it, _ = overhead.count_calls(engine, 4000)
+    assert with_it - none == pytest.approx(calls, abs=0.5)
+
+
+def test_a_transition_takes_at_most_sixty_bytes_on_disk(tmp_path):
+    """Rows, index, packed chunks; the file's own beginning shared among them."""
+    log.write_synthetic(tmp_path / "run", 200 * log.CHUNK)
+    assert len(TransitionLog.load(tmp_path / "run")) == 200 * log.CHUNK
+    assert (tmp_path / "run").stat().st_size <= 60 * 200 * log.CHUNK

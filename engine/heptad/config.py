@@ -168,7 +168,7 @@ class RunConfig(_Checked):
         deterministic: Asks torch for deterministic algorithms for as long as the run is being driven.
         log_capacity: Transitions that `Run.log` keeps in memory, 10 bytes each; the oldest go first.
         trace_handlers: Keeps for every call of a handler when it was made and how long it took: `explain` and the trace
-            show them. Costs about half a microsecond and 32 bytes a call.
+            show them. Costs about a microsecond and 32 bytes a call.
 
     Raises:
         ConfigError: With every mistake, one a line.

@@ -36,9 +36,10 @@ class Journal(Plugin):
     with, of several parameter groups `lr/0`, `lr/1`, … over all optimizers, unless somebody recorded these names since
     the update before. These are recorded values as all others are: `Run.metrics` and other loggers have them too.
 
-    Costs about 1 µs a transition, and 3 µs an update for the recorded values. Values that are on a device are waited
-    for by the thread that writes, not by the run. Should the disk be too slow, the run waits for it in the end. What a
-    plugin records or notes in `close`, where it is closed after this one, is not in the file.
+    Costs the run 0.1 µs a transition and, for the recorded values, 4 µs an update; the thread that writes takes 1 µs of
+    another core for a transition and as much for a value. Values that are on a device are waited for by that thread,
+    not by the run. Where transitions come faster than they can be written for long, the run waits. What a plugin
+    records or notes in `close`, where it is closed after this one, is not in the file.
 
     Args:
         path: The file; its folders are made.

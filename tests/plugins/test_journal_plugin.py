@@ -5,7 +5,6 @@ from __future__ import annotations
 import gc
 import json
 import os
-import shutil
 import sqlite3
 import subprocess
 import sys
@@ -26,17 +25,16 @@ import heptad_plugins._recorder
 from builders import CLASSES, FEATURES, Planned, Side, batches, records, small_engine, small_network
 from heptad import Components, Detour, Engine, Plugin, PluginError, Run, RunConfig, TransitionLog
 from heptad.errors import LogError
-from heptad.log import Counters
 from heptad.log.reader import FileSource
 from heptad.log.writer import FileWriter
-from heptad_plugins import Checkpoint, Journal, LRSchedule
+from heptad_plugins import Journal, LRSchedule
 
 HERE = Path(__file__).parents[1]
 SECOND = 1_000_000_000
 KILLED = 50
 
 
-def process(*arguments: object, timeout: float = 110) -> str:
+def process(*arguments: object, timeout: float = 120) -> str:
     """Runs `tests/journalling.py` and returns what it printed."""
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(HERE), *sys.path])}
     command = [sys.executable, str(HERE / "journalling.py"), *map(str, arguments)]
@@ -61,7 +59,7 @@ def asked(path: Path, statement: str) -> list[Any]:
 def killed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Fifty folders, each of a run that was killed: its file, its true path, when it was killed."""
     folder = tmp_path_factory.mktemp("killed")
-    process("kill", folder, KILLED, 4)
+    process("kill", folder, KILLED, 5)
     return folder
 
 
@@ -243,19 +241,11 @@ def test_forked_processes_leave_the_file_alone(tmp_path):
 # -- a disk that fails
 
 
-@pytest.fixture(scope="module")
-def full(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with the journals of two runs for which there was no room, and what became of them."""
-    folder = tmp_path_factory.mktemp("full")
-    process("full", folder)
-    return folder
-
-
 @pytest.mark.parametrize("on_error", ["raise", "detach"])
-def test_where_the_disk_is_full_the_run_ends_or_goes_on_without(on_error, full):
+def test_where_the_disk_is_full_the_run_ends_or_goes_on_without(on_error, tmp_path):
     """The error names the file and what to do; what was written stays readable."""
-    told = json.loads((full / f"{on_error}.json").read_text())
-    path = full / f"{on_error}.journal"
+    told = json.loads(process("full", tmp_path, on_error))
+    path = tmp_path / "run.journal"
     said = told["error"] if on_error == "raise" else " ".join(told["notes"])
     assert f"{path} cannot be written any more: " in said
     assert "can be read" in said
@@ -263,7 +253,7 @@ def test_where_the_disk_is_full_the_run_ends_or_goes_on_without(on_error, full):
     assert told["state"] == ("failed" if on_error == "raise" else "finished")
     assert len(told["notes"]) == (on_error == "detach")
     log = TransitionLog.load(path)
-    assert len(log) > 1000
+    assert len(log) > 500
     assert log.path() == told["path"][: len(log) + 1]
     assert f"before {len(log)} are in it" in said
 
@@ -572,44 +562,6 @@ def test_a_resumed_run_leaves_the_file_of_another_run_alone(tmp_path):
     assert TransitionLog.load(path)[0].seq == 0
 
 
-@pytest.mark.parametrize("seq", [1, 33])
-def test_an_attempt_that_was_killed_before_its_first_checkpoint_makes_room_and_is_kept_apart(seq, tmp_path):
-    """`resume="auto"` finds none and begins anew; so again, and the last of the attempts is the path."""
-    path, folder = tmp_path / "run.journal", tmp_path / "checkpoints"
-
-    def attempt() -> Engine:
-        return small_engine(7, [Journal(path), Checkpoint(folder)], epochs=3)
-
-    for _ in range(2):
-        died = attempt()
-        died.run(until=lambda run: run.memory.seq == seq, resume="auto")
-        shutil.rmtree(folder)
-    engine = attempt()
-    run = engine.run(resume="auto")
-    assert run.afresh
-    log = TransitionLog.load(path)
-    assert list(log) == list(run.log)
-    assert log.notes() == run.log.notes()
-    assert FileSource(path).values() == run.records()
-    assert FileSource(path).run == run.id
-    assert [t.seq for t in log] == list(range(len(run.log)))
-    superseded = asked(path, "SELECT session, seq, source, dest FROM superseded ORDER BY session, seq")
-    assert [row for row in superseded if row[0] == 3] == [(3, t.seq, t.source, t.dest) for t in died.current.log]
-    assert [row[1] for row in superseded if row[0] == 2] == list(range(seq))
-    assert asked(path, "SELECT first_seq FROM session ORDER BY number") == [(0,), (0,), (0,)]
-    assert asked(path, "PRAGMA integrity_check") == [("ok",)]
-
-
-def test_a_run_that_does_not_ask_to_go_on_where_it_can_does_not_take_the_file(tmp_path):
-    """Beginning anew is for `resume="auto"` alone, also where there is no checkpoint."""
-    path = tmp_path / "run.journal"
-    small_engine(3, [Journal(path)]).run()
-    before = path.read_bytes()
-    with pytest.raises(PluginError, match="holds the log of another run"):
-        small_engine(3, [Journal(path), Checkpoint(tmp_path / "checkpoints")]).run()
-    assert path.read_bytes() == before
-
-
 # -- loss and learning rate
 
 
@@ -665,7 +617,6 @@ def test_several_groups_have_numbers_and_rates_that_are_tensors_are_read_in_time
         criterion=nn.CrossEntropyLoss(),
         optimizer=torch.optim.SGD(groups, lr=0.1),
     )
-    engine = Engine(parts, RunConfig(epochs=1), [Journal(tmp_path / "run.journal")])
 
     class Halve(Plugin):
         runs_before = ("Journal",)
@@ -685,11 +636,10 @@ def test_values_can_be_switched_off(tmp_path):
     assert run.records() == []
 
 
-def test_a_stop_on_a_side_state_keeps_the_counters_of_the_file(tmp_path):
-    """Detours are in the file as in memory: by the name that users see."""
+def test_detours_are_in_the_file_under_the_name_that_users_see(tmp_path):
+    """One state, whatever it was left from."""
     side = Side(Detour("side", ["after_step", "optimizer_update"], lambda run: True, lambda run: None))
     run = small_engine(3, [Journal(tmp_path / "run.journal"), side]).run()
     assert asked(tmp_path / "run.journal", "SELECT count(*) FROM transitions WHERE source = 'side'") == [
         (run.log.counts()["side"],)
     ]
-    assert Counters(*run.counters()) == run.counters()

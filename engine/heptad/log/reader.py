@@ -23,6 +23,7 @@ from urllib.parse import quote
 from heptad.errors import LogError, TableError
 from heptad.log import schema
 from heptad.log.chunk import Call, Effects, Failure, Ints, View
+from heptad.log.decode import BLOCK
 from heptad.log.head import check_head, size_beside
 from heptad.log.packing import unpack
 from heptad.log.record import Counters, Note
@@ -32,8 +33,8 @@ from heptad.states import Table
 BUSY_MS = 30_000
 """How long a reader waits where a writer is putting the file in order, at its opening or its closing."""
 
-_UNPACKED = 8
-"""Chunks that are kept unpacked, 16 kB each: a question asks several things of one chunk."""
+_UNPACKED = BLOCK
+"""Chunks that are kept unpacked, 16 kB each: a question asks several things of a chunk, or of all chunks of a block."""
 
 _HEADS = (
     'SELECT seq, count, clock, "offset", epoch, batch_index, step, "update", "window", skipped, gaps, crc FROM chunk '
@@ -47,9 +48,7 @@ class FileChunk:
     __slots__ = ("_count", "_source", "clock", "counters", "gaps", "offset", "seq", "skipped")
 
     def __init__(self, source: FileSource, row: Sequence[Any]) -> None:
-        *head, crc = row
-        if schema.crc(*head) != crc:
-            raise ValueError(f"the head of the chunk at transition {row[0]} does not fit its checksum")
+        head = schema.checked(row, f"the head of the chunk at transition {row[0]}")
         self._source = source
         self.seq, self._count, self.clock, self.offset = cast("list[int]", head[:4])
         self.counters = Counters(*head[4:9])
@@ -172,9 +171,9 @@ class FileSource:
         """Returns the notes of the transitions from that number on, oldest first."""
         with self._reading():
             rows = self._connection.execute(
-                "SELECT seq, kind, text, time_ns FROM note WHERE seq >= ? ORDER BY number", (first,)
+                "SELECT seq, kind, text, time_ns, crc FROM note WHERE seq >= ? ORDER BY number", (first,)
             )
-            return [Note(*row) for row in rows]
+            return [Note(*schema.checked(row, f"a note of transition {row[0]}")) for row in rows]
 
     def values(self, first: int = 0) -> list[Recorded]:
         """Returns the recorded values from the one of that number on, oldest first."""
@@ -285,12 +284,14 @@ class FileSource:
             self._bodies.clear()
         self._facts = json.loads(facts)
         self._read_chunks()
-        self._windows = ask.execute("SELECT seq, steps FROM accumulation ORDER BY seq").fetchall()
-        self._stops = [seq for (seq,) in ask.execute("SELECT seq FROM stop ORDER BY seq")]
+        windows = ask.execute("SELECT seq, steps, crc FROM accumulation ORDER BY seq").fetchall()
+        self._windows = [(seq, steps) for seq, steps in (schema.checked(row, "a window's size") for row in windows)]
+        stops = ask.execute("SELECT seq, crc FROM stop ORDER BY seq").fetchall()
+        self._stops = [schema.checked(row, "a stop")[0] for row in stops]
         failed = ask.execute("SELECT * FROM failure").fetchone()
         self._failure = None
         if failed is not None:
-            seq, state, edge, who, guard, error, *counters, guards = failed
+            seq, state, edge, who, guard, error, *counters, guards = schema.checked(failed, "the failure")
             self._failure = Failure(seq, state, edge, who, guard, error, Counters(*counters), json.loads(guards))
 
     def _read_chunks(self) -> None:

@@ -40,7 +40,7 @@ from __future__ import annotations
 
 import json
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from heptad.states import Table
@@ -71,7 +71,8 @@ CREATE TABLE transition (seq INTEGER PRIMARY KEY, arc INTEGER NOT NULL, time_ns 
 CREATE INDEX transition_update ON transition ("update");
 CREATE TABLE stay (seq INTEGER PRIMARY KEY, duration_ns INTEGER NOT NULL);
 CREATE TABLE note (
-    number INTEGER PRIMARY KEY, seq INTEGER NOT NULL, kind TEXT NOT NULL, text TEXT NOT NULL, time_ns INTEGER NOT NULL
+    number INTEGER PRIMARY KEY, seq INTEGER NOT NULL, kind TEXT NOT NULL, text TEXT NOT NULL, time_ns INTEGER NOT NULL,
+    crc INTEGER NOT NULL
 );
 CREATE INDEX note_seq ON note (seq);
 CREATE TABLE name (number INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE);
@@ -87,10 +88,10 @@ CREATE TABLE call (
 CREATE INDEX call_seq ON call (seq);
 CREATE TABLE failure (
     seq INTEGER PRIMARY KEY, state TEXT NOT NULL, edge TEXT NOT NULL, who TEXT NOT NULL, guard TEXT NOT NULL,
-    error TEXT NOT NULL, {COUNTERS}, "window" INTEGER NOT NULL, guards TEXT NOT NULL
+    error TEXT NOT NULL, {COUNTERS}, "window" INTEGER NOT NULL, guards TEXT NOT NULL, crc INTEGER NOT NULL
 );
-CREATE TABLE accumulation (seq INTEGER PRIMARY KEY, steps INTEGER NOT NULL);
-CREATE TABLE stop (seq INTEGER PRIMARY KEY);
+CREATE TABLE accumulation (seq INTEGER PRIMARY KEY, steps INTEGER NOT NULL, crc INTEGER NOT NULL);
+CREATE TABLE stop (seq INTEGER PRIMARY KEY, crc INTEGER NOT NULL);
 """
 
 _AT = "strftime('%Y-%m-%dT%H:%M:%fZ', time_ns / 1e9, 'unixepoch') AS at"
@@ -138,3 +139,20 @@ def arcs(table: Table) -> list[tuple[int, str, str, str, str]]:
 def crc(*fields: Any) -> int:
     """Returns the checksum of fields, for finding damage."""
     return zlib.crc32("\x1f".join(map(str, fields)).encode())
+
+
+def signed(*fields: Any) -> tuple[Any, ...]:
+    """Returns a row with its checksum behind it."""
+    return (*fields, crc(*fields))
+
+
+def checked(row: Sequence[Any], what: str) -> Sequence[Any]:
+    """Returns a row without its checksum.
+
+    Raises:
+        ValueError: If it does not fit.
+    """
+    *fields, found = row
+    if crc(*fields) != found:
+        raise ValueError(f"{what} does not fit its checksum")
+    return fields

@@ -86,6 +86,7 @@ class FileWriter:
         # The schema is written before the file is put into write-ahead mode, so that its head is always in its place.
         if _first(ask, "PRAGMA application_id") == schema.APPLICATION_ID:
             return False
+        ask.execute("PRAGMA synchronous = OFF")  # nothing is to be lost yet, and it takes most of the time of opening
         ask.execute("BEGIN IMMEDIATE")
         if _first(ask, "PRAGMA application_id") == schema.APPLICATION_ID:  # another process was faster
             ask.execute("ROLLBACK")
@@ -213,8 +214,8 @@ class FileWriter:
 
     def notes(self, notes: Iterable[Note]) -> None:
         """Adds notes."""
-        rows = [(note.seq, note.kind, _text(note.text), note.time_ns) for note in notes]
-        self._connection.executemany("INSERT INTO note (seq, kind, text, time_ns) VALUES (?, ?, ?, ?)", rows)
+        rows = [schema.signed(note.seq, note.kind, _text(note.text), note.time_ns) for note in notes]
+        self._connection.executemany("INSERT INTO note (seq, kind, text, time_ns, crc) VALUES (?, ?, ?, ?, ?)", rows)
 
     def record(self, values: Columns) -> None:
         """Adds recorded values, the first of which has the number `values`."""
@@ -246,17 +247,17 @@ class FileWriter:
         """Brings up to date what the run as a whole says of itself. Costs little where nothing has changed."""
         written = self._written
         if len(windows) != written.get("windows"):
-            rows = list(windows)
+            rows = [schema.signed(*window) for window in windows]
             written["windows"] = len(rows)
-            self._connection.executemany("INSERT OR REPLACE INTO accumulation VALUES (?, ?)", rows)
+            self._connection.executemany("INSERT OR REPLACE INTO accumulation VALUES (?, ?, ?)", rows)
         if len(stops) != written.get("stops", 0):
-            rows = [(seq,) for seq in stops]
+            rows = [schema.signed(seq) for seq in stops]
             written["stops"] = len(rows)
-            self._connection.executemany("INSERT OR IGNORE INTO stop VALUES (?)", rows)
+            self._connection.executemany("INSERT OR IGNORE INTO stop VALUES (?, ?)", rows)
         if failure is not None and written.get("failure") is not failure:
             written["failure"] = failure
-            place = (failure.seq, failure.state, failure.edge, failure.who, failure.guard, failure.error)
-            row = (*place, *failure.counters, json.dumps(failure.guards))
+            place = (failure.seq, failure.state, failure.edge, failure.who, failure.guard, _text(failure.error))
+            row = schema.signed(*place, *failure.counters, json.dumps(failure.guards))
             self._connection.execute(f"INSERT INTO failure VALUES ({_marks(len(row))})", row)
         now = dict(facts)
         if now != written.get("facts"):
@@ -309,7 +310,7 @@ class FileWriter:
         head = [chunk.seq, len(chunk), chunk.clock, chunk.offset, *chunk.counters]
         head += [_few(chunk.skipped), _few(chunk.gaps)]
         body = pack(chunk.arcs(), chunk.times(), chunk.clock)
-        row = (*head, schema.crc(*head), body)
+        row = (*schema.signed(*head), body)
         self._connection.execute(f"INSERT OR REPLACE INTO chunk VALUES ({_marks(len(row))})", row)
 
     def _put_stays(self, chunk: Chunk, begin: int) -> None:
@@ -396,7 +397,10 @@ def lock(connection: sqlite3.Connection, path: Path) -> None:
             raise
         writer = _meta(connection, "writer")
         who = f" (process {writer['pid']} on {writer['host']})" if writer else ""
-        raise LogError(f"{path} is being written{who}; let that run end, or name another file") from None
+        raise LogError(
+            f"{path} is being written{who}; let that run end, or close() the engine that was advanced by hand, or name "
+            "another file"
+        ) from None
     connection.execute(f"PRAGMA busy_timeout = {BUSY_MS}")
 
 
