@@ -529,8 +529,9 @@ def test_a_failure_after_the_signal_comes_out_in_place_of_the_exit(strays):
     with pytest.raises(ZeroDivisionError) as caught:
         engine.run()
     assert engine.current.state == "failed"
-    (note,) = caught.value.__notes__
-    assert note.startswith("heptad: in Killer.on_enter_process_batch on entry to process_batch")
+    place, batch = caught.value.__notes__
+    assert batch.startswith("heptad: the batch: ")
+    assert place.startswith("heptad: in Killer.on_enter_process_batch on entry to process_batch")
 
 
 # -- the handlers
