@@ -643,7 +643,7 @@ def test_explain_a_guard_that_raised():
     assert str(log.explain(len(log) - 1)).splitlines()[1:] == [
         "    to quiet if quiet_due: no",
         "    to loud if loud_due: it raised",
-        "    failure: ValueError: no answer in Loud in the guard loud_due asked in after_step "
+        "    failure: ValueError: no answer in Side 'Loud' in the guard loud_due asked in after_step "
         "(epoch 0, batch 1, step 1, update 0)",
     ]
 
