@@ -3,10 +3,18 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: demo test lint types pytest oldest benchmarks kill-matrix reference clean
+.PHONY: demo examples test lint types pytest oldest benchmarks kill-matrix reference clean
 
 demo: .venv/ready
 	$(BIN)/python examples/digits.py
+
+# The full ones: about a quarter of an hour on two cores, most of it the language model.
+examples: .venv/ready
+	$(BIN)/python examples/digits.py
+	$(BIN)/python examples/tabular.py
+	$(BIN)/python examples/gan.py
+	HF_HUB_OFFLINE=1 $(BIN)/python examples/hugging_face.py
+	$(BIN)/python examples/language_model.py
 
 test: lint types pytest
 

@@ -30,6 +30,15 @@ def test_a_line_has_the_recorded_values():
     assert "  error 0.25" in out.getvalue()
 
 
+def test_the_loss_stands_once_in_a_line():
+    """Also where somebody recorded it, as Journal does."""
+    out = io.StringIO()
+    engine = small_engine(3, [Progress(file=out)])
+    engine.on_exit("after_step")(lambda run: run.record("loss", run.loss))
+    engine.run()
+    assert out.getvalue().count("loss ") == 1
+
+
 def test_draws_a_bar_in_a_terminal(monkeypatch):
     """The bar tells epoch and step, loss, rate and time left, and is gone when `run()` returns."""
     out = io.StringIO()

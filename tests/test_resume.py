@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import sqlite3
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -14,9 +15,21 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from builders import Plan, Unsized, batches, plans, records, small_network
-from heptad import CheckpointError, Components, DataError, Detour, Engine, EngineError, Plugin, Run, RunConfig, on_exit
+from heptad import (
+    CheckpointError,
+    Components,
+    DataError,
+    Detour,
+    Engine,
+    EngineError,
+    Plugin,
+    Run,
+    RunConfig,
+    TransitionLog,
+    on_exit,
+)
 from heptad.checkpoint import Store
-from heptad_plugins import Checkpoint, CSVLogger, EarlyStopping, Evaluate, GradientClipping, Progress
+from heptad_plugins import Checkpoint, CSVLogger, EarlyStopping, Evaluate, GradientClipping, Journal, Progress
 from scenario import build, held_out, network, outcome
 
 
@@ -149,6 +162,60 @@ def test_two_runs_at_once_are_refused(tmp_path):
     assert "is in use" in refused[0]
     engine = build(tmp_path / "a")  # the lock went with the run
     engine.run(resume="auto")
+
+
+def flip(path: Path) -> None:
+    """Flips a bit in the middle of a file."""
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(bytes(content))
+
+
+@pytest.mark.parametrize("name", ["manifest.json", "state.json", "network.safetensors", "run.safetensors"])
+def test_a_damaged_one_is_named_and_the_one_before_taken(name, tmp_path):
+    """The run is the one that was not interrupted all the same; what is wrong stands in the log."""
+    straight = build(tmp_path / "straight")
+    straight.run()
+    begun(tmp_path / "a")
+    before, newest = Store(tmp_path / "a").entries()
+    flip(newest.path / name)
+    engine = build(tmp_path / "a")
+    run = engine.run(resume="auto")
+    assert run.resumed_from == str(before.path)
+    assert any(newest.path.name in note.text and name in note.text for note in run.log.notes("resume"))
+    assert outcome(engine) == outcome(straight)
+
+
+def test_where_all_are_damaged_nothing_is_begun(tmp_path):
+    """The error says what was found, and the run does not begin anew behind the user's back."""
+    begun(tmp_path / "a")
+    for entry in Store(tmp_path / "a").entries():
+        flip(entry.path / "run.safetensors")
+    engine = build(tmp_path / "a")
+    with pytest.raises(CheckpointError, match=r"checkpoint-\d+.*run\.safetensors") as caught:
+        engine.run(resume="auto")
+    assert str(caught.value).count("run.safetensors") == 2
+    assert engine.current.state == "idle"
+
+
+def test_what_an_attempt_left_that_died_too_early_makes_room(tmp_path):
+    """With `resume="auto"` and no checkpoint yet, journal and CSV file begin anew; what they held is not lost."""
+
+    def attempt(**given: Any) -> Run:
+        plugins = [Journal(tmp_path / "run.journal"), CSVLogger(tmp_path / "values.csv")]
+        return engine_of(tmp_path / "c", components(small_network()), plugins, epochs=1).run(**given)
+
+    first = attempt(until=lambda run: run.step == 3)
+    shutil.rmtree(tmp_path / "c")  # as if it had been killed before there was one
+    rows = (tmp_path / "values.csv").read_text()
+    second = attempt(resume="auto")
+    assert records(TransitionLog.load(tmp_path / "run.journal")) == records(second.log)
+    assert (tmp_path / "values.csv.before").read_text() == rows
+    database = sqlite3.connect(tmp_path / "run.journal")
+    assert database.execute("SELECT count(*) FROM superseded_transition").fetchone() == (len(first.log),)
+    database.close()
+    with pytest.raises(EngineError, match="holds"):
+        attempt()  # without resume="auto" they belong to that run
 
 
 # -- which run

@@ -428,7 +428,7 @@ def test_an_update_can_be_skipped_on_entry_to_it_only(edge, state):
     engine = small_engine(1)
 
     def skip(run):
-        with pytest.raises(EngineError, match=f"on entry to optimizer_update only; the run is in {state}"):
+        with pytest.raises(EngineError, match=f"on entry to optimizer_update only, the run is in {state}"):
             run.skip_update("too early or too late")
 
     on(engine, edge, state, skip)

@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, Dataset
 from heptad.bodies import check_pair
 from heptad.config import Components, LossOutput, RunConfig
 from heptad.data import Feed, count_samples, place
-from heptad.data.feed import build_dataset_feed, build_loader_feed
+from heptad.data.build import build_dataset_feed, build_loader_feed
 from heptad.errors import ConfigError, DataError, EngineError, Unfinished, kind
 from heptad.log import Memory
 from heptad.machine import Machine

@@ -12,7 +12,7 @@ from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from heptad import EngineError, Plugin, PluginError, Run
 from heptad_plugins._lookup import monitored
-from heptad_plugins._options import one_of
+from heptad_plugins._options import one_of, whole
 from heptad_plugins._plain import from_plain, to_plain
 
 Build = Callable[[Optimizer, int], LRScheduler] | Callable[[Optimizer], LRScheduler]
@@ -21,21 +21,24 @@ Build = Callable[[Optimizer, int], LRScheduler] | Callable[[Optimizer], LRSchedu
 class LRSchedule(Plugin):
     """Drives any of torch's learning-rate schedulers.
 
-    A function is called once, on exit of `before_loop`, with the run's (first) optimizer and `run.total_updates`, so a
+    A function is called once, on exit of `before_loop`, with an optimizer of the run and `run.total_updates`, so a
     warm-up and a decay end where the run ends; one that takes the optimizer alone needs no length. The schedule moves
     only if an update was made since it last moved: on a skipped update, and in an epoch without any update, it stands
     still. It keeps the length that it was built with, for torch's schedulers cannot change theirs: where
     `Run.set_accumulation` changes how many updates are made, only a function that itself asks for `run.total_updates`
     follows.
 
-    The rate that an update (or an epoch) was made with is recorded as `"lr"`; with several parameter groups as
-    `"lr/0"`, `"lr/1"`, …. Nothing waits for the device, but for a monitored value that is still on it.
+    The rate that an update (or an epoch) was made with is recorded as `"lr"`; with several parameter groups, counted
+    over all optimizers, as `"lr/0"`, `"lr/1"`, …. Nothing waits for the device, but for a monitored value that is still
+    on it.
 
     Args:
         scheduler: A scheduler of one of the run's optimizers, or a function `(optimizer, total_updates) -> scheduler`,
             or of the optimizer alone for a schedule that does not depend on how long the run is.
         interval: Whether the scheduler counts updates or epochs; `total_updates` counts updates in both cases.
         monitor: For `ReduceLROnPlateau`: the name of the recorded value that it looks at, at each interval the newest.
+        optimizer: Which of several optimizers a function gets, by its number in `Components.optimizer`. Each has a
+            schedule of its own: one plugin for each.
 
     Raises:
         PluginError: When built, for an option that does not fit.
@@ -50,8 +53,13 @@ class LRSchedule(Plugin):
         scheduler: LRScheduler | Build,
         interval: Literal["update", "epoch"] = "update",
         monitor: str | None = None,
+        *,
+        optimizer: int = 0,
     ) -> None:
         one_of("LRSchedule", "interval", interval, ("update", "epoch"))
+        self._number = whole("LRSchedule", "optimizer", optimizer, least=0)
+        if optimizer:
+            self.name = f"LRSchedule/{optimizer}"
         self._source = scheduler
         self._interval = interval
         self._monitor = monitor
@@ -103,9 +111,10 @@ class LRSchedule(Plugin):
             return
         scheduler = self._ready(run)
         self._moved_at = run.update
-        groups = scheduler.optimizer.param_groups
-        for number, group in enumerate(groups):
-            run.record("lr" if len(groups) == 1 else f"lr/{number}", group["lr"])
+        groups = [(optimizer, group) for optimizer in run.optimizers for group in optimizer.param_groups]
+        for number, (optimizer, group) in enumerate(groups):
+            if optimizer is scheduler.optimizer:
+                run.record("lr" if len(groups) == 1 else f"lr/{number}", group["lr"])
         if isinstance(scheduler, ReduceLROnPlateau):
             scheduler.step(monitored("LRSchedule", run, self._monitor or ""))
         else:
@@ -136,8 +145,13 @@ class LRSchedule(Plugin):
                     "LRSchedule cannot size the schedule: the data have no length, so nobody knows how many updates "
                     "there will be; give RunConfig(max_updates=…), or pass a scheduler that you have built yourself"
                 )
+            if self._number >= len(run.optimizers):
+                raise EngineError(
+                    f"LRSchedule(optimizer={self._number}): there are {len(run.optimizers)} optimizers, counted from 0"
+                )
             build: Any = scheduler
-            scheduler = build(run.optimizer, self._total) if self._sized else build(run.optimizer)
+            optimizer = run.optimizers[self._number]
+            scheduler = build(optimizer, self._total) if self._sized else build(optimizer)
             if not isinstance(scheduler, LRScheduler):  # pyright: ignore[reportUnnecessaryIsInstance] - for callers without a type checker
                 raise EngineError(f"LRSchedule: the function must return a torch scheduler, got {scheduler!r}")
             _check_monitor(scheduler, self._monitor, EngineError)

@@ -89,7 +89,8 @@ class Progress(Plugin):
         """Writes the line of the epoch that is now complete."""
         took = monotonic() - self._epoch_began[0]
         line = f"epoch {run.epoch}{self._of(run)}  {self._told(run, self._epoch_began)}  {_clock(took)}"
-        metrics = "".join(f"  {name} {value:.4g}" for name, value in run.metrics.items())
+        others = {name: value for name, value in run.metrics.items() if name != "loss"}  # which stands there already
+        metrics = "".join(f"  {name} {value:.4g}" for name, value in others.items())
         self._console.print(line + metrics, highlight=False, soft_wrap=True)
 
     def _place(self, run: Run) -> str:

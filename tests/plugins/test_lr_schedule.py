@@ -129,6 +129,35 @@ def test_several_groups_are_recorded_by_number():
     assert (run.history("lr/0"), run.history("lr/1"), run.history("lr")) == ([0.1, 0.05], [0.4, 0.2], [])
 
 
+def two_optimizers(*plugins):
+    """Returns an engine whose weight and bias have an optimizer each."""
+    network = small_network()
+    optimizers = [torch.optim.SGD([network.weight], lr=0.1), torch.optim.SGD([network.bias], lr=0.4)]
+    components = Components(network=network, loader=batches(2), criterion=nn.CrossEntropyLoss(), optimizer=optimizers)
+    return Engine(components, RunConfig(epochs=1), plugins)
+
+
+def test_each_of_several_optimizers_has_a_schedule_of_its_own():
+    """A function gets the one that is named; rates are counted over all optimizers, each recorded by its own."""
+
+    def halved(optimizer):
+        return schedulers.ExponentialLR(optimizer, 0.5)
+
+    run = two_optimizers(LRSchedule(halved), LRSchedule(line_to_zero, optimizer=1)).run()
+    assert (run.history("lr/0"), run.history("lr/1"), run.history("lr")) == ([0.1, 0.05], [0.4, 0.2], [])
+    run = two_optimizers(LRSchedule(halved, optimizer=1)).run()
+    assert (run.history("lr/0"), run.history("lr/1")) == ([], [0.4, 0.2])
+    assert [optimizer.param_groups[0]["lr"] for optimizer in run.optimizers] == [0.1, 0.1]
+
+
+def test_an_optimizer_that_is_not_there_is_named():
+    """With how many there are."""
+    with pytest.raises(EngineError, match=r"LRSchedule\(optimizer=2\): there are 2 optimizers, counted from 0"):
+        two_optimizers(LRSchedule(line_to_zero, optimizer=2)).run()
+    with pytest.raises(PluginError, match="optimizer=…"):
+        LRSchedule(line_to_zero, optimizer=-1)
+
+
 def test_stands_still_on_a_skipped_update():
     """The rates are those of the updates that were made, also where the very first is skipped."""
     run = small_engine(6, [Skip(0, 3), LRSchedule(line_to_zero)]).run()

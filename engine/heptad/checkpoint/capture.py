@@ -16,6 +16,7 @@ from heptad.bodies import build
 from heptad.checkpoint import learned
 from heptad.checkpoint.identity import check_optimizers, check_run, environment, identity, unlike
 from heptad.checkpoint.snapshot import Snapshot
+from heptad.data import place
 from heptad.detours import Visit
 from heptad.errors import CheckpointError, EngineError, kind
 from heptad.log.record import Counters
@@ -155,7 +156,7 @@ def _restore_position(run: Run, holders: Holders, state: Mapping[str, Any]) -> N
     at.window.restore(state["window"])
     at.node, at.body_done = run.table.index[state["node"]], state["body_done"]
     at.loss = state["loss"]
-    at.batch = state["batch"][0] if state["batch"] else None
+    at.batch = place(state["batch"][0], run.parts.device) if state["batch"] else None
     reached = config.max_updates is not None and at.update >= config.max_updates
     at.ending = state["stopped"] or reached
     if not at.ending:

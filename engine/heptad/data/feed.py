@@ -6,19 +6,17 @@ that nobody can know; in the second case `more()` reads one batch ahead.
 
 from __future__ import annotations
 
-import signal
 import weakref
 from collections.abc import Iterator, Mapping
 from typing import Any, Protocol, cast
 
 import torch
-from torch.utils.data import DataLoader, Dataset, IterableDataset
+from torch.utils.data import DataLoader, Dataset
 
-from heptad.config import Components, RunConfig
-from heptad.data.fetch import Collate, Fetch, InWorkers, PassKey, Stream, build_fetch
+from heptad.data.fetch import Fetch, InWorkers, PassKey, as_it_is, ignore_interrupts
 from heptad.data.order import ORDER_VERSION, batch_seed, order
-from heptad.data.walk import NOTHING, Walk, is_a, refuse_second_walk, walk_on
-from heptad.errors import DataError, SecondInterrupt, kind
+from heptad.data.walk import NOTHING, StreamWalk, Walk
+from heptad.errors import DataError, SecondInterrupt
 from heptad.seeding import put_state, state_of
 
 
@@ -329,170 +327,3 @@ class StreamFeed:
         elif state["waits"]:
             (self._ahead,) = state["ahead"]
         return walked
-
-
-class StreamWalk:
-    """Walks an iterable dataset, pass after pass, in batches that the engine makes."""
-
-    def __init__(self, dataset: Any, config: RunConfig, collate: Collate | None) -> None:
-        self._dataset = dataset
-        self._collate = collate
-        self._batch_size = config.batch_size or 1
-        self._drop_last = config.drop_last
-        self._workers = config.num_workers
-        self._walks = 0
-        self._taken = 0
-        self._iterator: Iterator[Any] | None = None
-
-    def begin(self, key: PassKey) -> None:
-        """Begins a pass.
-
-        Raises:
-            DataError: If the dataset can be walked once, and was.
-        """
-        self._iterator = None  # the old one's workers go before the new one's come
-        self._walks += 1
-        if self._walks > 1:
-            refuse_second_walk(self._dataset)
-        self._taken = 0
-        self._iterator = self._iterate(key)
-
-    def take(self) -> Any:
-        """Returns the next batch, or `NOTHING` at the end of the pass."""
-        if self._iterator is None:
-            return NOTHING
-        batch = next(self._iterator, NOTHING)
-        if batch is NOTHING:
-            self._iterator = None
-        else:
-            self._taken += 1
-        return batch
-
-    def end(self) -> None:
-        """Ends the pass."""
-        self._iterator = None
-
-    def state(self) -> dict[str, Any]:
-        """Returns the place."""
-        return {"walks": self._walks, "taken": self._taken, "open": self._iterator is not None}
-
-    def restore(self, state: Mapping[str, Any], key: PassKey) -> str | None:
-        """Goes to a place; says so where that took reading the data anew."""
-        self._walks, self._taken = state["walks"], state["taken"]
-        if not state["open"]:
-            return None
-        self._iterator = self._iterate(key)
-        return walk_on(self._iterator, self._taken)
-
-    def _iterate(self, key: PassKey) -> Iterator[Any]:
-        stream = Stream(self._dataset, self._batch_size, self._drop_last, self._collate, key)
-        if not self._workers:
-            return iter(stream)
-        loader: DataLoader[Any] = DataLoader(
-            stream,
-            batch_size=None,
-            num_workers=self._workers,
-            collate_fn=as_it_is,
-            worker_init_fn=ignore_interrupts,
-            generator=torch.Generator().manual_seed(0),
-        )
-        return iter(loader)
-
-
-def build_feed(components: Components, config: RunConfig) -> Feed:
-    """Returns the feed of a training run.
-
-    Raises:
-        DataError: If it can be told now that the data cannot give what the run needs.
-    """
-    if components.loader is not None:
-        feed = build_loader_feed(components.loader)
-    else:
-        feed = build_dataset_feed(components.dataset, components.collate_fn, config)
-    _check_walks(components.loader if components.loader is not None else components.dataset, feed.batches, config)
-    k = config.accumulation
-    if config.remainder == "drop" and config.epochs is None and feed.batches is not None and feed.batches < k:
-        raise DataError(
-            f"a pass has {feed.batches} batches, fewer than accumulation={k}, and remainder='drop' starts no window "
-            "that cannot be filled: max_updates would never be reached; use remainder='extend' or 'flush'"
-        )
-    return feed
-
-
-def build_dataset_feed(dataset: Any, collate: Collate | None, config: RunConfig) -> Feed:
-    """Returns the feed over a dataset of samples, map-style or iterable."""
-    if is_a(dataset, DataLoader):
-        raise DataError("Components.dataset is a DataLoader, which yields batches; pass it as loader=")
-    map_style = hasattr(dataset, "__getitem__") and not is_a(dataset, IterableDataset)
-    if not map_style:
-        if not hasattr(dataset, "__iter__"):
-            raise DataError(f"Components.dataset must have __getitem__ and __len__, or __iter__; got a {kind(dataset)}")
-        return StreamFeed(StreamWalk(dataset, config, collate))
-    samples = _length(dataset)
-    name = f"the dataset (a {kind(dataset)})"
-    if samples is None:
-        raise DataError(
-            f"{name} has __getitem__ but no length; give it __len__, or __iter__ and IterableDataset as a base"
-        )
-    if samples == 0:
-        raise DataError(f"{name} is empty; give it at least one sample")
-    size = config.batch_size or 1
-    if config.drop_last and samples < size:
-        raise DataError(
-            f"{name} has {samples} samples, fewer than one batch of {size}, and drop_last=True leaves it out; "
-            "use a smaller batch_size or drop_last=False"
-        )
-    fetch = build_fetch(dataset, collate)
-    return DatasetFeed(
-        fetch, samples, size, drop_last=config.drop_last, shuffle=config.shuffle, workers=config.num_workers
-    )
-
-
-def build_loader_feed(loader: Any) -> Feed:
-    """Returns the feed over a loader of batches."""
-    if is_a(loader, Dataset) and not is_a(loader, IterableDataset):
-        raise DataError(f"Components.loader is a {kind(loader)}, which holds samples; pass it as dataset=")
-    if not hasattr(loader, "__iter__") and not hasattr(loader, "__getitem__"):
-        raise DataError(f"Components.loader must be a re-iterable of batches, got a {kind(loader)}")
-    # the length of a loader over an iterable dataset is a guess: workers may each yield all of it, or a part
-    streams = is_a(getattr(loader, "dataset", None), IterableDataset) or is_a(loader, IterableDataset)
-    batches = None if streams else _length(loader)
-    if batches is None:
-        return StreamFeed(Walk(loader))
-    if batches == 0:
-        raise DataError("Components.loader has no batches; is its dataset smaller than one batch under drop_last?")
-    return LoaderFeed(loader)
-
-
-def as_it_is(batch: Any) -> Any:
-    """The collate function of batches that are already made."""
-    return batch
-
-
-def ignore_interrupts(worker: int) -> None:
-    """Lets a worker process live through Ctrl-C, which a terminal sends to it too: the main process decides."""
-    del worker
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-
-
-def _check_walks(data: Any, batches: int | None, config: RunConfig) -> None:
-    """Refuses data that can be walked once where it is known that more is needed."""
-    if not is_a(data, Iterator):
-        return
-    epochs, limit, k = config.epochs, config.max_updates, config.accumulation
-    if batches is None:
-        if limit is None and (epochs or 0) > 1:
-            refuse_second_walk(data)
-        return
-    most = -(-batches // k) if config.remainder == "flush" else batches // k  # updates that one walk makes
-    an_epoch = batches // k if config.remainder == "drop" else -(-batches // k)
-    wanted = min(n for n in (limit, None if epochs is None else epochs * an_epoch) if n is not None)
-    if wanted > most or (wanted == 0 != limit and (epochs or 0) > 1):
-        refuse_second_walk(data)
-
-
-def _length(data: Any) -> int | None:
-    try:
-        return len(data)
-    except (TypeError, NotImplementedError):
-        return None

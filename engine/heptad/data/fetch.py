@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple, Protocol, cast
 
@@ -194,3 +195,14 @@ class StreamBatches(Iterator[Any]):
                 raise StopIteration
             self._batch += self._share
             return stream.collate(samples)
+
+
+def as_it_is(batch: Any) -> Any:
+    """The collate function of batches that are already made."""
+    return batch
+
+
+def ignore_interrupts(worker: int) -> None:
+    """Lets a worker process live through Ctrl-C, which a terminal sends to it too: the main process decides."""
+    del worker
+    signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -1,11 +1,15 @@
-"""Walking a loader that the user made, pass after pass, and finding back to a place in one."""
+"""Walking a loader that the user made, or an iterable dataset, pass after pass; and finding back to a place in one."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from heptad.data.fetch import PassKey
+import torch
+from torch.utils.data import DataLoader
+
+from heptad.config import RunConfig
+from heptad.data.fetch import Collate, PassKey, Stream, as_it_is, ignore_interrupts
 from heptad.errors import DataError, kind
 from heptad.seeding import capture_cpu, own_generators, preserved, put_state, restore, state_of
 
@@ -150,6 +154,74 @@ class Walk:
             )
         for generator, state in zip(generators, states, strict=True):
             put_state(generator, state)
+
+
+class StreamWalk:
+    """Walks an iterable dataset, pass after pass, in batches that the engine makes."""
+
+    def __init__(self, dataset: Any, config: RunConfig, collate: Collate | None) -> None:
+        self._dataset = dataset
+        self._collate = collate
+        self._batch_size = config.batch_size or 1
+        self._drop_last = config.drop_last
+        self._workers = config.num_workers
+        self._walks = 0
+        self._taken = 0
+        self._iterator: Iterator[Any] | None = None
+
+    def begin(self, key: PassKey) -> None:
+        """Begins a pass.
+
+        Raises:
+            DataError: If the dataset can be walked once, and was.
+        """
+        self._iterator = None  # the old one's workers go before the new one's come
+        self._walks += 1
+        if self._walks > 1:
+            refuse_second_walk(self._dataset)
+        self._taken = 0
+        self._iterator = self._iterate(key)
+
+    def take(self) -> Any:
+        """Returns the next batch, or `NOTHING` at the end of the pass."""
+        if self._iterator is None:
+            return NOTHING
+        batch = next(self._iterator, NOTHING)
+        if batch is NOTHING:
+            self._iterator = None
+        else:
+            self._taken += 1
+        return batch
+
+    def end(self) -> None:
+        """Ends the pass."""
+        self._iterator = None
+
+    def state(self) -> dict[str, Any]:
+        """Returns the place."""
+        return {"walks": self._walks, "taken": self._taken, "open": self._iterator is not None}
+
+    def restore(self, state: Mapping[str, Any], key: PassKey) -> str | None:
+        """Goes to a place; says so where that took reading the data anew."""
+        self._walks, self._taken = state["walks"], state["taken"]
+        if not state["open"]:
+            return None
+        self._iterator = self._iterate(key)
+        return walk_on(self._iterator, self._taken)
+
+    def _iterate(self, key: PassKey) -> Iterator[Any]:
+        stream = Stream(self._dataset, self._batch_size, self._drop_last, self._collate, key)
+        if not self._workers:
+            return iter(stream)
+        loader: DataLoader[Any] = DataLoader(
+            stream,
+            batch_size=None,
+            num_workers=self._workers,
+            collate_fn=as_it_is,
+            worker_init_fn=ignore_interrupts,
+            generator=torch.Generator().manual_seed(0),
+        )
+        return iter(loader)
 
 
 def walk_on(iterator: Iterator[Any], batches: int) -> str | None:
