@@ -82,13 +82,13 @@ def test_digits_learns_dies_resumes_and_explains_itself(tmp_path, monkeypatch, c
 def test_language_model_learns_from_text_and_writes_some(tmp_path):
     """Better than chance after a few updates, evaluated and sampled on the way, and compared with xz."""
     out, _ = run_example(
-        "language_model", tmp_path, "--width=64", "--layers=1", "--updates=12", "--every=6", "--threads=1"
+        "language_model", tmp_path, "--width=64", "--layers=1", "--updates=40", "--every=20", "--threads=1"
     )
-    assert len(re.findall(r"^update \d+ of 12: ", out, re.MULTILINE)) == 2
+    assert len(re.findall(r"^update \d+ of 40: ", out, re.MULTILINE)) == 2
     assert 1.5 < number(r"^xz -9 .*: (\S+) bits", out) < 2.5
     assert number(r"^the model: +(\S+) bits", out) < 6.5  # 7 is chance
     samples = (tmp_path / "runs" / "language_model" / "samples.txt").read_text()
-    assert re.findall(r"^--- update (\d+)$", samples, re.MULTILINE) == ["6", "12"]
+    assert re.findall(r"^--- update (\d+)$", samples, re.MULTILINE) == ["20", "40"]
     header = (tmp_path / "runs" / "language_model" / "values.csv").read_text().split("\n")[0].split(",")
     assert {"loss", "lr/0", "lr/1", "gradient_norm", "valid/loss", "held_out/loss"} <= set(header)
 
