@@ -407,7 +407,7 @@ class Run:
         at = self.position
         if self.state != "optimizer_update" or not at.entering:
             raise EngineError(
-                f"skip_update is legal on entry to optimizer_update only; the run is in {self.state}: call it in "
+                f"skip_update is legal on entry to optimizer_update only, the run is in {self.state}; call it in "
                 "on_enter_optimizer_update, where the gradients of the window are complete"
             )
         if at.skip is None:
