@@ -22,10 +22,11 @@ from heptad.detours import Visit
 from heptad.errors import EngineError, PluginError, kind, nearest
 from heptad.log import Memory, Transition
 from heptad.machine import Body, Guard, Machine
+from heptad.parts import Parts
 from heptad.plan import PlannedTurn, Walk
 from heptad.plugin import Mark, Plugin, Predicate, Subscription, titled, verify
 from heptad.roster import Roster
-from heptad.run import GUARDS, MID_STEP, Parts, Run
+from heptad.run import GUARDS, MID_STEP, Run
 from heptad.signals import CtrlC
 from heptad.states import Detour, guard_of, training_table
 from heptad.subscriptions import SubscriptionTable, tabulate

@@ -17,7 +17,8 @@ from heptad.data.build import build_dataset_feed, build_loader_feed
 from heptad.errors import ConfigError, DataError, EngineError, Unfinished, kind
 from heptad.log import Memory
 from heptad.machine import Machine
-from heptad.run import GUARDS, Parts, Run
+from heptad.parts import Parts
+from heptad.run import GUARDS, Run
 from heptad.seeding import preserved
 from heptad.states import evaluation_table
 

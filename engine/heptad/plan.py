@@ -19,8 +19,9 @@ from heptad.config import Components
 from heptad.detours import Visit
 from heptad.log import Memory
 from heptad.machine import Body, Guard
+from heptad.parts import Parts
 from heptad.plugin import Subscription
-from heptad.run import GUARDS, Parts, Run
+from heptad.run import GUARDS, Run
 from heptad.states import Arc
 
 

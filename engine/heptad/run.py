@@ -1,14 +1,13 @@
 """`Run`: one passage through the machine, the object that handlers receive and that `Engine.run()` returns.
 
-`Position` is the part that changes from turn to turn and that only the machine and the bodies write; `Parts` is what
-the run works with. Handlers read both through the properties of `Run` and act through its verbs.
+Where it is stands in its `Position`, what it works with in its `Parts`. Handlers read both through the properties here,
+and act through its verbs. The guards of the training table are here too: they are questions to a run.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from copy import copy
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, cast
 from uuid import uuid4
 
@@ -17,12 +16,12 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from heptad.accumulation import Window
-from heptad.config import Components, RunConfig
-from heptad.data import Feed
+from heptad.config import RunConfig
 from heptad.errors import EngineError
 from heptad.log import Counters, Failure, Memory, Recorded, TransitionLog
 from heptad.log.html import table
+from heptad.parts import Parts
+from heptad.position import Position
 from heptad.states import Table
 from heptad.telling import told
 
@@ -31,101 +30,6 @@ if TYPE_CHECKING:
 
 MID_STEP = frozenset({"process_batch", "after_step", "optimizer_update"})
 """Where an interrupt does not park and no snapshot is taken, because a step or an update is under way."""
-
-
-@dataclass(slots=True)
-class Parts:
-    """What a run works with: built with the engine, completed in `before_loop`."""
-
-    components: Components
-    feed: Feed
-    device: torch.device
-    optimizers: tuple[Optimizer, ...] = ()
-    network: nn.Module = field(init=False)
-    criterion: Any = field(init=False)
-    compute_loss: Any = field(init=False)
-    places: bool = field(init=False)
-    """Batches are to be moved to the device. On the CPU they are where they are used."""
-
-    def __post_init__(self) -> None:
-        # read in every step, where an attribute of a pydantic model costs five times that of a slot
-        self.network = self.components.network
-        self.criterion = self.components.criterion
-        self.compute_loss = self.components.compute_loss
-        self.places = self.device.type != "cpu"
-
-
-class Position:
-    """Where a run is. Written by the machine and the bodies, by nobody else; plain slots, read in every turn."""
-
-    __slots__ = (
-        "asked_to_park",
-        "batch",
-        "batch_index",
-        "body_done",
-        "ending",
-        "entering",
-        "epoch",
-        "epoch_open",
-        "extending",
-        "extends",
-        "flushes",
-        "halt",
-        "last_update",
-        "loss",
-        "needed",
-        "node",
-        "output",
-        "pass_index",
-        "remaining",
-        "samples",
-        "samples_now",
-        "sized",
-        "skip",
-        "skipped",
-        "step",
-        "update",
-        "visit",
-        "window",
-    )
-
-    def __init__(self, config: RunConfig) -> None:
-        self.node = 0
-        """The number of the state in the table."""
-        self.halt = False
-        """The loop is to look up at the end of this turn."""
-        self.entering = False
-        """Entry handlers are being called."""
-        self.body_done = False
-        """The run was resumed from a checkpoint that the body of this state took: that body is not run again."""
-        self.visit: object = None
-        """The detour whose body is being run."""
-        self.asked_to_park: str | None = None
-        self.ending = config.max_updates == 0
-        """A stop was asked for, or `max_updates` is reached: no new window is started."""
-        self.last_update = config.max_updates
-
-        self.epoch = self.batch_index = self.step = self.update = self.samples = 0
-        self.epoch_open = False
-        self.pass_index = 0
-        self.remaining = 0
-        """Batches that are still to be taken from this pass; 1 stands for "more" where nobody can know how many."""
-        self.sized = True
-        """The data know how many batches a pass has."""
-        self.needed = 1
-        """Batches that must remain for a window to be started."""
-        self.extending = False
-        """This pass only fills the epoch's last window."""
-        self.extends = config.remainder == "extend"
-        self.flushes = config.remainder == "flush"
-        self.window = Window(config.accumulation)
-
-        self.batch: Any = None
-        self.samples_now = 0
-        self.output: Any = None
-        self.loss: torch.Tensor | None = None
-        self.skip: str | None = None
-        self.skipped = False
 
 
 def update_due(run: Run) -> bool:
