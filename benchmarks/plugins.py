@@ -18,6 +18,11 @@ Three questions:
 Absolute times scale with the machine; the interpreter line says how fast it was. Run with nothing beside it:
 
     python benchmarks/plugins.py
+
+Measured on two shared virtual cores, Python 3.11.7 and torch 2.13.0, an empty loop at 15 ns a pass: a call 0.045 µs, an
+event that `every=100` leaves out 0.074 µs, which is that call and a closure that counts; the bound of 0.05 is missed.
+The set on a step of 1.3 ms: 1.11 times as long, where 1.05 is the bound: about 60 µs are `NonFiniteGuard`'s pass over
+537 kB of gradients, 40 µs `CSVLogger`'s write to the operating system after each update. Both take `every=`.
 """
 
 from __future__ import annotations
