@@ -31,7 +31,7 @@ class CSVLogger(Plugin):
     checkpoint, the rows that a killed run had written after that are dropped first, so the file reads as one run's.
     Where `resume="auto"` finds no checkpoint yet, what an attempt before has left is renamed, with `.before` behind it.
 
-    Costs about 20 µs an update, and once more the reading of the file for each column that comes late. Reading the loss
+    Costs 20 to 40 µs an update, and once more the reading of the file for each column that comes late. Reading the loss
     and values that are on a device waits for it: every `every` updates, and where there are such values.
 
     Args:
