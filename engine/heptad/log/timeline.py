@@ -1,10 +1,11 @@
 """A log in the Chrome trace format, which https://ui.perfetto.dev opens.
 
 On one track lie epochs, in them windows, in these steps, states, and in those the handlers where they were traced.
-Recorded values are counters, notes are marks. Times are microseconds since the log begins; `otherData` says when that
-was. A run that failed or is parked in mid-epoch has its open spans closed where the log ends; one that was resumed
-there has them opened where the log begins. Parked time lies within the state in which the run was parked, whose
-`args` say how long.
+Each span has an event for its beginning and one for its end: from a beginning and a length, both rounded, a reader may
+work out an end beyond that of the span around it. Recorded values are counters, notes are marks. Times are microseconds
+since the log begins; `otherData` says when that was. A run that failed or is parked in mid-epoch has its open spans
+closed where the log ends; one that was resumed there has them opened where the log begins. Parked time lies within the
+state in which the run was parked, whose `args` say how long.
 """
 
 from __future__ import annotations
@@ -147,16 +148,18 @@ class _Track:
         def within(time_ns: int) -> int:
             return min(max(time_ns - self.start, entered), left)
 
-        yield _complete("state", name, entered, left, args)
+        yield _opening("state", name, entered, args)
         inside: list[tuple[int, Event]] = []
         for call in handlers:
             begin, end = within(call.time_ns), within(call.time_ns + call.duration_ns)
-            inside.append((begin, _complete("handler", call.who, begin, end, {"edge": call.edge})))
+            inside.append((begin, _opening("handler", call.who, begin, {"edge": call.edge})))
+            inside.append((end, _closing("handler", end)))
         for note in notes:
             at = within(note.time_ns)
             mark = {"ph": "i", "cat": "note", "name": f"{note.kind}: {note.text}", "ts": at / 1e3, "s": "t", **_TRACK}
             inside.append((at, mark))
         yield from (event for _, event in sorted(inside, key=lambda pair: pair[0]))
+        yield _closing("state", left)
 
     def _end(self) -> Iterator[Event]:
         """Tells of the state that the log ends in, which nobody has seen left, and closes all spans."""
@@ -174,12 +177,12 @@ class _Track:
 
     def _opens(self, kind: str, number: int) -> Event:
         self._open.append(kind)
-        return {"ph": "B", "cat": kind, "name": f"{kind} {number}", "ts": self._entered / 1e3, **_TRACK}
+        return _opening(kind, f"{kind} {number}", self._entered, {})
 
     def _closes(self, kind: str) -> Iterator[Event]:
         """Closes a span, and those within it first, if it is open."""
         while kind in self._open:
-            yield {"ph": "E", "cat": self._open.pop(), "ts": self._entered / 1e3, **_TRACK}
+            yield _closing(self._open.pop(), self._entered)
 
 
 def _start(view: View) -> int:
@@ -195,10 +198,12 @@ def _seq(note: Note) -> int:
     return note.seq
 
 
-def _complete(kind: str, name: str, begin: int, end: int, args: Event) -> Event:
-    return {
-        "ph": "X", "cat": kind, "name": name, "ts": begin / 1e3, "dur": (end - begin) / 1e3, **_TRACK, "args": args,
-    }  # fmt: skip
+def _opening(kind: str, name: str, at: int, args: Event) -> Event:
+    return {"ph": "B", "cat": kind, "name": name, "ts": at / 1e3, **_TRACK, "args": args}
+
+
+def _closing(kind: str, at: int) -> Event:
+    return {"ph": "E", "cat": kind, "ts": at / 1e3, **_TRACK}
 
 
 def _counter(value: Recorded, at: int) -> Event:
