@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: demo examples test lint types pytest oldest benchmarks kill-matrix reference clean
+.PHONY: demo examples test lint types pytest oldest newest benchmarks kill-matrix reference clean
 
 demo: .venv/ready
 	$(BIN)/python examples/digits.py
@@ -28,10 +28,15 @@ types: .venv/ready
 pytest: .venv/ready
 	$(BIN)/python -m pytest
 
-# The oldest versions that the ranges allow, in an environment of their own; about ten minutes, and no part of CI.
-# Benchmarks, examples and type checks are about tools that have ranges of their own, and left out.
+# The oldest and the newest versions that the ranges allow, each in an environment of its own; about ten minutes, and no
+# part of CI. Benchmarks, examples and type checks are about tools that have ranges of their own, and left out.
+BESIDE := --ignore=tests/test_benchmarks.py --ignore=tests/test_typing.py --ignore-glob='tests/test_example*'
+
 oldest: .oldest/ready
-	.oldest/bin/python -m pytest --ignore=tests/test_benchmarks.py --ignore=tests/test_typing.py --ignore-glob='tests/test_example*'
+	.oldest/bin/python -m pytest $(BESIDE)
+
+newest: .newest/ready
+	.newest/bin/python -m pytest $(BESIDE)
 
 benchmarks: .venv/ready
 	$(BIN)/python benchmarks/overhead.py
@@ -49,7 +54,7 @@ reference: .venv/ready
 	$(BIN)/python tools/reference.py
 
 clean:
-	rm -rf .venv .oldest
+	rm -rf .venv .oldest .newest
 
 # torch comes first and by exactly this requirement: a range, asked for while none is installed, may bring another build.
 .venv/ready: pyproject.toml constraints.txt
@@ -64,4 +69,11 @@ clean:
 	.oldest/bin/python -m pip install --quiet --disable-pip-version-check torch==2.13.0
 	.oldest/bin/python -m pip install --quiet --disable-pip-version-check -c oldest.txt hatchling editables pytest hypothesis
 	.oldest/bin/python -m pip install --quiet --disable-pip-version-check -c oldest.txt --no-build-isolation -e '.[all,demo]'
+	touch $@
+
+# The newest torch may be a build for CUDA, which is several gigabytes.
+.newest/ready: pyproject.toml
+	$(PYTHON) -m venv .newest
+	.newest/bin/python -m pip install --quiet --disable-pip-version-check torch hatchling editables pytest hypothesis
+	.newest/bin/python -m pip install --quiet --disable-pip-version-check --no-build-isolation -e '.[all,demo]'
 	touch $@
