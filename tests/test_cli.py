@@ -377,7 +377,8 @@ def test_export_writes_every_format(ask: Ask, plain: Path, tmp_path: Path):
 
     assert ask("export", plain, "--format", "trace", "-o", tmp_path / "trace.json").code == 0
     events = json.loads((tmp_path / "trace.json").read_text())["traceEvents"]
-    assert [event["name"] for event in events if event.get("cat") == "state"] == log.path()
+    spans = [event["name"] for event in events if (event["ph"], event.get("cat")) == ("B", "state")]
+    assert spans == log.path()
 
 
 def test_export_never_writes_over_the_log(ask: Ask, plain: Path, tmp_path: Path):
