@@ -152,3 +152,9 @@ def test_values_that_measure_time_are_left_out_of_the_comparison():
     check_plugin(Clock, volatile={"time"})
     with pytest.raises(PluginError, match="its recorded values differ"):
         check_plugin(Clock)
+
+
+def test_an_instance_cannot_be_built_anew():
+    """The kit asks for what builds one."""
+    with pytest.raises(PluginError, match=r"got an instance, pass what builds it: Plugin, or lambda: Plugin\(…\)"):
+        check_plugin(Plugin())  # pyright: ignore[reportArgumentType] - the mistake

@@ -470,3 +470,62 @@ def test_what_the_data_raise_is_raised_unchanged_and_says_where():
     assert caught.value is error
     assert any("in the body of before_step (epoch 0, batch 1, step 1" in note for note in error.__notes__)
     assert engine.run().state == "finished"
+
+
+def test_a_list_holds_what_the_training_data_are():
+    """Samples where `Components.dataset` is a list, else batches."""
+    samples = [VALID[index] for index in range(SAMPLES)]
+    network = Part()
+    parts = {"network": network, "criterion": nn.CrossEntropyLoss(), "optimizer": torch.optim.SGD(network.parameters())}
+    config = RunConfig(epochs=1, batch_size=4, device="cpu")
+    on_samples = Engine(Components(dataset=[TRAIN[index] for index in range(8)], **parts), config)
+    on_dataset = Engine(Components(dataset=TRAIN, **parts), config)
+    batched = [VALID[:4], VALID[4:]]
+    expected = on_dataset.evaluate(VALID)
+    assert on_samples.evaluate(samples) == expected
+    assert on_dataset.evaluate(batched) == expected
+    assert len(list(on_samples.predict(samples))) == 2
+
+
+def test_what_can_be_indexed_and_not_iterated_over_holds_samples():
+    """A loader can be iterated over."""
+
+    class Indexed:
+        def __len__(self) -> int:
+            return SAMPLES
+
+        def __getitem__(self, index: int) -> Any:
+            return VALID[index]
+
+    network = Part()
+    parts = {"network": network, "criterion": nn.CrossEntropyLoss(), "optimizer": torch.optim.SGD(network.parameters())}
+    engine = Engine(Components(dataset=TRAIN, **parts), RunConfig(epochs=1, batch_size=4, device="cpu"))
+    assert engine.evaluate(Indexed()) == engine.evaluate(VALID)
+
+
+@pytest.mark.parametrize("value", [None, "good", {"accuracy": 1.0}, (1.0, 2.0), False, torch.ones(2) * 1j])
+def test_a_metric_that_returns_no_numbers_is_an_error_with_its_name(value: Any):
+    """A comparison with the whole batch gives False, and would be an accuracy of 0 for ever."""
+    network = Part()
+    parts = {"network": network, "criterion": nn.CrossEntropyLoss(), "optimizer": torch.optim.SGD(network.parameters())}
+    engine = Engine(Components(dataset=TRAIN, **parts), RunConfig(epochs=1, batch_size=4, device="cpu"))
+    with pytest.raises(EngineError, match=r"metrics\['odd'\] must return a tensor or a number") as caught:
+        engine.evaluate(VALID, {"odd": lambda output, batch: value})
+    assert ("its arguments are (output, batch)" in str(caught.value)) == (value is False)
+
+
+def test_a_metric_without_an_output_says_what_gives_one():
+    """A loss alone says nothing of what the network gave."""
+    network = Part()
+
+    def compute_loss(network: nn.Module, batch: Any) -> torch.Tensor:
+        return nn.functional.cross_entropy(network(batch[0]), batch[1])
+
+    optimizer = torch.optim.SGD(network.parameters())
+    parts = Components(dataset=TRAIN, network=network, compute_loss=compute_loss, optimizer=optimizer)
+    engine = Engine(parts, RunConfig(epochs=1, batch_size=4, device="cpu"))
+    with pytest.raises(AttributeError) as caught:
+        engine.evaluate(VALID, {"accuracy": lambda output, batch: output.argmax(1) == batch[1]})
+    notes = caught.value.__notes__
+    assert notes[0] == "heptad: in metrics['accuracy']"
+    assert notes[1].endswith("let compute_loss return LossOutput(value, output=…)")

@@ -676,7 +676,7 @@ def test_notes_are_bound_to_transitions_and_found_by_kind():
     ends = [t.seq for t in log.where(source="after_epoch")]
     assert [(note.seq, note.kind, note.text) for note in log.notes()] == [
         (log.where(dest="optimizer_update")[0].seq, "skip_update", "too large"),
-        (13, "extension", "epoch 0 goes on for 1 more steps, to fill its last window"),
+        (13, "extension", "epoch 0 goes on for 1 more step, to fill its last window"),
         (ends[0], "note", "half way"),
         (ends[0], "accumulation", "2 -> 3 from the next window on"),
         (ends[0], "interrupt", "a look"),

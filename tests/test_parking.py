@@ -855,3 +855,28 @@ def test_a_run_that_was_closed_in_any_state_goes_on(given, state):
 if __name__ == "__main__":
     torch.set_num_threads(1)
     {"moments": moments, "gates": gates}[sys.argv[1]]()
+
+
+def test_all_plugins_hear_of_parking_though_one_fails():
+    """Another may have a checkpoint to store; the first exception comes out, several as a group."""
+    heard = []
+
+    class Failing(Plugin):
+        def __init__(self, name):
+            self.name = name
+
+        def on_park(self, run):
+            heard.append(self.name)
+            raise OSError(self.name)
+
+    def parked(*names):
+        heard.clear()
+        engine = small_engine(2, [Failing(name) for name in names])
+        engine.on_exit("before_step", once=True)(lambda run: run.interrupt("look"))
+        with pytest.raises((OSError, ExceptionGroup)) as caught:
+            engine.run()
+        assert (heard, engine.current.parked) == (list(names), "look")
+        return caught.value
+
+    assert str(parked("a")) == "a"
+    assert [str(error) for error in parked("a", "b").exceptions] == ["a", "b"]

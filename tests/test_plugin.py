@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from builders import small_engine
-from heptad import EngineError, Plugin, PluginError, Run, on_enter, on_exit
+from heptad import Detour, EngineError, Plugin, PluginError, Run, on_enter, on_exit
 from heptad.plugin import Mark, Subscription
 
 
@@ -551,3 +551,104 @@ def test_what_ended_the_run_is_raised_though_closing_fails_too():
 def test_a_plugin_error_is_an_engine_error():
     """One `except` catches all that Heptad raises."""
     assert issubclass(PluginError, EngineError)
+
+
+@pytest.mark.parametrize("once", [5, "yes", None])
+def test_once_is_yes_or_no(once: Any):
+    """A number, as other libraries take it, would be taken for the first event."""
+    with pytest.raises(PluginError, match=r"once must be True or False, got .*; for the n-th event alone say every=n"):
+        small_engine(2).on_exit("after_step", once=once)(print)
+
+
+@pytest.mark.parametrize(
+    "name", ["exit_after_step", "onexit_after_step", "On_exit_after_step", "onExitAfterStep", "enter_evaluate"]
+)
+def test_a_name_that_is_almost_a_handlers_is_refused(name: str):
+    """It would never be called; the message says what it should be."""
+    plugin = type("Almost", (Plugin,), {name: lambda self, run: None})
+    right = "on_enter_evaluate" if "evaluate" in name else "on_exit_after_step"
+    with pytest.raises(PluginError, match=rf"Almost\.{name} would never be called; name it {right}"):
+        small_engine(2, [plugin()])
+
+
+def test_a_method_that_is_named_for_a_state_is_no_handler():
+    """`evaluate` is the body of a detour as often as not."""
+
+    class Own(Plugin):
+        def evaluate(self) -> None: ...
+        def entered_after_step(self) -> None: ...
+
+    assert small_engine(2, [Own()]).run().state == "finished"
+
+
+def test_a_handler_that_is_set_on_the_instance_is_refused():
+    """It would never be called."""
+
+    class Set(Plugin):
+        def __init__(self) -> None:
+            self.on_exit_after_step = lambda run: None
+
+    with pytest.raises(PluginError, match=r"Set\.on_exit_after_step is set on the instance and would never be called"):
+        small_engine(2, [Set()])
+
+
+def test_a_handler_that_is_no_function_is_refused():
+    """Other attributes whose names begin with `on_` are the plugin's own affair."""
+    with pytest.raises(PluginError, match=r"Odd\.on_exit_after_step is a int; it must be a function of the run"):
+        small_engine(2, [type("Odd", (Plugin,), {"on_exit_after_step": 3})()])
+    assert small_engine(2, [type("Own", (Plugin,), {"on_gpu": True})()]).run().state == "finished"
+
+
+@pytest.mark.parametrize("method", ["open", "close", "on_park"])
+def test_the_methods_of_a_plugins_life_take_the_run(method: str):
+    """Found when the engine is built: `on_park` is called when it is too late to mend."""
+    plugin = type("Short", (Plugin,), {method: lambda self: None})
+    with pytest.raises(PluginError, match=rf"Short\.{method}\(\) cannot be called with the run alone"):
+        small_engine(2, [plugin()])
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (None, "must return a list of Detour objects, got a NoneType"),
+        (Detour("look", "after_step", lambda run: True, print), "must return a list of Detour objects, got a Detour"),
+        ([print], "must return Detour objects, got a builtin_function_or_method"),
+        (
+            [Detour("look", "after_step", lambda: True, print)],
+            "when of detour 'look'\\(\\) cannot be called with the run",
+        ),
+        (
+            [Detour("look", "after_step", lambda run: True, lambda: None)],
+            "the body of detour 'look'\\(\\) cannot be called",
+        ),
+    ],
+)
+def test_detours_are_checked_when_the_engine_is_built(given: Any, message: str):
+    """The plugin is named."""
+    plugin = type("Lost", (Plugin,), {"detours": lambda self: given})
+    with pytest.raises(PluginError, match=rf"Lost.*{message}"):
+        small_engine(2, [plugin()])
+
+
+def test_a_body_that_nobody_would_wait_for_is_refused():
+    """A coroutine does nothing when it is called."""
+
+    async def look(run: Run) -> None: ...
+
+    plugin = type("Later", (Plugin,), {"detours": lambda self: [Detour("look", "after_step", lambda run: True, look)]})
+    with pytest.raises(PluginError, match="Later: the body of detour 'look' is a coroutine"):
+        small_engine(2, [plugin()])
+
+
+def test_a_function_is_told_the_shape_of_a_function():
+    """It has no `self`."""
+    with pytest.raises(PluginError, match=r"write it as \(run\)$"):
+
+        @small_engine(2).on_exit("after_step")
+        def look() -> None: ...
+
+
+def test_several_states_take_several_marks():
+    """A list of them is no state."""
+    with pytest.raises(PluginError, match=r"@on_exit takes the name of one state, got \['a', 'b'\]"):
+        on_exit(["a", "b"])  # pyright: ignore[reportArgumentType] - the mistake

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from builders import STATES, Unsized, batches, small_engine, small_network, weights
-from heptad import Components, Engine, EngineError, LossOutput, Plugin, RunConfig
+from heptad import Components, ConfigError, DataError, Engine, EngineError, LossOutput, Plugin, RunConfig
 
 
 def on(engine, edge, state, act, event=1):
@@ -540,3 +540,106 @@ def test_a_run_reads_as_a_line():
     engine = small_engine(3)
     run = engine.run(until="after_step")
     assert repr(run) == "<Run in after_step (parked: until after_step): epoch 0, batch 0, step 0, update 0>"
+
+
+@pytest.mark.parametrize("verb", ["stop", "interrupt", "note"])
+@pytest.mark.parametrize("given", [None, 3, {"a": 1}, torch.ones(())])
+def test_what_is_to_be_said_is_a_text(verb, given):
+    """Refused where it is said: the log could not keep it, and would find out much later."""
+    engine = on(small_engine(2), "exit", "after_step", lambda run: getattr(run, verb)(given))
+    with pytest.raises(EngineError, match=rf"run\.{verb}\(…\) takes a text, got .*; values go to run\.record"):
+        engine.run()
+
+
+def test_the_reason_of_a_skipped_update_is_a_text():
+    """As for the other verbs."""
+    engine = on(small_engine(2), "enter", "optimizer_update", lambda run: run.skip_update(None))
+    with pytest.raises(EngineError, match=r"run\.skip_update\(…\) takes a text, got None"):
+        engine.run()
+
+
+@pytest.mark.parametrize("name", ["should_stop", "step", "state", "loss"])
+def test_nothing_else_of_a_run_can_be_set(name):
+    """Habits from other libraries would do nothing, silently; the message names the verbs."""
+    engine = on(small_engine(2), "exit", "after_step", lambda run: setattr(run, name, True))
+    with pytest.raises(AttributeError, match=rf"run\.{name} cannot be set: a handler acts through the run's verbs"):
+        engine.run()
+
+
+@pytest.mark.parametrize("given", [None, 0.5, torch.ones(2, requires_grad=True), torch.ones(())])
+def test_a_loss_that_is_none_in_a_later_step_is_told_as_in_the_first(given):
+    """A `compute_loss` may return something else only now and then."""
+    calls = []
+
+    def compute_loss(network, batch):
+        calls.append(batch)
+        return nn.functional.cross_entropy(network(batch[0]), batch[1]) if len(calls) < 3 else given
+
+    with pytest.raises(EngineError, match=r"compute_loss (must return a scalar tensor|returned does not require grad)"):
+        engine_of(compute_loss).run()
+    assert len(calls) == 3
+
+
+def test_a_batch_that_is_no_pair_in_a_later_step_is_told_as_in_the_first():
+    """A loader may yield something else only now and then."""
+    data, target = batches(1)[0]
+    with pytest.raises(DataError, match=r"a batch must be \(data, target\), got a tuple of 3"):
+        small_engine([(data, target), (data, target, target)]).run()
+
+
+def test_a_backward_pass_of_the_users_own_is_told_of():
+    """Torch's advice to retain the graph would double the gradient."""
+
+    def compute_loss(network, batch):
+        loss = nn.functional.cross_entropy(network(batch[0]).tanh(), batch[1])
+        loss.backward()
+        return loss
+
+    with pytest.raises(RuntimeError, match="a second time") as caught:
+        engine_of(compute_loss).run()
+    assert "heptad: the backward pass is the engine's; compute_loss returns the loss and calls no backward()" in (
+        caught.value.__notes__
+    )
+
+
+def test_without_gradients_the_loss_says_why():
+    """`torch.no_grad` around `run()` is named."""
+    engine = small_engine(2)
+    with torch.no_grad(), pytest.raises(EngineError, match=r"call run\(\) outside of torch\.no_grad\(\)"):
+        engine.run()
+
+
+def test_an_update_without_any_gradient_is_noted():
+    """The loss is that of a network that the run does not train."""
+    other = small_network()
+    run = engine_of(lambda network, batch: nn.functional.cross_entropy(other(batch[0]), batch[1])).run()
+    (note,) = run.log.notes("untrained")
+    assert "does compute_loss use the network that it is given" in note.text
+    assert not engine_of(lambda network, batch: network(batch[0]).sum()).run().log.notes("untrained")
+
+
+def test_layers_that_init_weights_replaces_are_held_by_no_optimizer():
+    """The optimizer was built before: training would change nothing."""
+    network = nn.Sequential(small_network())
+
+    def replace(network):
+        network[0] = small_network()
+
+    parts = Components(
+        network=network,
+        loader=batches(2),
+        criterion=nn.CrossEntropyLoss(),
+        optimizer=torch.optim.SGD(network.parameters(), lr=0.1),
+        init_weights=replace,
+    )
+    with pytest.raises(ConfigError, match="holds none of the network's parameters"):
+        Engine(parts, RunConfig(epochs=1)).run()
+
+
+def test_an_epoch_that_fills_no_window_is_noted():
+    """With `remainder="drop"` nothing is trained; the log says so in each epoch."""
+    run = small_engine(3, epochs=2, accumulation=4, remainder="drop").run()
+    assert (run.step, run.update) == (0, 0)
+    assert [note.text for note in run.log.notes("drop")] == [
+        f"epoch {epoch} makes no update: 3 of 4 batches of a window" for epoch in range(2)
+    ]

@@ -113,7 +113,10 @@ def _check_weight(weight: Weight) -> None:
     else:
         sound = is_weight(weight)
     if not sound:
-        raise EngineError(f"LossOutput.weight must be above 0, a number or a 0-dim tensor; got {weight!r}")
+        raise EngineError(
+            f"LossOutput.weight must be above 0, a number or a 0-dim tensor; got {weight!r}. Of a criterion it is what "
+            "the mean was taken over: are all targets of this batch ignored?"
+        )
 
 
 def _ratio(weight: Weight, first: Weight) -> Weight:

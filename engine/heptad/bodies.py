@@ -13,7 +13,7 @@ from typing import Any, cast
 import torch
 
 from heptad.accumulation import scale_gradients
-from heptad.config import LossOutput, build_optimizers
+from heptad.config import LossOutput, build_optimizers, check_optimizer
 from heptad.data import count_samples, place
 from heptad.errors import DataError, EngineError, kind
 from heptad.plugin import Mark, Subscription
@@ -31,6 +31,8 @@ def before_loop(run: Run) -> None:
     build(run)
     if components.init_weights is not None:
         components.init_weights(parts.network)
+        for optimizer in parts.optimizers:
+            check_optimizer(optimizer, parts.network)  # layers that were replaced are held by no optimizer
     parts.network.train()
     clear_gradients(run)
     run.plan_windows()
@@ -66,6 +68,8 @@ def before_epoch(run: Run) -> None:
     at.remaining = _remaining(run)
     if not at.remaining:
         raise DataError(f"the pass of epoch {at.epoch} yields nothing; the data must hold at least one batch")
+    if limit is not None and limit < at.window.next_size:
+        run.note_of("drop", f"epoch {at.epoch} makes no update: {limit} of {at.window.next_size} batches of a window")
 
 
 def before_step(run: Run) -> None:
@@ -97,17 +101,25 @@ def process_pair(run: Run) -> None:
     batch = at.batch
     if not at.step:
         check_pair(batch)
-    data, target = batch
+    try:
+        data, target = batch
+    except (TypeError, ValueError):
+        check_pair(batch)
+        raise
     output = at.output = parts.network(data)
     loss = at.loss = parts.criterion(output, target)
     if not at.step:
         check_loss(loss, "criterion")
-    weight = at.samples_now = len(target)
+    samples = at.samples_now = len(target)
     window = at.window
-    if window.size == 1 and weight:
-        loss.backward()  # what window.backward would do, less a call
-    else:
-        window.backward(loss, weight)
+    try:
+        if window.size == 1 and samples:
+            loss.backward()  # what window.backward would do, less a call
+        else:
+            window.backward(loss, parts.weigh(target))
+    except Exception as error:
+        explain_backward(error, loss, "criterion")
+        raise
 
 
 def process_any(run: Run) -> None:
@@ -128,7 +140,11 @@ def process_any(run: Run) -> None:
     if not at.step:
         check_loss(loss, "compute_loss")
     at.samples_now = count_samples(batch)
-    at.window.backward(loss, weight)
+    try:
+        at.window.backward(loss, weight)
+    except Exception as error:
+        explain_backward(error, loss, "compute_loss")
+        raise
 
 
 def after_step(run: Run) -> None:
@@ -170,6 +186,8 @@ def optimizer_update(run: Run) -> None:
             optimizer.zero_grad()
         return
     at.skipped = False
+    if not at.update:
+        _note_untrained(run)
     for optimizer in run.parts.optimizers:
         optimizer.step()
     at.update += 1
@@ -250,8 +268,19 @@ def check_loss(loss: object, giver: str) -> None:
     if not loss.requires_grad:
         raise EngineError(
             f"the loss that {giver} returned does not require grad: it does not depend on the network's parameters, "
-            "they do not require grad, or it was detached"
+            f"they do not require grad, or it was detached{_switched_off()}"
         )
+
+
+def explain_backward(error: Exception, loss: object, giver: str) -> None:
+    """Says what is wrong where a backward pass failed, if it can be told: a loss is looked at only then, and at first.
+
+    Raises:
+        EngineError: For a loss that cannot be trained on.
+    """
+    check_loss(loss, giver)
+    if "backward through the graph a second time" in str(error):
+        error.add_note(f"heptad: the backward pass is the engine's; {giver} returns the loss and calls no backward()")
 
 
 def _or_output(giver: str) -> str:
@@ -265,6 +294,21 @@ def _way_out(loss: object) -> str:
     if isinstance(loss, tuple):
         return "; for the output beside the loss return LossOutput(loss, output=…)"
     return "; leave out .item() and float(), the graph is needed" if isinstance(loss, float) else ""
+
+
+def _switched_off() -> str:
+    return "" if torch.is_grad_enabled() else "; gradients are switched off: call run() outside of torch.no_grad()"
+
+
+def _note_untrained(run: Run) -> None:
+    """Says so where the first update finds no gradient: it changes nothing, and the next will be like it."""
+    held = (one for optimizer in run.parts.optimizers for group in optimizer.param_groups for one in group["params"])
+    if all(parameter.grad is None for parameter in held):
+        run.note_of(
+            "untrained",
+            "no parameter that the optimizer holds has a gradient, the loss does not depend on them: does compute_loss "
+            "use the network that it is given, and does the optimizer hold the layers that this has now?",
+        )
 
 
 def _refuse_endless(run: Run) -> None:
@@ -291,7 +335,8 @@ def _extend(run: Run) -> None:
     at, feed, window = run.position, run.parts.feed, run.position.window
     missing = window.size - window.steps
     if not at.extending:
-        run.note_of("extension", f"epoch {at.epoch} goes on for {missing} more steps, to fill its last window")
+        steps = "1 more step" if missing == 1 else f"{missing} more steps"
+        run.note_of("extension", f"epoch {at.epoch} goes on for {steps}, to fill its last window")
     feed.end()
     at.extending = True
     at.pass_index += 1

@@ -193,12 +193,14 @@ class Engine:
         Modes and random state are put back. May be called at any time, from a handler too.
 
         Args:
-            data: A dataset of samples, batched by `RunConfig.batch_size`; or a loader, or any iterable of batches.
+            data: A dataset of samples, batched by `RunConfig.batch_size`; or a loader, or any iterable of batches. A
+                list holds samples where `Components.dataset` is a list, else batches.
             metrics: By name functions `(output, batch) -> tensor`, the mean over the batch or one value a sample; or
                 objects with `update(output, target)`, `compute` and `reset`, such as those of torchmetrics.
 
         Returns:
-            The means by name, `"loss"` among them, weighed as the loss is: by samples, or by `LossOutput.weight`.
+            The means by name, `"loss"` among them, weighed as the steps of a window are: with a criterion by what its
+            mean is taken over, else by `LossOutput.weight`; without a weight each batch weighs the same.
 
         Raises:
             ConfigError: If a metric is no function, or the data are samples and there is no `batch_size`.

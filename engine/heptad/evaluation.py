@@ -6,6 +6,7 @@ from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from typing import Any, Protocol, cast, runtime_checkable
 
+import numpy as np
 import torch
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
@@ -21,6 +22,7 @@ from heptad.parts import Parts
 from heptad.run import GUARDS, Run
 from heptad.seeding import preserved
 from heptad.states import evaluation_table
+from heptad.telling import told
 
 
 @runtime_checkable
@@ -78,17 +80,18 @@ class Evaluation:
         """Forward, loss and metrics, without gradients; nothing waits for the device."""
         batch = run.position.batch
         with torch.inference_mode():
-            output, loss, weight = _forward(run.parts.components, batch)
+            output, loss, weight = _forward(run.parts, batch)
             run.position.output = output
-            values: dict[str, Any] = {"loss": loss}
+            values: dict[str, torch.Tensor] = {"loss": loss}
             for name, function in self._functions.items():
-                values[name] = function(output, batch)
+                with _named(name, output):
+                    value = function(output, batch)
+                values[name] = _measured(name, value)
             for name, metric in self._objects.items():
-                metric.update(output, _target(name, batch))
+                with _named(name, output):
+                    metric.update(output, _target(name, batch))
             for name, value in values.items():
-                exact = torch.float64 if isinstance(value, float) else None  # else a float would be rounded to 32 bits
-                mean = torch.as_tensor(value, dtype=exact, device=loss.device).double().mean()
-                self._sums[name] = self._sums.get(name, 0.0) + mean * weight
+                self._sums[name] = self._sums.get(name, 0.0) + _weighed(value.to(loss.device).double().mean(), weight)
             self._weight = self._weight.to(loss.device) + weight
 
     def after_step(self, run: Run) -> None:
@@ -221,8 +224,17 @@ def reading_config(config: RunConfig) -> RunConfig:
 
 
 def build_reading_feed(data: Any, components: Components, config: RunConfig) -> Feed:
-    """Returns a feed over a dataset of samples, or over a loader or any iterable of batches."""
-    of_samples = isinstance(data, Dataset | torch.Tensor) or callable(getattr(data, "__getitems__", None))
+    """Returns a feed over a dataset of samples, or over a loader or any iterable of batches.
+
+    Samples are what is a torch dataset, a tensor, of the class that the training data are of (a list where those are a
+    list), or can be indexed and not iterated over.
+    """
+    of_samples = (
+        isinstance(data, Dataset | torch.Tensor)
+        or callable(getattr(data, "__getitems__", None))
+        or (components.dataset is not None and type(data) is type(components.dataset))
+        or (hasattr(data, "__getitem__") and not hasattr(data, "__iter__"))
+    )
     if isinstance(data, DataLoader) or not of_samples:
         return build_loader_feed(data)
     if config.batch_size is None:
@@ -252,13 +264,14 @@ def evaluating(network: nn.Module) -> Generator[None]:
             module.training = training
 
 
-def _forward(components: Components, batch: Any) -> tuple[Any, torch.Tensor, Any]:
+def _forward(parts: Parts, batch: Any) -> tuple[Any, torch.Tensor, Any]:
     """Returns output, loss and weight of a batch."""
+    components = parts.components
     if components.criterion is not None:
         check_pair(batch)
         data, target = batch
         output = components.network(data)
-        return output, components.criterion(output, target), len(target)
+        return output, components.criterion(output, target), parts.weigh(target)
     assert components.compute_loss is not None
     given = components.compute_loss(components.network, batch)
     if isinstance(given, LossOutput):
@@ -279,6 +292,42 @@ def _predict(components: Components, batch: Any) -> Any:
             "predict needs a compute_loss that returns LossOutput(value, output=…): it yields that output"
         )
     return given.output
+
+
+def _weighed(mean: torch.Tensor, weight: float | torch.Tensor) -> torch.Tensor:
+    """Returns a mean times its weight: 0 where it was taken over nothing, and is none."""
+    return torch.where(weight > 0, mean * weight, 0.0) if isinstance(weight, torch.Tensor) else mean * weight
+
+
+def _measured(name: str, value: Any) -> torch.Tensor:
+    """Returns what a metric said of a batch, as a tensor.
+
+    Raises:
+        EngineError: If it says nothing that has a mean.
+    """
+    if isinstance(value, np.generic | np.ndarray):
+        value = torch.as_tensor(value)
+    if isinstance(value, torch.Tensor) and not value.is_complex():
+        return value
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        return torch.tensor(value, dtype=torch.float64)
+    hint = "; its arguments are (output, batch), and a batch of (data, target) is both" if value is False else ""
+    raise EngineError(
+        f"metrics[{name!r}] must return a tensor or a number, the mean over the batch or one value a sample; got "
+        f"{told(value)}{hint}"
+    )
+
+
+@contextmanager
+def _named(name: str, output: Any) -> Generator[None]:
+    """Lets what a metric raises say whose it is."""
+    try:
+        yield
+    except Exception as error:
+        error.add_note(f"heptad: in metrics[{name!r}]")
+        if output is None:
+            error.add_note("heptad: there is no output to measure: let compute_loss return LossOutput(value, output=…)")
+        raise
 
 
 def _target(name: str, batch: Any) -> Any:

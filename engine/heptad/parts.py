@@ -11,6 +11,7 @@ from torch.optim import Optimizer
 
 from heptad.config import Components
 from heptad.data import Feed
+from heptad.weighing import Weigh, weigher
 
 
 @dataclass(slots=True)
@@ -24,6 +25,8 @@ class Parts:
     network: nn.Module = field(init=False)
     criterion: Any = field(init=False)
     compute_loss: Any = field(init=False)
+    weigh: Weigh = field(init=False)
+    """Tells what a criterion's mean was taken over."""
     places: bool = field(init=False)
     """Batches are to be moved to the device. On the CPU they are where they are used."""
 
@@ -32,4 +35,5 @@ class Parts:
         self.network = self.components.network
         self.criterion = self.components.criterion
         self.compute_loss = self.components.compute_loss
+        self.weigh = weigher(self.criterion)
         self.places = self.device.type != "cpu"

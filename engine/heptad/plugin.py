@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from heptad.errors import PluginError, kind, nearest
 from heptad.hooks import HERE
-from heptad.states import Detour, Table
+from heptad.states import TRAINING_STATES, Detour, Table
 
 if TYPE_CHECKING:
     from heptad.run import Run
@@ -27,6 +27,7 @@ H = TypeVar("H", bound="Callable[[Any, Run], object]")
 SHIPPED_DETOURS = ("evaluate", "checkpoint")
 """States that only a shipped detour brings. A handler for one is legal without it, and never called."""
 
+_HANDLERS = ("on_enter_", "on_exit_")
 _MARKS = "__heptad_marks__"
 
 
@@ -43,8 +44,10 @@ class Mark:
     def __post_init__(self) -> None:
         if not isinstance(self.state, str):  # pyright: ignore[reportUnnecessaryIsInstance] - for callers without a type checker
             what = f"on_{self.edge}"
-            got = getattr(self.state, "__name__", repr(self.state))
-            raise PluginError(f"@{what} stands before {got} without a state; write it as @{what}('after_step')")
+            if callable(self.state):
+                got = getattr(self.state, "__name__", repr(self.state))
+                raise PluginError(f"@{what} stands before {got} without a state; write it as @{what}('after_step')")
+            raise PluginError(f"@{what} takes the name of one state, got {self.state!r}; put one mark above the other")
 
     def words(self) -> str:
         """Returns which events it hears, in words; nothing for all."""
@@ -209,12 +212,31 @@ def subscriptions_of(plugin: Plugin) -> list[Subscription]:
     for name in _method_names(type(plugin)):
         marks = _marks_of(type(plugin), name)
         if not marks and not name.startswith("on_"):
+            _refuse_near_miss(plugin, name)
             continue  # not even looked at: a property may not be ready to be read
         handler = getattr(plugin, name)
-        if not marks and name != "on_park" and callable(handler):
+        if not marks and name != "on_park" and (callable(handler) or name.startswith(_HANDLERS)):
             marks = (_mark_in_name(plugin, name),)
         found += [Subscription(plugin, f"{plugin.name}.{name}", mark, handler) for mark in marks]
+    for name in getattr(plugin, "__dict__", ()):
+        if name.startswith(_HANDLERS) and not hasattr(type(plugin), name):
+            raise PluginError(
+                f"{plugin.name}.{name} is set on the instance and would never be called; define it in the class, or "
+                "subscribe a function with @engine.on_enter or @engine.on_exit"
+            )
     return found
+
+
+def _refuse_near_miss(plugin: Plugin, name: str) -> None:
+    """Refuses a method whose name lacks no more than `on_` to be a handler's: it would never be called."""
+    plain = name.lower().replace("_", "").removeprefix("on")
+    scopes = [state.name for state in TRAINING_STATES if state.kind == "scope"]
+    for edge in ("enter", "exit"):
+        for state in (*scopes, *SHIPPED_DETOURS):
+            if plain == f"{edge}{state.replace('_', '')}":
+                raise PluginError(
+                    f"{plugin.name}.{name} would never be called; name it on_{edge}_{state}, or mark it with @on_{edge}"
+                )
 
 
 def _method_names(cls: type) -> list[str]:
@@ -261,6 +283,8 @@ def verify_plugins(plugins: Sequence[object]) -> None:
             raise PluginError(f"plugins holds the class {plugin.__name__}; pass an instance: {plugin.__name__}(…)")
         if not isinstance(plugin, Plugin):
             raise PluginError(f"plugins holds a {kind(plugin)}; a plugin is an instance of a subclass of Plugin")
+        for method in ("open", "close", "on_park"):
+            verify_signature(f"{plugin.name}.{method}", getattr(plugin, method))
         if plugin.on_error not in ("raise", "detach"):
             raise PluginError(f"{plugin.name}.on_error must be 'raise' or 'detach', got {plugin.on_error!r}")
         for references in (plugin.runs_after, plugin.runs_before):
@@ -290,12 +314,21 @@ def verify(subscription: Subscription, table: Table) -> None:
         )
     if type(mark.every) is not int or mark.every < 1:
         raise PluginError(f"{who}: every must be a whole number from 1 on, got {mark.every!r}")
+    if type(mark.once) is not bool:
+        raise PluginError(
+            f"{who}: once must be True or False, got {mark.once!r}; for the n-th event alone say every=n, once=True"
+        )
     if mark.when is not None:
-        _verify_signature(f"{who}: when", mark.when)
-    _verify_signature(who, subscription.handler)
+        verify_signature(f"{who}: when", mark.when)
+    verify_signature(who, subscription.handler)
 
 
-def _verify_signature(who: str, function: object) -> None:
+def verify_signature(who: str, function: object) -> None:
+    """Checks that something can be called with the run alone.
+
+    Raises:
+        PluginError: If it cannot.
+    """
     if not callable(function):
         raise PluginError(f"{who} is a {kind(function)}; it must be a function of the run")
     if inspect.iscoroutinefunction(function) or inspect.isgeneratorfunction(function):
@@ -307,6 +340,7 @@ def _verify_signature(who: str, function: object) -> None:
     try:
         signature.bind(object())
     except TypeError as error:
+        shape = "(self, run)" if "." in getattr(function, "__qualname__", "").rpartition("<locals>.")[2] else "(run)"
         raise PluginError(
-            f"{who}{signature} cannot be called with the run alone ({error}); write it as (self, run)"
+            f"{who}{signature} cannot be called with the run alone ({error}); write it as {shape}"
         ) from None

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from types import TracebackType
 from typing import cast
 
 from heptad.errors import PluginError, Unfinished, kind
-from heptad.plugin import Handler, Plugin, Subscription, subscriptions_of, verify_plugins
+from heptad.plugin import Handler, Plugin, Subscription, subscriptions_of, verify_plugins, verify_signature
 from heptad.run import Run
 from heptad.states import Detour
 
@@ -43,9 +43,16 @@ class Roster:
     def _ask_for_detours(self) -> list[tuple[Plugin, Detour]]:
         found: list[tuple[Plugin, Detour]] = []
         for plugin in self.plugins:
-            for detour in plugin.detours():
+            if not callable(plugin.detours):
+                raise PluginError(f"{plugin.name}.detours must be a method that returns a list of Detour objects")
+            given = plugin.detours()
+            if not isinstance(given, Iterable):  # pyright: ignore[reportUnnecessaryIsInstance] - for callers without a type checker
+                raise PluginError(f"{plugin.name}.detours() must return a list of Detour objects, got a {kind(given)}")
+            for detour in given:
                 if not isinstance(detour, Detour):  # pyright: ignore[reportUnnecessaryIsInstance] - for callers without a type checker
                     raise PluginError(f"{plugin.name}.detours() must return Detour objects, got a {kind(detour)}")
+                verify_signature(f"{plugin.name}: the body of detour '{detour.state}'", detour.body)
+                verify_signature(f"{plugin.name}: when of detour '{detour.state}'", detour.when)
                 found.append((plugin, detour))
         return found
 
@@ -86,13 +93,23 @@ class Roster:
                 raise
 
     def park(self, run: Run) -> None:
-        """Tells all plugins that an interrupt has parked the run."""
+        """Tells all plugins that an interrupt has parked the run, also where one of them fails.
+
+        Raises:
+            BaseException: What a plugin's `on_park` raised; from several an ExceptionGroup.
+        """
+        errors: list[BaseException] = []
         for plugin in self.plugins:
             try:
                 self._call(plugin, "on_park", run)
-            except BaseException as error:
+            except BaseException as error:  # everything: a checkpoint may be stored by one of the others
                 error.add_note(f"heptad: in {plugin.name}.on_park; the run is parked in {run.state}")
-                raise
+                errors.append(error)
+        try:
+            if errors:
+                raise _one("several plugins failed when the run was parked", errors)
+        finally:
+            del errors  # as in close()
 
     def close(self, run: Run) -> None:
         """Closes all plugins, if they are open.
@@ -132,9 +149,7 @@ class Roster:
                 error.add_note(f"heptad: in {plugin.name}.close")
                 errors.append(error)
         try:
-            if len(errors) > 1:
-                return BaseExceptionGroup("several plugins failed to close", errors)
-            return errors[0] if errors else None
+            return _one("several plugins failed to close", errors) if errors else None
         finally:
             del errors  # as in close()
 
@@ -196,6 +211,11 @@ class Opened:
                 self._roster.close_under(error, self._run)
         finally:
             del error  # as in Roster.close()
+
+
+def _one(told: str, errors: list[BaseException]) -> BaseException:
+    """Returns the error, or several as a group."""
+    return errors[0] if len(errors) == 1 else BaseExceptionGroup(told, errors)
 
 
 def _part(failed: BaseException, error: BaseException) -> None:

@@ -77,6 +77,22 @@ class Run:
         capture: How the engine tells the state of the run; not for handlers, which ask `snapshot`.
     """
 
+    __slots__ = (
+        "__weakref__",
+        "_log",
+        "afresh",
+        "capture",
+        "config",
+        "id",
+        "memory",
+        "parked",
+        "parts",
+        "position",
+        "reason",
+        "resumed_from",
+        "table",
+    )
+
     def __init__(self, table: Table, config: RunConfig, parts: Parts, memory: Memory) -> None:
         self.table = table
         self.config = config
@@ -277,10 +293,10 @@ class Run:
             reason: Why, in words; it stands in the log and, from the first call, in `Run.reason`.
 
         Raises:
-            EngineError: If the run has ended.
+            EngineError: If the run has ended, or the reason is no text.
         """
         self._refuse_when_ended("stop")
-        self.note_of("stop", reason)
+        self.note_of("stop", in_words("stop", reason))
         self.memory.stops.append(self.memory.seq)  # the first guards to see it are those asked next
         self.position.ending = True
         self.reason = self.reason or reason
@@ -292,10 +308,10 @@ class Run:
             reason: Why, in words; it stands in the log and in `Run.parked`.
 
         Raises:
-            EngineError: If the run has ended.
+            EngineError: If the run has ended, or the reason is no text.
         """
         self._refuse_when_ended("interrupt")
-        self.note_of("interrupt", reason)
+        self.note_of("interrupt", in_words("interrupt", reason))
         self.position.asked_to_park = reason
         self.position.halt = True
 
@@ -306,14 +322,15 @@ class Run:
             reason: Why, in words; it stands in the log.
 
         Raises:
-            EngineError: Anywhere but on entry to `optimizer_update`.
+            EngineError: Anywhere but on entry to `optimizer_update`, or if the reason is no text.
         """
         at = self.position
         if self.state != "optimizer_update" or not at.entering:
             raise EngineError(
-                f"skip_update is legal on entry to optimizer_update only, the run is in {self.state}; call it in "
-                "on_enter_optimizer_update, where the gradients of the window are complete"
+                f"skip_update is legal on entry to optimizer_update only, the run is in {self.state}, and not on entry "
+                "to it; call it in on_enter_optimizer_update, where the gradients of the window are complete"
             )
+        in_words("skip_update", reason)
         if at.skip is None:
             self.note_of("skip_update", reason)
         at.skip = reason
@@ -351,8 +368,12 @@ class Run:
         self.memory.recorded.record(name, value, self.seq, self.counters())
 
     def note(self, text: str) -> None:
-        """Binds a note to the transition under way; it is for rare events, `record` is for values."""
-        self.note_of("note", text)
+        """Binds a note to the transition under way; it is for rare events, `record` is for values.
+
+        Raises:
+            EngineError: If it is no text.
+        """
+        self.note_of("note", in_words("note", text))
 
     def snapshot(self) -> Snapshot:
         """Returns everything that the rest of the run depends on, as `Checkpoint` stores it.
@@ -407,6 +428,15 @@ class Run:
         if self.ended:
             raise EngineError(f"{verb}() came too late: the run is {self.state}")
 
+    def __setattr__(self, name: str, value: object) -> None:
+        try:
+            super().__setattr__(name, value)
+        except AttributeError:  # there is no such slot, or no setter
+            raise AttributeError(
+                f"run.{name} cannot be set: a handler acts through the run's verbs (stop, interrupt, skip_update, "
+                "set_accumulation, record, note); what a plugin remembers belongs on the plugin"
+            ) from None
+
     def __repr__(self) -> str:
         parked = f" (parked: {self.parked})" if self.parked else ""
         return (
@@ -423,6 +453,17 @@ class Run:
             **{name: f"{value:.6g}" for name, value in self.metrics.items()},
         }
         return table("run", (), told.items())
+
+
+def in_words(verb: str, text: str) -> str:
+    """Returns what a verb was given to say.
+
+    Raises:
+        EngineError: If it is no text: the log could not hold it, and nobody could read it.
+    """
+    if not isinstance(text, str):  # pyright: ignore[reportUnnecessaryIsInstance] - for callers without a type checker
+        raise EngineError(f"run.{verb}(…) takes a text, got {text!r}; values go to run.record(name, value)")
+    return text
 
 
 def detached(value: Any) -> Any:

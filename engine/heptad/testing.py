@@ -302,6 +302,11 @@ def check_plugin(make_plugin: MakePlugin, *, volatile: Iterable[str] = ()) -> Pl
     Raises:
         PluginError: With every fault, in words.
     """
+    if isinstance(make_plugin, Plugin):
+        raise PluginError(
+            f"check_plugin builds the plugin anew for each run; got an instance, pass what builds it: "
+            f"{type(make_plugin).__name__}, or lambda: {type(make_plugin).__name__}(…)"
+        )
     report = PluginReport(make_plugin().name)
     apart = frozenset(volatile)
     for path in _paths():
