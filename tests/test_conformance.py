@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import io
 import threading
+from typing import Any
 
 import pytest
 import torch
 
-from heptad import Detour, Plugin, PluginError, on_exit
+from heptad import Detour, Plugin, PluginError, Run, on_exit
 from heptad.testing import check_plugin
 from heptad_plugins import Progress
 
@@ -158,3 +159,85 @@ def test_an_instance_cannot_be_built_anew():
     """The kit asks for what builds one."""
     with pytest.raises(PluginError, match=r"got an instance, pass what builds it: Plugin, or lambda: Plugin\(…\)"):
         check_plugin(Plugin())  # pyright: ignore[reportArgumentType] - the mistake
+
+
+class Meddles(Plugin):
+    """Says that it observes, and does not."""
+
+    observes = True
+
+    def on_exit_optimizer_update(self, run: Run) -> None:
+        with torch.no_grad():
+            run.network[0].weight.add_(0.01)
+
+
+class Draws(Plugin):
+    """Says that it observes, and draws from a global generator."""
+
+    observes = True
+
+    def on_exit_after_loop(self, run: Run) -> None:
+        torch.rand(1)
+
+
+class Counts(Plugin):
+    """Adds a state whose guard counts how often it was asked."""
+
+    def __init__(self) -> None:
+        self.asked = 0
+
+    def due(self, run: Run) -> bool:
+        self.asked += 1
+        return self.asked % 3 == 0
+
+    def detours(self) -> list[Detour]:
+        return [Detour("third", "after_step", self.due, lambda run: None)]
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"asked": self.asked}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.asked = state["asked"]
+
+
+class Resets(Plugin):
+    """Counts from 0 again when it is asked for its state."""
+
+    def __init__(self) -> None:
+        self.steps = 0
+
+    def on_exit_after_step(self, run: Run) -> None:
+        self.steps += 1
+        run.record("steps", self.steps)
+
+    def state_dict(self) -> dict[str, Any]:
+        steps, self.steps = self.steps, 0
+        return {"steps": steps}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.steps = state["steps"]
+
+
+@pytest.mark.parametrize(
+    ("plugin", "fault"),
+    [
+        (Meddles, "it says observes = True, and the weights differ from those of the run without it"),
+        (Draws, "it says observes = True, and draws from the global random generators"),
+        (Counts, "asked for its state_dict after every turn, and its guards twice, its state_dict at the end differs"),
+        (Resets, "asked for its state_dict after every turn, and its guards twice, its recorded values differ"),
+    ],
+)
+def test_what_changes_something_and_should_not_is_found(plugin: type[Plugin], fault: str):
+    """An observer, a guard, and being asked for the state leave the run as it is."""
+    with pytest.raises(PluginError, match=fault):
+        check_plugin(plugin)
+
+
+def test_a_plugin_that_skips_all_updates_comes_to_an_end():
+    """It is sound, if of little use."""
+
+    class Skips(Plugin):
+        def on_enter_optimizer_update(self, run: Run) -> None:
+            run.skip_update("all of them")
+
+    assert not check_plugin(Skips).faults

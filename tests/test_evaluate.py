@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -529,3 +530,34 @@ def test_a_metric_without_an_output_says_what_gives_one():
     notes = caught.value.__notes__
     assert notes[0] == "heptad: in metrics['accuracy']"
     assert notes[1].endswith("let compute_loss return LossOutput(value, output=…)")
+
+
+def test_a_batch_of_weight_0_counts_for_nothing():
+    """Its mean was taken over nothing; a weight below 0 is an error."""
+    network = Part()
+    weights_of = iter([3, 0, 3, -1])
+
+    def compute_loss(network: nn.Module, batch: Any) -> LossOutput:
+        weight = next(weights_of)
+        return LossOutput(network(batch).sum() * (1.0 if weight else float("nan")), weight)
+
+    optimizer = torch.optim.SGD(network.parameters())
+    parts = Components(loader=[VALID[:][0]], network=network, compute_loss=compute_loss, optimizer=optimizer)
+    engine = Engine(parts, RunConfig(epochs=1, device="cpu"))
+    one = VALID[:2][0]
+    assert engine.evaluate([one, one])["loss"] == engine.evaluate([one])["loss"]
+    with pytest.raises(EngineError, match=r"LossOutput\.weight must be a number that is not below 0, got -1"):
+        engine.evaluate([one])
+
+
+def test_a_container_that_cannot_be_built_anew_is_evaluated_where_it_is():
+    """On the CPU nothing is moved, as in training."""
+    network = Part()
+    batch = defaultdict(list, x=VALID[:][0], y=VALID[:][1])
+
+    def compute_loss(network: nn.Module, batch: Any) -> torch.Tensor:
+        return nn.functional.cross_entropy(network(batch["x"]), batch["y"])
+
+    optimizer = torch.optim.SGD(network.parameters())
+    parts = Components(loader=[batch], network=network, compute_loss=compute_loss, optimizer=optimizer)
+    assert Engine(parts, RunConfig(epochs=1, device="cpu")).evaluate([batch])["loss"] > 0

@@ -628,7 +628,7 @@ def test_a_plugin_fails_to_close_after_a_failure(verb):
     assert error.__context__ is other
     assert error.__notes__ == [
         f"heptad: in the body of before_loop {at((0, 0, 0, 0))}",
-        "heptad: and closing the plugins raised: KeyError('door')",
+        "heptad: and closing the plugins raised: KeyError: 'door'",
     ]
     assert [plugin.closed for plugin in plugins] == [1, 1, 1]
 

@@ -497,3 +497,27 @@ def test_data_that_can_be_walked_once_and_run_out_are_an_error(build, at):
     """Where nobody could know, the run fails when it needs the second walk."""
     run = fails(build(), DataError, "walked once, and a further pass is needed")
     assert position(run) == at
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_fetching_leaves_the_generators_of_devices_alone(workers: int, monkeypatch: pytest.MonkeyPatch):
+    """Those are the network's, and would not be put back; they are seeded once, before the loop."""
+    seeded: list[int] = []
+    monkeypatch.setattr(torch.cuda, "manual_seed_all", seeded.append)
+
+    class Samples(Dataset):
+        def __len__(self) -> int:
+            return 8
+
+        def __getitem__(self, index: int) -> Any:
+            return torch.rand(FEATURES), index % CLASSES
+
+    network = small_network()
+    parts = Components(
+        network=network,
+        dataset=Samples(),
+        criterion=nn.CrossEntropyLoss(),
+        optimizer=torch.optim.SGD(network.parameters()),
+    )
+    Engine(parts, RunConfig(epochs=2, batch_size=2, num_workers=workers, seed=5, device="cpu")).run()
+    assert seeded == [5]

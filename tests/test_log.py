@@ -885,7 +885,7 @@ def test_what_a_signal_handler_notes_while_a_chunk_is_packed_is_bound_to_the_rig
         log = engine.run().log
     finally:
         sys.settrace(before)
-    assert sorted({note.seq for note in log.notes()}) == [1024, 2048, 5 + 4 * 600]
+    assert sorted({note.seq for note in log.notes("note")}) == [1024, 2048, 5 + 4 * 600]
 
 
 @pytest.mark.parametrize("capacity", [1_000_000, 1_500])

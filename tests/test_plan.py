@@ -144,3 +144,14 @@ def test_a_plan_is_lazy():
     """A run without an end can be planned as far as anyone wants to look."""
     plan = small_engine(3, max_updates=10**9).plan()
     assert [next(plan).dest for _ in range(4)] == ["before_loop", "before_epoch", "before_step", "process_batch"]
+
+
+def test_a_guard_that_reads_the_samples_is_a_condition():
+    """How many a batch will hold is not known before it is there."""
+
+    class Looks(Plugin):
+        def detours(self):
+            return [Detour("look", "after_step", lambda run: run.samples >= 4, lambda run: None)]
+
+    turns = list(small_engine(3, [Looks()]).plan())
+    assert [turn.condition for turn in turns if turn.dest == "look"] == ["look_due"] * 3

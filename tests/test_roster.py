@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import dataclass
+from typing import Any
 
 import pytest
+import torch
 
 from builders import STATES, Witness, equal, small_engine, weights
-from heptad import Detour, Plugin, PluginError, on_exit
+from heptad import Detour, Plugin, PluginError, Run, on_exit
 from heptad.roster import ordered
 
 
@@ -232,3 +235,79 @@ def test_subscriptions_is_a_table_of_who_is_called_when():
     assert lines[0].split() == ["state", "edge", "#", "who"]
     assert any("Filtered.second" in line and "every 2" in line for line in lines)
     assert any("idle: no plugin brings evaluate" in line for line in lines)
+
+
+def test_plugins_that_compare_equal_are_two():
+    """A dataclass compares by its fields, a tensor among them cannot be compared at all."""
+
+    @dataclass
+    class Equal(Plugin):
+        scale: Any
+
+        def on_exit_after_step(self, run: Run) -> None: ...
+
+    for scale in (1.0, torch.ones(2)):
+        one, other = Equal(scale), Equal(scale)
+        one.name, other.name = "one", "other"
+        one.runs_after = ("other",)
+        assert [row.who.partition(".")[0] for row in small_engine(2, [one, other]).subscriptions()] == ["other", "one"]
+
+
+class Closed(Exception):
+    """Takes no note."""
+
+    def add_note(self, note: str) -> None:
+        raise TypeError("no notes here")
+
+
+class Untold(Exception):
+    """Cannot be told."""
+
+    def __str__(self) -> str:
+        raise ValueError("in __str__")
+
+
+@pytest.mark.parametrize("raised", [Closed(5), Untold()])
+def test_an_exception_that_cannot_be_told_of_comes_out_as_it_is(raised: Exception):
+    """From a handler, into `failed`; from `close()`, after which the others are closed all the same."""
+    closed = []
+
+    class First(Plugin):
+        def close(self, run: Run) -> None:
+            closed.append(run.state)
+
+    class Raises(Plugin):
+        fails_in = "handler"
+
+        def on_exit_after_step(self, run: Run) -> None:
+            if self.fails_in == "handler":
+                raise raised
+
+        def close(self, run: Run) -> None:
+            if self.fails_in == "close":
+                raise raised
+
+    for place, state in (("handler", "failed"), ("close", "finished")):
+        closed.clear()
+        plugin = Raises()
+        plugin.fails_in = place
+        engine = small_engine(2, [First(), plugin])
+        with pytest.raises(type(raised)) as caught:
+            engine.run()
+        assert caught.value is raised
+        assert (engine.current.state, closed) == (state, [state])
+
+
+def test_an_observer_whose_exception_cannot_be_told_is_detached():
+    """The log names the class."""
+
+    class Observer(Plugin):
+        on_error = "detach"
+
+        def on_exit_after_step(self, run: Run) -> None:
+            raise Untold
+
+    run = small_engine(2, [Observer()]).run()
+    assert [note.text for note in run.log.notes("detach")] == [
+        "Observer.on_exit_after_step raised Untold; Observer is called no more"
+    ]

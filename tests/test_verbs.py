@@ -643,3 +643,11 @@ def test_an_epoch_that_fills_no_window_is_noted():
     assert [note.text for note in run.log.notes("drop")] == [
         f"epoch {epoch} makes no update: 3 of 4 batches of a window" for epoch in range(2)
     ]
+
+
+def test_a_window_that_was_begun_keeps_its_size_where_the_data_cannot_fill_another():
+    """Asked for on entry to `before_step` the new size counts from the next window on, if there is one."""
+    engine = small_engine(4, accumulation=2, remainder="drop")
+    on(engine, "enter", "before_step", lambda run: run.set_accumulation(4), event=3)
+    run = engine.run()
+    assert (run.step, run.update) == (4, 2)

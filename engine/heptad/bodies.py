@@ -15,7 +15,7 @@ import torch
 from heptad.accumulation import scale_gradients
 from heptad.config import LossOutput, build_optimizers, check_optimizer
 from heptad.data import count_samples, place
-from heptad.errors import DataError, EngineError, kind
+from heptad.errors import DataError, EngineError, add_note, kind
 from heptad.plugin import Mark, Subscription
 from heptad.run import Run
 from heptad.seeding import seed_all
@@ -77,7 +77,8 @@ def before_step(run: Run) -> None:
     at, parts = run.position, run.parts
     window = at.window
     if not window.steps:
-        if window.size != window.next_size:
+        # where the data cannot fill one of the size that was asked for, this one was begun as it was sized
+        if window.size != window.next_size and at.remaining >= at.needed:
             window.resize()
             run.memory.windows.append((run.memory.seq, window.size))
         for optimizer in parts.optimizers:
@@ -110,7 +111,10 @@ def process_pair(run: Run) -> None:
     loss = at.loss = parts.criterion(output, target)
     if not at.step:
         check_loss(loss, "criterion")
-    samples = at.samples_now = len(target)
+    try:
+        samples = at.samples_now = len(target) if isinstance(target, torch.Tensor) else count_samples(batch)
+    except TypeError:  # a single sample
+        samples = at.samples_now = 1
     window = at.window
     try:
         if window.size == 1 and samples:
@@ -280,7 +284,7 @@ def explain_backward(error: Exception, loss: object, giver: str) -> None:
     """
     check_loss(loss, giver)
     if "backward through the graph a second time" in str(error):
-        error.add_note(f"heptad: the backward pass is the engine's; {giver} returns the loss and calls no backward()")
+        add_note(error, f"the backward pass is the engine's; {giver} returns the loss and calls no backward()")
 
 
 def _or_output(giver: str) -> str:

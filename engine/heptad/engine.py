@@ -404,9 +404,9 @@ def _deterministic(asked: bool) -> Generator[None]:
     if not asked:
         yield
         return
-    before = torch.are_deterministic_algorithms_enabled()
+    before, warns = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
     torch.use_deterministic_algorithms(True)
     try:
         yield
     finally:
-        torch.use_deterministic_algorithms(before)
+        torch.use_deterministic_algorithms(before, warn_only=warns)

@@ -60,3 +60,20 @@ class Unfinished(Exception):
     The run parks in the detour's state; when it goes on, the body is run again from its start. Raise it only for an
     interrupt that came after the body began: one that is older parks the run after this turn in any case.
     """
+
+
+def add_note(error: BaseException, text: str) -> None:
+    """Adds a note to an exception that is raised again; one that takes none is raised as it is."""
+    try:
+        error.add_note(f"heptad: {text}")
+    except Exception:  # frozen, or with notes of its own making: what was raised counts more than what is said of it
+        return
+
+
+def in_a_line(error: BaseException) -> str:
+    """Returns an exception's class and message, for the log; the class alone where the message cannot be told."""
+    try:
+        message = str(error)
+    except Exception:  # its own `__str__` failed, which must not hide it
+        message = ""
+    return f"{kind(error)}: {message}" if message else kind(error)

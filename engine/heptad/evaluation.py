@@ -15,7 +15,7 @@ from heptad.bodies import check_pair
 from heptad.config import Components, LossOutput, RunConfig
 from heptad.data import Feed, count_samples, place
 from heptad.data.build import build_dataset_feed, build_loader_feed
-from heptad.errors import ConfigError, DataError, EngineError, Unfinished, kind
+from heptad.errors import ConfigError, DataError, EngineError, Unfinished, add_note, kind
 from heptad.log import Memory
 from heptad.machine import Machine
 from heptad.parts import Parts
@@ -74,7 +74,8 @@ class Evaluation:
         """Takes the next batch and places it, unless the evaluation is to end here."""
         if self._interrupted is not None and self._interrupted():
             raise Unfinished("the evaluation ended before its last batch, because of an interrupt")
-        run.position.batch = place(run.parts.feed.take(), run.parts.device)
+        batch = run.parts.feed.take()
+        run.position.batch = place(batch, run.parts.device) if run.parts.places else batch
 
     def process_batch(self, run: Run) -> None:
         """Forward, loss and metrics, without gradients; nothing waits for the device."""
@@ -191,7 +192,7 @@ def predict(components: Components, config: RunConfig, device: torch.device, dat
         if not left:
             raise DataError("the data to predict on yield nothing")
         while left:
-            with preserved(), evaluating(network), torch.inference_mode():
+            with generators_preserved(device), evaluating(network), torch.inference_mode():
                 batch = place(feed.take(), device)
                 output = _predict(components, batch)
             yield output
@@ -296,7 +297,11 @@ def _predict(components: Components, batch: Any) -> Any:
 
 def _weighed(mean: torch.Tensor, weight: float | torch.Tensor) -> torch.Tensor:
     """Returns a mean times its weight: 0 where it was taken over nothing, and is none."""
-    return torch.where(weight > 0, mean * weight, 0.0) if isinstance(weight, torch.Tensor) else mean * weight
+    if isinstance(weight, torch.Tensor):
+        return torch.where(weight > 0, mean * weight, 0.0)
+    if not weight >= 0:
+        raise EngineError(f"LossOutput.weight must be a number that is not below 0, got {weight!r}")
+    return mean * weight if weight else torch.zeros_like(mean)
 
 
 def _measured(name: str, value: Any) -> torch.Tensor:
@@ -324,9 +329,9 @@ def _named(name: str, output: Any) -> Generator[None]:
     try:
         yield
     except Exception as error:
-        error.add_note(f"heptad: in metrics[{name!r}]")
+        add_note(error, f"in metrics[{name!r}]")
         if output is None:
-            error.add_note("heptad: there is no output to measure: let compute_loss return LossOutput(value, output=…)")
+            add_note(error, "there is no output to measure: let compute_loss return LossOutput(value, output=…)")
         raise
 
 

@@ -119,7 +119,7 @@ class _ShadowFeed:
 
 
 _BEYOND = frozenset(
-    ("batch", "output", "loss", "network", "optimizer", "optimizers", "metrics", "history", "records", "log")
+    ("batch", "output", "loss", "samples", "network", "optimizer", "optimizers", "metrics", "history", "records", "log")
 )
 
 

@@ -288,7 +288,7 @@ def verify_plugins(plugins: Sequence[object]) -> None:
         if plugin.on_error not in ("raise", "detach"):
             raise PluginError(f"{plugin.name}.on_error must be 'raise' or 'detach', got {plugin.on_error!r}")
         for references in (plugin.runs_after, plugin.runs_before):
-            if isinstance(references, str) or not all(isinstance(r, str | type) for r in references):  # pyright: ignore[reportUnnecessaryIsInstance] - for callers without a type checker
+            if not isinstance(references, list | tuple) or not all(isinstance(r, str | type) for r in references):  # pyright: ignore[reportUnnecessaryIsInstance] - for callers without a type checker
                 raise PluginError(f"{plugin.name}: runs_after and runs_before are tuples of plugin classes or names")
         other = seen.get(plugin.name)
         if other is plugin:
@@ -331,7 +331,8 @@ def verify_signature(who: str, function: object) -> None:
     """
     if not callable(function):
         raise PluginError(f"{who} is a {kind(function)}; it must be a function of the run")
-    if inspect.iscoroutinefunction(function) or inspect.isgeneratorfunction(function):
+    called = function if inspect.isroutine(function) else type(function).__call__
+    if any(is_one(called) for is_one in (inspect.iscoroutinefunction, inspect.isgeneratorfunction)):
         raise PluginError(f"{who} is a coroutine or a generator; calling it would do nothing, make it a plain function")
     try:
         signature = inspect.signature(function)

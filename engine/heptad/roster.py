@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 from types import TracebackType
 from typing import cast
 
-from heptad.errors import PluginError, Unfinished, kind
+from heptad.errors import PluginError, Unfinished, add_note, in_a_line, kind
 from heptad.plugin import Handler, Plugin, Subscription, subscriptions_of, verify_plugins, verify_signature
 from heptad.run import Run
 from heptad.states import Detour
@@ -89,7 +89,7 @@ class Roster:
             try:
                 self._call(plugin, "open", run)
             except BaseException as error:
-                error.add_note(f"heptad: in {plugin.name}.open; the run has not gone on")
+                add_note(error, f"in {plugin.name}.open; the run has not gone on")
                 raise
 
     def park(self, run: Run) -> None:
@@ -103,7 +103,7 @@ class Roster:
             try:
                 self._call(plugin, "on_park", run)
             except BaseException as error:  # everything: a checkpoint may be stored by one of the others
-                error.add_note(f"heptad: in {plugin.name}.on_park; the run is parked in {run.state}")
+                add_note(error, f"in {plugin.name}.on_park; the run is parked in {run.state}")
                 errors.append(error)
         try:
             if errors:
@@ -133,7 +133,7 @@ class Roster:
         failed = self._close(run)
         try:
             if failed is not None:
-                error.add_note(f"heptad: and closing the plugins raised: {failed!r}")
+                add_note(error, f"and closing the plugins raised: {in_a_line(failed)}")
                 _part(failed, error)
                 error.__context__ = error.__context__ or failed
         finally:
@@ -146,7 +146,7 @@ class Roster:
             try:
                 self._call(plugin, "close", run)
             except BaseException as error:  # everything: the other plugins are to be closed too
-                error.add_note(f"heptad: in {plugin.name}.close")
+                add_note(error, f"in {plugin.name}.close")
                 errors.append(error)
         try:
             return _one("several plugins failed to close", errors) if errors else None
@@ -181,7 +181,7 @@ class Roster:
 
     def _detach(self, plugin: Plugin, who: str, error: Exception, run: Run) -> None:
         self._detached.add(plugin.name)
-        run.note_of("detach", f"{who} raised {type(error).__name__}: {error}; {plugin.name} is called no more")
+        run.note_of("detach", f"{who} raised {in_a_line(error)}; {plugin.name} is called no more")
 
 
 class Opened:
@@ -234,24 +234,24 @@ def ordered(plugins: Sequence[Plugin]) -> tuple[Plugin, ...]:
     Raises:
         PluginError: If what they ask for is a cycle; it is named.
     """
-    before: dict[str, list[Plugin]] = {plugin.name: [] for plugin in plugins}
+    # by name, which is unique: two plugins may compare equal, and are two all the same
+    before: dict[str, list[str]] = {plugin.name: [] for plugin in plugins}
     for plugin in plugins:
         for other in plugins:
             if other is not plugin and _named(other, plugin.runs_after):
-                before[plugin.name].append(other)
+                before[plugin.name].append(other.name)
             if other is not plugin and _named(other, plugin.runs_before):
-                before[other.name].append(plugin)
-    done: list[Plugin] = []
-    left = list(plugins)
+                before[other.name].append(plugin.name)
+    done: dict[str, Plugin] = {}
+    left = {plugin.name: plugin for plugin in plugins}
     while left:
-        ready = next((plugin for plugin in left if all(other in done for other in before[plugin.name])), None)
+        ready = next((name for name in left if all(other in done for other in before[name])), None)
         if ready is None:
             raise PluginError(
-                f"the order of the plugins is a cycle: {_cycle(left, before)}; see runs_after and runs_before"
+                f"the order of the plugins is a cycle: {_cycle(list(left), before)}; see runs_after and runs_before"
             )
-        left.remove(ready)
-        done.append(ready)
-    return tuple(done)
+        done[ready] = left.pop(ready)
+    return tuple(done.values())
 
 
 def _named(plugin: Plugin, references: Sequence[type[Plugin] | str]) -> bool:
@@ -262,9 +262,9 @@ def _named(plugin: Plugin, references: Sequence[type[Plugin] | str]) -> bool:
     )
 
 
-def _cycle(left: Sequence[Plugin], before: dict[str, list[Plugin]]) -> str:
+def _cycle(left: Sequence[str], before: dict[str, list[str]]) -> str:
     walked = [left[0]]
     while walked.count(walked[-1]) < 2:
-        walked.append(next(other for other in before[walked[-1].name] if other in left))
+        walked.append(next(other for other in before[walked[-1]] if other in left))
     first = walked.index(walked[-1])
-    return " before ".join(plugin.name for plugin in reversed(walked[first:]))
+    return " before ".join(reversed(walked[first:]))

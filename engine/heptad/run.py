@@ -17,7 +17,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from heptad.config import RunConfig
-from heptad.errors import EngineError
+from heptad.errors import EngineError, add_note, in_a_line
 from heptad.log import Counters, Failure, Memory, Recorded, TransitionLog
 from heptad.log.html import table
 from heptad.parts import Parts
@@ -408,16 +408,16 @@ class Run:
         """Ends the run in `failed`, and says where in the log, in `reason` and in a note on the exception."""
         at = self.position
         step = [(name, value) for name, value in (("batch", at.batch), ("output", at.output)) if value is not None]
-        line = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+        line = in_a_line(error)
         failure = Failure(self.memory.seq, self.state, edge, who, guard, line, self.counters(), guards)
         self.memory.fail(failure, at.node)
         at.node = self.table.index["failed"]
         at.entering = False
         self.reason = line
-        error.add_note(f"heptad: {failure}")
+        add_note(error, str(failure))
         if failure.state == "process_batch" and isinstance(error, Exception):  # what errors of shape are about
             for name, value in step:
-                error.add_note(f"heptad: the {name}: {told(value)}")
+                add_note(error, f"the {name}: {told(value)}")
 
     @property
     def seq(self) -> int:

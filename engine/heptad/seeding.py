@@ -20,8 +20,14 @@ def derive(*parts: int | str) -> int:
 
 def seed_all(seed: int) -> None:
     """Seeds the global generators of torch (all devices), python and numpy."""
-    random.seed(seed)
     torch.manual_seed(seed)
+    seed_cpu(seed)
+
+
+def seed_cpu(seed: int) -> None:
+    """Seeds the global CPU generators of torch, python and numpy; those of devices are the network's."""
+    random.seed(seed)
+    torch.default_generator.manual_seed(seed)
     np.random.seed(seed % 2**32)  # numpy takes 32 bits
 
 

@@ -16,6 +16,7 @@ from heptad.engine import Engine
 from heptad.errors import PluginError
 from heptad.plugin import Plugin, on_enter, on_exit, subscriptions_of
 from heptad.run import Run
+from heptad.seeding import capture_cpu
 from heptad.states import Detour
 
 MakePlugin = Callable[[], Plugin]
@@ -90,7 +91,7 @@ def _paths() -> list[_Path]:
         _Path(3, {"epochs": 1, "accumulation": 2}, sized=False),
         _Path(2, {"epochs": 2}, sized=False),
         _Path(1, {"epochs": 2, "accumulation": 3, "remainder": "drop"}),
-        _Path(3, {"max_updates": 4}),
+        _Path(3, {"max_updates": 4, "epochs": 8}),  # both: a plugin that skips all updates ends it as well
         _Path(4, {"epochs": 1, "accumulation": 3}, stop_at=1),
         _Path(3, {"epochs": 2}, skip_at=1),
         _Path(3, {"epochs": 2}, evaluated=True),
@@ -146,6 +147,8 @@ class _StandIn(Plugin):
         self.runs_after, self.runs_before = plugin.runs_after, plugin.runs_before
         self._given = tuple(plugin.detours())
 
+        self.ask_twice = False
+
     def exchange(self, plugin: Plugin) -> None:
         """Puts another instance in place of the one that is there."""
         self.plugin = plugin
@@ -169,11 +172,16 @@ class _StandIn(Plugin):
             yield Detour(
                 detour.state,
                 detour.after,
-                lambda run, number=number: self._given[number].when(run),
+                lambda run, number=number: self._asked(self._given[number], run),
                 lambda run, number=number: self._given[number].body(run),
                 detour.every,
                 detour.count,
             )
+
+    def _asked(self, detour: Detour, run: Run) -> bool:
+        if self.ask_twice:
+            detour.when(run)
+        return detour.when(run)
 
 
 def _stand_in(plugin: Plugin) -> _StandIn:
@@ -215,6 +223,7 @@ class _Outcome:
     values: list[tuple[Any, ...]]
     tensors: list[torch.Tensor]
     state: dict[str, Any]
+    random: Any
 
     def differences(self, other: _Outcome, volatile: frozenset[str]) -> list[str]:
         """Says in what the other differs from this one."""
@@ -242,7 +251,14 @@ def _outcome(engine: Engine, plugin: Plugin) -> _Outcome:
         [(r.name, r.value, r.seq, r.epoch, r.step, r.update) for r in run.records()],
         [tensor.clone() for tensor in run.network.state_dict().values()],
         plugin.state_dict(),
+        _generators(),
     )
+
+
+def _generators() -> list[Any]:
+    """Returns where the global generators stand, as plain data and a tensor."""
+    states = capture_cpu()
+    return [states["torch"], states["python"], [str(part) for part in states["numpy"][2:]], states["numpy"][1].tolist()]
 
 
 def _same(one: Any, other: Any) -> bool:
@@ -288,7 +304,9 @@ def check_plugin(make_plugin: MakePlugin, *, volatile: Iterable[str] = ()) -> Pl
     - It is built twice from the same function, and opened and closed twice.
     - A run parked after every turn is the same as one that never was: path, notes, recorded values, weights, state.
     - Exchanged at every turn for a new instance that is given its `state_dict`, it goes on as if nothing had been.
-    - Its `state_dict` is plain data and tensors.
+    - Its `state_dict` is plain data and tensors, and asking for it changes nothing.
+    - The guards of its detours change nothing: asked twice, all is the same.
+    - If it says `observes`, weights and random generators are at the end what they are without it.
     - When a plugin before or behind it fails, it is closed and adds no failure of its own.
 
     Args:
@@ -324,6 +342,8 @@ def _check_path(make_plugin: MakePlugin, path: _Path, volatile: frozenset[str], 
         return
     for fault in _unplain(straight.state, "state_dict()"):
         report.fault(fault)
+    if make_plugin().observes:
+        _check_observer(path, straight, report)
 
     def parked(engine: Engine, stand_in: _StandIn) -> None:
         while not engine.current.ended:
@@ -343,7 +363,14 @@ def _check_path(make_plugin: MakePlugin, path: _Path, volatile: frozenset[str], 
                 fresh.load_state_dict(state)
                 stand_in.exchange(fresh)
 
+    def asked(engine: Engine, stand_in: _StandIn) -> None:
+        stand_in.ask_twice = True
+        while not engine.current.ended:
+            engine.run(until=lambda run: True)
+            stand_in.plugin.state_dict()
+
     ways = {
+        "asked for its state_dict after every turn, and its guards twice": asked,
         "parked after every turn": parked,
         "interrupted wherever it may park": interrupted,
         "exchanged after every turn for a new instance with its state_dict": exchanged,
@@ -374,6 +401,17 @@ def _attempt(
     except Exception as error:
         report.fault(f"{way}, it raised {_told(error)}", path)
         return None
+
+
+def _check_observer(path: _Path, with_it: _Outcome, report: PluginReport) -> None:
+    """Compares with a run that lacks the plugin: the engine relies on it that the two do the same."""
+    engine = _build(path, [])
+    engine.run()
+    tensors = [tensor.clone() for tensor in engine.current.network.state_dict().values()]
+    if not _same(with_it.tensors, tensors):
+        report.fault("it says observes = True, and the weights differ from those of the run without it", path)
+    elif not _same(with_it.random, _generators()):
+        report.fault("it says observes = True, and draws from the global random generators", path)
 
 
 class _Failing(Plugin):

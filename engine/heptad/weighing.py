@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from heptad.data import count_samples
+
 Weigh = Callable[[Any], "float | Tensor"]
 """Tells the weight of a target."""
 
@@ -31,14 +33,14 @@ _TORCHS_IGNORED = -100
 
 
 def weigher(criterion: object) -> Weigh:
-    """Returns what weighs the steps of a criterion: by `len(target)`, where it is not known to be something else."""
+    """Returns what weighs the steps of a criterion: by samples, where it is not known to be something else."""
     if isinstance(criterion, nn.CrossEntropyLoss | nn.NLLLoss):
         return partial(_over_classes, criterion)
-    return _over_elements if isinstance(criterion, _OVER_ELEMENTS) else len
+    return _over_elements if isinstance(criterion, _OVER_ELEMENTS) else count_samples
 
 
 def _over_elements(target: Any) -> float:
-    return target.numel() if isinstance(target, Tensor) else len(target)
+    return target.numel() if isinstance(target, Tensor) else count_samples(target)
 
 
 def _over_classes(criterion: nn.CrossEntropyLoss | nn.NLLLoss, target: Any) -> float | Tensor:
@@ -48,11 +50,11 @@ def _over_classes(criterion: nn.CrossEntropyLoss | nn.NLLLoss, target: Any) -> f
     loss of a small network.
     """
     if not isinstance(target, Tensor):
-        return len(target)
+        return count_samples(target)
     if target.is_floating_point():  # probabilities of classes, which lie in the second dimension: all are counted
-        return target.numel() // target.shape[1] if target.dim() > 1 else len(target)
+        return target.numel() // target.shape[1] if target.dim() > 1 else 1
     weight, ignored = criterion.weight, criterion.ignore_index
     if weight is None and ignored == _TORCHS_IGNORED and target.dim() < 2:
-        return len(target)
+        return count_samples(target)
     counted = target != ignored
     return counted.sum() if weight is None else torch.where(counted, weight[target.where(counted, 0)], 0).sum()

@@ -14,7 +14,7 @@ from torch.utils.data import default_collate as _default_collate  # pyright: ign
 
 from heptad.data.order import batch_seed
 from heptad.errors import kind
-from heptad.seeding import Own, own_generators, preserved, seed_all
+from heptad.seeding import Own, own_generators, preserved, seed_cpu
 from heptad.telling import told
 
 Collate = Callable[[list[Any]], Any]
@@ -83,7 +83,7 @@ class Samples:
     def __call__(self, indices: torch.Tensor, seed: int) -> Any:
         """Returns the batch and leaves the global generators as they were."""
         with preserved():
-            seed_all(seed)
+            seed_cpu(seed)
             places = cast("list[int]", indices.tolist())
             samples = self._dataset.__getitems__(places) if self._by_list else self._samples(places)
             try:
@@ -176,7 +176,7 @@ class StreamBatches(Iterator[Any]):
         self._share = share
         self._ended = False
         with preserved():
-            seed_all(batch_seed(*stream.key, first))
+            seed_cpu(batch_seed(*stream.key, first))
             self._samples = iter(stream.dataset)
 
     def __next__(self) -> Any:
@@ -184,7 +184,7 @@ class StreamBatches(Iterator[Any]):
         if self._ended:
             raise StopIteration
         with preserved():
-            seed_all(batch_seed(*stream.key, self._batch))
+            seed_cpu(batch_seed(*stream.key, self._batch))
             samples: list[Any] = []
             while len(samples) < stream.batch_size and not self._ended:
                 try:
