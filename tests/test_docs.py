@@ -11,12 +11,16 @@ import pytest
 
 import heptad
 import heptad_plugins
-from heptad.plugin import SHIPPED_DETOURS
+from heptad import Plugin, PluginError
+from heptad.hooks import HERE
+from heptad.plugin import SHIPPED_DETOURS, subscriptions_of
 from heptad.states import training_table
+from pages import ROUNDS, Session
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCS = ROOT / "docs"
 PAGES = sorted(DOCS.glob("*.md"))
+LINKED = (*PAGES, ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", ROOT / "plugins" / "README.md")
 TOLD_AS_A_SESSION = ("tutorial.md", "how-to.md", "explanation.md")
 
 
@@ -43,7 +47,7 @@ def anchors(path: Path) -> set[str]:
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", LINKED, ids=lambda page: str(page.relative_to(ROOT)))
 def test_relative_links_lead_to_files_and_headings_that_exist(page: Path):
     """`[text](path#heading)`, where the path is relative to the page."""
     for link in re.findall(r"\]\((?!https?:)([^)]+)\)", page.read_text(encoding="utf-8")):
@@ -55,23 +59,42 @@ def test_relative_links_lead_to_files_and_headings_that_exist(page: Path):
 
 @pytest.mark.parametrize("name", TOLD_AS_A_SESSION)
 def test_the_python_on_a_page_runs_from_top_to_bottom(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """One session a page, in an empty folder; what a page claims it asserts itself."""
+    """One session a page, in an empty folder and once more in the same; what it says is printed is, all else it asserts."""
     monkeypatch.chdir(tmp_path)
-    text = (DOCS / name).read_text(encoding="utf-8")
-    session: dict[str, object] = {}
-    blocks = list(re.finditer(r"```python\n(.*?)```", text, re.DOTALL))
-    assert blocks
-    for block in blocks:
-        above = "\n" * text.count("\n", 0, block.start(1))  # so that an error names the page's own line
-        exec(compile(above + block[1], str(DOCS / name), "exec"), session)
+    for _ in range(ROUNDS):
+        assert Session(DOCS / name).run_all() > 0
+
+
+def rows_of_hooks() -> list[tuple[str, str]]:
+    """Returns the rows of the tables in `how-to.md`: a hook of another library, and what serves for it, as plain text."""
+    text = (DOCS / "how-to.md").read_text(encoding="utf-8")
+    tables = text[text.index("### Lightning") : text.index("### The order of the edges")]
+    rows = re.findall(r"^\| (`.+?) \| (.+) \|$", tables, re.MULTILINE)
+    return [(hook, serves.replace("`", "")) for hooks, serves in rows for hook in re.findall(r"`([^`]+)`", hooks)]
 
 
 def test_the_edges_that_serve_for_the_hooks_of_others_are_edges():
     """Each state in the tables of `how-to.md` is one whose entry and exit a plugin can hear."""
-    text = (DOCS / "how-to.md").read_text(encoding="utf-8")
-    _, _, tables = text.partition("## Bring a loop")
-    states = set(re.findall(r"`on_(?:enter|exit)_(\w+)`", tables))
+    states: set[str] = set()
+    for _, serves in rows_of_hooks():
+        states |= set(re.findall(r"\bon_(?:enter|exit)_(\w+)", serves))
     assert states == {*training_table().scopes(), *SHIPPED_DETOURS}
+
+
+def test_the_hooks_that_a_message_knows_are_those_of_the_tables():
+    """`hooks.HERE` holds every hook of the tables that a plugin would be refused for, and no other."""
+    assert set(HERE) == {hook for hook, _ in rows_of_hooks() if re.fullmatch(r"on_\w+", hook)}
+
+
+@pytest.mark.parametrize("hook", sorted(HERE))
+def test_a_message_says_of_a_hook_what_the_tables_say(hook: str):
+    """The message to who brings a callback along is how each table that has the hook begins."""
+    with pytest.raises(PluginError) as caught:
+        subscriptions_of(type("Brought", (Plugin,), {hook: lambda self, run: None})())
+    _, _, told = str(caught.value).partition("; here it would be ")
+    assert told
+    for serves in (serves for name, serves in rows_of_hooks() if name == hook):
+        assert re.match(rf"{re.escape(told)}($|[:;,. ])", serves), serves
 
 
 def test_the_figures_are_those_of_the_readme():
