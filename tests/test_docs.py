@@ -59,14 +59,14 @@ def test_relative_links_lead_to_files_and_headings_that_exist(page: Path):
 
 @pytest.mark.parametrize("name", TOLD_AS_A_SESSION)
 def test_the_python_on_a_page_runs_from_top_to_bottom(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """One session a page, in an empty folder and once more in the same; what it says is printed is, all else it asserts."""
+    """One session a page, in an empty folder, and once more in the same; what it claims it prints or asserts."""
     monkeypatch.chdir(tmp_path)
     for _ in range(ROUNDS):
         assert Session(DOCS / name).run_all() > 0
 
 
 def rows_of_hooks() -> list[tuple[str, str]]:
-    """Returns the rows of the tables in `how-to.md`: a hook of another library, and what serves for it, as plain text."""
+    """Returns a row for each hook in the tables of `how-to.md`: its name, and what serves for it as plain text."""
     text = (DOCS / "how-to.md").read_text(encoding="utf-8")
     tables = text[text.index("### Lightning") : text.index("### The order of the edges")]
     rows = re.findall(r"^\| (`.+?) \| (.+) \|$", tables, re.MULTILINE)

@@ -16,7 +16,7 @@ PAGE = Path(__file__).parent.parent / "docs" / "log.md"
 def test_python_and_commands_run_in_the_order_in_which_they_stand(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
-    """Each command ends with 0, but for `diff`, which finds what is planted; each prints something; and so once more."""
+    """Each command prints something and ends with 0, but for `diff`, which finds what is planted; and so once more."""
     monkeypatch.chdir(tmp_path)
     for _ in range(ROUNDS):
         run_the_page(capsys)
