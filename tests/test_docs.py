@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 import runpy
+import sys
+from dataclasses import fields
 from pathlib import Path
 from types import FunctionType
 
@@ -13,8 +15,10 @@ import heptad
 import heptad_plugins
 from heptad import Plugin, PluginError
 from heptad.hooks import HERE
+from heptad.log.summary import Duration
 from heptad.plugin import SHIPPED_DETOURS, subscriptions_of
 from heptad.states import training_table
+from heptad.testing import check_plugin
 from pages import ROUNDS, Session
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -38,6 +42,31 @@ def test_the_reference_has_every_public_name_once():
     public = {*heptad.__all__, *heptad_plugins.__all__, "check_plugin"}
     assert public <= set(headings)
     assert len(headings) == len(set(headings))
+
+
+def test_the_reference_has_the_attributes_that_have_no_words():
+    """The fields of a record, and what a constructor sets, stand there with their types where no docstring has them."""
+    page = (DOCS / "reference.md").read_text(encoding="utf-8")
+    duration = page[page.index("### `Duration`") :].partition("\n### ")[0]
+    for field in fields(Duration):
+        assert f"- `{field.name}`: `" in duration
+    assert "- `table`: `Table`\n" in page[page.index("### `Run`") :].partition("\n### ")[0]
+
+
+def test_the_reference_has_every_type_that_its_calls_and_attributes_give():
+    """A class of the packages that something on the page returns, or that an attribute of it is, is on the page too."""
+    types_given = runpy.run_path(str(ROOT / "tools" / "reference.py"))["types_given"]
+    ours = {
+        thing.__name__: thing
+        for module in [module for name, module in sys.modules.items() if name.startswith("heptad")]
+        for thing in vars(module).values()
+        if isinstance(thing, type) and thing.__module__.startswith("heptad")
+    }
+    there = set(re.findall(r"^### `(\w+)`$", (DOCS / "reference.md").read_text(encoding="utf-8"), re.MULTILINE))
+    functions = [check_plugin, *(getattr(heptad, name) for name in heptad.__all__ if name not in ours)]
+    given = [types_given(thing) for thing in (*(ours[name] for name in there & set(ours)), *functions)]
+    assert {"Call", "Snapshot", "Duration", "Tried", "PluginReport"} <= set.union(*given)
+    assert set.union(*given) & set(ours) <= there
 
 
 def anchors(path: Path) -> set[str]:
