@@ -14,6 +14,7 @@ import pytest
 import heptad
 import heptad_plugins
 from heptad import Plugin, PluginError
+from heptad.checkpoint.identity import _FREE
 from heptad.hooks import HERE
 from heptad.log.summary import Duration
 from heptad.plugin import SHIPPED_DETOURS, subscriptions_of
@@ -124,6 +125,20 @@ def test_a_message_says_of_a_hook_what_the_tables_say(hook: str):
     assert told
     for serves in (serves for name, serves in rows_of_hooks() if name == hook):
         assert re.match(rf"{re.escape(told)}($|[:;,. ])", serves), serves
+
+
+@pytest.mark.parametrize(
+    ("page", "beginning", "end"),
+    [
+        (ROOT / "README.md", "`RunConfig` (all but ", ")"),
+        (DOCS / "how-to.md", "| `RunConfig` | all fields but those beside | ", " |"),
+    ],
+    ids=["README.md", "how-to.md"],
+)
+def test_the_options_that_a_resumed_run_may_change_are_those_of_the_code(page: Path, beginning: str, end: str):
+    """The page names each of them, and no other."""
+    _, _, after = page.read_text(encoding="utf-8").partition(beginning)
+    assert set(re.findall(r"`(\w+)`", after.partition(end)[0])) == _FREE
 
 
 def test_the_figures_are_those_of_the_readme():
