@@ -28,7 +28,7 @@ MODULES += " logging os pathlib pickle random re shutil socket statistics string
 
 
 def docstrings() -> Iterator[str]:
-    """Yields the first lines of what the documentation says of functions and methods, each once."""
+    """Yields the first paragraph of the docstring of each function and method, each text once."""
     seen: set[str] = set()
     for name in MODULES.split():
         module = importlib.import_module(name)
@@ -42,7 +42,7 @@ def docstrings() -> Iterator[str]:
 
 
 def build_dataset() -> Dataset:
-    """Returns rows of `input_ids`, of different lengths: the bytes of a docstring."""
+    """Returns rows of `input_ids`, of different lengths: the first bytes of a docstring, LONGEST at the most."""
     return Dataset.from_dict({"input_ids": [list(text.encode())[:LONGEST] for text in docstrings()]})
 
 
@@ -59,7 +59,7 @@ def collate(samples: list[dict[str, list[int]]]) -> dict[str, Tensor]:
 
 
 def build_network() -> PreTrainedModel:
-    """Returns a Llama with 108,000 parameters and weights drawn at random."""
+    """Returns a Llama with 115,008 parameters and weights drawn at random."""
     return LlamaForCausalLM(
         LlamaConfig(
             vocab_size=256,

@@ -1,8 +1,8 @@
 """Trains a small GPT on the source of Python's standard library, and lets it write some.
 
 Real text that is on every machine: about 9 MB of Python, one pass over it. Every 16th file is held out whole, and what
-the model needs to tell a character of those is compared with what `xz -9` needs. About twelve minutes on two cores;
-`language_model.out.txt` shows what it prints.
+the model needs to tell a character of those is compared with what `xz -9 --extreme` needs. About twelve minutes on two
+cores; `language_model.out.txt` shows what it prints.
 """
 
 import argparse

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 import runpy
+import sys
+from dataclasses import fields
 from pathlib import Path
 from types import FunctionType
 
@@ -11,12 +13,19 @@ import pytest
 
 import heptad
 import heptad_plugins
-from heptad.plugin import SHIPPED_DETOURS
+from heptad import Plugin, PluginError
+from heptad.checkpoint.identity import _FREE
+from heptad.hooks import HERE
+from heptad.log.summary import Duration
+from heptad.plugin import SHIPPED_DETOURS, subscriptions_of
 from heptad.states import training_table
+from heptad.testing import check_plugin
+from pages import ROUNDS, Session
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCS = ROOT / "docs"
 PAGES = sorted(DOCS.glob("*.md"))
+LINKED = (*PAGES, ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", ROOT / "plugins" / "README.md")
 TOLD_AS_A_SESSION = ("tutorial.md", "how-to.md", "explanation.md")
 
 
@@ -36,6 +45,31 @@ def test_the_reference_has_every_public_name_once():
     assert len(headings) == len(set(headings))
 
 
+def test_the_reference_has_the_attributes_that_have_no_words():
+    """The fields of a record, and what a constructor sets, stand there with their types where no docstring has them."""
+    page = (DOCS / "reference.md").read_text(encoding="utf-8")
+    duration = page[page.index("### `Duration`") :].partition("\n### ")[0]
+    for field in fields(Duration):
+        assert f"- `{field.name}`: `" in duration
+    assert "- `table`: `Table`\n" in page[page.index("### `Run`") :].partition("\n### ")[0]
+
+
+def test_the_reference_has_every_type_that_its_calls_and_attributes_give():
+    """A class of the packages that something on the page returns, or that an attribute of it is, is on the page too."""
+    types_given = runpy.run_path(str(ROOT / "tools" / "reference.py"))["types_given"]
+    ours = {
+        thing.__name__: thing
+        for module in [module for name, module in sys.modules.items() if name.startswith("heptad")]
+        for thing in vars(module).values()
+        if isinstance(thing, type) and thing.__module__.startswith("heptad")
+    }
+    there = set(re.findall(r"^### `(\w+)`$", (DOCS / "reference.md").read_text(encoding="utf-8"), re.MULTILINE))
+    functions = [check_plugin, *(getattr(heptad, name) for name in heptad.__all__ if name not in ours)]
+    given = [types_given(thing) for thing in (*(ours[name] for name in there & set(ours)), *functions)]
+    assert {"Call", "Snapshot", "Duration", "Tried", "PluginReport"} <= set.union(*given)
+    assert set.union(*given) & set(ours) <= there
+
+
 def anchors(path: Path) -> set[str]:
     """Returns what the headings of a page can be linked by, as code hosts make it."""
     text = re.sub(r"```.*?```", "", path.read_text(encoding="utf-8"), flags=re.DOTALL)
@@ -43,7 +77,7 @@ def anchors(path: Path) -> set[str]:
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", LINKED, ids=lambda page: str(page.relative_to(ROOT)))
 def test_relative_links_lead_to_files_and_headings_that_exist(page: Path):
     """`[text](path#heading)`, where the path is relative to the page."""
     for link in re.findall(r"\]\((?!https?:)([^)]+)\)", page.read_text(encoding="utf-8")):
@@ -55,23 +89,56 @@ def test_relative_links_lead_to_files_and_headings_that_exist(page: Path):
 
 @pytest.mark.parametrize("name", TOLD_AS_A_SESSION)
 def test_the_python_on_a_page_runs_from_top_to_bottom(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """One session a page, in an empty folder; what a page claims it asserts itself."""
+    """One session a page, in an empty folder, and once more in the same; what it claims it prints or asserts."""
     monkeypatch.chdir(tmp_path)
-    text = (DOCS / name).read_text(encoding="utf-8")
-    session: dict[str, object] = {}
-    blocks = list(re.finditer(r"```python\n(.*?)```", text, re.DOTALL))
-    assert blocks
-    for block in blocks:
-        above = "\n" * text.count("\n", 0, block.start(1))  # so that an error names the page's own line
-        exec(compile(above + block[1], str(DOCS / name), "exec"), session)
+    for _ in range(ROUNDS):
+        assert Session(DOCS / name).run_all() > 0
+
+
+def rows_of_hooks() -> list[tuple[str, str]]:
+    """Returns a row for each hook in the tables of `how-to.md`: its name, and what serves for it as plain text."""
+    text = (DOCS / "how-to.md").read_text(encoding="utf-8")
+    tables = text[text.index("### Lightning") : text.index("### The order of the edges")]
+    rows = re.findall(r"^\| (`.+?) \| (.+) \|$", tables, re.MULTILINE)
+    return [(hook, serves.replace("`", "")) for hooks, serves in rows for hook in re.findall(r"`([^`]+)`", hooks)]
 
 
 def test_the_edges_that_serve_for_the_hooks_of_others_are_edges():
     """Each state in the tables of `how-to.md` is one whose entry and exit a plugin can hear."""
-    text = (DOCS / "how-to.md").read_text(encoding="utf-8")
-    _, _, tables = text.partition("## Bring a loop")
-    states = set(re.findall(r"`on_(?:enter|exit)_(\w+)`", tables))
+    states: set[str] = set()
+    for _, serves in rows_of_hooks():
+        states |= set(re.findall(r"\bon_(?:enter|exit)_(\w+)", serves))
     assert states == {*training_table().scopes(), *SHIPPED_DETOURS}
+
+
+def test_the_hooks_that_a_message_knows_are_those_of_the_tables():
+    """`hooks.HERE` holds every hook of the tables that a plugin would be refused for, and no other."""
+    assert set(HERE) == {hook for hook, _ in rows_of_hooks() if re.fullmatch(r"on_\w+", hook)}
+
+
+@pytest.mark.parametrize("hook", sorted(HERE))
+def test_a_message_says_of_a_hook_what_the_tables_say(hook: str):
+    """The message to who brings a callback along is how each table that has the hook begins."""
+    with pytest.raises(PluginError) as caught:
+        subscriptions_of(type("Brought", (Plugin,), {hook: lambda self, run: None})())
+    _, _, told = str(caught.value).partition("; here it would be ")
+    assert told
+    for serves in (serves for name, serves in rows_of_hooks() if name == hook):
+        assert re.match(rf"{re.escape(told)}($|[:;,. ])", serves), serves
+
+
+@pytest.mark.parametrize(
+    ("page", "beginning", "end"),
+    [
+        (ROOT / "README.md", "`RunConfig` (all but ", ")"),
+        (DOCS / "how-to.md", "| `RunConfig` | all fields but those beside | ", " |"),
+    ],
+    ids=["README.md", "how-to.md"],
+)
+def test_the_options_that_a_resumed_run_may_change_are_those_of_the_code(page: Path, beginning: str, end: str):
+    """The page names each of them, and no other."""
+    _, _, after = page.read_text(encoding="utf-8").partition(beginning)
+    assert set(re.findall(r"`(\w+)`", after.partition(end)[0])) == _FREE
 
 
 def test_the_figures_are_those_of_the_readme():

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import re
 import shlex
 from pathlib import Path
 
 import pytest
 
 from heptad.cli import main
+from pages import ROUNDS, Session
 
 PAGE = Path(__file__).parent.parent / "docs" / "log.md"
 
@@ -16,16 +16,22 @@ PAGE = Path(__file__).parent.parent / "docs" / "log.md"
 def test_python_and_commands_run_in_the_order_in_which_they_stand(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
-    """Each command ends with 0, but for `diff`, which finds what the page has planted; each prints something."""
+    """Each command prints something and ends with 0, but for `diff`, which finds what is planted; and so once more."""
     monkeypatch.chdir(tmp_path)
-    session: dict[str, object] = {}
+    for _ in range(ROUNDS):
+        run_the_page(capsys)
+
+
+def run_the_page(capsys: pytest.CaptureFixture[str]) -> None:
+    """Runs all blocks of both languages."""
+    session = Session(PAGE)
     commands: set[str] = set()
     printed: list[str] = []
-    for language, block in re.findall(r"```(python|console)\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL):
-        if language == "python":
-            exec(compile(block, "a block of log.md", "exec"), session)
+    for block in session.blocks("python|console"):
+        if block[1] == "python":
+            session.run(block)
             continue
-        for line in block.splitlines():
+        for line in block[2].splitlines():
             dollar, name, command, *rest = shlex.split(line)
             assert (dollar, name) == ("$", "heptad")
             capsys.readouterr()

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
 import sysconfig
+import tarfile
 import tomllib
 from email import message_from_string
 from email.message import Message
@@ -24,15 +26,45 @@ ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = {"heptad": ROOT / "engine", "heptad_plugins": ROOT / "plugins"}
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 
+REQUIRED = {"numpy", "pydantic", "safetensors", "torch", "transitions"}
+EXTRAS = {
+    "all": {"pandas", "rich", "tensorboard", "torchmetrics"},
+    "demo": {"scikit-learn"},
+    "dev": {
+        *("accelerate", "datasets", "hypothesis", "pandas", "pyright", "pytest", "rich", "ruff", "scikit-learn"),
+        *("tensorboard", "torchdata", "torchmetrics", "transformers"),
+    },
+    "examples": {"accelerate", "datasets", "pandas", "rich", "scikit-learn", "transformers"},
+    "frames": {"pandas"},
+    "rich": {"rich"},
+    "tensorboard": {"tensorboard"},
+    "torchmetrics": {"torchmetrics"},
+}
+CLASSIFIERS = {
+    "Development Status :: 4 - Beta",
+    "Environment :: Console",
+    "Intended Audience :: Developers",
+    "Intended Audience :: Science/Research",
+    "Operating System :: POSIX :: Linux",
+    "Programming Language :: Python :: 3 :: Only",
+    "Programming Language :: Python :: 3.11",
+    "Topic :: Scientific/Engineering :: Artificial Intelligence",
+    "Typing :: Typed",
+}
 
-@pytest.fixture(scope="module")
-def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A wheel, built from the repository by hatchling, which reads nothing from the network."""
-    folder = tmp_path_factory.mktemp("wheel")
-    command = [sys.executable, "-m", "hatchling", "build", "--target", "wheel", "--directory", str(folder)]
+
+def build(target: str, folder: Path) -> Path:
+    """Builds from the repository with hatchling, which reads nothing from the network; returns the one file."""
+    command = [sys.executable, "-m", "hatchling", "build", "--target", target, "--directory", str(folder)]
     subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
     (built,) = folder.iterdir()
     return built
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A wheel."""
+    return build("wheel", tmp_path_factory.mktemp("wheel"))
 
 
 @pytest.fixture(scope="module")
@@ -99,15 +131,42 @@ def test_the_wheel_holds_the_two_packages_and_nothing_else(wheel: Path):
 
 
 def test_the_metadata_say_what_it_is(metadata: Message):
-    """The README is the long description, the extras are these, and no address is named that does not exist."""
+    """The README is the long description, the classifiers are these, and no address is named that does not exist."""
     assert metadata["Name"] == "heptad"
     assert metadata["License-Expression"] == "MIT"
     assert metadata["Description-Content-Type"] == "text/markdown"
     assert metadata.get_payload() == (ROOT / "README.md").read_text(encoding="utf-8")
-    extras = {"all", "demo", "dev", "examples", "frames", "rich", "tensorboard", "torchmetrics"}
-    assert set(metadata.get_all("Provides-Extra", [])) == extras
+    assert metadata["Requires-Python"] == ">=3.11"
     assert metadata.get_all("Project-URL", []) == []
-    assert "Typing :: Typed" in metadata.get_all("Classifier", [])
+    assert set(metadata.get_all("Classifier", [])) == CLASSIFIERS
+
+
+def test_the_package_brings_what_it_needs_and_an_extra_what_its_name_says(metadata: Message):
+    """The names that each requires, in the metadata that pip reads; `all` is the four for plugins and the log."""
+    found: dict[str | None, set[str]] = {extra: set() for extra in (None, *metadata.get_all("Provides-Extra", []))}
+    for requirement in metadata.get_all("Requires-Dist", []):
+        asked = re.fullmatch(r"([\w-]+)[^;]*(?:; extra == '([\w-]+)')?", requirement)
+        assert asked is not None, requirement
+        found[asked[2]].add(asked[1])
+    assert found == {None: REQUIRED, **EXTRAS}
+
+
+def test_the_source_distribution_is_enough_to_run_its_tests(tmp_path: Path):
+    """All its tests are collected there, and those of its pages pass: links and named files lead somewhere."""
+    archive = build("sdist", tmp_path)
+    with tarfile.open(archive) as packed:
+        packed.extractall(tmp_path, filter="data")
+    root = tmp_path / archive.name.removesuffix(".tar.gz")
+    pages = "test_contributing or (test_docs and not from_top_to_bottom) or makefile"
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-k", pages],
+        cwd=root,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(str(root / source) for source in ("engine", "plugins"))},
+        check=False,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stdout
 
 
 def test_the_oldest_versions_of_the_ranges_are_those_that_are_tested():

@@ -1,24 +1,25 @@
 """The README: its code runs, its table is the code's."""
 
 import re
+import tomllib
 from pathlib import Path
 
 import pytest
 
+from heptad.cli.main import COMMANDS
 from heptad.states import training_table
+from pages import ROUNDS, Session, has_figures
 
 README = Path(__file__).parent.parent / "README.md"
 
 
 def test_every_python_block_runs(tmp_path, monkeypatch, capsys):
-    """The Python blocks run in the order in which they stand, in one session."""
+    """In the order in which they stand, in one session, twice in one folder; they print what stands beside them."""
     monkeypatch.chdir(tmp_path)
-    blocks = re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
-    assert len(blocks) >= 6
-    session: dict[str, object] = {}
-    for number, block in enumerate(blocks):
-        exec(compile(block, f"README block {number}", "exec"), session)
-    assert "epochs=5 complete" in capsys.readouterr().out
+    assert has_figures(README)
+    for _ in range(ROUNDS):
+        assert Session(README).run_all() >= 6
+        assert "epochs=5 complete" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -37,3 +38,25 @@ def test_its_commands_are_targets_of_the_makefile(target):
     """Every `make` command that the README prints exists."""
     makefile = (README.parent / "Makefile").read_text()
     assert re.search(rf"^{target}:", makefile, re.MULTILINE)
+
+
+def test_what_it_says_is_installed_is_what_the_package_offers():
+    """The extras in its commands and in the sentence below them, and what `all` brings, are those of the package."""
+    text = README.read_text()
+    project = tomllib.loads((README.parent / "pyproject.toml").read_text())["project"]
+    offered = project["optional-dependencies"]
+    commands = re.findall(r"^\$ pip install '\.\[(.+)\]'$", text, re.MULTILINE)
+    assert commands
+    assert {extra for command in commands for extra in command.split(",")} <= set(offered)
+    sentence = re.search(r"The extra `rich` is for .*?`all`\s+is these four", text, re.DOTALL)
+    assert sentence is not None
+    four = set(re.findall(r"`(\w+)`", sentence[0])) & set(offered) - {"all"}
+    assert offered["all"] == [f"heptad[{','.join(extra for extra in offered if extra in four)}]"]
+    assert len(four) == 4
+
+
+def test_the_commands_that_it_shows_are_commands():
+    """`heptad …` in a block for a terminal, `demo` in the first of them."""
+    shown = re.findall(r"^\$ heptad (\w+)", README.read_text(), re.MULTILINE)
+    assert shown[0] == "demo"
+    assert set(shown) <= {command.__name__.rpartition(".")[2] for command in COMMANDS}

@@ -15,8 +15,9 @@ from pathlib import Path
 
 import heptad
 import heptad_plugins
-from heptad import errors, plan, subscriptions, testing
-from heptad.log import diff, explain, record, summary, values
+from heptad import errors, plan, states, subscriptions, testing
+from heptad.checkpoint import snapshot
+from heptad.log import chunk, diff, explain, record, summary, values
 
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "reference.md"
 
@@ -37,16 +38,19 @@ CHAPTERS = {
 """The names of `heptad.__all__`, in the order in which a reader meets them."""
 
 GIVEN = (
-    record.Note, values.Recorded, summary.Duration, explain.Explanation, diff.Diff,
-    plan.PlannedTurn, subscriptions.SubscriptionTable, testing.PluginReport, errors.LogError,
+    record.Note, values.Recorded, chunk.Call, summary.Duration,
+    explain.Explanation, explain.Tried, explain.Called,
+    diff.Diff, diff.Fact, diff.Parting,
+    plan.PlannedTurn, plan.PlannedCall, subscriptions.SubscriptionTable, subscriptions.Subscribed,
+    snapshot.Snapshot, states.Table, testing.PluginReport, errors.LogError,
 )  # fmt: skip
-"""What the calls of the public names return or raise; not to be made by a user, so in no `__all__`."""
+"""What the calls and attributes of the public names give or raise; not to be made by a user, so in no `__all__`."""
 
 MADE_BY_THE_ENGINE = {"Run", "TransitionLog", *(given.__name__ for given in GIVEN)}
 """Their constructors are no concern of a user."""
 
-FOR_THE_ENGINE = {"note_of", "plan_windows", "counters", "fail", "seq", "cells", "fault"}
-"""Members without an underscore that only other modules call."""
+FOR_THE_ENGINE = {"note_of", "plan_windows", "counters", "fail", "seq", "cells", "fault", "machine_class", "store"}
+"""Members without an underscore that only other modules use."""
 
 ALIASES = {
     "Count": "int",
@@ -98,15 +102,28 @@ def entry(thing: type | object, *, where: bool = False) -> str:
         lines.append(made)
     lines.append(text(node))
     properties, methods = members(node, isinstance(thing, type) and issubclass(thing, heptad.Plugin))
-    if properties:
-        lines.append(
-            "Read:\n\n" + "".join(f"- `{name}`: {indented(ast.get_docstring(of) or '')}\n" for name, of in properties)
-        )
+    read = [f"- `{name}`: {type_of}" for name, type_of in attributes(node)]
+    read += [f"- `{name}`: {indented(ast.get_docstring(of) or '')}" for name, of in properties]
+    if read:
+        lines.append("Read:\n\n" + "".join(f"{line}\n" for line in read))
     for of in methods:
         is_of_the_class = any(ast.unparse(mark) == "classmethod" for mark in of.decorator_list)
         name = f"{node.name}.{of.name}" if is_of_the_class else of.name
         lines.append(f"#### `{node.name}.{of.name}`\n\n{signature(name, of)}\n{text(of)}")
     return "\n".join(lines)
+
+
+def types_given(thing: type | object) -> set[str]:
+    """Returns the names in the types that a class or a function on the page gives: by calls, properties and fields."""
+    (node,) = ast.parse(inspect.getsource(thing)).body  # pyright: ignore[reportArgumentType] - a class or a function
+    if isinstance(node, ast.ClassDef):
+        properties, methods = members(node, isinstance(thing, type) and issubclass(thing, heptad.Plugin))
+        types = [of.returns for of in (*(of for _, of in properties), *methods)]
+        types += [of.annotation for of in fields(node) if ast.unparse(of.target) not in FOR_THE_ENGINE]
+        told = [type_of for _, type_of in attributes(node)]
+    else:
+        types, told = [node.returns] if isinstance(node, Function) else [], []
+    return set(re.findall(r"\w+", " ".join([*told, *(ast.unparse(of) for of in types if of)])))
 
 
 def members(node: ast.ClassDef, is_plugin: bool) -> tuple[list[tuple[str, Function]], list[Function]]:
@@ -130,16 +147,62 @@ def members(node: ast.ClassDef, is_plugin: bool) -> tuple[list[tuple[str, Functi
     return properties, methods
 
 
+def attributes(node: ast.ClassDef) -> list[tuple[str, str]]:
+    """Returns the attributes that neither the docstring nor a constructor on the page tells, with their types.
+
+    These are the fields of a record that the engine makes, and what an `__init__` sets where its type is written.
+    """
+    init = init_of(node)
+    found: dict[str, ast.expr | None] = {}
+    if init is not None or node.name in MADE_BY_THE_ENGINE:
+        found |= {ast.unparse(of.target): of.annotation for of in fields(node)}
+    if init is not None:
+        types = {one.arg: one.annotation for one in (*init.args.args, *init.args.kwonlyargs)}
+        for of in ast.walk(init):
+            if isinstance(of, ast.AnnAssign):
+                found |= dict.fromkeys(set_on_self([of.target]), of.annotation)
+            elif isinstance(of, ast.Assign):
+                found |= dict.fromkeys(set_on_self(of.targets), types.get(ast.unparse(of.value)))
+    told = {
+        name.partition(":")[0]
+        for title, lines in parts(ast.get_docstring(node) or "")
+        if title in ("Args", "Attributes")
+        for name in lines
+    }
+    left_out = told | FOR_THE_ENGINE | set(heptad.Plugin.__annotations__)
+    return [
+        (name, f"`{written(annotation)}`")
+        for name, annotation in found.items()
+        if annotation and not name.startswith("_") and name not in left_out
+    ]
+
+
+def set_on_self(targets: Iterable[ast.expr]) -> Iterator[str]:
+    """Yields the names in `self.name = …`."""
+    for target in targets:
+        if isinstance(target, ast.Attribute) and ast.unparse(target.value) == "self":
+            yield target.attr
+
+
+def init_of(node: ast.ClassDef) -> Function | None:
+    """Returns the `__init__` that a class has written down."""
+    return next((of for of in node.body if isinstance(of, Function) and of.name == "__init__"), None)
+
+
+def fields(node: ast.ClassDef) -> list[ast.AnnAssign]:
+    """Returns the annotated names of a class, those of a record or a model."""
+    return [of for of in node.body if isinstance(of, ast.AnnAssign) and "ClassVar" not in ast.unparse(of.annotation)]
+
+
 def constructor(node: ast.ClassDef) -> str:
     """Returns how a class is called: its `__init__`, or the fields of a record."""
-    for of in node.body:
-        if isinstance(of, Function) and of.name == "__init__":
-            return signature(node.name, of)
-    fields = [of for of in node.body if isinstance(of, ast.AnnAssign) and "ClassVar" not in ast.unparse(of.annotation)]
-    if not fields or node.name == "Plugin":
+    init = init_of(node)
+    if init is not None:
+        return signature(node.name, init)
+    if not fields(node) or node.name == "Plugin":
         return ""
     by_name = ["*"] if any(ast.unparse(base) == "_Checked" for base in node.bases) else []  # a pydantic model
-    given = [parameter(ast.unparse(of.target), of.annotation, of.value) for of in fields]
+    given = [parameter(ast.unparse(of.target), of.annotation, of.value) for of in fields(node)]
     return call(node.name, [*by_name, *given], None)
 
 
