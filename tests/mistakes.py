@@ -8,12 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import pandas
 import torch
 from torch import nn
-from torch.utils.data import DataLoader, Dataset, TensorDataset
+from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset, TensorDataset
 
 from heptad import (
     CheckpointError,
@@ -135,7 +137,7 @@ def the_configuration_by_position(folder: Path) -> None:
     RunConfig(10, 64)  # type: ignore[misc]
 
 
-@mistake(ConfigError, "RunConfig.device is 'cuda:7'", "use 'auto' or 'cpu'")
+@mistake(ConfigError, "RunConfig.device is 'cuda:7', but torch sees", "use 'auto' or 'cpu'")
 def a_device_that_is_not_there(folder: Path) -> None:
     train(config={"device": "cuda:7"})
 
@@ -143,6 +145,16 @@ def a_device_that_is_not_there(folder: Path) -> None:
 @mistake(ConfigError, "RunConfig.device", "'gpu'")
 def a_device_that_does_not_exist(folder: Path) -> None:
     train(config={"device": "gpu"})
+
+
+@mistake(ConfigError, "RunConfig.device must be a device that computes", "no values, got 'meta'")
+def a_device_without_values(folder: Path) -> None:
+    train(config={"device": "meta"})
+
+
+@mistake(ConfigError, "RunConfig.seed must be at most 18446744073709551615, got 1180591620717411303424")
+def a_seed_of_too_many_bits(folder: Path) -> None:
+    train(config={"seed": 2**70})
 
 
 @mistake(ConfigError, "RunConfig is frozen, epochs cannot be set; give it when you build the RunConfig")
@@ -177,6 +189,23 @@ def a_criterion_that_sums(folder: Path) -> None:
     train(criterion=nn.CrossEntropyLoss(reduction="sum"))
 
 
+@mistake(ConfigError, "its reduction is 'sum'", "use reduction='mean'")
+def a_criterion_function_that_sums(folder: Path) -> None:
+    train(criterion=partial(nn.functional.cross_entropy, reduction="sum"))
+
+
+@mistake(ConfigError, "its reduction is 'sum'", "use reduction='batchmean'")
+def a_divergence_that_sums(folder: Path) -> None:
+    train(criterion=nn.KLDivLoss(reduction="sum"))
+
+
+@mistake(
+    ConfigError, "Components.criterion is called as criterion(output, target), but takes (anchor", "for compute_loss"
+)
+def a_criterion_of_three(folder: Path) -> None:
+    train(criterion=nn.TripletMarginLoss())
+
+
 @mistake(ConfigError, "Components.optimizer is required")
 def a_forgotten_optimizer(folder: Path) -> None:
     train(optimizer=...)
@@ -185,6 +214,44 @@ def a_forgotten_optimizer(folder: Path) -> None:
 @mistake(ConfigError, "Components.optimizer must be a torch optimizer", "AdamW", "lambda network")
 def the_class_of_an_optimizer(folder: Path) -> None:
     train(optimizer=torch.optim.AdamW)
+
+
+@mistake(ConfigError, "Components.optimizer must be a torch optimizer", "pass an instance, or lambda network: SGD(")
+def a_list_of_classes_of_optimizers(folder: Path) -> None:
+    train(optimizer=[torch.optim.SGD])
+
+
+@mistake(
+    TypeError,
+    "optimizer can only optimize Tensors",
+    "while Components.optimizer was called with the network (a Sequential); an optimizer of torch takes",
+    "network.parameters()",
+)
+def a_partial_of_the_class_of_an_optimizer(folder: Path) -> None:
+    train(optimizer=partial(torch.optim.SGD, lr=0.1))
+
+
+@mistake(ConfigError, "Components.optimizer is called as optimizer(network), but takes (): too many")
+def an_optimizer_function_of_nothing(folder: Path) -> None:
+    model = network()
+    train(network=model, optimizer=lambda: sgd(model))
+
+
+@mistake(
+    ConfigError, "the step of this LBFGS is called as step(), but takes (closure)", "needs no closure, such as SGD"
+)
+def an_optimizer_that_needs_a_closure(folder: Path) -> None:
+    model = network()
+    Engine(
+        components(network=model, optimizer=torch.optim.LBFGS(model.parameters())), RunConfig(epochs=1, batch_size=4)
+    )
+
+
+@mistake(ConfigError, "Components.optimizer holds the same SGD twice", "pass it once")
+def one_optimizer_twice(folder: Path) -> None:
+    model = network()
+    optimizer = sgd(model)
+    Engine(components(network=model, optimizer=[optimizer, optimizer]), RunConfig(epochs=1, batch_size=4))
 
 
 @mistake(ConfigError, "this SGD holds none of the network's parameters", "the network that is passed")
@@ -251,6 +318,92 @@ def an_empty_dataset(folder: Path) -> None:
 @mistake(DataError, "has 24 samples, fewer than one batch of 64", "smaller batch_size or drop_last=False")
 def a_batch_larger_than_the_dataset(folder: Path) -> None:
     train(config={"batch_size": 64})
+
+
+@mistake(
+    DataError,
+    "Components.dataset (a tuple) has 2 samples, fewer than one batch of 4",
+    "if its items are columns, pass TensorDataset(",
+)
+def tensors_in_a_tuple(folder: Path) -> None:
+    train(dataset=(torch.randn(24, 8), torch.randint(0, 3, (24,))))
+
+
+@mistake(
+    DataError,
+    "Components.dataset is a dict of 2: 'x': float32 of shape (24, 8), 'y': int64 of shape (24,)",
+    "pass TensorDataset(torch.as_tensor(data['x']), torch.as_tensor(data['y']))",
+)
+def tensors_in_a_dict(folder: Path) -> None:
+    train(dataset={"x": torch.randn(24, 8), "y": torch.randint(0, 3, (24,))})
+
+
+@mistake(DataError, "Components.dataset is a dict of 2: 'train': a TensorDataset", "one of its values, such as data[")
+def datasets_in_a_dict(folder: Path) -> None:
+    train(dataset={"train": dataset(), "valid": dataset()})
+
+
+@mistake(
+    DataError,
+    "Components.loader is a dict of 1: 'train': a DataLoader",
+    "pass one of its values, such as data['train']",
+)
+def loaders_in_a_dict(folder: Path) -> None:
+    loaders = {"train": DataLoader(dataset(), batch_size=4)}
+    Engine(components(dataset=..., loader=loaders), RunConfig(epochs=1)).run()
+
+
+@mistake(DataError, "Components.dataset is a DataFrame, which is indexed by column", "TensorDataset(torch.tensor(")
+def a_frame_as_dataset(folder: Path) -> None:
+    train(dataset=pandas.DataFrame({"x": range(24), "y": range(24)}))
+
+
+@mistake(DataError, "Components.dataset is 'data/train'; no file is read here")
+def the_path_of_a_dataset(folder: Path) -> None:
+    train(dataset="data/train")
+
+
+@mistake(DataError, "Components.dataset is the class Texts; pass an instance: Texts(…)")
+def the_class_of_a_dataset(folder: Path) -> None:
+    train(dataset=Texts)
+
+
+@mistake(
+    DataError,
+    "Components.collate_fn returned None for a list of 4: a tuple of 2: float32 of shape (8,)",
+    "does it end without a return?",
+    "in the body of before_step (epoch 0, batch 0, step 0, update 0)",
+)
+def a_collate_function_that_returns_nothing(folder: Path) -> None:
+    def collate(samples: list[Any]) -> Any:
+        torch.utils.data.default_collate(samples)
+
+    train(collate_fn=collate)
+
+
+@mistake(DataError, "sample 2 of the Subset cannot be read: its index is 24, and the dataset within has 24 samples")
+def a_subset_that_reaches_too_far(folder: Path) -> None:
+    Engine(components(dataset=Subset(dataset(), [0, 5, 24, 7])), RunConfig(epochs=1, batch_size=4))
+
+
+@mistake(IndexError, "list index out of range", "while sample 2 of the Subset was read", "in the body of before_step")
+def a_subset_that_reaches_too_far_into_a_list(folder: Path) -> None:
+    samples = list(dataset())
+    train(dataset=Subset(samples, [0, 5, 24, 7]), config={"shuffle": False})
+
+
+class Rows(IterableDataset[Any]):
+    """Samples that are walked."""
+
+    def __iter__(self) -> Any:
+        return iter(dataset())
+
+
+@mistake(
+    ConfigError, "RunConfig.shuffle=True needs a dataset that is indexed", "a Rows", "leave it out, and shuffle where"
+)
+def shuffling_what_is_walked(folder: Path) -> None:
+    train(dataset=Rows(), config={"shuffle": True})
 
 
 @mistake(ConfigError, "RunConfig.batch_size is required with Components.dataset")
@@ -437,6 +590,28 @@ def a_loss_with_the_output_beside_it(folder: Path) -> None:
     def compute_loss(network: nn.Module, batch: Any) -> Any:
         output = network(batch[0])
         return nn.functional.cross_entropy(output, batch[1]), output
+
+    train(criterion=..., compute_loss=compute_loss)
+
+
+@mistake(
+    EngineError,
+    "LossOutput.value must be the loss, a scalar tensor, got float32 of shape (4, 3)",
+    "they are swapped; write LossOutput(loss, output=…)",
+)
+def a_loss_and_its_output_swapped(folder: Path) -> None:
+    def compute_loss(network: nn.Module, batch: Any) -> Any:
+        output = network(batch[0])
+        return LossOutput(output, nn.functional.cross_entropy(output, batch[1]))
+
+    train(criterion=..., compute_loss=compute_loss)
+
+
+@mistake(EngineError, "LossOutput.logs must map names to values, got a list; write logs={'name': value}")
+def logs_in_a_list(folder: Path) -> None:
+    def compute_loss(network: nn.Module, batch: Any) -> Any:
+        loss = nn.functional.cross_entropy(network(batch[0]), batch[1])
+        return LossOutput(loss, logs=[loss])
 
     train(criterion=..., compute_loss=compute_loss)
 

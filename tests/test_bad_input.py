@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import threading
+from collections import UserDict
 from collections.abc import Callable
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from torch import nn
-from torch.utils.data import DataLoader, IterableDataset, TensorDataset
+from torch.utils.data import DataLoader, IterableDataset, Subset, TensorDataset
 
 from builders import CLASSES, FEATURES, STATES, Unsized, batches, small_engine, small_network
 from heptad import (
@@ -27,6 +30,9 @@ from heptad import (
     on_enter,
     on_exit,
 )
+from heptad.config import check_optimizer
+from heptad.data.build import build_dataset_feed, build_loader_feed
+from heptad.errors import a_kind, counted
 
 NETWORK = small_network()
 DATASET = TensorDataset(torch.randn(6, FEATURES), torch.arange(6) % CLASSES)
@@ -36,6 +42,12 @@ BATCHES = batches(3)
 def sgd(network: nn.Module) -> torch.optim.Optimizer:
     """Returns an optimizer of a network's parameters."""
     return torch.optim.SGD(network.parameters(), lr=0.1)
+
+
+def scheduled(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
+    """Returns an optimizer after a scheduler of torch has put a function in the place of its `step`."""
+    torch.optim.lr_scheduler.StepLR(optimizer, 1)
+    return optimizer
 
 
 def mean_loss(network: nn.Module, batch: Any) -> torch.Tensor:
@@ -64,6 +76,13 @@ class OnlyIndexed:
 
     def __getitem__(self, index: int) -> Any:
         return DATASET[index]
+
+
+class OnlyWalked:
+    """Samples that have an order of their own."""
+
+    def __iter__(self) -> Any:
+        return iter(DATASET)
 
 
 class Empty(TensorDataset):
@@ -114,6 +133,11 @@ TABLE: dict[str, tuple[Callable[[], Any], type[EngineError], list[str]]] = {
     "batch_size=0": (lambda: RunConfig(epochs=1, batch_size=0), ConfigError, ["batch_size must be at least 1, got 0"]),
     "num_workers=-1": (lambda: RunConfig(epochs=1, num_workers=-1), ConfigError, ["num_workers must be at least 0"]),
     "seed=-1": (lambda: RunConfig(epochs=1, seed=-1), ConfigError, ["RunConfig.seed must be at least 0, got -1"]),
+    "seed=2**64": (
+        lambda: RunConfig(epochs=1, seed=2**64),
+        ConfigError,
+        ["RunConfig.seed must be at most 18446744073709551615, got 18446744073709551616"],
+    ),
     "log_capacity=0": (lambda: RunConfig(epochs=1, log_capacity=0), ConfigError, ["log_capacity must be at least 1"]),
     "shuffle=1": (lambda: RunConfig(epochs=1, shuffle=1), ConfigError, ["shuffle must be True or False, got 1"]),
     "an unknown remainder": (
@@ -125,6 +149,16 @@ TABLE: dict[str, tuple[Callable[[], Any], type[EngineError], list[str]]] = {
         lambda: RunConfig(epochs=1, device="gpu"),
         ConfigError,
         ["RunConfig.device must be 'auto' or a device that torch knows", "got 'gpu'"],
+    ),
+    "a device that is none": (
+        lambda: RunConfig(epochs=1, device=0),
+        ConfigError,
+        ["RunConfig.device must be 'auto' or a device that torch knows", "got 0"],
+    ),
+    "the meta device": (
+        lambda: RunConfig(epochs=1, device=torch.device("meta")),
+        ConfigError,
+        ["RunConfig.device must be a device that computes", "got device(type='meta')"],
     ),
     "an unknown key": (
         lambda: RunConfig(epochs=1, acumulation=4),
@@ -167,6 +201,36 @@ TABLE: dict[str, tuple[Callable[[], Any], type[EngineError], list[str]]] = {
         ConfigError,
         ["its reduction is 'none'"],
     ),
+    "a partial criterion that takes the sum": (
+        lambda: components(criterion=partial(nn.functional.cross_entropy, reduction="sum")),
+        ConfigError,
+        ["its reduction is 'sum'", "reduction='mean', or compute_loss"],
+    ),
+    "a partial of a criterion that takes the sum": (
+        lambda: components(criterion=partial(nn.CrossEntropyLoss(reduction="sum"))),
+        ConfigError,
+        ["its reduction is 'sum'"],
+    ),
+    "the mean over the batch of what has no such": (
+        lambda: components(criterion=partial(nn.functional.mse_loss, reduction="batchmean")),
+        ConfigError,
+        ["its reduction is 'batchmean': use reduction='mean'"],
+    ),
+    "a divergence that takes the sum": (
+        lambda: components(criterion=partial(nn.functional.kl_div, reduction="sum")),
+        ConfigError,
+        ["its reduction is 'sum': use reduction='batchmean'"],
+    ),
+    "a criterion of one": (
+        lambda: components(criterion=lambda output: output.mean()),
+        ConfigError,
+        ["Components.criterion is called as criterion(output, target), but takes (output): too many", "compute_loss"],
+    ),
+    "a module of three as criterion": (
+        lambda: components(criterion=nn.CosineEmbeddingLoss()),
+        ConfigError,
+        ["Components.criterion is called as criterion(output, target), but takes (input1", "'target'", "compute_loss"],
+    ),
     "a criterion that is no function": (lambda: components(criterion="mse"), ConfigError, ["criterion", "got 'mse'"]),
     "no optimizer": (lambda: components(optimizer=...), ConfigError, ["Components.optimizer is required"]),
     "no network": (lambda: components(network=...), ConfigError, ["Components.network is required"]),
@@ -184,6 +248,38 @@ TABLE: dict[str, tuple[Callable[[], Any], type[EngineError], list[str]]] = {
         lambda: components(optimizer=[]),
         ConfigError,
         ["Components.optimizer must be a torch optimizer", "got []"],
+    ),
+    "a list with an optimizer's class": (
+        lambda: components(optimizer=[sgd(NETWORK), torch.optim.Adam]),
+        ConfigError,
+        ["Components.optimizer must be a torch optimizer", "pass an instance, or lambda network: Adam(network.par"],
+    ),
+    "an optimizer function without the network": (
+        lambda: components(optimizer=lambda: sgd(NETWORK)),
+        ConfigError,
+        ["Components.optimizer is called as optimizer(network), but takes (): too many positional arguments"],
+    ),
+    "an optimizer that needs a closure": (
+        lambda: Engine(components(optimizer=torch.optim.LBFGS(NETWORK.parameters())), RunConfig(epochs=1)),
+        ConfigError,
+        ["the step of this LBFGS is called as step(), but takes (closure)", "an optimizer that needs no closure"],
+    ),
+    "a function that builds an optimizer that needs a closure": (
+        lambda: Engine(
+            components(optimizer=lambda network: torch.optim.LBFGS(network.parameters())), RunConfig(epochs=1)
+        ).run(),
+        ConfigError,
+        ["the step of this LBFGS is called as step(), but takes (closure)"],
+    ),
+    "an optimizer that needs a closure and has a schedule": (
+        lambda: Engine(components(optimizer=scheduled(torch.optim.LBFGS(NETWORK.parameters()))), RunConfig(epochs=1)),
+        ConfigError,
+        ["the step of this LBFGS is called as step(), but takes (self, closure)"],
+    ),
+    "the same optimizer twice": (
+        lambda: Engine(components(optimizer=[sgd(NETWORK)] * 2), RunConfig(epochs=1)),
+        ConfigError,
+        ["Components.optimizer holds the same SGD twice", "pass it once"],
     ),
     "an optimizer of another network": (
         lambda: Engine(components(optimizer=sgd(small_network())), RunConfig(epochs=1)),
@@ -237,6 +333,25 @@ TABLE: dict[str, tuple[Callable[[], Any], type[EngineError], list[str]]] = {
         ConfigError,
         ["RunConfig.device is 'cuda:99', but torch sees", "use 'auto' or 'cpu'"],
     ),
+    "a device without its module": (
+        lambda: over_loader(device="hpu"),
+        ConfigError,
+        ["RunConfig.device is 'hpu', but torch sees", "use 'auto' or 'cpu'"],
+    ),
+    "a device without a backend": (
+        lambda: over_loader(device=torch.device("vulkan")),
+        ConfigError,
+        ["RunConfig.device is 'vulkan', but torch sees", "use 'auto' or 'cpu'"],
+    ),
+    "shuffling a dataset that is walked": (
+        lambda: over_dataset(OnlyWalked(), shuffle=True),
+        ConfigError,
+        [
+            "RunConfig.shuffle=True needs a dataset that is indexed",
+            "Components.dataset (an OnlyWalked)",
+            "leave it out",
+        ],
+    ),
     "components and configuration in the wrong order": (
         lambda: Engine(RunConfig(epochs=1), components()),
         EngineError,
@@ -273,7 +388,64 @@ TABLE: dict[str, tuple[Callable[[], Any], type[EngineError], list[str]]] = {
     "a dataset that is none": (
         lambda: over_dataset(7),
         DataError,
-        ["Components.dataset must have __getitem__ and __len__, or __iter__; got a int"],
+        ["Components.dataset must have __getitem__ and __len__, or __iter__; got an int"],
+    ),
+    "tensors in a list": (
+        lambda: over_dataset([torch.zeros(6, 2), torch.zeros(6)], batch_size=3),
+        DataError,
+        ["Components.dataset (a list) has 2 samples, fewer than one batch of 3", "pass TensorDataset(*map(torch.as_"],
+    ),
+    "arrays in a tuple": (
+        lambda: over_dataset((np.zeros((6, 2)), np.zeros(6)), batch_size=3),
+        DataError,
+        ["Components.dataset (a tuple) has 2 samples", "pass TensorDataset(*map(torch.as_tensor, data))"],
+    ),
+    "arrays in a dict": (
+        lambda: over_dataset({"x": np.zeros((6, 2)), "y": np.zeros(6)}),
+        DataError,
+        ["Components.dataset is a dict of 2", "pass TensorDataset(torch.as_tensor(data['x']), torch.as_tensor(data['y"],
+    ),
+    "a mapping of another kind": (
+        lambda: over_dataset(UserDict(train=DATASET)),
+        DataError,
+        ["Components.dataset is a UserDict of 1", "pass one of its values, such as data['train']"],
+    ),
+    "an empty dict": (lambda: over_dataset({}), DataError, ["Components.dataset is a dict of 0", "it is empty"]),
+    "a dict of loaders": (
+        lambda: over_loader({"train": BATCHES}),
+        DataError,
+        ["Components.loader is a dict of 1", "it must be a re-iterable of batches: pass one of its values, such as d"],
+    ),
+    "a path as the dataset": (
+        lambda: over_dataset(Path("data/train")),
+        DataError,
+        ["Components.dataset is 'data/train'; no file is read here, pass what reads it"],
+    ),
+    "a long text as the dataset": (
+        lambda: over_dataset("ab" * 1000),
+        DataError,
+        ["ab...bab", "; no file is read here"],
+    ),
+    "a path as the loader": (lambda: over_loader("train.pt"), DataError, ["Components.loader is 'train.pt'; no file"]),
+    "a dataset's class": (
+        lambda: over_dataset(TensorDataset),
+        DataError,
+        ["Components.dataset is the class TensorDataset; pass an instance: TensorDataset(…)"],
+    ),
+    "a loader's class": (
+        lambda: over_loader(DataLoader),
+        DataError,
+        ["Components.loader is the class DataLoader; pass an instance: DataLoader(…)"],
+    ),
+    "a subset that reaches too far": (
+        lambda: over_dataset(Subset(DATASET, [0, 1, 6])),
+        DataError,
+        ["sample 2 of the Subset cannot be read: its index is 6, and the dataset within has 6 samples; mend"],
+    ),
+    "a subset that reaches too far from the end": (
+        lambda: over_dataset(Subset(Subset(DATASET, [3, 4]), [-2, -3])),
+        DataError,
+        ["sample 1 of the Subset cannot be read: its index is -3, and the dataset within has 2 samples"],
     ),
     "a loader that is none": (
         lambda: over_loader(7),
@@ -357,6 +529,198 @@ def test_what_was_created_does_not_change(build):
     with pytest.raises(ConfigError, match=f"is frozen, {field} cannot be set"):
         setattr(made, field, None)
     assert getattr(made, field) is before
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda:1", "mps"])
+def test_a_device_of_torch_is_taken_by_its_name(device):
+    """`RunConfig.device` holds text, whichever of the two was given."""
+    assert RunConfig(epochs=1, device=torch.device(device)).device == device
+    assert over_loader(device=torch.device("cpu")).run().state == "finished"
+
+
+def test_the_largest_seed_that_torch_takes_is_taken():
+    """The bound is that of the generators, and not one below it."""
+    assert over_loader(seed=2**64 - 1).run().state == "finished"
+
+
+class Stepped:
+    """Has what an optimizer has, by way of one that it holds."""
+
+    def __init__(self, optimizer: torch.optim.Optimizer) -> None:
+        self.optimizer = optimizer
+        self.param_groups = optimizer.param_groups
+
+    def zero_grad(self) -> None:
+        self.optimizer.zero_grad()
+
+    def step(self) -> None:
+        self.optimizer.step()
+
+
+class WithClosure(Stepped):
+    """Steps as the optimizers of torch do."""
+
+    def step(self, closure: Any = None) -> None:
+        self.optimizer.step(closure)
+
+
+class Handed(Stepped):
+    """Has no `step` of its own."""
+
+    step = property(lambda self: self.optimizer.step)
+
+
+OPTIMIZERS: dict[str, Callable[[torch.optim.Optimizer], Any]] = {
+    "of torch": lambda optimizer: optimizer,
+    "with a schedule": scheduled,
+    "a wrapper": Stepped,
+    "a wrapper with a closure": WithClosure,
+    "a wrapper that hands on": Handed,
+    "a wrapper that hands on what has a schedule": lambda optimizer: Handed(scheduled(optimizer)),
+    "a wrapper in a list": lambda optimizer: [Stepped(optimizer)],
+}
+
+
+@pytest.mark.parametrize("kind", OPTIMIZERS)
+@pytest.mark.filterwarnings("ignore:Detected call of `lr_scheduler")
+def test_whatever_steps_without_an_argument_is_an_optimizer(kind):
+    """Only a `step` that cannot be called with nothing is refused."""
+    network = small_network()
+    made = OPTIMIZERS[kind](sgd(network))
+    before = [parameter.clone() for parameter in network.parameters()]
+    assert Engine(components(network=network, optimizer=made), RunConfig(epochs=1)).run().update == 3
+    assert not any(map(torch.equal, before, network.parameters()))
+
+
+def test_what_a_function_that_builds_the_optimizer_raises_comes_out_with_a_note():
+    """It is not wrapped; the note says what was called, and what torch's optimizers take where that may be it."""
+
+    class Torn(Exception):
+        """What the function raises."""
+
+    def tear(network: nn.Module) -> Any:
+        raise Torn
+
+    for optimizer, error, note in (
+        (tear, Torn, "heptad: while Components.optimizer was called with the network (a Linear)"),
+        (
+            partial(torch.optim.SGD, lr=0.1),
+            TypeError,
+            "heptad: while Components.optimizer was called with the network (a Linear); an optimizer of torch takes "
+            "network.parameters()",
+        ),
+    ):
+        with pytest.raises(error) as caught:
+            Engine(components(optimizer=optimizer), RunConfig(epochs=1)).run()
+        assert caught.value.__notes__[0] == note
+
+
+def test_an_optimizer_is_checked_again_with_other_advice():
+    """Whoever finds it without the network's parameters later says what to do then."""
+    with pytest.raises(ConfigError, match=r"\(2 held, 2 in the network\); change them in place"):
+        check_optimizer(sgd(small_network()), NETWORK, "change them in place")
+    check_optimizer(sgd(NETWORK), NETWORK, "change them in place")
+
+
+def mean_of_any(*given: torch.Tensor) -> torch.Tensor:
+    """A criterion whose signature says nothing."""
+    return nn.functional.cross_entropy(*given)
+
+
+CRITERIA: dict[str, Any] = {
+    "a module": nn.CrossEntropyLoss(),
+    "a function": nn.functional.cross_entropy,
+    "a partial that takes the mean": partial(nn.functional.cross_entropy, reduction="mean"),
+    "a partial of a module": partial(nn.CrossEntropyLoss()),
+    "a partial with an option": partial(nn.functional.cross_entropy, label_smoothing=0.1),
+    "a module that is called another way": type(
+        "Called", (nn.Module,), {"__call__": lambda self, output, target: nn.functional.cross_entropy(output, target)}
+    )(),
+    "any arguments": mean_of_any,
+}
+
+
+@pytest.mark.parametrize("kind", CRITERIA)
+def test_whatever_can_be_called_with_output_and_target_is_a_criterion(kind):
+    """What its signature does not rule out is taken."""
+    network = small_network()
+    made = components(network=network, criterion=CRITERIA[kind])
+    assert Engine(made, RunConfig(epochs=1)).run().update == 3
+
+
+@pytest.mark.parametrize(
+    "criterion",
+    [nn.KLDivLoss(reduction="batchmean"), partial(nn.functional.kl_div, reduction="batchmean")],
+    ids=["module", "partial"],
+)
+def test_the_batchmean_of_a_divergence_is_a_mean_over_the_batch(criterion):
+    """An update over unequal micro-batches is that of all their samples as one batch."""
+    data = torch.randn(9, FEATURES, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
+    target = data.exp()[:, :CLASSES].softmax(1)
+    results = []
+    for sizes in ((9,), (4, 3, 2)):
+        torch.manual_seed(1)
+        network = nn.Sequential(nn.Linear(FEATURES, CLASSES, dtype=torch.float64), nn.LogSoftmax(1))
+        loader = list(zip(data.split(sizes), target.split(sizes), strict=True))
+        made = components(network=network, loader=loader, criterion=criterion)
+        Engine(made, RunConfig(epochs=1, accumulation=len(sizes))).run()
+        results.append([*network.parameters()])
+    torch.testing.assert_close(*results, rtol=1e-12, atol=1e-15)
+
+
+@pytest.mark.parametrize("config", [{}, {"shuffle": False}], ids=["by default", "without shuffle"])
+def test_a_dataset_that_is_walked_is_taken_in_its_own_order(config):
+    """Only a `shuffle=True` that was asked for is refused."""
+    assert over_dataset(OnlyWalked(), **config).run().step == 3
+
+
+def test_a_dict_of_samples_by_number_is_a_dataset():
+    """It can be indexed as a list can."""
+    assert over_dataset(dict(enumerate(DATASET))).run().step == 3
+
+
+def test_messages_call_the_data_what_they_are_told_to():
+    """Data that are no component are not called so."""
+    config = RunConfig(epochs=1, batch_size=7)
+    for build in (
+        lambda: build_dataset_feed(DATASET, None, config, "Evaluate(data=…)"),
+        lambda: build_dataset_feed(7, None, config, "Evaluate(data=…)"),
+        lambda: build_dataset_feed(Empty(), None, config, "Evaluate(data=…)"),
+        lambda: build_dataset_feed(OnlyIndexed(), None, config, "Evaluate(data=…)"),
+        lambda: build_dataset_feed("train", None, config, "Evaluate(data=…)"),
+        lambda: build_dataset_feed({}, None, config, "Evaluate(data=…)"),
+        lambda: build_loader_feed({}, "Evaluate(data=…)"),
+        lambda: build_loader_feed(7, "Evaluate(data=…)"),
+        lambda: build_loader_feed([], "Evaluate(data=…)"),
+    ):
+        with pytest.raises(DataError, match=r"^Evaluate\(data=…\) ") as caught:
+            build()
+        assert "Components" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        (7, "an int"),
+        ([], "a list"),
+        (np.zeros(1), "an ndarray"),
+        (sgd(NETWORK), "an SGD"),
+        (Empty(), "an Empty"),
+        (type("UNet", (), {})(), "a UNet"),
+        (UserDict(), "a UserDict"),
+        (Unsized([]), "an Unsized"),
+        (type("_Inner", (), {})(), "an _Inner"),
+    ],
+)
+def test_the_kind_of_a_value_has_its_article(value, expected):
+    """It is the one that is heard."""
+    assert a_kind(value) == expected
+
+
+def test_a_number_has_its_noun():
+    """One of them is one."""
+    found = [counted(number, noun) for number in (0, 1, 2) for noun in ("batch", "sample")]
+    assert found == ["0 batches", "0 samples", "1 batch", "1 sample", "2 batches", "2 samples"]
 
 
 # -- plugins

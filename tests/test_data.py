@@ -14,7 +14,7 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset, TensorDataset, get_worker_info
 
 from builders import CLASSES, FEATURES, small_network
-from heptad import Components, Engine, Plugin, Run, RunConfig
+from heptad import Components, DataError, Engine, Plugin, Run, RunConfig
 from heptad.data import build_feed
 from heptad.data.order import ORDER_VERSION, order
 
@@ -419,3 +419,64 @@ def test_a_collate_function_makes_the_batch(dataset):
     assert [(type(samples), len(samples)) for samples in given] == [(list, BATCH)] * 2
     expected = [-torch.stack([data for data, _ in samples]) for samples in given]
     assert same(epoch, expected)
+
+
+# -- what goes wrong where a batch is made
+
+
+@pytest.mark.parametrize("dataset", [PAIRS, Noisy(), NoisyStream()], ids=lambda value: type(value).__name__)
+def test_a_collate_function_that_returns_nothing_is_an_error(dataset):
+    """`None` is no batch; the error says of what one was to be made."""
+    with pytest.raises(DataError, match=r"^Components.collate_fn returned None for a list of 4: a tuple of 2: float64"):
+        engine_over(dataset, collate_fn=lambda samples: None).run()
+
+
+@pytest.mark.parametrize("dataset", [Noisy(), NoisyStream()], ids=["map", "iterable"])
+def test_a_batch_that_cannot_be_made_says_of_what(dataset):
+    """What the collate function raises comes out with a note, however its samples were read."""
+
+    def collate(samples: list[Any]) -> Any:
+        raise ValueError("ragged")
+
+    with pytest.raises(ValueError, match="ragged") as caught:
+        engine_over(dataset, collate_fn=collate).run()
+    assert caught.value.__notes__[0].startswith("heptad: while a batch was made of a list of 4: a tuple of 2: float64")
+
+
+class Torn(Dataset):
+    """A dataset that cannot read one of its samples."""
+
+    def __len__(self) -> int:
+        return SAMPLES
+
+    def __getitem__(self, index: int) -> Any:
+        if index == 6:
+            raise OSError("cannot be read")
+        return PAIRS[index]
+
+
+class TornByList(ByList):
+    """One that cannot read one of its samples, and is asked for many at once."""
+
+    def __getitems__(self, places: list[int]) -> list[Any]:
+        if 6 in places:
+            raise OSError("cannot be read")
+        return super().__getitems__(places)
+
+
+@pytest.mark.parametrize(
+    ("dataset", "batch_size", "note"),
+    [
+        (Torn(), BATCH, "sample 6 of the Torn was read"),
+        (Subset(Torn(), [9, 8, 7, 6, 5]), BATCH, "sample 3 of the Subset was read"),
+        (Subset(Subset(Torn(), range(1, 9)), [1, 2, 5, 3]), BATCH, "sample 2 of the Subset was read"),
+        (TornByList(), BATCH, "samples 4, 5, 6, 7 of the TornByList were read"),
+        (Subset(TornByList(), [9, 8, 7, 6]), BATCH, "samples 0, 1, 2, 3 of the Subset were read"),
+        (TornByList(), SAMPLES, "samples 0, 1, 2, 3, 4, 5, 6, 7, … of the TornByList were read"),
+    ],
+)
+def test_a_sample_that_cannot_be_read_is_named(dataset, batch_size, note):
+    """By its number in the dataset that was given; where many are asked for at once, with those beside it."""
+    with pytest.raises(OSError, match="cannot be read") as caught:
+        engine_over(dataset, shuffle=False, batch_size=batch_size).run()
+    assert caught.value.__notes__[0] == f"heptad: while {note}"

@@ -7,7 +7,7 @@ operations Python runs on cold caches, where a call costs several times what a t
 from __future__ import annotations
 
 import secrets
-from collections.abc import Callable, Sized
+from collections.abc import Callable, Mapping, Sized
 from typing import Any, cast
 
 import torch
@@ -15,7 +15,7 @@ import torch
 from heptad.accumulation import scale_gradients
 from heptad.config import LossOutput, build_optimizers, check_optimizer
 from heptad.data import count_samples, place
-from heptad.errors import DataError, EngineError, add_note, kind
+from heptad.errors import DataError, EngineError, a_kind, add_note, counted, kind
 from heptad.plugin import Mark, Subscription
 from heptad.run import Run
 from heptad.seeding import seed_all
@@ -32,7 +32,7 @@ def before_loop(run: Run) -> None:
     if components.init_weights is not None:
         components.init_weights(parts.network)
         for optimizer in parts.optimizers:
-            check_optimizer(optimizer, parts.network)  # layers that were replaced are held by no optimizer
+            check_optimizer(optimizer, parts.network, _REPLACED)
     parts.network.train()
     clear_gradients(run)
     run.plan_windows()
@@ -82,7 +82,7 @@ def before_step(run: Run) -> None:
             window.resize()
             run.memory.windows.append((run.memory.seq, window.size))
         for optimizer in parts.optimizers:
-            if optimizer.__class__.zero_grad is PLAIN_ZERO_GRAD:
+            if getattr(optimizer.__class__, "zero_grad", None) is PLAIN_ZERO_GRAD:
                 # what zero_grad() does, less its profiler record, which costs more than this whole body
                 for group in optimizer.param_groups:
                     for parameter in group["params"]:
@@ -221,6 +221,7 @@ def after_loop(run: Run) -> None:
     run.reason = run.reason or f"epochs={at.epoch} complete"
 
 
+_REPLACED = "init_weights put others in their place: change them in place, as torch.nn.init does"
 PLAIN_ZERO_GRAD = torch.optim.Optimizer.zero_grad
 
 BODIES: dict[str, Callable[[Run], None]] = {
@@ -258,7 +259,7 @@ def check_pair(batch: Any) -> None:
     if not isinstance(batch, tuple | list) or len(cast("Sized", batch)) != 2:
         size = f" of {len(cast('Sized', batch))}" if isinstance(batch, tuple | list | dict) else ""
         raise DataError(
-            f"with a criterion a batch must be (data, target), got a {kind(cast('object', batch))}{size}; "
+            f"with a criterion a batch must be (data, target), got {a_kind(cast('object', batch))}{size}; "
             "give Components.compute_loss in place of criterion"
         )
 
@@ -295,6 +296,8 @@ def _way_out(loss: object) -> str:
     """Returns what to do where it can be guessed what happened."""
     if loss is None:
         return "; does it end without a return?"
+    if isinstance(loss, Mapping) and "loss" in loss:  # a dict, or a model's named outputs
+        return "; return LossOutput(value=output['loss'], output=output)"
     if isinstance(loss, tuple):
         return "; for the output beside the loss return LossOutput(loss, output=…)"
     return "; leave out .item() and float(), the graph is needed" if isinstance(loss, float) else ""
@@ -339,7 +342,7 @@ def _extend(run: Run) -> None:
     at, feed, window = run.position, run.parts.feed, run.position.window
     missing = window.size - window.steps
     if not at.extending:
-        steps = "1 more step" if missing == 1 else f"{missing} more steps"
+        steps = counted(missing, "more step")
         run.note_of("extension", f"epoch {at.epoch} goes on for {steps}, to fill its last window")
     feed.end()
     at.extending = True

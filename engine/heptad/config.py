@@ -6,6 +6,7 @@ import inspect
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, cast
 
 import numpy as np
@@ -23,7 +24,8 @@ from pydantic.functional_validators import ModelWrapValidatorHandler  # pydantic
 from torch import nn
 from torch.optim import Optimizer
 
-from heptad.errors import ConfigError, kind, nearest
+from heptad.errors import ConfigError, EngineError, a_kind, kind, nearest
+from heptad.telling import told
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,12 +39,30 @@ class LossOutput:
             a weight or none does.
         output: What the network gave; metrics and `Run.output` see it.
         logs: Values to record under these names, each a number or a 0-dim tensor.
+
+    Raises:
+        EngineError: If `logs` is no mapping, or the loss stands where the weight belongs.
     """
 
     value: torch.Tensor
     weight: float | torch.Tensor | None = None
     output: Any = None
     logs: Mapping[str, float | torch.Tensor] = field(default_factory=dict[str, float | torch.Tensor])
+
+    def __post_init__(self) -> None:
+        # made in every step, so what is right is told by the cheapest of questions
+        if self.logs.__class__ is not dict and not isinstance(self.logs, Mapping):  # pyright: ignore[reportUnnecessaryIsInstance] - for callers without a type checker
+            raise EngineError(
+                f"LossOutput.logs must map names to values, got {a_kind(self.logs)}; write logs={{'name': value}}"
+            )
+        weight = self.weight
+        if isinstance(weight, torch.Tensor) and weight.requires_grad and not weight.dim():
+            value: object = self.value
+            if not isinstance(value, torch.Tensor) or value.dim():  # pyright: ignore[reportUnnecessaryIsInstance] - as above
+                raise EngineError(
+                    f"LossOutput.value must be the loss, a scalar tensor, got {told(value)}, and LossOutput.weight "
+                    "requires grad as a loss does: they are swapped; write LossOutput(loss, output=…)"
+                )
 
 
 if TYPE_CHECKING:
@@ -61,6 +81,7 @@ def _plain(value: object) -> object:
 
 Count = Annotated[int, BeforeValidator(_plain), Field(ge=0)]
 Positive = Annotated[int, BeforeValidator(_plain), Field(ge=1)]
+Seed = Annotated[int, BeforeValidator(_plain), Field(ge=0, le=2**64 - 1)]  # torch takes 64 bits
 
 
 class _Checked(BaseModel):
@@ -121,6 +142,8 @@ def _line(model: type[BaseModel], item: Mapping[str, Any]) -> str:
             return f"{where} is required"
         case "greater_than_equal":
             return f"{where} must be at least {context['ge']}, got {got}"
+        case "less_than_equal":
+            return f"{where} must be at most {context['le']}, got {got}"
         case "int_type" | "int_from_float":
             return f"{where} must be a whole number, got {got}"
         case "bool_type":
@@ -143,7 +166,7 @@ def _instance(value: object) -> str:
 def _short(value: object) -> str:
     """Returns a value's repr where it fits in a line, else its type."""
     text = repr(value)
-    return text if len(text) <= 60 and "\n" not in text else f"a {kind(value)}"
+    return text if len(text) <= 60 and "\n" not in text else a_kind(value)
 
 
 class RunConfig(_Checked):
@@ -158,13 +181,14 @@ class RunConfig(_Checked):
             further pass until the last window is full, `"flush"` updates with the part that is there, `"drop"` does not
             start a window that the data cannot fill.
         seed: Seeds the global generators of torch, python and numpy in `before_loop`, and is the root of the data's
-            order. `None` leaves the generators alone and takes a root for the data from the operating system.
-        shuffle: A new order each pass; with `dataset` only.
+            order; below 2**64. `None` leaves the generators alone and takes a root for the data from the operating
+            system.
+        shuffle: A new order each pass; with a `dataset` that is indexed only, an iterable one has an order of its own.
         drop_last: Leaves out the last, smaller batch of a pass; with `dataset` only.
         num_workers: Processes that fetch batches, 0 for none; with `dataset` only. The data do not depend on it, except
             where an iterable dataset does not share itself out: each worker yields all of it then, as in torch.
         device: Where the network and the batches are placed: `"auto"` (the accelerator if there is one), `"cpu"`,
-            `"cuda"`, `"cuda:1"` and so on.
+            `"cuda"`, `"cuda:1"` and so on, or a `torch.device`, of which the name is kept.
         deterministic: Asks torch for deterministic algorithms for as long as the run is being driven.
         log_capacity: Transitions that `Run.log` keeps in memory, 10 bytes each; the oldest go first.
         trace_handlers: Keeps for every call of a handler when it was made and how long it took: `explain` and the trace
@@ -179,23 +203,26 @@ class RunConfig(_Checked):
     batch_size: Positive | None = None
     accumulation: Positive = 1
     remainder: Literal["extend", "flush", "drop"] = "extend"
-    seed: Count | None = 0
+    seed: Seed | None = 0
     shuffle: bool = True
     drop_last: bool = True
     num_workers: Count = 0
-    device: str = "auto"
+    device: str | torch.device = "auto"
     deterministic: bool = False
     log_capacity: Positive = 1_000_000
     trace_handlers: bool = False
 
-    @field_validator("device")
+    @field_validator("device", mode="before")
     @classmethod
-    def _is_device(cls, name: str) -> str:
+    def _is_device(cls, device: object) -> str:
+        name = str(device) if isinstance(device, str | torch.device) else ""
         if name != "auto":
             try:
-                torch.device(name)
+                found = torch.device(name)
             except RuntimeError:
                 raise ValueError("must be 'auto' or a device that torch knows, such as 'cpu' or 'cuda:0'") from None
+            if found.type == "meta":
+                raise ValueError("must be a device that computes: tensors on 'meta' have shapes and no values")
         return name
 
     @classmethod
@@ -236,40 +263,48 @@ class Components(_Checked):
 
     @field_validator("criterion")
     @classmethod
-    def _takes_the_mean(cls, criterion: Callable[..., torch.Tensor] | None) -> Callable[..., torch.Tensor] | None:
+    def _takes_the_mean(cls, criterion: Any) -> Any:
         if isinstance(criterion, type):
             raise ValueError(f"must be a function of (output, target){_instance(criterion)}")
-        reduction = getattr(criterion, "reduction", "mean")
-        if reduction != "mean":
+        if criterion is None:
+            return None
+        function: Any = criterion
+        options: dict[str, object] = {}
+        if issubclass(type(criterion), partial):  # isinstance would make of `Any` a type that is unknown in part
+            function, options = criterion.func, criterion.keywords
+        reduction = options.get("reduction", getattr(function, "reduction", "mean"))
+        # the mean over a batch of distributions: torch's "mean" of these divides by the number of classes too
+        batchmean = isinstance(function, nn.KLDivLoss) or function is nn.functional.kl_div
+        if reduction != "mean" and not (batchmean and reduction == "batchmean"):
             raise ValueError(
-                f"must take the mean over the batch, but its reduction is {reduction!r}: use reduction='mean', "
-                "or compute_loss for a loss of your own"
+                f"must take the mean over the batch, but its reduction is {reduction!r}: "
+                f"use reduction='{'batchmean' if batchmean else 'mean'}', or compute_loss for a loss of your own"
             )
+        # as far as its __call__ says, a module can be called with anything
+        called = criterion.forward if type(criterion).__call__ is nn.Module.__call__ else criterion
+        _check_call(called, "criterion(output, target)", "a loss of anything else is for compute_loss")
         return criterion
 
     @field_validator("compute_loss")
     @classmethod
     def _takes_network_and_batch(cls, compute_loss: ComputeLoss | None) -> ComputeLoss | None:
-        try:
-            signature = None if compute_loss is None else inspect.signature(compute_loss)
-        except ValueError:
-            return compute_loss  # some callables of C have none; calling is the test then
-        try:
-            _ = signature and signature.bind(object(), object())
-        except TypeError as error:
-            raise ValueError(f"is called as compute_loss(network, batch), but takes {signature}: {error}") from None
+        if compute_loss is not None:
+            _check_call(compute_loss, "compute_loss(network, batch)")
         return compute_loss
 
     @field_validator("optimizer", mode="before")
     @classmethod
     def _are_optimizers(cls, optimizer: object) -> object:
         parts = _several(optimizer)
-        if isinstance(optimizer, type) or not parts or not all(is_optimizer(part) or callable(part) for part in parts):
-            name = optimizer.__name__ if isinstance(optimizer, type) else ""
+        classes = [part.__name__ for part in parts if isinstance(part, type)]
+        if classes or not parts or not all(is_optimizer(part) or callable(part) for part in parts):
             raise ValueError(
                 "must be a torch optimizer, a function of the network that returns one, or several of these"
-                + (f"; for a class write lambda network: {name}(network.parameters())" if name else "")
+                + (f"; pass an instance, or lambda network: {classes[0]}(network.parameters())" if classes else "")
             )
+        for part in parts:
+            if not is_optimizer(part):
+                _check_call(part, "optimizer(network)")
         return optimizer
 
     @classmethod
@@ -298,6 +333,9 @@ def check_together(components: Components, config: RunConfig) -> None:
             f"Components.network (a {kind(components.network)}) has no parameters to train; layers that are kept in a "
             "list or a dict are found only if that is an nn.ModuleList or an nn.ModuleDict"
         )
+    mistakes += _mistakes_of(
+        [part for part in _several(components.optimizer) if is_optimizer(part)], components.network
+    )
     if components.dataset is not None and config.batch_size is None:
         mistakes.append("RunConfig.batch_size is required with Components.dataset")
     if components.loader is not None:
@@ -314,25 +352,72 @@ def build_optimizers(components: Components) -> tuple[Optimizer, ...]:
     """Returns the optimizers, calling the functions among them with the network.
 
     Raises:
-        ConfigError: If a function returns something else, or an optimizer holds none of the network's parameters.
+        ConfigError: If a function returns something else; if an optimizer holds none of the network's parameters, is
+            there twice, or has a `step` that needs an argument.
     """
-    made = [part if is_optimizer(part) else part(components.network) for part in _several(components.optimizer)]
-    for optimizer in made:
-        check_optimizer(optimizer, components.network)
+    network = components.network
+    # a list and not a generator, which would turn a StopIteration of the user's into another error
+    made = [part if is_optimizer(part) else _make(part, network) for part in _several(components.optimizer)]
+    if mistakes := _mistakes_of(made, network):
+        raise ConfigError("\n".join(mistakes))
     return tuple(made)
 
 
-def check_optimizer(optimizer: Any, network: nn.Module) -> None:
-    """Raises a `ConfigError` if this is no optimizer or holds none of the network's parameters."""
+def _make(function: Callable[[nn.Module], Any], network: nn.Module) -> Any:
+    try:
+        return function(network)
+    except Exception as error:
+        # what a partial of a class or a forgotten .parameters() comes to
+        hint = "; an optimizer of torch takes network.parameters()" if isinstance(error, TypeError) else ""
+        error.add_note(f"heptad: while Components.optimizer was called with the network ({a_kind(network)}){hint}")
+        raise
+
+
+BUILD_IT = "build it from the parameters of the network that is passed"
+
+
+def check_optimizer(optimizer: Any, network: nn.Module, advice: str = BUILD_IT) -> None:
+    """Raises a `ConfigError` if this is no optimizer, if it cannot step, or holds none of the network's parameters.
+
+    Args:
+        optimizer: What was given, or made.
+        network: The network that it is to train.
+        advice: What to do where it holds other parameters.
+    """
+    if mistake := _mistake_of(optimizer, network, advice):
+        raise ConfigError(mistake)
+
+
+def _mistakes_of(optimizers: Sequence[Any], network: nn.Module) -> list[str]:
+    """Returns what is wrong with optimizers: with each, and between them."""
+    mistakes = [text for optimizer in optimizers if (text := _mistake_of(optimizer, network, BUILD_IT))]
+    for number, optimizer in enumerate(optimizers):
+        if any(optimizer is other for other in optimizers[:number]):
+            mistakes.append(
+                f"Components.optimizer holds the same {kind(optimizer)} twice: it would update twice; pass it once"
+            )
+    return mistakes
+
+
+def _mistake_of(optimizer: Any, network: nn.Module, advice: str) -> str | None:
     if not is_optimizer(optimizer):
-        raise ConfigError(f"Components.optimizer: the function must return a torch optimizer, got {_short(optimizer)}")
+        return f"Components.optimizer: the function must return a torch optimizer, got {_short(optimizer)}"
     own = {id(parameter) for parameter in network.parameters()}
     held = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     if not any(id(parameter) in own for parameter in held):
-        raise ConfigError(
+        return (
             f"Components.optimizer: this {kind(optimizer)} holds none of the network's parameters "
-            f"({len(held)} held, {len(own)} in the network); build it from the parameters of the network that is passed"
+            f"({len(held)} held, {len(own)} in the network); {advice}"
         )
+    step = optimizer.step
+    # a scheduler of torch puts a function in its place that says of itself what the class's says: with self
+    in_place = not inspect.ismethod(step) and hasattr(step, "__wrapped__")
+    if (why := _refusal(step)) and not (in_place and _refusal(step, optimizer) is None):
+        return (
+            f"Components.optimizer: the step of this {kind(optimizer)} is called as step(), but {why}; use an "
+            "optimizer that needs no closure, such as SGD or Adam"
+        )
+    return None
 
 
 def is_optimizer(value: object) -> bool:
@@ -340,6 +425,25 @@ def is_optimizer(value: object) -> bool:
     return isinstance(value, Optimizer) or (
         not isinstance(value, type) and all(hasattr(value, name) for name in ("step", "zero_grad", "param_groups"))
     )
+
+
+def _check_call(function: Callable[..., Any], call: str, remedy: str = "") -> None:
+    """Raises a `ValueError` if a function cannot be called like this, such as `criterion(output, target)`."""
+    if why := _refusal(function, *call.split(",")):
+        raise ValueError(f"is called as {call}, but {why}" + (f"; {remedy}" if remedy else ""))
+
+
+def _refusal(function: Callable[..., Any], *given: object) -> str | None:
+    """Returns why a function cannot be called with these, `None` where its signature allows it or cannot be known."""
+    try:
+        signature = inspect.signature(function)
+    except (ValueError, TypeError):
+        return None  # some callables of C have none; calling is the test then
+    try:
+        signature.bind(*given)
+    except TypeError as error:
+        return f"takes {signature}: {error}"
+    return None
 
 
 def _several(optimizer: Any) -> tuple[Any, ...]:

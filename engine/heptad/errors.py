@@ -43,6 +43,24 @@ def kind(value: object) -> str:
     return type(value).__name__
 
 
+def a_kind(value: object) -> str:
+    """Returns the same with its article: `a list`, `an int`, `an SGD`."""
+    name = kind(value)
+    first = name.lstrip("_")[:2]
+    if first.isupper() or first == "nd":  # then what is heard first is the name of a letter: an SGD, a UNet
+        vowel = first[0] in "AEFHILMNORSXn"
+    else:
+        vowel = first[:1] in tuple("AEIOaeio") or first == "Un"  # but a UserDict
+    return f"{'an' if vowel else 'a'} {name}"
+
+
+def counted(number: int, noun: str) -> str:
+    """Returns a number with its noun: `1 batch`, `2 batches`."""
+    if number == 1:
+        return f"1 {noun}"
+    return f"{number} {noun}{'es' if noun.endswith('h') else 's'}"
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
     """Returns a hint such as ``"; did you mean 'after_step'?"``, or all that is known where nothing is near."""
     names = list(known)

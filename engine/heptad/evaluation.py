@@ -135,7 +135,7 @@ def evaluate(
     """Returns the mean loss and metrics over data. See `Engine.evaluate`."""
     if mistake := metrics_mistake(metrics):
         raise ConfigError(mistake)
-    feed = build_reading_feed(data, components, reading_config(config))
+    feed = build_reading_feed(data, components, reading_config(config), "Engine.evaluate(data)")
     try:
         return evaluate_feed(components, config, device, feed, metrics)
     finally:
@@ -183,7 +183,7 @@ def evaluate_feed(
 
 def predict(components: Components, config: RunConfig, device: torch.device, data: Any) -> Iterator[Any]:
     """Yields the network's output for each batch of data. See `Engine.predict`."""
-    feed = build_reading_feed(data, components, reading_config(config))
+    feed = build_reading_feed(data, components, reading_config(config), "Engine.predict(data)")
     network = components.network.to(device)
     try:
         with preserved():
@@ -224,8 +224,8 @@ def reading_config(config: RunConfig) -> RunConfig:
     )
 
 
-def build_reading_feed(data: Any, components: Components, config: RunConfig) -> Feed:
-    """Returns a feed over a dataset of samples, or over a loader or any iterable of batches.
+def build_reading_feed(data: Any, components: Components, config: RunConfig, field: str) -> Feed:
+    """Returns a feed over a dataset of samples, or over a loader or any iterable of batches; errors call it `field`.
 
     Samples are what is a torch dataset, a tensor, of the class that the training data are of (a list where those are a
     list), or can be indexed and not iterated over.
@@ -237,13 +237,13 @@ def build_reading_feed(data: Any, components: Components, config: RunConfig) -> 
         or (hasattr(data, "__getitem__") and not hasattr(data, "__iter__"))
     )
     if isinstance(data, DataLoader) or not of_samples:
-        return build_loader_feed(data)
+        return build_loader_feed(data, field)
     if config.batch_size is None:
         raise ConfigError(
             f"a {kind(cast('object', data))} holds samples, and this engine has no batch_size because it was given a "
             "loader; pass a DataLoader of it"
         )
-    return build_dataset_feed(data, components.collate_fn, config)
+    return build_dataset_feed(data, components.collate_fn, config, field)
 
 
 @contextmanager

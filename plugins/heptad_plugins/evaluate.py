@@ -90,7 +90,9 @@ class Evaluate(Plugin):
                 f"Evaluate(data=…) of '{self.name}' is the DataLoader that the run trains on: walking it would move "
                 "its workers and its sampler; pass another DataLoader of the same dataset"
             )
-        self._feed = evaluation.build_reading_feed(self._data, components, evaluation.reading_config(config))
+        self._feed = evaluation.build_reading_feed(
+            self._data, components, evaluation.reading_config(config), f"Evaluate(data=…) of '{self.name}'"
+        )
 
     def close(self, run: Run) -> None:
         """Lets worker processes go."""

@@ -13,7 +13,7 @@ from torch.utils.data import IterableDataset, Subset, TensorDataset, get_worker_
 from torch.utils.data import default_collate as _default_collate  # pyright: ignore[reportUnknownVariableType] - typed in part
 
 from heptad.data.order import batch_seed
-from heptad.errors import kind
+from heptad.errors import DataError, counted, kind
 from heptad.seeding import Own, own_generators, preserved, seed_cpu
 from heptad.telling import told
 
@@ -65,7 +65,20 @@ class Rows:
         return len(self._tensors[0]) if self._within is None else len(self._within)
 
     def subset(self, indices: torch.Tensor) -> Rows:
-        """Returns the same for a subset: the indices that it is then asked for are places in `indices`."""
+        """Returns the same for a subset: the indices that it is then asked for are places in `indices`.
+
+        Raises:
+            DataError: If one of `indices` has no row, which torch would only say in the batch that it comes in.
+        """
+        rows = len(self)
+        (outside,) = torch.nonzero((indices < -rows) | (indices >= rows), as_tuple=True)
+        if len(outside):
+            place = int(outside[0])
+            raise DataError(
+                f"sample {place} of the Subset cannot be read: its index is {int(indices[place])}, and the dataset "
+                f"within has {counted(rows, 'sample')}; mend the Subset's indices"
+            )
+        indices = torch.where(indices < 0, indices + rows, indices)  # from the end, as a sequence takes them
         within = indices if self._within is None else self._within.index_select(0, indices)
         return Rows(self._tensors, bare=self._bare, within=within)
 
@@ -78,20 +91,22 @@ class Samples:
     def __init__(self, dataset: Any, collate: Collate) -> None:
         self._dataset = dataset
         self._collate = collate
-        self._by_list = callable(getattr(dataset, "__getitems__", None))
+        self._by_list = _is_read_by_list(dataset)
 
     def __call__(self, indices: torch.Tensor, seed: int) -> Any:
         """Returns the batch and leaves the global generators as they were."""
         with preserved():
             seed_cpu(seed)
             places = cast("list[int]", indices.tolist())
-            samples = self._dataset.__getitems__(places) if self._by_list else self._samples(places)
-            try:
-                return self._collate(samples)
-            except Exception as error:
-                more = "; Components.collate_fn makes batches another way" if self._collate is default_collate else ""
-                error.add_note(f"heptad: while a batch was made of {told(samples)}{more}")
-                raise
+            return _collated(self._collate, self._by_lists(places) if self._by_list else self._samples(places))
+
+    def _by_lists(self, places: list[int]) -> list[Any]:
+        try:
+            return self._dataset.__getitems__(places)
+        except Exception as error:
+            shown = ", ".join(map(str, places[:8])) + (", …" if places[8:] else "")
+            error.add_note(f"heptad: while samples {shown} of the {kind(self._dataset)} were read")
+            raise
 
     def _samples(self, places: list[int]) -> list[Any]:
         samples: list[Any] = []
@@ -113,6 +128,29 @@ class Samples:
         return found
 
 
+def _is_read_by_list(dataset: Any) -> bool:
+    """Tells whether a batch is to be asked for at once.
+
+    `Subset` can be asked so over any dataset; over one that cannot, it reads one by one too, but does not say which.
+    """
+    while type(dataset) is Subset:
+        dataset = cast("Any", dataset).dataset
+    return callable(getattr(dataset, "__getitems__", None))
+
+
+def _collated(collate: Collate, samples: list[Any]) -> Any:
+    """Returns the batch of these samples."""
+    try:
+        batch = collate(samples)
+    except Exception as error:
+        more = "; Components.collate_fn makes batches another way" if collate is default_collate else ""
+        error.add_note(f"heptad: while a batch was made of {told(samples)}{more}")
+        raise
+    if batch is None:
+        raise DataError(f"Components.collate_fn returned None for {told(samples)}; does it end without a return?")
+    return batch
+
+
 def build_fetch(dataset: Any, collate: Collate | None) -> Rows | Samples:
     """Returns the fastest way to fetch a batch of a map-style dataset.
 
@@ -128,8 +166,7 @@ def build_fetch(dataset: Any, collate: Collate | None) -> Rows | Samples:
             inner = build_fetch(dataset.dataset, None)
             if isinstance(inner, Rows):
                 indices = torch.as_tensor(dataset.indices, dtype=torch.int64)
-                from_the_end = indices < 0  # as a sequence takes them
-                return inner.subset(torch.where(from_the_end, indices + len(inner), indices))
+                return inner.subset(indices)
     return Samples(dataset, collate or default_collate)
 
 
@@ -194,7 +231,7 @@ class StreamBatches(Iterator[Any]):
             if not samples or (stream.drop_last and len(samples) < stream.batch_size):
                 raise StopIteration
             self._batch += self._share
-            return stream.collate(samples)
+            return _collated(stream.collate, samples)
 
 
 def as_it_is(batch: Any) -> Any:

@@ -10,7 +10,7 @@ import torch
 from heptad.errors import ConfigError
 
 
-def resolve_device(name: str) -> torch.device:
+def resolve_device(name: str | torch.device) -> torch.device:
     """Returns the device of that name; `"auto"` is the accelerator if there is one, else the CPU.
 
     Raises:
@@ -20,13 +20,30 @@ def resolve_device(name: str) -> torch.device:
         found = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
         return found or torch.device("cpu")
     device = torch.device(name)
-    if device.type == "cuda":
-        count = torch.cuda.device_count()
-        if (device.index or 0) >= count:
-            raise ConfigError(
-                f"RunConfig.device is '{name}', but torch sees {count} CUDA devices here; use 'auto' or 'cpu'"
-            )
+    if not _is_here(device):
+        raise ConfigError(
+            f"RunConfig.device is '{name}', but torch sees {_accelerators()} here; use 'auto' or 'cpu'"
+            + (", or one of these" if torch.accelerator.is_available() else "")
+        )
     return device
+
+
+def _is_here(device: torch.device) -> bool:
+    if device.type == "cuda":  # is only counted: to begin work on one takes memory there
+        return (device.index or 0) < torch.cuda.device_count()
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, ImportError):  # torch has one of these for each way not to have a device
+        return False
+    return True
+
+
+def _accelerators() -> str:
+    """Returns the names of the accelerators of this machine."""
+    found = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    if found is None:
+        return "no accelerator"
+    return ", ".join(f"'{found.type}:{index}'" for index in range(torch.accelerator.device_count()))
 
 
 def place(batch: Any, device: torch.device) -> Any:
