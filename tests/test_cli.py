@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 import os
+import re
 import signal
 import sqlite3
 import subprocess
@@ -14,6 +16,7 @@ import time
 import tomllib
 import zipfile
 from collections.abc import Callable, Iterator
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,7 +26,7 @@ import torch
 import heptad.cli
 from builders import batches, drive, small_engine
 from heptad import Detour, Run, TransitionLog
-from heptad.cli import main
+from heptad.cli import main, show
 from heptad_plugins import Journal
 
 
@@ -197,11 +200,18 @@ engine.run()
 """
 
 
-def test_what_happened_before_it_was_killed(ask: Ask, tmp_path: Path):
-    """`show` ends with what the killed process had written, and says that the run has not ended."""
-    done = subprocess.run([sys.executable, "-c", KILLED, str(tmp_path / "run.db")], env=environment(), check=False)
+@pytest.fixture(scope="module")
+def killed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The journal of a run whose process was killed."""
+    path = tmp_path_factory.mktemp("killed") / "run.db"
+    done = subprocess.run([sys.executable, "-c", KILLED, str(path)], env=environment(), check=False)
     assert done.returncode == -signal.SIGKILL
-    told = ask("show", tmp_path / "run.db", "--tail", 2)
+    return path
+
+
+def test_what_happened_before_it_was_killed(ask: Ask, killed: Path):
+    """`show` ends with what the killed process had written, and says that the run has not ended."""
+    told = ask("show", killed, "--tail", 2)
     (last,) = told.rows[-2:-1]
     assert last[2:4] in (["optimizer_update", "before_step"], ["before_step", "process_batch"])
     assert int(last[6]) == 3
@@ -259,6 +269,38 @@ def test_show_filters_by_state_and_counters_as_where_does(ask: Ask, plain: Path)
     assert shown("--step", "2:4") == [t.seq for t in log.where(step=range(2, 4))]
     assert shown("--update", "3:", "--all") == [t.seq for t in log.where(update=range(3, 99))]
     assert shown("--update", ":2", "--tail", 2) == [t.seq for t in log.where(update=range(2))][-2:]
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        ("--step", 77),
+        ("--source", "after_epoch", "--epoch", "5:"),
+        ("--notes", "--step", 2),
+        ("--values", "--epoch", 9),
+    ],
+)
+def test_show_says_that_nothing_matches(ask: Ask, plain: Path, asked: tuple[object, ...]):
+    """In place of a table without rows; as data there is no line."""
+    told = ask("show", plain, *asked)
+    assert (told.code, told.err) == (0, "")
+    assert told.out.splitlines()[0] == "nothing matches"
+    assert (ask("show", plain, *asked, "--json").out, ask("show", plain, *asked).code) == ("", 0)
+
+
+def test_options_stand_where_they_like(ask: Ask, plain: Path, tmp_path: Path):
+    """Before, between and behind what has no name."""
+    for orders in (
+        (("explain", plain, 5, "--json"), ("explain", plain, "--json", 5), ("explain", "--json", plain, 5)),
+        (("explain", plain, -1, "--json"), ("explain", plain, "--json", -1), ("explain", "--json", plain, -1)),
+        (("show", plain, "--tail", 3, "--notes"), ("show", "--tail", 3, plain, "--notes")),
+        (("diff", plain, plain, "--ignore", "a"), ("diff", plain, "--ignore", "a", plain)),
+        (("export", plain, "-o", tmp_path / "out"), ("export", "-o", tmp_path / "out", plain)),
+        (("stats", plain, "--json"), ("stats", "--json", plain)),
+    ):
+        first, *others = (ask(*order) for order in orders)
+        assert (first.code, first.err) == (0, "")
+        assert all(other == first for other in others)
 
 
 def test_a_shown_row_holds_what_a_transition_does(ask: Ask, plain: Path):
@@ -381,6 +423,32 @@ def test_export_writes_every_format(ask: Ask, plain: Path, tmp_path: Path):
     assert spans == log.path()
 
 
+@pytest.mark.parametrize("format", ["jsonl", "csv", "trace"])
+def test_export_to_standard_output_is_what_the_file_would_hold(ask: Ask, plain: Path, tmp_path: Path, format: str):
+    """By the name `-`; nothing else is printed, with `--json` neither."""
+    assert ask("export", plain, "--format", format, "-o", tmp_path / "out").code == 0
+    for more in ((), ("--json",)):
+        told = ask("export", plain, "--format", format, "-o", "-", *more)
+        assert (told.code, told.out, told.err) == (0, (tmp_path / "out").read_text(), "")
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+    assert ask("export", tmp_path / "lost", "-o", "-").code == 2
+
+
+@pytest.mark.parametrize("format", ["jsonl", "csv", "trace"])
+def test_export_to_a_pipe_leaves_it_one(ask: Ask, plain: Path, tmp_path: Path, format: str):
+    """As `-o >(gzip > log.gz)` is; it gets what a file would hold."""
+    assert ask("export", plain, "--format", format, "-o", tmp_path / "out").code == 0
+    os.mkfifo(tmp_path / "pipe")
+    read: list[str] = []
+    reader = threading.Thread(target=lambda: read.append((tmp_path / "pipe").read_text()), daemon=True)
+    reader.start()
+    assert ask("export", plain, "--format", format, "-o", tmp_path / "pipe").code == 0
+    reader.join(10)
+    assert (tmp_path / "pipe").is_fifo()
+    assert read == [(tmp_path / "out").read_text()]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "pipe"]
+
+
 def test_export_never_writes_over_the_log(ask: Ask, plain: Path, tmp_path: Path):
     """Nor to a folder; both are said."""
     before = plain.read_bytes()
@@ -413,6 +481,52 @@ def test_a_run_that_goes_on_is_followed_to_its_end(ask: Ask, tmp_path: Path):
     assert rows[-1]["dest"] == "finished"
 
 
+@pytest.fixture
+def quiet(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lets a follower say after an instant that nothing comes, and presses Ctrl-C a while later."""
+    began = time.monotonic()
+
+    def sleep(seconds: float) -> None:
+        if time.monotonic() > began + 0.5:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(show, "QUIET_SECONDS", 0.1)
+    monkeypatch.setattr(show.time, "sleep", sleep)
+
+
+@pytest.mark.usefixtures("quiet")
+def test_who_follows_a_run_that_was_killed_is_told(ask: Ask, killed: Path):
+    """Once, on standard error, that its process is gone; a run that is resumed would go on there, so it waits on."""
+    told = ask("show", killed, "--follow", "--tail", 0)
+    assert (told.code, told.out) == (130, "")
+    assert re.fullmatch(
+        r"heptad: nothing has been written for 0\.1 s, and the process that wrote it \(\d+ on .*\) is not there any "
+        r"more; if the run is resumed it goes on here, Ctrl-C ends this\n",
+        told.err,
+    )
+
+
+@pytest.mark.usefixtures("quiet")
+def test_who_follows_a_run_that_lives_is_told_nothing(ask: Ask, tmp_path: Path):
+    """However long a step takes; when its file is closed before it has ended, that is said."""
+    engine = small_engine(9, [Journal(tmp_path / "run.db", flush_every=1)])
+    for _ in range(5):
+        engine.advance()
+    told = ask("show", tmp_path / "run.db", "--follow")
+    assert (told.code, told.err) == (130, "")
+    engine.close()
+
+
+@pytest.mark.usefixtures("quiet")
+def test_who_follows_a_parked_run_is_told(ask: Ask, tmp_path: Path):
+    """Nobody has its file open."""
+    engine = small_engine(9, [Journal(tmp_path / "run.db")])
+    engine.run(until="after_step")
+    told = ask("show", tmp_path / "run.db", "--follow")
+    assert told.code == 130
+    assert told.err.startswith("heptad: nothing has been written for 0.1 s, and no process has the file open to write;")
+
+
 def test_lines_of_json_are_not_followed(ask: Ask, plain: Path, tmp_path: Path):
     """Nobody adds to them."""
     path = TransitionLog.load(plain).to_jsonl(tmp_path / "log.jsonl")
@@ -442,6 +556,15 @@ def test_without_rich_tables_name_the_extra_and_data_goes_on(
         ("shew", "x"),
         ("show",),
         ("show", "x", "--step", "a:b"),
+        ("show", "x", "--step", "-1"),
+        ("show", "x", "--step", "5:2"),
+        ("show", "x", "--update", "5:5"),
+        ("show", "x", "--epoch", ":0"),
+        ("show", "x", "--epoch", "-3:"),
+        ("show", "x", "--tail", "-3"),
+        ("show", "x", "--tail", "all"),
+        ("explain", "x", "--tail", "-1", "--step", "1"),
+        ("explain", "x", "--json", "5", "6"),
         ("show", "x", "--notes", "--values"),
         ("export", "x"),
         ("export", "x", "-o", "y", "--format", "xml"),
@@ -453,6 +576,97 @@ def test_arguments_that_no_command_takes_end_with_2(argv: tuple[str, ...], capsy
         main(argv)
     assert ended.value.code == 2
     assert "usage: heptad" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (("--tail", "-3"), "argument --tail: '-3' is not how many; say 0 or more"),
+        (("--step", "-1"), "argument --step: '-1' is below 0, from which counters count"),
+        (("--step", "5:2"), "argument --step: nothing is in '5:2'; a:b goes from a to before b"),
+        (("--step", "5:-2"), "argument --step: nothing is in '5:-2'"),
+        (("--step", "five"), "argument --step: 'five' is neither a number nor a range such as 3:9, 3: or :9"),
+    ],
+)
+def test_numbers_that_select_nothing_are_refused(argv: Any, message: str, capsys: pytest.CaptureFixture[str]):
+    """With what is wrong with them."""
+    with pytest.raises(SystemExit):
+        main(["show", "x", *argv])
+    assert message in capsys.readouterr().err
+
+
+def test_the_version_is_that_of_the_package(capsys: pytest.CaptureFixture[str]):
+    """At a terminal and in Python, where it is looked up when somebody asks; it is no exported name."""
+    with pytest.raises(SystemExit) as ended:
+        main(["--version"])
+    assert ended.value.code == 0
+    assert capsys.readouterr().out == f"heptad {version('heptad')}\n"
+    assert heptad.__version__ == version("heptad")
+    assert "__version__" not in vars(heptad)
+    with pytest.raises(AttributeError, match=r"^module 'heptad' has no attribute 'Engin'$"):
+        _ = heptad.Engin  # pyright: ignore[reportAttributeAccessIssue]
+
+
+# -- where it prints to
+
+
+class Terminal(io.TextIOWrapper):
+    """Standard output that takes an encoding and nothing else."""
+
+    def __init__(self, encoding: str, errors: str = "strict") -> None:
+        super().__init__(io.BytesIO(), encoding, errors)
+
+    @property
+    def shown(self) -> str:
+        """What stands there."""
+        self.flush()
+        return self.buffer.getvalue().decode(self.encoding)  # pyright: ignore[reportAttributeAccessIssue]
+
+
+@pytest.mark.parametrize(
+    ("encoding", "errors", "micro"),
+    [
+        ("utf-8", "strict", "µs"),
+        ("cp1252", "strict", "µs"),
+        ("iso-8859-1", "strict", "µs"),
+        ("ascii", "strict", "us"),
+        ("ascii", "surrogateescape", "us"),
+    ],
+)
+def test_a_terminal_that_lacks_a_sign_shows_one_that_is_near(
+    encoding: str, errors: str, micro: str, plain: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Lines of tables, units, marks of what was left out; letters that it lacks by their numbers. Never a traceback."""
+
+    def act(engine: Any) -> None:
+        engine.on_exit("after_step", every=2)(lambda run: run.note("漢 caf\udce9"))
+
+    journalled(tmp_path / "run.db", 3, act)
+    shown: dict[str, str] = {}
+    for argv in (("show",), ("show", "--notes"), ("stats",), ("explain", 9), ("diff", plain)):
+        terminal = Terminal(encoding, errors)
+        monkeypatch.setattr(sys, "stdout", terminal)
+        assert main([str(word) for word in (argv[0], tmp_path / "run.db", *argv[1:])]) == (argv[0] == "diff")
+        assert terminal.errors == errors
+        shown[" ".join(map(str, argv[:2]))] = terminal.shown
+    assert micro in shown["stats"]
+    assert set(shown["stats"].splitlines()[3].strip()) == {"─" if encoding == "utf-8" else "-"}
+    letter = "漢" if encoding == "utf-8" else r"\u6f22"
+    assert f"note: {letter} caf\\udce9" in shown["show"]
+    assert f"{letter} caf\\udce9" in shown["show --notes"]
+    assert f"note: {letter} caf\\udce9" in shown["explain 9"]
+
+
+@pytest.mark.parametrize("streams", [("stdout",), ("stdout", "stderr")])
+def test_where_standard_output_is_closed_nothing_can_be_said(
+    streams: tuple[str, ...], plain: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    """As by `>&-`: 2, and a line on standard error if there is one."""
+    for stream in streams:
+        monkeypatch.setattr(sys, stream, None)
+    assert main(["show", str(plain)]) == 2
+    told = "" if "stderr" in streams else "heptad: standard output is closed; send it to a file, or to /dev/null\n"
+    assert capsys.readouterr().err == told
 
 
 def test_nothing_of_a_table_is_taken_for_markup(ask: Ask, tmp_path: Path):
@@ -506,6 +720,24 @@ def test_a_reader_that_has_seen_enough_is_no_error(tmp_path: Path):
         reading.stdout.close()
         assert reading.stderr.read() == b""
         assert reading.wait() == 0
+
+
+def test_a_disk_that_is_full_is_said_in_a_line(plain: Path):
+    """With 2; what could not be printed is not tried again when the program ends."""
+    with Path("/dev/full").open("wb") as full:  # it takes no byte, and is no file that could come to harm by this
+        done = subprocess.run(
+            program("show", plain), env=environment(), stdout=full, stderr=subprocess.PIPE, check=False
+        )
+    assert (done.returncode, done.stderr) == (2, b"heptad: [Errno 28] No space left on device\n")
+
+
+def test_export_to_the_file_that_standard_output_goes_to(plain: Path, tmp_path: Path):
+    """By its own name, as /dev/stdout is one: the file stays the same one, and holds the log and nothing else."""
+    with (tmp_path / "out").open("wb") as out:
+        argv = program("export", plain, "-o", tmp_path / "out")
+        subprocess.run(argv, env=environment(), stdout=out, check=True)
+        assert os.path.samestat(os.fstat(out.fileno()), (tmp_path / "out").stat())
+    assert list(TransitionLog.from_jsonl(tmp_path / "out")) == list(TransitionLog.load(plain))
 
 
 def test_it_is_installed_as_heptad():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import platform
 import re
 import shutil
 import sqlite3
@@ -66,10 +67,10 @@ def assert_same(path: Path, run: Run) -> None:
 
 
 def same_values(one: list[Any], other: list[Any]) -> bool:
-    """Compares recorded values; NaN is the same as NaN."""
+    """Compares recorded values, bit by bit; NaN is the same as NaN."""
 
     def plain(values: list[Any]) -> list[Any]:
-        return [replace(value, value="nan") if math.isnan(value.value) else value for value in values]
+        return [replace(value, value=value.value.hex()) for value in values]
 
     return plain(one) == plain(other)
 
@@ -109,6 +110,7 @@ class Talker(Witness):
         run.record("number", run.step)
         run.record("nan", float("nan"))
         run.record("inf", -math.inf)
+        run.record("minus zero", -0.0)
         run.record("tensor", torch.tensor(run.step / 3))
         if run.step % 2:
             run.note(f"step {run.step}\n\0 'quoted' ü 漢")
@@ -201,24 +203,41 @@ def times_in(view: Any) -> int:
 
 
 def test_values_and_notes_that_sqlite_has_no_word_for(tmp_path):
-    """Half a surrogate pair is written out; a name of a value may be anything."""
+    """Half a surrogate pair and -0.0 are read back as they were; SQL shows one written out, and the other as 0.0."""
+    odd = "caf\udce9 ü \\udce9 \ud83d\ude00"
     engine = small_engine(1)
-    engine.on_exit("after_step")(lambda run: run.note("caf\udce9"))
-    engine.on_exit("after_step")(lambda run: run.record("caf\udce9 'x'", 1))
-    run = engine.run()
-    write(tmp_path / "run", run)
-    source = FileSource(tmp_path / "run")
-    assert source.notes(0)[0].text == "caf\\udce9"
-    assert source.values()[0].name == "caf\\udce9 'x'"
+    engine.on_exit("after_step")(lambda run: run.note(odd))
+    engine.on_exit("after_step")(lambda run: run.record(odd, -0.0))
+    engine.on_exit("after_step")(lambda run: run.record("plain", 0.0))
+
+    def fails(run: Run) -> None:
+        raise ValueError(odd)
+
+    engine.on_exit("after_loop")(fails)
+    drive(engine)
+    path = tmp_path / "run"
+    write(path, engine.current)
+    source = FileSource(path)
+    assert source.notes(0)[0].text == odd
+    assert [(value.name, math.copysign(1, value.value)) for value in source.values()] == [(odd, -1), ("plain", 1)]
+    assert source.failure == engine.current.memory.failure
+    (note, *_) = rows(path, "SELECT text FROM notes")
+    assert note == (r"caf\udce9 \xfc \\udce9 \ud83d\ude00",)
+    assert rows(path, "SELECT name, value, typeof(value) FROM recorded") == [(*note, 0, "real"), ("plain", 0, "real")]
+    writer = FileWriter(path, source.table, source.run)
+    writer.begin(source.view().end, None)
+    writer.record(engine.current.memory.columns(0))  # under the names that stand there
+    writer.close(finished=True)
+    assert [value.name for value in FileSource(path).values()] == [odd, "plain"] * 2
 
 
 # -- what is no log
 
 
-def written(folder: Path, steps: int = 3) -> Path:
+def written(folder: Path, steps: int = 3, traced: bool = False) -> Path:
     """Returns the file of a finished run."""
     path = folder / "run.journal"
-    engine = small_engine(steps, [Talker()])
+    engine = small_engine(steps, [Talker()], trace_handlers=traced)
     engine.on_exit("after_loop")(lambda run: 1 / 0)
     drive(engine)
     write(path, engine.current)
@@ -276,6 +295,16 @@ WRONG = {
     "another stop": (alter("INSERT INTO stop VALUES (3, 0)"), "a stop does not fit its checksum"),
     "another failure": (alter("UPDATE failure SET state = 'after_step'"), "the failure does not fit its checksum"),
     "a missing chunk": (alter("DELETE FROM chunk WHERE seq = 1024"), "transitions between 1024 and 2048 are missing"),
+    "a missing chunk at its beginning": (alter("DELETE FROM chunk WHERE seq = 0"), "between 0 and 1024 are missing"),
+    "a missing chunk at its end": (alter("DELETE FROM chunk WHERE seq = 2048"), r"between 2048 and \d+ are missing"),
+    "no chunk": (alter("DELETE FROM chunk"), r"transitions between 0 and 17 are missing"),
+    "a value of letters": (
+        alter("UPDATE value SET value = 'x' WHERE number = 2"),
+        "value 2 is 'x', which is no number",
+    ),
+    "a value of bytes": (alter("UPDATE value SET value = x'00' WHERE number = 2"), r"value 2 is b'\\x00', which is no"),
+    "a value at no step": (alter("UPDATE value SET step = 'x' WHERE number = 2"), "value 2 has .* whole numbers"),
+    "a call of no length": (alter("UPDATE call SET duration_ns = 'x'"), "a call in the turn of .* whole numbers"),
 }
 
 
@@ -283,7 +312,7 @@ WRONG = {
 def test_a_file_that_is_no_sound_log_is_told_apart(how, tmp_path):
     """The message names the file and what was found, and the file is left as it is."""
     spoil, told = WRONG[how]
-    path = written(tmp_path, steps=600 if "missing chunk" in how else 3)
+    path = written(tmp_path, steps=600 if "missing chunk" in how else 3, traced="call" in how)
     spoil(path)
     before = path.read_bytes() if path.is_file() else None
     with pytest.raises(LogError, match=told) as caught:
@@ -381,8 +410,11 @@ def test_a_second_writer_is_refused_while_the_first_lives(tmp_path):
     first.commit()
     with pytest.raises(LogError, match=rf"is being written \(process {os.getpid()} on"):
         FileWriter(tmp_path / "run", run.table, run.id)
+    source = FileSource(tmp_path / "run")
+    assert source.writer == (os.getpid(), platform.node())
     first.transitions(run.memory.view().chunks)
     first.close()
+    assert source.writer is None
     FileWriter(tmp_path / "run", run.table, run.id).close()
     assert list(TransitionLog.load(tmp_path / "run")) == list(run.log)
 

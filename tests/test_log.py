@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import json
+import re
 import sys
 import threading
 import tracemalloc
@@ -451,6 +452,18 @@ def test_where_refuses_an_unknown_state(end: str):
         staged().where(**{end: "after_stp"})
 
 
+@pytest.mark.parametrize("value", [(1, 3), [1, 3], slice(1, 3), "1:3", 1.0])
+def test_where_takes_numbers_and_ranges(value: Any):
+    """Of Python's and of numpy's; for anything else it says so, and what it was given."""
+    log = staged()
+    for counter in ("epoch", "batch_index", "step", "update"):
+        with pytest.raises(
+            EngineError, match=rf"where\({counter}=…\) takes a number, or a range .*{re.escape(repr(value))}"
+        ):
+            log.where(**{counter: value})
+    assert log.where(step=np.int64(1), update=np.int32(0)) == log.where(step=1, update=0) != []
+
+
 def test_a_log_is_indexed_as_a_list_is():
     """From either end, by slices, and beyond its ends an IndexError."""
     log = staged()
@@ -461,7 +474,7 @@ def test_a_log_is_indexed_as_a_list_is():
     assert [t.seq for t in log[-2:]] == [27, 28]
     assert log[40:] == []
     for index in (29, -30):
-        with pytest.raises(IndexError):
+        with pytest.raises(IndexError, match=rf"there is no log\[{index}\]: it holds #0 to #28; log\[0\]"):
             log[index]
 
 
@@ -653,6 +666,15 @@ def test_explain_refuses_a_transition_that_is_not_there(seq: int):
     """The message says which transitions the log holds."""
     with pytest.raises(EngineError, match=rf"the log does not hold transition #{seq}; it holds #0 to #28"):
         staged().explain(seq)
+
+
+def test_explain_takes_the_number_of_a_transition():
+    """Of Python's or of numpy's; for the transition itself it says so."""
+    log = staged()
+    assert str(log.explain(np.int64(9))) == str(log.explain(9))
+    for wrong in (log[9], 9.0, "9"):
+        with pytest.raises(EngineError, match=rf"takes the number of a transition, .*, got {type(wrong).__name__}"):
+            log.explain(wrong)
 
 
 def test_notes_are_bound_to_transitions_and_found_by_kind():

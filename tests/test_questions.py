@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import copy
+import io
 import json
 import math
+import os
+import pickle
 import sys
+import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +24,7 @@ from hypothesis import strategies as st
 from builders import Plan, Side, drive, plans, records, small_engine
 from heptad import Components, Detour, Engine, EngineError, Plugin, Run, RunConfig, TransitionLog, on_exit
 from heptad.errors import LogError
-from heptad.log import Called, Source
+from heptad.log import Called, Source, jsonl, timeline
 from heptad.log.chunk import View
 from heptad.log.explain import OWN
 from heptad_plugins import Journal, LRSchedule
@@ -133,6 +139,49 @@ def test_a_file_that_cannot_be_written_leaves_the_one_that_was_there(tmp_path: P
             write(tmp_path / "log")
         assert (tmp_path / "log").read_text() == "before"
         assert [path.name for path in tmp_path.iterdir()] == ["log"]
+    for write in (jsonl.write, timeline.write):
+        stream = io.BytesIO()
+        with pytest.raises(OSError, match="the disk is gone"):
+            write(log.source, stream)
+        assert stream.getvalue() == b""
+
+
+@contextmanager
+def read_from(pipe: Path) -> Iterator[list[bytes]]:
+    """Makes a named pipe and reads from it until the end of a block; the list holds then what came."""
+    os.mkfifo(pipe)
+    read: list[bytes] = []
+    reader = threading.Thread(target=lambda: read.append(pipe.read_bytes()), daemon=True)
+    reader.start()
+    yield read
+    reader.join(10)
+
+
+def test_what_is_no_plain_file_is_written_to_and_stays(tmp_path: Path):
+    """A pipe is not replaced by a file, and gets what a file would hold."""
+    log = small_engine(2).run().log
+    for number, write in enumerate((log.to_jsonl, log.to_trace)):
+        pipe = tmp_path / f"pipe {number}"
+        with read_from(pipe) as read:
+            assert write(pipe) == pipe
+        assert pipe.is_fifo()
+        assert read == [write(tmp_path / "file").read_bytes()]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "pipe 0", "pipe 1"]
+
+
+def test_what_a_link_points_to_is_replaced_and_the_link_stays(tmp_path: Path):
+    """One that points to nothing yet too."""
+    log = small_engine(2).run().log
+    (tmp_path / "folder").mkdir()
+    link = tmp_path / "link"
+    link.symlink_to(Path("folder") / "log")
+    for _ in range(2):
+        log.to_jsonl(link)
+        assert link.is_symlink()
+        assert not (tmp_path / "folder" / "log").is_symlink()
+        assert list(TransitionLog.from_jsonl(tmp_path / "folder" / "log")) == list(log)
+        (tmp_path / "folder" / "log").write_text("another")
+    assert [path.name for path in (tmp_path / "folder").iterdir()] == ["log"]
 
 
 def damaged_lines(written: bytes) -> Iterator[tuple[str, bytes]]:
@@ -669,6 +718,18 @@ def test_run_log_and_transition_show_themselves_in_a_notebook():
     assert "process_batch" in run.log[3]._repr_html_()
 
 
+@pytest.mark.parametrize("again", [copy.deepcopy, lambda log: pickle.loads(pickle.dumps(log))])
+def test_a_log_is_handed_on_as_a_file(again: Callable[[TransitionLog], TransitionLog], tmp_path: Path):
+    """For one that is written or open the error says how it comes to another process; lines of JSON are all there."""
+    run = small_engine(1, [Journal(tmp_path / "run.db")]).run()
+    with pytest.raises(EngineError, match=r"neither be pickled nor copied; log\.to_jsonl\(path\) writes it"):
+        again(run.log)
+    with pytest.raises(LogError, match=r"run\.db can neither be pickled nor copied .*; hand on its path"):
+        again(TransitionLog.load(tmp_path / "run.db"))
+    assert list(again(TransitionLog.from_jsonl(run.log.to_jsonl(tmp_path / "log.jsonl")))) == list(run.log)
+    assert list(copy.copy(run.log)) == list(run.log)
+
+
 def test_reprs_fit_a_line():
     """In a terminal: at most 120 characters, for positions with many digits too."""
     from dataclasses import replace
@@ -688,4 +749,7 @@ def test_questions_about_what_is_not_there_are_refused():
         log.where(source="sample", limit=1)
     with pytest.raises(EngineError, match="does not hold transition #99"):
         log.explain(99)
+    for other, told in ((Run, "type"), ("first.db", "str"), (small_engine(1).run(), "Run")):
+        with pytest.raises(EngineError, match=rf"diff takes the other run's TransitionLog, got {told}; .*run\.log"):
+            log.diff(other)  # pyright: ignore[reportArgumentType]
     assert records(log.where(limit=2)) == records(log[:2])

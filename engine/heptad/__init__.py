@@ -1,5 +1,8 @@
 """Heptad: a training engine for PyTorch in which a training run is a finite state machine."""
 
+import sys
+import typing
+
 from heptad.checkpoint.weights import load_weights
 from heptad.config import Components, LossOutput, RunConfig
 from heptad.engine import Engine
@@ -31,3 +34,15 @@ __all__ = [
     "on_enter",
     "on_exit",
 ]
+
+if typing.TYPE_CHECKING:
+    __version__: str
+else:  # a checker that saw this function would let any name pass
+
+    def __getattr__(name: str) -> str:
+        """Returns `__version__`, read from what is installed when somebody asks for it."""
+        if name != "__version__":
+            raise AttributeError(f"module 'heptad' has no attribute '{name}'", name=name, obj=sys.modules[__name__])
+        from heptad.log.writer import installed  # noqa: PLC0415 - no name of this package
+
+        return installed("heptad")

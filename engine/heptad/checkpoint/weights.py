@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import warnings
 from collections.abc import Iterable, Mapping
 from itertools import chain
@@ -32,7 +33,7 @@ def load_weights(directory: str | Path, network: nn.Module, which: Literal["newe
 
     Args:
         directory: Of checkpoints, or one checkpoint.
-        network: Of the kind that was trained.
+        network: Of the kind that was trained; either may be one that `torch.compile` made.
         which: `"newest"`; `"best"`, by the value that `Checkpoint(monitor=…)` watched; or `"ema"`, the average that the
             plugin `EMA` kept, of the newest. Where one checkpoint is given, `"best"` is that one.
 
@@ -42,6 +43,7 @@ def load_weights(directory: str | Path, network: nn.Module, which: Literal["newe
     Raises:
         CheckpointError: If there is no such checkpoint, or it does not fit the network, with all the differences.
     """
+    _check(directory, network)
     if which not in WHICH:
         raise CheckpointError(f"load_weights(which=…) is one of {', '.join(map(repr, WHICH))}, got {which!r}")
     path, snapshot = _chosen(Path(directory), which)
@@ -51,6 +53,30 @@ def load_weights(directory: str | Path, network: nn.Module, which: Literal["newe
         raise CheckpointError(f"{path} holds no weights of a network")
     _fill(path, network, cast("Mapping[str, Tensor]", given), section.get("not_persistent", ()))
     return path
+
+
+def _check(directory: object, network: object) -> None:
+    """Raises CheckpointError for arguments that are none."""
+    told = "load_weights(directory, network)"
+    if isinstance(directory, nn.Module) and isinstance(network, str | os.PathLike):
+        raise CheckpointError(f"{told} takes the directory first, then the network; here they are the other way round")
+    if not isinstance(directory, str | os.PathLike):
+        raise CheckpointError(f"{told} takes a directory of checkpoints as a str or a Path, got {kind(directory)}")
+    if isinstance(network, type):
+        raise CheckpointError(f"{told} takes a network, got the class {network.__name__}; make one of it")
+    found = kind(network)
+    if isinstance(network, Mapping):
+        raise CheckpointError(f"{told} takes the network itself and not its state_dict(), got {found}")
+    if not isinstance(network, nn.Module):
+        raise CheckpointError(f"{told} takes a network, an nn.Module, got {found}")
+    path = Path(cast("str", directory))
+    if path.is_file():
+        if is_checkpoint(path.parent):
+            raise CheckpointError(f"{path} is a file of a checkpoint; name the checkpoint: {path.parent}")
+        raise CheckpointError(
+            f"{path} is a file; load_weights takes a directory of checkpoints, or one of them, as the plugin "
+            "Checkpoint writes them. What torch.save wrote is read by network.load_state_dict(torch.load(path))"
+        )
 
 
 def _chosen(path: Path, which: str) -> tuple[Path, Snapshot]:
@@ -76,7 +102,8 @@ def _average(path: Path, snapshot: Snapshot) -> Any:
     return cast("Mapping[str, Any]", state)["tensors"]
 
 
-def _fill(path: Path, network: nn.Module, given: Mapping[str, Tensor], optional: Iterable[str]) -> None:
+def _fill(path: Path, network: nn.Module, held: Mapping[str, Tensor], optional: Iterable[str]) -> None:
+    given = {_plain(name): tensor for name, tensor in held.items()}
     own = _named_tensors(network)
     lazy = [name for name, tensor in own.items() if is_lazy(tensor) or tensor.is_meta]
     if lazy:
@@ -87,10 +114,10 @@ def _fill(path: Path, network: nn.Module, given: Mapping[str, Tensor], optional:
     shared: dict[int, list[str]] = {}  # tied weights: the names of each tensor, of which the checkpoint may hold one
     for name, tensor in own.items():
         shared.setdefault(id(tensor), []).append(name)
-    held = [[name for name in names if name in given] for names in shared.values()]
-    absent = {name for names, found in zip(shared.values(), held, strict=True) if not found for name in names}
+    both = [[name for name in names if name in given] for names in shared.values()]
+    absent = {name for names, found in zip(shared.values(), both, strict=True) if not found for name in names}
     missing = absent - _not_persistent(network)
-    unexpected = given.keys() - own.keys() - set(optional)
+    unexpected = given.keys() - own.keys() - {_plain(name) for name in optional}
     other = [
         f"{name} is {_told(given[name])} in the checkpoint, {_told(own[name])} in the network"
         for name in own
@@ -98,7 +125,7 @@ def _fill(path: Path, network: nn.Module, given: Mapping[str, Tensor], optional:
     ]
     other += [
         f"{first} and {name} are one tensor in the network, and two that differ in the checkpoint"
-        for first, *rest in filter(None, held)
+        for first, *rest in filter(None, both)
         for name in rest
         if not _same(given[first], given[name])
     ]
@@ -109,18 +136,25 @@ def _fill(path: Path, network: nn.Module, given: Mapping[str, Tensor], optional:
         text = "".join(f"\n  {line}" for line in lines)
         raise CheckpointError(f"{path} does not fit this {kind(network)}, and nothing was loaded:{text}")
     with torch.no_grad():
-        for first, *_ in filter(None, held):
+        for first, *_ in filter(None, both):
             own[first].copy_(given[first])
 
 
 def _not_persistent(network: nn.Module) -> set[str]:
     """Returns the names of the buffers that `state_dict` leaves out."""
-    return {name for name, _ in network.named_buffers(remove_duplicate=False)} - network.state_dict().keys()
+    left_out = {name for name, _ in network.named_buffers(remove_duplicate=False)} - network.state_dict().keys()
+    return {_plain(name) for name in left_out}
 
 
 def _named_tensors(network: nn.Module) -> dict[str, Tensor]:
     parameters, buffers = network.named_parameters, network.named_buffers
-    return dict(chain(parameters(remove_duplicate=False), buffers(remove_duplicate=False)))
+    named = chain(parameters(remove_duplicate=False), buffers(remove_duplicate=False))
+    return {_plain(name): tensor for name, tensor in named}
+
+
+def _plain(name: str) -> str:
+    """Returns the name of a tensor without what `torch.compile` puts around a network, or around a part of one."""
+    return ".".join(part for part in name.split(".") if part != "_orig_mod")
 
 
 def _same(one: Tensor, other: Tensor) -> bool:

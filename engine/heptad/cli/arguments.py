@@ -52,16 +52,35 @@ def given(asked: Conditions) -> bool:
     return bool(asked.source or asked.dest or asked.counters)
 
 
+def count(text: str) -> int:
+    """Returns how many, none at least.
+
+    Raises:
+        argparse.ArgumentTypeError: For anything else than such a number.
+    """
+    try:
+        number = int(text)
+    except ValueError:
+        number = -1
+    if number < 0:
+        raise argparse.ArgumentTypeError(f"'{text}' is not how many; say 0 or more")
+    return number
+
+
 def number_or_range(text: str) -> int | range:
     """Returns `7` as a number, `3:9`, `3:` and `:9` as ranges.
 
     Raises:
-        argparse.ArgumentTypeError: For anything else.
+        argparse.ArgumentTypeError: For anything else, and for what no counter can be: below 0, or in an empty range.
     """
     first, colon, end = text.partition(":")
     try:
-        if not colon:
-            return int(first)
-        return range(int(first or 0), int(end or EVER))
+        begin = int(first or 0) if colon else int(first)
+        found = range(begin, int(end or EVER)) if colon else range(begin, begin + 1)
     except ValueError:
         raise argparse.ArgumentTypeError(f"'{text}' is neither a number nor a range such as 3:9, 3: or :9") from None
+    if begin < 0:
+        raise argparse.ArgumentTypeError(f"'{text}' is below 0, from which counters count")
+    if not found:
+        raise argparse.ArgumentTypeError(f"nothing is in '{text}'; a:b goes from a to before b")
+    return found if colon else begin

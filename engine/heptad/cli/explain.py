@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from dataclasses import asdict
 
-from heptad.cli.arguments import Commands, command, conditions, given, takes_conditions, takes_file
+from heptad.cli.arguments import Commands, command, conditions, count, given, takes_conditions, takes_file
 from heptad.cli.files import open_log
 from heptad.cli.output import data, line, number
 from heptad.errors import LogError
@@ -19,7 +19,7 @@ def add_to(commands: Commands) -> None:
     takes_file(parser)
     parser.add_argument("seq", metavar="SEQ", type=int, nargs="?", help="its number; -1 is the last one")
     takes_conditions(parser)
-    parser.add_argument("--tail", metavar="N", type=int, default=1, help="without SEQ: the last N that match; 1")
+    parser.add_argument("--tail", metavar="N", type=count, default=1, help="without SEQ: the last N that match; 1")
 
 
 def run(arguments: argparse.Namespace) -> int:

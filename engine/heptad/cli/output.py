@@ -5,19 +5,69 @@ Tables are drawn by rich, an extra that is imported when the first one is; all e
 
 from __future__ import annotations
 
+import codecs
 import io
 import json
 import math
+import os
 import shutil
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Generator, Iterable, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from heptad.errors import LogError
 
 NOT_A_TERMINAL = 220
 """Columns where nobody says how many there are: so that a program that reads finds a row in a line."""
+
+_NEAR = {"─": "-", "━": "-", "µ": "u", "×": "x", "…": "...", "’": "'"}
+"""What is printed in place of the signs that we use, where a terminal has none of them."""
+
+_AS_NEAR = "heptad.as_near"
+
+
+@contextmanager
+def printable() -> Generator[None]:
+    """Lets standard output take any text for the length of a block, whatever its encoding.
+
+    A sign that it lacks is printed as one that is near, or by its number.
+    """
+    stream = sys.stdout
+    if not isinstance(stream, io.TextIOWrapper):
+        yield
+        return
+    codecs.register_error(_AS_NEAR, _as_near)
+    errors = stream.errors
+    stream.reconfigure(errors=_AS_NEAR)
+    try:
+        yield
+    finally:
+        stream.reconfigure(errors=errors)
+
+
+def _as_near(error: UnicodeError) -> tuple[str, int]:
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    signs = error.object[error.start : error.end]
+    return "".join(_NEAR.get(sign) or sign.encode("ascii", "backslashreplace").decode() for sign in signs), error.end
+
+
+def complain(text: object) -> None:
+    """Prints a line on standard error, if there is one."""
+    if sys.stderr is not None:  # pyright: ignore[reportUnnecessaryComparison] - it is `None` where it was closed
+        sys.stderr.write(f"heptad: {text}\n")
+        sys.stderr.flush()
+
+
+def is_stdout(path: Path) -> bool:
+    """Tells whether a path is another name for what standard output goes to, such as /dev/stdout."""
+    try:
+        return os.path.samestat(path.stat(), os.fstat(sys.stdout.fileno()))
+    except OSError:  # there is no such file, or standard output is none
+        return False
 
 
 def line(text: object = "") -> None:

@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import argparse
+import os
+import platform
 import sys
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from datetime import datetime
 
-from heptad.cli.arguments import EVER, Commands, command, conditions, given, takes_conditions, takes_file
+from heptad.cli.arguments import EVER, Commands, command, conditions, count, given, takes_conditions, takes_file
 from heptad.cli.files import is_lines, open_log
-from heptad.cli.output import Column, data, duration, line, number, table
+from heptad.cli.output import Column, complain, data, duration, line, number, table
 from heptad.errors import LogError
 from heptad.log import Note, Recorded, Transition, TransitionLog
 from heptad.log.chunk import View
 from heptad.log.decode import Decoder, by_seq
 from heptad.log.jsonl import plain
+from heptad.log.reader import FileSource
 from heptad.log.select import Conditions, selected
 
 TAIL = 20
@@ -24,6 +27,9 @@ TAIL = 20
 
 POLL_SECONDS = 0.25
 """How often a file is looked at that is being followed."""
+
+QUIET_SECONDS = 10.0
+"""How long nothing may be written to it before something is said."""
 
 Row = Transition | Note | Recorded
 
@@ -33,7 +39,7 @@ def add_to(commands: Commands) -> None:
     parser = command(commands, "show", run, "show the last transitions, notes or recorded values")
     takes_file(parser)
     takes_conditions(parser)
-    parser.add_argument("--tail", metavar="N", type=int, help=f"the last N that match; {TAIL} unless told otherwise")
+    parser.add_argument("--tail", metavar="N", type=count, help=f"the last N that match; {TAIL} unless told otherwise")
     parser.add_argument("--all", action="store_true", help="all that match")
     what = parser.add_mutually_exclusive_group()
     what.add_argument("--notes", action="store_true", help="the notes of the transitions that match")
@@ -46,26 +52,74 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.follow and is_lines(arguments.file):
         raise LogError(f"{arguments.file} is lines of JSON, which nobody adds to; --follow takes a journal")
     log = open_log(arguments.file)
-    tail = None if arguments.all else TAIL if arguments.tail is None else max(arguments.tail, 0)
-    show = _Show(log, conditions(arguments), arguments.notes, arguments.values, arguments.json)
+    tail = None if arguments.all else TAIL if arguments.tail is None else arguments.tail
+    asked = conditions(arguments)
+    show = _Show(log, asked, arguments.notes, arguments.values, arguments.json)
     show.first(tail)
-    while arguments.follow and not _ended(log):
-        time.sleep(POLL_SECONDS)
-        show.further()
+    if arguments.follow:
+        _follow(log, show)
+    chosen = given(asked) or arguments.notes or arguments.values
+    if chosen and not (show.begun or arguments.json or tail == 0):
+        line("nothing matches")
     if not (arguments.json or arguments.notes or arguments.values):
         line(_where(log))
     return 0
 
 
+def _follow(log: TransitionLog, show: _Show) -> None:
+    """Prints what comes until the run has ended; says once each time that nothing has come for a while."""
+    seen, since, told = log.source.view(), time.monotonic(), False
+    while not _ended(log):
+        time.sleep(POLL_SECONDS)
+        show.further()
+        view = log.source.view()
+        if view is not seen:  # the file has changed
+            seen, since, told = view, time.monotonic(), False
+        elif not told and time.monotonic() - since >= QUIET_SECONDS:
+            told = True
+            absent = _absent(log)
+            if absent:
+                complain(
+                    f"nothing has been written for {QUIET_SECONDS:g} s, and {absent}; if the run is resumed it goes on "
+                    "here, Ctrl-C ends this"
+                )
+
+
+def _absent(log: TransitionLog) -> str:
+    """Says why nothing may be coming any more; nothing where the process that writes is there.
+
+    It is a guess: a process of another host cannot be seen, nor one in a container that shares this one's name, and
+    another process may have been given the number of one that died.
+    """
+    assert isinstance(log.source, FileSource)
+    writer = log.source.writer
+    if writer is None:
+        return "no process has the file open to write"
+    pid, host = writer
+    if host != platform.node():
+        return f"the process that writes it ({pid} on {host}) cannot be seen from here"
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return f"the process that wrote it ({pid} on {host}) is not there any more"
+    except PermissionError:  # somebody else's, and there
+        return ""
+    return ""
+
+
 class _Show:
-    """Prints rows, page after page, each row once."""
+    """Prints rows, page after page, each row once.
+
+    Attributes:
+        begun: Whether there was one that was printed as text.
+    """
 
     def __init__(self, log: TransitionLog, asked: Conditions, notes: bool, values: bool, as_json: bool) -> None:
         self._log, self._asked = log, asked
         self._notes, self._values, self._json = notes, values, as_json
         self._decoder = Decoder(log.source)
         self._next = 0
-        self._begun = False
+        self.begun = False
 
     def first(self, tail: int | None) -> None:
         """Prints what is there, all of it or the last rows."""
@@ -118,14 +172,14 @@ class _Show:
         for page in pages:
             if self._json:
                 self._print_data(page)
-            elif page or not self._begun:
+            elif page:
                 cells = [self._cells(row) for row in page]
                 notes = by_seq(self._notes_of(page))
                 for row, filled in zip(page, cells, strict=True):
                     if isinstance(row, Transition):
                         filled.append("; ".join(f"{note.kind}: {note.text}" for note in notes.get(row.seq, [])))
-                table(self._columns(), cells, header=not self._begun)
-                self._begun = True
+                table(self._columns(), cells, header=not self.begun)
+                self.begun = True
 
     def _print_data(self, page: Sequence[Row]) -> None:
         notes = by_seq(self._notes_of(page))

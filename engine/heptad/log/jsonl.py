@@ -21,7 +21,7 @@ from heptad.errors import LogError, TableError
 from heptad.log.chunk import Call, Effects, Failure, Source, View
 from heptad.log.decode import Decoder, by_seq, holding
 from heptad.log.memory import CHUNK, Packed
-from heptad.log.output import written
+from heptad.log.output import Target, written
 from heptad.log.record import Counters, Note, Transition
 from heptad.log.values import Recorded
 from heptad.states import Table
@@ -44,15 +44,15 @@ Row = TypeVar("Row", Recorded, Call)
 # -- writing
 
 
-def write(source: Source, path: str | Path) -> None:
+def write(source: Source, target: Target) -> None:
     """Writes a log, a chunk in memory at a time.
 
     Raises:
-        OSError: If the file cannot be written.
+        OSError: If it cannot be written.
     """
     view = source.view()
     notes = by_seq(source.notes(view.first))
-    with written(path) as file:
+    with written(target) as file:
         header = _dumps(_header(source, view))
         file.write(header)
         checksum = crc32(header)

@@ -9,11 +9,11 @@ from array import array
 from collections.abc import Callable
 from dataclasses import dataclass
 from time import monotonic_ns, time_ns
-from typing import Any, Protocol
+from typing import Any, NoReturn, Protocol
 
 import numpy as np
 
-from heptad.errors import TableError
+from heptad.errors import EngineError, TableError
 from heptad.log.calls import Calls
 from heptad.log.chunk import Call, Effects, Failure, Ints, View
 from heptad.log.record import Counters, Note
@@ -128,6 +128,12 @@ class Memory:
         self._node = table.index[table.start.name]
         packed: tuple[Packed, ...] = ()
         self._written = packed, OpenChunk(0, self._parked_at, self._offset, Counters())
+
+    def __reduce__(self) -> NoReturn:
+        raise EngineError(
+            "the log of a run can neither be pickled nor copied; log.to_jsonl(path) writes it, "
+            "TransitionLog.from_jsonl(path) reads it back"
+        )
 
     def restore(self, seq: int, node: int, counters: Counters) -> None:
         """Lets an empty log begin where a checkpoint was taken.

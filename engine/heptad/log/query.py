@@ -7,12 +7,13 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
+from operator import index
 from pathlib import Path
-from typing import TYPE_CHECKING, overload
+from typing import TYPE_CHECKING, SupportsIndex, cast, overload
 
-from heptad.errors import EngineError
+from heptad.errors import EngineError, kind
 from heptad.log import diff, explain, frames, jsonl, summary, timeline
-from heptad.log.chunk import Call, Source
+from heptad.log.chunk import Call, Source, View
 from heptad.log.decode import Decoder, blocks, ints
 from heptad.log.html import table
 from heptad.log.reader import FileSource
@@ -77,7 +78,10 @@ class TransitionLog(Sequence[Transition]):
     def __getitem__(self, index: slice) -> list[Transition]: ...
     def __getitem__(self, index: int | slice) -> Transition | list[Transition]:
         view = self.source.view()
-        seqs = range(view.first, view.end)[index]  # raises IndexError as a list does
+        try:
+            seqs = range(view.first, view.end)[index]
+        except IndexError:
+            raise IndexError(f"there is no log[{index}]: {_held(view)}; log[0] is the oldest of them") from None
         if isinstance(seqs, int):
             return self._decoder.at(view, [seqs])[0]
         return self._decoder.at(view, seqs)
@@ -129,10 +133,11 @@ class TransitionLog(Sequence[Transition]):
                 way, and reading ends with the last that is needed.
 
         Raises:
-            EngineError: If a state is not one of the table's.
+            EngineError: If a state is not one of the table's, or a counter is neither a number nor a range.
         """
         counters = {"epoch": epoch, "batch_index": batch_index, "step": step, "update": update}
-        asked = Conditions(source, dest, {name: value for name, value in counters.items() if value is not None})
+        given = {name: _number_or_range(name, value) for name, value in counters.items() if value is not None}
+        asked = Conditions(source, dest, given)
         backwards = limit is not None and limit < 0
         found: list[list[Transition]] = []
         missing = None if limit is None else abs(limit)
@@ -202,11 +207,16 @@ class TransitionLog(Sequence[Transition]):
         Raises:
             EngineError: If the log does not hold this transition.
         """
+        try:
+            number = index(seq)
+        except TypeError:
+            raise EngineError(
+                f"explain takes the number of a transition, such as log[-1].seq, got {kind(seq)}"
+            ) from None
         view = self.source.view()
-        if not view.first <= seq < view.end:
-            held = f"#{view.first} to #{view.end - 1}" if view.end > view.first else "none yet"
-            raise EngineError(f"the log does not hold transition #{seq}; it holds {held}")
-        return explain.explain(self.source, view, seq)
+        if not view.first <= number < view.end:
+            raise EngineError(f"the log does not hold transition #{number}; {_held(view)}")
+        return explain.explain(self.source, view, number)
 
     def diff(self, other: TransitionLog, ignore: Iterable[str] = ()) -> diff.Diff:
         """Finds where this run and another one part, and what they were told differently.
@@ -218,7 +228,15 @@ class TransitionLog(Sequence[Transition]):
 
         Returns:
             What differs; it is false where nothing does but times.
+
+        Raises:
+            EngineError: If the other one is no log.
         """
+        if not isinstance(other, TransitionLog):  # pyright: ignore[reportUnnecessaryIsInstance] - not everybody checks types
+            raise EngineError(
+                f"diff takes the other run's TransitionLog, got {kind(other)}; that of a run is run.log, that in a "
+                "file TransitionLog.load(path)"
+            )
         return diff.diff(self.source, other.source, ignore)
 
     # -- other forms
@@ -263,3 +281,23 @@ class TransitionLog(Sequence[Transition]):
             LogError: If pandas is not installed.
         """
         return frames.frame(self.source)
+
+
+def _held(view: View) -> str:
+    return f"it holds #{view.first} to #{view.end - 1}" if view.end > view.first else "it holds none yet"
+
+
+def _number_or_range(name: str, value: object) -> int | range:
+    """Returns what a counter is to be.
+
+    Raises:
+        EngineError: If it is something else.
+    """
+    if isinstance(value, range):
+        return value
+    try:
+        return index(cast("SupportsIndex", value))
+    except TypeError:
+        raise EngineError(
+            f"where({name}=…) takes a number, or a range such as range(1, 3) for 1 and 2; got {value!r}"
+        ) from None

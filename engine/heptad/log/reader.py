@@ -17,7 +17,7 @@ from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, NoReturn, cast
 from urllib.parse import quote
 
 from heptad.errors import LogError, TableError
@@ -122,10 +122,25 @@ class FileSource:
         self._arcs = len(self._table.arcs) + len(self._table.states)
         self.view()
 
+    def __reduce__(self) -> NoReturn:
+        raise LogError(
+            f"the log in {self._path} can neither be pickled nor copied while it is open; hand on its path, "
+            "TransitionLog.load(path) reads it again"
+        )
+
     @property
     def run(self) -> str:
         """The id of the run."""
         return self._run
+
+    @property
+    def writer(self) -> tuple[int, str] | None:
+        """The process that has the file open to write, or that died with it open: its id, and its host."""
+        with self._reading():
+            if self._connection.execute("SELECT count(*) FROM meta WHERE key = 'writer'").fetchone() == (0,):
+                return None
+            writer = self._meta("writer")
+            return writer["pid"], writer["host"]
 
     @property
     def table(self) -> Table:
@@ -173,27 +188,30 @@ class FileSource:
             rows = self._connection.execute(
                 "SELECT seq, kind, text, time_ns, crc FROM note WHERE seq >= ? ORDER BY number", (first,)
             )
-            return [Note(*schema.checked(row, f"a note of transition {row[0]}")) for row in rows]
+            checked = (schema.checked(row, f"a note of transition {row[0]}") for row in rows)
+            return [Note(seq, kind, schema.read_text(text), time_ns) for seq, kind, text, time_ns in checked]
 
     def values(self, first: int = 0) -> list[Recorded]:
         """Returns the recorded values from the one of that number on, oldest first."""
         with self._reading():
-            rows = self._connection.execute(
-                'SELECT name, value, seq, epoch, step, "update" FROM recorded WHERE number >= ? ORDER BY number',
-                (first,),
-            )
-            # SQLite has no NaN: it stores NULL
-            return [Recorded(name, float("nan") if value is None else value, *at) for name, value, *at in rows]
+            return self._recorded("v.number >= ?", first)
 
     def values_between(self, first: int, end: int) -> list[Recorded]:
         """Returns the values recorded in the turns of the transitions from `first` to before `end`, oldest first."""
         with self._reading():
-            rows = self._connection.execute(
-                'SELECT name, value, seq, epoch, step, "update" FROM recorded '
-                "WHERE number >= ? AND number < ? ORDER BY number",
-                (self._first_value(first), self._first_value(end)),
-            )
-            return [Recorded(name, float("nan") if value is None else value, *at) for name, value, *at in rows]
+            numbers = self._first_value(first), self._first_value(end)
+            return self._recorded("v.number >= ? AND v.number < ?", *numbers)
+
+    def _recorded(self, which: str, *numbers: int) -> list[Recorded]:
+        rows = self._connection.execute(
+            'SELECT n.name, v.value, v.seq, v.epoch, v.step, v."update", v.number FROM value v '
+            f"JOIN name n ON n.number = v.name WHERE {which} ORDER BY v.number",
+            numbers,
+        )
+        return [
+            Recorded(schema.read_text(name), schema.read_real(value, number), *schema.whole(at, f"value {number}"))
+            for name, value, *at, number in rows
+        ]
 
     def _first_value(self, seq: int) -> int:
         """Returns the number of the first value of a transition or a later one: they have no index, but an order."""
@@ -216,7 +234,10 @@ class FileSource:
                 "JOIN handler h ON h.number = c.handler WHERE c.seq >= ? AND c.seq < ? ORDER BY c.number",
                 (first, end),
             )
-            return [Call(*row) for row in rows]
+            return [
+                Call(seq, *told, *schema.whole(times, f"a call in the turn of transition {seq}"))
+                for seq, *told, times in ((*row[:4], row[4:]) for row in rows)
+            ]
 
     # -- chunks
 
@@ -292,7 +313,8 @@ class FileSource:
         self._failure = None
         if failed is not None:
             seq, state, edge, who, guard, error, *counters, guards = schema.checked(failed, "the failure")
-            self._failure = Failure(seq, state, edge, who, guard, error, Counters(*counters), json.loads(guards))
+            told = schema.read_text(error)
+            self._failure = Failure(seq, state, edge, who, guard, told, Counters(*counters), json.loads(guards))
 
     def _read_chunks(self) -> None:
         chunks = self._chunks[:-1]
@@ -305,9 +327,23 @@ class FileSource:
         for before, after in pairwise(chunks):
             if before.seq + len(before) != after.seq:
                 raise ValueError(f"transitions between {before.seq + len(before)} and {after.seq} are missing")
-        self._chunks = chunks
         first, end = (chunks[0].seq, chunks[-1].seq + len(chunks[-1])) if chunks else (0, 0)
+        self._check_ends(first, end)
+        self._chunks = chunks
         self._view = View(tuple(chunks), first, end)
+
+    def _check_ends(self, first: int, end: int) -> None:
+        """Holds the chunks against the rows, which are written in the same transactions and begin and end with them."""
+        oldest, newest = self._connection.execute(
+            "SELECT (SELECT min(seq) FROM transition), (SELECT max(seq) FROM transition)"
+        ).fetchone()
+        if oldest is None:  # the rows are for people, the log is read without them
+            return
+        if first == end:
+            first = end = oldest
+        for begin, stop in ((oldest, first), (end, newest + 1)):
+            if begin < stop:
+                raise ValueError(f"transitions between {begin} and {stop} are missing")
 
     def _meta(self, key: str) -> Any:
         row = self._connection.execute("SELECT value, crc FROM meta WHERE key = ?", (key,)).fetchone()

@@ -14,12 +14,11 @@ import json
 import math
 from bisect import bisect_left
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 from heptad.log.chunk import Call, Chunk, Source, View
 from heptad.log.decode import Decoder, by_seq
-from heptad.log.output import written
+from heptad.log.output import Target, written
 from heptad.log.record import Counters, Note, Transition
 from heptad.log.values import Recorded
 
@@ -31,16 +30,16 @@ _TRACK = {"pid": 1, "tid": 1}
 _EVER = 1 << 62
 
 
-def write(source: Source, path: str | Path) -> None:
+def write(source: Source, target: Target) -> None:
     """Writes a log in the Chrome trace format, a chunk in memory at a time.
 
     Raises:
-        OSError: If the file cannot be written.
+        OSError: If it cannot be written.
     """
     view = source.view()
     track = _Track(source, view)
     head = {"displayTimeUnit": "ms", "otherData": {"begins_ns_since_1970": track.start}}
-    with written(path) as file:
+    with written(target) as file:
         file.write(json.dumps(head)[:-1].encode() + b', "traceEvents": [\n')
         for number, event in enumerate(track.events()):
             file.write((b",\n" if number else b"") + json.dumps(event, allow_nan=False).encode())

@@ -119,7 +119,7 @@ class FileWriter:
         self.end: int | None = None if last is None else last[0] + last[1]
         self.values = int(_first(ask, "SELECT coalesce(max(number) + 1, 0) FROM value"))
         self._names: dict[str, int] = {
-            name: number for number, name in ask.execute("SELECT number, name FROM name").fetchall()
+            schema.read_text(name): number for number, name in ask.execute("SELECT number, name FROM name").fetchall()
         }
         handlers = ask.execute("SELECT who, edge, state, number FROM handler").fetchall()
         self._handlers = {(who, edge, state): number for who, edge, state, number in handlers}
@@ -136,7 +136,7 @@ class FileWriter:
         self._sign()
         self._first = first
         self._facts = self._facts_before()
-        versions = {name: _version(name) for name in ("heptad", "torch", "numpy")}
+        versions = {name: installed(name) for name in ("heptad", "torch", "numpy")}
         versions["python"] = platform.python_version()
         text = _json(self._facts)
         row = (first, time.time_ns(), os.getpid(), platform.node(), resumed_from, _json(versions), text)
@@ -214,7 +214,7 @@ class FileWriter:
 
     def notes(self, notes: Iterable[Note]) -> None:
         """Adds notes."""
-        rows = [schema.signed(note.seq, note.kind, _text(note.text), note.time_ns) for note in notes]
+        rows = [schema.signed(note.seq, note.kind, schema.stored_text(note.text), note.time_ns) for note in notes]
         self._connection.executemany("INSERT INTO note (seq, kind, text, time_ns, crc) VALUES (?, ?, ?, ?, ?)", rows)
 
     def record(self, values: Columns) -> None:
@@ -227,6 +227,9 @@ class FileWriter:
         flat[0::7] = range(self.values, self.values + count)
         flat[1::7] = [numbers[name] for name in values.name]
         flat[2::7] = values.value  # NaN becomes NULL
+        reals = np.frombuffer(values.value, dtype=np.float64)
+        for place in np.flatnonzero((reals == 0) & np.signbit(reals)).tolist():
+            flat[7 * place + 2] = schema.MINUS_ZERO
         for column in range(4):
             flat[3 + column :: 7] = values.place[column::4]
         self._insert("value", flat)
@@ -256,7 +259,8 @@ class FileWriter:
             self._connection.executemany("INSERT OR IGNORE INTO stop VALUES (?, ?)", rows)
         if failure is not None and written.get("failure") is not failure:
             written["failure"] = failure
-            place = (failure.seq, failure.state, failure.edge, failure.who, failure.guard, _text(failure.error))
+            error = schema.stored_text(failure.error)
+            place = (failure.seq, failure.state, failure.edge, failure.who, failure.guard, error)
             row = schema.signed(*place, *failure.counters, json.dumps(failure.guards))
             self._connection.execute(f"INSERT INTO failure VALUES ({_marks(len(row))})", row)
         now = dict(facts)
@@ -340,7 +344,7 @@ class FileWriter:
         number = self._names.get(name)
         if number is None:
             number = self._names[name] = len(self._names)
-            self._connection.execute("INSERT INTO name VALUES (?, ?)", (number, _text(name)))
+            self._connection.execute("INSERT INTO name VALUES (?, ?)", (number, schema.stored_text(name)))
         return number
 
     def _handler(self, *handler: str) -> int:
@@ -440,11 +444,6 @@ def _plain(table: Table) -> Any:
     return json.loads(_json(table.to_plain()))
 
 
-def _text(text: str) -> str:
-    """Returns text that can be stored: half a surrogate pair, as in names of files that are no UTF-8, cannot."""
-    return text.encode("utf-8", "backslashreplace").decode()
-
-
 def _few(items: Sequence[Any]) -> str:
     """Returns a list that is mostly empty as text."""
     return json.dumps(list(items)) if items else ""
@@ -469,7 +468,8 @@ def _statement(table: str, rows: int) -> str:
     return f"INSERT INTO {table} VALUES {', '.join([row] * rows)}"
 
 
-def _version(name: str) -> str:
+def installed(name: str) -> str:
+    """Returns the version of a package."""
     try:
         return version(name)
     except PackageNotFoundError:  # run from a checkout
