@@ -241,7 +241,9 @@ class Components(_Checked):
         dataset: A map-style or iterable dataset of samples, or a tensor of rows; the engine builds the loader.
         loader: An existing `DataLoader`, or any re-iterable of batches, in place of `dataset`.
         collate_fn: Makes a batch of a list of samples; with `dataset` only. Default: torch's `default_collate`.
-        criterion: `criterion(output, target)`, the mean loss of a batch `(data, target)`; weighs by `len(target)`.
+        criterion: `criterion(output, target)`, the mean loss of a batch `(data, target)`. Steps are weighed by
+            what torch's criteria take it over (samples, elements, targets that are not ignored, weights of classes); by
+            samples with any other.
         compute_loss: `compute_loss(network, batch)` for any other batch or loss; returns a scalar tensor or a
             `LossOutput`. In place of `criterion`.
         optimizer: A torch optimizer, a function of the network that returns one, or a sequence of these; all of them
