@@ -112,7 +112,7 @@ def process_pair(run: Run) -> None:
     if not at.step:
         check_loss(loss, "criterion")
     try:
-        samples = at.samples_now = count_samples(batch) if isinstance(target, _CONTAINERS) else len(target)
+        samples = at.samples_now = count_samples(batch) if isinstance(target, dict) else len(target)
     except TypeError:  # a single sample
         samples = at.samples_now = 1
     window = at.window
@@ -221,7 +221,6 @@ def after_loop(run: Run) -> None:
     run.reason = run.reason or f"epochs={at.epoch} complete"
 
 
-_CONTAINERS = (dict, list, tuple)  # of targets: their length is not that of the batch
 _REPLACED = "init_weights put others in their place: change them in place, as torch.nn.init does"
 PLAIN_ZERO_GRAD = torch.optim.Optimizer.zero_grad
 
