@@ -131,6 +131,51 @@ def test_a_run_that_has_begun_is_not_resumed(tmp_path):
         engine.run(resume=tmp_path / "a")
 
 
+class Flaky(Plugin):
+    """Cannot be opened the first time."""
+
+    observes = True
+    opened = 0
+
+    def open(self, run: Run) -> None:
+        torch.rand(3)
+        self.opened += 1
+        if self.opened == 1:
+            raise OSError("the server cannot be reached")
+
+
+@pytest.mark.parametrize("way", ["run()", "run(resume='auto')", "run(resume=its path)", "advance()"])
+def test_a_plugin_that_does_not_open_loses_no_random_state(way, tmp_path):
+    """The run is where the checkpoint is by then; whatever goes on from there begins with its generators."""
+    straight = build(tmp_path / "straight")
+    straight.run()
+    begun(tmp_path / "a")
+    newest = Store(tmp_path / "a").entries()[-1].path
+    engine = build(tmp_path / "a", [Flaky()])
+    with pytest.raises(OSError, match="cannot be reached"):
+        engine.run(resume="auto")
+    torch.manual_seed(99)  # what the process did in between
+    if way == "advance()":
+        engine.advance()
+    again = {"run(resume='auto')": "auto", "run(resume=its path)": newest}.get(way)
+    run = engine.run(resume=again)
+    assert {**outcome(engine), "plugins": ""} == {**outcome(straight), "plugins": ""}
+    assert run.resumed_from == str(newest)
+    assert [note.text for note in run.log.notes("resume")].count(f"goes on from {newest.name}, #16 in checkpoint") == 1
+
+
+def test_a_run_that_did_not_open_stays_at_its_checkpoint(tmp_path):
+    """It is told so where another one is named then."""
+    begun(tmp_path / "a")
+    before, newest = (entry.path for entry in Store(tmp_path / "a").entries())
+    engine = build(tmp_path / "a", [Flaky()])
+    with pytest.raises(OSError, match="cannot be reached"):
+        engine.run(resume="auto")
+    with pytest.raises(EngineError, match=rf"{before.name}, but this run was brought to .*{newest.name} before; call"):
+        engine.run(resume=before)
+    assert engine.run().state == "finished"
+
+
 def test_a_directory_belongs_to_one_run(tmp_path):
     """One that does not resume is refused, and told the ways on; with `overwrite=True` it takes the directory."""
     begun(tmp_path / "a")

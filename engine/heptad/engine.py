@@ -7,6 +7,7 @@ import threading
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
@@ -79,6 +80,8 @@ class Engine:
             self._subscribe(subscription)
         self._holders = Holders(self._roster.plugins, self._visits, self._subscriptions)
         self.current.capture = partial(capture, holders=self._holders)
+        self._generators: Mapping[str, Any] | None = None
+        """States of the global generators that a checkpoint gave and that were not put in place yet."""
         self._driver: int | None = None
         self._guard = threading.Lock()
 
@@ -127,10 +130,10 @@ class Engine:
         reached = self._reached(until)
         run = self.current
         with self._driving("run"):
-            generators = None if resume is None else self._resume(resume)
+            if resume is not None:
+                self._resume(resume)
             with self._roster.opened(run), self._feed_closed_at_the_end(), CtrlC(run) as ctrl_c:
-                if generators is not None:
-                    seeding.restore(generators)  # last: what was built and opened may have drawn from them
+                self._put_generators()
                 self._drive(reached, f"until {until}" if isinstance(until, str) else "until a predicate held")
             if ctrl_c.pressed:
                 more = "it is" if run.ended else "parked in"
@@ -153,6 +156,7 @@ class Engine:
         with self._driving("advance"):
             try:
                 self._roster.open(self.current)
+                self._put_generators()
                 self._drive(lambda run: True, BY_ADVANCE)
             except BaseException as error:
                 self.current.parts.feed.close()
@@ -292,25 +296,42 @@ class Engine:
 
     # -- going on from a checkpoint
 
-    def _resume(self, resume: str | os.PathLike[str]) -> Mapping[str, Any] | None:
-        """Brings the run to a checkpoint; returns the states of the global generators, or nothing if there is none."""
+    def _resume(self, resume: str | os.PathLike[str]) -> None:
+        """Brings the run to a checkpoint, all but the global generators, whose states are kept until plugins are open.
+
+        A run that was brought to this checkpoint already and has made no turn since, because a plugin did not open, is
+        left as it is.
+        """
         run = self.current
-        if run.state != "idle":
+        if run.state != "idle" and self._generators is None:
             raise EngineError(
                 f"run(resume=…) was called on a run that is in {run.state}; call run() to go on from there, or build a "
                 "new Engine to go on from a checkpoint"
             )
         found = find(resume, stores_of(self._roster.plugins))
+        if self._generators is not None:
+            if found is None or found.path.resolve() != Path(run.resumed_from or "").resolve():
+                raise EngineError(
+                    f"run(resume=…) names {'no checkpoint' if found is None else found.path}, but this run was brought "
+                    f"to {run.resumed_from} before; call run() to go on from there, or build a new Engine"
+                )
+            return
         if found is None:
             run.afresh = True
             run.note_of("resume", "there is no checkpoint yet: the run begins at its start")
-            return None
+            return
         notes = restore(run, self._holders, found.snapshot)
+        self._generators = found.snapshot.sections["run"]["random"]
         run.resumed_from = str(found.path)
         run.note_of("resume", f"goes on from {found.path.name}, #{run.seq} in {run.state}")
         for text in (*found.damage, *notes):
             run.note_of("resume", text)
-        return found.snapshot.sections["run"]["random"]
+
+    def _put_generators(self) -> None:
+        """Puts the global generators to where a checkpoint has them: last, what was built and opened may draw."""
+        if self._generators is not None:
+            seeding.restore(self._generators)
+            self._generators = None
 
     # -- the loop
 
