@@ -440,6 +440,104 @@ def test_a_plugin_that_refuses_its_state_stops_the_resume(tmp_path):
     assert all(map(torch.equal, model.parameters(), small_network().parameters()))
 
 
+class Fails(Plugin):
+    """An observer that the run can do without, which fails in one place from the fourth step on."""
+
+    observes = True
+    on_error = "detach"
+
+    def __init__(self, place: str) -> None:
+        self.place = place
+        self.steps = 0
+        self.calls: list[str] = []
+
+    def fail(self, place: str) -> None:
+        if place == self.place and self.steps >= 4:
+            raise ValueError(f"{place} fails")
+
+    def open(self, run: Run) -> None:
+        self.calls.append("open")
+
+    def close(self, run: Run) -> None:
+        self.calls.append("close")
+
+    def on_exit_after_step(self, run: Run) -> None:
+        self.steps = run.step
+        self.fail("a handler")
+
+    def detours(self) -> list[Detour]:
+        return [Detour("peek", "after_step", lambda run: True, self.peek)]
+
+    def peek(self, run: Run) -> None:
+        self.fail("a body")
+
+    def state_dict(self) -> dict[str, Any]:
+        if self.calls == ["open", "close"]:
+            raise RuntimeError("I am closed")
+        self.fail("state_dict")
+        return {"steps": self.steps}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.steps = state["steps"]
+
+
+@pytest.mark.parametrize("place", ["a handler", "a body", "state_dict"])
+@pytest.mark.parametrize("step", [3, 4, 6])
+def test_a_detached_plugin_stays_detached(place, step, tmp_path):
+    """It is part of the run's state: path and notes are those of the run that was not interrupted. It is closed."""
+    straight = engine_of(tmp_path / "s", components(small_network()), [Fails(place)])
+    straight.run()
+    assert len(straight.current.log.notes("detach")) == 1
+    engine_of(tmp_path / "a", components(small_network()), [Fails(place)]).run(until=lambda run: run.step == step + 1)
+    again = Fails(place)
+    engine = engine_of(tmp_path / "a", components(small_network()), [again])
+    run = engine.run(resume="auto")
+    assert records(run.log) == records(straight.current.log)[run.log[0].seq :]
+    expected = [(n.seq, n.text) for n in straight.current.log.notes("detach") if n.seq >= run.log[0].seq]
+    assert [(n.seq, n.text) for n in run.log.notes("detach")] == expected
+    told = "the plugin Fails was detached before the checkpoint was taken: it is called no more"
+    gone = step >= 4
+    assert (told in [note.text for note in run.log.notes("resume")]) is gone
+    assert again.calls == (["close"] if gone else ["open", "close"])
+
+
+def test_an_observer_that_refuses_its_state_is_detached(tmp_path):
+    """One that the run can do without does not keep it from going on; the log says so."""
+
+    class Refuses(Fails):
+        name = "Fails"
+
+        def load_state_dict(self, state: dict[str, Any]) -> None:
+            raise KeyError("b")
+
+    engine_of(tmp_path, components(small_network()), [Fails("nowhere")]).run(until=lambda run: run.step == 3)
+    plugin = Refuses("nowhere")
+    run = engine_of(tmp_path, components(small_network()), [plugin]).run(resume="auto")
+    assert run.state == "finished"
+    assert plugin.calls == ["close"]
+    told = "the plugin Fails cannot take back its state: KeyError: 'b'; it is called no more"
+    assert told in [note.text for note in run.log.notes("resume")]
+
+
+def test_an_error_in_a_state_dict_names_the_plugin(tmp_path):
+    """In a note on what was raised, unchanged; a state_dict that returns nothing is refused by name."""
+
+    class Odd(Plugin):
+        def state_dict(self) -> Any:
+            raise LookupError("no such thing")
+
+    with pytest.raises(LookupError, match="no such thing") as caught:
+        engine_of(tmp_path / "a", components(small_network()), [Odd()]).run()
+    assert "heptad: in Odd.state_dict" in caught.value.__notes__
+
+    class Forgets(Keeps):
+        def state_dict(self) -> Any:
+            {"a": 1}  # noqa: B018 - the mistake
+
+    with pytest.raises(CheckpointError, match=r"Forgets.state_dict returned None, expected a dict.*without a return"):
+        engine_of(tmp_path / "b", components(small_network()), [Forgets()]).run()
+
+
 def test_what_changes_bits_is_noted(tmp_path):
     """Another number of threads: the run goes on, and the log says in what it differs."""
     begun(tmp_path / "a")

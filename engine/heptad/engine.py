@@ -78,7 +78,7 @@ class Engine:
         self._subscriptions: list[Subscription] = []
         for subscription in self._roster.subscriptions():
             self._subscribe(subscription)
-        self._holders = Holders(self._roster.plugins, self._visits, self._subscriptions)
+        self._holders = Holders(self._roster, self._visits, self._subscriptions)
         self.current.capture = partial(capture, holders=self._holders)
         self._generators: Mapping[str, Any] | None = None
         """States of the global generators that a checkpoint gave and that were not put in place yet."""

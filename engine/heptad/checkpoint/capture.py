@@ -6,7 +6,7 @@ the engine. Neither knows of files: what they exchange is a `Snapshot` of plain 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from time import time
 from typing import Any
@@ -21,6 +21,7 @@ from heptad.detours import Visit
 from heptad.errors import CheckpointError, EngineError, kind
 from heptad.log.record import Counters
 from heptad.plugin import Plugin, Subscription
+from heptad.roster import Roster, state_of
 from heptad.run import MID_STEP, Run
 
 _PLACED = (
@@ -44,7 +45,7 @@ _PLACED = (
 class Holders:
     """What holds state of a run beside the run itself."""
 
-    plugins: Sequence[Plugin]
+    roster: Roster
     visits: Sequence[Visit]
     subscriptions: Sequence[Subscription]
 
@@ -68,16 +69,19 @@ def capture(run: Run, holders: Holders) -> Snapshot:
         "update": at.update,
         "time": time(),
     }
+    states = holders.roster.states(run)  # first: a plugin that cannot tell it may be detached, and that is state too
     sections = {
         **learned.capture(run),
         "plugins": {
-            plugin.name: {"class": kind(plugin), "observes": plugin.observes, "state": plugin.state_dict()}
-            for plugin in holders.plugins
+            plugin.name: {"class": kind(plugin), "observes": plugin.observes, "state": states[plugin.name]}
+            for plugin in holders.roster.plugins
+            if plugin.name in states
         },
         "run": {
             "identity": identity(run),
             "environment": environment(run.parts.device),
             "position": _capture_position(run, holders),
+            "detached": holders.roster.detached(),
             "data": run.parts.feed.state(),
             "values": run.memory.recorded.state(),
             "random": seeding.capture(),
@@ -100,14 +104,14 @@ def restore(run: Run, holders: Holders, snapshot: Snapshot) -> list[str]:
     """
     sections, state = snapshot.sections, snapshot.sections["run"]
     position = state["position"]
-    check_run(run, holders.plugins, sections)
+    check_run(run, holders.roster.plugins, sections)
     if position["node"] != "before_loop":  # whose body builds the optimizers
         build(run)
         check_optimizers(run, sections["optimizers"], position["optimizers"])
     run.parts.feed.seed = position["seed"]
     notes = unlike(state["environment"], environment(run.parts.device))
     walked = run.parts.feed.restore(state["data"])
-    _restore_plugins(holders.plugins, sections["plugins"], notes)
+    _restore_plugins(holders.roster, sections["plugins"], state.get("detached", ()), notes)
     learned.restore(run, sections)
     run.memory.recorded.restore(state["values"])
     _restore_position(run, holders, position)
@@ -183,23 +187,44 @@ def _key(subscription: Subscription) -> tuple[str, str, str, int, bool]:
     return subscription.who, mark.edge, mark.state, mark.every, mark.once
 
 
-def _restore_plugins(plugins: Sequence[Plugin], states: Mapping[str, Any], notes: list[str]) -> None:
-    """Gives each plugin its state; where one refuses, those before it get theirs back."""
+def _restore_plugins(roster: Roster, states: Mapping[str, Any], detached: Collection[str], notes: list[str]) -> None:
+    """Gives each plugin its state; where one refuses that the run cannot do without, those before it get theirs back.
+
+    One that was detached stays so, and one that the run can do without is detached where it refuses: else the run would
+    not be the one that was not interrupted, or would not be there at all.
+    """
     done: list[tuple[Plugin, dict[str, Any]]] = []
-    for plugin in plugins:
+    failed: list[str] = []
+    for plugin in roster.plugins:
+        may_fail = plugin.on_error == "detach"
+        if plugin.name in detached and may_fail:
+            failed.append(plugin.name)
+            notes.append(f"the plugin {plugin.name} was detached before the checkpoint was taken: it is called no more")
+            continue
         if plugin.name not in states:
             notes.append(f"the plugin {plugin.name} has no state in the checkpoint: it begins here")
             continue
-        done.append((plugin, plugin.state_dict()))
+        try:
+            before = state_of(plugin)
+        except Exception:
+            if not may_fail:
+                raise
+        else:
+            done.append((plugin, before))
         try:
             plugin.load_state_dict(states[plugin.name]["state"])
         except Exception as error:
+            what = f"the plugin {plugin.name} cannot take back its state: {type(error).__name__}: {error}"
+            if may_fail:
+                failed.append(plugin.name)
+                notes.append(f"{what}; it is called no more")
+                continue
             for other, before in done[:-1]:
                 other.load_state_dict(before)
-            raise CheckpointError(
-                f"the plugin {plugin.name} cannot take back its state: {type(error).__name__}: {error}"
-            ) from error
-    here = {plugin.name for plugin in plugins}
+            raise CheckpointError(what) from error
+    for name in failed:
+        roster.detach(name)
+    here = {plugin.name for plugin in roster.plugins}
     notes += [
         f"the plugin {name} of the checkpoint is not here: its state is left" for name in states if name not in here
     ]
