@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import sqlite3
 import tempfile
+from collections import OrderedDict
 from pathlib import Path
 from typing import Any
 
@@ -715,8 +716,9 @@ def test_all_of_a_modules_state_comes_back(tmp_path):
     assert engine.current.network[2].bias.requires_grad is False  # type: ignore[operator]
 
 
-def test_the_optimizers_state_keeps_its_precision(tmp_path):
-    """torch rounds what it loads to the dtype of the parameters; here it does not stay so."""
+@pytest.mark.parametrize("nested", [False, True])
+def test_the_optimizers_state_keeps_its_precision(nested, tmp_path):
+    """torch rounds what it loads to the dtype of the parameters, however deep; here it does not stay so."""
 
     class Precise(torch.optim.SGD):
         """Keeps its state in float32 beside parameters in bfloat16."""
@@ -725,6 +727,10 @@ def test_the_optimizers_state_keeps_its_precision(tmp_path):
             for group in self.param_groups:
                 for parameter in group["params"]:
                     state = self.state[parameter]
+                    if nested:
+                        deep = state.setdefault("deep", OrderedDict(rows=[{"told": "sums"}]))
+                        assert (type(deep), deep["rows"][0].get("told")) == (OrderedDict, "sums")
+                        state = deep["rows"][0]
                     state.setdefault("sum", torch.zeros_like(parameter, dtype=torch.float32))
                     state["sum"] += parameter.grad.float() / 3
                     parameter.data -= (0.1 * state["sum"]).to(parameter.dtype)
@@ -740,6 +746,76 @@ def test_the_optimizers_state_keeps_its_precision(tmp_path):
     engine = make(tmp_path / "a")
     engine.run(resume="auto")
     assert outcome(engine) == outcome(straight)
+
+
+class Two(nn.Module):
+    """Of two layers only the first is in every forward."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        with torch.random.fork_rng():
+            torch.manual_seed(3)
+            self.always, self.seldom = nn.Linear(4, 3), nn.Linear(4, 3)
+
+    def forward(self, data: torch.Tensor) -> torch.Tensor:
+        return self.always(data) if data.sum() > 0 else self.always(data) + self.seldom(data)
+
+
+class Zeros(torch.optim.AdamW):
+    """Leaves zeros, which move weights on: there is weight decay and momentum."""
+
+    def zero_grad(self, set_to_none: bool = False) -> None:
+        super().zero_grad(set_to_none=False)
+
+
+class Fades(torch.optim.SGD):
+    """Keeps a part of the gradients."""
+
+    def zero_grad(self, set_to_none: bool = False) -> None:
+        for parameter in self.param_groups[0]["params"]:
+            if parameter.grad is not None:
+                parameter.grad *= 0.5
+
+
+class ClipsAll(Plugin):
+    def on_enter_optimizer_update(self, run: Run) -> None:
+        nn.utils.clip_grad_norm_(run.network.parameters(), 0.1)
+
+
+@pytest.mark.parametrize("leaves", ["zeros", "a part", "what nobody holds"])
+def test_gradients_that_outlive_a_window_come_back(leaves, tmp_path):
+    """What the next step does not drop: zeros are not none, and nobody clears what no optimizer holds."""
+
+    def make(directory: Path) -> Engine:
+        model = Two()
+        if leaves == "what nobody holds":
+            optimizer: Any = torch.optim.SGD(model.always.parameters(), lr=0.1)
+        else:
+            optimizer = {"zeros": Zeros, "a part": Fades}[leaves](model.parameters(), lr=0.1)
+        plugins = [ClipsAll()] if leaves == "what nobody holds" else []
+        return Engine(
+            components(model, optimizer, loader=batches(6)),
+            RunConfig(epochs=2),
+            [*plugins, Checkpoint(directory, at="optimizer_update")],
+        )
+
+    straight = make(tmp_path / "s")
+    straight.run()
+    for step in range(1, 12):
+        directory = tmp_path / str(step)
+        make(directory).run(until=lambda run, step=step: run.step == step)
+        engine = make(directory)
+        engine.run(resume="auto")
+        assert outcome(engine) == outcome(straight), step
+
+
+def test_gradients_that_the_next_step_drops_take_no_room(tmp_path):
+    """A checkpoint between two windows holds weights and optimizer; one in a window the gradients too."""
+    run = engine_of(tmp_path, components(small_network())).run(until=lambda run: run.step == 3)
+    assert sorted(run.snapshot().sections["optimizers"]["gradients"]) == ["network.bias", "network.weight"]
+    run = engine_of(tmp_path / "b", components(small_network())).run(until=lambda run: run.state == "after_epoch")
+    assert run.network.weight.grad is not None
+    assert run.snapshot().sections["optimizers"]["gradients"] == {}
 
 
 def test_what_cannot_be_stored_is_refused_by_name(tmp_path):

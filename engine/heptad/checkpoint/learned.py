@@ -6,13 +6,14 @@ optimizer holds and no module of the run does is `held.<number>`.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import chain
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
+from heptad.bodies import PLAIN_ZERO_GRAD
 from heptad.errors import CheckpointError, kind
 from heptad.run import Run
 
@@ -27,8 +28,7 @@ def capture(run: Run) -> dict[str, Any]:
         "optimizers": {
             "states": [_capture_optimizer(optimizer, names) for optimizer in run.optimizers],
             "held": held_parameters(run),
-            # a closed window's gradients are those of an update that was made; the next step would clear them
-            "gradients": _capture_gradients(run) if run.position.window.steps else {},
+            "gradients": _capture_gradients(run),
         },
     }
 
@@ -176,11 +176,41 @@ def _restore_optimizer(optimizer: Any, state: dict[str, Any]) -> None:
     live = cast("Mapping[Tensor, dict[str, Any]]", optimizer.state)
     for number, values in cast("dict[Any, dict[str, Any]]", state["state"]).items():
         for name, value in values.items() if isinstance(number, int) else ():
-            now = live[held[number]][name]
-            if isinstance(value, Tensor) and now.dtype != value.dtype:
-                live[held[number]][name] = value.to(now.device)
+            if name in live[held[number]]:
+                live[held[number]][name] = _unrounded(live[held[number]][name], value)
+
+
+def _unrounded(loaded: Any, stored: Any) -> Any:
+    """Returns what an optimizer loaded, with the dtypes, and where torch took it apart the text, of what was stored."""
+    if isinstance(stored, Tensor) and isinstance(loaded, Tensor):
+        return loaded if loaded.dtype == stored.dtype else stored.to(loaded.device)
+    if isinstance(stored, dict) and isinstance(loaded, dict):
+        parts, there = cast("dict[Any, Any]", loaded), cast("dict[Any, Any]", stored)
+        made = cast("Callable[[dict[Any, Any]], Any]", type(cast("object", stored)))
+        return made({name: _unrounded(part, there.get(name)) for name, part in parts.items()})
+    if isinstance(stored, list | tuple) and isinstance(loaded, list | tuple):
+        rows, kept = cast("Sequence[Any]", loaded), cast("Sequence[Any]", stored)
+        return (
+            cast("Any", type(cast("object", stored)))(map(_unrounded, rows, kept)) if len(rows) == len(kept) else rows
+        )
+    return stored if isinstance(stored, str) else loaded
 
 
 def _capture_gradients(run: Run) -> dict[str, Tensor]:
-    """Returns the gradients that are there: none and zeros are not the same to an optimizer."""
-    return {name: parameter.grad for name, parameter in _parameters(run) if parameter.grad is not None}
+    """Returns the gradients that are there and matter: none and zeros are not the same to an optimizer.
+
+    Where no window is open, those of an update that was made are still there. The next step drops them unseen where
+    the optimizer has torch's own `zero_grad`, so they need no place in a checkpoint. What another `zero_grad` makes of
+    them cannot be known, and those of a parameter that no optimizer holds are added to, window after window.
+    """
+    dropped: set[int] = set()
+    if not run.position.window.steps:
+        dropped = {
+            id(parameter)
+            for optimizer in run.optimizers
+            if optimizer.__class__.zero_grad is PLAIN_ZERO_GRAD
+            for group in optimizer.param_groups
+            for parameter in group["params"]
+        }
+    named = ((name, parameter) for name, parameter in _parameters(run) if id(parameter) not in dropped)
+    return {name: parameter.grad for name, parameter in named if parameter.grad is not None}
