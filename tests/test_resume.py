@@ -748,6 +748,187 @@ def test_the_optimizers_state_keeps_its_precision(nested, tmp_path):
     assert outcome(engine) == outcome(straight)
 
 
+class Expanded(nn.Module):
+    """Its buffer shares memory among its elements, until a forward may put another in its place."""
+
+    def __init__(self, moved: bool = False) -> None:
+        super().__init__()
+        self.layer, self.moved = small_network(), moved
+        self.register_buffer("shift", torch.zeros(3).expand(2, 3))
+
+    def forward(self, data: torch.Tensor) -> torch.Tensor:
+        if self.moved:
+            self.shift = self.shift + torch.arange(6.0).reshape(2, 3) / 100
+        return self.layer(data) + self.shift
+
+
+class Caches(nn.Module):
+    """Its buffers are made by the first forward."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = nn.Module()
+        self.layer = small_network()
+        self.inner.register_buffer("mask", None, persistent=False)
+
+    def forward(self, data: torch.Tensor) -> torch.Tensor:
+        if self.inner.mask is None:
+            self.inner.mask = torch.rand(1, 4)
+        return self.layer(data * self.inner.mask)
+
+
+class Anneals(Plugin):
+    """Changes an option of a module; it keeps it in its state, or does not."""
+
+    def __init__(self, keeps: bool = True) -> None:
+        self.keeps = keeps
+        self.p = 0.4
+
+    def on_enter_before_epoch(self, run: Run) -> None:
+        self.p /= 2
+        self.put(run)
+
+    def open(self, run: Run) -> None:
+        if self.keeps:
+            self.put(run)
+
+    def put(self, run: Run) -> None:
+        run.network[1].p = self.p  # type: ignore[operator] - a Sequential
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"p": self.p}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.p = state["p"]
+
+
+class Adds(Plugin):
+    """Lets the optimizer hold a further layer from the second epoch on."""
+
+    def on_enter_before_epoch(self, run: Run) -> None:
+        if run.epoch == 1:
+            layer: Any = run.network[2]  # type: ignore[operator] - a Sequential
+            run.optimizer.add_param_group({"params": list(layer.parameters()), "lr": 0.02})
+
+
+def three() -> nn.Module:
+    """Returns a network whose middle has an option and no tensors."""
+    with torch.random.fork_rng():
+        torch.manual_seed(3)
+        return nn.Sequential(nn.Linear(4, 8), nn.Dropout(0.4), nn.Linear(8, 3))
+
+
+def ready() -> nn.Module:
+    """Returns a lazy network that has seen a batch."""
+    with torch.random.fork_rng():
+        torch.manual_seed(3)
+        model = nn.Sequential(nn.LazyLinear(8), nn.Linear(8, 3))
+        model(torch.rand(2, 4))
+        return model
+
+
+def momentum(net: nn.Module) -> torch.optim.Optimizer:
+    return torch.optim.SGD(net.parameters(), lr=0.1, momentum=0.9)
+
+
+CHANGING: dict[str, tuple[Any, Any, Any]] = {
+    "an expanded buffer": (Expanded, momentum, []),
+    "one that is replaced": (lambda: Expanded(moved=True), momentum, []),
+    "a buffer made by the first forward": (Caches, momentum, []),
+    "a lazy module that has seen a batch": (ready, momentum, []),
+    "an option that a plugin anneals": (three, momentum, [Anneals]),
+    "a parameter group that is added": (three, lambda net: momentum(net[0]), [Adds]),
+    "one with names": (
+        three,
+        lambda net: torch.optim.SGD(list(net[0].named_parameters()), lr=0.1),
+        [type("Adds", (Adds,), {"on_enter_before_epoch": lambda self, run: add_named(run)})],
+    ),
+}
+
+
+def add_named(run: Run) -> None:
+    if run.epoch == 1:
+        layer: Any = run.network[2]  # type: ignore[operator] - a Sequential
+        run.optimizer.add_param_group({"params": list(layer.named_parameters()), "lr": 0.02})
+
+
+@pytest.mark.parametrize("step", [3, 6, 11])
+@pytest.mark.parametrize("what", CHANGING)
+def test_what_a_run_makes_of_its_network_comes_back(what, step, tmp_path):
+    """Buffers, options and parameter groups that were not there, or not so, when the run began."""
+
+    def make(directory: Path) -> Engine:
+        model, optimizer, plugins = CHANGING[what]
+        return engine_of(directory, components(model(), optimizer), [plugin() for plugin in plugins], epochs=3)
+
+    straight = make(tmp_path / "s")
+    straight.run()
+    make(tmp_path / "a").run(until=lambda run: run.step == step)
+    engine = make(tmp_path / "a")
+    run = engine.run(resume="auto")
+    assert outcome(engine) == outcome(straight)
+    assert not [note.text for note in run.log.notes("resume") if "bits may differ" in note.text]
+    if what == "an expanded buffer":
+        assert run.network.shift.stride() == (0, 1)  # type: ignore[operator] - a tensor
+
+
+def test_an_option_that_nobody_puts_back_is_told(tmp_path):
+    """It was changed during the run, so the network is the same one; but nobody knows how to change it again."""
+
+    def run_of(**given: Any) -> Run:
+        return engine_of(tmp_path, components(three()), [Anneals(keeps=False)]).run(**given)
+
+    run_of(until=lambda run: run.step == 3)
+    told = [note.text for note in run_of(resume="auto").log.notes("resume")]
+    assert (
+        "network.1 was Dropout(p=0.2, inplace=False) when the checkpoint was taken and is Dropout(p=0.4, inplace=False)"
+        in told[-1]
+    )
+    with pytest.raises(
+        CheckpointError, match=r"network.1: Dropout\(p=.*\(Dropout\(p=0.4, .*when the run began\), ReLU"
+    ):
+        model = three()
+        model[1] = nn.ReLU()  # type: ignore[operator] - a Sequential
+        engine_of(tmp_path, components(model), [Anneals()]).run(resume="auto")
+
+
+def test_a_module_that_was_put_in_place_of_another_is_not_overlooked(tmp_path):
+    """Its class is that which it had in the end, whatever the run began with."""
+
+    class Replaces(Plugin):
+        def on_enter_before_epoch(self, run: Run) -> None:
+            run.network[1] = nn.GELU()  # type: ignore[operator] - a Sequential
+
+    engine_of(tmp_path, components(three()), [Replaces()]).run(until=lambda run: run.step == 3)
+    with pytest.raises(
+        CheckpointError, match=r"network.1: GELU\(.*\) in the checkpoint \(Dropout\(.*, Dropout\(.* here"
+    ):
+        engine_of(tmp_path, components(three()), [Replaces()]).run(resume="auto")
+
+
+def test_a_network_without_memory_is_told(tmp_path):
+    """A lazy module has no shapes to compare before it has seen a batch; once it has, the run goes on."""
+
+    def lazy() -> nn.Module:
+        return nn.Sequential(nn.LazyLinear(8), nn.Linear(8, 3))
+
+    engine_of(tmp_path, components(lazy())).run(until=lambda run: run.step == 3)
+    with pytest.raises(CheckpointError, match=r"no memory yet for 0.weight, 0.bias; run one batch through a lazy"):
+        engine_of(tmp_path, components(lazy())).run(resume="auto")
+    assert engine_of(tmp_path, components(ready())).run(resume="auto").state == "finished"
+
+
+def test_a_parameter_group_that_could_not_be_found_again_is_refused(tmp_path):
+    """When it is to be stored: of parameters that no module holds, there is no name."""
+
+    class AddsOwn(Plugin):
+        def on_enter_before_epoch(self, run: Run) -> None:
+            run.optimizer.add_param_group({"params": [nn.Parameter(torch.ones(2))]})
+
+    with pytest.raises(CheckpointError, match="built with 1 parameter groups and has 2 now, with 1 parameters that no"):
+        engine_of(tmp_path, components(three()), [AddsOwn()]).run()
+
+
 class Two(nn.Module):
     """Of two layers only the first is in every forward."""
 

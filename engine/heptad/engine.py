@@ -15,8 +15,9 @@ import torch
 
 from heptad import evaluation, seeding
 from heptad.bodies import BODIES, FIRST_SUBSCRIBER, process_any, process_pair
-from heptad.checkpoint.capture import Holders, capture, restore
+from heptad.checkpoint.capture import Holders, begin, capture, restore
 from heptad.checkpoint.finding import find, stores_of
+from heptad.checkpoint.identity import changed_options
 from heptad.config import Components, RunConfig, check_optimizer, check_together, is_optimizer
 from heptad.data import build_feed, resolve_device
 from heptad.detours import Visit
@@ -132,8 +133,9 @@ class Engine:
         with self._driving("run"):
             if resume is not None:
                 self._resume(resume)
+            self._begin()
             with self._roster.opened(run), self._feed_closed_at_the_end(), CtrlC(run) as ctrl_c:
-                self._put_generators()
+                self._settle()
                 self._drive(reached, f"until {until}" if isinstance(until, str) else "until a predicate held")
             if ctrl_c.pressed:
                 more = "it is" if run.ended else "parked in"
@@ -155,8 +157,9 @@ class Engine:
         """
         with self._driving("advance"):
             try:
+                self._begin()
                 self._roster.open(self.current)
-                self._put_generators()
+                self._settle()
                 self._drive(lambda run: True, BY_ADVANCE)
             except BaseException as error:
                 self.current.parts.feed.close()
@@ -296,6 +299,11 @@ class Engine:
 
     # -- going on from a checkpoint
 
+    def _begin(self) -> None:
+        """Takes down what a checkpoint has to tell of the beginning of a run."""
+        if self.current.state == "idle":
+            begin(self.current, self._holders)
+
     def _resume(self, resume: str | os.PathLike[str]) -> None:
         """Brings the run to a checkpoint, all but the global generators, whose states are kept until plugins are open.
 
@@ -327,11 +335,16 @@ class Engine:
         for text in (*found.damage, *notes):
             run.note_of("resume", text)
 
-    def _put_generators(self) -> None:
-        """Puts the global generators to where a checkpoint has them: last, what was built and opened may draw."""
+    def _settle(self) -> None:
+        """Does what comes last when a run is resumed, now that plugins are open: both may have been theirs to change.
+
+        The global generators are put to where the checkpoint has them, and it is looked at what nobody has put back.
+        """
         if self._generators is not None:
             seeding.restore(self._generators)
             self._generators = None
+            for text in changed_options(self.current, self._holders.options):
+                self.current.note_of("resume", text)
 
     # -- the loop
 

@@ -7,7 +7,7 @@ the engine. Neither knows of files: what they exchange is a `Snapshot` of plain 
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from time import time
 from typing import Any
 
@@ -48,6 +48,15 @@ class Holders:
     roster: Roster
     visits: Sequence[Visit]
     subscriptions: Sequence[Subscription]
+    first: dict[str, Any] = field(default_factory=dict[str, Any])
+    """What the modules were before the first turn: handlers may change their options, the run began with these."""
+    options: dict[str, Mapping[str, str]] = field(default_factory=dict[str, Mapping[str, str]])
+    """What the parts of each module were when the checkpoint was taken that the run was resumed from."""
+
+
+def begin(run: Run, holders: Holders) -> None:
+    """Takes down what only the beginning of a run can tell: called before plugins are opened."""
+    holders.first.update((name, learned.described(module)) for name, module in learned.modules_of(run).items())
 
 
 def capture(run: Run, holders: Holders) -> Snapshot:
@@ -70,8 +79,11 @@ def capture(run: Run, holders: Holders) -> Snapshot:
         "time": time(),
     }
     states = holders.roster.states(run)  # first: a plugin that cannot tell it may be detached, and that is state too
+    learned_now = learned.capture(run)
+    for name, first in holders.first.items():
+        learned_now[name]["first"] = first
     sections = {
-        **learned.capture(run),
+        **learned_now,
         "plugins": {
             plugin.name: {"class": kind(plugin), "observes": plugin.observes, "state": states[plugin.name]}
             for plugin in holders.roster.plugins
@@ -113,6 +125,8 @@ def restore(run: Run, holders: Holders, snapshot: Snapshot) -> list[str]:
     walked = run.parts.feed.restore(state["data"])
     _restore_plugins(holders.roster, sections["plugins"], state.get("detached", ()), notes)
     learned.restore(run, sections)
+    for name in learned.modules_of(run):
+        holders.first[name], holders.options[name] = sections[name].get("first"), sections[name]["parts"]
     run.memory.recorded.restore(state["values"])
     _restore_position(run, holders, position)
     return [*notes, walked] if walked else notes
