@@ -6,6 +6,7 @@ import shutil
 import sqlite3
 import tempfile
 from collections import OrderedDict
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,16 @@ import pytest
 import torch
 from hypothesis import given, settings
 from torch import nn
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import (
+    ConcatDataset,
+    DataLoader,
+    Dataset,
+    DistributedSampler,
+    IterableDataset,
+    Sampler,
+    Subset,
+    TensorDataset,
+)
 
 from builders import Plan, Unsized, batches, plans, records, small_network
 from heptad import (
@@ -1034,6 +1044,143 @@ def test_a_loader_is_walked_to_its_place_and_the_log_says_so(tmp_path):
     assert [n.text for n in run.log.notes("resume")][1:] == [
         "the data were walked to their place, 1 batches into the pass"
     ]
+
+
+SAMPLES = TensorDataset(torch.cat([x for x, _ in batches(4)]), torch.cat([y for _, y in batches(4)]))
+
+
+class Passes(Sampler[int]):
+    """Counts its passes: each has an order of its own."""
+
+    def __init__(self) -> None:
+        self.epoch = 0
+
+    def __len__(self) -> int:
+        return len(SAMPLES)
+
+    def __iter__(self) -> Iterator[int]:
+        generator = torch.Generator().manual_seed(self.epoch)
+        self.epoch += 1
+        return iter(torch.randperm(len(SAMPLES), generator=generator).tolist())
+
+
+class Tells(Passes):
+    """And can say where it is."""
+
+    def state_dict(self) -> dict[str, int]:
+        return {"epoch": self.epoch}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        self.epoch = state["epoch"]
+
+
+class TellsBatches(Tells):
+    """The same, for batches."""
+
+    def __iter__(self) -> Iterator[Any]:
+        order = list(super().__iter__())
+        return iter([order[place : place + 2] for place in range(0, len(order), 2)])
+
+    def __len__(self) -> int:
+        return len(SAMPLES) // 2
+
+
+class Draws(Dataset[Any]):
+    """Adds noise from a generator of its own."""
+
+    def __init__(self) -> None:
+        self.own = torch.Generator().manual_seed(2)
+
+    def __len__(self) -> int:
+        return len(SAMPLES)
+
+    def __getitem__(self, place: int) -> Any:
+        data, target = SAMPLES[place]
+        return data + torch.rand(4, generator=self.own), target
+
+
+class DrawsStream(IterableDataset[Any]):
+    """The same as a stream."""
+
+    def __init__(self) -> None:
+        self.samples = Draws()
+        self.own = self.samples.own
+
+    def __iter__(self) -> Iterator[Any]:
+        return (self.samples[place] for place in range(len(SAMPLES)))
+
+
+def in_parts() -> Dataset[Any]:
+    """Returns the dataset that draws, within others."""
+    return ConcatDataset([Subset(Draws(), range(5)), Subset(Draws(), range(3))])
+
+
+CARRYING: dict[str, Any] = {
+    "set_epoch": lambda: {"loader": DataLoader(SAMPLES, 2, sampler=DistributedSampler(SAMPLES, 1, 0))},
+    "a sampler that tells": lambda: {"loader": DataLoader(SAMPLES, 2, sampler=Tells())},
+    "a batch sampler that tells": lambda: {"loader": DataLoader(SAMPLES, batch_sampler=TellsBatches())},
+    "generators in parts": lambda: {"loader": DataLoader(in_parts(), 2)},
+    "a generator of a stream": lambda: {"loader": DataLoader(DrawsStream(), 2)},
+    "a generator of a dataset": lambda: {"dataset": DrawsStream()},
+}
+
+
+@pytest.mark.parametrize("step", [3, 5, 6, 9])
+@pytest.mark.parametrize("what", CARRYING)
+def test_what_data_carry_from_pass_to_pass_comes_back(what, step, tmp_path):
+    """The epoch that a sampler was given, the state of one that tells it, generators within datasets."""
+
+    def make(directory: Path) -> Engine:
+        data = CARRYING[what]()
+        config = {"batch_size": 2} if "dataset" in data else {}
+        parts = Components(
+            network=small_network(),
+            criterion=nn.CrossEntropyLoss(),
+            optimizer=lambda net: torch.optim.SGD(net.parameters(), lr=0.1),
+            **data,
+        )
+        engine = engine_of(directory, parts, epochs=3, **config)
+        if what == "set_epoch":
+            engine.on_enter("before_epoch")(lambda run: data["loader"].sampler.set_epoch(run.epoch))
+        return engine
+
+    straight = make(tmp_path / "s")
+    straight.run()
+    make(tmp_path / "a").run(until=lambda run: run.step == step)
+    engine = make(tmp_path / "a")
+    engine.run(resume="auto")
+    assert outcome(engine) == outcome(straight)
+
+
+@pytest.mark.parametrize(
+    ("loader", "told"),
+    [
+        (
+            lambda: DataLoader(SAMPLES, 2, sampler=Passes()),
+            "the sampler (a Passes) has no state_dict and load_state_dict",
+        ),
+        (lambda: Unsized(batches(4)), "the loader (a Unsized) has no state_dict and load_state_dict"),
+        (lambda: DataLoader(DrawsStream(), 2), "the dataset (a DrawsStream) is iterated anew"),
+        (
+            lambda: DataLoader(SAMPLES, 2, num_workers=1, persistent_workers=True),
+            "the workers draw at random from where they were after the last pass (persistent_workers=True)",
+        ),
+        (lambda: DataLoader(SAMPLES, 2, sampler=list(range(8))), ""),
+        (lambda: DataLoader(SAMPLES, 2, shuffle=True), ""),
+    ],
+)
+def test_what_cannot_be_verified_is_told(loader, told, tmp_path):
+    """What may carry something from pass to pass and does not tell it; in the first pass there is nothing to carry."""
+
+    def notes(step: int) -> str:
+        directory = tmp_path / str(step)
+        engine_of(directory, components(small_network(), loader=loader())).run(until=lambda run: run.step == step)
+        with engine_of(directory, components(small_network(), loader=loader())) as engine:
+            run = engine.run(resume="auto", until=lambda run: True)
+            return " ".join(note.text for note in run.log.notes("resume"))
+
+    assert "verified" not in notes(3)
+    assert (told in notes(7)) if told else ("verified" not in notes(7))
 
 
 def test_data_that_end_before_the_place_are_told(tmp_path):
