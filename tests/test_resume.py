@@ -8,7 +8,8 @@ import tempfile
 from collections import OrderedDict
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -592,6 +593,39 @@ class Stops(Plugin):
     @on_exit("after_step", when=lambda run: run.step == 2)
     def stop(self, run: Run) -> None:
         run.stop("enough")
+
+
+@pytest.mark.parametrize(
+    ("updates", "remainder", "sized", "told"),
+    [
+        (4, "extend", True, "epoch 1 was cut short by max_updates=4, after 2 of its 5 batches, and is counted"),
+        (4, "extend", False, "epoch 1 may have been cut short by max_updates=4, after 2 batches, and is counted"),
+        (3, "extend", True, ""),
+        (3, "flush", True, ""),
+        (2, "drop", True, ""),
+        (1, "drop", True, "epoch 0 was cut short by max_updates=1, after 2 of its 5 batches"),
+    ],
+)
+@pytest.mark.parametrize("parked", [False, True])
+def test_an_epoch_that_was_cut_short_is_told(updates, remainder, sized, told, parked, tmp_path):
+    """With more updates the run goes on behind it, and is not the one that was asked for them at once."""
+
+    def make(limit: int) -> Engine:
+        loader = batches(5) if sized else Unsized(batches(5))
+        engine = Engine(
+            components(small_network(), loader=loader),
+            RunConfig(max_updates=limit, accumulation=2, remainder=remainder),
+            [Checkpoint(tmp_path)],
+        )
+        if parked:
+            engine.on_enter("after_epoch")(lambda run: run.interrupt("so") if run.update == updates else None)
+        return engine
+
+    make(updates).run()
+    run = make(updates + 2).run(resume="auto")
+    assert run.update == updates + 2
+    notes = [note.text for note in run.log.notes("resume") if "short" in note.text]
+    assert [note.startswith(told) for note in notes] == ([True] if told else [])
 
 
 def test_every_keeps_its_phase(tmp_path):
@@ -1181,6 +1215,56 @@ def test_what_cannot_be_verified_is_told(loader, told, tmp_path):
 
     assert "verified" not in notes(3)
     assert (told in notes(7)) if told else ("verified" not in notes(7))
+
+
+class Pair(NamedTuple):
+    data: torch.Tensor
+    target: torch.Tensor
+
+
+def of_pairs() -> Unsized:
+    return Unsized([Pair(*batch) for batch in batches(4)])
+
+
+def of_objects() -> Unsized:
+    return Unsized([SimpleNamespace(data=data, target=target) for data, target in batches(4)])
+
+
+def pair_loss(net: nn.Module, batch: Any) -> torch.Tensor:
+    return nn.functional.cross_entropy(net(batch.data), batch.target)
+
+
+@pytest.mark.parametrize("loader", [of_pairs, of_objects])
+def test_a_batch_read_ahead_that_cannot_be_stored_is_read_once_more(loader, tmp_path):
+    """Of data of unknown length one batch has always been read; it need be nothing that a checkpoint can hold."""
+
+    def make(directory: Path) -> Engine:
+        return engine_of(
+            directory, components(small_network(), loader=loader(), criterion=None, compute_loss=pair_loss)
+        )
+
+    straight = make(tmp_path / "s")
+    straight.run()
+    for step in range(2, 8):
+        directory = tmp_path / str(step)
+        make(directory).run(until=lambda run, step=step: run.step == step)
+        engine = make(directory)
+        engine.run(resume="auto")
+        assert outcome(engine) == outcome(straight)
+
+
+def test_a_batch_that_the_loader_would_not_give_again_is_refused(tmp_path):
+    """The loader tells its place, which is behind the batch that was read ahead."""
+
+    class Placed(Unsized):
+        def state_dict(self) -> dict[str, int]:
+            return {"place": 1}
+
+        def load_state_dict(self, state: dict[str, int]) -> None: ...
+
+    parts = components(small_network(), loader=Placed(of_pairs().items), criterion=None, compute_loss=pair_loss)
+    with pytest.raises(CheckpointError, match=r"read ahead \(a Pair\) cannot be stored.*let the loader yield tuples"):
+        engine_of(tmp_path, parts).run()
 
 
 def test_data_that_end_before_the_place_are_told(tmp_path):

@@ -14,6 +14,7 @@ from typing import Any
 from heptad import seeding
 from heptad.bodies import build
 from heptad.checkpoint import learned
+from heptad.checkpoint.codec import encode
 from heptad.checkpoint.identity import check_optimizers, check_run, environment, identity, unlike
 from heptad.checkpoint.snapshot import Snapshot
 from heptad.data import place
@@ -94,7 +95,7 @@ def capture(run: Run, holders: Holders) -> Snapshot:
             "environment": environment(run.parts.device),
             "position": _capture_position(run, holders),
             "detached": holders.roster.detached(),
-            "data": run.parts.feed.state(),
+            "data": _capture_data(run),
             "values": run.memory.recorded.state(),
             "random": seeding.capture(),
         },
@@ -129,7 +130,8 @@ def restore(run: Run, holders: Holders, snapshot: Snapshot) -> list[str]:
         holders.first[name], holders.options[name] = sections[name].get("first"), sections[name]["parts"]
     run.memory.recorded.restore(state["values"])
     _restore_position(run, holders, position)
-    return [*notes, walked] if walked else notes
+    cut = _cut_short(run, state["identity"]["config"].get("max_updates"))
+    return [*notes, *filter(None, (walked, cut))]
 
 
 def _check_place(run: Run) -> None:
@@ -143,6 +145,26 @@ def _check_place(run: Run) -> None:
         )
     if name in MID_STEP or name.endswith("@process_batch"):
         raise EngineError(f"no snapshot is taken in {run.state}: a step or an update is under way there")
+
+
+def _capture_data(run: Run) -> dict[str, Any]:
+    """Returns the place in the data. A batch that was read ahead and cannot be stored is left out: it is read again.
+
+    Raises:
+        CheckpointError: If the loader tells its place, which is past that batch, so that it would not give it again.
+    """
+    state = run.parts.feed.state()
+    for batch in state.get("ahead", ()):
+        try:
+            encode(batch, "the batch that was read ahead")
+        except CheckpointError as error:
+            if state["walk"].get("own") is not None:
+                raise CheckpointError(
+                    f"the batch that was read ahead (a {kind(batch)}) cannot be stored, and the loader's state_dict is "
+                    "past it, so that it would be lost; let the loader yield tuples, lists or dicts of tensors"
+                ) from error
+            state["ahead"] = []
+    return state
 
 
 def _capture_position(run: Run, holders: Holders) -> dict[str, Any]:
@@ -194,6 +216,22 @@ def _restore_position(run: Run, holders: Holders, state: Mapping[str, Any]) -> N
     memory.restore(state["seq"], at.node, Counters(at.epoch, at.batch_index, at.step, at.update, window))
     for seq, what, text, time_ns in state["notes"]:
         memory.put_note(seq, what, text, time_ns)
+
+
+def _cut_short(run: Run, limit: int | None) -> str:
+    """Tells of an epoch that `max_updates` ended in its middle, where it is raised now: the epoch is counted."""
+    at, batches = run.position, run.parts.feed.batches
+    over = run.state == "after_epoch" or not at.epoch_open
+    if limit is None or at.update < limit or at.ending or not over or not at.batch_index:
+        return ""
+    if batches is not None and batches - at.batch_index < at.needed:
+        return ""
+    epoch = at.epoch if at.epoch_open else at.epoch - 1
+    cut, of = ("may have been cut", "") if batches is None else ("was cut", f" of its {batches}")
+    return (
+        f"epoch {epoch} {cut} short by max_updates={limit}, after {at.batch_index}{of} batches, and is counted; a run "
+        "asked for more updates at once would have gone on in it"
+    )
 
 
 def _key(subscription: Subscription) -> tuple[str, str, str, int, bool]:
