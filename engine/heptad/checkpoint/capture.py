@@ -118,6 +118,7 @@ def restore(run: Run, holders: Holders, snapshot: Snapshot) -> list[str]:
     sections, state = snapshot.sections, snapshot.sections["run"]
     position = state["position"]
     check_run(run, holders.roster.plugins, sections)
+    _check_node(run, holders, position)
     if position["node"] != "before_loop":  # whose body builds the optimizers
         build(run)
         check_optimizers(run, sections["optimizers"], position["optimizers"])
@@ -132,6 +133,16 @@ def restore(run: Run, holders: Holders, snapshot: Snapshot) -> list[str]:
     _restore_position(run, holders, position)
     cut = _cut_short(run, state["identity"]["config"].get("max_updates"))
     return [*notes, *filter(None, (walked, cut))]
+
+
+def _check_node(run: Run, holders: Holders, position: Mapping[str, Any]) -> None:
+    """Refuses a position that no run of this table was ever in; the table was compared."""
+    node, visits = position["node"], position["visits"]
+    number = run.table.index.get(node)
+    if number is None or run.table.states[number].kind in ("end", "failed") or node == run.table.start.name:
+        raise CheckpointError(f"the checkpoint says that the run was in {node!r}, from where no run goes on")
+    if len(visits) != len(holders.visits):
+        raise CheckpointError(f"the checkpoint counts {len(visits)} detours, and there are {len(holders.visits)}")
 
 
 def _check_place(run: Run) -> None:
