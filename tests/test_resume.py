@@ -5,14 +5,26 @@ from __future__ import annotations
 import shutil
 import sqlite3
 import tempfile
+from collections import OrderedDict
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, NamedTuple
 
 import pytest
 import torch
 from hypothesis import given, settings
 from torch import nn
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import (
+    ConcatDataset,
+    DataLoader,
+    Dataset,
+    DistributedSampler,
+    IterableDataset,
+    Sampler,
+    Subset,
+    TensorDataset,
+)
 
 from builders import Plan, Unsized, batches, plans, records, small_network
 from heptad import (
@@ -129,6 +141,51 @@ def test_a_run_that_has_begun_is_not_resumed(tmp_path):
     engine.run(until="before_step")
     with pytest.raises(EngineError, match=r"in before_step; call run\(\) to go on from there"):
         engine.run(resume=tmp_path / "a")
+
+
+class Flaky(Plugin):
+    """Cannot be opened the first time."""
+
+    observes = True
+    opened = 0
+
+    def open(self, run: Run) -> None:
+        torch.rand(3)
+        self.opened += 1
+        if self.opened == 1:
+            raise OSError("the server cannot be reached")
+
+
+@pytest.mark.parametrize("way", ["run()", "run(resume='auto')", "run(resume=its path)", "advance()"])
+def test_a_plugin_that_does_not_open_loses_no_random_state(way, tmp_path):
+    """The run is where the checkpoint is by then; whatever goes on from there begins with its generators."""
+    straight = build(tmp_path / "straight")
+    straight.run()
+    begun(tmp_path / "a")
+    newest = Store(tmp_path / "a").entries()[-1].path
+    engine = build(tmp_path / "a", [Flaky()])
+    with pytest.raises(OSError, match="cannot be reached"):
+        engine.run(resume="auto")
+    torch.manual_seed(99)  # what the process did in between
+    if way == "advance()":
+        engine.advance()
+    again = {"run(resume='auto')": "auto", "run(resume=its path)": newest}.get(way)
+    run = engine.run(resume=again)
+    assert {**outcome(engine), "plugins": ""} == {**outcome(straight), "plugins": ""}
+    assert run.resumed_from == str(newest)
+    assert [note.text for note in run.log.notes("resume")].count(f"goes on from {newest.name}, #16 in checkpoint") == 1
+
+
+def test_a_run_that_did_not_open_stays_at_its_checkpoint(tmp_path):
+    """It is told so where another one is named then."""
+    begun(tmp_path / "a")
+    before, newest = (entry.path for entry in Store(tmp_path / "a").entries())
+    engine = build(tmp_path / "a", [Flaky()])
+    with pytest.raises(OSError, match="cannot be reached"):
+        engine.run(resume="auto")
+    with pytest.raises(EngineError, match=rf"{before.name}, but this run was brought to .*{newest.name} before; call"):
+        engine.run(resume=before)
+    assert engine.run().state == "finished"
 
 
 def test_a_directory_belongs_to_one_run(tmp_path):
@@ -395,6 +452,104 @@ def test_a_plugin_that_refuses_its_state_stops_the_resume(tmp_path):
     assert all(map(torch.equal, model.parameters(), small_network().parameters()))
 
 
+class Fails(Plugin):
+    """An observer that the run can do without, which fails in one place from the fourth step on."""
+
+    observes = True
+    on_error = "detach"
+
+    def __init__(self, place: str) -> None:
+        self.place = place
+        self.steps = 0
+        self.calls: list[str] = []
+
+    def fail(self, place: str) -> None:
+        if place == self.place and self.steps >= 4:
+            raise ValueError(f"{place} fails")
+
+    def open(self, run: Run) -> None:
+        self.calls.append("open")
+
+    def close(self, run: Run) -> None:
+        self.calls.append("close")
+
+    def on_exit_after_step(self, run: Run) -> None:
+        self.steps = run.step
+        self.fail("a handler")
+
+    def detours(self) -> list[Detour]:
+        return [Detour("peek", "after_step", lambda run: True, self.peek)]
+
+    def peek(self, run: Run) -> None:
+        self.fail("a body")
+
+    def state_dict(self) -> dict[str, Any]:
+        if self.calls == ["open", "close"]:
+            raise RuntimeError("I am closed")
+        self.fail("state_dict")
+        return {"steps": self.steps}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.steps = state["steps"]
+
+
+@pytest.mark.parametrize("place", ["a handler", "a body", "state_dict"])
+@pytest.mark.parametrize("step", [3, 4, 6])
+def test_a_detached_plugin_stays_detached(place, step, tmp_path):
+    """It is part of the run's state: path and notes are those of the run that was not interrupted. It is closed."""
+    straight = engine_of(tmp_path / "s", components(small_network()), [Fails(place)])
+    straight.run()
+    assert len(straight.current.log.notes("detach")) == 1
+    engine_of(tmp_path / "a", components(small_network()), [Fails(place)]).run(until=lambda run: run.step == step + 1)
+    again = Fails(place)
+    engine = engine_of(tmp_path / "a", components(small_network()), [again])
+    run = engine.run(resume="auto")
+    assert records(run.log) == records(straight.current.log)[run.log[0].seq :]
+    expected = [(n.seq, n.text) for n in straight.current.log.notes("detach") if n.seq >= run.log[0].seq]
+    assert [(n.seq, n.text) for n in run.log.notes("detach")] == expected
+    told = "the plugin Fails was detached before the checkpoint was taken: it is called no more"
+    gone = step >= 4
+    assert (told in [note.text for note in run.log.notes("resume")]) is gone
+    assert again.calls == (["close"] if gone else ["open", "close"])
+
+
+def test_an_observer_that_refuses_its_state_is_detached(tmp_path):
+    """One that the run can do without does not keep it from going on; the log says so."""
+
+    class Refuses(Fails):
+        name = "Fails"
+
+        def load_state_dict(self, state: dict[str, Any]) -> None:
+            raise KeyError("b")
+
+    engine_of(tmp_path, components(small_network()), [Fails("nowhere")]).run(until=lambda run: run.step == 3)
+    plugin = Refuses("nowhere")
+    run = engine_of(tmp_path, components(small_network()), [plugin]).run(resume="auto")
+    assert run.state == "finished"
+    assert plugin.calls == ["close"]
+    told = "the plugin Fails cannot take back its state: KeyError: 'b'; it is called no more"
+    assert told in [note.text for note in run.log.notes("resume")]
+
+
+def test_an_error_in_a_state_dict_names_the_plugin(tmp_path):
+    """In a note on what was raised, unchanged; a state_dict that returns nothing is refused by name."""
+
+    class Odd(Plugin):
+        def state_dict(self) -> Any:
+            raise LookupError("no such thing")
+
+    with pytest.raises(LookupError, match="no such thing") as caught:
+        engine_of(tmp_path / "a", components(small_network()), [Odd()]).run()
+    assert "heptad: in Odd.state_dict" in caught.value.__notes__
+
+    class Forgets(Keeps):
+        def state_dict(self) -> Any:
+            {"a": 1}  # noqa: B018 - the mistake
+
+    with pytest.raises(CheckpointError, match=r"Forgets.state_dict returned None, expected a dict.*without a return"):
+        engine_of(tmp_path / "b", components(small_network()), [Forgets()]).run()
+
+
 def test_what_changes_bits_is_noted(tmp_path):
     """Another number of threads: the run goes on, and the log says in what it differs."""
     begun(tmp_path / "a")
@@ -438,6 +593,39 @@ class Stops(Plugin):
     @on_exit("after_step", when=lambda run: run.step == 2)
     def stop(self, run: Run) -> None:
         run.stop("enough")
+
+
+@pytest.mark.parametrize(
+    ("updates", "remainder", "sized", "told"),
+    [
+        (4, "extend", True, "epoch 1 was cut short by max_updates=4, after 2 of its 5 batches, and is counted"),
+        (4, "extend", False, "epoch 1 may have been cut short by max_updates=4, after 2 batches, and is counted"),
+        (3, "extend", True, ""),
+        (3, "flush", True, ""),
+        (2, "drop", True, ""),
+        (1, "drop", True, "epoch 0 was cut short by max_updates=1, after 2 of its 5 batches"),
+    ],
+)
+@pytest.mark.parametrize("parked", [False, True])
+def test_an_epoch_that_was_cut_short_is_told(updates, remainder, sized, told, parked, tmp_path):
+    """With more updates the run goes on behind it, and is not the one that was asked for them at once."""
+
+    def make(limit: int) -> Engine:
+        loader = batches(5) if sized else Unsized(batches(5))
+        engine = Engine(
+            components(small_network(), loader=loader),
+            RunConfig(max_updates=limit, accumulation=2, remainder=remainder),
+            [Checkpoint(tmp_path)],
+        )
+        if parked:
+            engine.on_enter("after_epoch")(lambda run: run.interrupt("so") if run.update == updates else None)
+        return engine
+
+    make(updates).run()
+    run = make(updates + 2).run(resume="auto")
+    assert run.update == updates + 2
+    notes = [note.text for note in run.log.notes("resume") if "short" in note.text]
+    assert [note.startswith(told) for note in notes] == ([True] if told else [])
 
 
 def test_every_keeps_its_phase(tmp_path):
@@ -572,8 +760,9 @@ def test_all_of_a_modules_state_comes_back(tmp_path):
     assert engine.current.network[2].bias.requires_grad is False  # type: ignore[operator]
 
 
-def test_the_optimizers_state_keeps_its_precision(tmp_path):
-    """torch rounds what it loads to the dtype of the parameters; here it does not stay so."""
+@pytest.mark.parametrize("nested", [False, True])
+def test_the_optimizers_state_keeps_its_precision(nested, tmp_path):
+    """torch rounds what it loads to the dtype of the parameters, however deep; here it does not stay so."""
 
     class Precise(torch.optim.SGD):
         """Keeps its state in float32 beside parameters in bfloat16."""
@@ -582,6 +771,10 @@ def test_the_optimizers_state_keeps_its_precision(tmp_path):
             for group in self.param_groups:
                 for parameter in group["params"]:
                     state = self.state[parameter]
+                    if nested:
+                        deep = state.setdefault("deep", OrderedDict(rows=[{"told": "sums"}]))
+                        assert (type(deep), deep["rows"][0].get("told")) == (OrderedDict, "sums")
+                        state = deep["rows"][0]
                     state.setdefault("sum", torch.zeros_like(parameter, dtype=torch.float32))
                     state["sum"] += parameter.grad.float() / 3
                     parameter.data -= (0.1 * state["sum"]).to(parameter.dtype)
@@ -597,6 +790,257 @@ def test_the_optimizers_state_keeps_its_precision(tmp_path):
     engine = make(tmp_path / "a")
     engine.run(resume="auto")
     assert outcome(engine) == outcome(straight)
+
+
+class Expanded(nn.Module):
+    """Its buffer shares memory among its elements, until a forward may put another in its place."""
+
+    def __init__(self, moved: bool = False) -> None:
+        super().__init__()
+        self.layer, self.moved = small_network(), moved
+        self.register_buffer("shift", torch.zeros(3).expand(2, 3))
+
+    def forward(self, data: torch.Tensor) -> torch.Tensor:
+        if self.moved:
+            self.shift = self.shift + torch.arange(6.0).reshape(2, 3) / 100
+        return self.layer(data) + self.shift
+
+
+class Caches(nn.Module):
+    """Its buffers are made by the first forward."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = nn.Module()
+        self.layer = small_network()
+        self.inner.register_buffer("mask", None, persistent=False)
+
+    def forward(self, data: torch.Tensor) -> torch.Tensor:
+        if self.inner.mask is None:
+            self.inner.mask = torch.rand(1, 4)
+        return self.layer(data * self.inner.mask)
+
+
+class Anneals(Plugin):
+    """Changes an option of a module; it keeps it in its state, or does not."""
+
+    def __init__(self, keeps: bool = True) -> None:
+        self.keeps = keeps
+        self.p = 0.4
+
+    def on_enter_before_epoch(self, run: Run) -> None:
+        self.p /= 2
+        self.put(run)
+
+    def open(self, run: Run) -> None:
+        if self.keeps:
+            self.put(run)
+
+    def put(self, run: Run) -> None:
+        run.network[1].p = self.p  # type: ignore[operator] - a Sequential
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"p": self.p}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.p = state["p"]
+
+
+class Adds(Plugin):
+    """Lets the optimizer hold a further layer from the second epoch on."""
+
+    def on_enter_before_epoch(self, run: Run) -> None:
+        if run.epoch == 1:
+            layer: Any = run.network[2]  # type: ignore[operator] - a Sequential
+            run.optimizer.add_param_group({"params": list(layer.parameters()), "lr": 0.02})
+
+
+def three() -> nn.Module:
+    """Returns a network whose middle has an option and no tensors."""
+    with torch.random.fork_rng():
+        torch.manual_seed(3)
+        return nn.Sequential(nn.Linear(4, 8), nn.Dropout(0.4), nn.Linear(8, 3))
+
+
+def ready() -> nn.Module:
+    """Returns a lazy network that has seen a batch."""
+    with torch.random.fork_rng():
+        torch.manual_seed(3)
+        model = nn.Sequential(nn.LazyLinear(8), nn.Linear(8, 3))
+        model(torch.rand(2, 4))
+        return model
+
+
+def momentum(net: nn.Module) -> torch.optim.Optimizer:
+    return torch.optim.SGD(net.parameters(), lr=0.1, momentum=0.9)
+
+
+CHANGING: dict[str, tuple[Any, Any, Any]] = {
+    "an expanded buffer": (Expanded, momentum, []),
+    "one that is replaced": (lambda: Expanded(moved=True), momentum, []),
+    "a buffer made by the first forward": (Caches, momentum, []),
+    "a lazy module that has seen a batch": (ready, momentum, []),
+    "an option that a plugin anneals": (three, momentum, [Anneals]),
+    "a parameter group that is added": (three, lambda net: momentum(net[0]), [Adds]),
+    "one with names": (
+        three,
+        lambda net: torch.optim.SGD(list(net[0].named_parameters()), lr=0.1),
+        [type("Adds", (Adds,), {"on_enter_before_epoch": lambda self, run: add_named(run)})],
+    ),
+}
+
+
+def add_named(run: Run) -> None:
+    if run.epoch == 1:
+        layer: Any = run.network[2]  # type: ignore[operator] - a Sequential
+        run.optimizer.add_param_group({"params": list(layer.named_parameters()), "lr": 0.02})
+
+
+@pytest.mark.parametrize("step", [3, 6, 11])
+@pytest.mark.parametrize("what", CHANGING)
+def test_what_a_run_makes_of_its_network_comes_back(what, step, tmp_path):
+    """Buffers, options and parameter groups that were not there, or not so, when the run began."""
+
+    def make(directory: Path) -> Engine:
+        model, optimizer, plugins = CHANGING[what]
+        return engine_of(directory, components(model(), optimizer), [plugin() for plugin in plugins], epochs=3)
+
+    straight = make(tmp_path / "s")
+    straight.run()
+    make(tmp_path / "a").run(until=lambda run: run.step == step)
+    engine = make(tmp_path / "a")
+    run = engine.run(resume="auto")
+    assert outcome(engine) == outcome(straight)
+    assert not [note.text for note in run.log.notes("resume") if "bits may differ" in note.text]
+    if what == "an expanded buffer":
+        assert run.network.shift.stride() == (0, 1)  # type: ignore[operator] - a tensor
+
+
+def test_an_option_that_nobody_puts_back_is_told(tmp_path):
+    """It was changed during the run, so the network is the same one; but nobody knows how to change it again."""
+
+    def run_of(**given: Any) -> Run:
+        return engine_of(tmp_path, components(three()), [Anneals(keeps=False)]).run(**given)
+
+    run_of(until=lambda run: run.step == 3)
+    told = [note.text for note in run_of(resume="auto").log.notes("resume")]
+    assert (
+        "network.1 was Dropout(p=0.2, inplace=False) when the checkpoint was taken and is Dropout(p=0.4, inplace=False)"
+        in told[-1]
+    )
+    with pytest.raises(
+        CheckpointError, match=r"network.1: Dropout\(p=.*\(Dropout\(p=0.4, .*when the run began\), ReLU"
+    ):
+        model = three()
+        model[1] = nn.ReLU()  # type: ignore[operator] - a Sequential
+        engine_of(tmp_path, components(model), [Anneals()]).run(resume="auto")
+
+
+def test_a_module_that_was_put_in_place_of_another_is_not_overlooked(tmp_path):
+    """Its class is that which it had in the end, whatever the run began with."""
+
+    class Replaces(Plugin):
+        def on_enter_before_epoch(self, run: Run) -> None:
+            run.network[1] = nn.GELU()  # type: ignore[operator] - a Sequential
+
+    engine_of(tmp_path, components(three()), [Replaces()]).run(until=lambda run: run.step == 3)
+    with pytest.raises(
+        CheckpointError, match=r"network.1: GELU\(.*\) in the checkpoint \(Dropout\(.*, Dropout\(.* here"
+    ):
+        engine_of(tmp_path, components(three()), [Replaces()]).run(resume="auto")
+
+
+def test_a_network_without_memory_is_told(tmp_path):
+    """A lazy module has no shapes to compare before it has seen a batch; once it has, the run goes on."""
+
+    def lazy() -> nn.Module:
+        return nn.Sequential(nn.LazyLinear(8), nn.Linear(8, 3))
+
+    engine_of(tmp_path, components(lazy())).run(until=lambda run: run.step == 3)
+    with pytest.raises(CheckpointError, match=r"no memory yet for 0.weight, 0.bias; run one batch through a lazy"):
+        engine_of(tmp_path, components(lazy())).run(resume="auto")
+    assert engine_of(tmp_path, components(ready())).run(resume="auto").state == "finished"
+
+
+def test_a_parameter_group_that_could_not_be_found_again_is_refused(tmp_path):
+    """When it is to be stored: of parameters that no module holds, there is no name."""
+
+    class AddsOwn(Plugin):
+        def on_enter_before_epoch(self, run: Run) -> None:
+            run.optimizer.add_param_group({"params": [nn.Parameter(torch.ones(2))]})
+
+    with pytest.raises(CheckpointError, match="built with 1 parameter groups and has 2 now, with 1 parameters that no"):
+        engine_of(tmp_path, components(three()), [AddsOwn()]).run()
+
+
+class Two(nn.Module):
+    """Of two layers only the first is in every forward."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        with torch.random.fork_rng():
+            torch.manual_seed(3)
+            self.always, self.seldom = nn.Linear(4, 3), nn.Linear(4, 3)
+
+    def forward(self, data: torch.Tensor) -> torch.Tensor:
+        return self.always(data) if data.sum() > 0 else self.always(data) + self.seldom(data)
+
+
+class Zeros(torch.optim.AdamW):
+    """Leaves zeros, which move weights on: there is weight decay and momentum."""
+
+    def zero_grad(self, set_to_none: bool = False) -> None:
+        super().zero_grad(set_to_none=False)
+
+
+class Fades(torch.optim.SGD):
+    """Keeps a part of the gradients."""
+
+    def zero_grad(self, set_to_none: bool = False) -> None:
+        for parameter in self.param_groups[0]["params"]:
+            if parameter.grad is not None:
+                parameter.grad *= 0.5
+
+
+class ClipsAll(Plugin):
+    def on_enter_optimizer_update(self, run: Run) -> None:
+        nn.utils.clip_grad_norm_(run.network.parameters(), 0.1)
+
+
+@pytest.mark.parametrize("leaves", ["zeros", "a part", "what nobody holds"])
+def test_gradients_that_outlive_a_window_come_back(leaves, tmp_path):
+    """What the next step does not drop: zeros are not none, and nobody clears what no optimizer holds."""
+
+    def make(directory: Path) -> Engine:
+        model = Two()
+        if leaves == "what nobody holds":
+            optimizer: Any = torch.optim.SGD(model.always.parameters(), lr=0.1)
+        else:
+            optimizer = {"zeros": Zeros, "a part": Fades}[leaves](model.parameters(), lr=0.1)
+        plugins = [ClipsAll()] if leaves == "what nobody holds" else []
+        return Engine(
+            components(model, optimizer, loader=batches(6)),
+            RunConfig(epochs=2),
+            [*plugins, Checkpoint(directory, at="optimizer_update")],
+        )
+
+    straight = make(tmp_path / "s")
+    straight.run()
+    for step in range(1, 12):
+        directory = tmp_path / str(step)
+        make(directory).run(until=lambda run, step=step: run.step == step)
+        engine = make(directory)
+        engine.run(resume="auto")
+        assert outcome(engine) == outcome(straight), step
+
+
+def test_gradients_that_the_next_step_drops_take_no_room(tmp_path):
+    """A checkpoint between two windows holds weights and optimizer; one in a window the gradients too."""
+    run = engine_of(tmp_path, components(small_network())).run(until=lambda run: run.step == 3)
+    assert sorted(run.snapshot().sections["optimizers"]["gradients"]) == ["network.bias", "network.weight"]
+    run = engine_of(tmp_path / "b", components(small_network())).run(until=lambda run: run.state == "after_epoch")
+    assert run.network.weight.grad is not None
+    assert run.snapshot().sections["optimizers"]["gradients"] == {}
 
 
 def test_what_cannot_be_stored_is_refused_by_name(tmp_path):
@@ -634,6 +1078,193 @@ def test_a_loader_is_walked_to_its_place_and_the_log_says_so(tmp_path):
     assert [n.text for n in run.log.notes("resume")][1:] == [
         "the data were walked to their place, 1 batches into the pass"
     ]
+
+
+SAMPLES = TensorDataset(torch.cat([x for x, _ in batches(4)]), torch.cat([y for _, y in batches(4)]))
+
+
+class Passes(Sampler[int]):
+    """Counts its passes: each has an order of its own."""
+
+    def __init__(self) -> None:
+        self.epoch = 0
+
+    def __len__(self) -> int:
+        return len(SAMPLES)
+
+    def __iter__(self) -> Iterator[int]:
+        generator = torch.Generator().manual_seed(self.epoch)
+        self.epoch += 1
+        return iter(torch.randperm(len(SAMPLES), generator=generator).tolist())
+
+
+class Tells(Passes):
+    """And can say where it is."""
+
+    def state_dict(self) -> dict[str, int]:
+        return {"epoch": self.epoch}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        self.epoch = state["epoch"]
+
+
+class TellsBatches(Tells):
+    """The same, for batches."""
+
+    def __iter__(self) -> Iterator[Any]:
+        order = list(super().__iter__())
+        return iter([order[place : place + 2] for place in range(0, len(order), 2)])
+
+    def __len__(self) -> int:
+        return len(SAMPLES) // 2
+
+
+class Draws(Dataset[Any]):
+    """Adds noise from a generator of its own."""
+
+    def __init__(self) -> None:
+        self.own = torch.Generator().manual_seed(2)
+
+    def __len__(self) -> int:
+        return len(SAMPLES)
+
+    def __getitem__(self, place: int) -> Any:
+        data, target = SAMPLES[place]
+        return data + torch.rand(4, generator=self.own), target
+
+
+class DrawsStream(IterableDataset[Any]):
+    """The same as a stream."""
+
+    def __init__(self) -> None:
+        self.samples = Draws()
+        self.own = self.samples.own
+
+    def __iter__(self) -> Iterator[Any]:
+        return (self.samples[place] for place in range(len(SAMPLES)))
+
+
+def in_parts() -> Dataset[Any]:
+    """Returns the dataset that draws, within others."""
+    return ConcatDataset([Subset(Draws(), range(5)), Subset(Draws(), range(3))])
+
+
+CARRYING: dict[str, Any] = {
+    "set_epoch": lambda: {"loader": DataLoader(SAMPLES, 2, sampler=DistributedSampler(SAMPLES, 1, 0))},
+    "a sampler that tells": lambda: {"loader": DataLoader(SAMPLES, 2, sampler=Tells())},
+    "a batch sampler that tells": lambda: {"loader": DataLoader(SAMPLES, batch_sampler=TellsBatches())},
+    "generators in parts": lambda: {"loader": DataLoader(in_parts(), 2)},
+    "a generator of a stream": lambda: {"loader": DataLoader(DrawsStream(), 2)},
+    "a generator of a dataset": lambda: {"dataset": DrawsStream()},
+}
+
+
+@pytest.mark.parametrize("step", [3, 5, 6, 9])
+@pytest.mark.parametrize("what", CARRYING)
+def test_what_data_carry_from_pass_to_pass_comes_back(what, step, tmp_path):
+    """The epoch that a sampler was given, the state of one that tells it, generators within datasets."""
+
+    def make(directory: Path) -> Engine:
+        data = CARRYING[what]()
+        config = {"batch_size": 2} if "dataset" in data else {}
+        parts = Components(
+            network=small_network(),
+            criterion=nn.CrossEntropyLoss(),
+            optimizer=lambda net: torch.optim.SGD(net.parameters(), lr=0.1),
+            **data,
+        )
+        engine = engine_of(directory, parts, epochs=3, **config)
+        if what == "set_epoch":
+            engine.on_enter("before_epoch")(lambda run: data["loader"].sampler.set_epoch(run.epoch))
+        return engine
+
+    straight = make(tmp_path / "s")
+    straight.run()
+    make(tmp_path / "a").run(until=lambda run: run.step == step)
+    engine = make(tmp_path / "a")
+    engine.run(resume="auto")
+    assert outcome(engine) == outcome(straight)
+
+
+@pytest.mark.parametrize(
+    ("loader", "told"),
+    [
+        (
+            lambda: DataLoader(SAMPLES, 2, sampler=Passes()),
+            "the sampler (a Passes) has no state_dict and load_state_dict",
+        ),
+        (lambda: Unsized(batches(4)), "the loader (a Unsized) has no state_dict and load_state_dict"),
+        (lambda: DataLoader(DrawsStream(), 2), "the dataset (a DrawsStream) is iterated anew"),
+        (
+            lambda: DataLoader(SAMPLES, 2, num_workers=1, persistent_workers=True),
+            "the workers draw at random from where they were after the last pass (persistent_workers=True)",
+        ),
+        (lambda: DataLoader(SAMPLES, 2, sampler=list(range(8))), ""),
+        (lambda: DataLoader(SAMPLES, 2, shuffle=True), ""),
+    ],
+)
+def test_what_cannot_be_verified_is_told(loader, told, tmp_path):
+    """What may carry something from pass to pass and does not tell it; in the first pass there is nothing to carry."""
+
+    def notes(step: int) -> str:
+        directory = tmp_path / str(step)
+        engine_of(directory, components(small_network(), loader=loader())).run(until=lambda run: run.step == step)
+        with engine_of(directory, components(small_network(), loader=loader())) as engine:
+            run = engine.run(resume="auto", until=lambda run: True)
+            return " ".join(note.text for note in run.log.notes("resume"))
+
+    assert "verified" not in notes(3)
+    assert (told in notes(7)) if told else ("verified" not in notes(7))
+
+
+class Pair(NamedTuple):
+    data: torch.Tensor
+    target: torch.Tensor
+
+
+def of_pairs() -> Unsized:
+    return Unsized([Pair(*batch) for batch in batches(4)])
+
+
+def of_objects() -> Unsized:
+    return Unsized([SimpleNamespace(data=data, target=target) for data, target in batches(4)])
+
+
+def pair_loss(net: nn.Module, batch: Any) -> torch.Tensor:
+    return nn.functional.cross_entropy(net(batch.data), batch.target)
+
+
+@pytest.mark.parametrize("loader", [of_pairs, of_objects])
+def test_a_batch_read_ahead_that_cannot_be_stored_is_read_once_more(loader, tmp_path):
+    """Of data of unknown length one batch has always been read; it need be nothing that a checkpoint can hold."""
+
+    def make(directory: Path) -> Engine:
+        return engine_of(
+            directory, components(small_network(), loader=loader(), criterion=None, compute_loss=pair_loss)
+        )
+
+    straight = make(tmp_path / "s")
+    straight.run()
+    for step in range(2, 8):
+        directory = tmp_path / str(step)
+        make(directory).run(until=lambda run, step=step: run.step == step)
+        engine = make(directory)
+        engine.run(resume="auto")
+        assert outcome(engine) == outcome(straight)
+
+
+def test_a_batch_that_the_loader_would_not_give_again_is_refused(tmp_path):
+    """The loader tells its place, which is behind the batch that was read ahead."""
+
+    class Placed(Unsized):
+        def state_dict(self) -> dict[str, int]:
+            return {"place": 1}
+
+        def load_state_dict(self, state: dict[str, int]) -> None: ...
+
+    parts = components(small_network(), loader=Placed(of_pairs().items), criterion=None, compute_loss=pair_loss)
+    with pytest.raises(CheckpointError, match=r"read ahead \(a Pair\) cannot be stored.*let the loader yield tuples"):
+        engine_of(tmp_path, parts).run()
 
 
 def test_data_that_end_before_the_place_are_told(tmp_path):

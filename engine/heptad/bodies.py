@@ -44,6 +44,7 @@ def build(run: Run) -> None:
     parts = run.parts
     parts.network.to(parts.device)
     parts.optimizers = build_optimizers(parts.components)
+    parts.clearing = tuple((one, getattr(type(one), "zero_grad", None) is PLAIN_ZERO_GRAD) for one in parts.optimizers)
     run.memory.facts |= {
         **run.config.model_dump(),
         "batches": parts.feed.batches,
@@ -81,8 +82,8 @@ def before_step(run: Run) -> None:
         if window.size != window.next_size and at.remaining >= at.needed:
             window.resize()
             run.memory.windows.append((run.memory.seq, window.size))
-        for optimizer in parts.optimizers:
-            if getattr(optimizer.__class__, "zero_grad", None) is PLAIN_ZERO_GRAD:
+        for optimizer, plainly in parts.clearing:
+            if plainly:
                 # what zero_grad() does, less its profiler record, which costs more than this whole body
                 for group in optimizer.param_groups:
                     for parameter in group["params"]:
@@ -112,7 +113,7 @@ def process_pair(run: Run) -> None:
     if not at.step:
         check_loss(loss, "criterion")
     try:
-        samples = at.samples_now = count_samples(batch) if isinstance(target, dict) else len(target)
+        samples = at.samples_now = count_samples(batch) if target.__class__ is dict else len(target)
     except TypeError:  # a single sample
         samples = at.samples_now = 1
     window = at.window

@@ -7,6 +7,7 @@ import threading
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
@@ -14,8 +15,9 @@ import torch
 
 from heptad import evaluation, seeding
 from heptad.bodies import BODIES, FIRST_SUBSCRIBER, process_any, process_pair
-from heptad.checkpoint.capture import Holders, capture, restore
+from heptad.checkpoint.capture import Holders, begin, capture, restore
 from heptad.checkpoint.finding import find, stores_of
+from heptad.checkpoint.identity import changed_options
 from heptad.config import Components, RunConfig, check_optimizer, check_together, is_optimizer
 from heptad.data import build_feed, resolve_device
 from heptad.detours import Visit
@@ -77,8 +79,10 @@ class Engine:
         self._subscriptions: list[Subscription] = []
         for subscription in self._roster.subscriptions():
             self._subscribe(subscription)
-        self._holders = Holders(self._roster.plugins, self._visits, self._subscriptions)
+        self._holders = Holders(self._roster, self._visits, self._subscriptions)
         self.current.capture = partial(capture, holders=self._holders)
+        self._generators: Mapping[str, Any] | None = None
+        """States of the global generators that a checkpoint gave and that were not put in place yet."""
         self._driver: int | None = None
         self._guard = threading.Lock()
 
@@ -127,10 +131,11 @@ class Engine:
         reached = self._reached(until)
         run = self.current
         with self._driving("run"):
-            generators = None if resume is None else self._resume(resume)
+            if resume is not None:
+                self._resume(resume)
+            self._begin()
             with self._roster.opened(run), self._feed_closed_at_the_end(), CtrlC(run) as ctrl_c:
-                if generators is not None:
-                    seeding.restore(generators)  # last: what was built and opened may have drawn from them
+                self._settle()
                 self._drive(reached, f"until {until}" if isinstance(until, str) else "until a predicate held")
             if ctrl_c.pressed:
                 more = "it is" if run.ended else "parked in"
@@ -152,7 +157,9 @@ class Engine:
         """
         with self._driving("advance"):
             try:
+                self._begin()
                 self._roster.open(self.current)
+                self._settle()
                 self._drive(lambda run: True, BY_ADVANCE)
             except BaseException as error:
                 self.current.parts.feed.close()
@@ -294,25 +301,52 @@ class Engine:
 
     # -- going on from a checkpoint
 
-    def _resume(self, resume: str | os.PathLike[str]) -> Mapping[str, Any] | None:
-        """Brings the run to a checkpoint; returns the states of the global generators, or nothing if there is none."""
+    def _begin(self) -> None:
+        """Takes down what a checkpoint has to tell of the beginning of a run."""
+        if self.current.state == "idle":
+            begin(self.current, self._holders)
+
+    def _resume(self, resume: str | os.PathLike[str]) -> None:
+        """Brings the run to a checkpoint, all but the global generators, whose states are kept until plugins are open.
+
+        A run that was brought to this checkpoint already and has made no turn since, because a plugin did not open, is
+        left as it is.
+        """
         run = self.current
-        if run.state != "idle":
+        if run.state != "idle" and self._generators is None:
             raise EngineError(
                 f"run(resume=…) was called on a run that is in {run.state}; call run() to go on from there, or build a "
                 "new Engine to go on from a checkpoint"
             )
         found = find(resume, stores_of(self._roster.plugins))
+        if self._generators is not None:
+            if found is None or found.path.resolve() != Path(run.resumed_from or "").resolve():
+                raise EngineError(
+                    f"run(resume=…) names {'no checkpoint' if found is None else found.path}, but this run was brought "
+                    f"to {run.resumed_from} before; call run() to go on from there, or build a new Engine"
+                )
+            return
         if found is None:
             run.afresh = True
             run.note_of("resume", "there is no checkpoint yet: the run begins at its start")
-            return None
+            return
         notes = restore(run, self._holders, found.snapshot)
+        self._generators = found.snapshot.sections["run"]["random"]
         run.resumed_from = str(found.path)
         run.note_of("resume", f"goes on from {found.path.name}, #{run.seq} in {run.state}")
         for text in (*found.damage, *notes):
             run.note_of("resume", text)
-        return found.snapshot.sections["run"]["random"]
+
+    def _settle(self) -> None:
+        """Does what comes last when a run is resumed, now that plugins are open: both may have been theirs to change.
+
+        The global generators are put to where the checkpoint has them, and it is looked at what nobody has put back.
+        """
+        if self._generators is not None:
+            seeding.restore(self._generators)
+            self._generators = None
+            for text in changed_options(self.current, self._holders.options):
+                self.current.note_of("resume", text)
 
     # -- the loop
 

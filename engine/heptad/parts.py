@@ -22,6 +22,8 @@ class Parts:
     feed: Feed
     device: torch.device
     optimizers: tuple[Optimizer, ...] = ()
+    clearing: tuple[tuple[Optimizer, bool], ...] = ()
+    """Each with whether its `zero_grad` is torch's own, so that what it does can be done without it."""
     network: nn.Module = field(init=False)
     criterion: Any = field(init=False)
     compute_loss: Any = field(init=False)

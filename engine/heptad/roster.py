@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from types import TracebackType
-from typing import cast
+from typing import Any, cast
 
-from heptad.errors import PluginError, Unfinished, add_note, in_a_line, kind
+from heptad.errors import CheckpointError, PluginError, Unfinished, add_note, in_a_line, kind
 from heptad.plugin import Handler, Plugin, Subscription, subscriptions_of, verify_plugins, verify_signature
 from heptad.run import Run
 from heptad.states import Detour
@@ -79,6 +79,33 @@ class Roster:
     def is_detached(self, plugin: Plugin) -> bool:
         """Tells whether this plugin failed and is called no more."""
         return plugin.name in self._detached
+
+    def detached(self) -> list[str]:
+        """Returns the names of the plugins that failed and are called no more: part of a run's state."""
+        return [plugin.name for plugin in self.plugins if plugin.name in self._detached]
+
+    def detach(self, name: str) -> None:
+        """Detaches a plugin, as it was in the run that is resumed; closing is all that it is called for then."""
+        self._detached.add(name)
+
+    def states(self, run: Run) -> dict[str, dict[str, Any]]:
+        """Returns the states of the plugins that are not detached, by name; one that may fail is detached if it does.
+
+        Raises:
+            CheckpointError: If a plugin returns None.
+            Exception: What a plugin raised, with a note that names it.
+        """
+        found: dict[str, dict[str, Any]] = {}
+        for plugin in self.plugins:
+            if plugin.name in self._detached:
+                continue
+            try:
+                found[plugin.name] = state_of(plugin)
+            except Exception as error:
+                if plugin.on_error != "detach":
+                    raise
+                self._detach(plugin, f"{plugin.name}.state_dict", error, run)
+        return found
 
     def open(self, run: Run) -> None:
         """Opens all plugins, unless they are open."""
@@ -182,6 +209,26 @@ class Roster:
     def _detach(self, plugin: Plugin, who: str, error: Exception, run: Run) -> None:
         self._detached.add(plugin.name)
         run.note_of("detach", f"{who} raised {in_a_line(error)}; {plugin.name} is called no more")
+
+
+def state_of(plugin: Plugin) -> dict[str, Any]:
+    """Returns a plugin's state.
+
+    Raises:
+        CheckpointError: If it returns None.
+        BaseException: What it raised, with a note that names it.
+    """
+    try:
+        state = cast("dict[str, Any] | None", plugin.state_dict())
+    except BaseException as error:
+        add_note(error, f"in {plugin.name}.state_dict")
+        raise
+    if state is None:
+        raise CheckpointError(
+            f"{plugin.name}.state_dict returned None, expected a dict; does it end without a return? Where there is "
+            "nothing to store return {}"
+        )
+    return state
 
 
 class Opened:

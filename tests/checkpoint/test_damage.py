@@ -218,6 +218,7 @@ FACTS = {"size": 0, "sha256": hashlib.sha256(b"").hexdigest()}
         (lambda manifest: manifest.update(run="x" * 300), "run"),
         (lambda manifest: manifest.update(format="1"), "format"),
         (lambda manifest: manifest.update(format=True), "format"),
+        (lambda manifest: manifest.update(format=0), "format"),
         (lambda manifest: manifest.pop("summary"), "summary"),
         (lambda manifest: manifest["summary"].update(seq={"eval": "1"}), r"summary\['seq'\] is nothing that"),
         (lambda manifest: manifest["summary"].update(seq={"tensor": "first.bias"}), r"summary\['seq'\]"),

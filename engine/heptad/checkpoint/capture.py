@@ -6,14 +6,15 @@ the engine. Neither knows of files: what they exchange is a `Snapshot` of plain 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
 from time import time
 from typing import Any
 
 from heptad import seeding
 from heptad.bodies import build
 from heptad.checkpoint import learned
+from heptad.checkpoint.codec import encode
 from heptad.checkpoint.identity import check_optimizers, check_run, environment, identity, unlike
 from heptad.checkpoint.snapshot import Snapshot
 from heptad.data import place
@@ -21,6 +22,7 @@ from heptad.detours import Visit
 from heptad.errors import CheckpointError, EngineError, kind
 from heptad.log.record import Counters
 from heptad.plugin import Plugin, Subscription
+from heptad.roster import Roster, state_of
 from heptad.run import MID_STEP, Run
 
 _PLACED = (
@@ -44,9 +46,18 @@ _PLACED = (
 class Holders:
     """What holds state of a run beside the run itself."""
 
-    plugins: Sequence[Plugin]
+    roster: Roster
     visits: Sequence[Visit]
     subscriptions: Sequence[Subscription]
+    first: dict[str, Any] = field(default_factory=dict[str, Any])
+    """What the modules were before the first turn: handlers may change their options, the run began with these."""
+    options: dict[str, Mapping[str, str]] = field(default_factory=dict[str, Mapping[str, str]])
+    """What the parts of each module were when the checkpoint was taken that the run was resumed from."""
+
+
+def begin(run: Run, holders: Holders) -> None:
+    """Takes down what only the beginning of a run can tell: called before plugins are opened."""
+    holders.first.update((name, learned.described(module)) for name, module in learned.modules_of(run).items())
 
 
 def capture(run: Run, holders: Holders) -> Snapshot:
@@ -68,17 +79,23 @@ def capture(run: Run, holders: Holders) -> Snapshot:
         "update": at.update,
         "time": time(),
     }
+    states = holders.roster.states(run)  # first: a plugin that cannot tell it may be detached, and that is state too
+    learned_now = learned.capture(run)
+    for name, first in holders.first.items():
+        learned_now[name]["first"] = first
     sections = {
-        **learned.capture(run),
+        **learned_now,
         "plugins": {
-            plugin.name: {"class": kind(plugin), "observes": plugin.observes, "state": plugin.state_dict()}
-            for plugin in holders.plugins
+            plugin.name: {"class": kind(plugin), "observes": plugin.observes, "state": states[plugin.name]}
+            for plugin in holders.roster.plugins
+            if plugin.name in states
         },
         "run": {
             "identity": identity(run),
             "environment": environment(run.parts.device),
             "position": _capture_position(run, holders),
-            "data": run.parts.feed.state(),
+            "detached": holders.roster.detached(),
+            "data": _capture_data(run),
             "values": run.memory.recorded.state(),
             "random": seeding.capture(),
         },
@@ -100,18 +117,32 @@ def restore(run: Run, holders: Holders, snapshot: Snapshot) -> list[str]:
     """
     sections, state = snapshot.sections, snapshot.sections["run"]
     position = state["position"]
-    check_run(run, holders.plugins, sections)
+    check_run(run, holders.roster.plugins, sections)
+    _check_node(run, holders, position)
     if position["node"] != "before_loop":  # whose body builds the optimizers
         build(run)
         check_optimizers(run, sections["optimizers"], position["optimizers"])
     run.parts.feed.seed = position["seed"]
     notes = unlike(state["environment"], environment(run.parts.device))
     walked = run.parts.feed.restore(state["data"])
-    _restore_plugins(holders.plugins, sections["plugins"], notes)
+    _restore_plugins(holders.roster, sections["plugins"], state.get("detached", ()), notes)
     learned.restore(run, sections)
+    for name in learned.modules_of(run):
+        holders.first[name], holders.options[name] = sections[name].get("first"), sections[name]["parts"]
     run.memory.recorded.restore(state["values"])
     _restore_position(run, holders, position)
-    return [*notes, walked] if walked else notes
+    cut = _cut_short(run, state["identity"]["config"].get("max_updates"))
+    return [*notes, *filter(None, (walked, cut))]
+
+
+def _check_node(run: Run, holders: Holders, position: Mapping[str, Any]) -> None:
+    """Refuses a position that no run of this table was ever in; the table was compared."""
+    node, visits = position["node"], position["visits"]
+    number = run.table.index.get(node)
+    if number is None or run.table.states[number].kind in ("end", "failed") or node == run.table.start.name:
+        raise CheckpointError(f"the checkpoint says that the run was in {node!r}, from where no run goes on")
+    if len(visits) != len(holders.visits):
+        raise CheckpointError(f"the checkpoint counts {len(visits)} detours, and there are {len(holders.visits)}")
 
 
 def _check_place(run: Run) -> None:
@@ -125,6 +156,26 @@ def _check_place(run: Run) -> None:
         )
     if name in MID_STEP or name.endswith("@process_batch"):
         raise EngineError(f"no snapshot is taken in {run.state}: a step or an update is under way there")
+
+
+def _capture_data(run: Run) -> dict[str, Any]:
+    """Returns the place in the data. A batch that was read ahead and cannot be stored is left out: it is read again.
+
+    Raises:
+        CheckpointError: If the loader tells its place, which is past that batch, so that it would not give it again.
+    """
+    state = run.parts.feed.state()
+    for batch in state.get("ahead", ()):
+        try:
+            encode(batch, "the batch that was read ahead")
+        except CheckpointError as error:
+            if state["walk"].get("own") is not None:
+                raise CheckpointError(
+                    f"the batch that was read ahead (a {kind(batch)}) cannot be stored, and the loader's state_dict is "
+                    "past it, so that it would be lost; let the loader yield tuples, lists or dicts of tensors"
+                ) from error
+            state["ahead"] = []
+    return state
 
 
 def _capture_position(run: Run, holders: Holders) -> dict[str, Any]:
@@ -178,28 +229,65 @@ def _restore_position(run: Run, holders: Holders, state: Mapping[str, Any]) -> N
         memory.put_note(seq, what, text, time_ns)
 
 
+def _cut_short(run: Run, limit: int | None) -> str:
+    """Tells of an epoch that `max_updates` ended in its middle, where it is raised now: the epoch is counted."""
+    at, batches = run.position, run.parts.feed.batches
+    over = run.state == "after_epoch" or not at.epoch_open
+    if limit is None or at.update < limit or at.ending or not over or not at.batch_index:
+        return ""
+    if batches is not None and batches - at.batch_index < at.needed:
+        return ""
+    epoch = at.epoch if at.epoch_open else at.epoch - 1
+    cut, of = ("may have been cut", "") if batches is None else ("was cut", f" of its {batches}")
+    return (
+        f"epoch {epoch} {cut} short by max_updates={limit}, after {at.batch_index}{of} batches, and is counted; a run "
+        "asked for more updates at once would have gone on in it"
+    )
+
+
 def _key(subscription: Subscription) -> tuple[str, str, str, int, bool]:
     mark = subscription.mark
     return subscription.who, mark.edge, mark.state, mark.every, mark.once
 
 
-def _restore_plugins(plugins: Sequence[Plugin], states: Mapping[str, Any], notes: list[str]) -> None:
-    """Gives each plugin its state; where one refuses, those before it get theirs back."""
+def _restore_plugins(roster: Roster, states: Mapping[str, Any], detached: Collection[str], notes: list[str]) -> None:
+    """Gives each plugin its state; where one refuses that the run cannot do without, those before it get theirs back.
+
+    One that was detached stays so, and one that the run can do without is detached where it refuses: else the run would
+    not be the one that was not interrupted, or would not be there at all.
+    """
     done: list[tuple[Plugin, dict[str, Any]]] = []
-    for plugin in plugins:
+    failed: list[str] = []
+    for plugin in roster.plugins:
+        may_fail = plugin.on_error == "detach"
+        if plugin.name in detached and may_fail:
+            failed.append(plugin.name)
+            notes.append(f"the plugin {plugin.name} was detached before the checkpoint was taken: it is called no more")
+            continue
         if plugin.name not in states:
             notes.append(f"the plugin {plugin.name} has no state in the checkpoint: it begins here")
             continue
-        done.append((plugin, plugin.state_dict()))
+        try:
+            before = state_of(plugin)
+        except Exception:
+            if not may_fail:
+                raise
+        else:
+            done.append((plugin, before))
         try:
             plugin.load_state_dict(states[plugin.name]["state"])
         except Exception as error:
+            what = f"the plugin {plugin.name} cannot take back its state: {type(error).__name__}: {error}"
+            if may_fail:
+                failed.append(plugin.name)
+                notes.append(f"{what}; it is called no more")
+                continue
             for other, before in done[:-1]:
                 other.load_state_dict(before)
-            raise CheckpointError(
-                f"the plugin {plugin.name} cannot take back its state: {type(error).__name__}: {error}"
-            ) from error
-    here = {plugin.name for plugin in plugins}
+            raise CheckpointError(what) from error
+    for name in failed:
+        roster.detach(name)
+    here = {plugin.name for plugin in roster.plugins}
     notes += [
         f"the plugin {name} of the checkpoint is not here: its state is left" for name in states if name not in here
     ]

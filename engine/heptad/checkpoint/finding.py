@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from heptad.checkpoint.form import check_form
 from heptad.checkpoint.snapshot import Snapshot
 from heptad.checkpoint.store import Store, is_checkpoint
 from heptad.errors import CheckpointError, EngineError
@@ -42,7 +43,8 @@ def find(resume: str | os.PathLike[str], own: Sequence[Store]) -> Found | None:
         own: The stores of the run's own plugins.
 
     Raises:
-        CheckpointError: If there is none, or none that is sound; what was found is named.
+        CheckpointError: If there is none, or none that is sound, or the newest sound one is not one of a run; what was
+            found is named.
         EngineError: For `"auto"` without a plugin that keeps checkpoints.
     """
     if resume == "auto":
@@ -57,10 +59,13 @@ def find(resume: str | os.PathLike[str], own: Sequence[Store]) -> Found | None:
     if not path.is_dir():
         raise CheckpointError(f"run(resume=…): there is no directory {path}; name a directory of checkpoints, or one")
     if is_checkpoint(path):
-        return Found(path, Store(path.parent).load(path), ())
+        snapshot = Store(path.parent).load(path)
+        check_form(path, snapshot)
+        return Found(path, snapshot, ())
     return _newest(Store(path))
 
 
 def _newest(store: Store) -> Found:
     entry, snapshot, damage = store.newest_sound()
+    check_form(entry.path, snapshot)
     return Found(entry.path, snapshot, damage)

@@ -8,9 +8,11 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 
 from heptad.bodies import describe
 from heptad.checkpoint.learned import (
+    described,
     held_parameters,
     modules_of,
     parameter_names,
@@ -92,9 +94,7 @@ def check_run(run: Run, plugins: Sequence[Plugin], sections: Mapping[str, Any]) 
                 f"Components.{name}: a module with state {'in the checkpoint' if name in sections else 'here'} only"
             )
         elif name in modules:
-            wrong += shape_differences(name, sections[name]["tensors"], tensors_of(modules[name]))
-            parts = {part: told(module) for part, module in parts_of(modules[name]).items()}
-            wrong += _part_differences(name, sections[name]["parts"], parts)
+            wrong += _module_differences(name, sections[name], modules[name])
     here_too = {plugin.name for plugin in plugins}
     wrong += [
         f"plugins: {name} (a {stored['class']}) changes the run and is in the checkpoint only"
@@ -126,8 +126,14 @@ def check_optimizers(run: Run, section: Mapping[str, Any], asked: Sequence[Mappi
             wrong.append(f"{where}: a {one['class']} in the checkpoint, a {kind(optimizer)} here")
             continue
         held = [[names[id(parameter)] for parameter in group["params"]] for group in optimizer.param_groups]
-        if held != one["parameters"]:
-            wrong.append(f"{where}: {_first_difference(one['parameters'], held)}")
+        stored_groups: list[list[str]] = one["parameters"]
+        built = len(options["groups"])
+        added = stored_groups[built:] if len(held) == built else []  # during the run, and here not yet
+        if held != stored_groups[: len(stored_groups) - len(added)]:
+            wrong.append(f"{where}: {_first_difference(stored_groups, held)}")
+        absent = {name for group in added for name in group} - set(names.values())
+        if absent:
+            wrong.append(f"{where}: {', '.join(sorted(absent))} of a group added during the run is not here")
         for group, (then, now) in enumerate(zip(options["groups"], describe(optimizer)["groups"], strict=False)):
             wrong += [
                 f"{where}, group {group}: {name} {then.get(name)!r} in the checkpoint, {now.get(name)!r} here"
@@ -159,14 +165,50 @@ def _arc(arc: Arc) -> str:
     return f"{arc.source} -> {arc.dest}{f' if {arc.guard}' if arc.guard else ''}"
 
 
-def _part_differences(name: str, stored: Mapping[str, str], here: Mapping[str, str]) -> list[str]:
-    """Tells which submodules differ in class or options: an activation has no tensors that would show it."""
+def changed_options(run: Run, options: Mapping[str, Mapping[str, str]]) -> list[str]:
+    """Returns a note for each submodule whose options changed during the run and are not so here.
+
+    What changed them did it from a handler, and nobody but its plugin knows how.
+
+    Args:
+        run: The run, resumed, with its plugins open.
+        options: What the parts of each module were when the checkpoint was taken.
+    """
     return [
-        f"{'.'.join(filter(None, (name, part)))}: {stored.get(part, 'none')} in the checkpoint, "
-        f"{here.get(part, 'none')} here"
-        for part in dict.fromkeys((*stored, *here))
-        if stored.get(part) != here.get(part)
+        f"{_named(name, part)} was {stored} when the checkpoint was taken and is {told(here)} here: bits may differ "
+        "unless what changed it does so again; let its plugin do it in open(), too"
+        for name, module in modules_of(run).items()
+        for part, here in parts_of(module).items()
+        if (stored := options[name].get(part, told(here))) != told(here)
     ]
+
+
+def _module_differences(name: str, stored: Mapping[str, Any], module: nn.Module) -> list[str]:
+    """Tells in which tensors and submodules two modules differ: an activation has no tensors that would show it.
+
+    A buffer may be missing here that was made by the run. The options of a submodule may be those that it began with,
+    or those that it has now, its class is the one that it has now.
+    """
+    here = described(module)
+    first: Mapping[str, Any] = stored.get("first") or {"parts": stored["parts"], "awaited": ()}
+    awaited = set(first["awaited"]) & set(here["awaited"])
+    tensors = {key: tensor for key, tensor in stored["tensors"].items() if key not in awaited}
+    wrong = shape_differences(name, tensors, tensors_of(module))
+    told_of: list[Mapping[str, str]] = [stored["parts"], here["parts"], first["parts"]]
+    for part in dict.fromkeys((*stored["parts"], *here["parts"])):
+        one, other, began = (parts.get(part, "none") for parts in told_of)
+        if other != one and (other != began or _class(other) != _class(one)):
+            was = f" ({began} when the run began)" if began != one else ""
+            wrong.append(f"{_named(name, part)}: {one} in the checkpoint{was}, {other} here")
+    return wrong
+
+
+def _named(name: str, part: str) -> str:
+    return ".".join(filter(None, (name, part)))
+
+
+def _class(told: str) -> str:
+    return told.partition("(")[0]
 
 
 def _first_difference(stored: Sequence[Sequence[str]], here: Sequence[Sequence[str]]) -> str:

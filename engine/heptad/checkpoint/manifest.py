@@ -65,7 +65,7 @@ class Manifest(BaseModel):
 
     model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
 
-    format: int
+    format: Annotated[int, Field(ge=1)]
     created_by: dict[str, str]
     summary: dict[str, Any]
     files: dict[Annotated[str, StringConstraints(pattern=rf"^(state\.json|{SECTION}\.safetensors)$")], FileFacts]

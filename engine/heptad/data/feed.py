@@ -324,6 +324,9 @@ class StreamFeed:
         walked = self._walk.restore({**state["walk"], "taken": state["walk"]["taken"] - again}, self._key)
         if again or state["failed"]:
             self.more()
+            if again and isinstance(self._walk, Walk):  # a StreamWalk seeds what it reads
+                told = "the batch read ahead could not be stored and was read once more; what it draws is drawn anew"
+                walked = "; ".join(filter(None, (walked, told)))
         elif state["waits"]:
             (self._ahead,) = state["ahead"]
         return walked

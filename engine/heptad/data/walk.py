@@ -6,7 +6,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
-from torch.utils.data import DataLoader
+from torch.utils.data import (
+    ChainDataset,
+    ConcatDataset,
+    DataLoader,
+    DistributedSampler,
+    IterableDataset,
+    Subset,
+)
 
 from heptad.config import RunConfig
 from heptad.data.fetch import Collate, PassKey, Stream, as_it_is, ignore_interrupts
@@ -21,7 +28,7 @@ class Walk:
 
     A loader with `state_dict` and `load_state_dict`, such as torchdata's `StatefulDataLoader`, is brought back to a
     place by these. Any other is walked there anew: from the random states in which the pass was begun and its first
-    batch was taken, since that is where loaders draw their order.
+    batch was taken, since that is where loaders draw their order, and from what its samplers were then.
 
     Attributes:
         iterator: Over the open pass; `None` where none is open or its end was seen.
@@ -83,13 +90,14 @@ class Walk:
             "began": self._began,
             "own": own,
             "generators": [state_of(generator) for generator in self._generators()],
+            "samplers": self._sampler_states(),
         }
 
     def restore(self, state: Mapping[str, Any], key: PassKey) -> str | None:
         """Goes to a place.
 
         Returns:
-            What it took, in words, where the loader had to be walked.
+            What it took, in words, where the loader had to be walked, and what may have been lost with earlier passes.
 
         Raises:
             DataError: If the loader ends before that place.
@@ -99,7 +107,7 @@ class Walk:
         if self._is_stateful and state["own"] is not None:
             self._loader.load_state_dict(state["own"])
             self.iterator = iter(self._loader)  # it is this that takes the state in; the next one begins a pass
-            self._put_generators(state["generators"])
+            self._put_own(state["generators"], state.get("samplers"))
             if not state["open"]:
                 self.iterator = None
             return None
@@ -108,8 +116,9 @@ class Walk:
             with preserved():
                 walked = self._walk_to(state["taken"])
         else:
-            self._put_generators(state["generators"])
-        return walked
+            self._put_own(state["generators"], state.get("samplers"))
+        lost = self._not_told() if state["walks"] > state["open"] else ""
+        return "; ".join(filter(None, (walked, lost))) or None
 
     def _walk_to(self, taken: int) -> str | None:
         if self._began:
@@ -121,12 +130,22 @@ class Walk:
 
     @property
     def _is_stateful(self) -> bool:
-        return all(callable(getattr(self._loader, name, None)) for name in ("state_dict", "load_state_dict"))
+        return _is_stateful(self._loader)
 
     @property
     def _draws(self) -> bool:
         """Whether walking may draw random numbers."""
         return not isinstance(self._loader, list | tuple) and not self._is_stateful
+
+    def _samplers(self) -> list[Any]:
+        """Returns what gives the order, each once: the loader's sampler, its batch sampler, and the one in that."""
+        batches = getattr(self._loader, "batch_sampler", None)
+        found = (getattr(self._loader, "sampler", None), batches, getattr(batches, "sampler", None))
+        return list({id(sampler): sampler for sampler in found if sampler is not None}.values())
+
+    def _sampler_states(self) -> list[Any]:
+        """Returns how each sampler stands, None for one that does not tell; nothing if the loader tells it all."""
+        return [] if self._is_stateful else [_sampler_state(sampler) for sampler in self._samplers()]
 
     def _generators(self) -> Sequence[Any]:
         batches = getattr(self._loader, "batch_sampler", None)
@@ -135,18 +154,25 @@ class Walk:
             getattr(self._loader, "sampler", None),
             batches,
             getattr(batches, "sampler", None),
-            getattr(self._loader, "dataset", None),
+            *_within(getattr(self._loader, "dataset", None)),
         )
 
     def _random_state(self) -> dict[str, Any]:
-        return {"global": capture_cpu(), "own": [state_of(generator) for generator in self._generators()]}
+        own = [state_of(generator) for generator in self._generators()]
+        return {"global": capture_cpu(), "own": own, "samplers": self._sampler_states()}
 
     def _put_random_state(self, state: Mapping[str, Any]) -> None:
         restore(state["global"])
-        self._put_generators(state["own"])
+        self._put_own(state["own"], state.get("samplers"))
 
-    def _put_generators(self, states: Sequence[Any]) -> None:
+    def _put_own(self, states: Sequence[Any], samplers: Sequence[Any] | None) -> None:
+        """Puts back what is the loader's own: its generators and its samplers.
+
+        A checkpoint that tells of no samplers is older; it has the generators of no dataset within another one.
+        """
         generators = self._generators()
+        if samplers is None:
+            generators = generators[: len(states)]
         if len(generators) != len(states):
             raise DataError(
                 f"the loader, its sampler and its dataset hold {len(generators)} random generators, those of the "
@@ -154,6 +180,70 @@ class Walk:
             )
         for generator, state in zip(generators, states, strict=True):
             put_state(generator, state)
+        for sampler, state in zip(self._samplers(), samplers or (), strict=False):
+            if state is not None:
+                _put_sampler(sampler, state)
+
+    def _not_told(self) -> str:
+        """Returns in words what may carry something from pass to pass that nobody can see, or nothing."""
+        loader, what = self._loader, ""
+        if self._is_stateful or is_a(loader, list | tuple):
+            return ""
+        if not is_a(loader, DataLoader):
+            what = f"the loader (a {kind(loader)}) has no state_dict and load_state_dict"
+        elif odd := next((sampler for sampler in self._samplers() if not _is_known(sampler)), None):
+            what = f"the sampler (a {kind(odd)}) has no state_dict and load_state_dict"
+        elif is_a(loader.dataset, IterableDataset):
+            what = f"the dataset (a {kind(loader.dataset)}) is iterated anew"
+        elif loader.num_workers and loader.persistent_workers:
+            what = "the workers draw at random from where they were after the last pass (persistent_workers=True)"
+        if not what:
+            return ""
+        return (
+            f"{what}, and earlier passes were not walked again: that the data go on as they would have cannot be told"
+        )
+
+
+def _within(dataset: Any) -> Iterator[Any]:
+    """Yields a dataset, and those that it is a part or a chain of."""
+    yield dataset
+    if is_a(dataset, Subset):
+        yield from _within(dataset.dataset)
+    elif is_a(dataset, ConcatDataset | ChainDataset):
+        for part in dataset.datasets:
+            yield from _within(part)
+
+
+def _sampler_state(sampler: Any) -> Any:
+    """Returns how a sampler stands: the epoch that `set_epoch` gave it, or its `state_dict`; None if it has neither.
+
+    The epoch of torch's distributed sampler comes first: what torchdata's subclass adds is a place in the pass, which
+    is found by walking.
+    """
+    if is_a(sampler, DistributedSampler) or (_has_epoch(sampler) and not _is_stateful(sampler)):
+        return {"epoch": sampler.epoch}
+    return {"state": sampler.state_dict()} if _is_stateful(sampler) else None
+
+
+def _put_sampler(sampler: Any, state: Mapping[str, Any]) -> None:
+    if "epoch" in state:
+        sampler.set_epoch(state["epoch"])
+    else:
+        sampler.load_state_dict(state["state"])
+
+
+def _is_stateful(value: Any) -> bool:
+    return all(callable(getattr(value, name, None)) for name in ("state_dict", "load_state_dict"))
+
+
+def _has_epoch(sampler: Any) -> bool:
+    return callable(getattr(sampler, "set_epoch", None)) and isinstance(getattr(sampler, "epoch", None), int)
+
+
+def _is_known(sampler: Any) -> bool:
+    """Tells whether a sampler carries nothing from pass to pass but what is stored."""
+    plain = type(sampler).__module__.startswith("torch.utils.data") or is_a(sampler, list | tuple | range)
+    return plain or _sampler_state(sampler) is not None
 
 
 class StreamWalk:
@@ -168,6 +258,8 @@ class StreamWalk:
         self._walks = 0
         self._taken = 0
         self._iterator: Iterator[Any] | None = None
+        self._began: list[Any] = []
+        """States of the generators that the dataset holds itself, when the pass was begun."""
 
     def begin(self, key: PassKey) -> None:
         """Begins a pass.
@@ -180,6 +272,7 @@ class StreamWalk:
         if self._walks > 1:
             refuse_second_walk(self._dataset)
         self._taken = 0
+        self._began = self._random_states()
         self._iterator = self._iterate(key)
 
     def take(self) -> Any:
@@ -199,15 +292,23 @@ class StreamWalk:
 
     def state(self) -> dict[str, Any]:
         """Returns the place."""
-        return {"walks": self._walks, "taken": self._taken, "open": self._iterator is not None}
+        place = {"walks": self._walks, "taken": self._taken, "open": self._iterator is not None}
+        return {**place, "began": self._began, "generators": self._random_states()}
 
     def restore(self, state: Mapping[str, Any], key: PassKey) -> str | None:
         """Goes to a place; says so where that took reading the data anew."""
         self._walks, self._taken = state["walks"], state["taken"]
+        self._began = list(state.get("began", ()))
+        own = self._began if state["open"] else state.get("generators", ())
+        for generator, at in zip(own_generators(*_within(self._dataset)), own, strict=False):
+            put_state(generator, at)
         if not state["open"]:
             return None
         self._iterator = self._iterate(key)
         return walk_on(self._iterator, self._taken)
+
+    def _random_states(self) -> list[Any]:
+        return [state_of(generator) for generator in own_generators(*_within(self._dataset))]
 
     def _iterate(self, key: PassKey) -> Iterator[Any]:
         stream = Stream(self._dataset, self._batch_size, self._drop_last, self._collate, key)

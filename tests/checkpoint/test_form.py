@@ -1,0 +1,104 @@
+"""The form of a checkpoint: what is well signed and yet was never a run's is told before anything is changed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from heptad import CheckpointError
+from heptad.checkpoint import Store
+from scenario import build
+
+KEPT = Path(__file__).parent / "run_of_format_1"
+
+
+def section(*names: str) -> Callable[[dict[str, Any]], dict[str, Any]]:
+    """Returns what leads to a part of the sections of a checkpoint."""
+
+    def part(sections: dict[str, Any]) -> dict[str, Any]:
+        for name in names:
+            sections = sections[name]
+        return sections
+
+    return part
+
+
+RUN, PLACED = section("run"), section("run", "position", "placed")
+POSITION, DATA, RANDOM = section("run", "position"), section("run", "data"), section("run", "random")
+
+MALFORMED: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
+    "no position": (lambda s: RUN(s).pop("position"), "run.position: Field required"),
+    "no random state": (lambda s: RUN(s).pop("random"), "run.random: Field required"),
+    "no data": (lambda s: RUN(s).pop("data"), "run.data: Field required"),
+    "no plugins": (lambda s: s.pop("plugins"), "plugins: Field required"),
+    "no run": (lambda s: s.pop("run"), "run: Field required"),
+    "no optimizers": (lambda s: s.pop("optimizers"), "optimizers: Field required"),
+    "an optimizer without a state": (lambda s: s["optimizers"]["states"][0].pop("state"), r"optimizers.states.0.state"),
+    "a module without parts": (lambda s: s["network"].pop("parts"), "network.parts: Field required"),
+    "a mode of no part": (lambda s: s["network"]["training"].update(x=True), "speak of parts that there are not"),
+    "text for a tensor": (lambda s: s["network"]["tensors"].update({"0.bias": "x"}), r"network.tensors.0.bias"),
+    "an epoch in words": (lambda s: PLACED(s).update(epoch="x"), "run.position.placed.epoch: .*got 'x'"),
+    "a step below 0": (lambda s: PLACED(s).update(step=-1), r"run.position.placed.step: .*got -1"),
+    "a window of no steps": (lambda s: POSITION(s)["window"].update(size=0), r"run.position.window.size: .*got 0"),
+    "a state that is none": (lambda s: POSITION(s).update(node="sleep"), "was in 'sleep', from where no run goes on"),
+    "an end": (lambda s: POSITION(s).update(node="finished"), "was in 'finished', from where no run goes on"),
+    "the start": (lambda s: POSITION(s).update(node="idle"), "was in 'idle', from where no run goes on"),
+    "too many detours": (lambda s: POSITION(s)["visits"].append(0), r"counts \d+ detours, and there are \d+"),
+    "a filter that is cut": (lambda s: POSITION(s)["filters"][0].pop(), r"run.position.filters.0"),
+    "a batch below 0": (lambda s: DATA(s).update(next=-5), "next: .*got -5"),
+    "a batch behind the last": (lambda s: DATA(s).update(next=8), "the next batch is 8, behind the last"),
+    "a pass that is too long": (lambda s: DATA(s).update(stop=8), "the pass is longer than the data"),
+    "no pass": (lambda s: DATA(s).update(key=[1, 2]), "key: "),
+    "random state that is cut": (lambda s: RANDOM(s).update(torch=RANDOM(s)["torch"][:9]), "run.random: RuntimeError"),
+    "no generator of python": (lambda s: RANDOM(s).pop("python"), "run.random: KeyError: 'python'"),
+    "values without names": (lambda s: RUN(s)["values"]["names"].clear(), "a recorded value has no name"),
+    "values that are cut": (lambda s: RUN(s)["values"].update(value=torch.zeros(0)), "differ in length"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("what", MALFORMED)
+def test_what_no_run_has_stored_is_refused(what, tmp_path):
+    """With its path and the first thing that is wrong; the network and the generators are what they were."""
+    change, says = MALFORMED[what]
+    (kept,) = Store(KEPT).entries()
+    snapshot = Store(KEPT).load(kept)
+    change(snapshot.sections)
+    Store(tmp_path / "a").save(snapshot)
+    engine = build(tmp_path / "a")
+    before = [parameter.clone() for parameter in engine.current.network.parameters()]
+    random = torch.get_rng_state()
+    with pytest.raises(CheckpointError, match=says):
+        engine.run(resume="auto")
+    assert torch.equal(torch.get_rng_state(), random)
+    assert all(map(torch.equal, before, engine.current.network.parameters()))
+    assert engine.current.state == "idle"
+
+
+def test_a_summary_that_is_none_is_refused(tmp_path):
+    """The newest is found by it."""
+    (kept,) = Store(KEPT).entries()
+    snapshot = Store(KEPT).load(kept)
+    snapshot.summary.clear()
+    path = Store(tmp_path).save(snapshot).path
+    with pytest.raises(CheckpointError, match=f"{path.name} is sound, but not what a run stores: seq: Field required"):
+        build(tmp_path).run(resume="auto")
+
+
+@pytest.mark.parametrize("feed", ["dataset", "stream", "loader", "unsized", "stateful"])
+def test_a_place_in_any_data_has_a_form(feed, tmp_path):
+    """A part of it that is missing is told, whatever the data come from."""
+    build(tmp_path / "a", feed=feed, at="after_step").run(until=lambda run: run.step == 4)
+    store = Store(tmp_path / "a")
+    newest = store.entries()[-1]
+    for name in store.load(newest).sections["run"]["data"]:
+        if name in ("samplers", "began", "generators") and feed != "dataset":
+            continue  # they came later, or may be missing
+        snapshot = store.load(newest)
+        del snapshot.sections["run"]["data"][name]
+        path = Store(tmp_path / name).save(snapshot).path
+        with pytest.raises(CheckpointError, match=f"{name}: Field required"):
+            build(tmp_path / "b", feed=feed, at="after_step").run(resume=path)
