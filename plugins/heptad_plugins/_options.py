@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Collection
+from pathlib import Path
 
 from heptad import PluginError
 
@@ -33,6 +35,36 @@ def number(plugin: str, option: str, value: object, *, above: float | None = Non
     raise PluginError(f"{plugin}({option}=…) must be a number{bound}, got {value!r}")
 
 
+def path_of(plugin: str, option: str, value: object, what: str = "file") -> Path:
+    """Returns a path, made absolute: a program that changes its directory later still means the same place.
+
+    Raises:
+        PluginError: For what is no path, and for an empty one, which would be the working directory.
+    """
+    text = os.fspath(value) if isinstance(value, str | os.PathLike) else None  # pyright: ignore[reportUnknownArgumentType, reportUnknownVariableType] - of str or bytes
+    if not isinstance(text, str) or not text:
+        raise PluginError(f"{plugin}({option}=…) must be the path of a {what}, as a str or a Path, got {value!r}")
+    return Path(text).absolute()
+
+
+def directory_of(plugin: str, option: str, value: object) -> Path:
+    """Returns the path of a directory, which need not be there yet, made absolute.
+
+    Raises:
+        PluginError: For what is no path, and for the path of a file.
+    """
+    path = path_of(plugin, option, value, "directory")
+    try:
+        taken = path.exists() and not path.is_dir()
+    except OSError:  # a path that may not be looked at is told of by whoever opens it
+        taken = False
+    if taken:
+        raise PluginError(
+            f"{plugin}({option}=…): {path} is a file; name a directory, which is made where it is missing"
+        )
+    return path
+
+
 def one_of(plugin: str, option: str, value: object, choices: Collection[str]) -> str:
     """Returns one of several words.
 
@@ -42,3 +74,8 @@ def one_of(plugin: str, option: str, value: object, choices: Collection[str]) ->
     if not isinstance(value, str) or value not in choices:
         raise PluginError(f"{plugin}({option}=…) must be {' or '.join(map(repr, choices))}, got {value!r}")
     return value
+
+
+def named(kind: str) -> str:
+    """Returns the name of a class with its article: an ExponentialLR, a StepLR."""
+    return f"{'an' if kind[0].lower() in 'aeiou' else 'a'} {kind}"

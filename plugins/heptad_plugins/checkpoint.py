@@ -11,7 +11,7 @@ from typing import Any, Literal
 from heptad import CheckpointError, Detour, Plugin, PluginError, Run
 from heptad.checkpoint import Store
 from heptad_plugins._lookup import monitored
-from heptad_plugins._options import number, one_of, whole
+from heptad_plugins._options import directory_of, number, one_of, whole
 
 Place = Literal["after_step", "optimizer_update", "after_epoch"]
 PLACES: tuple[Place, ...] = ("after_step", "optimizer_update", "after_epoch")
@@ -79,10 +79,14 @@ class Checkpoint(Plugin):
         self._mode = one_of("Checkpoint", "mode", mode, ("min", "max"))
         self._overwrite = overwrite
         self.on_error = on_error
-        self.store = Store(Path(directory).absolute())
+        self.store = Store(directory_of("Checkpoint", "directory", directory))
+        self._saved_at = 0.0
+        self._begin()
+
+    def _begin(self) -> None:
+        """Forgets the run before."""
         self._ours = False
         """The directory was looked at, and is this run's."""
-        self._saved_at = 0.0
         self._time_is_up = self._seconds is None
 
     def detours(self) -> Iterable[Detour]:
@@ -95,6 +99,8 @@ class Checkpoint(Plugin):
         Raises:
             CheckpointError: If it is another run's, or in use.
         """
+        if run.state == "idle":
+            self._begin()
         self.store.lock()
         if not self._ours:
             self._claim(run)
@@ -104,6 +110,10 @@ class Checkpoint(Plugin):
     def close(self, run: Run) -> None:
         """Lets go of the directory."""
         self.store.unlock()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Forgets the run before: the directory is to be looked at for the one that goes on."""
+        self._begin()
 
     def on_exit_after_step(self, run: Run) -> None:
         """Looks at the clock, which the guard must not."""

@@ -6,11 +6,10 @@ import csv
 import io
 import os
 from collections.abc import Iterable
-from pathlib import Path
 from typing import Any, Literal, cast
 
 from heptad import Plugin, PluginError, Run
-from heptad_plugins._options import whole
+from heptad_plugins._options import path_of, whole
 
 PLACE = ("step", "update", "epoch")
 """The first columns: how many were complete when the values of the row were recorded."""
@@ -30,6 +29,7 @@ class CSVLogger(Plugin):
     A file that holds values is left alone, unless the run goes on: then rows are added to it. Where it goes on from a
     checkpoint, the rows that a killed run had written after that are dropped first, so the file reads as one run's.
     Where `resume="auto"` finds no checkpoint yet, what an attempt before has left is renamed, with `.before` behind it.
+    A file that does not begin with the columns `step`, `update`, `epoch` is left alone always.
 
     Costs 20 to 40 µs an update, and once more the reading of the file for each column that comes late. Reading the loss
     and values that are on a device waits for it: every `every` updates, and where there are such values.
@@ -39,13 +39,14 @@ class CSVLogger(Plugin):
             `(recorded)` behind its name.
         every: Updates between two rows that hold the loss of the newest step, as `loss`. Where somebody recorded values
             under that name since the update before, these stand alone.
-        overwrite: Lets go of what is in the file when a run begins.
+        overwrite: Lets go of the values in the file when a run begins.
         on_error: `"detach"` lets it fail without ending the run.
 
     Raises:
-        PluginError: If `every` is not a whole number from 1 on; when the run is opened, for a file that may not be
-            written to, because it holds another run's values or is no file of this plugin's.
-        OSError: If the file cannot be written.
+        PluginError: If `every` is not a whole number from 1 on, or `path` is no path; when the run is opened, for a
+            file that cannot be written to, or may not, because it holds another run's values or is no file of this
+            plugin's.
+        OSError: In the run, if the file cannot be written any more.
     """
 
     observes = True
@@ -61,10 +62,15 @@ class CSVLogger(Plugin):
         on_error: Literal["raise", "detach"] = "raise",
     ) -> None:
         self.on_error = on_error
-        self._path = Path(path).absolute()
+        self._path = path_of("CSVLogger", "path", path)
         self._every = whole("CSVLogger", "every", every)
         self._overwrite = overwrite
         self._file: io.FileIO | None = None
+        self._run: str | None = None  # the id of the run that it was last opened for
+        self._begin()
+
+    def _begin(self) -> None:
+        """Forgets the run before."""
         self._columns: dict[str, None] = {}  # in order; none until the file is this run's
         self._seen = 0  # recorded values that were taken
         self._written = 0  # rows of the file before the newest
@@ -78,11 +84,17 @@ class CSVLogger(Plugin):
         """Opens the file.
 
         Raises:
-            PluginError: If the file may not be written to.
+            PluginError: If the file cannot or may not be written to.
         """
-        if not self._columns:
-            self._adopt(run)
-        self._file = io.FileIO(self._path, "r+")
+        if run.state == "idle" and run.id != self._run:
+            self._begin()
+        try:
+            if not self._columns:
+                self._adopt(run)
+            self._file = io.FileIO(self._path, "r+")
+        except OSError as error:
+            raise PluginError(f"CSVLogger: {self._path} cannot be written: {error}; name another file") from error
+        self._run = run.id
 
     def close(self, run: Run) -> None:
         """Writes what is left and closes the file."""
@@ -116,6 +128,7 @@ class CSVLogger(Plugin):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Goes on from there."""
+        self._begin()
         self._restored, self._seen, self._written = True, state["seen"], state["rows"]
         self._names = set(state["names"])
         self._rows = [(cast("Place", tuple(place)), dict(row)) for place, row in state["newest"]]
@@ -125,7 +138,15 @@ class CSVLogger(Plugin):
         if self._path.is_dir():
             raise PluginError(f"CSVLogger: {self._path} is a directory; name a file in it, such as values.csv")
         self._path.parent.mkdir(parents=True, exist_ok=True)
+        if self._path.exists() and not self._path.is_file():  # such as /dev/null, which would be replaced by a file
+            raise PluginError(f"CSVLogger: {self._path} is no regular file; name one that is, or a new one")
         held = self._path.read_bytes() if self._path.exists() else b""
+        columns = _header(held)
+        if held and tuple(columns[: len(PLACE)]) != PLACE:
+            raise PluginError(
+                f"CSVLogger: {self._path} does not begin with the columns {', '.join(PLACE)}: it is no file of "
+                "CSVLogger's, and is left alone, overwrite=True or not; name another file"
+            )
         if not run.step and not self._restored:
             # a header alone is what a run leaves that failed before it had a value; that may be begun again
             if held not in (b"", _line(PLACE)) and run.afresh:
@@ -136,9 +157,7 @@ class CSVLogger(Plugin):
                     "say overwrite=True"
                 )
             held = b""
-        columns: list[str] = next(csv.reader(io.StringIO(held.decode(errors="replace"), newline="")), list(PLACE))
-        if tuple(columns[: len(PLACE)]) != PLACE:
-            raise PluginError(f"CSVLogger: {self._path} does not begin with the columns {', '.join(PLACE)}")
+        columns = columns if held else list(PLACE)
         held = held[: held.rfind(b"\n") + 1]  # a line that was torn by a kill is dropped
         if self._restored:
             # rows have no line ends in them: names with some are in the header alone
@@ -202,6 +221,16 @@ class CSVLogger(Plugin):
         beside = self._path.with_name(f"{self._path.name}.new")
         beside.write_bytes(content)
         beside.replace(self._path)
+
+
+def _header(held: bytes) -> list[str]:
+    """Returns the columns that a file begins with; none where it is empty or no CSV."""
+    try:
+        for columns in csv.reader(io.StringIO(held.decode(errors="replace"), newline="")):
+            return columns
+    except csv.Error:  # such as a field that never ends
+        pass
+    return []
 
 
 def _line(cells: Iterable[str]) -> bytes:

@@ -42,12 +42,22 @@ class EarlyStopping(Plugin):
         if not isinstance(monitor, str) or not monitor:  # pyright: ignore[reportUnnecessaryIsInstance] - for callers without a type checker
             raise PluginError(f"EarlyStopping(monitor=…) must be the name of a recorded value, got {monitor!r}")
         self._monitor = monitor
-        self._sign = 1.0 if one_of("EarlyStopping", "mode", mode, ("min", "max")) == "min" else -1.0
+        self._mode = one_of("EarlyStopping", "mode", mode, ("min", "max"))
+        self._sign = 1.0 if mode == "min" else -1.0
         self._patience = whole("EarlyStopping", "patience", patience)
         self._min_delta = number("EarlyStopping", "min_delta", min_delta, least=0.0)
         self._every = whole("EarlyStopping", "every", every)
+        self._begin()
+
+    def _begin(self) -> None:
+        """Forgets the run before."""
         self._best: float | None = None
         self._count = 0
+
+    def open(self, run: Run) -> None:
+        """Begins anew where the run does."""
+        if run.state == "idle":
+            self._begin()
 
     def on_exit_after_epoch(self, run: Run) -> None:
         """Looks, and stops the run where patience is at its end."""
@@ -60,8 +70,9 @@ class EarlyStopping(Plugin):
         self._count += 1
         if self._count >= self._patience:
             best = "there never was a number" if self._best is None else f"the best is {self._best:g}"
+            times = "1 time" if self._count == 1 else f"{self._count} times in a row"
             run.stop(
-                f"EarlyStopping: {self._monitor} is {value:g}, {best}, no improvement {self._count} times in a row"
+                f"EarlyStopping: {self._monitor} is {value:g}, {best}, no improvement {times} (mode='{self._mode}')"
             )
 
     def state_dict(self) -> dict[str, Any]:

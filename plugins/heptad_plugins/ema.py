@@ -45,12 +45,19 @@ class EMA(Plugin):
         if number("EMA", "decay", decay, least=0.0) >= 1.0:
             raise PluginError(f"EMA(decay=…) must be below 1, or the average would never move; got {decay!r}")
         self._blend: Any = get_ema_multi_avg_fn(decay)
+        self._begin()
+
+    def _begin(self) -> None:
+        """Forgets the run before; who asked for its `network` keeps it."""
+        vars(self).pop("network", None)
         self._average: AveragedModel | None = None
         self._holder: nn.Module | None = None  # the network that holds the average, while it is swapped in
         self._restored: dict[str, Any] | None = None
 
     def open(self, run: Run) -> None:
-        """Swaps the average in where the run goes on in an evaluation."""
+        """Begins anew where the run does, and swaps the average in where the run goes on in an evaluation."""
+        if run.state == "idle":
+            self._begin()
         if run.state == "evaluate":
             self._swap_in(run)
 
@@ -104,6 +111,7 @@ class EMA(Plugin):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Keeps the state until there is a network to copy."""
+        self._begin()
         self._restored = state or None
 
     def _ready(self, run: Run) -> AveragedModel:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 from torch.utils.data import DataLoader
 
 from heptad import Detour, Plugin, PluginError, Run, evaluation
 from heptad.data import Feed
 from heptad.errors import kind
-from heptad_plugins._options import one_of, whole
+from heptad_plugins._options import named, one_of, whole
 
 PLACES = ("after_epoch", "optimizer_update", "after_step")
 
@@ -60,11 +60,8 @@ class Evaluate(Plugin):
     ) -> None:
         if not isinstance(name, str) or not name:  # pyright: ignore[reportUnnecessaryIsInstance] - for callers without a type checker
             raise PluginError(f"Evaluate(name=…) must be a word such as 'valid', got {name!r}")
-        if isinstance(data, Iterator):
-            raise PluginError(
-                f"Evaluate(data=…) is a {kind(cast('object', data))}, which can be walked once; pass a dataset, a "
-                "DataLoader or a list of batches"
-            )
+        if mistake := _mistake(data):
+            raise PluginError(f"Evaluate(data=…) {mistake}; pass a dataset, a DataLoader or a list of batches")
         metrics = {} if metrics is None else metrics
         if mistake := evaluation.metrics_mistake(metrics):
             raise PluginError(f"Evaluate(metrics=…): {mistake}")
@@ -118,3 +115,16 @@ class Evaluate(Plugin):
 
     def _epoch_is_over(self, run: Run) -> bool:
         return not run.update_due and not run.batches_remain and (run.epoch + 1) % self._every == 0
+
+
+def _mistake(data: object) -> str:
+    """Says what makes this no data that can be walked again and again; nothing where it may be such."""
+    what = kind(data)
+    if isinstance(data, Iterator):
+        return f"is {named(what)}, which can be walked once"
+    if isinstance(data, type):
+        return f"is the class {data.__name__}"
+    walked = hasattr(data, "__iter__") or hasattr(data, "__getitem__")
+    if not walked or isinstance(data, str | bytes):
+        return "is None" if data is None else f"is {named(what)}"
+    return ""

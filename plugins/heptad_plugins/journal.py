@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import sqlite3
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -16,8 +15,11 @@ from heptad.log import Note
 from heptad.log.head import check_owner
 from heptad.log.reader import FileSource
 from heptad.log.writer import FileWriter, discard
-from heptad_plugins._options import whole
+from heptad_plugins._options import path_of, whole
 from heptad_plugins._recorder import Recorder
+
+OF_THE_DISK = (OSError, sqlite3.OperationalError)
+"""What the disk is to blame for, beside what SQLite calls a DatabaseError and nothing narrower: a damaged file."""
 
 
 class Journal(Plugin):
@@ -53,7 +55,8 @@ class Journal(Plugin):
         PluginError: When built, for an option that does not fit; when the run is opened, for a file that it may not
             write to: another run's, another program's, one that another process is writing, one that lacks transitions
             which the resumed run has made.
-        LogError: In the run, after an error of the disk, from the next step or `close`.
+        LogError: In the run, from the next step or `close`, after an error of the disk, if the file was removed, or for
+            something that cannot be written.
     """
 
     observes = True
@@ -71,11 +74,15 @@ class Journal(Plugin):
         on_error: Literal["raise", "detach"] = "raise",
     ) -> None:
         self.on_error = on_error
-        self._path = Path(path).absolute()
+        self._path = path_of("Journal", "path", path)
         self._flush_every = None if flush_every is None else whole("Journal", "flush_every", flush_every)
         self._overwrite = overwrite
         self._values = values
         self._recorder: Recorder | None = None
+        self._begin()
+
+    def _begin(self) -> None:
+        """Forgets the run before."""
         self._run: str | None = None  # the id of the run whose log this object has written
         self._session = 0
         self._last_note: Note | None = None
@@ -90,6 +97,8 @@ class Journal(Plugin):
         Raises:
             PluginError: If the file may not be written to.
         """
+        if run.state == "idle" and run.id != self._run:
+            self._begin()
         self._told = False
         memory, notes = run.memory, run.memory.notes(0)
         try:
@@ -166,6 +175,7 @@ class Journal(Plugin):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Goes on from there."""
+        self._begin()
         self._seen = state["seen"]
         self._rates = list(state["rates"])
 
@@ -225,13 +235,25 @@ class Journal(Plugin):
             return
         self._told = True
         run.memory.leave(recorder)
-        held = (
-            f"the transitions before {recorder.end} are in it and can be read" if recorder.end else "it holds nothing"
-        )
         raise LogError(
-            f"Journal: {self._path} cannot be written any more: {error}; {held}. Make room or name another disk; with "
-            "on_error='detach' a run goes on without its journal"
+            f"Journal: {self._path} {self._said(error, recorder.end)}; with on_error='detach' a run goes on without "
+            "its journal"
         ) from error
+
+    def _said(self, error: BaseException, end: int | None) -> str:
+        """Says what became of the file, and what to do."""
+        if not self._path.exists():
+            return (
+                f"is gone: it was removed or renamed while the run was writing it ({error}). Leave a journal in its "
+                "place until its run has ended"
+            )
+        held = f"the transitions before {end} are in it and can be read" if end else "it holds nothing"
+        if not isinstance(error, OF_THE_DISK) and type(error) is not sqlite3.DatabaseError:
+            return (
+                f"cannot be written any more: {type(error).__name__}: {error}; {held}. This is a fault in what was to "
+                "be written, not of the disk: look at what is noted and recorded"
+            )
+        return f"cannot be written any more: {error}; {held}. Make room or name another disk"
 
 
 def _after(last: Note | None, notes: Sequence[Note]) -> Sequence[Note]:

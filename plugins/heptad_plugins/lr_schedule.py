@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Literal
 
 from torch import Tensor
@@ -12,8 +13,11 @@ from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from heptad import EngineError, Plugin, PluginError, Run
 from heptad_plugins._lookup import monitored
-from heptad_plugins._options import one_of, whole
+from heptad_plugins._options import named, one_of, whole
 from heptad_plugins._plain import from_plain, to_plain
+
+LENGTHS = ("T_max", "total_steps", "total_iters", "total_updates", "max_updates", "max_steps", "num_training_steps")
+"""What a class of schedulers calls the length of the run, where `total_updates` may stand in for it."""
 
 Build = Callable[[Optimizer, int], LRScheduler] | Callable[[Optimizer], LRScheduler]
 
@@ -34,7 +38,8 @@ class LRSchedule(Plugin):
 
     Args:
         scheduler: A scheduler of one of the run's optimizers, or a function `(optimizer, total_updates) -> scheduler`,
-            or of the optimizer alone for a schedule that does not depend on how long the run is.
+            or of the optimizer alone for a schedule that does not depend on how long the run is. A class is refused:
+            its second parameter may be anything.
         interval: Whether the scheduler counts updates or epochs; `total_updates` counts updates in both cases.
         monitor: For `ReduceLROnPlateau`: the name of the recorded value that it looks at, at each interval the newest.
         optimizer: Which of several optimizers a function gets, by its number in `Components.optimizer`. Each has a
@@ -61,15 +66,18 @@ class LRSchedule(Plugin):
         if optimizer:
             self.name = f"LRSchedule/{optimizer}"
         self._source = scheduler
-        self._interval = interval
+        self._interval: Literal["update", "epoch"] = interval
         self._monitor = monitor
-        self._scheduler: LRScheduler | None = None
-        self._total: int | None = None
-        self._moved_at = 0
         self._sized = True
-        self._restored: dict[str, Any] | None = None
+        self._begin()
         if isinstance(scheduler, LRScheduler):
             _check_monitor(scheduler, monitor, PluginError)
+        elif isinstance(scheduler, type):
+            made = scheduler.__name__
+            raise PluginError(
+                f"LRSchedule got the class {made}, and cannot know what the options of {made} are to be; pass a "
+                f"function, LRSchedule(lambda optimizer: {made}(optimizer, …))"
+            )
         elif callable(scheduler):
             self._sized = _takes_length(scheduler)
         else:
@@ -77,6 +85,18 @@ class LRSchedule(Plugin):
                 "LRSchedule takes a scheduler or a function (optimizer, total_updates) that returns one, "
                 f"got {scheduler!r}"
             )
+
+    def _begin(self) -> None:
+        """Forgets the run before."""
+        self._scheduler: LRScheduler | None = None
+        self._total: int | None = None
+        self._moved_at = 0
+        self._restored: dict[str, Any] | None = None
+
+    def open(self, run: Run) -> None:
+        """Begins anew where the run does."""
+        if run.state == "idle":
+            self._begin()
 
     def on_exit_before_loop(self, run: Run) -> None:
         """Builds the scheduler, now that there is an optimizer."""
@@ -102,6 +122,7 @@ class LRSchedule(Plugin):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Keeps the state until there is a scheduler to take it."""
+        self._begin()
         self._restored = state or None
         self._moved_at = state.get("moved_at", 0)
         self._total = state.get("total_updates")
@@ -116,7 +137,7 @@ class LRSchedule(Plugin):
             if optimizer is scheduler.optimizer:
                 run.record("lr" if len(groups) == 1 else f"lr/{number}", group["lr"])
         if isinstance(scheduler, ReduceLROnPlateau):
-            scheduler.step(monitored("LRSchedule", run, self._monitor or ""))
+            scheduler.step(monitored("LRSchedule", run, self._monitor or "", self._interval))
         else:
             scheduler.step()
 
@@ -146,9 +167,9 @@ class LRSchedule(Plugin):
                     "there will be; give RunConfig(max_updates=…), or pass a scheduler that you have built yourself"
                 )
             if self._number >= len(run.optimizers):
-                raise EngineError(
-                    f"LRSchedule(optimizer={self._number}): there are {len(run.optimizers)} optimizers, counted from 0"
-                )
+                count = len(run.optimizers)
+                there = "there is 1 optimizer" if count == 1 else f"there are {count} optimizers"
+                raise EngineError(f"LRSchedule(optimizer={self._number}): {there}, counted from 0")
             build: Any = scheduler
             optimizer = run.optimizers[self._number]
             scheduler = build(optimizer, self._total) if self._sized else build(optimizer)
@@ -171,20 +192,32 @@ def _takes_length(function: Callable[..., object]) -> bool:
         return True  # some callables of C have no signature; calling is the test then
     for arguments in ((None,), (None, 1)):  # what has a default is the user's, and not our length
         try:
-            signature.bind(*arguments)
+            bound = signature.bind(*arguments)
         except TypeError:
             continue
+        if len(arguments) == 2:
+            _check_second(function, list(bound.arguments)[-1])
         return len(arguments) == 2
     raise PluginError(
         f"LRSchedule calls its function as (optimizer, total_updates), or with the optimizer alone; got {signature}"
     )
 
 
+def _check_second(function: Callable[..., object], name: str) -> None:
+    """Refuses the partial of a class that would take the length of the run for something else, such as its gamma."""
+    if isinstance(function, partial) and isinstance(function.func, type) and name not in LENGTHS:
+        made = function.func.__name__
+        raise PluginError(
+            f"LRSchedule would give total_updates to this partial of {made}, whose next parameter is {name}; pass a "
+            f"function that says what is for what, LRSchedule(lambda optimizer: {made}(optimizer, {name}=…))"
+        )
+
+
 def _check_monitor(scheduler: LRScheduler, monitor: str | None, error: type[EngineError]) -> None:
     if isinstance(scheduler, ReduceLROnPlateau) == (monitor is None):
         raise error(
             "LRSchedule(monitor=…) names the recorded value that ReduceLROnPlateau looks at, no other scheduler does: "
-            f"got monitor={monitor!r} with a {type(scheduler).__name__}"
+            f"got monitor={monitor!r} with {named(type(scheduler).__name__)}"
         )
 
 

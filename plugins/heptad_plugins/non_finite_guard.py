@@ -37,7 +37,16 @@ class NonFiniteGuard(Plugin):
     def __init__(self, action: Literal["stop", "skip", "raise"] = "stop", every: int = 1) -> None:
         self._action = one_of("NonFiniteGuard", "action", action, ("stop", "skip", "raise"))
         self._every = whole("NonFiniteGuard", "every", every)
+        self._begin()
+
+    def _begin(self) -> None:
+        """Forgets the run before."""
         self._count = 0
+
+    def open(self, run: Run) -> None:
+        """Begins anew where the run does."""
+        if run.state == "idle":
+            self._begin()
 
     def on_enter_optimizer_update(self, run: Run) -> None:
         """Checks, where a check is due."""
@@ -86,7 +95,8 @@ def _not_finite(run: Run) -> list[str]:
         for parameter in held_parameters(run)
         if parameter.grad is not None and not torch.isfinite(_values(parameter.grad)).all()
     ]
-    more = [f"{len(found) - 5} gradients more"] if len(found) > 5 else []
+    rest = len(found) - 5
+    more = [f"{rest} gradient{'' if rest == 1 else 's'} more"] if rest > 0 else []
     loss = [] if run.loss is None or torch.isfinite(run.loss) else [f"loss ({run.loss.item():g})"]
     return [*loss, *found[:5], *more]
 

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from heptad import Plugin, Run
-from heptad_plugins._options import whole
+from heptad import Plugin, PluginError, Run
+from heptad_plugins._options import directory_of, whole
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
@@ -35,7 +34,8 @@ class TensorBoardLogger(Plugin):
         on_error: `"detach"` lets it fail without ending the run.
 
     Raises:
-        PluginError: If `every` is not a whole number from 1 on.
+        PluginError: If `every` is not a whole number from 1 on, or `directory` is no path or that of a file; when the
+            run is opened, if it cannot be written to.
         ImportError: If tensorboard is not installed; it names the extra.
     """
 
@@ -56,18 +56,34 @@ class TensorBoardLogger(Plugin):
             raise ImportError("TensorBoardLogger needs tensorboard: pip install 'heptad[tensorboard]'") from error
         self.on_error = on_error
         self._build = SummaryWriter
-        self._directory = str(Path(directory).absolute())
+        self._directory = str(directory_of("TensorBoardLogger", "directory", directory))
         self._every = whole("TensorBoardLogger", "every", every)
         self._writer: SummaryWriter | None = None
+        self._begin()
+
+    def _begin(self) -> None:
+        """Forgets the run before."""
         self._opened = False
         self._seen = 0
         self._rates: dict[str, float] = {}
         self._spent: Mapping[str, int] = {}
 
     def open(self, run: Run) -> None:
-        """Opens a file of events."""
+        """Opens a file of events.
+
+        Raises:
+            PluginError: If it cannot be made.
+        """
+        if run.state == "idle":
+            self._begin()
         resumed = run.step > 0 and not self._opened
-        self._writer = self._build(self._directory, purge_step=run.update + 1 if resumed else None)
+        try:
+            self._writer = self._build(self._directory, purge_step=run.update + 1 if resumed else None)
+        except OSError as error:
+            raise PluginError(
+                f"TensorBoardLogger: {self._directory} cannot be written to: {error.strerror or error}; name another "
+                "directory"
+            ) from error
         self._opened = True
 
     def close(self, run: Run) -> None:
@@ -114,6 +130,7 @@ class TensorBoardLogger(Plugin):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Goes on from there."""
+        self._begin()
         self._seen = state["seen"]
 
     def _write(self, run: Run, scalars: Mapping[str, float] | None = None) -> None:

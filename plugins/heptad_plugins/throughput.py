@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 from heptad import Plugin, Run, on_exit
 from heptad_plugins._options import whole
@@ -43,6 +43,8 @@ class Throughput(Plugin):
 
     def open(self, run: Run) -> None:
         """Lets the clocks go on; in a run that was resumed in mid-epoch, measuring begins here."""
+        if run.state == "idle":
+            self._began = None
         self._reads_ahead = run.steps_per_epoch is None
         if run.step and self._began is None:
             self._begin(run)
@@ -57,6 +59,10 @@ class Throughput(Plugin):
         self._waiting.stop()
 
     close = on_park
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Forgets the run before: a run that was resumed is measured from where it goes on."""
+        self._began = None
 
     def on_enter_before_epoch(self, run: Run) -> None:
         """Begins to measure, unless the span holds steps of an epoch before this one. Waiting begins."""

@@ -25,16 +25,25 @@ class TimeLimit(Plugin):
         PluginError: If `seconds` is not a number above 0, or `action` is another word.
     """
 
+    observes = True  # it decides how far a run is driven, and no step of it: one that is resumed may do without
+
     runs_before = ("Checkpoint",)
 
     def __init__(self, seconds: float, action: Literal["stop", "interrupt"] = "stop") -> None:
         self._seconds = number("TimeLimit", "seconds", seconds, above=0)
         self._action = one_of("TimeLimit", "action", action, ("stop", "interrupt"))
         self._watch = Stopwatch()
+        self._begin()
+
+    def _begin(self) -> None:
+        """Forgets the run before."""
+        self._watch.put(0.0)
         self._stopped = False
 
     def open(self, run: Run) -> None:
-        """Lets the clock go on."""
+        """Begins anew where the run does, and lets the clock go on."""
+        if run.state == "idle":
+            self._begin()
         self._watch.start()
 
     def on_park(self, run: Run) -> None:

@@ -9,9 +9,11 @@ import io
 import itertools
 import random
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +23,8 @@ from torch import nn
 from torch.optim.lr_scheduler import StepLR
 
 import heptad_plugins
-from builders import CLASSES, FEATURES, batches
-from heptad import Components, Engine, Plugin, PluginError, Run, RunConfig
+from builders import CLASSES, FEATURES, Planned, Side, batches
+from heptad import CheckpointError, Components, Detour, Engine, Plugin, PluginError, Run, RunConfig
 from heptad.roster import Roster, ordered
 from heptad.testing import check_plugin
 from heptad_plugins import (
@@ -63,10 +65,10 @@ def makers(folder: Path) -> dict[str, Any]:
         return CSVLogger(folder / "values.csv", overwrite=True)
 
     def checkpoint(**options: Any) -> Any:
-        return lambda: Checkpoint(folder / f"checkpoints {next(files)}", **options)
+        return lambda: Checkpoint(folder / f"checkpoints {next(files)}", overwrite=True, **options)
 
     def journal(**options: Any) -> Any:
-        return lambda: Journal(folder / f"journal {next(files)}", **options)
+        return lambda: Journal(folder / f"journal {next(files)}", overwrite=True, **options)
 
     return {
         "CSVLogger": csv_logger,
@@ -295,6 +297,83 @@ def test_observers_are_neutral(name, accumulation, tmp_path):
     assert left == list(bits(without))
 
 
+# -- one instance, one run after the other
+
+
+class Beside(Side):
+    """Records what others watch, looks at the network where it is evaluated, and brings a NaN or a failure.
+
+    Args:
+        nan: The step after which a gradient holds a NaN.
+        fails: The step in which it raises.
+    """
+
+    def __init__(self, nan: int | None = None, fails: int | None = None) -> None:
+        super().__init__(Detour("evaluate", "optimizer_update", lambda run: True, self.look))
+        self.nan, self.fails = nan, fails
+
+    def look(self, run: Run) -> None:
+        run.record("looked", torch.stack([tensor.double().sum() for tensor in run.network.state_dict().values()]).sum())
+
+    def on_exit_process_batch(self, run: Run) -> None:
+        for name in ("loss", "valid/loss", "valid/accuracy"):
+            run.record(name, run.loss)
+        if run.step == self.nan:
+            run.optimizer.param_groups[0]["params"][0].grad.fill_(float("nan"))
+        if run.step == self.fails:
+            raise Planned
+
+
+def beside(name: str, plugin: Plugin, *others: Plugin, fails: int | None = None) -> Engine:
+    """Returns an engine for a plugin of the list; a guard gets a NaN to find in the second of six updates."""
+    nan = 3 if name.startswith("NonFiniteGuard") else None
+    return build([Beside(nan, fails), plugin, *others], accumulation=2, uneven=True)
+
+
+def left_by(engine: Engine, plugin: Plugin, resume: str | None = None) -> tuple[Any, ...]:
+    """Runs an engine, and returns what a plugin can make of a run; of what measures time whether it is more than 0."""
+    run = engine.run(resume=resume)
+    values = [(record.name, record.update, record.value) for record in run.records()]
+    values = [(name, update, value > 0 if name in TIMES else repr(value)) for name, update, value in values]
+    state = {name: value for name, value in plugin.state_dict().items() if name not in TIMES}
+    return run.log.path(), run.reason, values, list(bits(run)), repr(state)
+
+
+@pytest.mark.parametrize("fails", [None, 6], ids=["ended", "failed in an epoch"])
+@pytest.mark.parametrize("name", NAMES)
+def test_an_instance_that_is_given_to_a_second_engine_begins_anew(name, fails, tmp_path):
+    """Path, reason, recorded values, weights and its state are those of a fresh one, whatever the first run left."""
+    used, fresh = makers(tmp_path / "used")[name](), makers(tmp_path / "fresh")[name]()
+    first = beside(name, used, fails=fails)
+    with pytest.raises(Planned) if fails else nullcontext():
+        first.run()
+    assert left_by(beside(name, used), used) == left_by(beside(name, fresh), fresh)
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if not name.startswith("Checkpoint")])
+def test_an_instance_that_goes_on_from_a_checkpoint_in_a_second_engine_is_like_a_fresh_one(name, tmp_path):
+    """What the run that failed left in it is gone, also what is in no checkpoint."""
+    used_folder, fresh_folder = tmp_path / "used", tmp_path / "fresh"
+    used = makers(used_folder)[name]()
+    with pytest.raises(Planned):
+        beside(name, used, Checkpoint(used_folder / "at", at="after_step", every=3), fails=6).run()
+    shutil.copytree(used_folder, fresh_folder)
+    left = []
+    for folder, plugin in ((used_folder, used), (fresh_folder, makers(fresh_folder)[name]())):
+        engine = beside(name, plugin, Checkpoint(folder / "at", at="after_step", every=3))
+        left.append(left_by(engine, plugin, resume="auto"))
+    assert left[0] == left[1]
+
+
+@pytest.mark.parametrize("make", [CSVLogger, Checkpoint, Journal])
+def test_an_instance_does_not_take_the_file_of_its_first_run_for_that_of_the_second(make, tmp_path):
+    """Without `overwrite` it is refused, as a fresh one is."""
+    plugin = make(tmp_path / "there")
+    build([plugin]).run()
+    with pytest.raises((PluginError, CheckpointError), match="of another run"):
+        build([plugin]).run()
+
+
 def test_every_file_that_says_observes_is_checked_to_be_neutral():
     """The list above is the list of what says so of itself."""
     said = {
@@ -372,6 +451,34 @@ def test_every_is_the_same_word_everywhere(tmp_path):
             with pytest.raises(PluginError) as caught:
                 getattr(heptad_plugins, name)(*needed.get(name, ()), every=wrong)
             assert str(caught.value) == f"{name}(every=…) must be a whole number from 1 on, got {wrong!r}"
+
+
+@pytest.mark.parametrize("wrong", [None, "", 3, True, b"a", Path], ids=repr)
+@pytest.mark.parametrize(
+    ("make", "option", "what"),
+    [
+        (CSVLogger, "path", "file"),
+        (Checkpoint, "directory", "directory"),
+        (Journal, "path", "file"),
+        (TensorBoardLogger, "directory", "directory"),
+    ],
+)
+def test_what_is_no_path_is_refused_when_it_is_built(make, option, what, wrong):
+    """In equal words; the empty one too, which would be the working directory."""
+    with pytest.raises(PluginError) as caught:
+        make(wrong)
+    said = f"{make.__name__}({option}=…) must be the path of a {what}, as a str or a Path, got {wrong!r}"
+    assert str(caught.value) == said
+
+
+@pytest.mark.parametrize("make", [Checkpoint, TensorBoardLogger])
+def test_a_file_in_place_of_a_directory_is_refused_when_it_is_built(make, tmp_path):
+    """The message names it, and what is wanted."""
+    path = tmp_path / "file"
+    path.write_text("precious")
+    with pytest.raises(PluginError, match=rf"{make.__name__}\(directory=…\): {path} is a file; name a directory"):
+        make(path)
+    assert path.read_text() == "precious"
 
 
 def test_no_extra_is_imported_until_it_is_used():

@@ -20,8 +20,9 @@ import pytest
 import torch
 from torch import nn
 
-from builders import STATES, batches, small_engine, small_network, weights
+from builders import STATES, Planned, batches, small_engine, small_network, weights
 from heptad import Components, Engine, LossOutput, Plugin, PluginError, Run, RunConfig
+from heptad_plugins import Checkpoint
 from heptad_plugins.csv_logger import CSVLogger
 from heptad_plugins.evaluate import Evaluate
 from rebirth import Reborn
@@ -402,14 +403,75 @@ def test_a_resumed_run_leaves_a_file_of_another_kind_alone(held, tmp_path):
 # -- files that are there
 
 
-def test_a_file_with_something_in_it_is_refused(tmp_path):
+def test_a_file_with_values_in_it_is_refused(tmp_path):
     """When the run is opened; nothing has run, and the file is as it was."""
     path = tmp_path / "log.csv"
-    path.write_text("mine")
+    path.write_text("step,update,epoch,old\n1,1,1,1.0\n")
     engine = small_engine(1, [CSVLogger(path)])
     with pytest.raises(PluginError, match=r"log\.csv holds the values of another run; .* or say overwrite=True"):
         engine.run()
-    assert (path.read_text(), engine.current.state) == ("mine", "idle")
+    assert (path.read_text(), engine.current.state) == ("step,update,epoch,old\n1,1,1,1.0\n", "idle")
+
+
+@pytest.mark.parametrize("resume", [None, "auto"])
+@pytest.mark.parametrize("overwrite", [False, True])
+@pytest.mark.parametrize("held", [b"mine", b"import torch\n", b"\n", b"step,update\n", b'"' * 200_001, b"\x00\xff"])
+def test_a_file_that_is_none_of_ours_is_never_touched(held, overwrite, resume, tmp_path):
+    """Whatever the option says, and also where the run was told to go on if it can."""
+    path = tmp_path / "common.py"
+    path.write_bytes(held)
+    engine = small_engine(1, [CSVLogger(path, overwrite=overwrite), Checkpoint(tmp_path / "checkpoints")])
+    with pytest.raises(PluginError, match=r"common\.py does not begin with .*: it is no file of CSVLogger's"):
+        engine.run(resume=resume)
+    assert path.read_bytes() == held
+    assert [file.name for file in tmp_path.iterdir() if file.is_file()] == ["common.py"]
+
+
+def test_what_is_no_regular_file_is_refused(tmp_path):
+    """A device or a pipe would be replaced by a file."""
+    path = tmp_path / "pipe"
+    os.mkfifo(path)
+    with pytest.raises(PluginError, match=r"pipe is no regular file; name one that is"):
+        small_engine(1, [CSVLogger(path, overwrite=True)]).run()
+    assert path.is_fifo()
+
+
+def test_a_file_that_cannot_be_written_is_refused(tmp_path):
+    """When the run is opened, as an error of the plugin's, with the cause."""
+    (tmp_path / "file").touch()
+    for path in (Path("/proc/x.csv"), tmp_path / "file" / "log.csv"):
+        with pytest.raises(PluginError, match=rf"CSVLogger: {path} cannot be written: .*; name another file") as caught:
+            small_engine(1, [CSVLogger(path)]).run()
+        assert isinstance(caught.value.__cause__, OSError)
+
+
+def test_a_second_run_of_the_same_object_has_the_file_to_itself(tmp_path):
+    """With `overwrite`: not a value of the first is in it, and none of its own is missing."""
+    path = tmp_path / "log.csv"
+    logger = CSVLogger(path, overwrite=True)
+    small_engine(5, [logger, Records("exit", "after_step", {0: [("first", 1.0)]})]).run()
+    run = small_engine(2, [logger, Records("exit", "after_step")]).run()
+    assert header(path) == [*PLACE, "value", "loss"]
+    assert [cell for cell in cells(path) if cell[0] == "value"] == recorded(run)
+
+
+def test_an_engine_whose_start_failed_may_be_run_again(tmp_path):
+    """What was recorded before the start is in the file, which is this run's: nothing is refused, and nothing twice."""
+    path = tmp_path / "log.csv"
+    fails = [True]
+
+    class Fails(Plugin):
+        def open(self, run: Run) -> None:
+            if fails.pop():
+                raise Planned
+
+    engine = small_engine(2, [CSVLogger(path), Fails()])
+    engine.current.record("before", 1.5)
+    with pytest.raises(Planned):
+        engine.run()
+    fails[:] = [False]
+    engine.run()
+    assert [cell[0] for cell in cells(path)] == ["before", "loss", "loss"]
 
 
 def test_a_second_run_does_not_write_over_the_first(tmp_path):

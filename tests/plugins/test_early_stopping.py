@@ -48,14 +48,25 @@ def test_the_reason_says_values():
     """It stands in `run.reason`."""
     assert epochs_run([1.5, 2.25, 3.75], lambda: EarlyStopping("error", patience=2)) == (
         3,
-        "EarlyStopping: error is 3.75, the best is 1.5, no improvement 2 times in a row",
+        "EarlyStopping: error is 3.75, the best is 1.5, no improvement 2 times in a row (mode='min')",
+    )
+
+
+def test_the_reason_says_which_way_is_better():
+    """An accuracy that is watched as if it were an error stops a run that improves; who reads the reason sees why."""
+    assert epochs_run([0.5, 0.75, 1.0], lambda: EarlyStopping("error", patience=1))[1] == (
+        "EarlyStopping: error is 0.75, the best is 0.5, no improvement 1 time (mode='min')"
+    )
+    assert epochs_run([0.5, 0.25, 1.0], lambda: EarlyStopping("error", "max", patience=1))[1] == (
+        "EarlyStopping: error is 0.25, the best is 0.5, no improvement 1 time (mode='max')"
     )
 
 
 def test_a_run_that_never_had_a_number_says_so():
     """Nothing is formatted as the best value."""
     reason = epochs_run([NAN, NAN, NAN], lambda: EarlyStopping("error", patience=2))[1]
-    assert reason == "EarlyStopping: error is nan, there never was a number, no improvement 2 times in a row"
+    expected = "EarlyStopping: error is nan, there never was a number, no improvement 2 times in a row (mode='min')"
+    assert reason == expected
 
 
 def test_sees_the_value_of_the_epoch_that_is_just_complete():

@@ -330,10 +330,27 @@ def test_its_state_holds_all_tensors_and_the_count():
 def test_the_state_of_another_network_is_an_error():
     """It names what differs."""
     small_engine(2, [one := EMA(0.9)]).run()
-    other = EMA(0.9)
+    engine = small_engine(2, [other := EMA(0.9)], network=normed_network())
+    engine.advance()
     other.load_state_dict(one.state_dict())
     with pytest.raises(EngineError, match=r"another network.*0\.weight"):
-        small_engine(2, [other], network=normed_network()).run()
+        engine.run()
+
+
+def test_the_network_of_a_second_run_is_another_one():
+    """That of the first stays what it was, for whoever has it; until the second is copied there is none."""
+    plugin = EMA(0.9)
+    small_engine(5, [plugin], network=normed_network()).run()
+    first, held = plugin.network, weights(plugin.network)
+    engine = small_engine(3, [plugin], network=small_network())
+    there = []
+    engine.on_enter("before_loop")(lambda run: there.append(hasattr(plugin, "network")))
+    engine.run()
+    assert there == [False]
+    assert plugin.network is not first
+    assert equal(weights(first), held)
+    small_engine(3, [fresh := EMA(0.9)], network=small_network()).run()
+    assert equal(weights(plugin.network), weights(fresh.network))
 
 
 @pytest.mark.parametrize("decay", [1.0, 1.5, -0.1, float("nan"), "0.9", True, None])

@@ -618,6 +618,11 @@ def test_one_that_may_fail_is_detached():
         ({"metrics": [accuracy]}, "metrics maps names to metrics, got a list"),
         ({"metrics": {"sum": Sum}}, r"metrics\['sum'\] is the class Sum; pass an instance: Sum\(…\)"),
         ({"data": iter(VALID)}, r"Evaluate\(data=…\) is a list_iterator, which can be walked once"),
+        ({"data": enumerate(VALID)}, r"Evaluate\(data=…\) is an enumerate, which can be walked once"),
+        ({"data": None}, r"Evaluate\(data=…\) is None; pass a dataset, a DataLoader or a list of batches"),
+        ({"data": 3}, r"Evaluate\(data=…\) is an int; pass a dataset"),
+        ({"data": "valid"}, r"Evaluate\(data=…\) is a str; pass a dataset"),
+        ({"data": TensorDataset}, r"Evaluate\(data=…\) is the class TensorDataset; pass a dataset"),
     ],
 )
 def test_a_bad_option_is_refused_where_it_is_written(options, message):
@@ -640,3 +645,9 @@ def test_the_loader_that_is_trained_on_is_refused():
     engine = engine_over(loader, [Evaluate(loader, name="train")], epochs=1)
     with pytest.raises(PluginError, match=r"'train' is the DataLoader that the run trains on"):
         engine.run()
+
+
+def test_an_error_of_the_data_says_that_they_are_those_of_the_evaluation():
+    """The message is the one for data of any kind, and says which are meant."""
+    with pytest.raises(DataError, match=r"^Evaluate\(data=…\) of 'held out' has no batches"):
+        small_engine(2, [Evaluate([], name="held out")]).run()

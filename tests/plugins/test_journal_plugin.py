@@ -27,7 +27,7 @@ from heptad import Components, Detour, Engine, Plugin, PluginError, Run, RunConf
 from heptad.errors import LogError
 from heptad.log.reader import FileSource
 from heptad.log.writer import FileWriter
-from heptad_plugins import Journal, LRSchedule
+from heptad_plugins import Checkpoint, Journal, LRSchedule
 
 HERE = Path(__file__).parents[1]
 SECOND = 1_000_000_000
@@ -310,6 +310,46 @@ def test_a_run_does_not_wait_for_a_writer_that_is_gone(tmp_path, monkeypatch):
     assert small_engine(50, [journal]).run().state == "finished"
 
 
+@pytest.mark.parametrize("error", [TypeError("no text"), OverflowError("too large"), sqlite3.ProgrammingError("type")])
+def test_what_cannot_be_written_is_not_blamed_on_the_disk(error, tmp_path, monkeypatch):
+    """The message says what kind of fault it is; what was written before is kept."""
+    notes = FileWriter.notes
+
+    def failing(self: FileWriter, some: Any) -> None:
+        if any(note.text == "bad" for note in some):
+            raise error
+        notes(self, some)
+
+    monkeypatch.setattr(FileWriter, "notes", failing)
+    path = tmp_path / "run.journal"
+    engine = small_engine(20, [Journal(path, flush_every=1)])
+    engine.on_exit("process_batch", every=9)(lambda run: run.note("bad"))
+    with pytest.raises(LogError) as caught:
+        engine.run()
+    log = TransitionLog.load(path)
+    assert len(log) > 20
+    assert log.path() == engine.current.log.path()[: len(log) + 1]
+    assert f"{type(error).__name__}: {error}; the transitions before {len(log)} are in it" in str(caught.value)
+    assert "a fault in what was to be written, not of the disk" in str(caught.value)
+    assert "Make room" not in str(caught.value)
+
+
+def test_a_file_that_is_removed_meanwhile_is_said_to_be_gone(tmp_path):
+    """Nothing is promised of what was in it."""
+    path = tmp_path / "run.journal"
+    engine = small_engine(20, [Journal(path, flush_every=1)])
+
+    @engine.on_exit("process_batch", every=9)
+    def remove(run: Run) -> None:
+        for file in tmp_path.glob("run.journal*"):
+            file.unlink()
+
+    with pytest.raises(LogError, match=rf"Journal: {path} is gone: it was removed or renamed") as caught:
+        engine.run()
+    assert "can be read" not in str(caught.value)
+    assert "Make room" not in str(caught.value)
+
+
 # -- whose file it is
 
 
@@ -331,6 +371,41 @@ def test_the_same_object_in_another_engine_is_refused_too(tmp_path):
     small_engine(3, [journal]).run()
     with pytest.raises(PluginError, match="another run"):
         small_engine(3, [journal]).run()
+
+
+def test_a_second_run_of_the_same_object_is_written_whole(tmp_path):
+    """With `overwrite`: calls, notes and values of the first are not in it, and none of its own is missing."""
+    path = tmp_path / "run.journal"
+    journal = Journal(path, overwrite=True)
+    for count in (5, 3):
+        engine = small_engine(count, [journal], trace_handlers=True)
+        engine.on_exit("after_step")(lambda run: run.note(f"step {run.step}"))
+        run = engine.run()
+    log = TransitionLog.load(path)
+    assert list(log) == list(run.log)
+    assert [note.text for note in log.notes()] == [note.text for note in run.log.notes()]
+    assert [value.value for value in log.values("loss")] == run.history("loss")
+    assert log.calls() == run.log.calls() != []
+
+
+def test_the_same_object_goes_on_from_a_checkpoint_in_another_engine(tmp_path):
+    """What the run that failed had written beyond it is kept apart, as it is for a fresh object."""
+    path = tmp_path / "run.journal"
+    journal = Journal(path)
+
+    def engine() -> Engine:
+        return small_engine(8, [journal, Checkpoint(tmp_path / "at", at="after_step", every=3)])
+
+    first = engine()
+    first.on_exit("process_batch", every=6)(lambda run: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        first.run()
+    run = engine().run(resume="auto")
+    log = TransitionLog.load(path)
+    assert log.path()[-len(run.log) :] == run.log.path()[1:]
+    assert [t.seq for t in log] == list(range(run.log[-1].seq + 1))
+    assert len(log.values("loss")) == 8
+    assert asked(path, "SELECT count(*) FROM superseded_transition")[0][0] > 0
 
 
 @pytest.mark.parametrize("overwrite", [False, True])

@@ -1,5 +1,7 @@
 """`LRSchedule`: torch's schedules, sized by the run, standing still where no update is made."""
 
+from functools import partial
+
 import pytest
 import torch
 from torch import nn
@@ -8,6 +10,7 @@ from torch.optim import lr_scheduler as schedulers
 from builders import Unsized, batches, equal, small_engine, small_network, weights
 from heptad import Components, Engine, EngineError, Plugin, PluginError, RunConfig
 from heptad.testing import check_plugin
+from heptad_plugins.evaluate import Evaluate
 from heptad_plugins.lr_schedule import LRSchedule
 from rebirth import Reborn
 
@@ -150,6 +153,12 @@ def test_each_of_several_optimizers_has_a_schedule_of_its_own():
     assert [optimizer.param_groups[0]["lr"] for optimizer in run.optimizers] == [0.1, 0.1]
 
 
+def test_one_optimizer_is_said_to_be_one():
+    """And not several."""
+    with pytest.raises(EngineError, match=r"LRSchedule\(optimizer=1\): there is 1 optimizer, counted from 0"):
+        small_engine(2, [LRSchedule(steps, optimizer=1)]).run()
+
+
 def test_an_optimizer_that_is_not_there_is_named():
     """With how many there are."""
     with pytest.raises(EngineError, match=r"LRSchedule\(optimizer=2\): there are 2 optimizers, counted from 0"):
@@ -197,8 +206,15 @@ def test_a_monitor_that_was_never_recorded_is_an_error_that_names_what_was():
     plugin = LRSchedule(lambda o, n: schedulers.ReduceLROnPlateau(o), "epoch", monitor="valid/los")
     engine = small_engine(2, [plugin])
     engine.on_exit("after_step")(lambda run: run.record("valid/loss", 1.0))
-    with pytest.raises(EngineError, match=r"'valid/los'.*'valid/loss'"):
+    with pytest.raises(EngineError, match=r"'valid/los'.*by the end of epoch 1 \(update 2\).*'valid/loss'"):
         engine.run()
+
+
+def test_a_monitor_that_is_recorded_once_an_epoch_needs_the_interval_epoch():
+    """The message says so where the schedule looks after each update, and when it looked."""
+    plugin = LRSchedule(lambda o: schedulers.ReduceLROnPlateau(o, factor=0.5), monitor="valid/loss")
+    with pytest.raises(EngineError, match=r"(?m)recorded by update 1 \(epoch 0\); .* needs interval='epoch'$"):
+        small_engine(2, [plugin, Evaluate(batches(1))]).run()
 
 
 def test_an_unknown_number_of_updates_is_an_error_that_says_what_to_do():
@@ -236,13 +252,37 @@ def exponential():
         (lambda: {"scheduler": lambda one, two, three: None}, r"or with the optimizer alone; got \(one, two, three\)"),
         (lambda: {"scheduler": one_cycle, "interval": "step"}, "interval"),
         (lambda: {"scheduler": plateau()}, "monitor=None with a ReduceLROnPlateau"),
-        (lambda: {"scheduler": exponential(), "monitor": "loss"}, "monitor='loss' with a ExponentialLR"),
+        (lambda: {"scheduler": exponential(), "monitor": "loss"}, "monitor='loss' with an ExponentialLR"),
+        (
+            lambda: {"scheduler": schedulers.ExponentialLR},
+            r"the class ExponentialLR, .* LRSchedule\(lambda optimizer: ExponentialLR\(optimizer, …\)\)",
+        ),
+        (lambda: {"scheduler": schedulers.CosineAnnealingLR}, "the class CosineAnnealingLR"),
+        (lambda: {"scheduler": schedulers.ReduceLROnPlateau, "monitor": "loss"}, "the class ReduceLROnPlateau"),
+        (
+            lambda: {"scheduler": partial(schedulers.ExponentialLR)},
+            r"total_updates to this partial of ExponentialLR, whose next parameter is gamma; .*, gamma=…\)\)",
+        ),
+        (lambda: {"scheduler": partial(schedulers.StepLR, gamma=0.5)}, "whose next parameter is step_size"),
     ],
 )
 def test_bad_options_are_refused_when_it_is_built(arguments, message):
     """Nothing waits for the run to find them."""
     with pytest.raises(PluginError, match=message):
         LRSchedule(**arguments())
+
+
+@pytest.mark.parametrize(
+    ("build", "rates"),
+    [
+        (partial(schedulers.ExponentialLR, gamma=0.5), [0.1, 0.05, 0.025, 0.0125]),
+        (partial(schedulers.StepLR, step_size=2), [0.1, 0.1, 0.01, 0.01]),
+        (partial(schedulers.CosineAnnealingLR, eta_min=0.05), [0.1, 0.0926776695296637, 0.075, 0.0573223304703363]),
+    ],
+)
+def test_a_partial_whose_options_are_given_is_taken(build, rates):
+    """All of them, or all but the one that is called like the length of a run."""
+    assert small_engine(4, [LRSchedule(build)]).run().history("lr") == pytest.approx(rates)
 
 
 def test_a_function_that_gives_a_plateau_without_a_monitor_is_an_error():

@@ -341,9 +341,26 @@ def test_without_tensorboard_the_error_names_the_extra(monkeypatch, tmp_path):
 def test_a_directory_that_cannot_be_made_may_cost_the_logger_alone(tmp_path):
     """With `on_error="detach"` the run goes on, and the log says so."""
     (tmp_path / "file").touch()
-    run = small_engine(2, [TensorBoardLogger(tmp_path / "file", on_error="detach")]).run()
+    run = small_engine(2, [TensorBoardLogger(tmp_path / "file" / "events", on_error="detach")]).run()
     assert run.state == "finished"
     assert [note.text.split(" raised ")[0] for note in run.log.notes("detach")] == ["TensorBoardLogger.open"]
+
+
+def test_a_directory_that_cannot_be_made_is_named(tmp_path):
+    """In an error of the plugin's, when the run is opened."""
+    (tmp_path / "file").touch()
+    with pytest.raises(PluginError, match=r"file/events cannot be written to: Not a directory; name another directory"):
+        small_engine(2, [TensorBoardLogger(tmp_path / "file" / "events")]).run()
+
+
+def test_a_second_run_of_the_same_object_is_written_whole(tmp_path):
+    """How many values of the first were taken says nothing of the second."""
+    logger = TensorBoardLogger(tmp_path)
+    small_engine(5, [logger, Records()]).run()
+    engine = small_engine(3, [logger])
+    engine.on_exit("after_step")(lambda run: run.record("second", run.step))
+    engine.run()
+    assert [value for _, value in read(tmp_path)["second"]] == [1.0, 2.0, 3.0]
 
 
 @pytest.mark.parametrize("every", [0, 1.0, True, "1"])

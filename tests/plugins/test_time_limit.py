@@ -10,6 +10,7 @@ import pytest
 
 from builders import Side, batches, equal, records, small_engine, weights
 from heptad import Detour, Engine, Plugin, PluginError, Run
+from heptad_plugins import Checkpoint, GracefulStop
 from heptad_plugins.evaluate import Evaluate
 from heptad_plugins.time_limit import TimeLimit
 from rebirth import Reborn, through_json
@@ -255,10 +256,32 @@ def test_a_stop_is_state():
     run = build(clock, before, accumulation=4).run()
     assert before.state_dict() == {"seconds": 4.0, "stopped": True}
     assert notes(run, "stop") == ["TimeLimit: the run was driven for 1 s of 1 s"]
-    after = limited(clock, 1)
-    after.load_state_dict(through_json(before.state_dict()))
-    other = build(clock, after).run()
-    assert (other.step, notes(other, "stop")) == (10, [])
+    reborn = Reborn(lambda: limited(clock, 1), 2)
+    other = build(clock, reborn, accumulation=4).run()
+    assert (other.step, notes(other, "stop")) == (4, notes(run, "stop"))
+    assert reborn.inner is not before
+    assert reborn.inner.state_dict() == {"seconds": 2.0, "stopped": True}
+
+
+def test_a_second_engine_has_the_full_time():
+    """What the first run used, and that it was stopped, is forgotten."""
+    clock = Clock()
+    limit = limited(clock, 3)
+    for _ in range(2):
+        run = build(clock, limit).run()
+        assert (run.step, notes(run, "stop")) == (3, ["TimeLimit: the run was driven for 3 s of 3 s"])
+
+
+@pytest.mark.parametrize("plugin", [lambda: TimeLimit(1e6), GracefulStop])
+def test_a_run_that_is_resumed_may_do_without(plugin, tmp_path):
+    """Or have one that it had not: both decide how far a run is driven, and no step of it."""
+    for before, after in (([plugin()], []), ([], [plugin()])):
+        folder = tmp_path / str(len(before))
+        small_engine(4, [*before, Checkpoint(folder)], epochs=2).run(until=lambda run: run.step == 5)
+        straight = small_engine(4, epochs=2).run()
+        run = small_engine(4, [*after, Checkpoint(folder)], epochs=2).run(resume="auto")
+        assert (run.state, run.resumed_from is None) == ("finished", False)
+        assert equal(weights(run.network), weights(straight.network))
 
 
 # -- the clock
