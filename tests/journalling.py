@@ -97,7 +97,7 @@ def read(folder: Path, steps: int) -> None:
     small_engine(2).run()
     path = folder / "run.journal"
     ready, done = os.pipe(), os.pipe()
-    engine = small_engine(batches(steps), [Journal(path)], epochs=4)
+    engine = small_engine(batches(steps), [Journal(path)], epochs=8)
     engine.on_enter("before_step", once=True)(lambda run: begin_readers())
     readers: list[int] = []
 

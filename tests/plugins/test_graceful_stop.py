@@ -515,7 +515,7 @@ def test_a_save_that_fails_comes_out_in_place_of_the_exit(strays):
     engine = small_engine(3, [GracefulStop(), Full(), Killer("enter", "process_batch")])
     with pytest.raises(OSError, match="the disk is full") as caught:
         engine.run()
-    assert "heptad: and closing the plugins raised: SystemExit(143)" in caught.value.__notes__
+    assert "heptad: and closing the plugins raised: SystemExit: 143" in caught.value.__notes__
 
 
 def test_a_failure_after_the_signal_comes_out_in_place_of_the_exit(strays):
