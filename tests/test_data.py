@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import random
+from collections import UserDict, defaultdict
 from collections.abc import Iterator
 from typing import Any
 
@@ -15,7 +16,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset, Tenso
 
 from builders import CLASSES, FEATURES, small_network
 from heptad import Components, DataError, Engine, Plugin, Run, RunConfig
-from heptad.data import build_feed
+from heptad.data import build_feed, place
 from heptad.data.order import ORDER_VERSION, order
 
 SAMPLES, BATCH = 10, 4
@@ -480,3 +481,26 @@ def test_a_sample_that_cannot_be_read_is_named(dataset, batch_size, note):
     with pytest.raises(OSError, match="cannot be read") as caught:
         engine_over(dataset, shuffle=False, batch_size=batch_size).run()
     assert caught.value.__notes__[0] == f"heptad: while {note}"
+
+
+def test_containers_of_any_make_are_placed():
+    """A copy of their own class, whose making may take more than the items; what was given stays as it is."""
+
+    class Named(dict):
+        def __init__(self, name, **items):
+            super().__init__(items)
+            self.name = name
+
+    tensor = torch.ones(2)
+    for batch in (
+        Named("a", x=tensor),
+        defaultdict(list, x=tensor),
+        UserDict(x=tensor),
+        {"x": [tensor], "y": (tensor,)},
+    ):
+        placed = place(batch, torch.device("meta"))
+        assert type(placed) is type(batch)
+        first = placed["x"][0] if isinstance(placed["x"], list) else placed["x"]
+        assert first.device.type == "meta"
+        assert (batch["x"][0] if isinstance(batch["x"], list) else batch["x"]) is tensor
+    assert place(Named("a", x=tensor), torch.device("meta")).name == "a"

@@ -26,7 +26,7 @@ from torch.utils.data import (
     TensorDataset,
 )
 
-from builders import Plan, Unsized, batches, plans, records, small_network
+from builders import Plan, Unsized, batches, plans, records, small_engine, small_network
 from heptad import (
     CheckpointError,
     Components,
@@ -1382,3 +1382,15 @@ def test_nothing_is_missing_from_the_log_of_a_resumed_run(tmp_path):
     for transition in run.log:
         assert str(run.log.explain(transition.seq))
     assert run.log.notes("resume")
+
+
+def test_a_state_that_nobody_would_take_back_is_refused(tmp_path: Path):
+    """A plugin with a `state_dict` and no `load_state_dict` would begin anew, silently."""
+
+    class Half(Plugin):
+        def state_dict(self) -> dict[str, Any]:
+            return {"steps": 3}
+
+    small_engine(3, [Half(), Checkpoint(tmp_path)], epochs=2).run(until=lambda run: run.step == 5)
+    with pytest.raises(CheckpointError, match="plugins: Half has a state in the checkpoint, and no load_state_dict"):
+        small_engine(3, [Half(), Checkpoint(tmp_path)], epochs=2).run(resume="auto")

@@ -12,6 +12,9 @@ from heptad import Plugin, Run
 from heptad_plugins._lookup import held_parameters
 from heptad_plugins._options import one_of, whole
 
+IN_A_ROW = 100
+"""Skipped updates in a row after which there is no hope."""
+
 
 class NonFiniteGuard(Plugin):
     """Checks loss and gradients for NaN and infinity on entry to `optimizer_update`.
@@ -26,12 +29,14 @@ class NonFiniteGuard(Plugin):
     in the weights.
 
     Args:
-        action: `"stop"` skips the update and ends the run in order; `"skip"` skips the update; `"raise"` raises.
+        action: `"stop"` skips the update and ends the run in order; `"skip"` skips the update, and raises at the
+            hundredth in a row, for then the weights are not finite and the run would have no end; `"raise"` raises.
         every: Check every n-th time that an update is due, skipped ones included.
 
     Raises:
         PluginError: When built, for an option that does not fit.
-        FloatingPointError: In the run, with `action="raise"`; it names what is not finite.
+        FloatingPointError: In the run, with `action="raise"`, or `"skip"` and a hundred in a row; it names what is not
+            finite.
     """
 
     def __init__(self, action: Literal["stop", "skip", "raise"] = "stop", every: int = 1) -> None:
@@ -42,6 +47,7 @@ class NonFiniteGuard(Plugin):
     def _begin(self) -> None:
         """Forgets the run before."""
         self._count = 0
+        self._skipped = 0  # checks in a row that had to skip
 
     def open(self, run: Run) -> None:
         """Begins anew where the run does."""
@@ -55,19 +61,27 @@ class NonFiniteGuard(Plugin):
             return
         if not all(map(math.isfinite, _sizes(run))) and (found := _not_finite(run)):
             self._act(run, found)
+        else:
+            self._skipped = 0
 
     def state_dict(self) -> dict[str, Any]:
-        """Returns how often an update was due."""
-        return {"count": self._count}
+        """Returns how often an update was due, and how many were skipped in a row."""
+        return {"count": self._count, "skipped": self._skipped}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Takes it back."""
+        """Takes them back."""
         self._count = state["count"]
+        self._skipped = state.get("skipped", 0)  # a checkpoint of an older version has none
 
     def _act(self, run: Run, found: list[str]) -> None:
         reason = f"NonFiniteGuard: not finite in update {run.update}: {', '.join(found)}"
+        self._skipped += 1
         if self._action == "raise":
             raise FloatingPointError(reason)
+        if self._action == "skip" and self._skipped == IN_A_ROW:
+            raise FloatingPointError(
+                f"{reason}; {IN_A_ROW} updates in a row were skipped: no further one would be sound"
+            )
         run.skip_update(reason)
         if self._action == "stop":
             run.stop(reason)

@@ -238,3 +238,39 @@ def test_bad_options_are_refused_when_it_is_built(options):
 def test_passes_the_conformance_kit(action):
     """Parked, rebuilt and restored anywhere, on every path."""
     check_plugin(lambda: NonFiniteGuard(action, every=2))
+
+
+def test_skipping_comes_to_an_end():
+    """Weights that are not finite stay so: with `max_updates` alone such a run would go on for ever."""
+    network = small_network()
+    with torch.no_grad():
+        network.weight.fill_(math.nan)
+    components = Components(
+        network=network,
+        loader=batches(3),
+        compute_loss=lambda network, batch: network(batch[0]).sum(),
+        optimizer=torch.optim.SGD(network.parameters(), lr=0.1),
+    )
+    engine = Engine(components, RunConfig(max_updates=5), [NonFiniteGuard("skip")])
+    with pytest.raises(FloatingPointError, match="100 updates in a row were skipped: no further one would be sound"):
+        engine.run()
+    assert (engine.current.update, engine.current.step) == (0, 100)
+
+
+def test_updates_that_are_sound_between_begin_the_count_anew():
+    """Ninety-nine in a row are borne, again and again."""
+    calls = []
+
+    def compute_loss(network, batch):
+        calls.append(batch)
+        return network(batch[0]).sum() * (1.0 if len(calls) % 100 == 0 else math.nan)
+
+    network = small_network()
+    components = Components(
+        network=network,
+        loader=batches(3),
+        compute_loss=compute_loss,
+        optimizer=torch.optim.SGD(network.parameters(), lr=0.1),
+    )
+    run = Engine(components, RunConfig(max_updates=2), [NonFiniteGuard("skip")]).run()
+    assert (run.update, run.step) == (2, 200)

@@ -101,6 +101,12 @@ def check_run(run: Run, plugins: Sequence[Plugin], sections: Mapping[str, Any]) 
         for name, stored in sections["plugins"].items()
         if name not in here_too and stored["state"] and not stored["observes"]
     ]
+    wrong += [
+        f"plugins: {plugin.name} has a state in the checkpoint, and no load_state_dict that would take it back"
+        for plugin in plugins
+        if type(plugin).load_state_dict is Plugin.load_state_dict
+        and sections["plugins"].get(plugin.name, {}).get("state")
+    ]
     _refuse(wrong)
 
 

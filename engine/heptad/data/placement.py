@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, MutableMapping, Sequence
+from copy import copy
 from typing import Any, cast
 
 import torch
@@ -53,6 +54,13 @@ def place(batch: Any, device: torch.device) -> Any:
     """
     if isinstance(batch, torch.Tensor):
         return batch.to(device, non_blocking=True)
+    if isinstance(batch, MutableMapping):
+        clone = copy(
+            cast("MutableMapping[Any, Any]", batch)
+        )  # of a class of its own, whose making may take more than items
+        for key, value in clone.items():
+            clone[key] = place(value, device)
+        return clone
     if isinstance(batch, Mapping):
         items = cast("Mapping[Any, Any]", batch).items()
         return cast("Any", type(batch))({key: place(value, device) for key, value in items})  # pyright: ignore[reportUnknownArgumentType] - the type of a user's own mapping
