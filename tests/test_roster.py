@@ -311,3 +311,13 @@ def test_an_observer_whose_exception_cannot_be_told_is_detached():
     assert [note.text for note in run.log.notes("detach")] == [
         "Observer.on_exit_after_step raised Untold; Observer is called no more"
     ]
+
+
+@pytest.mark.parametrize("given", [None, "Other", 3, [3]])
+def test_an_order_names_plugins_in_a_collection(given: Any):
+    """A word alone would be taken apart, letter by letter."""
+    plugin = type("Odd", (Plugin,), {"runs_after": given})
+    with pytest.raises(PluginError, match="Odd: runs_after and runs_before are tuples of plugin classes or names"):
+        small_engine(2, [plugin()])
+    for kind in (tuple, list, set, frozenset):
+        assert small_engine(2, [type("Even", (Plugin,), {"runs_after": kind(["Other"])})()]).run().state == "finished"
