@@ -288,9 +288,8 @@ def verify_plugins(plugins: Sequence[object]) -> None:
         if plugin.on_error not in ("raise", "detach"):
             raise PluginError(f"{plugin.name}.on_error must be 'raise' or 'detach', got {plugin.on_error!r}")
         for references in (plugin.runs_after, plugin.runs_before):
-            if not isinstance(references, list | tuple | set | frozenset) or not all(
-                isinstance(r, str | type) for r in references
-            ):  # pyright: ignore[reportUnnecessaryIsInstance] - for callers without a type checker
+            collected = isinstance(references, list | tuple | set | frozenset)
+            if not collected or not all(isinstance(r, str | type) for r in references):  # pyright: ignore[reportUnnecessaryIsInstance] - for callers without a type checker
                 raise PluginError(f"{plugin.name}: runs_after and runs_before are tuples of plugin classes or names")
         other = seen.get(plugin.name)
         if other is plugin:
