@@ -651,3 +651,25 @@ def test_a_window_that_was_begun_keeps_its_size_where_the_data_cannot_fill_anoth
     on(engine, "enter", "before_step", lambda run: run.set_accumulation(4), event=3)
     run = engine.run()
     assert (run.step, run.update) == (4, 2)
+
+
+def test_a_backward_pass_that_fails_in_a_way_that_cannot_be_told_comes_out_as_it_is():
+    """What is looked for in its message must not hide it."""
+
+    class Untold(Exception):
+        def __str__(self):
+            raise ValueError("in __str__")
+
+    raised = Untold()
+
+    def fail(gradient):
+        raise raised
+
+    def compute_loss(network, batch):
+        loss = nn.functional.cross_entropy(network(batch[0]), batch[1])
+        loss.register_hook(fail)
+        return loss
+
+    with pytest.raises(Untold) as caught:
+        engine_of(compute_loss).run()
+    assert caught.value is raised

@@ -43,6 +43,6 @@ else:  # a checker that saw this function would let any name pass
         """Returns `__version__`, read from what is installed when somebody asks for it."""
         if name != "__version__":
             raise AttributeError(f"module 'heptad' has no attribute '{name}'", name=name, obj=sys.modules[__name__])
-        from heptad.log.writer import installed  # noqa: PLC0415 - no name of this package
+        from heptad.log.writer import installed  # noqa: PLC0415 - at the top it would be a public name of the package
 
         return installed("heptad")

@@ -15,7 +15,7 @@ import torch
 from heptad.accumulation import scale_gradients
 from heptad.config import LossOutput, build_optimizers, check_optimizer
 from heptad.data import count_samples, place
-from heptad.errors import DataError, EngineError, a_kind, add_note, counted, kind
+from heptad.errors import DataError, EngineError, a_kind, add_note, counted, in_a_line, kind
 from heptad.plugin import Mark, Subscription
 from heptad.run import Run
 from heptad.seeding import seed_all
@@ -285,7 +285,7 @@ def explain_backward(error: Exception, loss: object, giver: str) -> None:
         EngineError: For a loss that cannot be trained on.
     """
     check_loss(loss, giver)
-    if "backward through the graph a second time" in str(error):
+    if "backward through the graph a second time" in in_a_line(error):
         add_note(error, f"the backward pass is the engine's; {giver} returns the loss and calls no backward()")
 
 

@@ -24,7 +24,7 @@ from pydantic.functional_validators import ModelWrapValidatorHandler  # pydantic
 from torch import nn
 from torch.optim import Optimizer
 
-from heptad.errors import ConfigError, EngineError, a_kind, kind, nearest
+from heptad.errors import ConfigError, EngineError, a_kind, add_note, kind, nearest
 from heptad.telling import told
 
 
@@ -371,7 +371,7 @@ def _make(function: Callable[[nn.Module], Any], network: nn.Module) -> Any:
     except Exception as error:
         # what a partial of a class or a forgotten .parameters() comes to
         hint = "; an optimizer of torch takes network.parameters()" if isinstance(error, TypeError) else ""
-        error.add_note(f"heptad: while Components.optimizer was called with the network ({a_kind(network)}){hint}")
+        add_note(error, f"while Components.optimizer was called with the network ({a_kind(network)}){hint}")
         raise
 
 

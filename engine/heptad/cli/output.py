@@ -103,8 +103,8 @@ def table(columns: Sequence[Column], rows: Iterable[Sequence[str]], title: str =
     """
     try:
         from rich.box import SIMPLE_HEAD  # noqa: PLC0415 - an extra is imported where it is used
-        from rich.console import Console  # noqa: PLC0415
-        from rich.table import Table  # noqa: PLC0415
+        from rich.console import Console  # noqa: PLC0415 - as above
+        from rich.table import Table  # noqa: PLC0415 - as above
     except ImportError:
         raise LogError("tables need rich; install it with: pip install 'heptad[rich]', or say --json") from None
     drawn = Table(title=title or None, title_justify="left", box=SIMPLE_HEAD, show_header=header, show_edge=False)

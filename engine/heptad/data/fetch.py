@@ -13,7 +13,7 @@ from torch.utils.data import IterableDataset, Subset, TensorDataset, get_worker_
 from torch.utils.data import default_collate as _default_collate  # pyright: ignore[reportUnknownVariableType] - typed in part
 
 from heptad.data.order import batch_seed
-from heptad.errors import DataError, counted, kind
+from heptad.errors import DataError, add_note, counted, kind
 from heptad.seeding import Own, own_generators, preserved, seed_cpu
 from heptad.telling import told
 
@@ -105,7 +105,7 @@ class Samples:
             return self._dataset.__getitems__(places)
         except Exception as error:
             shown = ", ".join(map(str, places[:8])) + (", …" if places[8:] else "")
-            error.add_note(f"heptad: while samples {shown} of the {kind(self._dataset)} were read")
+            add_note(error, f"while samples {shown} of the {kind(self._dataset)} were read")
             raise
 
     def _samples(self, places: list[int]) -> list[Any]:
@@ -115,7 +115,7 @@ class Samples:
             for place in places:
                 samples.append(self._dataset[place])
         except Exception as error:
-            error.add_note(f"heptad: while sample {place} of the {kind(self._dataset)} was read")
+            add_note(error, f"while sample {place} of the {kind(self._dataset)} was read")
             raise
         return samples
 
@@ -144,7 +144,7 @@ def _collated(collate: Collate, samples: list[Any]) -> Any:
         batch = collate(samples)
     except Exception as error:
         more = "; Components.collate_fn makes batches another way" if collate is default_collate else ""
-        error.add_note(f"heptad: while a batch was made of {told(samples)}{more}")
+        add_note(error, f"while a batch was made of {told(samples)}{more}")
         raise
     if batch is None:
         raise DataError(f"Components.collate_fn returned None for {told(samples)}; does it end without a return?")
