@@ -19,7 +19,7 @@ from heptad.checkpoint.identity import check_optimizers, check_run, environment,
 from heptad.checkpoint.snapshot import Snapshot
 from heptad.data import place
 from heptad.detours import Visit
-from heptad.errors import CheckpointError, EngineError, kind
+from heptad.errors import CheckpointError, EngineError, in_a_line, kind
 from heptad.log.record import Counters
 from heptad.plugin import Plugin, Subscription
 from heptad.roster import Roster, state_of
@@ -277,7 +277,7 @@ def _restore_plugins(roster: Roster, states: Mapping[str, Any], detached: Collec
         try:
             plugin.load_state_dict(states[plugin.name]["state"])
         except Exception as error:
-            what = f"the plugin {plugin.name} cannot take back its state: {type(error).__name__}: {error}"
+            what = f"the plugin {plugin.name} cannot take back its state: {in_a_line(error)}"
             if may_fail:
                 failed.append(plugin.name)
                 notes.append(f"{what}; it is called no more")
