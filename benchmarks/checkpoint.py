@@ -36,7 +36,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from heptad.checkpoint import Snapshot, Store
+from heptad.checkpoints.store import Store
+from heptad.run.snapshot import Snapshot
 
 
 def build_state(megabytes: int) -> dict[str, Any]:

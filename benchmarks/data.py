@@ -36,8 +36,9 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from heptad import Components, Engine, RunConfig
-from heptad.checkpoint import Store
-from heptad.data import Feed, build_feed
+from heptad.checkpoints.store import Store
+from heptad.data.build import build_feed
+from heptad.data.feed import Feed
 
 SAMPLES, BATCH = 60_000, 128
 

@@ -38,10 +38,10 @@ import numpy as np
 import torch
 
 from heptad import Plugin, TransitionLog
-from heptad.log import Counters, Memory, Packed
-from heptad.log.memory import CHUNK
-from heptad.log.writer import FileWriter
-from heptad.states import Table, training_table
+from heptad.history.journal.writer import FileWriter
+from heptad.record.buffer import CHUNK, LogBuffer, Packed
+from heptad.record.counters import Counters
+from heptad.table import Table, training_table
 from heptad_plugins import Journal
 from overhead import NullLoss, build_null_engine, interpreter_speed
 
@@ -78,7 +78,7 @@ def step_arcs(table: Table) -> list[int]:
 def in_memory(transitions: int) -> float:
     """Returns microseconds of processor time that the log takes for a transition."""
     table = training_table()
-    memory = Memory(table, 1_000_000)
+    memory = LogBuffer(table, 1_000_000)
     memory.go()
     arc = step_arcs(table)[0]
     clock = time.monotonic_ns

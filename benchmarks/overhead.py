@@ -206,9 +206,9 @@ def build_mlp_engine(loader: list[Batch], k: int, epochs: int) -> Engine:
 
 
 def engine_blocks(loader: list[Batch], k: int) -> Iterator[float]:
-    """Trains by the engine, parked after each epoch; parking and going on count as the engine's cost."""
+    """Trains by the engine, paused after each epoch; pausing and going on count as the engine's cost."""
     engine = build_mlp_engine(loader, k, epochs=10**9)
-    engine.on_exit("after_epoch")(lambda run: run.interrupt("end of the block"))
+    engine.on_exit("after_epoch")(lambda run: run.pause("end of the block"))
     while True:
         began = time.perf_counter()
         engine.run()

@@ -2,7 +2,7 @@
 
 Three questions:
 
-1. A call: the null step of `overhead.py`, with plugins whose handlers do nothing. Ten of them on each edge of two
+1. A call: the null step of `overhead.py`, with plugins whose handlers do nothing. Ten of them on each moment of two
    states that every step passes through, over those 40 calls; the same ten on the states that a run passes through
    once an epoch, so that all the states of a step are without subscriber: these are to cost nothing. Medians over the
    rounds of the difference to the engine without plugins, measured before and after. Calls are counted too, which has
@@ -52,16 +52,16 @@ ONCE_AN_EPOCH = ("before_epoch", "after_epoch")
 
 
 def silent(number: int, states: Sequence[str], every: int = 1) -> Plugin:
-    """Returns a plugin with a handler that does nothing on both edges of each state."""
+    """Returns a plugin with a handler that does nothing on both moments of each state."""
     methods: dict[str, Any] = {"name": f"silent {number}"}
-    for edge, mark in (("enter", on_enter), ("exit", on_exit)):
+    for moment, mark in (("enter", on_enter), ("exit", on_exit)):
         for state in states:
 
             @mark(state, every=every)
             def handler(self: Plugin, run: Run) -> None:
                 pass
 
-            methods[f"{edge}_{state}"] = handler
+            methods[f"{moment}_{state}"] = handler
     return type("Silent", (Plugin,), methods)()
 
 
@@ -129,7 +129,7 @@ def observed(folder: Path) -> dict[str, Callable[[], Plugin]]:
 
 
 def blocks(loader: list[Any], plugins: Sequence[Plugin]) -> Iterator[float]:
-    """Trains, parked after each epoch; yields the seconds that each took."""
+    """Trains, paused after each epoch; yields the seconds that each took."""
     torch.manual_seed(0)
     network = nn.Sequential(nn.Linear(256, 256), nn.ReLU(), nn.Linear(256, 256), nn.ReLU(), nn.Linear(256, 10))
     components = Components(
@@ -142,7 +142,7 @@ def blocks(loader: list[Any], plugins: Sequence[Plugin]) -> Iterator[float]:
     marks: list[float] = []
     engine.on_exit("before_epoch")(lambda run: marks.append(time.perf_counter()))
     engine.on_exit("after_epoch")(lambda run: marks.append(time.perf_counter()))
-    engine.on_exit("after_epoch")(lambda run: run.interrupt("end of the block"))
+    engine.on_exit("after_epoch")(lambda run: run.pause("end of the block"))
     while True:
         engine.run()
         yield marks[-1] - marks[-2]

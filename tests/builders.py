@@ -92,7 +92,7 @@ def equal(one: list[torch.Tensor], other: list[torch.Tensor]) -> bool:
 
 
 class Witness(Plugin):
-    """Writes down every edge in order: ("enter" | "exit", state), and what the run said there."""
+    """Writes down every moment in order: ("enter" | "exit", state), and what the run said there."""
 
     def __init__(self, states: tuple[str, ...] = STATES, name: str = "Witness") -> None:
         self.name = name
@@ -100,7 +100,7 @@ class Witness(Plugin):
         self.counters: list[tuple[int, int, int, int]] = []
         self.opened = 0
         self.closed = 0
-        self.parked = 0
+        self.paused = 0
         self.states = states
 
     def open(self, run: Any) -> None:
@@ -109,21 +109,21 @@ class Witness(Plugin):
     def close(self, run: Any) -> None:
         self.closed += 1
 
-    def on_park(self, run: Any) -> None:
-        self.parked += 1
+    def on_pause(self, run: Any) -> None:
+        self.paused += 1
 
 
 def _edges() -> None:
-    def handler(edge: str, state: str):
+    def handler(moment: str, state: str):
         def call(self: Witness, run: Any) -> None:
-            self.seen.append((edge, state))
+            self.seen.append((moment, state))
             self.counters.append((run.epoch, run.batch_index, run.step, run.update))
 
         return call
 
     for state in STATES:
-        for edge in ("enter", "exit"):
-            setattr(Witness, f"on_{edge}_{state}", handler(edge, state))
+        for moment in ("enter", "exit"):
+            setattr(Witness, f"on_{moment}_{state}", handler(moment, state))
 
 
 _edges()
@@ -145,10 +145,10 @@ class Planned(Exception):
 
 
 class Actor:
-    """Hears every edge of an engine after all plugins, writes it down, and acts at chosen events, counted from 0.
+    """Hears every moment of an engine after all plugins, writes it down, and acts at chosen events, counted from 0.
 
     Attributes:
-        heard: (edge, state, epoch, batch_index, step, update) of every event.
+        heard: (moment, state, epoch, batch_index, step, update) of every event.
     """
 
     def __init__(self, engine: Engine, acts: Mapping[int, str] | None = None) -> None:
@@ -159,25 +159,25 @@ class Actor:
             engine.on_enter(state)(self._handler("enter", state))
             engine.on_exit(state)(self._handler("exit", state))
 
-    def _handler(self, edge: str, state: str) -> Callable[[Run], None]:
+    def _handler(self, moment: str, state: str) -> Callable[[Run], None]:
         def hear(run: Run) -> None:
             act = self.acts.get(len(self.heard), "")
-            self.heard.append((edge, state, run.epoch, run.batch_index, run.step, run.update))
+            self.heard.append((moment, state, run.epoch, run.batch_index, run.step, run.update))
             if act == "stop":
                 run.stop("asked by the actor")
             elif act == "interrupt":
-                run.interrupt("asked by the actor")
+                run.pause("asked by the actor")
             elif act == "grow":
                 run.set_accumulation(run.accumulation + 1)
             elif act == "skip":
                 self.skips = True  # at the next place where it is legal
             elif act == "fail":
-                raise Planned(f"on {edge} of {state}")
-            if self.skips and (edge, state) == ("enter", "optimizer_update"):
+                raise Planned(f"on {moment} of {state}")
+            if self.skips and (moment, state) == ("enter", "optimizer_update"):
                 self.skips = False
                 run.skip_update("asked by the actor")
 
-        hear.__qualname__ = f"hear_{edge}_{state}"
+        hear.__qualname__ = f"hear_{moment}_{state}"
         return hear
 
 
@@ -192,7 +192,7 @@ def remarks(run: Run) -> list[tuple[int, str, str]]:
 
 
 def drive(engine: Engine) -> BaseException | None:
-    """Runs an engine to its end, on from wherever it parks; returns what it raised."""
+    """Runs an engine to its end, on from wherever it pauses; returns what it raised."""
     try:
         while not engine.current.ended:
             engine.run()

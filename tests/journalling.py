@@ -22,7 +22,7 @@ import torch
 from builders import STATES, batches, small_engine
 from heptad import Plugin, Run, TransitionLog, on_enter
 from heptad.errors import LogError
-from heptad.log.reader import FileSource
+from heptad.history.journal.reader import FileSource
 from heptad_plugins import Journal
 
 SECOND = 1_000_000_000
@@ -35,7 +35,7 @@ class Reporter(Plugin):
         self.file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
 
     def report(self, run: Run) -> None:
-        memory = run.memory
+        memory = run.buffer
         os.write(self.file, b"%d %d %d\n" % (memory.seq - 1, memory.arcs[-1], memory.times[-1]))
 
 
@@ -187,7 +187,7 @@ def leave(folder: Path) -> None:
     engine = small_engine(batches(5), [Journal(folder / "run.journal")])
     for _ in range(10):
         engine.advance()
-    engine.current.memory  # noqa: B018 - the engine is alive until here
+    engine.current.buffer  # noqa: B018 - the engine is alive until here
 
 
 if __name__ == "__main__":

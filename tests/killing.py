@@ -1,7 +1,7 @@
 """Killing a training process at a chosen moment, resuming it in another, and comparing the two with one that lived.
 
 Children are forked from a process that has imported all that training imports, so a trial takes about a second. A
-moment is a tick: every edge of every state, both ends of every body, places within bodies (in the data, in forward,
+moment is a tick: every moment of every state, both ends of every body, places within bodies (in the data, in forward,
 in backward, in the optimizer), and every operation on the files of a checkpoint.
 """
 
@@ -21,7 +21,7 @@ from typing import Any
 import torch
 
 from heptad import Engine, Plugin, Run, TransitionLog, on_enter, on_exit
-from heptad.checkpoint.files import Files
+from heptad.checkpoints.files import Files
 from heptad.machine import Body, Machine
 from heptad_plugins import Checkpoint, GracefulStop, Journal
 from scenario import EVERYWHERE, build, outcome, path_of
@@ -79,15 +79,15 @@ def ticking_machine(ticks: Ticks) -> type[Machine]:
 
 
 def ticking_plugin(ticks: Ticks, states: tuple[str, ...]) -> Plugin:
-    """Returns a plugin that ticks on every edge, and hooks into forward, backward and the optimizer's step."""
+    """Returns a plugin that ticks on every moment, and hooks into forward, backward and the optimizer's step."""
     methods: dict[str, Any] = {"name": "Ticking", "observes": True}
     for state in states:
-        for edge, mark in (("enter", on_enter), ("exit", on_exit)):
+        for moment, mark in (("enter", on_enter), ("exit", on_exit)):
 
-            def call(self: Plugin, run: Run, label: str = f"on {edge} of {state}") -> None:
+            def call(self: Plugin, run: Run, label: str = f"on {moment} of {state}") -> None:
                 ticks.tick(label)
 
-            methods[f"{edge}_{state}"] = mark(state)(call)
+            methods[f"{moment}_{state}"] = mark(state)(call)
 
     def open_(self: Plugin, run: Run) -> None:
         run.network.register_forward_hook(lambda module, args, output: ticks.tick("after forward"))
@@ -166,7 +166,7 @@ def live(
     return {"outcome": outcome(engine), "log": told, "labels": ticks.labels, "resumed": run.resumed_from}
 
 
-TOLD_OF_RESUMING = ("resume", "park", "interrupt")
+TOLD_OF_RESUMING = ("resume", "pause", "interrupt")
 """Notes that only a run has that was interrupted."""
 
 

@@ -830,7 +830,7 @@ def a_handler_that_raises(folder: Path) -> None:
     train(Report())
 
 
-@mistake(EngineError, "run() was called from a handler", "stop, interrupt, skip_update")
+@mistake(EngineError, "run() was called from a handler", "stop, pause, skip_update")
 def running_from_a_handler(folder: Path) -> None:
     engine = Engine(components(), RunConfig(epochs=1, batch_size=4))
 
@@ -1077,7 +1077,7 @@ def running_a_finished_engine(folder: Path) -> None:
 
 
 @mistake(EngineError, "run(until='after_epock')", "did you mean 'after_epoch'?")
-def parking_in_an_unknown_state(folder: Path) -> None:
+def pausing_in_an_unknown_state(folder: Path) -> None:
     Engine(components(), RunConfig(epochs=1, batch_size=4)).run(until="after_epock")
 
 

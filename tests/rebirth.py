@@ -54,8 +54,8 @@ def _edges() -> None:
         return call
 
     for state in (*STATES, "evaluate"):
-        for edge in ("enter", "exit"):
-            setattr(Reborn, f"on_{edge}_{state}", handler(f"on_{edge}_{state}"))
+        for moment in ("enter", "exit"):
+            setattr(Reborn, f"on_{moment}_{state}", handler(f"on_{moment}_{state}"))
 
 
 _edges()

@@ -405,13 +405,13 @@ def test_max_updates_counts_only_updates_that_were_made():
     assert (run.update, run.step) == (3, 10)
 
 
-EDGES = [(edge, state) for state in STATES for edge in ("enter", "exit")]
+EDGES = [(moment, state) for state in STATES for moment in ("enter", "exit")]
 EDGES.remove(("enter", "optimizer_update"))
 
 
-@pytest.mark.parametrize(("edge", "state"), EDGES)
-def test_skip_update_is_legal_on_entry_to_optimizer_update_only(edge, state):
-    """On every other edge it is an `EngineError` that says where the run is, and nothing is skipped."""
+@pytest.mark.parametrize(("moment", "state"), EDGES)
+def test_skip_update_is_legal_on_entry_to_optimizer_update_only(moment, state):
+    """On every other moment it is an `EngineError` that says where the run is, and nothing is skipped."""
     refused: list[str] = []
     engine = small_engine(2)
 
@@ -420,7 +420,7 @@ def test_skip_update_is_legal_on_entry_to_optimizer_update_only(edge, state):
             run.skip_update("elsewhere")
         refused.append(str(caught.value))
 
-    getattr(engine, f"on_{edge}")(state)(handler)
+    getattr(engine, f"on_{moment}")(state)(handler)
     run = engine.run()
     assert refused
     assert all(f"the run is in {state}" in text for text in refused)
@@ -428,7 +428,7 @@ def test_skip_update_is_legal_on_entry_to_optimizer_update_only(edge, state):
 
 
 def test_skip_update_is_refused_between_two_turns():
-    """Parked in `optimizer_update`, before the start and after the end: the entry is over, or never came."""
+    """Paused in `optimizer_update`, before the start and after the end: the entry is over, or never came."""
     engine = small_engine(1)
     for until in (None, "optimizer_update"):
         if until:

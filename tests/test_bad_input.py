@@ -872,7 +872,7 @@ def test_functions_are_verified_as_plugins_are(wrong):
         put(small_engine())
 
 
-@pytest.mark.parametrize("when", ["parked", "in a handler", "finished"])
+@pytest.mark.parametrize("when", ["paused", "in a handler", "finished"])
 def test_a_handler_that_comes_after_the_start_is_refused(when):
     """Who is called is settled when the run starts."""
     engine = small_engine()
@@ -885,7 +885,7 @@ def test_a_handler_that_comes_after_the_start_is_refused(when):
 
     if when == "in a handler":
         engine.on_enter("process_batch", once=True)(put)
-    engine.run(until="after_step" if when == "parked" else None)
+    engine.run(until="after_step" if when == "paused" else None)
     if when != "in a handler":
         put(engine.current)
     assert len(caught) == 1
@@ -895,7 +895,7 @@ def test_a_handler_that_comes_after_the_start_is_refused(when):
 def test_a_handler_for_a_state_of_a_shipped_detour_is_idle_without_it(state):
     """It is legal, and never called, where no plugin brings the state."""
     called: list[Run] = []
-    handlers = {f"on_{edge}_{state}": lambda self, run: called.append(run) for edge in ("enter", "exit")}
+    handlers = {f"on_{moment}_{state}": lambda self, run: called.append(run) for moment in ("enter", "exit")}
     run = small_engine(plugins=[type("Waiting", (Plugin,), handlers)()]).run()
     assert (run.state, run.step, called) == ("finished", 3, [])
 
@@ -907,7 +907,7 @@ def test_run_is_refused_from_a_handler():
     """Nothing advances the machine from inside a handler; what raises there fails the run as anything does."""
     engine = small_engine()
     engine.on_exit("process_batch")(lambda run: engine.run())
-    with pytest.raises(EngineError, match=r"run\(\) was called from a handler.*stop, interrupt, skip_update"):
+    with pytest.raises(EngineError, match=r"run\(\) was called from a handler.*stop, pause, skip_update"):
         engine.run()
     assert engine.current.state == "failed"
 
@@ -974,7 +974,7 @@ def test_driving_is_refused_when_the_run_has_failed(verb):
 @pytest.mark.parametrize(
     ("until", "match"), [("after_stp", "did you mean 'after_step'"), (3, "a state or a predicate")]
 )
-def test_a_place_to_park_that_is_none_is_refused_before_the_first_turn(until, match):
+def test_a_place_to_pause_that_is_none_is_refused_before_the_first_turn(until, match):
     """`until` is a state or a predicate."""
     engine = small_engine()
     with pytest.raises(EngineError, match=match):

@@ -366,7 +366,7 @@ def test_explain_by_number_from_the_end_and_by_what_it_is_like(ask: Ask, plain: 
     data = [json.loads(line) for line in ask("explain", plain, *asked, "--json").out.splitlines()]
     assert [row["seq"] for row in data] == found
     assert data[0]["tried"][0]["guard"] == "update_due"
-    assert [call["edge"] for call in data[0]["calls"]] == [call.edge for call in log.explain(found[0]).calls]
+    assert [call["moment"] for call in data[0]["calls"]] == [call.moment for call in log.explain(found[0]).calls]
 
 
 @pytest.mark.parametrize(
@@ -518,7 +518,7 @@ def test_who_follows_a_run_that_lives_is_told_nothing(ask: Ask, tmp_path: Path):
 
 
 @pytest.mark.usefixtures("quiet")
-def test_who_follows_a_parked_run_is_told(ask: Ask, tmp_path: Path):
+def test_who_follows_a_paused_run_is_told(ask: Ask, tmp_path: Path):
     """Nobody has its file open."""
     engine = small_engine(9, [Journal(tmp_path / "run.db")])
     engine.run(until="after_step")

@@ -92,15 +92,15 @@ class Impatient(Plugin):
 
 
 class Restless(Plugin):
-    """Does something else where the run was parked."""
+    """Does something else where the run was paused."""
 
-    parked = False
+    paused = False
 
-    def on_park(self, run):
-        self.parked = True
+    def on_pause(self, run):
+        self.paused = True
 
     def on_exit_after_step(self, run):
-        run.record("parked", float(self.parked))
+        run.record("paused", float(self.paused))
 
 
 class Breaks(Plugin):
@@ -129,7 +129,7 @@ def test_a_sound_plugin_passes(make):
         (LeavesOpen, "opened and closed twice, open() raised RuntimeError: open already at test_conformance.py:"),
         (ClosesBadly, "opened and closed twice, close() raised AttributeError"),
         (Impatient, "when its neighbour failed on enter of before_loop, it raised RuntimeError: this run has failed"),
-        (Restless, "interrupted wherever it may park, its recorded values differ"),
+        (Restless, "paused wherever it may pause, its recorded values differ"),
         (Breaks, "run straight through, it raised ZeroDivisionError: planned at test_conformance.py:"),
     ],
 )

@@ -157,12 +157,12 @@ def test_entries_of_every_state_equal_the_closed_form(driven):
         assert sum(expected.values()) == len(case.run.log), case.name
 
 
-def edges_of(log: list[Transition]) -> list[tuple[str, str, int, int, int, int]]:
-    """What a handler on every edge of a body's state must have seen, by the log: the edge and the counters there."""
+def moments_of(log: list[Transition]) -> list[tuple[str, str, int, int, int, int]]:
+    """What a handler on every moment of a body's state must have seen by the log: the moment and the counters there."""
     return [
-        (edge, state, turn.epoch, turn.batch_index, turn.step, turn.update)
+        (moment, state, turn.epoch, turn.batch_index, turn.step, turn.update)
         for turn in log
-        for edge, state in (("exit", turn.source), ("enter", turn.dest))
+        for moment, state in (("exit", turn.source), ("enter", turn.dest))
         if state in STATES
     ]
 
@@ -171,8 +171,8 @@ def test_live_counters_equal_those_of_the_log_at_every_edge(driven):
     """On exit of a turn's source and on entry to its destination a handler reads what the log later says of it."""
     for case in driven:
         witness = case.witness
-        seen = [(*edge, *counters) for edge, counters in zip(witness.seen, witness.counters, strict=True)]
-        assert edges_of(list(case.run.log)) == seen, case.name
+        seen = [(*moment, *counters) for moment, counters in zip(witness.seen, witness.counters, strict=True)]
+        assert moments_of(list(case.run.log)) == seen, case.name
 
 
 @pytest.mark.parametrize("remainder", REMAINDERS)
@@ -207,7 +207,7 @@ def test_max_updates_that_no_epoch_can_come_nearer_to_is_refused():
 
 
 class Totals(Plugin):
-    """Writes down at every edge of a step and of an epoch what the run foretells."""
+    """Writes down at every moment of a step and of an epoch what the run foretells."""
 
     def __init__(self) -> None:
         self.foretold: set[tuple[int | None, int | None]] = set()

@@ -16,8 +16,9 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset, Tenso
 
 from builders import CLASSES, FEATURES, small_network
 from heptad import Components, DataError, Engine, Plugin, Run, RunConfig
-from heptad.data import build_feed, place
+from heptad.data.build import build_feed
 from heptad.data.order import ORDER_VERSION, order
+from heptad.data.placement import place
 
 SAMPLES, BATCH = 10, 4
 

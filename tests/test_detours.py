@@ -416,7 +416,7 @@ def test_a_stop_asked_for_in_a_detour_counts_at_once():
 
 
 def test_a_detour_does_not_change_what_other_handlers_hear():
-    """The edges of the engine's own states come in the same order with and without detours."""
+    """The moments of the engine's own states come in the same order with and without detours."""
     alone, beside = Witness(), Witness()
     small_engine(3, [alone], accumulation=2).run()
     small_engine(3, [beside, Side(detour("look", ["after_step", "before_step"]))], accumulation=2).run()
@@ -424,11 +424,11 @@ def test_a_detour_does_not_change_what_other_handlers_hear():
     assert alone.counters == beside.counters
 
 
-def test_a_run_parks_in_a_detour_and_goes_on_from_there():
+def test_a_run_pauses_in_a_detour_and_goes_on_from_there():
     """A detour is a state like all else: a run can stand in it."""
     engine = small_engine(Unsized(batches(2)), [Side(detour("evaluate", "after_epoch"))])
     run = engine.run(until="evaluate")
-    assert (run.state, run.parked) == ("evaluate", "until evaluate")
+    assert (run.state, run.paused) == ("evaluate", "until evaluate")
     engine.run()
     straight = ran(detour("evaluate", "after_epoch"), loader=Unsized(batches(2)))
     assert records(run.log) == records(straight.current.log)

@@ -14,11 +14,12 @@ import pytest
 import heptad
 import heptad_plugins
 from heptad import Plugin, PluginError
-from heptad.checkpoint.identity import _FREE
-from heptad.hooks import HERE
-from heptad.log.summary import Duration
-from heptad.plugin import SHIPPED_DETOURS, subscriptions_of
-from heptad.states import training_table
+from heptad.checkpoints.identity import _FREE
+from heptad.diagnose.hooks import HERE
+from heptad.history.summary import Duration
+from heptad.plugin.subscription import subscriptions_of
+from heptad.plugin.verify import SHIPPED_DETOURS
+from heptad.table import training_table
 from heptad.testing import check_plugin
 from pages import ROUNDS, Session
 
@@ -98,7 +99,7 @@ def test_the_python_on_a_page_runs_from_top_to_bottom(name: str, tmp_path: Path,
 def rows_of_hooks() -> list[tuple[str, str]]:
     """Returns a row for each hook in the tables of `how-to.md`: its name, and what serves for it as plain text."""
     text = (DOCS / "how-to.md").read_text(encoding="utf-8")
-    tables = text[text.index("### Lightning") : text.index("### The order of the edges")]
+    tables = text[text.index("### Lightning") : text.index("### The order of the moments")]
     rows = re.findall(r"^\| (`.+?) \| (.+) \|$", tables, re.MULTILINE)
     return [(hook, serves.replace("`", "")) for hooks, serves in rows for hook in re.findall(r"`([^`]+)`", hooks)]
 

@@ -306,15 +306,15 @@ class Frozen(Plugin):
 
 @pytest.mark.parametrize("verb", VERBS)
 @pytest.mark.parametrize("name", SIDE_DATA)
-@pytest.mark.parametrize("edge", ["enter", "exit"])
-def test_training_has_the_same_bits_with_and_without_an_evaluation_at_every_update(verb, name, edge):
+@pytest.mark.parametrize("moment", ["enter", "exit"])
+def test_training_has_the_same_bits_with_and_without_an_evaluation_at_every_update(verb, name, moment):
     """Weights, buffers, log and handler calls are equal, with dropout, batch norm and momentum, in mid-window too."""
 
     def train(*, evaluating: bool) -> tuple[Run, Witness]:
         witness = Witness()
         engine = build((Frozen(), witness), accumulation=2, drop_last=False)
         if evaluating:
-            subscribe = engine.on_enter if edge == "enter" else engine.on_exit
+            subscribe = engine.on_enter if moment == "enter" else engine.on_exit
             for state in ("process_batch", "optimizer_update"):
                 subscribe(state)(lambda run: VERBS[verb](engine, SIDE_DATA[name]()))
         return engine.run(), witness
@@ -336,7 +336,7 @@ def test_no_handler_of_the_training_hears_an_evaluation():
     assert (engine.current.state, len(engine.current.log), engine.current.metrics) == ("idle", 0, {})
 
 
-def test_a_run_is_evaluated_before_after_and_while_it_is_parked():
+def test_a_run_is_evaluated_before_after_and_while_it_is_paused():
     """An evaluation may be asked for at any time, and measures the weights of that time."""
     engine = build()
     losses = [engine.evaluate(VALID)["loss"]]

@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-import heptad.bodies
-import heptad.run
+import heptad.run.guards
+import heptad.step.bodies
 from builders import CLASSES, FEATURES, STATES, Unsized, batches, small_network
 from heptad import Components, Detour, Engine, EngineError, LossOutput, Plugin, RunConfig, on_exit
 
@@ -31,7 +31,7 @@ LAST_EVENT = {
     ("enter", "after_loop"): (2, 2, 4, 4),
     ("exit", "after_loop"): (2, 2, 4, 4),
 }
-"""The counters (epoch, batch_index, step, update) at the last event of each edge of that run."""
+"""The counters (epoch, batch_index, step, update) at the last event of each moment of that run."""
 
 
 class Caller(Plugin):
@@ -48,18 +48,18 @@ class Caller(Plugin):
     def close(self, run):
         self.closed += 1
 
-    def called(self, edge, state):
+    def called(self, moment, state):
         """Writes a call down, and raises if it is the one."""
-        self.tape.append((self.name, edge, state))
-        if self.fails_at == (edge, state):
+        self.tape.append((self.name, moment, state))
+        if self.fails_at == (moment, state):
             self.left -= 1
             if not self.left:
                 raise self.error
 
 
-def _handler(edge, state):
+def _handler(moment, state):
     def call(self, run):
-        self.called(edge, state)
+        self.called(moment, state)
 
     return call
 
@@ -145,24 +145,24 @@ def straight():
 
 @pytest.mark.parametrize("kind", ERRORS)
 @pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("edge", ["enter", "exit"])
+@pytest.mark.parametrize("moment", ["enter", "exit"])
 @pytest.mark.parametrize("state", STATES)
-def test_a_handler_fails(straight, state, edge, name, kind):
-    """At the last event of every edge, whatever is raised by whichever plugin ends the run there and then."""
+def test_a_handler_fails(straight, state, moment, name, kind):
+    """At the last event of every moment, whatever is raised by whichever plugin ends the run there and then."""
     error, tape = kind("oh"), []
     event = EVENTS.get(state, 4)
-    plugins = callers(tape, name, fails_at=(edge, state), event=event, error=error)
+    plugins = callers(tape, name, fails_at=(moment, state), event=event, error=error)
     engine = Engine(components(loader=batches(2)), RunConfig(epochs=2), plugins)
-    counts = LAST_EVENT[edge, state]
+    counts = LAST_EVENT[moment, state]
 
     run = caught(engine, error)
 
-    where = "on entry to" if edge == "enter" else "on exit of"
-    place = f"in {name}.on_{edge}_{state} {where} {state} {at(counts)}"
+    where = "on entry to" if moment == "enter" else "on exit of"
+    place = f"in {name}.on_{moment}_{state} {where} {state} {at(counts)}"
     assert places(error) == [f"heptad: {place}"]
     assert run.reason == f"{kind.__name__}: oh"
     assert [note.text for note in run.log.notes("failure")] == [f"{kind.__name__}: oh {place}"]
-    assert tape[-1] == (name, edge, state)
+    assert tape[-1] == (name, moment, state)
     assert tape.count(tape[-1]) == event
     assert tape == straight[: len(tape)]
     check_failed(engine, plugins, state, counts)
@@ -200,7 +200,7 @@ def test_a_filter_that_fails_is_its_handlers():
 def test_the_engines_own_handler_fails(monkeypatch):
     """Where the engine corrects the gradients, no plugin is named and none is called."""
     error, tape = ValueError("oh"), []
-    monkeypatch.setattr(heptad.bodies, "scale_gradients", raising(error))
+    monkeypatch.setattr(heptad.step.bodies, "scale_gradients", raising(error))
     plugins = callers(tape)
     uneven = [*batches(1, size=2), *batches(1, size=1)]
     engine = Engine(components(loader=uneven), RunConfig(epochs=1, accumulation=2), plugins)
@@ -413,13 +413,13 @@ def test_a_body_fails(place, kind):
 def test_a_body_fails_when_it_is_half_done(monkeypatch, state, counts, kind):
     """The record holds the counters as they stand, also where the body has counted already."""
     error = kind("oh")
-    body = heptad.bodies.BODIES[state]
+    body = heptad.step.bodies.BODIES[state]
 
     def fails(run):
         body(run)
         raise error
 
-    monkeypatch.setitem(heptad.bodies.BODIES, state, fails)
+    monkeypatch.setitem(heptad.step.bodies.BODIES, state, fails)
     plugins = callers([])
     engine = Engine(components(), RunConfig(epochs=1), plugins)
     check_body(engine, plugins, error, state, counts)
@@ -459,7 +459,7 @@ def test_a_loader_fails_at_its_end(kind):
 def test_a_guard_fails(monkeypatch, guard, state, counts, kind):
     """Each of the engine's guards, where it is asked first; the exit handlers have been called by then."""
     error, tape = kind("oh"), []
-    monkeypatch.setitem(heptad.run.GUARDS, guard, raising(error))
+    monkeypatch.setitem(heptad.run.guards.GUARDS, guard, raising(error))
     plugins = callers(tape)
     engine = Engine(components(), RunConfig(epochs=1), plugins)
     run = caught(engine, error)
@@ -482,7 +482,7 @@ def test_a_guard_fails_later(monkeypatch, guard, call, place, answered):
     """Each guard in each other state that asks it; what guards before it had answered stands in the log."""
     error = ValueError("oh")
     state, counts = place
-    real, left = heptad.run.GUARDS[guard], [call]
+    real, left = heptad.run.guards.GUARDS[guard], [call]
 
     def fails(run):
         left[0] -= 1
@@ -490,7 +490,7 @@ def test_a_guard_fails_later(monkeypatch, guard, call, place, answered):
             raise error
         return real(run)
 
-    monkeypatch.setitem(heptad.run.GUARDS, guard, fails)
+    monkeypatch.setitem(heptad.run.guards.GUARDS, guard, fails)
     plugins = callers([])
     engine = Engine(components(), RunConfig(epochs=1, accumulation=3), plugins)
     run = caught(engine, error)
@@ -647,15 +647,15 @@ def test_a_failure_while_turning_one_by_one():
     assert [plugin.closed for plugin in plugins] == [1, 1, 1]
 
 
-def test_a_failure_after_parking():
-    """A run that was parked and fails when it goes on has its plugins closed once for each call of `run()`."""
+def test_a_failure_after_pausing():
+    """A run that was paused and fails when it goes on has its plugins closed once for each call of `run()`."""
     error, tape = ValueError("oh"), []
     plugins = callers(tape)
     engine = Engine(components(criterion=raising(error)), RunConfig(epochs=1), plugins)
     engine.run(until="process_batch")
     run = caught(engine, error)
     assert [plugin.closed for plugin in plugins] == [2, 2, 2]
-    assert (run.state, run.parked) == ("failed", None)
+    assert (run.state, run.paused) == ("failed", None)
 
 
 def test_the_data_read_ahead_fail_only_if_they_are_taken():

@@ -215,7 +215,7 @@ def test_the_length_of_a_loader_is_asked_anew_in_every_pass():
 
 
 @pytest.mark.parametrize("kind", ["dataset", "workers", "sized loader", "unsized loader"])
-def test_a_parked_run_goes_on_after_the_engine_was_closed(kind):
+def test_a_paused_run_goes_on_after_the_engine_was_closed(kind):
     """`close()` lets worker processes go; the run goes on in mid-epoch with the batch that comes next."""
 
     def build() -> Engine:

@@ -19,20 +19,21 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import heptad.log.memory
+import heptad.record.buffer
 from builders import Plan, Witness, drive, plans, small_engine
 from heptad import EngineError, Run, TransitionLog
 from heptad.errors import LogError
-from heptad.log import Source, schema
-from heptad.log.reader import FileSource
-from heptad.log.writer import FileWriter
-from heptad.states import evaluation_table
+from heptad.history.journal import schema
+from heptad.history.journal.reader import FileSource
+from heptad.history.journal.writer import FileWriter
+from heptad.history.source import Source
+from heptad.table import evaluation_table
 from heptad_plugins import Journal
 
 
 def write(path: Path, run: Run) -> None:
     """Writes what a run's memory holds to a file, at once."""
-    memory = run.memory
+    memory = run.buffer
     writer = FileWriter(path, run.table, run.id)
     writer.begin(memory.view().first, None)
     writer.transitions(memory.view().chunks, memory.failure)
@@ -46,7 +47,7 @@ def write(path: Path, run: Run) -> None:
 
 def assert_same(path: Path, run: Run) -> None:
     """All that a log can tell is the same from a file as from the live run."""
-    live, source = run.memory, FileSource(path)
+    live, source = run.buffer, FileSource(path)
     log = TransitionLog(source)
     assert list(log) == list(run.log)
     assert (source.view().first, source.view().end) == (live.view().first, live.view().end)
@@ -122,18 +123,18 @@ class Talker(Witness):
     chunk=st.sampled_from([3, 16, 1024]),
     flush_every=st.sampled_from([None, 1, 5]),
     traced=st.booleans(),
-    park=st.booleans(),
+    pause=st.booleans(),
 )
-def test_a_run_written_by_journal_is_read_back_as_it_was(plan: Plan, chunk: int, flush_every: Any, traced: bool, park):
+def test_a_run_written_by_journal_is_read_back_as_it_was(plan: Plan, chunk: int, flush_every: Any, traced: bool, pause):
     """Any run: transitions, notes, values, calls, failure, explanations, durations; in SQL too."""
     with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
-        patch.setattr(heptad.log.memory, "CHUNK", chunk)
+        patch.setattr(heptad.record.buffer, "CHUNK", chunk)
         plan.config["trace_handlers"] = traced
         path = Path(folder) / "run.journal"
         engine, _ = plan.build(plugins=[Journal(path, flush_every), Talker()])
         run = engine.current
         error = None
-        while error is None and park and not run.ended and len(run.log) < 12:
+        while error is None and pause and not run.ended and len(run.log) < 12:
             try:
                 engine.run(until=lambda run: True)
             except Exception as raised:
@@ -157,8 +158,8 @@ def test_memory_that_lets_go_of_its_beginning_leaves_it_in_the_file(tmp_path):
     assert len(small.current.log) == 1 < len(log)
     assert log.path() == whole.current.log.path()
     assert [note.text for note in log.notes()] == [note.text for note in whole.current.log.notes()]
-    told = [(call.seq, call.who, call.edge) for call in FileSource(tmp_path / "a").calls(0, 1 << 62)]
-    assert told == [(call.seq, call.who, call.edge) for call in whole.current.memory.calls(0, 1 << 62)]
+    told = [(call.seq, call.who, call.moment) for call in FileSource(tmp_path / "a").calls(0, 1 << 62)]
+    assert told == [(call.seq, call.who, call.moment) for call in whole.current.buffer.calls(0, 1 << 62)]
 
 
 def test_only_what_a_question_needs_is_read(tmp_path):
@@ -182,17 +183,17 @@ def test_a_view_is_the_file_at_one_moment(tmp_path):
     run = engine.current
     writer = FileWriter(path, run.table, run.id)
     writer.begin(0, None)
-    writer.transitions(run.memory.view().chunks)
+    writer.transitions(run.buffer.view().chunks)
     writer.commit()
     source = FileSource(path)
     before = source.view()
     times = [chunk.times().tolist() for chunk in before.chunks]
     engine.run(until=lambda run: run.step == 500)
-    writer.transitions(run.memory.view().chunks)
+    writer.transitions(run.buffer.view().chunks)
     assert source.view() is before
     writer.commit()
     after = source.view()
-    assert (before.end, after.end) == (times_in(before), run.memory.seq)
+    assert (before.end, after.end) == (times_in(before), run.buffer.seq)
     assert [chunk.times().tolist() for chunk in before.chunks] == times
     assert list(TransitionLog(source)) == list(run.log)
     writer.close()
@@ -220,13 +221,13 @@ def test_values_and_notes_that_sqlite_has_no_word_for(tmp_path):
     source = FileSource(path)
     assert source.notes(0)[0].text == odd
     assert [(value.name, math.copysign(1, value.value)) for value in source.values()] == [(odd, -1), ("plain", 1)]
-    assert source.failure == engine.current.memory.failure
+    assert source.failure == engine.current.buffer.failure
     (note, *_) = rows(path, "SELECT text FROM notes")
     assert note == (r"caf\udce9 \xfc \\udce9 \ud83d\ude00",)
     assert rows(path, "SELECT name, value, typeof(value) FROM recorded") == [(*note, 0, "real"), ("plain", 0, "real")]
     writer = FileWriter(path, source.table, source.run)
     writer.begin(source.view().end, None)
-    writer.record(engine.current.memory.columns(0))  # under the names that stand there
+    writer.record(engine.current.buffer.columns(0))  # under the names that stand there
     writer.close(finished=True)
     assert [value.name for value in FileSource(path).values()] == [odd, "plain"] * 2
 
@@ -373,7 +374,7 @@ def died(tmp_path: Path) -> Path:
     run = engine.run()
     writer = FileWriter(live / "run.journal", run.table, run.id)
     writer.begin(0, None)
-    writer.transitions(run.memory.view().chunks)
+    writer.transitions(run.buffer.view().chunks)
     writer.commit()
     dead = tmp_path / "dead"
     shutil.copytree(live, dead)
@@ -412,7 +413,7 @@ def test_a_second_writer_is_refused_while_the_first_lives(tmp_path):
         FileWriter(tmp_path / "run", run.table, run.id)
     source = FileSource(tmp_path / "run")
     assert source.writer == (os.getpid(), platform.node())
-    first.transitions(run.memory.view().chunks)
+    first.transitions(run.buffer.view().chunks)
     first.close()
     assert source.writer is None
     FileWriter(tmp_path / "run", run.table, run.id).close()
@@ -446,7 +447,7 @@ def test_memory_and_file_are_sources_alike(tmp_path):
     """Both have all that a `Source` has."""
     names = [name for name in vars(Source) if not name.startswith("_")]
     assert {"view", "notes", "values", "calls", "failure"} <= set(names)
-    for source in (FileSource(written(tmp_path)), small_engine(1).current.memory):
+    for source in (FileSource(written(tmp_path)), small_engine(1).current.buffer):
         assert all(hasattr(source, name) for name in names)
 
 
@@ -459,10 +460,10 @@ def test_what_is_superseded_is_what_came_after_the_checkpoint(tmp_path):
     engine.on_exit("process_batch")(lambda run: run.stop("on exit") if run.step == 3 else None)
     run = engine.run()
     asked_for = [note.seq for note in run.log.notes("stop")]
-    assert len(asked_for) == len(run.memory.stops) == 3
-    assert sum(stop > seq for stop, seq in zip(run.memory.stops, asked_for, strict=True)) == 2
+    assert len(asked_for) == len(run.buffer.stops) == 3
+    assert sum(stop > seq for stop, seq in zip(run.buffer.stops, asked_for, strict=True)) == 2
     write(tmp_path / "whole", run)
-    for seq in range(1, run.memory.seq + 1):
+    for seq in range(1, run.buffer.seq + 1):
         path = Path(shutil.copy(tmp_path / "whole", tmp_path / f"{seq}"))
         writer = FileWriter(path, run.table, run.id)
         writer.begin(seq, "a checkpoint")
@@ -473,8 +474,8 @@ def test_what_is_superseded_is_what_came_after_the_checkpoint(tmp_path):
         writer.close()
         source = FileSource(path)
         assert list(TransitionLog(source)) == list(run.log)[:seq]
-        assert source.stops == [stop for stop, note in zip(run.memory.stops, asked_for, strict=True) if note < seq]
-        assert source.windows == [window for window in run.memory.windows if window[0] < seq]
+        assert source.stops == [stop for stop, note in zip(run.buffer.stops, asked_for, strict=True) if note < seq]
+        assert source.windows == [window for window in run.buffer.windows if window[0] < seq]
         assert source.notes(0) == [note for note in run.log.notes() if note.seq < seq]
         assert same_values(source.values(), kept)
 

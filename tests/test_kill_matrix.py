@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-import heptad.checkpoint.capture as capturing
+import heptad.checkpoints.capture as capturing
 from killing import MEMORY, differences, in_child, live, trial
 from scenario import FEEDS
 
@@ -103,7 +103,7 @@ FORGOTTEN = {
 
 def in_another_place() -> dict[str, Any]:
     """Returns states of the random generators that are not those of the run."""
-    from heptad.seeding import capture, preserved, seed_all
+    from heptad.data.generators import capture, preserved, seed_all
 
     with preserved():
         seed_all(123)
@@ -134,8 +134,8 @@ def test_the_suite_goes_red_where_something_is_forgotten(forgotten, folder, monk
 
 
 @pytest.mark.parametrize("how", ["SIGTERM", "Ctrl-C"])
-def test_parked_by_a_signal_and_resumed(how, folder):
-    """The checkpoint is the one stored where the run parked; no other is asked for."""
+def test_paused_by_a_signal_and_resumed(how, folder):
+    """The checkpoint is the one stored where the run paused; no other is asked for."""
     number = {"SIGTERM": signal.SIGTERM, "Ctrl-C": signal.SIGINT}[how]
     options: dict[str, Any] = {"journal": True, "places": "after_epoch", "keep": {"every": 1000}}
     straight = in_child(lambda: live(folder / "straight", None, None, **options))

@@ -160,23 +160,23 @@ def test_no_batch_outlives_its_step_while_the_run_goes_on(sized):
     "state",
     STATES,
 )
-def test_a_run_parked_in_any_state_is_freed(sized, state):
-    """Parked in mid-step, with a batch, an output and an open window, a run is freed as a finished one is."""
+def test_a_run_paused_in_any_state_is_freed(sized, state):
+    """Paused in mid-step, with a batch, an output and an open window, a run is freed as a finished one is."""
     some = held((Witness(),), sized=sized)
     run = some.engine.run(until=state)
-    assert (state, f"until {state}") == (run.state, run.parked)
+    assert (state, f"until {state}") == (run.state, run.paused)
     del run
     assert some.alive() == []
 
 
 @each_kind
-def test_a_run_that_an_interrupt_parked_is_freed(sized):
-    """Parked by `interrupt`, with `on_park` called."""
+def test_a_run_that_an_interrupt_paused_is_freed(sized):
+    """Paused by `interrupt`, with `on_pause` called."""
     witness = Witness()
     some = held((witness,), sized=sized)
-    some.engine.on_enter("process_batch", once=True)(lambda run: run.interrupt("enough"))
+    some.engine.on_enter("process_batch", once=True)(lambda run: run.pause("enough"))
     run = some.engine.run()
-    assert (run.parked, witness.parked) == ("enough", 1)
+    assert (run.paused, witness.paused) == ("enough", 1)
     del run
     assert some.alive() == []
 
@@ -382,7 +382,7 @@ class Rows(Dataset[Any]):
     ids=["dataset", "loader"],
 )
 def test_a_dataset_is_freed_with_its_engine(data, until):
-    """The engine's own loader and one that is passed go with the engine, finished or parked in mid-pass."""
+    """The engine's own loader and one that is passed go with the engine, finished or paused in mid-pass."""
     given = data()
     rows = weakref.ref(given["dataset"] if "dataset" in given else given["loader"].dataset)
     network = small_network()

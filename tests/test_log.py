@@ -22,14 +22,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-import heptad.log.decode
-import heptad.log.explain
-import heptad.log.jsonl
-import heptad.log.memory
-import heptad.log.query
-import heptad.log.select
-import heptad.log.summary
+import heptad.history.decode
+import heptad.history.explain
+import heptad.history.export.jsonl
+import heptad.history.query
+import heptad.history.select
+import heptad.history.summary
 import heptad.machine
+import heptad.record.buffer
 from builders import (
     Actor,
     Plan,
@@ -66,7 +66,7 @@ class Clock:
         self.ticks += 1
         amount = 1 + self.ticks * 7919 % 1013
         self.now += amount
-        self.spent[run.memory.seq] += amount
+        self.spent[run.buffer.seq] += amount
 
     def skip(self) -> None:
         """Goes on while the run is not being driven."""
@@ -74,14 +74,14 @@ class Clock:
 
 
 @contextmanager
-def clock_and_chunks(chunk: int = heptad.log.memory.CHUNK) -> Iterator[Clock]:
+def clock_and_chunks(chunk: int = heptad.record.buffer.CHUNK) -> Iterator[Clock]:
     """Puts a clock of the tests' own in place of the machine's, and packs that many transitions at once."""
     clock = Clock()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(heptad.machine, "monotonic_ns", clock)
-        patch.setattr(heptad.log.memory, "monotonic_ns", clock)
-        patch.setattr(heptad.log.memory, "time_ns", lambda: clock.now + UNIX)
-        patch.setattr(heptad.log.memory, "CHUNK", chunk)
+        patch.setattr(heptad.record.buffer, "monotonic_ns", clock)
+        patch.setattr(heptad.record.buffer, "time_ns", lambda: clock.now + UNIX)
+        patch.setattr(heptad.record.buffer, "CHUNK", chunk)
         yield clock
 
 
@@ -98,7 +98,7 @@ def watched(clock: Clock, asked: list[tuple[int, str, bool, dict[str, Any]]]) ->
         def ask(run: Run) -> bool:
             clock.tick(run)
             answer = guard(run)
-            asked.append((run.memory.seq, name, answer, looked_at(name, run)))
+            asked.append((run.buffer.seq, name, answer, looked_at(name, run)))
             return answer
 
         return ask
@@ -114,7 +114,7 @@ def watched(clock: Clock, asked: list[tuple[int, str, bool, dict[str, Any]]]) ->
 def looked_at(guard: str, run: Run) -> dict[str, Any]:
     """Returns what a guard looks at, read from the live run."""
     window, config = run.position.window, run.config
-    batches_now = {"batches": run.batch_index, "in a pass": run.parts.feed.batches or "unknown"}
+    batches_now = {"batches": run.batch_index, "in a pass": run.runtime.feed.batches or "unknown"}
     limits: dict[str, Any] = {"stop asked for": any(note.kind == "stop" for note in run.log.notes())}
     if config.max_updates is not None:
         limits |= {"updates": run.update, "max_updates": config.max_updates}
@@ -131,7 +131,7 @@ def looked_at(guard: str, run: Run) -> dict[str, Any]:
 
 
 class Ticks(Plugin):
-    """Lets time go by on every edge of the engine's own states, and notes when each was entered."""
+    """Lets time go by on every moment of the engine's own states, and notes when each was entered."""
 
     def __init__(self, clock: Clock) -> None:
         self.clock = clock
@@ -139,7 +139,7 @@ class Ticks(Plugin):
 
 def _ticking() -> None:
     def enter(self: Ticks, run: Run) -> None:
-        self.clock.entered[run.memory.seq - 1] = self.clock.now + UNIX
+        self.clock.entered[run.buffer.seq - 1] = self.clock.now + UNIX
         self.clock.tick(run)
 
     def leave(self: Ticks, run: Run) -> None:
@@ -156,7 +156,7 @@ _ticking()
 
 
 def driven(engine: Engine, clock: Clock) -> BaseException | None:
-    """Runs an engine to its end, with time going by before it starts and wherever it is parked."""
+    """Runs an engine to its end, with time going by before it starts and wherever it is paused."""
     error = None
     while error is None and not engine.current.ended:
         clock.skip()
@@ -272,7 +272,7 @@ def assert_readable(log: TransitionLog, folder: Path) -> None:
 def test_every_question_is_answered_from_the_log_of_any_run(
     plan: Plan, chunk: int, tmp_path_factory: pytest.TempPathFactory
 ):
-    """Finished, stopped, parked and failed runs can be asked all that a log can be asked."""
+    """Finished, stopped, paused and failed runs can be asked all that a log can be asked."""
     with clock_and_chunks(chunk):
         engine, _ = plan.build()
         drive(engine)
@@ -341,7 +341,7 @@ def allocated(steps: int, plugins: Any = (), **config: Any) -> tuple[int, int]:
         kept, _ = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
-    return engine.current.memory.seq, kept
+    return engine.current.buffer.seq, kept
 
 
 def test_the_log_holds_at_most_24_bytes_a_transition():
@@ -689,10 +689,10 @@ def test_notes_are_bound_to_transitions_and_found_by_kind():
     def remark(run: Run) -> None:
         run.note("half way")
         run.set_accumulation(3)
-        run.interrupt("a look")
+        run.pause("a look")
 
     run = engine.run()
-    assert run.parked == "a look"
+    assert run.paused == "a look"
     engine.run()
     log = run.log
     ends = [t.seq for t in log.where(source="after_epoch")]
@@ -702,7 +702,7 @@ def test_notes_are_bound_to_transitions_and_found_by_kind():
         (ends[0], "note", "half way"),
         (ends[0], "accumulation", "2 -> 3 from the next window on"),
         (ends[0], "interrupt", "a look"),
-        (ends[0], "park", "a look"),
+        (ends[0], "pause", "a look"),
     ]
     assert [note.text for note in log.notes("note")] == ["half way"]
     assert log.notes("stop") == []
@@ -720,33 +720,33 @@ def test_a_note_made_on_entry_belongs_to_the_transition_that_led_there():
     ]
 
 
-# -- parking
+# -- pausing
 
 
 @pytest.mark.parametrize("verb", ["advance", "until", "interrupt"])
-def test_a_run_parked_after_every_turn_has_the_log_of_a_straight_run(verb: str):
-    """The same transitions with the same durations: the time spent parked belongs to no state."""
+def test_a_run_paused_after_every_turn_has_the_log_of_a_straight_run(verb: str):
+    """The same transitions with the same durations: the time spent paused belongs to no state."""
 
-    def run_to_the_end(parks: bool) -> TransitionLog:
+    def run_to_the_end(pauses: bool) -> TransitionLog:
         with clock_and_chunks() as clock:
             engine = small_engine(3, [Ticks(clock)], accumulation=2, epochs=2)
             while not engine.current.ended:
                 clock.skip()
-                if verb == "advance" and parks:
+                if verb == "advance" and pauses:
                     engine.advance()
-                elif verb == "interrupt" and parks:
-                    engine.current.interrupt("again")
+                elif verb == "interrupt" and pauses:
+                    engine.current.pause("again")
                     engine.run()
                 else:
-                    engine.run(until=(lambda run: True) if parks else None)
+                    engine.run(until=(lambda run: True) if pauses else None)
             return engine.current.log
 
-    straight, parked = run_to_the_end(False), run_to_the_end(True)
-    assert records(straight) == records(parked)
-    assert [t.duration_ns for t in straight] == [t.duration_ns for t in parked]
-    assert straight.durations() == parked.durations()
-    assert len(straight.notes("park")) == 0
-    assert len(parked.notes("park")) >= 10
+    straight, paused = run_to_the_end(False), run_to_the_end(True)
+    assert records(straight) == records(paused)
+    assert [t.duration_ns for t in straight] == [t.duration_ns for t in paused]
+    assert straight.durations() == paused.durations()
+    assert len(straight.notes("pause")) == 0
+    assert len(paused.notes("pause")) >= 10
 
 
 # -- while the run goes on
@@ -757,7 +757,7 @@ def test_a_handler_reads_the_log_up_to_the_turn_it_is_in():
     seen: list[tuple[str, str, str, int]] = []
 
     class Reader(Plugin):
-        """Reads the log on both edges of the update."""
+        """Reads the log on both moments of the update."""
 
         def on_enter_optimizer_update(self, run: Run) -> None:
             seen.append(("enter", run.log[-1].source, run.log.path()[-1], run.log.counts()["optimizer_update"]))
@@ -775,28 +775,28 @@ def test_a_handler_reads_the_log_up_to_the_turn_it_is_in():
 
 
 def test_reading_in_handlers_changes_nothing(tmp_path: Path):
-    """A run whose log is read on every edge has the log of one that nobody read."""
+    """A run whose log is read on every moment has the log of one that nobody read."""
     engine = small_engine(3, accumulation=2)
     for state in engine.current.table.scopes():
-        for edge in (engine.on_enter, engine.on_exit):
-            edge(state)(lambda run: assert_readable(run.log, tmp_path))
+        for moment in (engine.on_enter, engine.on_exit):
+            moment(state)(lambda run: assert_readable(run.log, tmp_path))
     assert records(engine.run().log) == records(small_engine(3, accumulation=2).run().log)
 
 
 def one_turn(run: Run) -> bool:
-    """Parks a run after a turn."""
+    """Pauses a run after a turn."""
     return True
 
 
 READERS = {
     module.__file__
     for module in (
-        heptad.log.query,
-        heptad.log.decode,
-        heptad.log.select,
-        heptad.log.summary,
-        heptad.log.explain,
-        heptad.log.jsonl,
+        heptad.history.query,
+        heptad.history.decode,
+        heptad.history.select,
+        heptad.history.summary,
+        heptad.history.explain,
+        heptad.history.export.jsonl,
     )
 }
 
@@ -824,10 +824,10 @@ def asked_meanwhile(ask: Callable[[TransitionLog], Any], turns: int, capacity: i
     """Returns what a log answers after that many turns, with further turns made while it is being read."""
     with clock_and_chunks(16):
         engine = null_engine(5_000, log_capacity=capacity)
-        engine.run(until=lambda run: run.memory.seq == turns)
+        engine.run(until=lambda run: run.buffer.seq == turns)
         with turns_between_lines(engine):
             answer = ask(engine.current.log)
-        assert turns < engine.current.memory.seq
+        assert turns < engine.current.buffer.seq
         assert not engine.current.ended
     return answer
 
@@ -895,7 +895,7 @@ def test_what_a_signal_handler_notes_while_a_chunk_is_packed_is_bound_to_the_rig
     engine = null_engine(600)
 
     def trace(frame: FrameType, event: str, argument: object) -> Any:
-        if frame.f_code is not heptad.log.memory.Memory.settle.__code__:
+        if frame.f_code is not heptad.record.buffer.LogBuffer.settle.__code__:
             return None
         if event == "line":
             engine.current.note("a signal")

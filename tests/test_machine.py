@@ -11,8 +11,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import heptad.bodies
-import heptad.run
+import heptad.run.guards
+import heptad.step.bodies
 from builders import (
     STATES,
     Actor,
@@ -29,11 +29,13 @@ from builders import (
     weights,
 )
 from heptad import Arc, Detour, Engine, RunConfig, State
-from heptad.log import Memory
 from heptad.machine import Machine, StockMachine
-from heptad.plugin import Mark, Subscription
-from heptad.run import GUARDS, Run
-from heptad.states import Table, training_table
+from heptad.plugin.contract import Mark
+from heptad.plugin.subscription import Subscription
+from heptad.record.buffer import LogBuffer
+from heptad.run.guards import GUARDS
+from heptad.run.run import Run
+from heptad.table import Table, training_table
 
 
 class StockEngine(Engine):
@@ -43,14 +45,14 @@ class StockEngine(Engine):
 
 
 def observed(engine: Engine, actor: Actor) -> dict[str, Any]:
-    """Runs an engine to its end, on from where it parks, and returns all that can be told of it but times."""
+    """Runs an engine to its end, on from where it pauses, and returns all that can be told of it but times."""
     error = drive(engine)
     run = engine.current
     return {
         "records": records(run.log),
         "notes": remarks(run),
         "heard": actor.heard,
-        "state": (run.state, run.reason, run.parked, run.counters()),
+        "state": (run.state, run.reason, run.paused, run.counters()),
         "error": None if error is None else (type(error), str(error), error.__notes__),
         "weights": [tensor.tolist() for tensor in weights(run.network)],
     }
@@ -135,10 +137,10 @@ def counted(original: Callable[[Run], Any], fail_at: int) -> Callable[[Run], Any
 @pytest.mark.parametrize("guard", ["epochs_remain", "batches_remain", "update_due"])
 def test_stock_equals_compiled_when_a_guard_raises(guard: str, call: int, monkeypatch: pytest.MonkeyPatch):
     """The failure, its place, its note and the answers given before it are the same."""
-    original = heptad.run.GUARDS[guard]
+    original = heptad.run.guards.GUARDS[guard]
 
     def make() -> dict[str, Any]:
-        monkeypatch.setitem(heptad.run.GUARDS, guard, counted(original, call))
+        monkeypatch.setitem(heptad.run.guards.GUARDS, guard, counted(original, call))
         return {"accumulation": 2}
 
     stock, compiled = both(make)
@@ -150,10 +152,10 @@ def test_stock_equals_compiled_when_a_guard_raises(guard: str, call: int, monkey
 @pytest.mark.parametrize("state", [state for state in STATES if state != "process_batch"])
 def test_stock_equals_compiled_when_a_body_raises(state: str, monkeypatch: pytest.MonkeyPatch):
     """A body that fails at its first call fails in the same place with the same note."""
-    original = heptad.bodies.BODIES[state]
+    original = heptad.step.bodies.BODIES[state]
 
     def make() -> dict[str, Any]:
-        monkeypatch.setitem(heptad.bodies.BODIES, state, counted(original, 1))
+        monkeypatch.setitem(heptad.step.bodies.BODIES, state, counted(original, 1))
         return {"accumulation": 2}
 
     stock, compiled = both(make)
@@ -181,7 +183,7 @@ def test_what_is_no_exception_is_raised_unchanged_by_both(engine_class: type[Eng
 @settings(max_examples=80)
 @given(plan=plans())
 def test_stock_equals_compiled_with_detours(plan: Plan):
-    """Up to three detours, from any states, with stops, parking and failures on any edge."""
+    """Up to three detours, from any states, with stops, pausing and failures on any moment."""
     stock, compiled = (observed(*plan.build(engine_class)) for engine_class in (StockEngine, Engine))
     assert stock == compiled
 
@@ -214,14 +216,14 @@ def tables(draw: st.DrawFn) -> Table:
 
 def scripted(machine_class: type[Machine], table: Table, seed: int, portions: list[int], fail_at: int | None) -> Any:
     """Drives a table by a seeded script, some turns at a time, and returns what was called, logged and raised."""
-    parts = small_engine().current.parts
-    run = Run(table, RunConfig(epochs=1), parts, Memory(table, 1000))
+    parts = small_engine().current.runtime
+    run = Run(table, RunConfig(epochs=1), parts, LogBuffer(table, 1000))
     calls: list[tuple[str, str, int]] = []
 
     def called(kind: str, name: str) -> None:
         if len(calls) == fail_at:
             raise Planned(f"{kind} {name}")
-        calls.append((kind, name, run.memory.seq))
+        calls.append((kind, name, run.buffer.seq))
 
     def body(name: str) -> Callable[[Run], None]:
         return lambda run: called("body", name)
@@ -229,24 +231,24 @@ def scripted(machine_class: type[Machine], table: Table, seed: int, portions: li
     def guard(name: str) -> Callable[[Run], bool]:
         def ask(run: Run) -> bool:
             called("guard", name)
-            return random.Random(f"{seed} {name} {run.memory.seq}").random() < 0.5
+            return random.Random(f"{seed} {name} {run.buffer.seq}").random() < 0.5
 
         return ask
 
-    def handler(edge: str, state: str, number: int) -> Subscription:
+    def handler(moment: str, state: str, number: int) -> Subscription:
         def call(run: Run) -> None:
-            called(f"{edge} {number}", state)
-            if random.Random(f"{seed} {edge} {state} {run.memory.seq}").random() < 0.1:
+            called(f"{moment} {number}", state)
+            if random.Random(f"{seed} {moment} {state} {run.buffer.seq}").random() < 0.1:
                 run.position.halt = True
 
-        return Subscription(None, f"handler {number} on {edge} of {state}", Mark(edge, state), call)
+        return Subscription(None, f"handler {number} on {moment} of {state}", Mark(moment, state), call)
 
     shown = sorted({state.shown for state in table.states if state.kind in ("scope", "detour")})
     handlers = [
-        handler(edge, state, number)
+        handler(moment, state, number)
         for state in shown
-        for edge in ("enter", "exit")
-        for number in range(random.Random(f"{seed} {edge} {state}").randrange(3))
+        for moment in ("enter", "exit")
+        for number in range(random.Random(f"{seed} {moment} {state}").randrange(3))
     ]
     names = [state.name for state in table.states]
     owners = {"s0": "owner of s0", "g0": "owner of g0"}
@@ -254,12 +256,12 @@ def scripted(machine_class: type[Machine], table: Table, seed: int, portions: li
         run, {name: body(name) for name in names}, {name: guard(name) for name in table.guards}, handlers, owners
     )
     error = None
-    run.memory.go()
+    run.buffer.go()
     try:
         for turns in portions:
             run.position.halt = False
             machine.drive(run, turns)
-            calls.append(("portion", run.state, run.memory.seq))
+            calls.append(("portion", run.state, run.buffer.seq))
             if run.ended:
                 break
     except Planned as raised:
@@ -290,7 +292,7 @@ def test_a_turn_is_body_exit_guards_record_entry(machine_class: type[Machine]):
         [Arc("start", "work"), Arc("work", "work", "again"), Arc("work", "end", "done"), Arc("work", "end")],
         ["again", "done"],
     )
-    run = Run(table, RunConfig(epochs=1), small_engine().current.parts, Memory(table, 1000))
+    run = Run(table, RunConfig(epochs=1), small_engine().current.runtime, LogBuffer(table, 1000))
     calls: list[tuple[str, int]] = []
 
     def note(name: str, answer: bool = False) -> Callable[[Run], bool]:
@@ -320,7 +322,7 @@ def test_a_turn_is_body_exit_guards_record_entry(machine_class: type[Machine]):
 
 def machine_of(table: Table) -> tuple[Run, Machine, dict[str, Callable[[Run], bool]]]:
     """Returns a run over a table and its compiled machine, with a guard of its own for each of the table's."""
-    run = Run(table, RunConfig(epochs=1), small_engine().current.parts, Memory(table, 1000))
+    run = Run(table, RunConfig(epochs=1), small_engine().current.runtime, LogBuffer(table, 1000))
     guards = {name: GUARDS.get(name, lambda run: False) for name in table.guards}
     return run, Machine(run, {}, guards), guards
 
@@ -376,7 +378,7 @@ def test_the_model_says_the_state_of_the_run():
 def test_a_trigger_makes_exactly_one_turn(machine_class: type[Machine]):
     """The library's trigger is one turn, compiled or not."""
     table = training_table()
-    run = Run(table, RunConfig(epochs=1), small_engine().current.parts, Memory(table, 1000))
+    run = Run(table, RunConfig(epochs=1), small_engine().current.runtime, LogBuffer(table, 1000))
     machine = machine_class(run, {}, GUARDS)
     path = ["idle"]
     for dest in ("before_loop", "before_epoch", "after_epoch"):

@@ -120,7 +120,7 @@ def test_the_wheel_holds_the_two_packages_and_nothing_else(wheel: Path):
         str(path.relative_to(root))
         for package, root in PACKAGES.items()
         for path in (root / package).rglob("*")
-        if path.suffix == ".py" or path.name == "py.typed"
+        if path.suffix in (".py", ".pyi") or path.name == "py.typed"
     }
     assert {"heptad/py.typed", "heptad_plugins/py.typed", "heptad/engine.py"} <= expected
     expected |= {f"{info(wheel)}/{name}" for name in ("METADATA", "RECORD", "WHEEL", "entry_points.txt")}

@@ -85,8 +85,8 @@ TWO_EPOCHS = [
 # fmt: on
 
 
-def stopping(engine, edge, state, event=1):
-    """Subscribes a stop at the n-th event of an edge, and returns the engine."""
+def stopping(engine, moment, state, event=1):
+    """Subscribes a stop at the n-th event of a moment, and returns the engine."""
     left = [event]
 
     def stop(run):
@@ -94,7 +94,7 @@ def stopping(engine, edge, state, event=1):
         if left[0] == 0:
             run.stop("enough")
 
-    (engine.on_enter if edge == "enter" else engine.on_exit)(state)(stop)
+    (engine.on_enter if moment == "enter" else engine.on_exit)(state)(stop)
     return engine
 
 

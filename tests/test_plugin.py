@@ -9,7 +9,8 @@ import pytest
 
 from builders import small_engine
 from heptad import Detour, EngineError, Plugin, PluginError, Run, on_enter, on_exit
-from heptad.plugin import Mark, Subscription
+from heptad.plugin.contract import Mark
+from heptad.plugin.subscription import Subscription
 
 
 def calls_of(*plugins: Any, loader: Any = 4, **config: Any) -> list[Any]:
@@ -25,7 +26,7 @@ def calls_of(*plugins: Any, loader: Any = 4, **config: Any) -> list[Any]:
 
 
 def test_the_name_of_a_method_is_its_subscription():
-    """`on_enter_<state>` and `on_exit_<state>` are called on these edges, with the run."""
+    """`on_enter_<state>` and `on_exit_<state>` are called on these moments, with the run."""
 
     class Named(Plugin):
         def on_enter_before_epoch(self, run: Run) -> None:
@@ -87,7 +88,7 @@ def test_marks_return_the_function_as_it_was():
 
 
 def test_a_method_whose_name_begins_with_on_must_name_an_edge():
-    """A name that begins with `on_` and names no edge is a mistake, because it would never be called."""
+    """A name that begins with `on_` and names no moment is a mistake, because it would never be called."""
 
     class Typo(Plugin):
         def on_step(self, run: Run) -> None:
@@ -150,21 +151,21 @@ def test_when_is_asked_only_at_the_events_that_every_lets_through():
     assert asked == [2, 4]
 
 
-def test_every_counts_the_events_of_the_run_over_epochs_and_parking():
-    """The count goes on from epoch to epoch, and where the run was parked."""
+def test_every_counts_the_events_of_the_run_over_epochs_and_pausing():
+    """The count goes on from epoch to epoch, and where the run was paused."""
 
     class Third(Plugin):
         @on_exit("after_step", every=3)
         def look(self, run: Run) -> None:
             self.calls.append(run.step)
 
-    straight, parked = Third(), Third()
+    straight, paused = Third(), Third()
     assert calls_of(straight, loader=4, epochs=2) == [3, 6]
-    parked.calls = []
-    engine = small_engine(4, [parked], epochs=2)
+    paused.calls = []
+    engine = small_engine(4, [paused], epochs=2)
     while not engine.current.ended:
         engine.run(until=lambda run: True)
-    assert parked.calls == [3, 6]
+    assert paused.calls == [3, 6]
 
 
 def test_every_instance_counts_for_itself():
@@ -322,7 +323,7 @@ def test_a_plugins_name_is_that_of_its_class_unless_it_says_otherwise():
 
 
 class Letter(Plugin):
-    """Writes its letter on both edges of a state, and for its life."""
+    """Writes its letter on both moments of a state, and for its life."""
 
     def __init__(self, letter: str, calls: list[Any] | None = None) -> None:
         self.name = letter
@@ -338,7 +339,7 @@ class Letter(Plugin):
 @pytest.mark.parametrize("letters", ["abc", "cab"])
 def test_handlers_of_one_edge_run_in_the_order_of_the_plugins(letters: str):
     """The list of plugins is the order, on entry and on exit alike."""
-    expected = [(letter, edge) for edge in ("enter", "exit") for letter in letters]
+    expected = [(letter, moment) for moment in ("enter", "exit") for letter in letters]
     assert calls_of(*map(Letter, letters)) == expected
 
 
@@ -406,8 +407,8 @@ def test_functions_are_refused_once_the_run_has_started():
 
 @pytest.mark.parametrize("state", ["idle", "finished", "failed"])
 def test_the_bookends_have_no_handlers(state: str):
-    """Nothing runs on their edges; the message says what to use."""
-    with pytest.raises(PluginError, match=re.escape(f"the bookend '{state}'; nothing runs on its edges, use open()")):
+    """Nothing runs on their moments; the message says what to use."""
+    with pytest.raises(PluginError, match=re.escape(f"the bookend '{state}'; nothing runs on its moments, use open()")):
         small_engine().on_enter(state)(lambda run: None)
 
 
@@ -415,7 +416,7 @@ def test_the_bookends_have_no_handlers(state: str):
 
 
 class Living(Plugin):
-    """Writes down when it is opened, parked and closed."""
+    """Writes down when it is opened, paused and closed."""
 
     def __init__(self, name: str, lives: list[tuple[str, str, str]], fails: str = "") -> None:
         self.name = name
@@ -433,8 +434,8 @@ class Living(Plugin):
     def close(self, run: Run) -> None:
         self._live("close", run)
 
-    def on_park(self, run: Run) -> None:
-        self._live("park", run)
+    def on_pause(self, run: Run) -> None:
+        self._live("pause", run)
 
 
 def living(*fails: str) -> tuple[Any, list[tuple[str, str, str]]]:
@@ -455,7 +456,7 @@ def test_plugins_are_opened_in_order_and_closed_in_reverse():
 
 
 def test_every_call_of_run_opens_and_closes():
-    """A parked run's plugins are closed, and opened again when it goes on; `until` calls no `on_park`."""
+    """A paused run's plugins are closed, and opened again when it goes on; `until` calls no `on_pause`."""
     engine, lives = living()
     engine.run(until="after_step")
     engine.run()
@@ -467,14 +468,14 @@ def test_every_call_of_run_opens_and_closes():
     ]
 
 
-def test_on_park_is_called_in_order_where_an_interrupt_parked_before_plugins_are_closed():
+def test_on_pause_is_called_in_order_where_an_interrupt_paused_before_plugins_are_closed():
     """At the place where the run stands, between two turns."""
     engine, lives = living()
-    engine.on_enter("before_step", once=True)(lambda run: run.interrupt("a look"))
+    engine.on_enter("before_step", once=True)(lambda run: run.pause("a look"))
     engine.run()
     assert lives == [
         *(("open", name, "idle") for name in "abc"),
-        *(("park", name, "before_step") for name in "abc"),
+        *(("pause", name, "before_step") for name in "abc"),
         *(("close", name, "before_step") for name in "cba"),
     ]
 
@@ -599,9 +600,9 @@ def test_a_handler_that_is_no_function_is_refused():
     assert small_engine(2, [type("Own", (Plugin,), {"on_gpu": True})()]).run().state == "finished"
 
 
-@pytest.mark.parametrize("method", ["open", "close", "on_park"])
+@pytest.mark.parametrize("method", ["open", "close", "on_pause"])
 def test_the_methods_of_a_plugins_life_take_the_run(method: str):
-    """Found when the engine is built: `on_park` is called when it is too late to mend."""
+    """Found when the engine is built: `on_pause` is called when it is too late to mend."""
     plugin = type("Short", (Plugin,), {method: lambda self: None})
     with pytest.raises(PluginError, match=rf"Short\.{method}\(\) cannot be called with the run alone"):
         small_engine(2, [plugin()])

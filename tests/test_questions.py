@@ -24,9 +24,10 @@ from hypothesis import strategies as st
 from builders import Plan, Side, drive, plans, records, small_engine
 from heptad import Components, Detour, Engine, EngineError, Plugin, Run, RunConfig, TransitionLog, on_exit
 from heptad.errors import LogError
-from heptad.log import Called, Source, jsonl, timeline
-from heptad.log.chunk import View
-from heptad.log.explain import OWN
+from heptad.history.explain import OWN, Called
+from heptad.history.export import jsonl, timeline
+from heptad.history.source import Source
+from heptad.record.chunk import View
 from heptad_plugins import Journal, LRSchedule
 
 
@@ -77,7 +78,7 @@ def told(value: Any) -> tuple[Any, ...]:
 def test_a_journal_and_lines_of_json_answer_as_the_live_log_does(
     plan: Plan, traced: bool, tmp_path_factory: pytest.TempPathFactory
 ):
-    """All questions, for runs that finish, stop, park and fail, with handlers traced or not."""
+    """All questions, for runs that finish, stop, pause and fail, with handlers traced or not."""
     folder = tmp_path_factory.mktemp("log")
     live, journal = journalled(plan, folder, trace_handlers=traced)
     assert_same(live, journal)
@@ -329,8 +330,8 @@ class Rare(Plugin):
 
 
 def calls(log: TransitionLog, seq: int) -> list[tuple[str, str, str, bool]]:
-    """Returns who was called in a turn: (edge, who, outcome, whether a time is told)."""
-    return [(c.edge, c.who, c.outcome, c.duration_ns is not None) for c in log.explain(seq).calls]
+    """Returns who was called in a turn: (moment, who, outcome, whether a time is told)."""
+    return [(c.moment, c.who, c.outcome, c.duration_ns is not None) for c in log.explain(seq).calls]
 
 
 @pytest.mark.parametrize("traced", [False, True])
@@ -375,13 +376,13 @@ def test_str_of_an_explanation_reads_well():
 
 
 @pytest.mark.parametrize(
-    ("edge", "state", "expected"),
+    ("moment", "state", "expected"),
     [
         ("exit", "process_batch", {4: [("exit", "first"), ("exit", "fails")]}),
         ("enter", "process_batch", {3: [("enter", "first"), ("enter", "fails")], 4: []}),
     ],
 )
-def test_explain_of_a_failure_names_the_handlers_up_to_it(edge: str, state: str, expected: dict[int, Any]):
+def test_explain_of_a_failure_names_the_handlers_up_to_it(moment: str, state: str, expected: dict[int, Any]):
     """Those after the one that raised were not called; where it raised on entry, the turn before says so."""
     engine = small_engine(1)
 
@@ -396,11 +397,11 @@ def test_explain_of_a_failure_names_the_handlers_up_to_it(edge: str, state: str,
 
     for function in (first, fails, last):
         function.__qualname__ = function.__name__
-        getattr(engine, f"on_{edge}")(state)(function)
+        getattr(engine, f"on_{moment}")(state)(function)
     assert type(drive(engine)) is ValueError
     for seq, called in expected.items():
         told = engine.current.log.explain(seq).calls
-        assert [(c.edge, c.who) for c in told] == called
+        assert [(c.moment, c.who) for c in told] == called
         assert [c.outcome for c in told] == ["called", "raised"][: len(called)]
 
 
@@ -479,7 +480,7 @@ def test_diff_finds_another_answer_of_a_guard():
 
 
 def test_diff_finds_another_order_of_handlers():
-    """The path is the same; the edge whose handlers are called in another order is named."""
+    """The path is the same; the moment whose handlers are called in another order is named."""
     found = staged(plugins=[First(), Second()]).diff(staged(plugins=[Second(), First()]))
     assert found.seq is None
     assert [str(fact) for fact in found.facts] == [
@@ -542,7 +543,7 @@ def test_diff_says_where_one_log_ends_and_the_other_goes_on():
     """A run that was killed or is still going on is a beginning of the other."""
     engine = small_engine(3)
     engine.run(until="after_epoch")
-    found = engine.current.log.diff(small_engine(3).run().log, ignore=["park"])
+    found = engine.current.log.diff(small_engine(3).run().log, ignore=["pause"])
     assert [str(part) for part in found.parted] == ["end: the log ends with #14 here, it goes on to #16 there"]
     assert (found.here, [t.dest for t in found.there]) == ((), ["after_loop", "finished"])
 
@@ -622,7 +623,7 @@ def assert_trace(log: TransitionLog, path: Path) -> list[tuple[int, int, str, st
 @settings(max_examples=30)
 @given(plan=plans(), capacity=st.sampled_from([1_000_000, 40, 7]))
 def test_spans_of_a_trace_lie_within_each_other(plan: Plan, capacity: int, tmp_path_factory: pytest.TempPathFactory):
-    """For runs that stop, fail and park, and logs that begin in mid-run; every stay, step and epoch has its span."""
+    """For runs that stop, fail and pause, and logs that begin in mid-run; every stay, step and epoch has its span."""
     plan.config.update({"log_capacity": capacity, "trace_handlers": True})
     engine, _ = plan.build()
     engine.on_exit("process_batch")(lambda run: run.record("loss", run.loss))
@@ -667,19 +668,19 @@ def test_a_trace_has_counters_and_names_what_it_shows(tmp_path: Path):
     assert stays == [t.duration_ns for t in log.where(source="process_batch")]
 
 
-def test_a_parked_state_says_how_long_it_was_parked(tmp_path: Path):
-    """Its span is as long as the run was in it; its args tell what of that was parked."""
+def test_a_paused_state_says_how_long_it_was_paused(tmp_path: Path):
+    """Its span is as long as the run was in it; its args tell what of that was paused."""
     engine = small_engine(2)
     engine.run(until="before_step")
     engine.run()
     events = json.loads(engine.current.log.to_trace(tmp_path / "trace.json").read_text())["traceEvents"]
-    parked = [event for event in events if "parked_us" in event.get("args", {})]
-    assert [event["name"] for event in parked] == ["idle", "before_step"][-len(parked) :]
-    (stay,) = (event for event in parked if event["name"] == "before_step")
+    paused = [event for event in events if "paused_us" in event.get("args", {})]
+    assert [event["name"] for event in paused] == ["idle", "before_step"][-len(paused) :]
+    (stay,) = (event for event in paused if event["name"] == "before_step")
     row = engine.current.log[stay["args"]["seq"]]
     began = round(stay["ts"] * 1e3)
     (end,) = (end for begin, end, kind, _ in intervals(events) if (begin, kind) == (began, "state"))
-    assert end - began - round(stay["args"]["parked_us"] * 1e3) == row.duration_ns
+    assert end - began - round(stay["args"]["paused_us"] * 1e3) == row.duration_ns
 
 
 def test_a_data_frame_has_the_columns_of_a_transition(tmp_path: Path):

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from heptad.cli.main import COMMANDS
-from heptad.states import training_table
+from heptad.table import training_table
 from pages import ROUNDS, Session, has_figures
 
 README = Path(__file__).parent.parent / "README.md"

@@ -1,4 +1,4 @@
-"""Resuming: what it takes, what it refuses, what it leaves alone, and that it is exact from wherever a run parks."""
+"""Resuming: what it takes, what it refuses, what it leaves alone, and that it is exact from wherever a run pauses."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ from heptad import (
     TransitionLog,
     on_exit,
 )
-from heptad.checkpoint import Store
+from heptad.checkpoints.store import Store
 from heptad_plugins import Checkpoint, CSVLogger, EarlyStopping, Evaluate, GradientClipping, Journal, Progress
 from scenario import build, held_out, network, outcome
 
@@ -606,8 +606,8 @@ class Stops(Plugin):
         (1, "drop", True, "epoch 0 was cut short by max_updates=1, after 2 of its 5 batches"),
     ],
 )
-@pytest.mark.parametrize("parked", [False, True])
-def test_an_epoch_that_was_cut_short_is_told(updates, remainder, sized, told, parked, tmp_path):
+@pytest.mark.parametrize("paused", [False, True])
+def test_an_epoch_that_was_cut_short_is_told(updates, remainder, sized, told, paused, tmp_path):
     """With more updates the run goes on behind it, and is not the one that was asked for them at once."""
 
     def make(limit: int) -> Engine:
@@ -617,8 +617,8 @@ def test_an_epoch_that_was_cut_short_is_told(updates, remainder, sized, told, pa
             RunConfig(max_updates=limit, accumulation=2, remainder=remainder),
             [Checkpoint(tmp_path)],
         )
-        if parked:
-            engine.on_enter("after_epoch")(lambda run: run.interrupt("so") if run.update == updates else None)
+        if paused:
+            engine.on_enter("after_epoch")(lambda run: run.pause("so") if run.update == updates else None)
         return engine
 
     make(updates).run()
@@ -666,8 +666,8 @@ def test_every_keeps_its_phase(tmp_path):
 
 @settings(max_examples=25)
 @given(plan=plans())
-def test_from_wherever_a_run_parks(plan: Plan):
-    """Random runs, with detours, stops, failures and interrupts, taken down and built anew at each place they park."""
+def test_from_wherever_a_run_pauses(plan: Plan):
+    """Random runs, with detours, stops, failures and interrupts, taken down and built anew at each place they pause."""
     straight, actor = plan.build()
     drive_all(straight)
     with tempfile.TemporaryDirectory() as folder:
@@ -700,14 +700,14 @@ def test_from_wherever_a_run_parks(plan: Plan):
 
 
 class Store_(Plugin):
-    """Stores a checkpoint wherever an interrupt parks the run."""
+    """Stores a checkpoint wherever an interrupt pauses the run."""
 
     observes = True
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
-    def on_park(self, run: Run) -> None:
+    def on_pause(self, run: Run) -> None:
         store = Store(self.folder)
         store.save(run.snapshot())
         store.rotate(1)
@@ -1276,12 +1276,12 @@ def test_data_that_end_before_the_place_are_told(tmp_path):
         engine_of(tmp_path, shorter).run(resume="auto")
 
 
-@pytest.mark.parametrize("where", ["idle", "finished", "an edge", "in mid-step"])
+@pytest.mark.parametrize("where", ["idle", "finished", "a moment", "in mid-step"])
 def test_no_snapshot_is_taken_where_there_can_be_none(where, tmp_path):
     """Each place says where one can be taken."""
     engine = engine_of(tmp_path, components(small_network()))
-    if where == "an edge":
-        with pytest.raises(EngineError, match="between two turns or in the body of a detour, not on an edge of"):
+    if where == "a moment":
+        with pytest.raises(EngineError, match="between two turns or in the body of a detour, not on a moment of"):
             engine.on_exit("before_step")(lambda run: run.snapshot())
             engine.run()
         return

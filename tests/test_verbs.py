@@ -12,8 +12,8 @@ from builders import STATES, Unsized, batches, small_engine, small_network, weig
 from heptad import Components, ConfigError, DataError, Engine, EngineError, LossOutput, Plugin, RunConfig
 
 
-def on(engine, edge, state, act, event=1):
-    """Subscribes a function to the n-th event of an edge, and returns the engine."""
+def on(engine, moment, state, act, event=1):
+    """Subscribes a function to the n-th event of a moment, and returns the engine."""
     left = [event]
 
     def handler(run):
@@ -21,7 +21,7 @@ def on(engine, edge, state, act, event=1):
         if left[0] == 0:
             act(run)
 
-    (engine.on_enter if edge == "enter" else engine.on_exit)(state)(handler)
+    (engine.on_enter if moment == "enter" else engine.on_exit)(state)(handler)
     return engine
 
 
@@ -40,13 +40,13 @@ def engine_of(compute_loss, count=3, **config):
 
 
 def at_every_edge(act):
-    """Returns a plugin that calls a function on every edge."""
+    """Returns a plugin that calls a function on every moment."""
 
     def handler(self, run):
         act(run)
 
-    edges = {f"on_{edge}_{state}": handler for state in STATES for edge in ("enter", "exit")}
-    return type("AtEveryEdge", (Plugin,), edges)()
+    moments = {f"on_{moment}_{state}": handler for state in STATES for moment in ("enter", "exit")}
+    return type("AtEveryEdge", (Plugin,), moments)()
 
 
 # -- stop
@@ -86,7 +86,7 @@ def test_without_a_stop_the_reason_is_the_limit(config, reason):
     assert small_engine(3, **config).run().reason == reason
 
 
-@pytest.mark.parametrize("verb", ["stop", "interrupt"])
+@pytest.mark.parametrize("verb", ["stop", "pause"])
 @pytest.mark.parametrize("state", ["finished", "failed"])
 def test_verbs_come_too_late(verb, state):
     """`stop` and `interrupt` on a run that has ended are errors: they could do nothing."""
@@ -109,21 +109,21 @@ def test_verbs_come_too_late(verb, state):
 
 
 def test_interrupt_stands_in_the_log():
-    """The note is bound to the turn in which the interrupt was asked for, that of the park to the one after which."""
-    engine = on(small_engine(3), "exit", "process_batch", lambda run: run.interrupt("the disk is full"))
+    """The note is bound to the turn in which the interrupt was asked for, that of the pause to the one after which."""
+    engine = on(small_engine(3), "exit", "process_batch", lambda run: run.pause("the disk is full"))
     run = engine.run()
-    assert (run.state, run.parked, run.reason) == ("before_step", "the disk is full", None)
-    asked, parked = run.log.notes("interrupt") + run.log.notes("park")
+    assert (run.state, run.paused, run.reason) == ("before_step", "the disk is full", None)
+    asked, paused = run.log.notes("interrupt") + run.log.notes("pause")
     assert (asked.text, run.log[asked.seq].source) == ("the disk is full", "process_batch")
-    assert (parked.text, parked.seq) == ("the disk is full", run.log[-1].seq)
+    assert (paused.text, paused.seq) == ("the disk is full", run.log[-1].seq)
 
 
 def test_interrupt_before_the_run():
-    """It parks at the end of the first turn."""
+    """It pauses at the end of the first turn."""
     engine = small_engine(3)
-    engine.current.interrupt("wait")
+    engine.current.pause("wait")
     run = engine.run()
-    assert (run.state, run.parked) == ("before_loop", "wait")
+    assert (run.state, run.paused) == ("before_loop", "wait")
     assert engine.run().state == "finished"
 
 
@@ -257,7 +257,7 @@ def updates_at(engine):
 
 
 @pytest.mark.parametrize(
-    ("edge", "state", "event", "expected"),
+    ("moment", "state", "event", "expected"),
     [
         ("enter", "before_loop", 1, [3, 6, 9, 12]),
         ("exit", "before_epoch", 1, [3, 6, 9, 12]),
@@ -271,10 +271,10 @@ def updates_at(engine):
         ("exit", "after_epoch", 1, [2, 4, 6, 9, 12]),
     ],
 )
-def test_a_new_accumulation_holds_from_the_next_window_on(edge, state, event, expected):
+def test_a_new_accumulation_holds_from_the_next_window_on(moment, state, event, expected):
     """Of two epochs of six batches, k = 2: an open window keeps its size, the next one holds three steps."""
     engine = small_engine(6, epochs=2, accumulation=2)
-    on(engine, edge, state, lambda run: run.set_accumulation(3), event)
+    on(engine, moment, state, lambda run: run.set_accumulation(3), event)
     assert updates_at(engine) == expected
 
 
@@ -346,7 +346,7 @@ def test_the_gradient_of_a_resized_window():
     ],
 )
 def test_the_updates_of_a_run_are_known_ahead(loader, config, expected):
-    """Before the start, at every edge and at the end the number is the same, and it is how many there are."""
+    """Before the start, at every moment and at the end the number is the same, and it is how many there are."""
     seen = []
     engine = small_engine(loader, [at_every_edge(lambda run: seen.append(run.total_updates))], **config)
     assert engine.current.total_updates == expected
@@ -357,22 +357,24 @@ def test_the_updates_of_a_run_are_known_ahead(loader, config, expected):
 
 @pytest.mark.parametrize("remainder", ["extend", "flush", "drop"])
 @pytest.mark.parametrize(
-    ("edge", "state"),
+    ("moment", "state"),
     [("enter", "before_loop"), ("exit", "after_step"), ("exit", "optimizer_update"), ("exit", "after_epoch")],
 )
-def test_total_updates_follows_a_new_accumulation(remainder, edge, state):
-    """From the change on it says at every edge how many updates there are at the end."""
+def test_total_updates_follows_a_new_accumulation(remainder, moment, state):
+    """From the change on it says at every moment how many updates there are at the end."""
     wrong = [
         (count, before, after, seen, updates)
         for count, before, after in product(range(1, 8), (1, 3), range(1, 5))
-        for seen, updates in [said_after_a_change(count, before, after, remainder=remainder, edge=edge, state=state)]
+        for seen, updates in [
+            said_after_a_change(count, before, after, remainder=remainder, moment=moment, state=state)
+        ]
         if {total for *_, total in seen} - {updates}
     ]
     assert wrong == []
 
 
-def said_after_a_change(count, before, after, *, remainder, edge, state):
-    """Changes k at the first event of an edge; returns what was said at each edge from then on, and what came."""
+def said_after_a_change(count, before, after, *, remainder, moment, state):
+    """Changes k at the first event of a moment; returns what was said at each moment from then on, and what came."""
     seen, changed = [], []
 
     def change(run):
@@ -383,7 +385,7 @@ def said_after_a_change(count, before, after, *, remainder, edge, state):
         if changed:
             seen.append((run.state, run.step, run.total_updates))
 
-    engine = on(small_engine(count, epochs=2, accumulation=before, remainder=remainder), edge, state, change)
+    engine = on(small_engine(count, epochs=2, accumulation=before, remainder=remainder), moment, state, change)
     for each in STATES:
         engine.on_enter(each)(look)
         engine.on_exit(each)(look)
@@ -420,10 +422,15 @@ def test_a_skipped_update_leaves_the_weights_alone():
 
 
 @pytest.mark.parametrize(
-    ("edge", "state"),
-    [(edge, state) for state in STATES for edge in ("enter", "exit") if (edge, state) != ("enter", "optimizer_update")],
+    ("moment", "state"),
+    [
+        (moment, state)
+        for state in STATES
+        for moment in ("enter", "exit")
+        if (moment, state) != ("enter", "optimizer_update")
+    ],
 )
-def test_an_update_can_be_skipped_on_entry_to_it_only(edge, state):
+def test_an_update_can_be_skipped_on_entry_to_it_only(moment, state):
     """Anywhere else the call is an error, and the update is made."""
     engine = small_engine(1)
 
@@ -431,7 +438,7 @@ def test_an_update_can_be_skipped_on_entry_to_it_only(edge, state):
         with pytest.raises(EngineError, match=f"on entry to optimizer_update only, the run is in {state}"):
             run.skip_update("too early or too late")
 
-    on(engine, edge, state, skip)
+    on(engine, moment, state, skip)
     assert engine.run().update == 1
 
 
@@ -539,10 +546,10 @@ def test_a_run_reads_as_a_line():
     """Its repr says where it is."""
     engine = small_engine(3)
     run = engine.run(until="after_step")
-    assert repr(run) == "<Run in after_step (parked: until after_step): epoch 0, batch 0, step 0, update 0>"
+    assert repr(run) == "<Run in after_step (paused: until after_step): epoch 0, batch 0, step 0, update 0>"
 
 
-@pytest.mark.parametrize("verb", ["stop", "interrupt", "note"])
+@pytest.mark.parametrize("verb", ["stop", "pause", "note"])
 @pytest.mark.parametrize("given", [None, 3, {"a": 1}, torch.ones(())])
 def test_what_is_to_be_said_is_a_text(verb, given):
     """Refused where it is said: the log could not keep it, and would find out much later."""

@@ -15,9 +15,12 @@ from pathlib import Path
 
 import heptad
 import heptad_plugins
-from heptad import errors, plan, states, subscriptions, testing
-from heptad.checkpoint import snapshot
-from heptad.log import chunk, diff, explain, record, summary, values
+from heptad import table, testing
+from heptad.history import diff, explain, summary
+from heptad.plugin import listing
+from heptad.record import chunk, events, values
+from heptad.run import snapshot
+from heptad.step import plan
 
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "reference.md"
 
@@ -33,16 +36,16 @@ CHAPTERS = {
     "Plugins of your own": ("Plugin", "on_enter", "on_exit", "Detour"),
     "The table": ("State", "Arc"),
     "The log": ("TransitionLog", "Transition"),
-    "Errors": ("EngineError", "ConfigError", "DataError", "PluginError", "TableError", "CheckpointError"),
+    "Errors": ("EngineError", "ConfigError", "DataError", "PluginError", "TableError", "CheckpointError", "LogError"),
 }
 """The names of `heptad.__all__`, in the order in which a reader meets them."""
 
 GIVEN = (
-    record.Note, values.Recorded, chunk.Call, summary.Duration,
+    events.Note, values.Recorded, chunk.Call, summary.Duration,
     explain.Explanation, explain.Tried, explain.Called,
     diff.Diff, diff.Fact, diff.Parting,
-    plan.PlannedTurn, plan.PlannedCall, subscriptions.SubscriptionTable, subscriptions.Subscribed,
-    snapshot.Snapshot, states.Table, testing.PluginReport, errors.LogError,
+    plan.PlannedTurn, plan.PlannedCall, listing.SubscriptionTable, listing.Subscribed,
+    snapshot.Snapshot, table.Table, testing.PluginReport,
 )  # fmt: skip
 """What the calls and attributes of the public names give or raise; not to be made by a user, so in no `__all__`."""
 

@@ -1,48 +1,48 @@
-"""Heptad: a training engine for PyTorch in which a training run is a finite state machine."""
+"""Heptad: a training engine for PyTorch in which a training run is a finite state machine.
 
-import sys
-import typing
+A public name is loaded when it is first asked for, so that reading a log at a terminal need not load torch.
+`__init__.pyi` gives type checkers the same names.
+"""
 
-from heptad.checkpoint.weights import load_weights
-from heptad.config import Components, LossOutput, RunConfig
-from heptad.engine import Engine
-from heptad.errors import CheckpointError, ConfigError, DataError, EngineError, PluginError, TableError
-from heptad.log import Transition, TransitionLog
-from heptad.plugin import Plugin, on_enter, on_exit
-from heptad.run import Run
-from heptad.states import Arc, Detour, State
+from importlib import import_module
 
-__all__ = [
-    "Arc",
-    "CheckpointError",
-    "Components",
-    "ConfigError",
-    "DataError",
-    "Detour",
-    "Engine",
-    "EngineError",
-    "LossOutput",
-    "Plugin",
-    "PluginError",
-    "Run",
-    "RunConfig",
-    "State",
-    "TableError",
-    "Transition",
-    "TransitionLog",
-    "load_weights",
-    "on_enter",
-    "on_exit",
-]
+_HOMES = {
+    "Arc": "table",
+    "CheckpointError": "errors",
+    "Components": "config",
+    "ConfigError": "errors",
+    "DataError": "errors",
+    "Detour": "plugin.detour",
+    "Engine": "engine",
+    "EngineError": "errors",
+    "LogError": "errors",
+    "LossOutput": "config",
+    "Plugin": "plugin.contract",
+    "PluginError": "errors",
+    "Run": "run.run",
+    "RunConfig": "config",
+    "State": "table",
+    "TableError": "errors",
+    "Transition": "history.transition",
+    "TransitionLog": "history.query",
+    "load_weights": "checkpoints.weights",
+    "on_enter": "plugin.contract",
+    "on_exit": "plugin.contract",
+}
+"""Each public name with the module that defines it."""
 
-if typing.TYPE_CHECKING:
-    __version__: str
-else:  # a checker that saw this function would let any name pass
+__all__ = list(_HOMES)  # pyright: ignore[reportUnsupportedDunderAll] - the names are in the stub
 
-    def __getattr__(name: str) -> str:
-        """Returns `__version__`, read from what is installed when somebody asks for it."""
-        if name != "__version__":
-            raise AttributeError(f"module 'heptad' has no attribute '{name}'", name=name, obj=sys.modules[__name__])
-        from heptad.log.writer import installed  # noqa: PLC0415 - at the top it would be a public name of the package
 
-        return installed("heptad")
+def __getattr__(name: str) -> object:
+    """Load a public name, or read `__version__` from what is installed."""
+    if name == "__version__":
+        return import_module("heptad.history.journal.versions").installed("heptad")
+    if name not in _HOMES:
+        raise AttributeError(f"module 'heptad' has no attribute '{name}'", name=name, obj=import_module("heptad"))
+    value = globals()[name] = getattr(import_module(f"heptad.{_HOMES[name]}"), name)
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_HOMES, "__version__"})

@@ -24,8 +24,7 @@ from pydantic.functional_validators import ModelWrapValidatorHandler  # pydantic
 from torch import nn
 from torch.optim import Optimizer
 
-from heptad.errors import ConfigError, EngineError, a_kind, add_note, kind, nearest
-from heptad.telling import told
+from heptad.errors import ConfigError, EngineError, a_kind, add_note, kind, nearest, summarize
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,8 +59,8 @@ class LossOutput:
             value: object = self.value
             if not isinstance(value, torch.Tensor) or value.dim():  # pyright: ignore[reportUnnecessaryIsInstance] - as above
                 raise EngineError(
-                    f"LossOutput.value must be the loss, a scalar tensor, got {told(value)}, and LossOutput.weight "
-                    "requires grad as a loss does: they are swapped; write LossOutput(loss, output=…)"
+                    f"LossOutput.value must be the loss, a scalar tensor, got {summarize(value)}, and "
+                    "LossOutput.weight requires grad as a loss does: they are swapped; write LossOutput(loss, output=…)"
                 )
 
 

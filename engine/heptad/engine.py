@@ -13,32 +13,39 @@ from typing import Any, Self, TypeVar
 
 import torch
 
-from heptad import evaluation, seeding
-from heptad.bodies import BODIES, FIRST_SUBSCRIBER, process_any, process_pair
-from heptad.checkpoint.capture import Holders, begin, capture, restore
-from heptad.checkpoint.finding import find, stores_of
-from heptad.checkpoint.identity import changed_options
+from heptad.checkpoints.capture import Holders, begin, capture, restore
+from heptad.checkpoints.finding import find, stores_of
+from heptad.checkpoints.identity import changed_options
 from heptad.config import Components, RunConfig, check_optimizer, check_together, is_optimizer
-from heptad.data import build_feed, resolve_device
-from heptad.detours import Visit
+from heptad.data import generators as seeding
+from heptad.data.build import build_feed
+from heptad.data.placement import resolve_device
 from heptad.errors import EngineError, PluginError, kind, nearest
-from heptad.log import Memory, Transition
+from heptad.history.transition import Transition
 from heptad.machine import Body, Guard, Machine
-from heptad.parts import Parts
-from heptad.plan import PlannedTurn, Walk
-from heptad.plugin import Mark, Plugin, Predicate, Subscription, titled, verify
-from heptad.roster import Roster
-from heptad.run import GUARDS, MID_STEP, Run
-from heptad.signals import CtrlC
-from heptad.states import Detour, guard_of, training_table
-from heptad.subscriptions import SubscriptionTable, tabulate
-from heptad.tracing import trace
+from heptad.plugin.contract import Mark, Plugin, Predicate, titled
+from heptad.plugin.detour import Detour
+from heptad.plugin.detour_state import DetourState
+from heptad.plugin.listing import SubscriptionTable, tabulate
+from heptad.plugin.manager import PluginManager
+from heptad.plugin.subscription import Subscription
+from heptad.plugin.tracing import trace
+from heptad.plugin.verify import verify
+from heptad.record.buffer import LogBuffer
+from heptad.run.guards import GUARDS, MID_STEP
+from heptad.run.run import Run
+from heptad.run.runtime import Runtime
+from heptad.run.signals import CtrlC
+from heptad.step import evaluation
+from heptad.step.bodies import BODIES, FIRST_SUBSCRIBER, process_any, process_pair
+from heptad.step.plan import PlannedTurn, Walk
+from heptad.table import guard_of, training_table
 
 F = TypeVar("F", bound=Callable[[Run], object])
 Until = Callable[[Run], bool]
 
 BY_ADVANCE = "advance"
-"""Why a run is parked that `advance` has driven."""
+"""Why a run is paused that `advance` has driven."""
 
 
 class Engine:
@@ -47,7 +54,7 @@ class Engine:
     Args:
         components: What the run works with.
         config: How it is to be run.
-        plugins: Instances; handlers of one edge are called in this order.
+        plugins: Instances; handlers of one moment are called in this order.
 
     Attributes:
         current: The run; in `idle` until `run` or `advance` is called.
@@ -66,15 +73,15 @@ class Engine:
             if not isinstance(value, expected):  # pyright: ignore[reportUnnecessaryIsInstance] - for callers without a type checker
                 raise EngineError(f"Engine takes Components, RunConfig and plugins in this order, got a {kind(value)}")
         check_together(components, config)
-        self._roster = Roster(plugins)
+        self._roster = PluginManager(plugins)
         if is_optimizer(components.optimizer):
             check_optimizer(components.optimizer, components.network)
         self._components = components
         self._config = config
-        parts = Parts(components, build_feed(components, config), resolve_device(config.device))
+        parts = Runtime(components, build_feed(components, config), resolve_device(config.device))
         detours = self._roster.detours_given
         table = training_table([detour for _, detour in detours])
-        self.current = Run(table, config, parts, Memory(table, config.log_capacity))
+        self.current = Run(table, config, parts, LogBuffer(table, config.log_capacity))
         self._machine = self._build_machine(detours)
         self._subscriptions: list[Subscription] = []
         for subscription in self._roster.subscriptions():
@@ -92,7 +99,7 @@ class Engine:
         bodies: dict[str, Body] = {**BODIES, "process_batch": process}
         guards: dict[str, Guard] = dict(GUARDS)
         owners: dict[str, str] = {}
-        visits = self._visits = [Visit(detour) for _, detour in detours]
+        visits = self._visits = [DetourState(detour) for _, detour in detours]
         for position, (plugin, _) in enumerate(detours):
             guard = guard_of([detour for _, detour in detours], position)
             guards[guard] = self._roster.caught_guard(plugin, guard, visits[position].due)
@@ -106,24 +113,24 @@ class Engine:
     # -- driving
 
     def run(self, until: str | Until | None = None, resume: str | os.PathLike[str] | None = None) -> Run:
-        """Drives the run from `idle`, on from where it is parked, or on from a checkpoint, to its end.
+        """Drives the run from `idle`, on from where it is paused, or on from a checkpoint, to its end.
 
         Args:
-            until: A state, or a predicate of the run: parks at the end of the first turn, of at least one, at which the
-                run is in that state or the predicate holds.
+            until: A state, or a predicate of the run: pauses at the end of the first turn, of at least one, at which
+                the run is in that state or the predicate holds.
             resume: A directory of checkpoints, of which the newest sound one is taken; one checkpoint; or `"auto"`: the
                 directory of the run's own `Checkpoint`. Where that holds none, the run begins at its start, and the log
                 says so. What follows is, bit for bit, what a run that was never interrupted does.
 
         Returns:
-            The run: finished, or parked (`Run.parked` says why).
+            The run: finished, or paused (`Run.paused` says why).
 
         Raises:
             EngineError: If the run has ended, is being driven already, or `until` is not a state; if it has begun and
                 is told to resume.
             CheckpointError: If there is no sound checkpoint, or the run is not the one that it is of. Nothing has been
                 changed then.
-            KeyboardInterrupt: After Ctrl-C has parked the run; `run()` again goes on. Pressed in the very last turn, it
+            KeyboardInterrupt: After Ctrl-C has paused the run; `run()` again goes on. Pressed in the very last turn, it
                 finds the run finished.
             BaseException: What a body, a guard or a handler raised, unchanged but for a note that names the place. The
                 run has failed then.
@@ -138,15 +145,15 @@ class Engine:
                 self._settle()
                 self._drive(reached, f"until {until}" if isinstance(until, str) else "until a predicate held")
             if ctrl_c.pressed:
-                more = "it is" if run.ended else "parked in"
+                more = "it is" if run.ended else "paused in"
                 raise KeyboardInterrupt(f"{more} {run.state}{'' if run.ended else '; Engine.run() goes on from there'}")
         return run
 
     def advance(self) -> Transition:
-        """Makes one turn and parks.
+        """Makes one turn and pauses.
 
         Plugins are opened before the first turn. They are closed by a turn that ends the run, or after which an
-        interrupt parks it; by `run`; or by `close`.
+        interrupt pauses it; by `run`; or by `close`.
 
         Returns:
             The transition that was made.
@@ -162,22 +169,20 @@ class Engine:
                 self._settle()
                 self._drive(lambda run: True, BY_ADVANCE)
             except BaseException as error:
-                self.current.parts.feed.close()
+                self.current.runtime.feed.close()
                 self._roster.close_under(error, self.current)
                 raise
             if self.current.ended:
                 self.close()
-            elif self.current.parked != BY_ADVANCE:  # by an interrupt, as in run(): going on opens them again
+            elif self.current.paused != BY_ADVANCE:  # by an interrupt, as in run(): going on opens them again
                 self._roster.close(self.current)
         return self.current.log[-1]
 
     def close(self) -> None:
-        """Closes plugins that `advance` left open, and lets go of worker processes. A parked run may still go on."""
+        """Closes plugins that `advance` left open, and lets go of worker processes. A paused run may still go on."""
         if self._driver == threading.get_ident() and not self.current.ended:
-            raise EngineError(
-                "close() was called from a handler; run.stop or run.interrupt ends or parks the run first"
-            )
-        feed = self.current.parts.feed
+            raise EngineError("close() was called from a handler; run.stop or run.pause ends or pauses the run first")
+        feed = self.current.runtime.feed
         if self.current.ended:
             feed.close()
         else:
@@ -213,7 +218,7 @@ class Engine:
             ConfigError: If a metric is no function, or the data are samples and there is no `batch_size`.
             DataError: If the data yield nothing.
         """
-        return evaluation.evaluate(self._components, self._config, self.current.parts.device, data, metrics or {})
+        return evaluation.evaluate(self._components, self._config, self.current.runtime.device, data, metrics or {})
 
     def predict(self, data: Any) -> Iterator[Any]:
         """Yields the network's output for each batch, in evaluation mode and without gradients.
@@ -224,10 +229,10 @@ class Engine:
         Raises:
             EngineError: If `compute_loss` gives no `LossOutput.output` to yield.
         """
-        return evaluation.predict(self._components, self._config, self.current.parts.device, data)
+        return evaluation.predict(self._components, self._config, self.current.runtime.device, data)
 
     def subscriptions(self) -> SubscriptionTable:
-        """Returns who is called on which edge of which state, in order, with its filter; print it for a table."""
+        """Returns who is called on which moment of which state, in order, with its filter; print it for a table."""
         known = self.current.table.scopes()
 
         def idle(subscription: Subscription) -> str:
@@ -296,8 +301,8 @@ class Engine:
         self._roster.catch(subscription)
         self._subscriptions.append(subscription)
         self._machine.subscribe(subscription)
-        mark, facts = subscription.mark, self.current.memory.facts
-        facts.setdefault("handlers", []).append([mark.state, mark.edge, subscription.who, mark.words()])
+        mark, facts = subscription.mark, self.current.buffer.facts
+        facts.setdefault("handlers", []).append([mark.state, mark.moment, subscription.who, mark.words()])
 
     # -- going on from a checkpoint
 
@@ -350,38 +355,38 @@ class Engine:
 
     # -- the loop
 
-    def _drive(self, reached: Until | None, park: str) -> None:
-        """Turns until the run ends or parks."""
-        run, at, memory = self.current, self.current.position, self.current.memory
-        run.parked = None
+    def _drive(self, reached: Until | None, pause: str) -> None:
+        """Turns until the run ends or pauses."""
+        run, at, memory = self.current, self.current.position, self.current.buffer
+        run.paused = None
         memory.go()
         try:
             while True:
                 at.halt = False
-                one_by_one = reached is not None or at.asked_to_park is not None
+                one_by_one = reached is not None or at.pause_requested is not None
                 self._machine.drive(run, 1 if one_by_one else memory.room)
                 memory.settle(run.counters)
                 if run.ended:
                     return
                 here = reached is not None and reached(run)
-                if at.asked_to_park is not None and self._may_park():
-                    self._park(at.asked_to_park)
-                    at.asked_to_park = None
-                    self._roster.park(run)
+                if at.pause_requested is not None and self._may_pause():
+                    self._pause(at.pause_requested)
+                    at.pause_requested = None
+                    self._roster.pause(run)
                     return
-                if here and (at.asked_to_park is None or park == BY_ADVANCE):
-                    self._park(park)
+                if here and (at.pause_requested is None or pause == BY_ADVANCE):
+                    self._pause(pause)
                     return
         finally:
-            memory.park()
+            memory.pause()
 
-    def _park(self, reason: str) -> None:
+    def _pause(self, reason: str) -> None:
         run = self.current
-        run.parked = reason
-        run.memory.park()  # what plugins save while it is parked takes none of the state's time
-        run.memory.note("park", reason, run.memory.seq - 1)
+        run.paused = reason
+        run.buffer.pause()  # what plugins save while it is paused takes none of the state's time
+        run.buffer.note("pause", reason, run.buffer.seq - 1)
 
-    def _may_park(self) -> bool:
+    def _may_pause(self) -> bool:
         name = self.current.table.states[self.current.position.node].name
         return name not in MID_STEP and not name.endswith("@process_batch")
 
@@ -404,7 +409,7 @@ class Engine:
                 where = "a handler" if self._driver == threading.get_ident() else "another thread"
                 raise EngineError(
                     f"{verb}() was called from {where} while the run is being driven; "
-                    "handlers act through the run's verbs: stop, interrupt, skip_update"
+                    "handlers act through the run's verbs: stop, pause, skip_update"
                 )
             if run.ended:
                 raise EngineError(
@@ -420,12 +425,12 @@ class Engine:
 
     @contextmanager
     def _feed_closed_at_the_end(self) -> Generator[None]:
-        """Lets worker processes go with the run that used them; a parked run keeps them."""
+        """Lets worker processes go with the run that used them; a paused run keeps them."""
         try:
             yield
         finally:
             if self.current.ended:
-                self.current.parts.feed.close()
+                self.current.runtime.feed.close()
 
     def __repr__(self) -> str:
         names = ", ".join(plugin.name for plugin in self._roster.plugins)

@@ -6,8 +6,10 @@ note that says where in the run it came from.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
+from importlib import import_module
+from typing import Any, cast
 
 
 class EngineError(Exception):
@@ -69,14 +71,14 @@ def nearest(name: str, known: Iterable[str]) -> str:
 
 
 class SecondInterrupt(KeyboardInterrupt):
-    """Ctrl-C pressed again while the run was still on its way to a place where it parks: raised at once."""
+    """Ctrl-C pressed again while the run was still on its way to a place where it pauses: raised at once."""
 
 
 class Unfinished(Exception):
-    """Raised by a detour's body that saw `Run.interrupted` and ended early: no turn is made and nothing has failed.
+    """Raised by a detour's body that saw `Run.pause_requested` and ended early: no turn is made and nothing has failed.
 
-    The run parks in the detour's state; when it goes on, the body is run again from its start. Raise it only for an
-    interrupt that came after the body began: one that is older parks the run after this turn in any case.
+    The run pauses in the detour's state; when it goes on, the body is run again from its start. Raise it only for an
+    interrupt that came after the body began: one that is older pauses the run after this turn in any case.
     """
 
 
@@ -95,3 +97,60 @@ def in_a_line(error: BaseException) -> str:
     except Exception:  # its own `__str__` failed, which must not hide it
         message = ""
     return f"{kind(error)}: {message}" if message else kind(error)
+
+
+def is_tensor(value: Any) -> bool:
+    """Return whether a value is a tensor of torch, without importing torch."""
+    return any(cls.__module__ == "torch" and cls.__name__ == "Tensor" for cls in type(value).__mro__)
+
+
+DEPTH = 3
+WIDTH = 4
+
+
+def summarize(value: Any, depth: int = DEPTH) -> str:
+    """Returns a value in words, such as `a list of 2: float32 of shape (4, 8), int64 of shape (4,)`.
+
+    Nothing is read from a device. What cannot be looked at is named by its type.
+    """
+    try:
+        return _summary(value, depth)
+    except Exception:  # a container of the user's own may raise anything, and would hide what this is told for
+        return f"a {kind(value)}"
+
+
+def _summary(value: Any, depth: int) -> str:
+    if is_tensor(value):
+        device = "" if value.device.type == "cpu" else f" on {value.device}"
+        return f"{str(value.dtype).removeprefix('torch.')} of shape {tuple(value.shape)}{device}"
+    name = f"a {kind(value)}"
+    if isinstance(value, Mapping):
+        held = cast("Mapping[Any, Any]", value)
+        return _container(name, len(held), (f"{key!r}: {_summary(held[key], depth - 1)}" for key in held), depth)
+    if isinstance(value, list | tuple):
+        items = cast("list[Any]", value)
+        if items and not any(is_tensor(item) or isinstance(item, Mapping | list | tuple) for item in items):
+            return f"{name} of {len(items)} {' or '.join(dict.fromkeys(map(kind, items)))}"
+        return _container(name, len(items), (_summary(item, depth - 1) for item in items), depth)
+    return name
+
+
+def _container(name: str, size: int, parts: Iterable[str], depth: int) -> str:
+    name = f"{name} of {size}"
+    if depth <= 0 or not size:
+        return name
+    shown = [part for part, _ in zip(parts, range(WIDTH), strict=False)]
+    return f"{name}: {', '.join(shown)}{', …' if size > WIDTH else ''}"
+
+
+def diagnose(topic: str, *facts: Any) -> str:
+    """Return what is likely wrong and what to do about it, in words.
+
+    The room `diagnose` stands above all that may fail. It is loaded by name, here and only here, when something has
+    failed.
+
+    Args:
+        topic: A function of `heptad.diagnose`, such as `"backward"`.
+        facts: What was found.
+    """
+    return getattr(import_module("heptad.diagnose.topics"), topic)(*facts)

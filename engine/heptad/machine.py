@@ -17,8 +17,9 @@ from typing import Any, cast
 import transitions
 
 from heptad.errors import Unfinished
-from heptad.plugin import Handler, Subscription
-from heptad.run import Run
+from heptad.plugin.contract import Handler
+from heptad.plugin.subscription import Subscription
+from heptad.run.run import Run
 
 Body = Callable[[Run], object]
 Guard = Callable[[Run], bool]
@@ -42,7 +43,7 @@ class _Scope(transitions.State):
 
     def subscribe(self, subscription: Subscription) -> None:
         """Adds a handler."""
-        self.add_callback(subscription.mark.edge, cast("Any", subscription.call))
+        self.add_callback(subscription.mark.moment, cast("Any", subscription.call))
         self.who[id(subscription.call)] = subscription.who
 
     def exit(self, event_data: transitions.EventData) -> None:
@@ -98,26 +99,26 @@ class CompiledEvent(_Event):
         """Makes up to `turns` turns. This is the loop that training happens in."""
         nodes = self._nodes or self._compile()
         at = run.position
-        arcs_taken, times = run.memory.arcs, run.memory.times
-        edge, call, guard = "body", None, None
+        arcs_taken, times = run.buffer.arcs, run.buffer.times
+        moment, call, guard = "body", None, None
         body, exits, guarded, dest, arc, enters = nodes[at.node]
         try:
             for _ in range(turns):
                 body(run)
 
                 if exits:
-                    edge = "exit"
+                    moment = "exit"
                     for call in exits:
                         call(run)
-                    edge = "body"
+                    moment = "body"
 
                 if guarded:
-                    edge = "guard"
+                    moment = "guard"
                     for guard, other, number in guarded:
                         if guard(run):
                             dest, arc = other, number
                             break
-                    edge = "body"
+                    moment = "body"
 
                 at.node = dest
                 arcs_taken.append(arc)
@@ -125,19 +126,19 @@ class CompiledEvent(_Event):
                 body, exits, guarded, dest, arc, enters = nodes[dest]
 
                 if enters:
-                    edge = "enter"
+                    moment = "enter"
                     at.entering = True
                     for call in enters:
                         call(run)
                     at.entering = False
-                    edge = "body"
+                    moment = "body"
 
                 if at.halt:
                     return
         except BaseException as error:  # everything: it is recorded and raised again
-            if edge == "body" and isinstance(error, Unfinished) and run.interrupted:
+            if moment == "body" and isinstance(error, Unfinished) and run.pause_requested:
                 return
-            self.machine.fail(run, error, edge, call, guard)
+            self.machine.fail(run, error, moment, call, guard)
             raise
 
     def _compile(self) -> tuple[Node, ...]:
@@ -153,11 +154,11 @@ class Machine(transitions.Machine):
         run: The run that is driven.
         bodies: What is done in a state, by the state's name; nothing where a state is not named.
         guards: The predicates, by the names that the table's arcs use.
-        subscriptions: The handlers, in the order in which those of one edge are to be called.
+        subscriptions: The handlers, in the order in which those of one moment are to be called.
         owners: Which plugin a state or a guard belongs to, by its name, where it belongs to one.
 
     Attributes:
-        drive: Makes up to so many turns of a run: fewer where an end is reached or `Position.halt` is set. What a body,
+        drive: Makes up to so many turns of a run: fewer where an end is reached or `RunState.halt` is set. What a body,
             a guard or a handler raises comes out unchanged but for a note; the run has failed then. It is the
             trigger's own, so that no frame of this class stands in the traceback of an error.
     """
@@ -214,22 +215,22 @@ class Machine(transitions.Machine):
         exits, enters = cast("list[Handler]", scope.on_exit), cast("list[Handler]", scope.on_enter)
         return scope.body, tuple(exits), guarded, dest, number, tuple(enters)
 
-    def fail(self, run: Run, error: BaseException, edge: str, call: object, guard: object) -> None:
+    def fail(self, run: Run, error: BaseException, moment: str, call: object, guard: object) -> None:
         """Says where it happened and lets the run end in `failed`."""
-        run.position.node = run.memory.mend()
+        run.position.node = run.buffer.mend()
         name = self.table.states[run.position.node].name
         who, asked = self._owners.get(name, ""), ""
         answered: dict[str, bool] = {}
-        if edge in ("enter", "exit"):
+        if moment in ("enter", "exit"):
             who = self.scope(name).who.get(id(call), "")
-        elif edge == "guard":
+        elif moment == "guard":
             for arc, (predicate, _, _) in zip(self.table.leaving[name], self.node(name)[2], strict=False):
                 asked = arc.guard or ""
                 if predicate is guard:
                     break
                 answered[asked] = False
             who = self._owners.get(asked, "")
-        run.fail(error, edge, who, asked, answered)
+        run.fail(error, moment, who, asked, answered)
 
     def _checked_assignment(self, model: object, name: str, func: object) -> None:
         """Injects nothing into the model: the library would put a method for each state and trigger there."""
@@ -267,9 +268,9 @@ class _StockScope(_Scope):
     def enter(self, event_data: transitions.EventData) -> None:
         """Records the transition, then calls the entry handlers."""
         run, arc = cast("Run", next(iter(event_data.args))), cast("_Arc", event_data.transition)
-        run.memory.arcs.append(arc.number)
-        run.memory.times.append(monotonic_ns())
-        cast("StockMachine", event_data.machine).edge = "enter"
+        run.buffer.arcs.append(arc.number)
+        run.buffer.times.append(monotonic_ns())
+        cast("StockMachine", event_data.machine).moment = "enter"
         run.position.entering = True
         super().enter(event_data)
         run.position.entering = False
@@ -279,7 +280,7 @@ class _StockArc(_Arc):
     def execute(self, event_data: transitions.EventData) -> bool:
         """Tries the arc, and remembers which one in case its guard raises."""
         machine = cast("StockMachine", event_data.machine)
-        machine.edge, machine.trying = "guard", self.guard
+        machine.moment, machine.trying = "guard", self.guard
         return super().execute(event_data)
 
 
@@ -293,9 +294,9 @@ class StockEvent(_Event):
             try:
                 self.trigger(machine.model, run)
             except BaseException as error:  # everything: it is recorded and raised again
-                if machine.edge == "body" and isinstance(error, Unfinished) and run.interrupted:
+                if machine.moment == "body" and isinstance(error, Unfinished) and run.pause_requested:
                     return
-                machine.fail(run, error, machine.edge, machine.calling, machine.trying)
+                machine.fail(run, error, machine.moment, machine.calling, machine.trying)
                 raise
             if run.position.halt:
                 return
@@ -309,7 +310,7 @@ class StockMachine(Machine):
     event_cls = StockEvent
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        self.edge = "body"
+        self.moment = "body"
         self.calling: object = None
         self.trying: object = None
         super().__init__(*args, **kwargs)
@@ -324,9 +325,9 @@ class StockMachine(Machine):
     def _leave(self, run: Run) -> None:
         """The first half of a turn: body and exit handlers. The library calls it before it tries any arc."""
         scope = self.scope(cast("_Model", self.model).state)
-        self.edge = "body"
+        self.moment = "body"
         scope.body(run)
-        self.edge = "exit"
+        self.moment = "exit"
         for call in cast("list[Handler]", scope.on_exit):
             self.calling = call
             call(run)

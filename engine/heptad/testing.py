@@ -12,12 +12,13 @@ import torch
 from torch import nn
 
 from heptad.config import Components, RunConfig
+from heptad.data.generators import capture_cpu
 from heptad.engine import Engine
 from heptad.errors import PluginError
-from heptad.plugin import Plugin, on_enter, on_exit, subscriptions_of
-from heptad.run import Run
-from heptad.seeding import capture_cpu
-from heptad.states import Detour
+from heptad.plugin.contract import Plugin, on_enter, on_exit
+from heptad.plugin.detour import Detour
+from heptad.plugin.subscription import subscriptions_of
+from heptad.run.run import Run
 
 MakePlugin = Callable[[], Plugin]
 FEATURES, CLASSES, SIZE = 4, 3, 4
@@ -139,7 +140,7 @@ class _Script(Plugin):
 
 
 class _StandIn(Plugin):
-    """Stands in an engine for the plugin under test, which can be exchanged for another while the run is parked."""
+    """Stands in an engine for the plugin under test, which can be exchanged for another while the run is paused."""
 
     def __init__(self, plugin: Plugin) -> None:
         self.plugin = plugin
@@ -162,9 +163,9 @@ class _StandIn(Plugin):
         """Passed on."""
         self.plugin.close(run)
 
-    def on_park(self, run: Run) -> None:
+    def on_pause(self, run: Run) -> None:
         """Passed on."""
-        self.plugin.on_park(run)
+        self.plugin.on_pause(run)
 
     def detours(self) -> Iterable[Detour]:
         """Returns detours that ask and run those of whichever plugin is there."""
@@ -193,7 +194,7 @@ def _stand_in(plugin: Plugin) -> _StandIn:
         def pass_on(self: _StandIn, run: Run, method: str = method) -> None:
             getattr(self.plugin, method)(run)
 
-        marking = on_enter if mark.edge == "enter" else on_exit
+        marking = on_enter if mark.moment == "enter" else on_exit
         number = len(methods)
         methods[f"call_{number}"] = marking(mark.state, every=mark.every, once=mark.once, when=mark.when)(pass_on)
     return cast("_StandIn", type("_StandIn", (_StandIn,), methods)(plugin))
@@ -247,7 +248,7 @@ def _outcome(engine: Engine, plugin: Plugin) -> _Outcome:
     run = engine.current
     return _Outcome(
         [(t.seq, t.source, t.dest, dict(t.guards), t.epoch, t.batch_index, t.step, t.update) for t in run.log],
-        [(note.seq, note.kind, note.text) for note in run.log.notes() if note.kind != "park"],
+        [(note.seq, note.kind, note.text) for note in run.log.notes() if note.kind != "pause"],
         [(r.name, r.value, r.seq, r.epoch, r.step, r.update) for r in run.records()],
         [tensor.clone() for tensor in run.network.state_dict().values()],
         plugin.state_dict(),
@@ -302,7 +303,7 @@ def check_plugin(make_plugin: MakePlugin, *, volatile: Iterable[str] = ()) -> Pl
     """Drives a plugin through short runs on every arc of the table and in `evaluate`, and holds it to the contract.
 
     - It is built twice from the same function, and opened and closed twice.
-    - A run parked after every turn is the same as one that never was: path, notes, recorded values, weights, state.
+    - A run paused after every turn is the same as one that never was: path, notes, recorded values, weights, state.
     - Exchanged at every turn for a new instance that is given its `state_dict`, it goes on as if nothing had been.
     - Its `state_dict` is plain data and tensors, and asking for it changes nothing.
     - The guards of its detours change nothing: asked twice, all is the same.
@@ -345,13 +346,13 @@ def _check_path(make_plugin: MakePlugin, path: _Path, volatile: frozenset[str], 
     if make_plugin().observes:
         _check_observer(path, straight, report)
 
-    def parked(engine: Engine, stand_in: _StandIn) -> None:
+    def paused(engine: Engine, stand_in: _StandIn) -> None:
         while not engine.current.ended:
             engine.run(until=lambda run: True)
 
-    def interrupted(engine: Engine, stand_in: _StandIn) -> None:
+    def paused_by_verb(engine: Engine, stand_in: _StandIn) -> None:
         while not engine.current.ended:
-            engine.current.interrupt("parked by the kit")
+            engine.current.pause("paused by the kit")
             engine.run()
 
     def exchanged(engine: Engine, stand_in: _StandIn) -> None:
@@ -371,16 +372,16 @@ def _check_path(make_plugin: MakePlugin, path: _Path, volatile: frozenset[str], 
 
     ways = {
         "asked for its state_dict after every turn, and its guards twice": asked,
-        "parked after every turn": parked,
-        "interrupted wherever it may park": interrupted,
+        "paused after every turn": paused,
+        "paused wherever it may pause": paused_by_verb,
         "exchanged after every turn for a new instance with its state_dict": exchanged,
     }
     for way, drive in ways.items():
         other = _attempt(make_plugin, path, report, way, drive)
         if other is not None:
             for difference in straight.differences(other, volatile):
-                if "interrupt" in way and difference == "its notes differ":
-                    continue  # the interrupts themselves are notes
+                if "paused wherever" in way and difference == "its notes differ":
+                    continue  # the pauses themselves are notes
                 report.fault(f"{way}, {difference} from those of the run that was not", path)
 
 
@@ -415,11 +416,11 @@ def _check_observer(path: _Path, with_it: _Outcome, report: PluginReport) -> Non
 
 
 class _Failing(Plugin):
-    """A neighbour that fails on one edge."""
+    """A neighbour that fails on one moment."""
 
-    def __init__(self, edge: str, state: str) -> None:
+    def __init__(self, moment: str, state: str) -> None:
         self.name = "heptad.testing.neighbour"
-        self._at = (edge, state)
+        self._at = (moment, state)
 
     def fail(self, run: Run) -> None:
         """Fails."""
@@ -430,25 +431,25 @@ class _NeighbourFailed(Exception):
     """What a failing neighbour raises."""
 
 
-def _failing(edge: str, state: str) -> Plugin:
-    marking = on_enter if edge == "enter" else on_exit
+def _failing(moment: str, state: str) -> Plugin:
+    marking = on_enter if moment == "enter" else on_exit
 
     def fail(self: _Failing, run: Run) -> None:
         self.fail(run)
 
-    return cast("Plugin", type("_FailingThere", (_Failing,), {"call": marking(state)(fail)})(edge, state))
+    return cast("Plugin", type("_FailingThere", (_Failing,), {"call": marking(state)(fail)})(moment, state))
 
 
 def _check_neighbours(make_plugin: MakePlugin, report: PluginReport) -> None:
     path = _Path(2, {"epochs": 1})
     for state in _build(path, []).current.table.scopes():
-        for edge in ("enter", "exit"):
+        for moment in ("enter", "exit"):
             for first in (True, False):
                 report.runs += 1
                 plugin = _counted(make_plugin())
-                neighbour = _failing(edge, state)
+                neighbour = _failing(moment, state)
                 engine = _build(path, [neighbour, plugin] if first else [plugin, neighbour])
-                where = f"when its neighbour failed on {edge} of {state}"
+                where = f"when its neighbour failed on {moment} of {state}"
                 try:
                     engine.run()
                     report.fault(f"{where}, the run went on: the failure was swallowed")

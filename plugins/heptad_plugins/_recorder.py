@@ -6,10 +6,10 @@ import threading
 from collections import deque
 from collections.abc import Callable, Sequence
 
-from heptad.log import Call, Memory, Note
-from heptad.log.chunk import Chunk
-from heptad.log.memory import Packed
-from heptad.log.writer import FileWriter
+from heptad.history.journal.writer import FileWriter
+from heptad.record.buffer import LogBuffer, Packed
+from heptad.record.chunk import Call, Chunk
+from heptad.record.events import Note
 
 INTERVAL = 0.25
 """Seconds after which what there is is written, also where nothing is full and in the middle of a long body."""
@@ -39,7 +39,7 @@ class Recorder:
         calls: How many calls of handlers were taken.
     """
 
-    def __init__(self, memory: Memory, adopt: Callable[[], FileWriter], flush_every: int | None) -> None:
+    def __init__(self, memory: LogBuffer, adopt: Callable[[], FileWriter], flush_every: int | None) -> None:
         self._memory = memory
         self._adopt = adopt
         self._every = flush_every

@@ -1,4 +1,4 @@
-"""A stopwatch for plugins that measure how long a run was driven: it stands still while the run is parked."""
+"""A stopwatch for plugins that measure how long a run was driven: it stands still while the run is paused."""
 
 from __future__ import annotations
 

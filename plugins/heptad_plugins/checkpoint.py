@@ -9,7 +9,7 @@ from time import monotonic
 from typing import Any, Literal
 
 from heptad import CheckpointError, Detour, Plugin, PluginError, Run
-from heptad.checkpoint import Store
+from heptad.checkpoints.store import Store
 from heptad_plugins._lookup import monitored
 from heptad_plugins._options import directory_of, number, one_of, whole
 
@@ -20,7 +20,7 @@ PLACES: tuple[Place, ...] = ("after_step", "optimizer_update", "after_epoch")
 class Checkpoint(Plugin):
     """Stores checkpoints, from which `Engine.run(resume=…)` goes on bit for bit, at once, from any of them.
 
-    A checkpoint is a state, `checkpoint`, reached from the states in `at`; one is also stored where an interrupt parks
+    A checkpoint is a state, `checkpoint`, reached from the states in `at`; one is also stored where an interrupt pauses
     the run (Ctrl-C, a signal through `GracefulStop`, `Run.interrupt`). It is whole or not there, whenever the process
     is killed, and the one before it is removed only when it is durable. While it is written training stands still.
 
@@ -120,8 +120,8 @@ class Checkpoint(Plugin):
         if self._seconds is not None and monotonic() - self._saved_at >= self._seconds:
             self._time_is_up = True
 
-    def on_park(self, run: Run) -> None:
-        """Stores a checkpoint: an interrupt has parked the run."""
+    def on_pause(self, run: Run) -> None:
+        """Stores a checkpoint: an interrupt has paused the run."""
         self.save(run)
 
     def save(self, run: Run) -> None:
@@ -139,7 +139,7 @@ class Checkpoint(Plugin):
 
     def _value(self, run: Run) -> float | None:
         """Returns the monitored value; in the middle of an epoch there may be none yet."""
-        if run.position.epoch_open or run.parked is not None:
+        if run.position.epoch_open or run.paused is not None:
             return run.metrics.get(self._monitor or "")
         return monitored("Checkpoint", run, self._monitor or "")
 

@@ -22,7 +22,7 @@ class EMA(Plugin):
     average: they are those of the network.
 
     In the state `evaluate` the network holds the average: the values are swapped on entry and swapped back on exit,
-    also where the evaluation fails or an interrupt parks the run in it. `Engine.evaluate` called from elsewhere sees
+    also where the evaluation fails or an interrupt pauses the run in it. `Engine.evaluate` called from elsewhere sees
     the weights that are trained. The cost is a second copy of the network in memory, one pass over it an update and
     three a swap; nothing waits for the device.
 
@@ -61,7 +61,7 @@ class EMA(Plugin):
         if run.state == "evaluate":
             self._swap_in(run)
 
-    def on_park(self, run: Run) -> None:
+    def on_pause(self, run: Run) -> None:
         """Swaps it out, so that a checkpoint taken now holds the weights that are trained."""
         self._swap_out()
 

@@ -7,9 +7,10 @@ from typing import Any, Literal
 
 from torch.utils.data import DataLoader
 
-from heptad import Detour, Plugin, PluginError, Run, evaluation
-from heptad.data import Feed
+from heptad import Detour, Plugin, PluginError, Run
+from heptad.data.feed import Feed
 from heptad.errors import kind
+from heptad.step import evaluation
 from heptad_plugins._options import named, one_of, whole
 
 PLACES = ("after_epoch", "optimizer_update", "after_step")
@@ -21,7 +22,7 @@ class Evaluate(Plugin):
     The evaluation is a state, `evaluate`, and a run of its own: no subscription hears its batches, nothing is shuffled
     or dropped, no gradient is taken. The modes of all modules, the random generators and the place in the training data
     are afterwards what they were, so the weights do not depend on it. An interrupt ends it at its next batch; the run
-    parks in `evaluate`, and the evaluation begins anew when the run goes on.
+    pauses in `evaluate`, and the evaluation begins anew when the run goes on.
 
     Costs a forward pass over the data and about a millisecond beside it. Waits for the device at the end, once a value,
     and not between batches.
@@ -81,7 +82,7 @@ class Evaluate(Plugin):
 
     def open(self, run: Run) -> None:
         """Looks at the data, of which nothing is read yet."""
-        components, config = run.parts.components, run.config
+        components, config = run.runtime.components, run.config
         if self._data is components.loader and isinstance(components.loader, DataLoader):
             raise PluginError(
                 f"Evaluate(data=…) of '{self.name}' is the DataLoader that the run trains on: walking it would move "
@@ -100,15 +101,17 @@ class Evaluate(Plugin):
     def evaluate(self, run: Run) -> None:
         """The body of `evaluate`: one pass over the data, then the record of all values."""
         assert self._feed is not None
-        parts = run.parts
-        before = run.interrupted  # asked for while the run was parked here: it parks after this turn, not within it
+        parts = run.runtime
+        before = (
+            run.pause_requested
+        )  # asked for while the run was paused here: it pauses after this turn, not within it
         values = evaluation.evaluate_feed(
             parts.components,
             run.config,
             parts.device,
             self._feed,
             self._metrics,
-            interrupted=lambda: run.interrupted and not before,
+            interrupted=lambda: run.pause_requested and not before,
         )
         for name, value in values.items():
             run.record(f"{self.name}/{name}", value)

@@ -1,4 +1,4 @@
-"""`GracefulStop` changes the run: a signal such as SIGTERM parks it between two steps, and ends the program."""
+"""`GracefulStop` changes the run: a signal such as SIGTERM pauses it between two steps, and ends the program."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ REFUSED = ("SIGINT", "SIGKILL", "SIGSTOP")
 
 
 class GracefulStop(Plugin):
-    """Parks the run when the process is told to end, so that every plugin's `on_park` can save what there is.
+    """Pauses the run when the process is told to end, so that every plugin's `on_pause` can save what there is.
 
-    The first signal is an interrupt: the run parks at the end of the turn, never between the beginning of a step and
+    The first signal is an interrupt: the run pauses at the end of the turn, never between the beginning of a step and
     the end of its update. All plugins are told and closed; then `run()` raises `SystemExit(128 + number)`, which is 143
-    for SIGTERM. A second signal before the run has parked raises it at once, and the run has failed; one that comes
-    while `on_park` is being called changes nothing. A signal in a run's last turn lets the run finish before that.
+    for SIGTERM. A second signal before the run has paused raises it at once, and the run has failed; one that comes
+    while `on_pause` is being called changes nothing. A signal in a run's last turn lets the run finish before that.
 
     The handlers stand for the length of `run()`; those before them are put back. (Under `advance()` they stand until
     the plugins are closed, which is what raises.) Only the main thread can have signal handlers: elsewhere this does
     nothing but a note in the log. A signal that the process ignores, as under nohup, stays ignored.
 
     Args:
-        signals: What to listen for. Not SIGINT: Ctrl-C parks a run without this plugin.
-        exit: False: `run()` returns in place of raising, `Run.parked` is the signal's name, and `run()` goes on.
+        signals: What to listen for. Not SIGINT: Ctrl-C pauses a run without this plugin.
+        exit: False: `run()` returns in place of raising, `Run.paused` is the signal's name, and `run()` goes on.
 
     Raises:
         PluginError: If `signals` holds something that is no signal, or one that cannot be handled here; if `exit` is
@@ -74,8 +74,8 @@ class GracefulStop(Plugin):
         if self._received is None:
             self._received = signal.Signals(number)
             if not run.ended:
-                run.interrupt(self._received.name)
-        elif not run.ended and run.parked is None:
+                run.pause(self._received.name)
+        elif not run.ended and run.paused is None:
             raise SystemExit(128 + number)
 
 
@@ -84,6 +84,6 @@ def _checked(number: signal.Signals | int) -> signal.Signals:
         raise PluginError(f"GracefulStop(signals=…) takes signals such as signal.SIGTERM, got {number!r}")
     checked = signal.Signals(number)
     if checked.name in REFUSED:
-        why = "Ctrl-C parks a run without this plugin" if checked.name == "SIGINT" else "no process can handle it"
+        why = "Ctrl-C pauses a run without this plugin" if checked.name == "SIGINT" else "no process can handle it"
         raise PluginError(f"GracefulStop(signals=…) cannot take {checked.name}: {why}")
     return checked

@@ -11,10 +11,10 @@ import torch
 
 from heptad import Plugin, PluginError, Run
 from heptad.errors import LogError
-from heptad.log import Note
-from heptad.log.head import check_owner
-from heptad.log.reader import FileSource
-from heptad.log.writer import FileWriter, discard
+from heptad.history.journal.head import check_owner
+from heptad.history.journal.reader import FileSource
+from heptad.history.journal.writer import FileWriter, discard
+from heptad.record.events import Note
 from heptad_plugins._options import path_of, whole
 from heptad_plugins._recorder import Recorder
 
@@ -28,7 +28,7 @@ class Journal(Plugin):
     `TransitionLog.load(path)` reads it back, from any process; so does SQL (`docs/journal.md`). It is written by a
     thread of its own, four times a second and whenever some thousand transitions have come: a process that is killed
     leaves a file that opens and lacks at most the last second, or `flush_every` transitions. The file is never behind
-    a checkpoint, nor behind a run that was parked or has returned.
+    a checkpoint, nor behind a run that was paused or has returned.
 
     A run that is resumed from a checkpoint goes on in its file: what the file held beyond the checkpoint is kept apart,
     in tables named `superseded_…`, and the path reads as one. So is all that it held where `resume="auto"` finds no
@@ -100,7 +100,7 @@ class Journal(Plugin):
         if run.state == "idle" and run.id != self._run:
             self._begin()
         self._told = False
-        memory, notes = run.memory, run.memory.notes(0)
+        memory, notes = run.buffer, run.buffer.notes(0)
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True)
             way = self._way(run)
@@ -131,13 +131,13 @@ class Journal(Plugin):
             self._last_note, self._calls = recorder.last_note, recorder.calls
             self._check(run, recorder)
 
-    def on_park(self, run: Run) -> None:
+    def on_pause(self, run: Run) -> None:
         """Lets the file catch up."""
         if self._recorder is not None:
             self._recorder.flush()
             self._check(run, self._recorder)
 
-    on_enter_checkpoint = on_park
+    on_enter_checkpoint = on_pause
 
     def on_exit_after_step(self, run: Run) -> None:
         """Raises what the thread that writes has met."""
@@ -156,7 +156,7 @@ class Journal(Plugin):
 
     def on_exit_optimizer_update(self, run: Run) -> None:
         """Records the loss and the learning rates."""
-        recorded = run.memory.recorded
+        recorded = run.buffer.recorded
         if self._values and not run.update_skipped:
             names, seq, at = recorded.names(self._seen), run.seq, run.counters()
             loss = None if "loss" in names else run.loss
@@ -216,9 +216,9 @@ class Journal(Plugin):
             if way == "mine":
                 writer.go_on(self._session)
             else:
-                writer.begin(run.memory.view().first, run.resumed_from)
+                writer.begin(run.buffer.view().first, run.resumed_from)
             if way == "resume":
-                writer.supersede(run.seq, len(run.memory.recorded))
+                writer.supersede(run.seq, len(run.buffer.recorded))
             elif way == "afresh":
                 writer.supersede(0, 0)
                 writer.hand_over(run.id)
@@ -234,7 +234,7 @@ class Journal(Plugin):
         if error is None or self._told:
             return
         self._told = True
-        run.memory.leave(recorder)
+        run.buffer.leave(recorder)
         raise LogError(
             f"Journal: {self._path} {self._said(error, recorder.end)}; with on_error='detach' a run goes on without "
             "its journal"

@@ -19,7 +19,7 @@ class TensorBoardLogger(Plugin):
     All recorded values under their names; `loss`, the loss of the newest step, and `lr`, the learning rate that the
     update was made with, of several parameter groups `lr/0`, `lr/1`, … over all optimizers, unless somebody recorded
     these names since the update before; and after each epoch `time/<state>`, the share of time that the run spent in
-    each state since the time before, parked time left out: together 1. (Where the log has let go of its beginning, they
+    each state since the time before, paused time left out: together 1. (Where the log has let go of its beginning, they
     are the shares over what it keeps.) TensorBoard keeps values in single precision.
 
     What is there on exit of `after_epoch` and when `run()` returns is on disk then. A run that goes on adds to the

@@ -15,7 +15,7 @@ class Throughput(Plugin):
     `steps_per_second`, `samples_per_second` and `updates_per_second` are over all that happens between entry to
     `before_epoch` and exit of `after_epoch`, evaluations and checkpoints too. `data_wait_share` is the part of that
     time, from 0 to 1, spent where the data are waited for: in `before_epoch` and `before_step`, and where their length
-    is unknown in `after_step`, which reads one batch ahead. Time in which the run is parked is left out (driven by
+    is unknown in `after_step`, which reads one batch ahead. Time in which the run is paused is left out (driven by
     `advance()`, the pauses between turns are not).
 
     Costs four calls a step. Waits for no device: where work is queued on one, the time in which it is done counts for
@@ -53,12 +53,12 @@ class Throughput(Plugin):
         if run.state in ("before_epoch", "before_step") or (self._reads_ahead and run.state == "after_step"):
             self._waiting.start()
 
-    def on_park(self, run: Run) -> None:
-        """Halts the clocks: what other plugins do now is parked time."""
+    def on_pause(self, run: Run) -> None:
+        """Halts the clocks: what other plugins do now is paused time."""
         self._all.stop()
         self._waiting.stop()
 
-    close = on_park
+    close = on_pause
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Forgets the run before: a run that was resumed is measured from where it goes on."""

@@ -1,4 +1,4 @@
-"""`TimeLimit` changes the run: ends or parks it once it has been driven for so many seconds."""
+"""`TimeLimit` changes the run: ends or pauses it once it has been driven for so many seconds."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from heptad_plugins._stopwatch import Stopwatch
 
 
 class TimeLimit(Plugin):
-    """Stops or interrupts the run when its time is up.
+    """Stops or pauses the run when its time is up.
 
     The clock is read on exit of `after_step`, `optimizer_update` and `evaluate`, so the limit is kept to within a step
-    or an evaluation. Time in which the run is parked does not count (driven by `advance()`, the pauses between turns
+    or an evaluation. Time in which the run is paused does not count (driven by `advance()`, the pauses between turns
     do). What was used is part of the plugin's state: a resumed run has what is left.
 
     Args:
         seconds: Seconds that the run may be driven for.
-        action: `"stop"` ends the run in order when the open window closes. `"interrupt"` parks it; every time that it
+        action: `"stop"` ends the run in order when the open window closes. `"pause"` pauses it; every time that it
             goes on, now or from a checkpoint taken there, it has the full time again.
 
     Raises:
@@ -29,9 +29,9 @@ class TimeLimit(Plugin):
 
     runs_before = ("Checkpoint",)
 
-    def __init__(self, seconds: float, action: Literal["stop", "interrupt"] = "stop") -> None:
+    def __init__(self, seconds: float, action: Literal["stop", "pause"] = "stop") -> None:
         self._seconds = number("TimeLimit", "seconds", seconds, above=0)
-        self._action = one_of("TimeLimit", "action", action, ("stop", "interrupt"))
+        self._action = one_of("TimeLimit", "action", action, ("stop", "pause"))
         self._watch = Stopwatch()
         self._begin()
 
@@ -46,8 +46,8 @@ class TimeLimit(Plugin):
             self._begin()
         self._watch.start()
 
-    def on_park(self, run: Run) -> None:
-        """Halts the clock; saving a checkpoint is parked time."""
+    def on_pause(self, run: Run) -> None:
+        """Halts the clock; saving a checkpoint is paused time."""
         self._watch.stop()
 
     def close(self, run: Run) -> None:
@@ -63,9 +63,9 @@ class TimeLimit(Plugin):
             self._stopped = True
             run.stop(reason)
         else:
-            self._watch.stop()  # until the run goes on: the way to where it parks is not taken from the next time
+            self._watch.stop()  # until the run goes on: the way to where it pauses is not taken from the next time
             self._watch.put(0.0)
-            run.interrupt(reason)
+            run.pause(reason)
 
     on_exit_optimizer_update = on_exit_after_step
     on_exit_evaluate = on_exit_after_step

@@ -10,7 +10,9 @@ from typing import Any
 
 import torch
 
-from heptad.checkpoint import Files, Snapshot, Store
+from heptad.checkpoints.files import Files
+from heptad.checkpoints.store import Store
+from heptad.run.snapshot import Snapshot
 
 OPERATIONS = [name for name, value in vars(Files).items() if not name.startswith("_") and callable(value)]
 

@@ -17,9 +17,9 @@ from hypothesis import strategies as st
 from torch import nn
 
 from heptad import CheckpointError
-from heptad.checkpoint.codec import MOST_DEPTH, decode, encode
-from heptad.checkpoint.manifest import read_json, write_json
-from heptad.checkpoint.tensors import DTYPES, parse, pieces
+from heptad.checkpoints.codec import MOST_DEPTH, decode, encode
+from heptad.checkpoints.manifest import read_json, write_json
+from heptad.checkpoints.tensors import DTYPES, parse, pieces
 
 
 def returned(value: Any) -> Any:
@@ -172,7 +172,7 @@ def test_a_dict_of_a_user_is_taken_for_nothing_else(value: Any):
     ids=lambda value: type(value).__name__,
 )
 def test_what_a_run_is_made_of_comes_back(value: Any):
-    """The edges of numbers, and the states of all generators."""
+    """The moments of numbers, and the states of all generators."""
     expected = np.ascontiguousarray(value) if isinstance(value, np.ndarray) else value
     assert alike(returned(value), expected)
 

@@ -18,7 +18,7 @@ import torch
 from disk import CountedFiles, number_of, refusing, snapshot, stored
 
 from heptad import CheckpointError
-from heptad.checkpoint import Store
+from heptad.checkpoints.store import Store
 
 
 def newest_files(store: Store) -> dict[Path, bytes]:

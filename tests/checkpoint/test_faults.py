@@ -14,7 +14,8 @@ import pytest
 from disk import OPERATIONS, CountedFiles, die, in_child, number_of, refusing, snapshot, stored
 
 from heptad import CheckpointError
-from heptad.checkpoint import Files, Store
+from heptad.checkpoints.files import Files
+from heptad.checkpoints.store import Store
 
 
 def save_and_rotate(directory: Path, files: Files) -> None:

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from heptad import CheckpointError
-from heptad.checkpoint import Store
+from heptad.checkpoints.store import Store
 from scenario import build
 
 KEPT = Path(__file__).parent / "run_of_format_1"

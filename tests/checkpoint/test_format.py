@@ -13,9 +13,10 @@ import torch
 from test_codec import alike
 
 from heptad import load_weights
-from heptad.checkpoint import Snapshot, Store
-from heptad.checkpoint.codec import _Decoder
-from heptad.checkpoint.tensors import DTYPES
+from heptad.checkpoints.codec import _Decoder
+from heptad.checkpoints.store import Store
+from heptad.checkpoints.tensors import DTYPES
+from heptad.run.snapshot import Snapshot
 
 KEPT = Path(__file__).parent / "format_1"
 

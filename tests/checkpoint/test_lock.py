@@ -12,7 +12,7 @@ import pytest
 from disk import number_of, snapshot, stored
 
 from heptad import CheckpointError
-from heptad.checkpoint import Store
+from heptad.checkpoints.store import Store
 
 
 class Holder:

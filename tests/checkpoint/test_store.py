@@ -12,9 +12,10 @@ import safetensors.torch
 import torch
 from disk import CountedFiles, number_of, refusing, same, snapshot, stored
 
-import heptad.checkpoint.files
+import heptad.checkpoints.files
 from heptad import CheckpointError
-from heptad.checkpoint import Entry, Snapshot, Store, is_checkpoint
+from heptad.checkpoints.store import Entry, Store, is_checkpoint
+from heptad.run.snapshot import Snapshot
 
 
 def names(directory: Path) -> list[str]:
@@ -142,7 +143,7 @@ def test_large_tensors_are_hashed_beside_the_writing(tmp_path: Path):
 
 def test_what_waits_to_be_hashed_is_limited(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """With room for less than one tensor writing and hashing go in step, and what is loaded is what was saved."""
-    monkeypatch.setattr(heptad.checkpoint.files, "_MOST_LAG", 1000)
+    monkeypatch.setattr(heptad.checkpoints.files, "_MOST_LAG", 1000)
     store = Store(tmp_path)
     large = {"tensors": {str(number): torch.full((300_000,), float(number)) for number in range(5)}}
     assert same(store.load(store.save(Snapshot({}, {"network": large}))).sections["network"], large)

@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from heptad import CheckpointError
-from heptad.checkpoint import tensors
-from heptad.checkpoint.tensors import DTYPES, parse, pieces
+from heptad.checkpoints import tensors
+from heptad.checkpoints.tensors import DTYPES, parse, pieces
 
 
 def content(held: dict[str, Tensor]) -> bytes:

@@ -11,7 +11,8 @@ import torch
 from torch import nn
 
 from heptad import CheckpointError, load_weights
-from heptad.checkpoint import Snapshot, Store
+from heptad.checkpoints.store import Store
+from heptad.run.snapshot import Snapshot
 
 
 def saved(directory: Path, network: nn.Module) -> Path:

@@ -25,7 +25,7 @@ from torch.optim.lr_scheduler import StepLR
 import heptad_plugins
 from builders import CLASSES, FEATURES, Planned, Side, batches
 from heptad import CheckpointError, Components, Detour, Engine, Plugin, PluginError, Run, RunConfig
-from heptad.roster import Roster, ordered
+from heptad.plugin.manager import PluginManager, ordered
 from heptad.testing import check_plugin
 from heptad_plugins import (
     EMA,
@@ -185,35 +185,35 @@ def test_each_declared_pair_holds_in_all_orders_of_five(first, second, tmp_path)
 
 
 def on_one_edge(folder: Path) -> dict[tuple[str, str], set[str]]:
-    """Returns which shipped plugins have a handler on each edge where several do."""
-    edges: dict[tuple[str, str], set[str]] = {}
+    """Returns which shipped plugins have a handler on each moment where several do."""
+    moments: dict[tuple[str, str], set[str]] = {}
     for name, plugin in shipped(folder).items():
-        for found in Roster([plugin]).subscriptions():
-            edges.setdefault((found.mark.edge, found.mark.state), set()).add(name)
-    return {edge: names for edge, names in edges.items() if len(names) > 1}
+        for found in PluginManager([plugin]).subscriptions():
+            moments.setdefault((found.mark.moment, found.mark.state), set()).add(name)
+    return {moment: names for moment, names in moments.items() if len(names) > 1}
 
 
 EDGES = on_one_edge(Path())
 
 
-@pytest.mark.parametrize("edge", EDGES, ids=" ".join)
-def test_the_calls_of_an_edge_keep_each_declared_pair_in_all_orders(edge, tmp_path):
+@pytest.mark.parametrize("moment", EDGES, ids=" ".join)
+def test_the_calls_of_an_edge_keep_each_declared_pair_in_all_orders(moment, tmp_path):
     """All the plugins that have a handler there, five at a time, in every order of the list."""
     plugins, names = shipped(tmp_path), {plugin.name: name for name, plugin in shipped(tmp_path).items()}
-    for some in itertools.combinations(sorted(EDGES[edge]), min(5, len(EDGES[edge]))):
+    for some in itertools.combinations(sorted(EDGES[moment]), min(5, len(EDGES[moment]))):
         pairs = [pair for pair in PAIRS if set(pair) <= set(some)]
         for order in itertools.permutations(some):
             called = [
                 names[found.plugin.name]
-                for found in Roster([plugins[name] for name in order]).subscriptions()
-                if found.plugin is not None and (found.mark.edge, found.mark.state) == edge
+                for found in PluginManager([plugins[name] for name in order]).subscriptions()
+                if found.plugin is not None and (found.mark.moment, found.mark.state) == moment
             ]
             assert sorted(called) == sorted(some)
             assert all(called.index(first) < called.index(second) for first, second in pairs)
 
 
 def test_clipping_sees_the_gradients_that_the_engine_has_divided(tmp_path):
-    """The engine's own division comes before every plugin, in all orders of the plugins on that edge."""
+    """The engine's own division comes before every plugin, in all orders of the plugins on that moment."""
     norms = []
     for order in itertools.permutations(range(3)):
         plugins = [GradientClipping(max_norm=1e9), NonFiniteGuard(), EMA(decay=0.9)]

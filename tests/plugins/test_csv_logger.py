@@ -31,15 +31,15 @@ PLACE = ["step", "update", "epoch"]
 
 
 class Records(Plugin):
-    """Records values on an edge of a state: names and numbers by the event's number, from 0."""
+    """Records values on a moment of a state: names and numbers by the event's number, from 0."""
 
-    def __init__(self, edge: str, state: str, values: dict[int, list[tuple[str, float]]] | None = None) -> None:
-        self.name = f"Records on {edge} {state}"
-        self.edge, self.state, self.values = edge, state, values
+    def __init__(self, moment: str, state: str, values: dict[int, list[tuple[str, float]]] | None = None) -> None:
+        self.name = f"Records on {moment} {state}"
+        self.moment, self.state, self.values = moment, state, values
         self.events = 0
 
-    def hear(self, edge: str, state: str, run: Run) -> None:
-        if (edge, state) != (self.edge, self.state):
+    def hear(self, moment: str, state: str, run: Run) -> None:
+        if (moment, state) != (self.moment, self.state):
             return
         named = [("value", self.events + 0.5)] if self.values is None else self.values.get(self.events, [])
         for name, value in named:
@@ -47,8 +47,8 @@ class Records(Plugin):
         self.events += 1
 
 
-def _hear(edge: str, state: str) -> Any:
-    return lambda self, run: self.hear(edge, state, run)
+def _hear(moment: str, state: str) -> Any:
+    return lambda self, run: self.hear(moment, state, run)
 
 
 for _state in STATES:
@@ -88,12 +88,12 @@ def recorded(run: Run) -> list[tuple[str, int, int, int, str]]:
 # -- rows
 
 
-@pytest.mark.parametrize("edge", ["enter", "exit"])
+@pytest.mark.parametrize("moment", ["enter", "exit"])
 @pytest.mark.parametrize("state", STATES)
-def test_every_value_stands_once_at_its_position(edge, state, tmp_path):
+def test_every_value_stands_once_at_its_position(moment, state, tmp_path):
     """Wherever it is recorded, also at the very end of the run; in the order of recording, beside the loss."""
     path = tmp_path / "log.csv"
-    run = small_engine(4, [CSVLogger(path), Records(edge, state)], epochs=2, accumulation=2).run()
+    run = small_engine(4, [CSVLogger(path), Records(moment, state)], epochs=2, accumulation=2).run()
     assert len(recorded(run)) > 0
     assert [cell for cell in cells(path) if cell[0] != "loss"] == recorded(run)
 
@@ -280,12 +280,12 @@ def test_the_file_is_whole_at_every_moment(tmp_path, monkeypatch):
     assert all(set(before) <= set(after) for before, after in seen)
 
 
-# -- parking and going on
+# -- pausing and going on
 
 
 @pytest.mark.parametrize("until", [*STATES[1:], lambda run: True], ids=[*STATES[1:], "every turn"])
-def test_a_run_that_was_parked_has_the_same_file(until, tmp_path):
-    """Whatever it is parked in, and however often."""
+def test_a_run_that_was_paused_has_the_same_file(until, tmp_path):
+    """Whatever it is paused in, and however often."""
 
     def write(path: Path, **options: Any) -> str:
         plugins = [
@@ -299,7 +299,7 @@ def test_a_run_that_was_parked_has_the_same_file(until, tmp_path):
             engine.run(**options)
         return path.read_text()
 
-    assert write(tmp_path / "parked.csv", until=until) == write(tmp_path / "straight.csv")
+    assert write(tmp_path / "paused.csv", until=until) == write(tmp_path / "straight.csv")
 
 
 def test_advance_writes_the_same_file(tmp_path):
@@ -485,7 +485,7 @@ def test_a_second_run_does_not_write_over_the_first(tmp_path):
 
 
 def test_overwrite_lets_go_of_what_was_there(tmp_path):
-    """The file holds this run's values alone, though it is parked and goes on in between."""
+    """The file holds this run's values alone, though it is paused and goes on in between."""
     path = tmp_path / "log.csv"
     path.write_text("step,update,epoch,old\n1,1,1,1.0\n" * 50)
     engine = small_engine(4, [CSVLogger(path, overwrite=True)])
@@ -579,7 +579,7 @@ def test_logs_of_a_loss_function_have_a_column(tmp_path):
 
 
 def scene(folder: Path, moment: int) -> None:
-    """Makes a run that is killed at one of its moments: every edge, and beside every write."""
+    """Makes a run that is killed at one of its moments: every moment, and beside every write."""
     rows = folder / f"{moment}.csv"
     counted = itertools.count()
 
@@ -625,7 +625,7 @@ if __name__ == "__main__":
 
 
 def test_a_kill_leaves_every_row_that_was_written(tmp_path):
-    """SIGKILL at every edge of a step and beside every write of the file: all updates before it have their row."""
+    """SIGKILL at every moment of a step and beside every write of the file: all updates before it have their row."""
     process = subprocess.run(
         [sys.executable, "-W", "error", __file__, str(tmp_path)],
         check=False,

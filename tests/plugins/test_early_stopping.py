@@ -127,5 +127,5 @@ def test_bad_options_are_refused_when_it_is_built(options):
 
 
 def test_passes_the_conformance_kit():
-    """Parked, rebuilt and restored anywhere, on every path."""
+    """Paused, rebuilt and restored anywhere, on every path."""
     check_plugin(lambda: EarlyStopping("valid/loss", patience=1))

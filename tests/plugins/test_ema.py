@@ -182,8 +182,8 @@ class Fails(Plugin):
     def on_exit_evaluate(self, run: Run) -> None:
         self.at("exit")
 
-    def on_park(self, run: Run) -> None:
-        self.at("on_park")
+    def on_pause(self, run: Run) -> None:
+        self.at("on_pause")
 
     def open(self, run: Run) -> None:
         if run.state == "evaluate":
@@ -195,9 +195,9 @@ class Fails(Plugin):
 
 @pytest.mark.parametrize("order", [1, -1])
 @pytest.mark.parametrize("error", [ZeroDivisionError, KeyboardInterrupt, SystemExit, StopIteration])
-@pytest.mark.parametrize("moment", ["enter", "body", "exit", "on_park", "open", "close"])
+@pytest.mark.parametrize("moment", ["enter", "body", "exit", "on_pause", "open", "close"])
 def test_whatever_fails_around_an_evaluation_the_trained_weights_are_left(moment, error, order):
-    """Whoever raises, before the average or behind it, when the run parks in the evaluation and when it goes on."""
+    """Whoever raises, before the average or behind it, when the run pauses in the evaluation and when it goes on."""
     expected, network, seen = weights(small_engine(4).run().network), small_network(), []
     planned = error("planned")
 
@@ -207,14 +207,14 @@ def test_whatever_fails_around_an_evaluation_the_trained_weights_are_left(moment
             raise planned
 
     engine = small_engine(4, [EMA(0.9), Fails(moment, planned, order), evaluation(body)], network=network)
-    if moment in ("on_park", "close"):
-        engine.on_exit("after_epoch")(lambda run: run.interrupt("asked by the test"))
+    if moment in ("on_pause", "close"):
+        engine.on_exit("after_epoch")(lambda run: run.pause("asked by the test"))
     with pytest.raises(error) as caught:
         if moment == "open":
             engine.run(until="evaluate")
         engine.run()
     assert caught.value is planned
-    if moment in ("on_park", "open", "close"):
+    if moment in ("on_pause", "open", "close"):
         assert engine.current.state == "evaluate"
     if moment in ("body", "exit"):
         assert not equal(seen[0], expected)
@@ -227,12 +227,12 @@ class Checkpoint(Plugin):
     def __init__(self):
         self.seen = []
 
-    def on_park(self, run):
+    def on_pause(self, run):
         self.seen.append(weights(run.network))
 
 
 @pytest.mark.parametrize("order", [1, -1])
-def test_an_interrupt_that_parks_in_an_evaluation_finds_the_trained_weights(order):
+def test_an_interrupt_that_pauses_in_an_evaluation_finds_the_trained_weights(order):
     """A checkpoint taken there holds them; when the run goes on, the evaluation sees the average again."""
     expected = weights(small_engine(4).run().network)
     average = EMA(0.9)
@@ -245,13 +245,13 @@ def test_an_interrupt_that_parks_in_an_evaluation_finds_the_trained_weights(orde
             seen.append(weights(network))
             for batch in data:
                 if len(seen) == 1:
-                    engine.current.interrupt("asked by the test")
+                    engine.current.pause("asked by the test")
                 yield batch
 
     plugins = [checkpoint, Evaluate(Valid()), EMA(0.9)][::order]
     engine = small_engine(4, plugins, network=network)
     run = engine.run()
-    assert (run.state, run.parked) == ("evaluate", "asked by the test")
+    assert (run.state, run.paused) == ("evaluate", "asked by the test")
     assert equal(weights(network), expected)
     assert len(checkpoint.seen) == 1
     assert equal(checkpoint.seen[0], expected)
@@ -261,7 +261,7 @@ def test_an_interrupt_that_parks_in_an_evaluation_finds_the_trained_weights(orde
     assert equal(weights(network), expected)
 
 
-def test_a_run_parked_on_entry_to_an_evaluation_finds_the_trained_weights_and_goes_on_with_the_average():
+def test_a_run_paused_on_entry_to_an_evaluation_finds_the_trained_weights_and_goes_on_with_the_average():
     """`close` swaps out, `open` swaps in."""
     expected, seen, network, plugin = weights(small_engine(4).run().network), [], small_network(), EMA(0.9)
     engine = small_engine(4, [plugin, evaluation(lambda run: seen.append(weights(run.network)))], network=network)
@@ -361,5 +361,5 @@ def test_bad_options_are_refused_when_it_is_built(decay):
 
 
 def test_passes_the_conformance_kit():
-    """Parked, rebuilt and restored anywhere, on every path."""
+    """Paused, rebuilt and restored anywhere, on every path."""
     check_plugin(lambda: EMA(0.9))

@@ -289,11 +289,13 @@ def test_every_epoch_is_evaluated_once_whatever_its_remainder(remainder, unsized
 
 
 def test_handlers_on_both_edges_of_after_epoch_see_the_values_of_the_epoch():
-    """Loggers and schedules may stand on either edge."""
+    """Loggers and schedules may stand on either moment."""
     seen = []
     engine = small_engine(3, [Evaluate(VALID, {"accuracy": accuracy})], epochs=2)
-    for edge in ("enter", "exit"):
-        getattr(engine, f"on_{edge}")("after_epoch")(lambda run, edge=edge: seen.append((edge, dict(run.metrics))))
+    for moment in ("enter", "exit"):
+        getattr(engine, f"on_{moment}")("after_epoch")(
+            lambda run, moment=moment: seen.append((moment, dict(run.metrics)))
+        )
     run = engine.run()
     values = [
         {"valid/loss": loss, "valid/accuracy": hits}
@@ -322,11 +324,11 @@ def test_every_counts_what_at_names(at, every, expected):
 
 
 @pytest.mark.parametrize("k", [1, 2])
-@pytest.mark.parametrize(("edge", "state"), [("enter", "process_batch"), ("exit", "after_step")])
-def test_an_epoch_that_a_stop_ends_is_evaluated(edge, state, k):
+@pytest.mark.parametrize(("moment", "state"), [("enter", "process_batch"), ("exit", "after_step")])
+def test_an_epoch_that_a_stop_ends_is_evaluated(moment, state, k):
     """A stop at the first step ends the run after its window, and the end of this epoch has its values."""
     engine = small_engine(8, [Evaluate(VALID)], accumulation=k)
-    getattr(engine, f"on_{edge}")(state, once=True)(lambda run: run.stop("enough"))
+    getattr(engine, f"on_{moment}")(state, once=True)(lambda run: run.stop("enough"))
     run = engine.run()
     assert run.step == k
     assert run.log.path()[-5:] == ["optimizer_update", "evaluate", "after_epoch", "after_loop", "finished"]
@@ -394,8 +396,8 @@ def test_the_mode_of_every_module_is_as_before():
     modes = []
     engine = engine_over(Transformed(8), [Evaluate(Transformed(4), at="optimizer_update")], network, epochs=1)
     engine.on_exit("before_loop")(lambda run: network[2].eval())
-    for edge in (engine.on_enter, engine.on_exit):
-        edge("evaluate")(lambda run: modes.append([module.training for module in network.modules()]))
+    for moment in (engine.on_enter, engine.on_exit):
+        moment("evaluate")(lambda run: modes.append([module.training for module in network.modules()]))
     engine.run()
     assert modes == [[True, True, True, False, True, True]] * 4
 
@@ -478,7 +480,7 @@ def interrupted_run(batch, at, k=1, valid=None):
     metrics = {"accuracy": metric, "object": torchmetrics.Accuracy("multiclass", num_classes=CLASSES)}
     valid = valid or batches(3, size=4)
     engine = engine_over(Transformed(22), [Evaluate(valid, metrics, at)], lively_network(), epochs=2, accumulation=k)
-    metric.act = lambda: engine.current.interrupt("asked by the test")
+    metric.act = lambda: engine.current.pause("asked by the test")
     return engine, metric
 
 
@@ -490,11 +492,11 @@ def outcome(run):
 @pytest.mark.parametrize("k", [1, 3])
 @pytest.mark.parametrize("at", ["after_epoch", "optimizer_update", "after_step"])
 def test_an_interrupt_ends_the_evaluation_at_its_next_batch(at, k):
-    """The run parks in `evaluate`, nothing is recorded; it goes on with a whole evaluation, as if nothing had been."""
+    """The run pauses in `evaluate`, nothing is recorded; it goes on with a whole evaluation, as if nothing had been."""
     straight = interrupted_run(None, at, k)[0].run()
     engine, metric = interrupted_run(1, at, k)
     run = engine.run()
-    assert (run.state, run.parked) == ("evaluate", "asked by the test")
+    assert (run.state, run.paused) == ("evaluate", "asked by the test")
     assert metric.calls == 2
     assert run.metrics == {}
     turns = len(run.log)
@@ -513,7 +515,7 @@ def test_data_without_a_length_begin_anew_after_an_interrupt():
 
 
 def test_an_interrupt_in_the_last_batch_lets_the_evaluation_end():
-    """No batch is left at which it could end early: it is recorded once, and the run parks behind it."""
+    """No batch is left at which it could end early: it is recorded once, and the run pauses behind it."""
     engine, metric = interrupted_run(2, "after_epoch")
     run = engine.run()
     assert (run.state, metric.calls, len(run.history("valid/loss"))) == ("after_epoch", 3, 1)
@@ -521,15 +523,15 @@ def test_an_interrupt_in_the_last_batch_lets_the_evaluation_end():
     assert len(run.history("valid/loss")) == 2
 
 
-def test_an_interrupt_that_is_asked_for_while_parked_lets_the_evaluation_end():
+def test_an_interrupt_that_is_asked_for_while_paused_lets_the_evaluation_end():
     """A call of `run()` makes a turn at least, so that a run that is interrupted again and again comes to its end."""
     engine, _ = interrupted_run(None, "after_epoch")
     run = engine.run(until="evaluate")
-    run.interrupt("asked by the test")
+    run.pause("asked by the test")
     assert (engine.run().state, len(run.history("valid/loss"))) == ("after_epoch", 1)
 
 
-def test_modes_and_generators_are_as_before_while_the_run_is_parked():
+def test_modes_and_generators_are_as_before_while_the_run_is_paused():
     """An evaluation that ended early puts back what one that ended puts back."""
     engine, _ = interrupted_run(0, "after_epoch")
     before = []
@@ -545,7 +547,7 @@ def test_ctrl_c_ends_the_evaluation_too():
     straight = interrupted_run(None, "after_epoch")[0].run()
     engine, metric = interrupted_run(0, "after_epoch")
     metric.act = lambda: signal.raise_signal(signal.SIGINT)
-    with pytest.raises(KeyboardInterrupt, match="parked in evaluate"):
+    with pytest.raises(KeyboardInterrupt, match="paused in evaluate"):
         engine.run()
     assert metric.calls == 1
     assert outcome(engine.run()) == outcome(straight)

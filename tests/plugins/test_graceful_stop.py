@@ -1,4 +1,4 @@
-"""`GracefulStop`: a signal parks the run between two steps, plugins save, and the program ends with 128 + its number.
+"""`GracefulStop`: a signal pauses the run between two steps, plugins save, and the program ends with 128 + its number.
 
 Run as a program this file is what the tests below send signals to.
 """
@@ -28,7 +28,7 @@ from heptad_plugins.graceful_stop import GracefulStop
 from heptad_plugins.time_limit import TimeLimit
 
 MID_STEP = {"process_batch", "after_step", "optimizer_update"}
-"""Where no interrupt parks."""
+"""Where no interrupt pauses."""
 SEED = 10
 """What the moments of the signals are drawn by."""
 GATES = (("forward", 2), ("fetch", 5), ("before the step", 3))
@@ -40,7 +40,7 @@ SIGTERM, SIGUSR1, SIGUSR2 = signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2
 
 
 class Hooks:
-    """Counts the moments of a run, and calls a function at them: at every edge, and inside of what the user gave."""
+    """Counts the moments of a run, and calls a function at them: at every moment, and inside of what the user gave."""
 
     def __init__(self, at: Callable[[int, str], None] = lambda number, where: None) -> None:
         self.at = at
@@ -93,8 +93,8 @@ class HookedSGD(torch.optim.SGD):
         self.hooks.moment("after the step")
 
 
-class Edges(Plugin):
-    """All edges are moments; so are guard and body of a detour."""
+class Moments(Plugin):
+    """All moments are moments; so are guard and body of a detour."""
 
     def __init__(self, hooks: Hooks) -> None:
         self.hooks = hooks
@@ -110,13 +110,13 @@ class Edges(Plugin):
         self.hooks.moment("side")
 
 
-def _edge(edge: str, state: str) -> Any:
-    return lambda self, run: self.hooks.moment(f"{edge} {state}")
+def _edge(moment: str, state: str) -> Any:
+    return lambda self, run: self.hooks.moment(f"{moment} {state}")
 
 
 for _name in (*STATES, "side"):
     for _kind in ("enter", "exit"):
-        setattr(Edges, f"on_{_kind}_{_name}", _edge(_kind, _name))
+        setattr(Moments, f"on_{_kind}_{_name}", _edge(_kind, _name))
 
 
 class Reporter(Plugin):
@@ -128,9 +128,9 @@ class Reporter(Plugin):
         self.name = name
         self.told: list[Any] = []
 
-    def on_park(self, run: Run) -> None:
+    def on_pause(self, run: Run) -> None:
         handled = getattr(signal.getsignal(SIGTERM), "__qualname__", "")
-        self.told.append(["on_park", run.state, run.parked, handled == "GracefulStop._handle"])
+        self.told.append(["on_pause", run.state, run.paused, handled == "GracefulStop._handle"])
 
     def close(self, run: Run) -> None:
         self.told.append(["close", run.state])
@@ -144,7 +144,7 @@ def hooked_engine(hooks: Hooks, *plugins: Plugin) -> Engine:
     return Engine(
         Components(network=network, dataset=Samples(hooks), criterion=nn.CrossEntropyLoss(), optimizer=optimizer),
         RunConfig(epochs=2, batch_size=2, accumulation=3, seed=3),
-        [Edges(hooks), GracefulStop(), *plugins],
+        [Moments(hooks), GracefulStop(), *plugins],
     )
 
 
@@ -260,16 +260,16 @@ def check(report: dict[str, Any], expected: list[Any]) -> str:
     """Checks what a process says of its end; returns the state that its run was in then."""
     assert report["code"] == 143
     assert report["put back"]
-    *park, (closed, state) = report["told"]
+    *pause, (closed, state) = report["told"]
     assert closed == "close"
-    assert park == ([] if state == "finished" else [["on_park", state, "SIGTERM", True]])
+    assert pause == ([] if state == "finished" else [["on_pause", state, "SIGTERM", True]])
     assert state not in MID_STEP
     assert report["outcome"] == expected
     return state
 
 
 def test_thirty_seeded_moments(real_processes):
-    """Whenever it comes, the process exits with 143; its run was parked between two steps and can go on to the bit."""
+    """Whenever it comes, the process exits with 143; its run was paused between two steps and can go on to the bit."""
     expected, moments = straight()
     kinds = {moments[moment] for moment in real_processes["drawn"]}
     assert {"fetch", "forward", "backward", "guard", "side", "after the step"} <= kinds
@@ -316,22 +316,24 @@ def kill(number: int = SIGTERM) -> None:
 
 
 class Killer(Plugin):
-    """Sends a signal, or does something else, on an edge of a state: at one event of it, or at all."""
+    """Sends a signal, or does something else, on a moment of a state: at one event of it, or at all."""
 
-    def __init__(self, edge: str, state: str, event: int | None = 0, act: Callable[[Run], None] | None = None) -> None:
-        self.edge, self.state, self.event = edge, state, event
+    def __init__(
+        self, moment: str, state: str, event: int | None = 0, act: Callable[[Run], None] | None = None
+    ) -> None:
+        self.moment, self.state, self.event = moment, state, event
         self.act = act or (lambda run: kill())
         self.events = 0
 
-    def hear(self, edge: str, state: str, run: Run) -> None:
-        if (edge, state) == (self.edge, self.state):
+    def hear(self, moment: str, state: str, run: Run) -> None:
+        if (moment, state) == (self.moment, self.state):
             self.events += 1
             if self.event in (None, self.events - 1):
                 self.act(run)
 
 
-def _hear(edge: str, state: str) -> Any:
-    return lambda self, run: self.hear(edge, state, run)
+def _hear(moment: str, state: str) -> Any:
+    return lambda self, run: self.hear(moment, state, run)
 
 
 for _name in STATES:
@@ -348,32 +350,32 @@ def raises_exit(engine: Engine, code: int = 143, **options: Any) -> Run:
 
 
 def test_run_raises_once_all_have_been_told_and_closed(strays):
-    """First `on_park` of every plugin, then `close` of every plugin, then SystemExit(143) out of `run()`."""
+    """First `on_pause` of every plugin, then `close` of every plugin, then SystemExit(143) out of `run()`."""
     told: list[str] = []
 
     class Told(Plugin):
         def __init__(self, name: str) -> None:
             self.name = name
 
-        def on_park(self, run: Run) -> None:
-            told.append(f"{self.name} park")
+        def on_pause(self, run: Run) -> None:
+            told.append(f"{self.name} pause")
 
         def close(self, run: Run) -> None:
             told.append(f"{self.name} close")
 
     engine = small_engine(3, [Told("a"), GracefulStop(), Killer("enter", "process_batch"), Told("b")])
     run = raises_exit(engine)
-    assert told == ["a park", "b park", "b close", "a close"]
-    assert (run.state, run.parked, run.step, run.update) == ("before_step", "SIGTERM", 1, 1)
-    assert [note.text for note in run.log.notes("park")] == ["SIGTERM"]
+    assert told == ["a pause", "b pause", "b close", "a close"]
+    assert (run.state, run.paused, run.step, run.update) == ("before_step", "SIGTERM", 1, 1)
+    assert [note.text for note in run.log.notes("pause")] == ["SIGTERM"]
     assert strays == []
 
 
 @pytest.mark.parametrize("state", STATES)
-@pytest.mark.parametrize("edge", ["enter", "exit"])
-def test_no_edge_leads_to_a_park_in_mid_step(edge, state, strays):
+@pytest.mark.parametrize("moment", ["enter", "exit"])
+def test_no_edge_leads_to_a_pause_in_mid_step(moment, state, strays):
     """Neither in the state where the signal came nor in the next; going on gives the bits of the straight run."""
-    engine = small_engine(3, [GracefulStop(), Killer(edge, state)], epochs=2)
+    engine = small_engine(3, [GracefulStop(), Killer(moment, state)], epochs=2)
     run = raises_exit(engine)
     assert run.state not in MID_STEP
     if not run.ended:
@@ -387,7 +389,7 @@ def test_without_exit_run_returns_and_goes_on(strays):
     states = []
     while not engine.current.ended:
         run = engine.run()
-        states.append((run.state, run.parked))
+        states.append((run.state, run.paused))
     assert states == [("before_step", "SIGTERM")] * 3 + [("after_epoch", "SIGTERM"), ("finished", None)]
     assert outcome(engine.current) == outcome(small_engine(4).run())
 
@@ -395,30 +397,30 @@ def test_without_exit_run_returns_and_goes_on(strays):
 def test_a_signal_comes_before_until(strays):
     """A state that the run was to be driven to does not keep it from ending."""
     engine = small_engine(3, [GracefulStop(), Killer("enter", "after_step")])
-    assert raises_exit(engine, until="after_step").parked == "SIGTERM"
+    assert raises_exit(engine, until="after_step").paused == "SIGTERM"
 
 
 def test_a_signal_in_the_last_turn_lets_the_run_finish(strays):
     """There is nothing to save; the program ends all the same."""
     reporter = Reporter()
     run = raises_exit(small_engine(3, [GracefulStop(), reporter, Killer("exit", "after_loop")]))
-    assert (run.state, run.parked, reporter.told) == ("finished", None, [["close", "finished"]])
+    assert (run.state, run.paused, reporter.told) == ("finished", None, [["close", "finished"]])
 
 
 def test_a_signal_while_plugins_close_is_not_lost(strays):
-    """Whether the run has ended or is parked for another reason."""
+    """Whether the run has ended or is paused for another reason."""
 
     class Late(Plugin):
         def close(self, run: Run) -> None:
             kill()
 
     assert raises_exit(small_engine(3, [GracefulStop(), Late()])).state == "finished"
-    assert raises_exit(small_engine(3, [GracefulStop(), Late()]), until="after_step").parked == "until after_step"
-    engine = small_engine(3, [TimeLimit(1e-9, "interrupt"), GracefulStop(), Late()])
-    assert (raises_exit(engine).parked or "").startswith("TimeLimit")
+    assert raises_exit(small_engine(3, [GracefulStop(), Late()]), until="after_step").paused == "until after_step"
+    engine = small_engine(3, [TimeLimit(1e-9, "pause"), GracefulStop(), Late()])
+    assert (raises_exit(engine).paused or "").startswith("TimeLimit")
 
 
-def test_a_signal_during_an_evaluation_parks_in_it(strays):
+def test_a_signal_during_an_evaluation_pauses_in_it(strays):
     """It ends at its next batch; when the run goes on it begins anew, and its values are those of the straight run."""
     armed = [True]
 
@@ -429,14 +431,14 @@ def test_a_signal_during_an_evaluation_parks_in_it(strays):
 
     engine = small_engine(3, [GracefulStop(), Evaluate(batches(3), {"mean": metric})])
     run = raises_exit(engine)
-    assert (run.state, run.parked, run.metrics) == ("evaluate", "SIGTERM", {})
+    assert (run.state, run.paused, run.metrics) == ("evaluate", "SIGTERM", {})
     engine.run()
     other = small_engine(3, [Evaluate(batches(3), {"mean": metric})]).run()
     assert run.metrics == other.metrics
     assert outcome(run) == outcome(other)
 
 
-def test_under_advance_the_turn_that_parks_raises(strays):
+def test_under_advance_the_turn_that_pauses_raises(strays):
     """The handlers stand from the first turn on; a signal between two turns is heard."""
     engine = small_engine(3, [GracefulStop()])
     while engine.advance().dest != "process_batch":
@@ -447,7 +449,7 @@ def test_under_advance_the_turn_that_parks_raises(strays):
     with pytest.raises(SystemExit) as caught:
         engine.advance()
     assert caught.value.code == 143
-    assert (engine.current.state, engine.current.parked) == ("before_step", "SIGTERM")
+    assert (engine.current.state, engine.current.paused) == ("before_step", "SIGTERM")
     assert strays == []
     kill()
     assert strays == [SIGTERM]
@@ -458,9 +460,9 @@ def test_under_advance_the_turn_that_parks_raises(strays):
 # -- a second signal
 
 
-@pytest.mark.parametrize(("edge", "state"), [("enter", "process_batch"), ("exit", "optimizer_update")])
-def test_a_second_signal_raises_at_once(edge, state, strays):
-    """The run has failed there: nobody is told of a park, all are closed."""
+@pytest.mark.parametrize(("moment", "state"), [("enter", "process_batch"), ("exit", "optimizer_update")])
+def test_a_second_signal_raises_at_once(moment, state, strays):
+    """The run has failed there: nobody is told of a pause, all are closed."""
 
     def twice(run: Run) -> None:
         kill()
@@ -468,15 +470,15 @@ def test_a_second_signal_raises_at_once(edge, state, strays):
         raise AssertionError("the second one raised nothing")
 
     witness = Witness()
-    engine = small_engine(3, [GracefulStop([SIGTERM, SIGUSR1]), Killer(edge, state, act=twice), witness])
+    engine = small_engine(3, [GracefulStop([SIGTERM, SIGUSR1]), Killer(moment, state, act=twice), witness])
     run = raises_exit(engine, 128 + SIGUSR1)
-    assert (run.state, run.parked, run.log[-1].source, run.log[-1].dest) == ("failed", None, state, "failed")
-    assert (witness.parked, witness.closed) == (0, 1)
+    assert (run.state, run.paused, run.log[-1].source, run.log[-1].dest) == ("failed", None, state, "failed")
+    assert (witness.paused, witness.closed) == (0, 1)
     with pytest.raises(EngineError, match="build a new Engine"):
         engine.run()
 
 
-def test_a_second_signal_on_the_way_to_the_park_raises_at_once(strays):
+def test_a_second_signal_on_the_way_to_the_pause_raises_at_once(strays):
     """Where the first came in mid-step, the second is heard in a later turn of that step."""
     engine = small_engine(
         3, [GracefulStop(), Killer("enter", "process_batch"), Other("exit", "after_step", act=lambda run: kill())]
@@ -493,13 +495,13 @@ def test_a_second_signal_while_plugins_save_changes_nothing(strays):
     saved = []
 
     class Slow(Plugin):
-        def on_park(self, run: Run) -> None:
+        def on_pause(self, run: Run) -> None:
             kill(SIGUSR1)
             kill(SIGTERM)
             saved.append(run.state)
 
     engine = small_engine(3, [GracefulStop([SIGTERM, SIGUSR1]), Slow(), Killer("enter", "process_batch")])
-    assert raises_exit(engine).parked == "SIGTERM"
+    assert raises_exit(engine).paused == "SIGTERM"
     assert saved == ["before_step"]
     engine.run()
     assert outcome(engine.current) == outcome(small_engine(3).run())
@@ -509,7 +511,7 @@ def test_a_save_that_fails_comes_out_in_place_of_the_exit(strays):
     """A program that could not save does not end as if it had; a note says that it was about to exit."""
 
     class Full(Plugin):
-        def on_park(self, run: Run) -> None:
+        def on_pause(self, run: Run) -> None:
             raise OSError("the disk is full")
 
     engine = small_engine(3, [GracefulStop(), Full(), Killer("enter", "process_batch")])
@@ -519,7 +521,7 @@ def test_a_save_that_fails_comes_out_in_place_of_the_exit(strays):
 
 
 def test_a_failure_after_the_signal_comes_out_in_place_of_the_exit(strays):
-    """What a handler raises on the way to the park is the news."""
+    """What a handler raises on the way to the pause is the news."""
 
     def fail(run: Run) -> None:
         kill()
@@ -538,7 +540,7 @@ def test_a_failure_after_the_signal_comes_out_in_place_of_the_exit(strays):
 
 
 def test_handlers_stand_for_the_length_of_run(strays):
-    """Not when plugin and engine are built, not before, not after `run()`; whether it parks, finishes or fails."""
+    """Not when plugin and engine are built, not before, not after `run()`; whether it pauses, finishes or fails."""
     own = signal.getsignal(SIGTERM)
     inside: list[bool] = []
 
@@ -583,7 +585,7 @@ def test_only_what_was_asked_for_is_handled(strays):
 
 
 def test_an_ignored_signal_stays_ignored(strays):
-    """As under nohup: the run is not parked, and the signal is ignored afterwards as well."""
+    """As under nohup: the run is not paused, and the signal is ignored afterwards as well."""
     before = signal.signal(SIGUSR1, signal.SIG_IGN)
     try:
         act = Killer("enter", "process_batch", act=lambda run: kill(SIGUSR1))
@@ -620,7 +622,7 @@ def test_in_another_thread_it_does_nothing_but_a_note(strays):
 
 
 def test_ctrl_c_stays_the_engines(strays):
-    """It parks the run and `run()` raises KeyboardInterrupt, with this plugin as without it."""
+    """It pauses the run and `run()` raises KeyboardInterrupt, with this plugin as without it."""
     act = Killer("enter", "process_batch", act=lambda run: kill(signal.SIGINT))
     engine = small_engine(3, [GracefulStop(), act])
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -629,7 +631,7 @@ def test_ctrl_c_stays_the_engines(strays):
             engine.run()
     finally:
         signal.signal(signal.SIGINT, before)
-    assert engine.current.parked == "Ctrl-C"
+    assert engine.current.paused == "Ctrl-C"
 
 
 # -- options
@@ -654,7 +656,7 @@ def test_one_signal_alone_is_refused(signals):
 @pytest.mark.parametrize(
     ("number", "why"),
     [
-        (signal.SIGINT, "Ctrl-C parks a run without this plugin"),
+        (signal.SIGINT, "Ctrl-C pauses a run without this plugin"),
         (signal.SIGKILL, "no process can handle it"),
         (signal.SIGSTOP, "no process can handle it"),
     ],
@@ -676,4 +678,4 @@ def test_the_number_of_a_signal_will_do(strays):
     """It is known by its name afterwards."""
     act = Killer("enter", "process_batch", act=lambda run: kill(SIGUSR1))
     run = raises_exit(small_engine(3, [GracefulStop([int(SIGUSR1)]), act]), 128 + SIGUSR1)
-    assert run.parked == "SIGUSR1"
+    assert run.paused == "SIGUSR1"

@@ -93,5 +93,5 @@ def test_bad_options_are_refused_when_it_is_built(options):
 
 @pytest.mark.parametrize("option", ["max_norm", "max_value"])
 def test_passes_the_conformance_kit(option):
-    """Parked, rebuilt and restored anywhere, on every path."""
+    """Paused, rebuilt and restored anywhere, on every path."""
     check_plugin(lambda: GradientClipping(**{option: 0.1}))

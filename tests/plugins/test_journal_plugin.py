@@ -20,13 +20,13 @@ from torch import nn
 from torch.optim.lr_scheduler import StepLR
 from torch.utils.data import TensorDataset
 
-import heptad.log.memory
+import heptad.record.buffer
 import heptad_plugins._recorder
 from builders import CLASSES, FEATURES, Planned, Side, batches, records, small_engine, small_network
 from heptad import Components, Detour, Engine, Plugin, PluginError, Run, RunConfig, TransitionLog
 from heptad.errors import LogError
-from heptad.log.reader import FileSource
-from heptad.log.writer import FileWriter
+from heptad.history.journal.reader import FileSource
+from heptad.history.journal.writer import FileWriter
 from heptad_plugins import Checkpoint, Journal, LRSchedule
 
 HERE = Path(__file__).parents[1]
@@ -110,9 +110,9 @@ def test_the_file_is_written_in_the_middle_of_a_long_body(tmp_path):
 
     def long(run: Run) -> None:
         until = time.monotonic() + 20
-        while time.monotonic() < until and FileSource(path).view().end < run.memory.seq:
+        while time.monotonic() < until and FileSource(path).view().end < run.buffer.seq:
             time.sleep(0.01)
-        found.append(FileSource(path).view().end == run.memory.seq)
+        found.append(FileSource(path).view().end == run.buffer.seq)
 
     engine = small_engine(3, [Journal(path)])
     engine.on_exit("process_batch")(long)
@@ -124,7 +124,7 @@ def test_the_file_is_written_in_the_middle_of_a_long_body(tmp_path):
 @pytest.mark.parametrize("most", [1, 7])
 def test_flush_every_says_how_many_may_be_missing(most, chunk, tmp_path, monkeypatch):
     """At every event of the run, whatever else makes the loop look up."""
-    monkeypatch.setattr(heptad.log.memory, "CHUNK", chunk)
+    monkeypatch.setattr(heptad.record.buffer, "CHUNK", chunk)
     monkeypatch.setattr(heptad_plugins._recorder, "INTERVAL", 1e6)
     path = tmp_path / "run.journal"
     missing: list[int] = []
@@ -133,7 +133,7 @@ def test_flush_every_says_how_many_may_be_missing(most, chunk, tmp_path, monkeyp
 
     def look(run: Run) -> None:
         source.extend([] if source else [FileSource(path)])
-        missing.append(run.memory.seq - source[0].view().end)
+        missing.append(run.buffer.seq - source[0].view().end)
 
     for state in engine.current.table.scopes():
         engine.on_exit(state)(look)
@@ -142,8 +142,8 @@ def test_flush_every_says_how_many_may_be_missing(most, chunk, tmp_path, monkeyp
     assert most == 1 or max(missing) >= most - 1
 
 
-def test_the_file_is_not_behind_a_checkpoint_nor_a_parked_run(tmp_path, monkeypatch):
-    """It is written on entry to `checkpoint`, and before what other plugins do on being parked."""
+def test_the_file_is_not_behind_a_checkpoint_nor_a_paused_run(tmp_path, monkeypatch):
+    """It is written on entry to `checkpoint`, and before what other plugins do on being paused."""
     monkeypatch.setattr(heptad_plugins._recorder, "INTERVAL", 1e6)
     path = tmp_path / "run.journal"
     ends: list[tuple[int, int]] = []
@@ -153,16 +153,16 @@ def test_the_file_is_not_behind_a_checkpoint_nor_a_parked_run(tmp_path, monkeypa
             return [Detour("checkpoint", "optimizer_update", lambda run: True, self.save)]
 
         def save(self, run: Run) -> None:
-            ends.append((FileSource(path).view().end, run.memory.seq))
+            ends.append((FileSource(path).view().end, run.buffer.seq))
 
-        def on_park(self, run: Run) -> None:
+        def on_pause(self, run: Run) -> None:
             notes = FileSource(path).notes(0)
             assert notes == run.log.notes()
-            assert [note.kind for note in notes][-2:] == ["interrupt", "park"]
+            assert [note.kind for note in notes][-2:] == ["interrupt", "pause"]
             self.save(run)
 
     engine = small_engine(5, [Checkpoint(), Journal(path)])
-    engine.on_exit("before_step", every=3)(lambda run: run.interrupt("now"))
+    engine.on_exit("before_step", every=3)(lambda run: run.pause("now"))
     while not engine.current.ended:
         engine.run()
     assert len(ends) == 6
@@ -171,7 +171,7 @@ def test_the_file_is_not_behind_a_checkpoint_nor_a_parked_run(tmp_path, monkeypa
 
 def test_nothing_is_lost_where_the_disk_is_slow(tmp_path, monkeypatch):
     """The run waits: no more than some chunks are held in memory."""
-    monkeypatch.setattr(heptad.log.memory, "CHUNK", 3)
+    monkeypatch.setattr(heptad.record.buffer, "CHUNK", 3)
     monkeypatch.setattr(heptad_plugins._recorder, "TOGETHER", 1)
     monkeypatch.setattr(heptad_plugins._recorder, "WAITING", 2)
     commit = FileWriter.commit
@@ -288,7 +288,7 @@ def test_an_error_is_raised_at_the_next_step(on_error, tmp_path, monkeypatch):
         (note,) = [note for note in run.log.notes() if note.kind == "detach"]
         assert "Journal.on_exit_after_step raised LogError" in note.text
         assert run.state == "finished"
-        assert run.memory.room > 1
+        assert run.buffer.room > 1
     assert TransitionLog.load(path).path() == engine.current.log.path()[:3]
 
 
@@ -304,7 +304,7 @@ def test_an_error_that_comes_last_is_raised_by_close(tmp_path, monkeypatch):
 def test_a_run_does_not_wait_for_a_writer_that_is_gone(tmp_path, monkeypatch):
     """Chunks that nobody will write are let go of."""
     breaks_after(monkeypatch, 1)
-    monkeypatch.setattr(heptad.log.memory, "CHUNK", 3)
+    monkeypatch.setattr(heptad.record.buffer, "CHUNK", 3)
     monkeypatch.setattr(heptad_plugins._recorder, "WAITING", 2)
     journal = Journal(tmp_path / "run.journal", flush_every=100, on_error="detach")
     assert small_engine(50, [journal]).run().state == "finished"
@@ -469,8 +469,8 @@ def test_options_are_checked_when_it_is_built():
 # -- going on
 
 
-def test_a_parked_run_goes_on_in_its_file(tmp_path):
-    """One session, however often it is parked; what is noted and recorded meanwhile is not lost."""
+def test_a_paused_run_goes_on_in_its_file(tmp_path):
+    """One session, however often it is paused; what is noted and recorded meanwhile is not lost."""
     path = tmp_path / "run.journal"
     engine = small_engine(4, [Journal(path)])
     run = engine.current
@@ -478,8 +478,8 @@ def test_a_parked_run_goes_on_in_its_file(tmp_path):
     while not run.ended:
         engine.run(until=lambda run: True)
         if not run.ended:
-            run.note(f"parked before {run.memory.seq}")
-            run.record("parked", run.memory.seq)
+            run.note(f"paused before {run.buffer.seq}")
+            run.record("paused", run.buffer.seq)
         assert TransitionLog.load(path).path() == run.log.path()
     assert FileSource(path).notes(0) == run.log.notes()
     assert FileSource(path).values() == run.records()
@@ -505,11 +505,11 @@ def resumed(path: Path, identity: str, seq: int, *, broken: bool = False, **opti
     journal = Late(path, **options)
     engine = training(journal, broken=broken)
     run = engine.current
-    while run.memory.seq < seq:
+    while run.buffer.seq < seq:
         engine.advance()
     engine.close()
-    run.memory.restore(run.memory.seq, run.position.node, run.counters())
-    run.memory._notes.clear()
+    run.buffer.restore(run.buffer.seq, run.position.node, run.counters())
+    run.buffer._notes.clear()
     run.id, run.resumed_from = identity, f"checkpoint-{seq}"
     journal.late = False
     return engine
@@ -537,7 +537,7 @@ def failed_run(path: Path) -> Run:
 @pytest.mark.parametrize("seq", [1, 2, 19, 20, 33, 50])
 def test_a_resumed_run_goes_on_in_its_file_and_reads_as_one_path(seq, chunk, tmp_path, monkeypatch):
     """What it made again is kept apart, and says what happened before the run died."""
-    monkeypatch.setattr(heptad.log.memory, "CHUNK", chunk)
+    monkeypatch.setattr(heptad.record.buffer, "CHUNK", chunk)
     path = tmp_path / "run.journal"
     died = failed_run(path)
     engine = resumed(path, died.id, seq)
@@ -550,12 +550,12 @@ def test_a_resumed_run_goes_on_in_its_file_and_reads_as_one_path(seq, chunk, tmp
     assert [(v.name, v.value, v.seq, v.update) for v in source.values()] == [
         (v.name, v.value, v.seq, v.update) for v in whole.records()
     ]
-    assert [(n.seq, n.kind, n.text) for n in log.notes() if n.seq < seq or n.kind != "park"] == [
+    assert [(n.seq, n.kind, n.text) for n in log.notes() if n.seq < seq or n.kind != "pause"] == [
         (n.seq, n.kind, n.text) for n in whole.log.notes()
     ]
     assert source.failure is None
-    assert source.windows == whole.memory.windows
-    assert set(source.stops) == set(whole.memory.stops)
+    assert source.windows == whole.buffer.windows
+    assert set(source.stops) == set(whole.buffer.stops)
     assert [str(x) for t in log for x in log.explain(t.seq).tried] == [
         str(x) for t in whole.log for x in whole.log.explain(t.seq).tried
     ]
@@ -579,12 +579,12 @@ def test_a_run_may_die_and_be_resumed_again_and_again(tmp_path):
     path = tmp_path / "run.journal"
     died = failed_run(path)
     source = FileSource(path)
-    assert source.view().end == died.memory.seq
+    assert source.view().end == died.buffer.seq
     for seq in (40, 20, 50):
         engine = resumed(path, died.id, seq, broken=True)
         with pytest.raises(Planned):
             engine.run()
-        assert [t.seq for t in TransitionLog(source)] == list(range(died.memory.seq))
+        assert [t.seq for t in TransitionLog(source)] == list(range(died.buffer.seq))
         assert source.failure == FileSource(path).failure
     run = resumed(path, died.id, 30).run()
     log = TransitionLog(source)
@@ -592,7 +592,7 @@ def test_a_run_may_die_and_be_resumed_again_and_again(tmp_path):
     assert records(log) == records(training(Journal(tmp_path / "whole")).run().log)
 
 
-def test_a_resumed_run_may_be_parked_and_go_on(tmp_path):
+def test_a_resumed_run_may_be_paused_and_go_on(tmp_path):
     """Opening the file a second time supersedes nothing."""
     path = tmp_path / "run.journal"
     died = failed_run(path)
@@ -600,14 +600,14 @@ def test_a_resumed_run_may_be_parked_and_go_on(tmp_path):
     while not engine.current.ended:
         engine.run(until=lambda run: True)
     assert records(TransitionLog.load(path)) == records(training(Journal(tmp_path / "whole")).run().log)
-    assert asked(path, "SELECT count(*) FROM superseded") == [(died.memory.seq - 20,)]
+    assert asked(path, "SELECT count(*) FROM superseded") == [(died.buffer.seq - 20,)]
 
 
 def test_a_resumed_run_needs_all_transitions_before_it(tmp_path):
     """A file that ends too early is refused and left as it is."""
     path = tmp_path / "run.journal"
     engine = training(Journal(path))
-    engine.run(until=lambda run: run.memory.seq == 10)
+    engine.run(until=lambda run: run.buffer.seq == 10)
     before = path.read_bytes()
     with pytest.raises(PluginError, match="ends before transition 10, the run goes on from 30: those between"):
         resumed(path, engine.current.id, 30).run()

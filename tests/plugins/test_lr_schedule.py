@@ -296,7 +296,7 @@ def new_optimizer(run):
     old = run.optimizer
     new = torch.optim.SGD(run.network.parameters(), lr=0.1, momentum=0.9)
     new.load_state_dict(old.state_dict())
-    run.parts.optimizers = (new,)
+    run.runtime.optimizers = (new,)
 
 
 @pytest.mark.parametrize("build", EACH)
@@ -347,7 +347,7 @@ def test_comes_before_the_loggers():
 
 @pytest.mark.parametrize("interval", ["update", "epoch"])
 def test_passes_the_conformance_kit_wherever_the_length_of_the_run_is_known(interval):
-    """Parked, rebuilt and restored anywhere; without a length, its refusal is the one thing that the kit may find."""
+    """Paused, rebuilt and restored anywhere; without a length, its refusal is the one thing that the kit may find."""
     try:
         check_plugin(lambda: LRSchedule(line_to_zero, interval))
     except PluginError as error:

@@ -236,7 +236,7 @@ def test_bad_options_are_refused_when_it_is_built(options):
 
 @pytest.mark.parametrize("action", ["stop", "skip", "raise"])
 def test_passes_the_conformance_kit(action):
-    """Parked, rebuilt and restored anywhere, on every path."""
+    """Paused, rebuilt and restored anywhere, on every path."""
     check_plugin(lambda: NonFiniteGuard(action, every=2))
 
 

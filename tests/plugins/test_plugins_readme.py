@@ -1,4 +1,4 @@
-"""The catalogue's page: a section for each plugin, with its edges and an example that runs."""
+"""The catalogue's page: a section for each plugin, with its moments and an example that runs."""
 
 import re
 from pathlib import Path
@@ -11,7 +11,7 @@ from torch.utils.data import TensorDataset
 
 import heptad_plugins
 from heptad import Components, Engine, RunConfig
-from heptad.plugin import subscriptions_of
+from heptad.plugin.subscription import subscriptions_of
 
 PAGE = Path(__file__).parents[2] / "plugins" / "README.md"
 SECTIONS = dict(re.findall(r"^## (\w+)\n(.*?)(?=^## |\Z)", PAGE.read_text(), re.MULTILINE | re.DOTALL))
@@ -29,17 +29,17 @@ def test_a_section_says_edges_and_whether_it_observes_or_changes(name):
     verb = re.match(r'"""`\w+` (observes|changes) the run', file.read_text())
     assert verb is not None
     assert re.search(rf"^{verb[1].capitalize()} the run", SECTIONS[name], re.MULTILINE)
-    assert re.search(r"^Edges: ", SECTIONS[name], re.MULTILINE)
+    assert re.search(r"^Moments: ", SECTIONS[name], re.MULTILINE)
 
 
 @pytest.mark.parametrize("name", SECTIONS)
 def test_the_edges_are_those_of_the_code(name):
-    """Every state of the table on whose edges the plugin is called is named; where it has none, "none" stands there."""
+    """Every state of the table on whose moments the plugin is called is named; else "none" stands there."""
     plugin = object.__new__(getattr(heptad_plugins, name))
     called = {found.mark.state for found in subscriptions_of(plugin)}
-    (edges,) = re.findall(r"^Edges: (.*?)\n\n", SECTIONS[name], re.MULTILINE | re.DOTALL)
-    named = set(re.findall(r"`([a-z_]+)`", edges))
-    assert named == called if called else edges.startswith("none;")
+    (moments,) = re.findall(r"^Moments: (.*?)\n\n", SECTIONS[name], re.MULTILINE | re.DOTALL)
+    named = set(re.findall(r"`([a-z_]+)`", moments))
+    assert named == called if called else moments.startswith("none;")
 
 
 @pytest.mark.parametrize("name", SECTIONS)

@@ -31,7 +31,7 @@ class Work(Plugin):
 
 
 def test_the_rate_of_the_bar_is_counted_from_the_first_step_on(monkeypatch):
-    """Starting up is in neither rate nor time left, and they are shown from the second step on; also after a park."""
+    """Starting up is in neither rate nor time left, and they are shown from the second step on; also after a pause."""
     out = io.StringIO()
     plugin = Progress(file=out)
     monkeypatch.setattr(plugin, "_console", Console(file=out, force_terminal=True, width=120))

@@ -34,7 +34,7 @@ def near(points: list[tuple[int, float]]) -> list[Any]:
 
 
 class Records(Plugin):
-    """Records two values an epoch and one an update, at several edges."""
+    """Records two values an epoch and one an update, at several moments."""
 
     def on_enter_process_batch(self, run: Run) -> None:
         run.record("step/thirds", run.step / 3)
@@ -82,14 +82,14 @@ def test_the_learning_rate_is_that_of_the_update(first, tmp_path):
     assert read(tmp_path)["lr"] == near(used)
 
 
-@pytest.mark.parametrize("edge", ["enter", "exit"])
-def test_a_recorded_loss_stands_alone(edge, tmp_path):
+@pytest.mark.parametrize("moment", ["enter", "exit"])
+def test_a_recorded_loss_stands_alone(moment, tmp_path):
     """Where somebody records one in a step, the update of that step has no other."""
-    engine = small_engine(3, [Sent(edge), TensorBoardLogger(tmp_path)])
+    engine = small_engine(3, [Sent(moment), TensorBoardLogger(tmp_path)])
     engine.run()
     assert [(step, value == 42.0) for step, value in read(tmp_path)["loss"]] == [
         (1, False),
-        (2 - (edge == "enter"), True),
+        (2 - (moment == "enter"), True),
         (3, False),
     ]
 
@@ -97,15 +97,15 @@ def test_a_recorded_loss_stands_alone(edge, tmp_path):
 class Sent(Plugin):
     """Records a loss of its own around the second update."""
 
-    def __init__(self, edge: str) -> None:
-        self.edge = edge
+    def __init__(self, moment: str) -> None:
+        self.moment = moment
 
     def on_enter_optimizer_update(self, run: Run) -> None:
-        if self.edge == "enter" and run.update == 1:
+        if self.moment == "enter" and run.update == 1:
             run.record("loss", 42.0)
 
     def on_exit_optimizer_update(self, run: Run) -> None:
-        if self.edge == "exit" and run.update == 2:
+        if self.moment == "exit" and run.update == 2:
             run.record("loss", 42.0)
 
 
@@ -165,7 +165,7 @@ class Clock:
 def clock(monkeypatch):
     """The clock that the machine and the log read."""
     clock = Clock()
-    for name in ("heptad.machine.monotonic_ns", "heptad.log.memory.monotonic_ns"):
+    for name in ("heptad.machine.monotonic_ns", "heptad.record.buffer.monotonic_ns"):
         monkeypatch.setattr(name, clock)
     return clock
 
@@ -216,8 +216,8 @@ def test_an_epoch_counts_alone(clock, tmp_path):
     assert worked(other) == pytest.approx(EXPECTED, rel=1e-6)
 
 
-def test_parked_time_is_left_out(clock, tmp_path):
-    """However often the run is parked."""
+def test_paused_time_is_left_out(clock, tmp_path):
+    """However often the run is paused."""
     engine = timed(clock, TensorBoardLogger(tmp_path), epochs=2)
     while not engine.current.ended:
         engine.run(until="process_batch")
@@ -266,7 +266,7 @@ def test_what_is_left_is_written_when_the_run_fails(tmp_path):
 
 
 @pytest.mark.parametrize("until", ["before_step", "optimizer_update", "after_epoch", "evaluate"])
-def test_a_run_that_was_parked_has_the_same_scalars(until, tmp_path):
+def test_a_run_that_was_paused_has_the_same_scalars(until, tmp_path):
     """Each once, though every call opens a file of its own."""
 
     def scalars(directory: Path, **options: Any) -> dict[str, list[tuple[int, float]]]:
@@ -275,7 +275,7 @@ def test_a_run_that_was_parked_has_the_same_scalars(until, tmp_path):
             engine.run(**options)
         return {name: values for name, values in read(directory).items() if not name.startswith(("time/", "none"))}
 
-    assert scalars(tmp_path / "parked", until=until) == scalars(tmp_path / "straight")
+    assert scalars(tmp_path / "paused", until=until) == scalars(tmp_path / "straight")
 
 
 class Resumed(Reborn):

@@ -67,8 +67,8 @@ for _state in STATES:
     setattr(Busy, f"on_exit_{_state}", _exit(_state))
 
 
-class OnPark(Plugin):
-    """Interrupts on exit of a state at some counts of steps, and lets time go by while the run is parked and opened."""
+class OnPause(Plugin):
+    """Interrupts on exit of a state at some counts of steps, and lets time go by while the run is paused and opened."""
 
     def __init__(self, clock: Clock, state: str = "after_step", steps: tuple[int, ...] = ()) -> None:
         self.clock, self.state, self.steps = clock, state, steps
@@ -82,12 +82,12 @@ class OnPark(Plugin):
     def on_exit_after_epoch(self, run: Run) -> None:
         self._interrupt("after_epoch", run)
 
-    def on_park(self, run: Run) -> None:
+    def on_pause(self, run: Run) -> None:
         self.clock.now += 500.0
 
     def _interrupt(self, state: str, run: Run) -> None:
         if state == self.state and run.step in self.steps:
-            run.interrupt("asked by the test")
+            run.pause("asked by the test")
 
 
 def build(clock: Clock, *plugins: Plugin, loader: Any = None, every: int = 1, epochs: int = 2, **config: Any) -> Engine:
@@ -100,7 +100,7 @@ def build(clock: Clock, *plugins: Plugin, loader: Any = None, every: int = 1, ep
 
 
 def drive(engine: Engine, clock: Clock, **until: Any) -> Run:
-    """Runs to the end, on from wherever it parks; 10,000 s go by in each pause."""
+    """Runs to the end, on from wherever it pauses; 10,000 s go by in each pause."""
     while not engine.current.ended:
         engine.run(**until)
         clock.now += 10_000.0
@@ -167,7 +167,7 @@ def test_side_work_in_the_epoch_counts_and_is_no_waiting():
 
 
 def test_what_happens_between_two_epochs_counts_for_neither():
-    """A detour that leaves from `after_epoch` comes after the record and before the next epoch, parked in or not."""
+    """A detour that leaves from `after_epoch` comes after the record and before the next epoch, paused in or not."""
     clock = Clock()
 
     def work(run: Run) -> None:
@@ -203,34 +203,34 @@ def test_reading_ahead_is_waiting_too():
     assert clock.now == 1000.0 + 2 * 33.0
 
 
-# -- parked time
+# -- paused time
 
 
 @pytest.mark.parametrize("loader", [Sized, Slow])
 @pytest.mark.parametrize("until", [*STATES[1:], lambda run: True])
-def test_parked_time_is_left_out(until, loader):
-    """Wherever `until=` parks the run, and after every single turn, the figures are those of the straight run."""
+def test_paused_time_is_left_out(until, loader):
+    """Wherever `until=` pauses the run, and after every single turn, the figures are those of the straight run."""
     clock = Clock()
     run = drive(build(clock, loader=loader(clock)), clock, until=until)
-    assert len(run.log.notes("park")) >= 1
+    assert len(run.log.notes("pause")) >= 1
     assert figures(run) == STRAIGHT
 
 
 @pytest.mark.parametrize("state", ["before_step", "after_step", "after_epoch"])
 @pytest.mark.parametrize("by_advance", [False, True])
-def test_what_other_plugins_do_on_park_is_left_out(state, by_advance):
+def test_what_other_plugins_do_on_pause_is_left_out(state, by_advance):
     """Neither does saving a checkpoint count, nor the pause after it."""
     clock = Clock()
-    parks = OnPark(clock, state, (1, 3, 4, 5, 8))
-    engine = build(clock, parks)
+    pauses = OnPause(clock, state, (1, 3, 4, 5, 8))
+    engine = build(clock, pauses)
     if by_advance:
         while not engine.current.ended:
             engine.advance()
-            if engine.current.parked == "asked by the test":
+            if engine.current.paused == "asked by the test":
                 clock.now += 10_000.0
     else:
         drive(engine, clock)
-    assert len(engine.current.log.notes("park")) >= 2
+    assert len(engine.current.log.notes("pause")) >= 2
     assert figures(engine.current) == STRAIGHT
 
 

@@ -1,4 +1,4 @@
-"""`TimeLimit`: ends or parks a run whose time is up, by a clock that moves only where the tests move it."""
+"""`TimeLimit`: ends or pauses a run whose time is up, by a clock that moves only where the tests move it."""
 
 from __future__ import annotations
 
@@ -125,23 +125,23 @@ def test_the_time_of_an_evaluation_counts_at_once():
 # -- interrupt
 
 
-def parks(engine: Engine, clock: Clock, pause: float = 10_000.0) -> list[tuple[str, int, str | None]]:
-    """Runs to the end, with a pause wherever it parks; returns where that was, at which step, and why."""
+def pauses(engine: Engine, clock: Clock, pause: float = 10_000.0) -> list[tuple[str, int, str | None]]:
+    """Runs to the end, with a pause wherever it pauses; returns where that was, at which step, and why."""
     found: list[tuple[str, int, str | None]] = []
     while not engine.current.ended:
         run = engine.run()
         if not run.ended:
-            found.append((run.state, run.step, run.parked))
+            found.append((run.state, run.step, run.paused))
         clock.now += pause
     return found
 
 
-def test_interrupt_parks_and_gives_the_full_time_again():
-    """Parked after every fourth step of ten; the weights and the path are those of the straight run."""
+def test_interrupt_pauses_and_gives_the_full_time_again():
+    """Paused after every fourth step of ten; the weights and the path are those of the straight run."""
     clock = Clock()
-    engine = build(clock, limited(clock, 3.5, "interrupt"), epochs=2)
+    engine = build(clock, limited(clock, 3.5, "pause"), epochs=2)
     reason = "TimeLimit: the run was driven for 4 s of 3.5 s"
-    assert parks(engine, clock) == [("before_step", step, reason) for step in (4, 8, 12, 16)] + [
+    assert pauses(engine, clock) == [("before_step", step, reason) for step in (4, 8, 12, 16)] + [
         ("after_epoch", 20, reason)
     ]
     straight = small_engine(10, epochs=2).run()
@@ -149,19 +149,19 @@ def test_interrupt_parks_and_gives_the_full_time_again():
     assert records(engine.current.log) == records(straight.log)
 
 
-def test_interrupt_parks_in_mid_window_between_two_steps():
+def test_interrupt_pauses_in_mid_window_between_two_steps():
     """An open window is kept: going on gives the bits of the straight run."""
     clock = Clock()
-    engine = build(clock, limited(clock, 3, "interrupt"), accumulation=5)
-    assert [(state, step) for state, step, _ in parks(engine, clock)] == [("before_step", step) for step in (3, 6, 9)]
+    engine = build(clock, limited(clock, 3, "pause"), accumulation=5)
+    assert [(state, step) for state, step, _ in pauses(engine, clock)] == [("before_step", step) for step in (3, 6, 9)]
     assert equal(weights(engine.current.network), weights(small_engine(10, accumulation=5).run().network))
 
 
-def test_the_way_to_where_it_parks_is_not_taken_from_the_next_time():
+def test_the_way_to_where_it_pauses_is_not_taken_from_the_next_time():
     """From the interrupt on the clock stands at 0, though the update is still to come; and it interrupts once."""
     clock = Clock()
-    engine = build(clock, limited(clock, 2, "interrupt"), work=Work(clock, step=1.0, update=5.0), accumulation=2)
-    found = parks(engine, clock)
+    engine = build(clock, limited(clock, 2, "pause"), work=Work(clock, step=1.0, update=5.0), accumulation=2)
+    found = pauses(engine, clock)
     assert [step for _, step, _ in found] == [2, 4, 6, 8, 10]
     assert notes(engine.current, "interrupt") == ["TimeLimit: the run was driven for 2 s of 2 s"] * 5
 
@@ -169,29 +169,29 @@ def test_the_way_to_where_it_parks_is_not_taken_from_the_next_time():
 def test_a_limit_shorter_than_a_step_still_goes_on():
     """Every call makes a step."""
     clock = Clock()
-    engine = build(clock, limited(clock, 0.1, "interrupt"))
-    assert [step for _, step, _ in parks(engine, clock)] == list(range(1, 11))
+    engine = build(clock, limited(clock, 0.1, "pause"))
+    assert [step for _, step, _ in pauses(engine, clock)] == list(range(1, 11))
 
 
 def test_interrupt_under_advance():
-    """The turn after which the run is parked is as in `run()`, and the time is full again."""
+    """The turn after which the run is paused is as in `run()`, and the time is full again."""
     clock = Clock()
-    engine = build(clock, limited(clock, 3.5, "interrupt"))
+    engine = build(clock, limited(clock, 3.5, "pause"))
     found = []
     while not engine.current.ended:
         engine.advance()
-        if engine.current.parked not in (None, "advance"):
+        if engine.current.paused not in (None, "advance"):
             found.append((engine.current.state, engine.current.step))
             clock.now += 10_000.0
     assert found == [("before_step", 4), ("before_step", 8)]
 
 
-# -- parked time
+# -- paused time
 
 
 @pytest.mark.parametrize("until", ["before_step", "process_batch", "after_step", lambda run: True])
-def test_parked_time_does_not_count(until):
-    """A run that is parked again and again is stopped in the same step."""
+def test_paused_time_does_not_count(until):
+    """A run that is paused again and again is stopped in the same step."""
     clock = Clock()
     engine = build(clock, limited(clock, 6.5))
     while not engine.current.ended:
@@ -201,20 +201,20 @@ def test_parked_time_does_not_count(until):
 
 
 @pytest.mark.parametrize("first", [False, True])
-def test_saving_a_checkpoint_on_park_does_not_count(first):
+def test_saving_a_checkpoint_on_pause_does_not_count(first):
     """Wherever the plugin stands in the list."""
     clock = Clock()
 
     class Checkpoint(Plugin):
         def on_exit_after_step(self, run: Run) -> None:
-            run.interrupt("save")
+            run.pause("save")
 
-        def on_park(self, run: Run) -> None:
+        def on_pause(self, run: Run) -> None:
             clock.now += 500.0
 
     limit = limited(clock, 6.5)
     engine = small_engine(10, [Work(clock), *([limit, Checkpoint()] if first else [Checkpoint(), limit])])
-    assert [step for _, step, _ in parks(engine, clock)] == list(range(1, 8))
+    assert [step for _, step, _ in pauses(engine, clock)] == list(range(1, 8))
     assert engine.current.step == 7
 
 
@@ -222,7 +222,7 @@ def test_saving_a_checkpoint_on_park_does_not_count(first):
 
 
 @pytest.mark.parametrize("step", range(1, 9))
-@pytest.mark.parametrize(("action", "expected"), [("stop", [7]), ("interrupt", [7, 10])])
+@pytest.mark.parametrize(("action", "expected"), [("stop", [7]), ("pause", [7, 10])])
 def test_what_was_used_is_state(action, expected, step):
     """Built anew in any step, through JSON, it acts in the same step; after an interrupt with the full time again."""
     clock = Clock()
@@ -234,14 +234,14 @@ def test_what_was_used_is_state(action, expected, step):
     assert ends == expected
 
 
-def test_a_checkpoint_on_park_holds_the_full_time():
-    """What `state_dict` says while the run is parked by its interrupt is that nothing was used."""
+def test_a_checkpoint_on_pause_holds_the_full_time():
+    """What `state_dict` says while the run is paused by its interrupt is that nothing was used."""
     clock = Clock()
-    limit = limited(clock, 3.5, "interrupt")
+    limit = limited(clock, 3.5, "pause")
     saved = []
 
     class Save(Plugin):
-        def on_park(self, run: Run) -> None:
+        def on_pause(self, run: Run) -> None:
             clock.now += 7.0
             saved.append(through_json(limit.state_dict()))
 
@@ -324,5 +324,5 @@ def test_seconds_must_be_a_number_above_zero(seconds):
 @pytest.mark.parametrize("action", ["halt", "", None, 1, ["stop"]])
 def test_the_action_must_be_one_of_two_words(action):
     """And the message names them."""
-    with pytest.raises(PluginError, match=r"TimeLimit\(action=…\) must be 'stop' or 'interrupt', got"):
+    with pytest.raises(PluginError, match=r"TimeLimit\(action=…\) must be 'stop' or 'pause', got"):
         TimeLimit(60, action)

@@ -19,6 +19,7 @@ from heptad import (
     Detour,
     Engine,
     EngineError,
+    LogError,
     LossOutput,
     Plugin,
     PluginError,
@@ -79,7 +80,7 @@ class Own(Plugin):
     def close(self, run: Run) -> None:
         self.count = 0
 
-    def on_park(self, run: Run) -> None:
+    def on_pause(self, run: Run) -> None:
         self.count += 1
 
     def on_enter_optimizer_update(self, run: Run) -> None:
@@ -98,7 +99,7 @@ class Own(Plugin):
     def first(self, run: Run) -> None:
         run.set_accumulation(2)
         run.stop("enough")
-        run.interrupt("for a while")
+        run.pause("for a while")
         run.note("seen")
 
     def state_dict(self) -> dict[str, Any]:
@@ -154,7 +155,7 @@ def engines(network: nn.Module, data: TensorDataset, batches: list[Batch]) -> li
         TensorBoardLogger(Path("events")),
         GracefulStop(exit=False),
         Throughput(on_error="detach"),
-        TimeLimit(60.0, action="interrupt"),
+        TimeLimit(60.0, action="pause"),
         Progress(),
     ]
     return [
@@ -213,7 +214,7 @@ def read(run: Run) -> None:
     assert_type(run.history("loss"), list[float])
     assert_type(run.optimizer, Optimizer)
     assert_type(run.network, nn.Module)
-    assert_type((run.state, run.parked, run.reason), tuple[str, str | None, str | None])
+    assert_type((run.state, run.paused, run.reason), tuple[str, str | None, str | None])
     assert_type((run.update_due, run.batches_remain, run.epochs_remain), tuple[bool, bool, bool])
 
 
@@ -232,7 +233,7 @@ def tables() -> tuple[State, Arc]:
 
 
 def errors() -> list[type[EngineError]]:
-    return [CheckpointError, ConfigError, DataError, PluginError, TableError]
+    return [CheckpointError, ConfigError, DataError, LogError, PluginError, TableError]
 
 
 print(check_plugin(Own, volatile={"time"}).faults)

@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Callable
 from typing import Any
 
-from heptad.log.select import Conditions
+from heptad.history.select import Conditions
 
 EVER = 1 << 62
 COUNTERS = ("epoch", "step", "update")

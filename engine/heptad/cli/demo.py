@@ -16,10 +16,10 @@ from heptad.cli.output import data, duration, line
 from heptad.config import Components, RunConfig
 from heptad.engine import Engine
 from heptad.errors import EngineError
-from heptad.log import TransitionLog
-from heptad.plugin import Plugin, on_exit
-from heptad.run import Run
-from heptad.states import Detour
+from heptad.history.query import TransitionLog
+from heptad.plugin.contract import Plugin, on_exit
+from heptad.plugin.detour import Detour
+from heptad.run.run import Run
 
 EPOCHS = 8
 

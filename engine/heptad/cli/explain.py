@@ -9,8 +9,9 @@ from heptad.cli.arguments import Commands, command, conditions, count, given, ta
 from heptad.cli.files import open_log
 from heptad.cli.output import data, line, number
 from heptad.errors import LogError
-from heptad.log import Explanation, TransitionLog
-from heptad.log.jsonl import plain
+from heptad.history.explain import Explanation
+from heptad.history.export.jsonl import plain
+from heptad.history.query import TransitionLog
 
 
 def add_to(commands: Commands) -> None:

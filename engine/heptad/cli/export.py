@@ -12,10 +12,11 @@ from heptad.cli.arguments import Commands, command, takes_file
 from heptad.cli.files import open_log
 from heptad.cli.output import data, is_stdout, line
 from heptad.errors import LogError
-from heptad.log import TransitionLog, jsonl, timeline
-from heptad.log.decode import by_seq
-from heptad.log.jsonl import plain
-from heptad.log.output import Target, written
+from heptad.history.decode import by_seq
+from heptad.history.export import jsonl, timeline
+from heptad.history.export.jsonl import plain
+from heptad.history.export.output import Target, written
+from heptad.history.query import TransitionLog
 
 STDOUT = "-"
 """What standard output is called."""

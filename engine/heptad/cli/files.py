@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from heptad.errors import LogError
-from heptad.log import TransitionLog
+from heptad.history.query import TransitionLog
 
 
 def open_log(path: str) -> TransitionLog:

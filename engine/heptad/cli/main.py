@@ -14,7 +14,7 @@ from contextlib import suppress
 from heptad.cli import demo, diagram, diff, explain, export, show, stats
 from heptad.cli.output import complain, printable
 from heptad.errors import EngineError
-from heptad.log.writer import installed
+from heptad.history.journal.versions import installed
 
 COMMANDS = (show, stats, explain, diff, diagram, export, demo)
 

@@ -15,12 +15,15 @@ from heptad.cli.arguments import EVER, Commands, command, conditions, count, giv
 from heptad.cli.files import is_lines, open_log
 from heptad.cli.output import Column, complain, data, duration, line, number, table
 from heptad.errors import LogError
-from heptad.log import Note, Recorded, Transition, TransitionLog
-from heptad.log.chunk import View
-from heptad.log.decode import Decoder, by_seq
-from heptad.log.jsonl import plain
-from heptad.log.reader import FileSource
-from heptad.log.select import Conditions, selected
+from heptad.history.decode import Decoder, by_seq
+from heptad.history.export.jsonl import plain
+from heptad.history.journal.reader import FileSource
+from heptad.history.query import TransitionLog
+from heptad.history.select import Conditions, selected
+from heptad.history.transition import Transition
+from heptad.record.chunk import View
+from heptad.record.events import Note
+from heptad.record.values import Recorded
 
 TAIL = 20
 """Transitions that are shown where nobody says how many."""
@@ -253,6 +256,6 @@ def _where(log: TransitionLog) -> str:
     if _ended(log):
         return last[0].dest
     since = datetime.fromtimestamp(last[0].time_ns / 1e9).strftime("%Y-%m-%d %H:%M:%S")
-    parked = [note.text for note in log.source.notes(last[0].seq) if note.kind == "park"]
-    how = f"parked ({parked[-1]})" if parked else "it has not ended"
+    paused = [note.text for note in log.source.notes(last[0].seq) if note.kind == "pause"]
+    how = f"paused ({paused[-1]})" if paused else "it has not ended"
     return f"in {last[0].dest} since {since}: {how}"

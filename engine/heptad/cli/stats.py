@@ -10,7 +10,8 @@ from dataclasses import asdict
 from heptad.cli.arguments import Commands, command, takes_file
 from heptad.cli.files import open_log
 from heptad.cli.output import Column, data, duration, line, table
-from heptad.log import Duration, TransitionLog
+from heptad.history.query import TransitionLog
+from heptad.history.summary import Duration
 
 
 def add_to(commands: Commands) -> None:

@@ -16,8 +16,7 @@ from heptad.config import Components, RunConfig
 from heptad.data.feed import DatasetFeed, Feed, LoaderFeed, StreamFeed
 from heptad.data.fetch import Collate, build_fetch
 from heptad.data.walk import StreamWalk, Walk, is_a, refuse_second_walk
-from heptad.errors import ConfigError, DataError, a_kind, counted, kind
-from heptad.telling import told
+from heptad.errors import ConfigError, DataError, a_kind, counted, kind, summarize
 
 
 def build_feed(components: Components, config: RunConfig) -> Feed:
@@ -49,7 +48,7 @@ def build_dataset_feed(
         raise DataError(f"{field} is a DataLoader, which yields batches; pass it as loader=")
     _refuse_other_things(dataset, field)
     if is_a(dataset, dict | UserDict) and 0 not in dataset:
-        raise DataError(f"{field} is {told(dataset)}; samples are read at 0, 1, 2, …: {_parts(dataset)}")
+        raise DataError(f"{field} is {summarize(dataset)}; samples are read at 0, 1, 2, …: {_parts(dataset)}")
     map_style = hasattr(dataset, "__getitem__") and not is_a(dataset, IterableDataset)
     if not map_style:
         if not hasattr(dataset, "__iter__"):
@@ -89,7 +88,7 @@ def build_loader_feed(loader: Any, field: str = "Components.loader") -> Feed:
         raise DataError(f"{field} is {a_kind(loader)}, which holds samples; pass it as dataset=")
     _refuse_other_things(loader, field)
     if is_a(loader, dict | UserDict):
-        raise DataError(f"{field} is {told(loader)}; it must be a re-iterable of batches: {_parts(loader)}")
+        raise DataError(f"{field} is {summarize(loader)}; it must be a re-iterable of batches: {_parts(loader)}")
     if not hasattr(loader, "__iter__") and not hasattr(loader, "__getitem__"):
         raise DataError(f"{field} must be a re-iterable of batches, got a {kind(loader)}")
     # the length of a loader over an iterable dataset is a guess: workers may each yield all of it, or a part

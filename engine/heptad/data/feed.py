@@ -14,10 +14,10 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from heptad.data.fetch import Fetch, InWorkers, PassKey, as_it_is, ignore_interrupts
+from heptad.data.generators import put_state, state_of
 from heptad.data.order import ORDER_VERSION, batch_seed, order
 from heptad.data.walk import NOTHING, StreamWalk, Walk
 from heptad.errors import DataError, SecondInterrupt
-from heptad.seeding import put_state, state_of
 
 
 class Feed(Protocol):

@@ -12,10 +12,9 @@ import torch
 from torch.utils.data import IterableDataset, Subset, TensorDataset, get_worker_info
 from torch.utils.data import default_collate as _default_collate  # pyright: ignore[reportUnknownVariableType] - typed in part
 
+from heptad.data.generators import Own, own_generators, preserved, seed_cpu
 from heptad.data.order import batch_seed
-from heptad.errors import DataError, add_note, counted, kind
-from heptad.seeding import Own, own_generators, preserved, seed_cpu
-from heptad.telling import told
+from heptad.errors import DataError, add_note, counted, kind, summarize
 
 Collate = Callable[[list[Any]], Any]
 default_collate = cast("Collate", _default_collate)
@@ -144,10 +143,10 @@ def _collated(collate: Collate, samples: list[Any]) -> Any:
         batch = collate(samples)
     except Exception as error:
         more = "; Components.collate_fn makes batches another way" if collate is default_collate else ""
-        add_note(error, f"while a batch was made of {told(samples)}{more}")
+        add_note(error, f"while a batch was made of {summarize(samples)}{more}")
         raise
     if batch is None:
-        raise DataError(f"Components.collate_fn returned None for {told(samples)}; does it end without a return?")
+        raise DataError(f"Components.collate_fn returned None for {summarize(samples)}; does it end without a return?")
     return batch
 
 

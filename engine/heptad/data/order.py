@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from heptad.seeding import derive
+from heptad.data.generators import derive
 
 ORDER_VERSION = 1
 """Grows when the same (seed, epoch, pass) would give another order; a checkpoint of another version is refused."""

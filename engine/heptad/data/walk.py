@@ -17,8 +17,8 @@ from torch.utils.data import (
 
 from heptad.config import RunConfig
 from heptad.data.fetch import Collate, PassKey, Stream, as_it_is, ignore_interrupts
+from heptad.data.generators import capture_cpu, own_generators, preserved, put_state, restore, state_of
 from heptad.errors import DataError, kind
-from heptad.seeding import capture_cpu, own_generators, preserved, put_state, restore, state_of
 
 NOTHING: Any = object()
 

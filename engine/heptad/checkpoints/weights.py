@@ -1,0 +1,175 @@
+"""`load_weights`: the weights of a checkpoint, for prediction and fine-tuning, without the run."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Iterable, Mapping
+from itertools import chain
+from pathlib import Path
+from typing import Any, Literal, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
+
+from heptad.checkpoints.store import Store, is_checkpoint
+from heptad.errors import CheckpointError, kind
+from heptad.run.snapshot import Snapshot
+
+WHICH = ("newest", "best", "ema")
+
+_MOST_NAMED = 20
+
+
+def load_weights(directory: str | Path, network: nn.Module, which: Literal["newest", "best", "ema"] = "newest") -> Path:
+    """Loads the weights of a checkpoint into a network: parameters, and buffers, those too that are not persistent.
+
+    All or nothing: names, shapes and dtypes are compared before anything is changed, and must be equal; a tensor that
+    has several names (tied weights) may stand under one of them or all. The tensors of the network stay where they are
+    and on their device; modes are left alone (`network.eval()` before predicting). Of a buffer that is not persistent,
+    on either side, the name may be missing on the other: it is no part of the weights, and one that the checkpoint
+    lacks keeps what the network's constructor gave it.
+
+    Args:
+        directory: Of checkpoints, or one checkpoint.
+        network: Of the kind that was trained; either may be one that `torch.compile` made.
+        which: `"newest"`; `"best"`, by the value that `Checkpoint(monitor=…)` watched; or `"ema"`, the average that the
+            plugin `EMA` kept, of the newest. Where one checkpoint is given, `"best"` is that one.
+
+    Returns:
+        The path of the checkpoint. Damaged ones are passed over with a warning.
+
+    Raises:
+        CheckpointError: If there is no such checkpoint, or it does not fit the network, with all the differences.
+    """
+    _check(directory, network)
+    if which not in WHICH:
+        raise CheckpointError(f"load_weights(which=…) is one of {', '.join(map(repr, WHICH))}, got {which!r}")
+    path, snapshot = _chosen(Path(directory), which)
+    section: Mapping[str, Any] = snapshot.sections.get("network", {})
+    given = _average(path, snapshot) if which == "ema" else section.get("tensors")
+    if not isinstance(given, Mapping):
+        raise CheckpointError(f"{path} holds no weights of a network")
+    _fill(path, network, cast("Mapping[str, Tensor]", given), section.get("not_persistent", ()))
+    return path
+
+
+def _check(directory: object, network: object) -> None:
+    """Raises CheckpointError for arguments that are none."""
+    told = "load_weights(directory, network)"
+    if isinstance(directory, nn.Module) and isinstance(network, str | os.PathLike):
+        raise CheckpointError(f"{told} takes the directory first, then the network; here they are the other way round")
+    if not isinstance(directory, str | os.PathLike):
+        raise CheckpointError(f"{told} takes a directory of checkpoints as a str or a Path, got {kind(directory)}")
+    if isinstance(network, type):
+        raise CheckpointError(f"{told} takes a network, got the class {network.__name__}; make one of it")
+    found = kind(network)
+    if isinstance(network, Mapping):
+        raise CheckpointError(f"{told} takes the network itself and not its state_dict(), got {found}")
+    if not isinstance(network, nn.Module):
+        raise CheckpointError(f"{told} takes a network, an nn.Module, got {found}")
+    path = Path(cast("str", directory))
+    if path.is_file():
+        if is_checkpoint(path.parent):
+            raise CheckpointError(f"{path} is a file of a checkpoint; name the checkpoint: {path.parent}")
+        raise CheckpointError(
+            f"{path} is a file; load_weights takes a directory of checkpoints, or one of them, as the plugin "
+            "Checkpoint writes them. What torch.save wrote is read by network.load_state_dict(torch.load(path))"
+        )
+
+
+def _chosen(path: Path, which: str) -> tuple[Path, Snapshot]:
+    sections = ("network", "plugins") if which == "ema" else ("network",)
+    if is_checkpoint(path):
+        return path, Store(path.parent).load(path, sections)
+    store = Store(path)
+    entry, snapshot, damage = (store.best_sound if which == "best" else store.newest_sound)(sections)
+    if damage:
+        text = "; ".join(damage)
+        warnings.warn(f"{entry.path} is loaded, for what comes before it is damaged: {text}", stacklevel=3)
+    return entry.path, snapshot
+
+
+def _average(path: Path, snapshot: Snapshot) -> Any:
+    plugins: Mapping[str, Any] = snapshot.sections.get("plugins", {})
+    if "EMA" not in plugins:
+        there = ", ".join(sorted(plugins)) or "none"
+        raise CheckpointError(f"{path} holds no average: the run had no plugin named EMA (its plugins: {there})")
+    state: Any = plugins["EMA"].get("state")
+    if not isinstance(state, Mapping) or "tensors" not in state:
+        raise CheckpointError(f"{path} holds no average yet: it was written before EMA saw the network")
+    return cast("Mapping[str, Any]", state)["tensors"]
+
+
+def _fill(path: Path, network: nn.Module, held: Mapping[str, Tensor], optional: Iterable[str]) -> None:
+    given = {_plain(name): tensor for name, tensor in held.items()}
+    own = _named_tensors(network)
+    lazy = [name for name, tensor in own.items() if is_lazy(tensor) or tensor.is_meta]
+    if lazy:
+        raise CheckpointError(
+            f"this {kind(network)} has no memory yet for {_named(lazy)}; run one batch through a lazy network, or "
+            "network.to_empty(device=…) for one on the meta device, and load then"
+        )
+    shared: dict[int, list[str]] = {}  # tied weights: the names of each tensor, of which the checkpoint may hold one
+    for name, tensor in own.items():
+        shared.setdefault(id(tensor), []).append(name)
+    both = [[name for name in names if name in given] for names in shared.values()]
+    absent = {name for names, found in zip(shared.values(), both, strict=True) if not found for name in names}
+    missing = absent - _not_persistent(network)
+    unexpected = given.keys() - own.keys() - {_plain(name) for name in optional}
+    other = [
+        f"{name} is {_told(given[name])} in the checkpoint, {_told(own[name])} in the network"
+        for name in own
+        if name in given and (given[name].shape, given[name].dtype) != (own[name].shape, own[name].dtype)
+    ]
+    other += [
+        f"{first} and {name} are one tensor in the network, and two that differ in the checkpoint"
+        for first, *rest in filter(None, both)
+        for name in rest
+        if not _same(given[first], given[name])
+    ]
+    lines = [f"the checkpoint lacks {_named(sorted(missing))}"] if missing else []
+    lines += [f"the network lacks {_named(sorted(unexpected))}"] if unexpected else []
+    lines += other[:_MOST_NAMED] + ([f"and {len(other) - _MOST_NAMED} more"] if len(other) > _MOST_NAMED else [])
+    if lines:
+        text = "".join(f"\n  {line}" for line in lines)
+        raise CheckpointError(f"{path} does not fit this {kind(network)}, and nothing was loaded:{text}")
+    with torch.no_grad():
+        for first, *_ in filter(None, both):
+            own[first].copy_(given[first])
+
+
+def _not_persistent(network: nn.Module) -> set[str]:
+    """Returns the names of the buffers that `state_dict` leaves out."""
+    left_out = {name for name, _ in network.named_buffers(remove_duplicate=False)} - network.state_dict().keys()
+    return {_plain(name) for name in left_out}
+
+
+def _named_tensors(network: nn.Module) -> dict[str, Tensor]:
+    parameters, buffers = network.named_parameters, network.named_buffers
+    named = chain(parameters(remove_duplicate=False), buffers(remove_duplicate=False))
+    return {_plain(name): tensor for name, tensor in named}
+
+
+def _plain(name: str) -> str:
+    """Returns the name of a tensor without what `torch.compile` puts around a network, or around a part of one."""
+    return ".".join(part for part in name.split(".") if part != "_orig_mod")
+
+
+def _same(one: Tensor, other: Tensor) -> bool:
+    """Tells whether two tensors are the same in shape, dtype and bits, NaN included."""
+    if (one.shape, one.dtype) != (other.shape, other.dtype):
+        return False
+    flat = (tensor.clone(memory_format=torch.contiguous_format).reshape(-1) for tensor in (one, other))
+    first, second = (tensor.view(torch.uint8) for tensor in flat)
+    return torch.equal(first, second)
+
+
+def _named(names: list[str]) -> str:
+    more = f" and {len(names) - _MOST_NAMED} more" if len(names) > _MOST_NAMED else ""
+    return ", ".join(names[:_MOST_NAMED]) + more
+
+
+def _told(tensor: Tensor) -> str:
+    return f"{str(tensor.dtype).removeprefix('torch.')} {tuple(tensor.shape)}"

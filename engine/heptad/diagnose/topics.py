@@ -1,0 +1,12 @@
+"""What is likely wrong and what to do, in words: one function a topic, called through `heptad.errors.diagnose`."""
+
+from __future__ import annotations
+
+from heptad.diagnose.hooks import HERE
+
+
+def handler_name(name: str) -> str:
+    """Return what a method whose name begins with `on_` is meant to be."""
+    known = HERE.get(name)
+    other = "give any other method a name that does not begin with 'on_'"
+    return f"here it would be {known}" if known else other

@@ -1,0 +1,362 @@
+"""Where two runs part: the first turn that differs in a note, a recorded value, a guard's answer or the transition.
+
+Both logs are read side by side, a block at a time, and compared by the names of states and guards, so that runs with
+other plugins, or of another version, can be held against each other too. Times are no differences.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from fnmatch import fnmatchcase
+from itertools import zip_longest
+from struct import pack
+from typing import Any, Literal, cast
+
+import numpy as np
+
+from heptad.history.decode import Decoder, blocks, ints
+from heptad.history.explain import Explanation, explain
+from heptad.history.export.jsonl import plain
+from heptad.history.source import Source
+from heptad.history.transition import Transition
+from heptad.record.chunk import Ints, View
+from heptad.record.events import Note
+from heptad.record.values import Recorded
+
+BEFORE, AFTER = 3, 3
+"""Transitions that are shown around the place where two runs part."""
+
+HOW_KEPT = ("log_capacity", "trace_handlers")
+"""Facts that say how a log is kept and nothing of what the run does."""
+
+_EVER = 1 << 62
+_COUNTED = ("epoch", "batch_index", "step", "update")
+
+
+@dataclass(frozen=True, slots=True)
+class Fact:
+    """Something that two runs were told, or are made of, differently.
+
+    Attributes:
+        name: Such as `"optimizers[0].groups[0].lr"`, `"handlers on exit of after_step"` or `"arcs from after_step"`.
+        here: What it is in this log; `None` where it is nothing.
+        there: What it is in the other one.
+    """
+
+    name: str
+    here: Any
+    there: Any
+
+    def __str__(self) -> str:
+        return f"{self.name}: {_words(self.here)} here, {_words(self.there)} there"
+
+
+@dataclass(frozen=True, slots=True)
+class Parting:
+    """One thing that differs in the first turn that does.
+
+    Attributes:
+        kind: `"note"`, `"value"`, `"guard"`, `"transition"`, or `"end"` where one log ends and the other goes on.
+        name: The note's kind, the value's name, the guard's name; else empty.
+        here: What this log says, in words.
+        there: What the other one says.
+    """
+
+    kind: Literal["note", "value", "guard", "transition", "end"]
+    name: str
+    here: str
+    there: str
+
+    def __str__(self) -> str:
+        return f"{self.kind}{f' {self.name}' if self.name else ''}: {self.here} here, {self.there} there"
+
+
+@dataclass(frozen=True, slots=True)
+class Diff:
+    """What two logs differ in. It is true where they differ, false where they are the same but for times.
+
+    Attributes:
+        facts: What the runs were told, or are made of, differently: configuration, optimizers, handlers, the table.
+        seq: The number of the first turn that differs; `None` where none does.
+        parted: What differs in it: notes, values, the guard, the transition.
+        before: The last transitions that both have in common, from this log.
+        here: The transitions from there on in this log.
+        there: Those in the other one.
+        first: The first transition that was compared: both logs hold it.
+        end: The one after the last that both hold.
+    """
+
+    facts: tuple[Fact, ...]
+    seq: int | None
+    parted: tuple[Parting, ...]
+    before: tuple[Transition, ...]
+    here: tuple[Transition, ...]
+    there: tuple[Transition, ...]
+    first: int
+    end: int
+
+    @property
+    def same(self) -> bool:
+        """Whether nothing differs but times."""
+        return not self.facts and self.seq is None
+
+    def __bool__(self) -> bool:
+        return not self.same
+
+    def __str__(self) -> str:
+        compared = f"transitions #{self.first} to #{self.end - 1}" if self.end > self.first else "no transition"
+        if self.same:
+            return f"the same but for times: {compared}, their notes and recorded values"
+        lines = [f"{len(self.facts)} facts differ:" if len(self.facts) > 1 else "1 fact differs:"] if self.facts else []
+        lines += [f"    {fact}" for fact in self.facts]
+        if self.seq is None:
+            return "\n".join([*lines, f"path, notes and recorded values are the same: {compared}"])
+        lines += [f"the runs part in turn #{self.seq}:", *(f"    {parting}" for parting in self.parted)]
+        for title, rows in (("before", self.before), ("here", self.here), ("there", self.there)):
+            lines += [f"{title}:", *(f"    {row}" for row in rows or ("nothing",))]
+        return "\n".join(lines)
+
+    def __repr__(self) -> str:
+        where = "the same" if self.seq is None else f"part at #{self.seq}"
+        return f"<Diff: {where}, {len(self.facts)} facts differ>"
+
+    def to_plain(self) -> dict[str, Any]:
+        """Returns it as plain data."""
+        return {
+            "same": self.same,
+            "facts": [asdict(fact) for fact in self.facts],
+            "seq": self.seq,
+            "parted": [asdict(parting) for parting in self.parted],
+            "before": [plain(row) for row in self.before],
+            "here": [plain(row) for row in self.here],
+            "there": [plain(row) for row in self.there],
+            "first": self.first,
+            "end": self.end,
+        }
+
+
+def diff(one: Source, other: Source, ignore: Iterable[str] = ()) -> Diff:
+    """Compares two logs, where both hold a transition.
+
+    Args:
+        one: "Here".
+        other: "There".
+        ignore: Patterns, such as `"*_per_second"`: values of these names and notes of these kinds are left out.
+    """
+    patterns = tuple(ignore)
+
+    def heard(name: str) -> bool:
+        return not any(fnmatchcase(name, pattern) for pattern in patterns)
+
+    views = one.view(), other.view()
+    first = max(view.first for view in views)
+    end = max(first, min(view.end for view in views))
+    seq, parted = _first_parting((one, other), views, first, end, heard)
+    facts = (*_facts(one.facts, other.facts), *_tables(one, other))
+    if seq is None:
+        return Diff(facts, None, (), (), (), (), first, end)
+    before = range(max(first, seq - BEFORE), min(seq, end))
+    after = [range(max(seq, view.first), min(seq + AFTER, view.end)) for view in views]
+    here, there = (
+        tuple(Decoder(source).at(view, seqs)) for source, view, seqs in zip((one, other), views, after, strict=True)
+    )
+    return Diff(facts, seq, parted, tuple(Decoder(one).at(views[0], before)), here, there, first, end)
+
+
+# -- the path
+
+
+def _first_parting(
+    sources: tuple[Source, Source], views: tuple[View, View], first: int, end: int, heard: Callable[[str], bool]
+) -> tuple[int | None, tuple[Parting, ...]]:
+    notes = tuple([note for note in source.notes(first) if heard(note.kind)] for source in sources)
+    begin = first
+    for stop, parts in _side_by_side(sources, views, first, end):
+        found = _remarks(sources, notes, begin, stop if parts is None else parts + 1, heard)
+        if found is not None:
+            seq, parted = found
+            return seq, (*parted, *(_path(sources, views, seq) if seq == parts else ()))
+        if parts is not None:
+            return parts, _path(sources, views, parts)
+        begin = stop
+    if views[0].end == views[1].end:
+        return _remarks(sources, notes, begin, _EVER, heard) or (None, ())  # those of the turn under way
+    ends = [
+        f"the log ends with #{view.end - 1}" if view.end == end else f"it goes on to #{view.end - 1}" for view in views
+    ]
+    return end, (Parting("end", "", *ends),)
+
+
+def _side_by_side(
+    sources: tuple[Source, Source], views: tuple[View, View], first: int, end: int
+) -> Iterator[tuple[int, int | None]]:
+    """Yields how far both logs have been read, and where their paths part before that, which ends it."""
+    numbers: dict[tuple[Any, ...], int] = {}
+    ones, others = (_columns(source, view, first, numbers) for source, view in zip(sources, views, strict=True))
+    one = other = np.empty((1 + len(_COUNTED), 0), dtype=np.int64)
+    at = first
+    while at < end:
+        one = next(ones) if not one.shape[1] else one
+        other = next(others) if not other.shape[1] else other
+        size = min(one.shape[1], other.shape[1], end - at)
+        differs = np.flatnonzero((one[:, :size] != other[:, :size]).any(axis=0))
+        parts = at + int(differs[0]) if len(differs) else None
+        at += size
+        yield at, parts
+        if parts is not None:
+            return
+        one, other = one[:, size:], other[:, size:]
+
+
+def _columns(source: Source, view: View, first: int, numbers: dict[tuple[Any, ...], int]) -> Iterator[Ints]:
+    """Yields block after block, from a transition on, the arcs by numbers that both logs share, and the counters."""
+    table, decoder = source.table, Decoder(source)
+    shared = np.empty(len(source.effects.sources), dtype=np.int64)
+    for arc, (start, end) in enumerate(zip(ints(source.effects.sources), ints(source.effects.dests), strict=True)):
+        key = (table.states[start].name, table.states[end].name, tuple(decoder.guards(arc).items()))
+        shared[arc] = numbers.setdefault(key, len(numbers))
+    for block in blocks(View(view.chunks, first, view.end)):
+        counters = block.counters(source)
+        yield np.stack([shared[block.arcs], *(counters[name] for name in _COUNTED)])
+
+
+def _path(sources: tuple[Source, Source], views: tuple[View, View], seq: int) -> tuple[Parting, ...]:
+    """Says what differs in the transition of that number: the first guard that says otherwise, else all of it."""
+    told = tuple(explain(source, view, seq) for source, view in zip(sources, views, strict=True))
+    here, there = (each.transition for each in told)
+    if here.source == there.source:
+        for one, other in zip_longest(here.guards.items(), there.guards.items()):
+            if one != other:  # the same guard with another answer, or in one run a guard that the other lacks
+                names = dict.fromkeys(guard[0] for guard in (other, one) if guard is not None)
+                return tuple(Parting("guard", name, *(_said(each, name) for each in told)) for name in names)
+    return (Parting("transition", "", *(_place(row) for row in (here, there))),)
+
+
+def _said(told: Explanation, guard: str) -> str:
+    return next((str(tried).partition(f"{guard}: ")[2] for tried in told.tried if tried.guard == guard), "not asked")
+
+
+def _place(row: Transition) -> str:
+    at = f"epoch {row.epoch} batch {row.batch_index} step {row.step} update {row.update}"
+    return f"{row.source} -> {row.dest} ({at})"
+
+
+# -- notes and values
+
+
+def _remarks(
+    sources: tuple[Source, Source],
+    notes: tuple[list[Note], ...],
+    first: int,
+    end: int,
+    heard: Callable[[str], bool],
+) -> tuple[int, tuple[Parting, ...]] | None:
+    """Returns the first turn from `first` to before `end` whose notes or values differ, and what differs."""
+    one, other = (_by_turn(told, ((note.kind, note.text) for note in told), first, end) for told in notes)
+    recorded = [[v for v in source.values_between(first, end) if heard(v.name)] for source in sources]
+    mine, theirs = (_by_turn(told, ((v.name, v.value) for v in told), first, end) for told in recorded)
+    seqs = sorted({*one, *other, *mine, *theirs})
+    for seq in seqs:
+        parted = [
+            *_pairs("note", one.get(seq, []), other.get(seq, []), str),
+            *_pairs("value", mine.get(seq, []), theirs.get(seq, []), repr),
+        ]
+        if parted:
+            return seq, tuple(parted)
+    return None
+
+
+def _by_turn(
+    rows: Sequence[Note | Recorded], told: Iterable[tuple[str, Any]], first: int, end: int
+) -> dict[int, list[tuple[str, Any]]]:
+    turns: dict[int, list[tuple[str, Any]]] = {}
+    for row, pair in zip(rows, told, strict=True):
+        if first <= row.seq < end:
+            turns.setdefault(row.seq, []).append(pair)
+    return turns
+
+
+def _pairs(
+    kind: Literal["note", "value"],
+    one: list[tuple[str, Any]],
+    other: list[tuple[str, Any]],
+    words: Callable[[Any], str],
+) -> Iterator[Parting]:
+    """Yields the first of the notes or values of a turn that differs."""
+    for place in range(max(len(one), len(other))):
+        here, there = (rows[place] if place < len(rows) else None for rows in (one, other))
+        if here is not None and there is not None and here[0] == there[0]:
+            if _bits(here[1]) != _bits(there[1]):
+                yield Parting(kind, here[0], words(here[1]), words(there[1]))
+                return
+        else:
+            name = (here or there or ("", None))[0]
+            yield Parting(kind, name, *(f"{row[0]} {words(row[1])}" if row else "none" for row in (here, there)))
+            return
+
+
+def _bits(value: Any) -> Any:
+    """Returns what tells two values apart: NaN equals NaN, and 0.0 is not -0.0."""
+    return pack("d", value) if isinstance(value, float) else value
+
+
+# -- facts
+
+
+def _facts(one: Mapping[str, Any], other: Mapping[str, Any]) -> Iterator[Fact]:
+    here, there = (_flat({k: v for k, v in f.items() if k not in ("handlers", *HOW_KEPT)}) for f in (one, other))
+    yield from _unequal(here, there)
+    moments = [_edges(facts.get("handlers", ())) for facts in (one, other)]
+    yield from _unequal(*moments)
+
+
+def _tables(one: Source, other: Source) -> Iterator[Fact]:
+    arcs: list[dict[str, Any]] = []
+    for source in (one, other):
+        leaving = source.table.leaving.items()
+        arcs.append(
+            {
+                f"arcs from {state}": [f"{arc.dest} if {arc.guard}" if arc.guard else arc.dest for arc in rows]
+                for state, rows in leaving
+            }
+        )
+    yield from _unequal(*arcs)
+
+
+def _unequal(here: Mapping[str, Any], there: Mapping[str, Any]) -> Iterator[Fact]:
+    for name in dict.fromkeys((*here, *there)):
+        if json.dumps(here.get(name)) != json.dumps(there.get(name)):  # as plain data: a tuple is a list, NaN is NaN
+            yield Fact(name, here.get(name), there.get(name))
+
+
+def _edges(handlers: Sequence[Sequence[str]]) -> dict[str, list[str]]:
+    """Returns who is called on each moment of each state, in order."""
+    moments: dict[str, list[str]] = {}
+    for state, moment, who, words in handlers:
+        name = f"handlers on {'exit of' if moment == 'exit' else 'entry to'} {state}"
+        moments.setdefault(name, []).append(f"{who} ({words})" if words else who)
+    return moments
+
+
+def _flat(value: Any, name: str = "") -> dict[str, Any]:
+    """Returns nested plain data as paths and what stands at their ends."""
+    if isinstance(value, Mapping):
+        parts = [(f"{name}.{key}" if name else str(key), v) for key, v in cast("Mapping[Any, Any]", value).items()]
+    elif isinstance(value, list | tuple):
+        parts = [(f"{name}[{place}]", part) for place, part in enumerate(cast("Sequence[Any]", value))]
+    else:
+        return {name: value}
+    found: dict[str, Any] = {}
+    for path, part in parts:
+        found |= _flat(part, path)
+    return found
+
+
+def _words(value: Any) -> str:
+    if value is None:
+        return "nothing"
+    if isinstance(value, list):
+        return ", ".join(map(str, cast("list[Any]", value))) or "nobody"
+    return str(value)

@@ -1,0 +1,260 @@
+"""Why a transition went where it went, and who was called: arcs tried, guards asked, values seen, handlers, notes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from heptad.history.decode import Decoder, holding
+from heptad.history.source import Source
+from heptad.history.summary import traced
+from heptad.history.transition import Transition
+from heptad.record.chunk import Call, Failure, View
+from heptad.record.counters import Counters
+from heptad.record.events import Note
+from heptad.record.values import Recorded
+
+Outcome = Literal["called", "raised", "held back", "open", "detached"]
+
+OWN = "the engine's own correction of the gradients"
+"""How the first subscriber on entry to `optimizer_update` is named."""
+
+
+@dataclass(frozen=True, slots=True)
+class Tried:
+    """An arc that was tried.
+
+    Attributes:
+        dest: Where it leads.
+        guard: The guard that was asked, `None` for an unguarded arc.
+        answer: What it said; `None` for a guard that raised.
+        values: What the engine's own guard looked at, by name; empty for a plugin's.
+    """
+
+    dest: str
+    guard: str | None
+    answer: bool | None
+    values: Mapping[str, Any]
+
+    def __str__(self) -> str:
+        if self.guard is None:
+            return f"to {self.dest}: always"
+        said = {True: "yes", False: "no", None: "it raised"}[self.answer]
+        seen = ", ".join(f"{name} {value}" for name, value in self.values.items())
+        return f"to {self.dest} if {self.guard}: {said}{f' ({seen})' if seen else ''}"
+
+
+@dataclass(frozen=True, slots=True)
+class Called:
+    """A handler on one of the two moments of a turn.
+
+    Attributes:
+        moment: `"exit"` of the source or `"enter"` of the destination.
+        state: That state.
+        who: Plugin and method, the function, or the engine itself.
+        filter: Which of the moment's events it hears, in words; empty for all.
+        outcome: `"called"`; `"raised"`, which ended the run or detached the plugin; `"held back"` by its filter;
+            `"open"` where its filter decided and nobody wrote down how (`RunConfig(trace_handlers=True)` does);
+            `"detached"` before.
+        duration_ns: How long the call took, where handlers were traced.
+    """
+
+    moment: str
+    state: str
+    who: str
+    filter: str
+    outcome: Outcome
+    duration_ns: int | None = None
+
+    def __str__(self) -> str:
+        told = [self.filter] if self.filter else []
+        if self.outcome == "open":
+            told.append("not written down whether it was due")
+        elif self.outcome != "called":
+            told.append(self.outcome)
+        if self.duration_ns is not None:
+            told.append(f"{self.duration_ns / 1e3:,.1f} µs")
+        moment = "on exit of" if self.moment == "exit" else "on entry to"
+        more = f" ({', '.join(told)})" if told else ""
+        return f"{moment} {self.state}: {self.who}{more}"
+
+
+@dataclass(frozen=True, slots=True)
+class Explanation:
+    """What happened in a turn, and why.
+
+    Attributes:
+        transition: The transition.
+        tried: The arcs that were tried for it, from top to bottom.
+        notes: The notes made in its turn.
+        calls: The exit handlers of the source, then the entry handlers of the destination, in order.
+        values: The values recorded in its turn.
+        skipped: Why this update was left out, so that weights and `update` stood still; `None` for one that was not.
+    """
+
+    transition: Transition
+    tried: tuple[Tried, ...]
+    notes: tuple[Note, ...]
+    calls: tuple[Called, ...] = ()
+    values: tuple[Recorded, ...] = ()
+    skipped: str | None = None
+
+    def __str__(self) -> str:
+        lines = [str(self.transition)]
+        if self.skipped is not None:
+            lines.append(f"    the update was skipped, the weights and `update` stood still: {self.skipped}")
+        lines += [f"    {part}" for part in (*self.tried, *self.calls)]
+        lines += [f"    recorded {value.name} = {value.value:.6g}" for value in self.values]
+        lines += [f"    {note.kind}: {note.text}" for note in self.notes]
+        return "\n".join(lines)
+
+
+def explain(source: Source, view: View, seq: int) -> Explanation:
+    """Says why a transition, which must be in the view, went where it went."""
+    chunk = holding(view, seq)
+    place = seq - chunk.seq
+    decoder = Decoder(source)
+    transition = decoder.at(view, [seq])[0]
+    arc = int(chunk.arcs()[place])
+    return Explanation(
+        transition,
+        tuple(_tried(source, transition, arc, decoder.counters(chunk, place))),
+        tuple(note for note in source.notes(seq) if note.seq == seq),
+        tuple(_called(source, transition)),
+        tuple(source.values_between(seq, seq + 1)),
+        _reason(source, seq) if place in chunk.skipped else None,
+    )
+
+
+def _reason(source: Source, seq: int) -> str:
+    """Returns why an update was skipped: the note was made on entry to it, in the turn before."""
+    notes = [note.text for note in source.notes(seq - 1) if note.seq == seq - 1 and note.kind == "skip_update"]
+    return notes[0] if notes else "nobody remembers why"
+
+
+def _tried(source: Source, transition: Transition, number: int, at: Counters) -> Iterator[Tried]:
+    table, failed = source.table, source.failure
+    if failed is None or number < len(table.arcs):
+        failed = None
+    accumulation = next(
+        (k for since, k in reversed(source.windows) if since <= transition.seq), source.facts.get("accumulation", 1)
+    )
+    stopped = any(asked <= transition.seq for asked in source.stops)
+    for arc in table.leaving[table.states[int(source.effects.sources[number])].name]:
+        if failed is not None and (failed.moment != "guard" or (arc.guard or "") not in (*failed.guards, failed.guard)):
+            return
+        values = values_seen(arc.guard or "", at, source.facts, accumulation, stopped)
+        answer = None if arc.guard is None else transition.guards.get(arc.guard)
+        yield Tried(table.shown[arc.dest], arc.guard, answer, values)
+        if failed is None and arc is table.arcs[number]:
+            return
+
+
+class _Roll:
+    """Goes through the handlers of a turn in order, and says what became of each.
+
+    A plugin that was detached is called no more: `gone` holds those that were, `going` by handler those that this turn
+    detaches.
+    """
+
+    def __init__(self, source: Source, seq: int) -> None:
+        self._facts = source.facts
+        self._made: dict[tuple[str, str, str], list[Call]] = {}
+        for call in source.calls(seq, seq + 1):
+            self._made.setdefault((call.moment, call.state, call.who), []).append(call)
+        self._gone: set[str] = set()
+        self._going: dict[str, str] = {}
+        for note in source.notes(0):
+            if note.kind == "detach" and note.seq <= seq:
+                by, _, rest = note.text.partition(" raised ")
+                plugin = rest.rpartition("; ")[2].removesuffix(" is called no more")
+                if note.seq < seq:
+                    self._gone.add(plugin)
+                else:
+                    self._going[by] = plugin
+        handlers = {who for _, _, who, _ in self._facts.get("handlers", ())}
+        self._leave(lambda by: by not in handlers and not by.endswith("_due"))  # a detour's body comes first of all
+
+    def moment(self, moment: str, state: str, failed: Failure | None) -> Iterator[Called]:
+        """Yields the handlers of a moment, up to the one that ended the run if one did."""
+        raising = failed.who if failed is not None and failed.moment == moment else None
+        if (moment, state) == ("enter", "optimizer_update"):
+            yield Called(moment, state, OWN, "", "raised" if raising == "" else "called")
+            if raising == "":
+                return
+        rows: Sequence[tuple[str, str, str, str]] = self._facts.get("handlers", ())
+        for other_state, other_edge, who, words in rows:
+            if (other_edge, other_state) == (moment, state):
+                made = self._made.get((moment, state, who))
+                call = made.pop(0) if made else None
+                outcome = "raised" if who == raising or who in self._going else self._outcome(who, words, call)
+                yield Called(moment, state, who, words, outcome, None if call is None else call.duration_ns)
+                if who == raising:
+                    return
+                self._leave(lambda by, who=who: by == who)
+
+    def chosen(self) -> None:
+        """Says that the guards have been asked."""
+        self._leave(lambda by: by.endswith("_due"))
+
+    def _outcome(self, who: str, words: str, call: Call | None) -> Outcome:
+        if call is not None:
+            return "called"
+        if any(who.startswith(f"{plugin}.") for plugin in self._gone):
+            return "detached"
+        if words:
+            return "held back" if traced(self._facts) else "open"
+        return "called"
+
+    def _leave(self, which: Callable[[str], bool]) -> None:
+        for by in [by for by in self._going if which(by)]:
+            self._gone.add(self._going.pop(by))
+
+
+def _called(source: Source, transition: Transition) -> Iterator[Called]:
+    """Yields the handlers of the two moments, with what became of each; a failure cuts them off."""
+    seq, failed = transition.seq, source.failure
+    roll = _Roll(source, seq)
+    if failed is not None and failed.seq == seq:
+        if failed.moment in ("exit", "guard"):
+            yield from roll.moment("exit", transition.source, failed)
+        return
+    yield from roll.moment("exit", transition.source, None)
+    roll.chosen()
+    ends = failed if failed is not None and failed.seq == seq + 1 and failed.moment == "enter" else None
+    yield from roll.moment("enter", transition.dest, ends)
+
+
+def values_seen(guard: str, at: Counters, facts: Mapping[str, Any], accumulation: int, stopped: bool) -> dict[str, Any]:
+    """Returns what one of the engine's guards looked at, told from the counters at that moment.
+
+    Args:
+        guard: The guard's name; for another than the engine's own nothing is known.
+        at: The counters after the body of the state that was being left.
+        facts: What the run was asked for, and the number of batches in a pass where it is known.
+        accumulation: The steps that the window holds when it is full.
+        stopped: Whether a stop had been asked for.
+    """
+    limits: dict[str, Any] = {"stop asked for": stopped}
+    if facts.get("max_updates") is not None:
+        limits |= {"updates": at.update, "max_updates": facts["max_updates"]}
+    match guard:
+        case "update_due":
+            return {
+                "steps in the window": at.window,
+                "accumulation": accumulation,
+                "remainder": facts.get("remainder"),
+                **_batches(at, facts),
+            }
+        case "batches_remain":
+            return {"steps in the window": at.window, **_batches(at, facts), **limits}
+        case "epochs_remain":
+            return {"epochs": at.epoch, "of": facts.get("epochs"), **limits}
+        case _:
+            return {}
+
+
+def _batches(at: Counters, facts: Mapping[str, Any]) -> dict[str, Any]:
+    batches = facts.get("batches")
+    return {"batches": at.batch_index, "in a pass": "unknown" if batches is None else batches}

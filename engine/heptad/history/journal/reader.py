@@ -1,0 +1,380 @@
+"""Reading the file of a log: while it is being written, after it was closed, after its writer was killed.
+
+Only what a question needs is read: the heads of the chunks, and the chunks that it looks into. The file is opened
+read-only and never altered.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sqlite3
+import threading
+import weakref
+import zlib
+from collections import OrderedDict
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import contextmanager
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, NoReturn, cast
+from urllib.parse import quote
+
+from heptad.errors import LogError, TableError
+from heptad.history.decode import BLOCK
+from heptad.history.journal import schema
+from heptad.history.journal.head import check_head, size_beside
+from heptad.history.journal.packing import unpack
+from heptad.record.chunk import Call, Effects, Failure, Ints, View
+from heptad.record.counters import Counters
+from heptad.record.events import Note
+from heptad.record.values import Recorded
+from heptad.table import Table
+
+BUSY_MS = 30_000
+"""How long a reader waits where a writer is putting the file in order, at its opening or its closing."""
+
+_UNPACKED = BLOCK
+"""Chunks that are kept unpacked, 16 kB each: a question asks several things of a chunk, or of all chunks of a block."""
+
+_HEADS = (
+    'SELECT seq, count, clock, "offset", epoch, batch_index, step, "update", "window", skipped, gaps, crc FROM chunk '
+    "WHERE seq >= ? ORDER BY seq"
+)
+
+
+class FileChunk:
+    """A `Chunk` in a file: its head is in memory, its body is read when it is asked for."""
+
+    __slots__ = ("_count", "_source", "clock", "counters", "gaps", "offset", "seq", "skipped")
+
+    def __init__(self, source: FileSource, row: Sequence[Any]) -> None:
+        head = schema.checked(row, f"the head of the chunk at transition {row[0]}")
+        self._source = source
+        self.seq, self._count, self.clock, self.offset = cast("list[int]", head[:4])
+        self.counters = Counters(*head[4:9])
+        self.skipped: Sequence[int] = json.loads(head[9]) if head[9] else ()
+        gaps: list[list[int]] = json.loads(head[10]) if head[10] else []
+        self.gaps: Sequence[tuple[int, int]] = [(place, paused) for place, paused in gaps]
+
+    def __len__(self) -> int:
+        return self._count
+
+    def arcs(self) -> Ints:
+        """Returns the number of the arc taken, for each transition."""
+        return self._source.body(self)[0]
+
+    def times(self) -> Ints:
+        """Returns monotonic nanoseconds of the process that made it, for each transition."""
+        return self._source.body(self)[1]
+
+
+class _OpenChunk(FileChunk):
+    """The last chunk of a file, which may go on to grow there: its body was read with its head."""
+
+    __slots__ = ("_body",)
+
+    def __init__(self, source: FileSource, row: Sequence[Any], blob: bytes) -> None:
+        super().__init__(source, row)
+        self._body = source.unpacked(blob, self)
+
+    def arcs(self) -> Ints:
+        """Returns the number of the arc taken, for each transition."""
+        return self._body[0]
+
+    def times(self) -> Ints:
+        """Returns monotonic nanoseconds of the process that made it, for each transition."""
+        return self._body[1]
+
+
+class FileSource:
+    """The log in a file, as a `TransitionLog` reads it. May be read from several threads.
+
+    Each `view` is the file at one moment; what is written later is in the next. LogBuffer: about 0.5 kB for each 1,024
+    transitions, and what a question needs.
+
+    Args:
+        path: The file.
+
+    Raises:
+        LogError: Here and wherever the file is read: if it is missing, empty, of another program, damaged, or of a
+            newer version.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self._path = Path(path)
+        check_head(self._path)
+        self._lock = threading.RLock()
+        self._bodies: OrderedDict[int, tuple[Ints, Ints]] = OrderedDict()
+        self._chunks: list[FileChunk] = []
+        self._view = View((), 0, 0)
+        self._version: int | None = None
+        self._session: int | None = None
+        self._failure: Failure | None = None
+        self._windows: Sequence[tuple[int, int]] = ()
+        self._stops: Sequence[int] = ()
+        self._facts: Mapping[str, Any] = {}
+        with self._reading():
+            self._connection = self._connect()
+            weakref.finalize(self, self._connection.close)
+            self._table = Table.from_plain(self._meta("table"))
+            self._run = str(self._meta("run"))
+        self._effects = Effects(self._table)
+        self._arcs = len(self._table.arcs) + len(self._table.states)
+        self.view()
+
+    def __reduce__(self) -> NoReturn:
+        raise LogError(
+            f"the log in {self._path} can neither be pickled nor copied while it is open; hand on its path, "
+            "TransitionLog.load(path) reads it again"
+        )
+
+    @property
+    def run(self) -> str:
+        """The id of the run."""
+        return self._run
+
+    @property
+    def writer(self) -> tuple[int, str] | None:
+        """The process that has the file open to write, or that died with it open: its id, and its host."""
+        with self._reading():
+            if self._connection.execute("SELECT count(*) FROM meta WHERE key = 'writer'").fetchone() == (0,):
+                return None
+            writer = self._meta("writer")
+            return writer["pid"], writer["host"]
+
+    @property
+    def table(self) -> Table:
+        """The table of the run."""
+        return self._table
+
+    @property
+    def effects(self) -> Effects:
+        """What its arcs do to the counters."""
+        return self._effects
+
+    @property
+    def facts(self) -> Mapping[str, Any]:
+        """What the run was asked for and is made of: plain data, as the newest session has it."""
+        return self._facts
+
+    @property
+    def windows(self) -> Sequence[tuple[int, int]]:
+        """From which transition on windows hold how many steps."""
+        return self._windows
+
+    @property
+    def stops(self) -> Sequence[int]:
+        """The transitions whose guards are the first to see that a stop was asked for."""
+        return self._stops
+
+    @property
+    def failure(self) -> Failure | None:
+        """Where the run failed."""
+        return self._failure
+
+    def view(self) -> View:
+        """Returns the log as the file has it now."""
+        with self._reading():
+            version = int(self._connection.execute("PRAGMA data_version").fetchone()[0])
+            if version != self._version:
+                with self._snapshot():
+                    self._read()
+                self._version = version
+            return self._view
+
+    def notes(self, first: int) -> list[Note]:
+        """Returns the notes of the transitions from that number on, oldest first."""
+        with self._reading():
+            rows = self._connection.execute(
+                "SELECT seq, kind, text, time_ns, crc FROM note WHERE seq >= ? ORDER BY number", (first,)
+            )
+            checked = (schema.checked(row, f"a note of transition {row[0]}") for row in rows)
+            return [Note(seq, kind, schema.read_text(text), time_ns) for seq, kind, text, time_ns in checked]
+
+    def values(self, first: int = 0) -> list[Recorded]:
+        """Returns the recorded values from the one of that number on, oldest first."""
+        with self._reading():
+            return self._recorded("v.number >= ?", first)
+
+    def values_between(self, first: int, end: int) -> list[Recorded]:
+        """Returns the values recorded in the turns of the transitions from `first` to before `end`, oldest first."""
+        with self._reading():
+            numbers = self._first_value(first), self._first_value(end)
+            return self._recorded("v.number >= ? AND v.number < ?", *numbers)
+
+    def _recorded(self, which: str, *numbers: int) -> list[Recorded]:
+        rows = self._connection.execute(
+            'SELECT n.name, v.value, v.seq, v.epoch, v.step, v."update", v.number FROM value v '
+            f"JOIN name n ON n.number = v.name WHERE {which} ORDER BY v.number",
+            numbers,
+        )
+        return [
+            Recorded(schema.read_text(name), schema.read_real(value, number), *schema.whole(at, f"value {number}"))
+            for name, value, *at, number in rows
+        ]
+
+    def _first_value(self, seq: int) -> int:
+        """Returns the number of the first value of a transition or a later one: they have no index, but an order."""
+        low, high = self._connection.execute("SELECT min(number), max(number) + 1 FROM value").fetchone()
+        if low is None:
+            return 0
+        while low < high:
+            middle = (low + high) // 2
+            at, number = self._connection.execute(
+                "SELECT seq, number FROM value WHERE number >= ? ORDER BY number LIMIT 1", (middle,)
+            ).fetchone()
+            low, high = (number + 1, high) if at < seq else (low, middle)
+        return low
+
+    def calls(self, first: int, end: int) -> list[Call]:
+        """Returns the handlers' calls in the turns of these transitions, where they were traced."""
+        with self._reading():
+            rows = self._connection.execute(
+                "SELECT c.seq, h.who, h.edge, h.state, c.time_ns, c.duration_ns FROM call c "
+                "JOIN handler h ON h.number = c.handler WHERE c.seq >= ? AND c.seq < ? ORDER BY c.number",
+                (first, end),
+            )
+            return [
+                Call(seq, *told, *schema.whole(times, f"a call in the turn of transition {seq}"))
+                for seq, *told, times in ((*row[:4], row[4:]) for row in rows)
+            ]
+
+    # -- chunks
+
+    def body(self, chunk: FileChunk) -> tuple[Ints, Ints]:
+        """Returns the arcs and the times of a chunk. Not to be written into: it may be kept for the next question."""
+        with self._reading():
+            kept = self._bodies.get(chunk.seq)
+            if kept is not None and len(kept[0]) == len(chunk):
+                self._bodies.move_to_end(chunk.seq)
+                return kept
+            row = self._connection.execute("SELECT count, body FROM chunk WHERE seq = ?", (chunk.seq,)).fetchone()
+            if row is None or row[0] != len(chunk):
+                raise LogError(
+                    f"{self._path}: the run was resumed from before transition {chunk.seq + len(chunk) - 1} while it "
+                    "was being read; read it again"
+                )
+            arcs, times = self._bodies[chunk.seq] = self.unpacked(row[1], chunk)
+            if len(self._bodies) > _UNPACKED:
+                self._bodies.popitem(last=False)
+            return arcs, times
+
+    def unpacked(self, blob: bytes, chunk: FileChunk) -> tuple[Ints, Ints]:
+        """Unpacks the body of a chunk."""
+        arcs, times = unpack(blob, len(chunk), chunk.clock)
+        if not len(arcs) or arcs.max() >= self._arcs:
+            raise ValueError(f"the chunk at transition {chunk.seq} is empty or names an arc that the table lacks")
+        arcs.flags.writeable = times.flags.writeable = False
+        return arcs, times
+
+    # -- the file
+
+    def _connect(self) -> sqlite3.Connection:
+        where = f"file:{quote(str(self._path.absolute()))}?mode=ro"
+        connection = sqlite3.connect(where, uri=True, isolation_level=None, check_same_thread=False)
+        connection.execute(f"PRAGMA busy_timeout = {BUSY_MS}")
+        connection.execute("PRAGMA cache_size = -8000")
+        try:
+            connection.execute("SELECT count(*) FROM meta").fetchone()
+        except sqlite3.OperationalError as error:
+            # A file in write-ahead mode needs a second one beside it to be read. Where there can be none, nobody can
+            # be writing it either.
+            if "unable to open" not in str(error) or size_beside(self._path, "-wal"):
+                raise
+            connection.close()
+            connection = sqlite3.connect(
+                f"{where}&immutable=1", uri=True, isolation_level=None, check_same_thread=False
+            )
+        return connection
+
+    def _read(self) -> None:
+        """Brings the heads of the chunks, and what the run says of itself, up to date."""
+        ask = self._connection
+        number, facts, crc = ask.execute(
+            "SELECT number, facts, crc FROM session ORDER BY number DESC LIMIT 1"
+        ).fetchone() or (
+            None,
+            "{}",
+            schema.crc("{}"),
+        )
+        if schema.crc(facts) != crc:
+            raise ValueError("what the run was asked for does not fit its checksum")
+        if number != self._session:  # a run that was resumed may have made transitions again
+            self._session = number
+            self._chunks = []
+            self._bodies.clear()
+        self._facts = json.loads(facts)
+        self._read_chunks()
+        windows = ask.execute("SELECT seq, steps, crc FROM accumulation ORDER BY seq").fetchall()
+        self._windows = [(seq, steps) for seq, steps in (schema.checked(row, "a window's size") for row in windows)]
+        stops = ask.execute("SELECT seq, crc FROM stop ORDER BY seq").fetchall()
+        self._stops = [schema.checked(row, "a stop")[0] for row in stops]
+        failed = ask.execute("SELECT * FROM failure").fetchone()
+        self._failure = None
+        if failed is not None:
+            seq, state, edge, who, guard, error, *counters, guards = schema.checked(failed, "the failure")
+            told = schema.read_text(error)
+            self._failure = Failure(seq, state, edge, who, guard, told, Counters(*counters), json.loads(guards))
+
+    def _read_chunks(self) -> None:
+        chunks = self._chunks[:-1]
+        since = self._chunks[-1].seq if self._chunks else -1
+        rows = self._connection.execute(_HEADS, (since,)).fetchall()
+        chunks += [FileChunk(self, row) for row in rows[:-1]]
+        if rows:
+            blob = self._connection.execute("SELECT body FROM chunk WHERE seq = ?", (rows[-1][0],)).fetchone()[0]
+            chunks.append(_OpenChunk(self, rows[-1], blob))
+        for before, after in pairwise(chunks):
+            if before.seq + len(before) != after.seq:
+                raise ValueError(f"transitions between {before.seq + len(before)} and {after.seq} are missing")
+        first, end = (chunks[0].seq, chunks[-1].seq + len(chunks[-1])) if chunks else (0, 0)
+        self._check_ends(first, end)
+        self._chunks = chunks
+        self._view = View(tuple(chunks), first, end)
+
+    def _check_ends(self, first: int, end: int) -> None:
+        """Holds the chunks against the rows, which are written in the same transactions and begin and end with them."""
+        oldest, newest = self._connection.execute(
+            "SELECT (SELECT min(seq) FROM transition), (SELECT max(seq) FROM transition)"
+        ).fetchone()
+        if oldest is None:  # the rows are for people, the log is read without them
+            return
+        if first == end:
+            first = end = oldest
+        for begin, stop in ((oldest, first), (end, newest + 1)):
+            if begin < stop:
+                raise ValueError(f"transitions between {begin} and {stop} are missing")
+
+    def _meta(self, key: str) -> Any:
+        row = self._connection.execute("SELECT value, crc FROM meta WHERE key = ?", (key,)).fetchone()
+        if row is None or schema.crc(row[0]) != row[1]:
+            raise ValueError(f"its '{key}' is missing or does not fit its checksum")
+        return json.loads(row[0])
+
+    @contextmanager
+    def _snapshot(self) -> Generator[None]:
+        """Lets all that is asked in a block see the file at one moment."""
+        self._connection.execute("BEGIN")
+        try:
+            yield
+        finally:
+            self._connection.execute("ROLLBACK")
+
+    @contextmanager
+    def _reading(self) -> Generator[None]:
+        """Lets one thread at a time ask, and says of errors what they mean."""
+        with self._lock:
+            try:
+                yield
+            except sqlite3.OperationalError as error:
+                if "malformed" in str(error) or "decode" in str(error) or "no such" in str(error):
+                    raise self._damaged(error) from error
+                raise LogError(f"{self._path} cannot be read: {error}") from error
+            except (sqlite3.Error, zlib.error, ValueError, TypeError, KeyError, IndexError, TableError) as error:
+                raise self._damaged(error) from error
+
+    def _damaged(self, error: Exception) -> LogError:
+        return LogError(
+            f"{self._path} is damaged: {error}; take a copy that is not, or see what `sqlite3 … .recover` saves of it"
+        )

@@ -1,0 +1,209 @@
+"""The file of a log: an SQLite database, version 1 of its schema, `application_id` 0x48505444 ("HPTD").
+
+It says everything twice: in packed chunks, from which the library reads it back, and in a row for each transition, so
+that anyone can ask in SQL. Both are written in the same transactions. `docs/journal.md` shows how to ask.
+
+Views, for people. Times are nanoseconds since the Unix epoch, `at` is the same as text (UTC). A counter says how many
+are complete; `update` is a word of SQL's own and stands in double quotes.
+
+| view | a row for each |
+|---|---|
+| `transitions` | transition: `seq, time_ns, at, duration_ns, source, dest`, `guards` (JSON), and the counters `epoch, \
+batch_index, step, "update"` |
+| `notes` | note: `seq, time_ns, at, kind, text` |
+| `recorded` | recorded value: `number, name, value, seq, epoch, step, "update"`; NaN is NULL |
+| `calls` | call of a handler, where they were traced: `seq, who, edge, state, time_ns, duration_ns` |
+| `superseded` | transition that a run had made when it was resumed from before it: `session` and the columns of \
+`transitions`, without `duration_ns` |
+
+Tables behind them:
+
+| table | holds |
+|---|---|
+| `meta` | `run`, the run's id, and `"table"`, its states and arcs: JSON, each with a CRC-32 |
+| `session` | each process that wrote the file: when, who, from which transition on, what the run was asked for (JSON) |
+| `transition` | a row for each transition; its time in the source is the time since the row before, but for |
+| `stay` | those where it is not: the first of a session, and after pausing |
+| `arc` | what the numbers in `transition.arc` mean; the last ones are the failures, one for each state |
+| `chunk` | up to 1,024 transitions, packed (`journal.packing`), what was true before the first of them, a CRC-32 |
+| `note`, `name`, `value`, `handler`, `call` | what the views show |
+| `failure` | where the run failed |
+| `accumulation` | from which transition on windows hold how many steps |
+| `stop` | the transitions whose guards are the first to see that a stop was asked for |
+| `superseded_…` | what a run had written when it was resumed from before it, and `session`, the one that found it |
+
+SQLite has no word for three things. NaN is NULL. -0.0 is a blob of its eight bytes, which the view shows as 0.0. Text
+that holds half a surrogate pair is a blob of its letters and escapes, as Python's codec `unicode_escape` writes them,
+which the views show as text.
+
+A reader needs no lock: in write-ahead mode it sees the file as it was when its transaction began. The writer holds the
+one lock for writing as long as it is open. `user_version` is the version of the schema; a reader refuses a newer one.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import struct
+import zlib
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from heptad.table import Table
+
+APPLICATION_ID = 0x48505444
+VERSION = 1
+
+COUNTERS = 'epoch INTEGER NOT NULL, batch_index INTEGER NOT NULL, step INTEGER NOT NULL, "update" INTEGER NOT NULL'
+
+MINUS_ZERO = struct.pack(">d", -0.0)
+"""What -0.0 is in the file."""
+
+SUPERSEDED = ("transition", "note", "value", "call", "failure")
+"""The tables whose rows are kept when a run is resumed from before them."""
+
+TABLES = f"""
+CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL, crc INTEGER NOT NULL) WITHOUT ROWID;
+CREATE TABLE session (
+    number INTEGER PRIMARY KEY, first_seq INTEGER NOT NULL, began_ns INTEGER NOT NULL, pid INTEGER NOT NULL,
+    host TEXT NOT NULL, resumed_from TEXT, versions TEXT NOT NULL, facts TEXT NOT NULL, crc INTEGER NOT NULL
+);
+CREATE TABLE arc (
+    number INTEGER PRIMARY KEY, source TEXT NOT NULL, dest TEXT NOT NULL, guards TEXT NOT NULL, node TEXT NOT NULL
+);
+CREATE TABLE chunk (
+    seq INTEGER PRIMARY KEY, count INTEGER NOT NULL, clock INTEGER NOT NULL, "offset" INTEGER NOT NULL,
+    {COUNTERS}, "window" INTEGER NOT NULL,
+    skipped TEXT NOT NULL, gaps TEXT NOT NULL, crc INTEGER NOT NULL, body BLOB NOT NULL
+);
+CREATE TABLE transition (seq INTEGER PRIMARY KEY, arc INTEGER NOT NULL, time_ns INTEGER NOT NULL, {COUNTERS});
+CREATE INDEX transition_update ON transition ("update");
+CREATE TABLE stay (seq INTEGER PRIMARY KEY, duration_ns INTEGER NOT NULL);
+CREATE TABLE note (
+    number INTEGER PRIMARY KEY, seq INTEGER NOT NULL, kind TEXT NOT NULL, text TEXT NOT NULL, time_ns INTEGER NOT NULL,
+    crc INTEGER NOT NULL
+);
+CREATE INDEX note_seq ON note (seq);
+CREATE TABLE name (number INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE);
+CREATE TABLE value (
+    number INTEGER PRIMARY KEY, name INTEGER NOT NULL, value REAL, seq INTEGER NOT NULL, epoch INTEGER NOT NULL,
+    step INTEGER NOT NULL, "update" INTEGER NOT NULL
+);
+CREATE TABLE handler (number INTEGER PRIMARY KEY, who TEXT NOT NULL, edge TEXT NOT NULL, state TEXT NOT NULL);
+CREATE TABLE call (
+    number INTEGER PRIMARY KEY, seq INTEGER NOT NULL, handler INTEGER NOT NULL, time_ns INTEGER NOT NULL,
+    duration_ns INTEGER NOT NULL
+);
+CREATE INDEX call_seq ON call (seq);
+CREATE TABLE failure (
+    seq INTEGER PRIMARY KEY, state TEXT NOT NULL, edge TEXT NOT NULL, who TEXT NOT NULL, guard TEXT NOT NULL,
+    error TEXT NOT NULL, {COUNTERS}, "window" INTEGER NOT NULL, guards TEXT NOT NULL, crc INTEGER NOT NULL
+);
+CREATE TABLE accumulation (seq INTEGER PRIMARY KEY, steps INTEGER NOT NULL, crc INTEGER NOT NULL);
+CREATE TABLE stop (seq INTEGER PRIMARY KEY, crc INTEGER NOT NULL);
+"""
+
+_AT = "strftime('%Y-%m-%dT%H:%M:%fZ', time_ns / 1e9, 'unixepoch') AS at"
+
+VIEWS = f"""
+CREATE VIEW transitions AS
+SELECT t.seq, t.time_ns, {_AT.replace("time_ns", "t.time_ns")},
+    coalesce(s.duration_ns, t.time_ns - (SELECT b.time_ns FROM transition b WHERE b.seq = t.seq - 1)) AS duration_ns,
+    a.source, a.dest, coalesce(f.guards, a.guards) AS guards, t.epoch, t.batch_index, t.step, t."update"
+FROM transition t JOIN arc a ON a.number = t.arc LEFT JOIN stay s ON s.seq = t.seq LEFT JOIN failure f ON f.seq = t.seq;
+CREATE VIEW notes AS SELECT seq, time_ns, {_AT}, kind, CAST(text AS TEXT) AS text FROM note;
+CREATE VIEW recorded AS
+SELECT v.number, CAST(n.name AS TEXT) AS name, CASE typeof(v.value) WHEN 'blob' THEN 0.0 ELSE v.value END AS value,
+    v.seq, v.epoch, v.step, v."update"
+FROM value v JOIN name n ON n.number = v.name;
+CREATE VIEW calls AS
+SELECT c.seq, h.who, h.edge, h.state, c.time_ns, c.duration_ns FROM call c JOIN handler h ON h.number = c.handler;
+CREATE VIEW superseded AS
+SELECT t.session, t.seq, t.time_ns, {_AT.replace("time_ns", "t.time_ns")}, a.source, a.dest, t.epoch, t.batch_index,
+    t.step, t."update"
+FROM superseded_transition t JOIN arc a ON a.number = t.arc;
+"""
+
+
+def statements() -> Iterator[str]:
+    """Yields what builds an empty file, in order."""
+    yield from (part for part in TABLES.split(";") if part.strip())
+    for name in SUPERSEDED:
+        yield f"CREATE TABLE superseded_{name} AS SELECT 0 AS session, * FROM {name}"
+    yield from (part for part in VIEWS.split(";") if part.strip())
+    yield f"PRAGMA application_id = {APPLICATION_ID}"
+    yield f"PRAGMA user_version = {VERSION}"
+
+
+def arcs(table: Table) -> list[tuple[int, str, str, str, str]]:
+    """Returns the rows of `arc`: the table's arcs, then a failure for each state."""
+    rows = [
+        (number, table.shown[arc.source], table.shown[arc.dest], json.dumps(table.asked(arc)), arc.source)
+        for number, arc in enumerate(table.arcs)
+    ]
+    failed = table.shown["failed"]
+    for state in table.states:
+        rows.append((len(rows), state.shown, failed, "{}", state.name))
+    return rows
+
+
+def stored_text(text: str) -> str | bytes:
+    """Returns what text is in the file: half a surrogate pair, as in names of files that are no UTF-8, is no text."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return text.encode("unicode_escape")
+    return text
+
+
+def read_text(stored: str | bytes) -> str:
+    """Returns the text again."""
+    return stored.decode("unicode_escape") if isinstance(stored, bytes) else stored
+
+
+def read_real(stored: object, number: int) -> float:
+    """Returns a recorded value again.
+
+    Raises:
+        ValueError: If it is none.
+    """
+    if isinstance(stored, float):
+        return stored
+    if stored is None:
+        return math.nan
+    if stored == MINUS_ZERO:
+        return -0.0
+    raise ValueError(f"value {number} is {stored!r}, which is no number")
+
+
+def whole(fields: Sequence[Any], what: str) -> Sequence[int]:
+    """Returns fields that are whole numbers.
+
+    Raises:
+        ValueError: If they are not: SQLite lets anything stand in any column.
+    """
+    if not all(isinstance(field, int) for field in fields):
+        raise ValueError(f"{what} has {fields!r} in place of whole numbers")
+    return fields
+
+
+def crc(*fields: Any) -> int:
+    """Returns the checksum of fields, for finding damage."""
+    return zlib.crc32("\x1f".join(map(str, fields)).encode())
+
+
+def signed(*fields: Any) -> tuple[Any, ...]:
+    """Returns a row with its checksum behind it."""
+    return (*fields, crc(*fields))
+
+
+def checked(row: Sequence[Any], what: str) -> Sequence[Any]:
+    """Returns a row without its checksum.
+
+    Raises:
+        ValueError: If it does not fit.
+    """
+    *fields, found = row
+    if crc(*fields) != found:
+        raise ValueError(f"{what} does not fit its checksum")
+    return fields

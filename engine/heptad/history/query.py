@@ -1,0 +1,306 @@
+"""Asking a log: `TransitionLog` is what users hold. The answers are worked out in the modules beside this one.
+
+All of them read a `Source`, the memory of a live run or a file, a chunk or a block of chunks at a time.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from operator import index
+from pathlib import Path
+from typing import TYPE_CHECKING, SupportsIndex, cast, overload
+
+from heptad.errors import EngineError, kind
+from heptad.history import diff, explain, summary
+from heptad.history.decode import Decoder, blocks, ints
+from heptad.history.export import frames, jsonl, timeline
+from heptad.history.html import table
+from heptad.history.journal.reader import FileSource
+from heptad.history.select import Conditions, selected
+from heptad.history.source import Source
+from heptad.history.transition import Transition
+from heptad.record.chunk import Call, View
+from heptad.record.events import Note
+from heptad.record.values import Recorded
+
+if TYPE_CHECKING:
+    import pandas
+
+_EVER = 1 << 62
+_SHOWN = 10
+"""Transitions in the table that a notebook shows."""
+
+
+class TransitionLog(Sequence[Transition]):
+    """The transitions of a run, oldest first: iterate, index, and ask.
+
+    Of a live run only the newest `RunConfig.log_capacity` transitions are kept; `log[0]` is the oldest of them and says
+    so by its `seq`. Reading takes a snapshot and may be done at any time, in a handler or from another thread. A log
+    that was loaded from a file answers the same questions; of a journal only what a question needs is in memory.
+
+    Attributes:
+        source: What it reads.
+    """
+
+    def __init__(self, source: Source) -> None:
+        self.source = source
+        self._decoder = Decoder(source)
+
+    @classmethod
+    def from_jsonl(cls, path: str | Path) -> TransitionLog:
+        """Returns the log that `to_jsonl` wrote: 10 bytes a transition in memory, beside notes, values and calls.
+
+        Raises:
+            LogError: If the file is none, was cut or altered, or was written by a newer version.
+            OSError: If it cannot be read.
+        """
+        return cls(jsonl.read(path))
+
+    @classmethod
+    def load(cls, path: str | Path) -> TransitionLog:
+        """Returns the log in a file that `Journal` wrote, or is writing: all questions work on it as on `run.log`.
+
+        Nothing is read whole: each question reads what it needs, at the moment it is asked. The file is not altered.
+
+        Raises:
+            LogError: If the file is missing, empty, of another program, damaged, or of a newer version. One that is
+                damaged further in says so when a question comes to that place.
+        """
+        return cls(FileSource(path))
+
+    # -- a sequence
+
+    def __len__(self) -> int:
+        view = self.source.view()
+        return view.end - view.first
+
+    @overload
+    def __getitem__(self, index: int) -> Transition: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Transition]: ...
+    def __getitem__(self, index: int | slice) -> Transition | list[Transition]:
+        view = self.source.view()
+        try:
+            seqs = range(view.first, view.end)[index]
+        except IndexError:
+            raise IndexError(f"there is no log[{index}]: {_held(view)}; log[0] is the oldest of them") from None
+        if isinstance(seqs, int):
+            return self._decoder.at(view, [seqs])[0]
+        return self._decoder.at(view, seqs)
+
+    def __iter__(self) -> Iterator[Transition]:
+        return self._decoder.all(self.source.view())
+
+    def __repr__(self) -> str:
+        view = self.source.view()
+        last = ""
+        if view.end > view.first:
+            newest = self._decoder.at(view, [view.end - 1])[0]
+            last = f", last {newest.source} -> {newest.dest}"
+        return f"<TransitionLog: {view.end - view.first:,} transitions from #{view.first}{last}>"
+
+    def _repr_html_(self) -> str:
+        rows = self.tail(_SHOWN)
+        return table(repr(self)[1:-1], Transition.COLUMNS, (row.cells() for row in rows))
+
+    # -- questions
+
+    def tail(self, n: int = 10) -> list[Transition]:
+        """Returns the last `n` transitions, oldest first."""
+        return self[-n:] if n > 0 else []
+
+    def where(
+        self,
+        *,
+        source: str | None = None,
+        dest: str | None = None,
+        epoch: int | range | None = None,
+        batch_index: int | range | None = None,
+        step: int | range | None = None,
+        update: int | range | None = None,
+        limit: int | None = None,
+    ) -> list[Transition]:
+        """Returns the transitions that match all of what is given; counters match a number or a `range`.
+
+        Of a file only the parts are read in which `epoch`, `step` and `update` can be what they are to be.
+
+        Args:
+            source: The state that was left.
+            dest: The state that was entered.
+            epoch: Complete epochs.
+            batch_index: Complete steps in the epoch.
+            step: Complete steps.
+            update: Complete updates.
+            limit: At most so many: the first ones or, where it is negative, the last ones. They are in order either
+                way, and reading ends with the last that is needed.
+
+        Raises:
+            EngineError: If a state is not one of the table's, or a counter is neither a number nor a range.
+        """
+        counters = {"epoch": epoch, "batch_index": batch_index, "step": step, "update": update}
+        given = {name: _number_or_range(name, value) for name, value in counters.items() if value is not None}
+        asked = Conditions(source, dest, given)
+        backwards = limit is not None and limit < 0
+        found: list[list[Transition]] = []
+        missing = None if limit is None else abs(limit)
+        for chunk, places in selected(self.source, self.source.view(), asked, backwards):
+            if missing is not None:
+                places = places[-missing:] if backwards else places[:missing]  # noqa: PLW2901 - fewer of them
+                missing -= len(places)
+            found.append(self._decoder.decode(chunk, places))
+            if missing == 0:
+                break
+        return [row for rows in (reversed(found) if backwards else found) for row in rows]
+
+    def path(self) -> list[str]:
+        """Returns the states in the order in which the run was in them, the first source included."""
+        states, effects = self.source.table.states, self.source.effects
+        names: list[str] = []
+        for block in blocks(self.source.view()):
+            if not names:
+                names.append(states[int(effects.sources[block.arcs[0]])].shown)
+            names += [states[node].shown for node in ints(effects.dests[block.arcs])]
+        return names
+
+    def counts(self) -> Counter[str]:
+        """Returns how often each state was entered; one that never was counts 0."""
+        return summary.counts(self.source, self.source.view())
+
+    def durations(self) -> dict[str, summary.Duration]:
+        """Returns for each state how long the run stayed in it, for every stay that has ended."""
+        return summary.stays(self.source, self.source.view())
+
+    def call_durations(self) -> dict[str, summary.Duration]:
+        """Returns for each handler how long its calls took, the one with the most time first.
+
+        Empty where calls were not traced: see `RunConfig.trace_handlers`.
+        """
+        return summary.calls(self.source, self.source.view())
+
+    def notes(self, kind: str | None = None) -> list[Note]:
+        """Returns the notes of the transitions that are kept, or those of one kind."""
+        notes = self.source.notes(self.source.view().first)
+        return [note for note in notes if kind is None or note.kind == kind]
+
+    def values(self, name: str | None = None) -> list[Recorded]:
+        """Returns all recorded values, or those of one name; waits for those that are still on their device."""
+        return [value for value in self.source.values() if name is None or value.name == name]
+
+    def calls(self, first: int = 0, end: int | None = None) -> list[Call]:
+        """Returns the calls of handlers in the turns of some transitions, where they were traced.
+
+        Args:
+            first: The number of the first transition, of those that are kept.
+            end: The number of the one after the last; `None` for all that follow.
+        """
+        return self.source.calls(max(first, self.source.view().first), _EVER if end is None else end)
+
+    def explain(self, seq: int) -> explain.Explanation:
+        """Says why a transition went where it went, and who was called.
+
+        Args:
+            seq: The transition's number.
+
+        Returns:
+            The arcs tried from top to bottom, the guards asked and what they said, with the values that the engine's
+            own guards looked at; the handlers of both moments, and how long each took where that was traced; what was
+            noted and recorded in that turn.
+
+        Raises:
+            EngineError: If the log does not hold this transition.
+        """
+        try:
+            number = index(seq)
+        except TypeError:
+            raise EngineError(
+                f"explain takes the number of a transition, such as log[-1].seq, got {kind(seq)}"
+            ) from None
+        view = self.source.view()
+        if not view.first <= number < view.end:
+            raise EngineError(f"the log does not hold transition #{number}; {_held(view)}")
+        return explain.explain(self.source, view, number)
+
+    def diff(self, other: TransitionLog, ignore: Iterable[str] = ()) -> diff.Diff:
+        """Finds where this run and another one part, and what they were told differently.
+
+        Args:
+            other: The log of the other run; that of a live run and one from a file may be compared.
+            ignore: Patterns such as `"*_per_second"`: recorded values of these names and notes of these kinds are left
+                out, because they tell of time.
+
+        Returns:
+            What differs; it is false where nothing does but times.
+
+        Raises:
+            EngineError: If the other one is no log.
+        """
+        if not isinstance(other, TransitionLog):  # pyright: ignore[reportUnnecessaryIsInstance] - not everybody checks types
+            raise EngineError(
+                f"diff takes the other run's TransitionLog, got {kind(other)}; that of a run is run.log, that in a "
+                "file TransitionLog.load(path)"
+            )
+        return diff.diff(self.source, other.source, ignore)
+
+    # -- other forms
+
+    def to_jsonl(self, path: str | Path) -> Path:
+        """Writes the log as lines of JSON: first a header, then an object for each transition.
+
+        A line holds what `Transition` does, and `notes`: kind, text and time of each. Where there are any it also holds
+        `values`, those recorded in that turn, and `calls`, those traced. The header has the key `format`, which no
+        other line has; from it and the lines `from_jsonl` makes the same log again.
+
+        Returns:
+            The path.
+
+        Raises:
+            OSError: If the file cannot be written; one that was there is as it was.
+        """
+        jsonl.write(self.source, path)
+        return Path(path)
+
+    def to_trace(self, path: str | Path) -> Path:
+        """Writes the log in the Chrome trace format, which https://ui.perfetto.dev and chrome://tracing open.
+
+        Epochs, windows, steps, states and traced handlers lie within each other; recorded values are counters.
+
+        Returns:
+            The path.
+
+        Raises:
+            OSError: If the file cannot be written; one that was there is as it was.
+        """
+        timeline.write(self.source, path)
+        return Path(path)
+
+    def to_dataframe(self) -> pandas.DataFrame:
+        """Returns a pandas data frame with a row for each transition, in the columns of `Transition`.
+
+        States and guards are categories; guards are words, such as `"update_due=no batches_remain=yes"`. Recorded
+        values make a frame as they are: `pandas.DataFrame(log.values())`.
+
+        Raises:
+            LogError: If pandas is not installed.
+        """
+        return frames.frame(self.source)
+
+
+def _held(view: View) -> str:
+    return f"it holds #{view.first} to #{view.end - 1}" if view.end > view.first else "it holds none yet"
+
+
+def _number_or_range(name: str, value: object) -> int | range:
+    """Returns what a counter is to be.
+
+    Raises:
+        EngineError: If it is something else.
+    """
+    if isinstance(value, range):
+        return value
+    try:
+        return index(cast("SupportsIndex", value))
+    except TypeError:
+        raise EngineError(
+            f"where({name}=…) takes a number, or a range such as range(1, 3) for 1 and 2; got {value!r}"
+        ) from None

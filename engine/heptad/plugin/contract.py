@@ -1,0 +1,134 @@
+"""Plugins: mark, register, verify, call.
+
+`on_enter` and `on_exit` only mark. `subscriptions_of` finds the marks of a plugin. `verify` compares them with the
+table and with what a handler must look like, and says what is wrong before anything runs. Calling is the machine's: a
+plain loop over a tuple.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, TypeVar
+
+from heptad.errors import PluginError, kind
+from heptad.plugin.detour import Detour
+from heptad.run.run import Run
+
+Moment = Literal["enter", "exit"]
+Handler = Callable[["Run"], object]
+Predicate = Callable[["Run"], bool]
+H = TypeVar("H", bound="Callable[[Any, Run], object]")
+
+SHIPPED_DETOURS = ("evaluate", "checkpoint")
+"""States that only a shipped detour brings. A handler for one is legal without it, and never called."""
+
+MARKS = "__heptad_marks__"
+
+
+@dataclass(frozen=True, slots=True)
+class Mark:
+    """A subscription as it stands on a function: which moment of which state, and which of its events."""
+
+    moment: Moment
+    state: str
+    every: int = 1
+    once: bool = False
+    when: Predicate | None = None
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.state, str):  # pyright: ignore[reportUnnecessaryIsInstance] - for callers without a type checker
+            what = f"on_{self.moment}"
+            if callable(self.state):
+                got = getattr(self.state, "__name__", repr(self.state))
+                raise PluginError(f"@{what} stands before {got} without a state; write it as @{what}('after_step')")
+            raise PluginError(f"@{what} takes the name of one state, got {self.state!r}; put one mark above the other")
+
+    def words(self) -> str:
+        """Returns which events it hears, in words; nothing for all."""
+        parts = [f"every {self.every}" if self.every != 1 else "", "once" if self.once else ""]
+        return ", ".join(part for part in (*parts, "when its predicate holds" if self.when else "") if part)
+
+
+def on_enter(state: str, *, every: int = 1, once: bool = False, when: Predicate | None = None) -> Callable[[H], H]:
+    """Marks a plugin's method as a handler on entry to a state.
+
+    Args:
+        state: The state's name.
+        every: Called at the n-th, 2n-th … event of the run.
+        once: Called at the first of these events only.
+        when: Called only if this predicate of the run holds as well. It is asked at the events that `every` lets
+            through, and `once` counts only a call.
+
+    Returns:
+        The function as it was.
+    """
+    return _mark(Mark("enter", state, every, once, when))
+
+
+def on_exit(state: str, *, every: int = 1, once: bool = False, when: Predicate | None = None) -> Callable[[H], H]:
+    """Marks a plugin's method as a handler on exit from a state; the arguments are those of `on_enter`."""
+    return _mark(Mark("exit", state, every, once, when))
+
+
+def _mark(mark: Mark) -> Callable[[H], H]:
+    def put(function: H) -> H:
+        setattr(function, MARKS, (*getattr(function, MARKS, ()), mark))
+        return function
+
+    return put
+
+
+class Plugin:
+    """Base of all plugins. A method named `on_enter_<state>` or `on_exit_<state>`, or marked, is a subscription.
+
+    Handlers take the `Run` and nothing else. They may read it and use its verbs; only the machine advances it. The
+    methods below may be overridden; none of them has to be.
+
+    Attributes:
+        name: Unique among the plugins of an engine; by default the class's name.
+        observes: Says that the run does the same without this plugin; one that was resumed may then lack it.
+        on_error: `"raise"` lets what the plugin raises end the run. `"detach"` is for an observer that the run can do
+            without: after an Exception it is called no more, and the log says so.
+        runs_after: Plugins, by class or by name, that are called before this one where both are there.
+        runs_before: Plugins that are called after this one.
+    """
+
+    name: str = "Plugin"
+    observes: bool = False
+    on_error: Literal["raise", "detach"] = "raise"
+    runs_after: Sequence[type[Plugin] | str] = ()
+    runs_before: Sequence[type[Plugin] | str] = ()
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if "name" not in cls.__dict__:
+            cls.name = cls.__name__
+
+    def detours(self) -> Iterable[Detour]:
+        """Returns the states that this plugin adds. Asked once, when the engine is built."""
+        return ()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Returns what the rest of the run depends on: plain data (None, numbers, str, list, dict) and tensors."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Takes back what `state_dict` returned, in a plugin that was built anew."""
+
+    def open(self, run: Run) -> None:
+        """Called before the first turn of each `Engine.run()`: open files, start a display."""
+
+    def close(self, run: Run) -> None:
+        """Called once when that call returns or raises, for every plugin, whatever happened.
+
+        It must do with a plugin whose `open` failed or was never reached.
+        """
+
+    def on_pause(self, run: Run) -> None:
+        """Called when an interrupt has paused the run, between two turns."""
+
+
+def titled(plugin: Plugin) -> str:
+    """Returns a plugin's name, behind its class's where that is another: `Evaluate 'valid'`."""
+    return plugin.name if plugin.name == kind(plugin) else f"{kind(plugin)} '{plugin.name}'"

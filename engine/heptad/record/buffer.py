@@ -1,0 +1,286 @@
+"""Where a run writes its log: two plain lists that are packed, a chunk at a time, into 10 bytes a transition.
+
+The machine appends an arc's number and the time to `arcs` and `times`; nothing else is done while training goes on.
+"""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Callable
+from dataclasses import dataclass
+from time import monotonic_ns, time_ns
+from typing import Any, NoReturn, Protocol
+
+import numpy as np
+
+from heptad.errors import EngineError, TableError
+from heptad.record.calls import Calls
+from heptad.record.chunk import Call, Effects, Failure, Ints, View
+from heptad.record.counters import Counters
+from heptad.record.events import Note
+from heptad.record.values import Columns, Recorded, Values
+from heptad.table import Table
+
+CHUNK = 1024
+"""Transitions that are packed at once. While a chunk is open each of its transitions costs about 50 bytes."""
+
+_MOST_ARCS = 1 << 16
+
+
+@dataclass(frozen=True, slots=True)
+class Packed:
+    """A `Chunk` in memory."""
+
+    seq: int
+    clock: int
+    offset: int
+    counters: Counters
+    skipped: tuple[int, ...]
+    gaps: tuple[tuple[int, int], ...]
+    _arcs: array[int]
+    _times: array[int]
+
+    def __len__(self) -> int:
+        return len(self._times)
+
+    def arcs(self) -> Ints:
+        """Returns the number of the arc taken, for each transition."""
+        return np.frombuffer(self._arcs, dtype=np.uint16).astype(np.int64)
+
+    def times(self) -> Ints:
+        """Returns monotonic nanoseconds, for each transition."""
+        return np.frombuffer(self._times, dtype=np.int64)
+
+
+class OpenChunk:
+    """The chunk that is being written. Once it is packed nothing touches it again, so a reader may still hold it."""
+
+    __slots__ = ("arcs", "clock", "counters", "gaps", "offset", "seq", "skipped", "times")
+
+    def __init__(self, seq: int, clock: int, offset: int, counters: Counters) -> None:
+        self.seq = seq
+        self.clock = clock
+        self.offset = offset
+        self.counters = counters
+        self.arcs: list[int] = []
+        self.times: list[int] = []
+        self.skipped: list[int] = []
+        self.gaps: list[tuple[int, int]] = []
+
+    def packed(self) -> Packed:
+        """Returns what stands in it now."""
+        times = array("q", self.times)  # first: an arc is appended before its time, so there is one for each
+        arcs = array("H", self.arcs[: len(times)])
+        skipped = tuple(place for place in self.skipped if place < len(times))
+        gaps = tuple(gap for gap in self.gaps if gap[0] < len(times))
+        return Packed(self.seq, self.clock, self.offset, self.counters, skipped, gaps, arcs, times)
+
+
+class Follower(Protocol):
+    """Takes the log while it is written, on the thread that drives the run.
+
+    Attributes:
+        limit: Transitions after which it wants `settled` to be called at the latest.
+    """
+
+    @property
+    def limit(self) -> int:
+        """See above."""
+        ...
+
+    def packed(self, chunk: Packed) -> None:
+        """Takes a chunk that is full."""
+        ...
+
+    def noted(self, note: Note) -> None:
+        """Takes a note."""
+        ...
+
+    def settled(self) -> None:
+        """Called between two turns, after at most `limit` of them."""
+        ...
+
+
+class LogBuffer:
+    """The part of the log that is written: chunks, the open chunk, notes, paused time, the failure.
+
+    What is written last is one assignment of `_written`, so that a reader, in another thread or in a signal handler,
+    sees the log before or after it and never between.
+    """
+
+    def __init__(self, table: Table, capacity: int) -> None:
+        if len(table.arcs) + len(table.states) > _MOST_ARCS:
+            raise TableError(f"the log tells {_MOST_ARCS} arcs and states apart, this table has {len(table.arcs)} arcs")
+        self.table = table
+        self.effects = Effects(table)
+        self.capacity = capacity
+        self.facts: dict[str, Any] = {}
+        self.windows: list[tuple[int, int]] = []
+        """From which transition on windows hold how many steps."""
+        self.stops: list[int] = []
+        """The transitions whose guards are the first to see that a stop was asked for."""
+        self.failure: Failure | None = None
+        self.recorded = Values()
+        self.traced = Calls()
+        self._followers: tuple[Follower, ...] = ()
+        self._notes: list[Note] = []
+        self._offset = time_ns() - monotonic_ns()
+        self._paused_at: int | None = monotonic_ns()
+        self._node = table.index[table.start.name]
+        packed: tuple[Packed, ...] = ()
+        self._written = packed, OpenChunk(0, self._paused_at, self._offset, Counters())
+
+    def __reduce__(self) -> NoReturn:
+        raise EngineError(
+            "the log of a run can neither be pickled nor copied; log.to_jsonl(path) writes it, "
+            "TransitionLog.from_jsonl(path) reads it back"
+        )
+
+    def restore(self, seq: int, node: int, counters: Counters) -> None:
+        """Lets an empty log begin where a checkpoint was taken.
+
+        Args:
+            seq: The number that the next transition is to have.
+            node: The state that the run is in.
+            counters: What they stand at.
+        """
+        self._paused_at = monotonic_ns()
+        self._node = node
+        self._written = (), OpenChunk(seq, self._paused_at, self._offset, counters)
+
+    def follow(self, follower: Follower) -> None:
+        """Lets a follower take all chunks and notes from now on."""
+        self._followers = (*self._followers, follower)
+
+    def leave(self, follower: Follower) -> None:
+        """Ends that."""
+        self._followers = tuple(other for other in self._followers if other is not follower)
+
+    @property
+    def arcs(self) -> list[int]:
+        """Numbers of the arcs of the open chunk; the machine appends to it."""
+        return self._written[1].arcs
+
+    @property
+    def times(self) -> list[int]:
+        """Monotonic nanoseconds of each of them; appended to last."""
+        return self._written[1].times
+
+    @property
+    def seq(self) -> int:
+        """The number that the next transition will have."""
+        chunk = self._written[1]
+        return chunk.seq + len(chunk.times)
+
+    @property
+    def room(self) -> int:
+        """How many transitions may be made until the log is to be settled; at least 1."""
+        room = CHUNK - len(self.times)
+        return max(1, min((room, *(follower.limit for follower in self._followers))))
+
+    def go(self) -> None:
+        """Starts the clock, at the beginning or after pausing: the time since then belongs to no state."""
+        if self._paused_at is None:
+            return
+        now, chunk = monotonic_ns(), self._written[1]
+        if self.seq == 0:
+            chunk.clock = now
+        else:
+            chunk.gaps.append((len(chunk.times), now - self._paused_at))
+        self._paused_at = None
+
+    def pause(self) -> None:
+        """Stops the clock."""
+        if self._paused_at is None:
+            self._paused_at = monotonic_ns()
+
+    def note(self, kind: str, text: str, seq: int) -> None:
+        """Binds a note to a transition, which may be the one under way."""
+        self.put_note(seq, kind, text, monotonic_ns() + self._offset)
+
+    def put_note(self, seq: int, kind: str, text: str, time_ns: int) -> None:
+        """Adds a note that was made at a given time."""
+        note = Note(seq, kind, text, time_ns)
+        self._notes.append(note)
+        for follower in self._followers:
+            follower.noted(note)
+
+    def skip(self) -> None:
+        """Says that the update of the turn under way is skipped, so that reading does not count it."""
+        chunk = self._written[1]
+        chunk.skipped.append(len(chunk.times))
+
+    def mend(self) -> int:
+        """Drops a record that a second Ctrl-C cut in two, and returns the state that the log ends in."""
+        arcs = self.arcs
+        del arcs[len(self.times) :]
+        return int(self.effects.dests[arcs[-1]]) if arcs else self._node
+
+    def fail(self, failure: Failure, node: int) -> None:
+        """Records the transition from a node to `failed`."""
+        self.failure = failure
+        self.arcs.append(len(self.table.arcs) + node)
+        self.times.append(monotonic_ns())
+        self.note("failure", f"{failure.error} {failure}", failure.seq)
+
+    def settle(self, counters: Callable[[], Counters]) -> None:
+        """Packs the open chunk if it is full, lets the oldest go, and tells the followers.
+
+        Args:
+            counters: Tells what they stand at, between two turns.
+        """
+        if len(self.times) >= CHUNK:
+            self._pack(counters())
+        for follower in self._followers:
+            follower.settled()
+
+    def _pack(self, counters: Counters) -> None:
+        packed, chunk = self._written
+        end = chunk.seq + len(chunk.times)
+        self._node = int(self.effects.dests[chunk.arcs[-1]])
+        newest = chunk.packed()
+        for follower in self._followers:
+            follower.packed(newest)
+        kept = tuple(old for old in (*packed, newest) if end - old.seq - len(old) < self.capacity)
+        self._written = kept, OpenChunk(end, chunk.times[-1], self._offset, counters)
+        if self._notes and self._notes[0].seq < kept[0].seq:
+            self._notes = [note for note in self._notes if note.seq >= kept[0].seq]
+        if len(kept) <= len(packed):
+            self.traced.let_go(kept[0].seq)
+
+    def view(self) -> View:
+        """Returns the log as it stands; at any time, from any thread."""
+        packed, chunk = self._written
+        last = chunk.packed()
+        end = last.seq + len(last)
+        oldest = packed[0].seq if packed else last.seq
+        chunks = (*packed, last) if len(last) else packed
+        return View(chunks, max(oldest, end - self.capacity), end)
+
+    def open_chunk(self) -> Packed:
+        """Returns what stands in the chunk that is being written; at any time, from any thread."""
+        return self._written[1].packed()
+
+    def notes(self, first: int) -> list[Note]:
+        """Returns the notes of the transitions from that number on, oldest first."""
+        return [note for note in self._notes if note.seq >= first]
+
+    def values(self, first: int = 0) -> list[Recorded]:
+        """Returns the recorded values from the one of that number on; waits for those still on their device."""
+        return self.recorded.since(first)
+
+    def columns(self, first: int) -> Columns:
+        """Returns the same by column."""
+        return self.recorded.columns(first)
+
+    def values_between(self, first: int, end: int) -> list[Recorded]:
+        """Returns the values recorded in the turns of these transitions; waits for those still on their device."""
+        return self.recorded.between(first, end)
+
+    def calls_since(self, number: int) -> list[Call]:
+        """Returns the handlers' calls but for the first `number` of the run, of those that are kept."""
+        return self.traced.since(number, self._offset)
+
+    def calls(self, first: int, end: int) -> list[Call]:
+        """Returns the handlers' calls in the turns of these transitions, where they were traced."""
+        return self.traced.between(first, end, self._offset)

@@ -1,0 +1,199 @@
+"""Recorded values: what `Run.record` was given, in order, on its device until somebody reads it."""
+
+from __future__ import annotations
+
+import threading
+from array import array
+from bisect import bisect_left
+from collections import deque
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, cast
+
+import numpy as np
+import torch
+
+from heptad.errors import EngineError
+from heptad.record.counters import Counters
+
+_NAN = float("nan")
+_PENDING = 4096
+"""Device tensors that are kept before they are fetched together; the oldest of them is long computed by then."""
+
+
+@dataclass(frozen=True, slots=True)
+class Recorded:
+    """A value that was recorded.
+
+    Attributes:
+        name: Its name.
+        value: The value.
+        seq: The transition in whose turn it was recorded.
+        epoch: Complete epochs at that moment; so are the next two.
+        step: Complete steps.
+        update: Complete optimizer updates.
+    """
+
+    name: str
+    value: float
+    seq: int
+    epoch: int
+    step: int
+    update: int
+
+
+@dataclass(frozen=True, slots=True)
+class Columns:
+    """Recorded values by column, which costs a tenth of a `Recorded` for each.
+
+    Attributes:
+        names: All names.
+        name: For each value the place of its name among them.
+        value: The values.
+        place: For each value four numbers: seq, epoch, step, update.
+    """
+
+    names: list[str]
+    name: array[int]
+    value: array[float]
+    place: array[int]
+
+    def __len__(self) -> int:
+        return len(self.name)
+
+
+class Values:
+    """All recorded values: 42 bytes each once they are read.
+
+    One thread records; any may read. A value counts once its place is there, which is written last.
+    """
+
+    def __init__(self) -> None:
+        self._names: dict[str, int] = {}
+        self._newest: dict[str, int] = {}
+        self._name = array("H")
+        self._value = array("d")
+        self._place = array("q")  # seq, epoch, step, update of each
+        self._pending: deque[tuple[int, torch.Tensor]] = deque()
+        self._lock = threading.Lock()
+
+    def __len__(self) -> int:
+        return len(self._place) // 4
+
+    def record(self, name: str, value: Any, seq: int, at: Counters) -> None:
+        """Adds a value.
+
+        Raises:
+            EngineError: If the name is empty or the value is neither a number nor a 0-dim tensor.
+        """
+        known = self._names.get(name)
+        if known is None:
+            known = self._known(name)
+        number: float | torch.Tensor = value if type(value) is float else _number(name, value)
+        row = len(self._value)
+        self._name.append(known)
+        if isinstance(number, torch.Tensor):
+            self._value.append(_NAN)
+            self._pending.append((row, number))
+        else:
+            self._value.append(number)
+        self._place.extend((seq, at.epoch, at.step, at.update))
+        self._newest[name] = row
+        if len(self._pending) >= _PENDING:
+            self._fetch()
+
+    def _known(self, name: Any) -> int:
+        """Gives a new name its number."""
+        if not isinstance(name, str) or not name:
+            raise EngineError(f"a value is recorded under a name that is a non-empty str, got {name!r}")
+        return self._names.setdefault(name, len(self._names))
+
+    def history(self, name: str) -> list[float]:
+        """Returns all values of a name, oldest first; none for a name that was never recorded."""
+        if name not in self._names:
+            return []
+        self._fetch()
+        mine = np.array(self._name) == self._names[name]
+        return cast("list[float]", np.array(self._value)[mine].tolist())
+
+    def newest(self) -> dict[str, float]:
+        """Returns the newest value of every name."""
+        self._fetch()
+        return {name: self._value[row] for name, row in self._newest.items()}
+
+    def since(self, first: int) -> list[Recorded]:
+        """Returns all values from the one of that number on, oldest first."""
+        end = len(self)
+        return self._read(range(max(first, 0), end)) if first < end else []  # mostly a logger asks for nothing new
+
+    def between(self, first: int, end: int) -> list[Recorded]:
+        """Returns those recorded in the turns of the transitions from `first` to before `end`."""
+        rows = range(len(self))
+        places = (bisect_left(rows, seq, key=lambda row: self._place[4 * row]) for seq in (first, end))
+        return self._read(range(*places))
+
+    def _read(self, rows: range) -> list[Recorded]:
+        self._fetch()
+        names = list(self._names)
+        return [Recorded(names[self._name[row]], self._value[row], *self._place[4 * row : 4 * row + 4]) for row in rows]
+
+    def columns(self, first: int) -> Columns:
+        """Returns the same by column."""
+        end = len(self)
+        self._fetch()
+        name, value, place = self._name[first:end], self._value[first:end], self._place[4 * first : 4 * end]
+        return Columns(list(self._names), name, value, place)
+
+    def names(self, first: int) -> set[str]:
+        """Returns the names that were recorded from the value of that number on; waits for no device."""
+        if len(self._name) <= first:
+            return set()
+        newer = self._name[first:]
+        known = list(self._names)
+        return {known[number] for number in newer}
+
+    def state(self) -> dict[str, Any]:
+        """Returns all values: their names, and tensors with a row for each."""
+        self._fetch()
+        rows = len(self)
+        return {
+            "names": list(self._names),
+            "name": torch.tensor(self._name[:rows], dtype=torch.int64),
+            "value": torch.tensor(self._value[:rows], dtype=torch.float64),
+            "place": torch.tensor(self._place[: 4 * rows], dtype=torch.int64),
+        }
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Takes back what `state` returned, in place of what is there."""
+        self._names = {name: number for number, name in enumerate(state["names"])}
+        self._name = array("H", state["name"].tolist())
+        self._value = array("d", state["value"].tolist())
+        self._place = array("q", state["place"].tolist())
+        names = state["names"]
+        self._newest = {names[number]: row for row, number in enumerate(self._name)}
+
+    def _fetch(self) -> None:
+        """Moves values off their device, which waits for it."""
+        with self._lock:  # else a second reader would believe them to be there already
+            items = [self._pending.popleft() for _ in range(len(self._pending))]
+            if items:
+                read = cast("list[float]", torch.stack([tensor.double() for _, tensor in items]).tolist())
+                for (row, _), value in zip(items, read, strict=True):
+                    self._value[row] = value
+
+
+def _number(name: str, value: Any) -> float | torch.Tensor:
+    """Returns a number, or a copy of a tensor that is not on the CPU and must not be waited for."""
+    if isinstance(value, torch.Tensor):
+        if value.dim():
+            raise EngineError(f"record('{name}', …) takes a number or a 0-dim tensor, got shape {tuple(value.shape)}")
+        if not value.is_cpu:
+            return value.detach().clone()  # the caller may go on to write into it
+        value = value.item()
+        if type(value) is float:
+            return value
+    elif isinstance(value, np.generic):
+        value = cast("Any", value.item())
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise EngineError(f"record('{name}', …) takes a number or a 0-dim tensor, got {value!r}")
+    return float(value)

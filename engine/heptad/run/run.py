@@ -1,0 +1,463 @@
+"""`Run`: one passage through the machine, the object that handlers receive and that `Engine.run()` returns.
+
+Its place is kept in a `RunState`, what it works with in a `Runtime`. Handlers read both through the properties here,
+and act through its verbs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from copy import copy
+from typing import TYPE_CHECKING, Any, cast
+from uuid import uuid4
+
+import numpy as np
+import torch
+from torch import nn
+from torch.optim import Optimizer
+
+from heptad.config import RunConfig
+from heptad.errors import EngineError, add_note, in_a_line, summarize
+from heptad.record.buffer import LogBuffer
+from heptad.record.chunk import Failure
+from heptad.record.counters import Counters
+from heptad.record.values import Recorded
+from heptad.run.guards import batches_remain, epochs_remain, update_due
+from heptad.run.runtime import Runtime
+from heptad.run.snapshot import Snapshot
+from heptad.run.state import RunState
+from heptad.table import Table
+
+if TYPE_CHECKING:
+    from heptad.history.query import TransitionLog
+
+
+class Run:
+    """One passage through the machine.
+
+    A counter says how many are complete, which is also the index from 0 of the one under way: on entry to
+    `process_batch` of the very first step, `step` is 0; on exit of `after_step` it is 1.
+
+    Attributes:
+        config: The `RunConfig`.
+        id: Tells this run from all others; one that is resumed keeps it.
+        resumed_from: The checkpoint that this run went on from; `None` for one that began at the start.
+        afresh: Whether it was told to go on where it can (`resume="auto"`) and there was no checkpoint yet: an attempt
+            before it may have left files.
+        paused: Why the run is paused; `None` while it is being driven, before its start and after its end.
+        reason: Why the run ended, or is going to: what `stop` was given, the failure, or which limit was reached.
+        position: The machine's own record of where the run is; not for handlers.
+        runtime: What the bodies work with; not for handlers.
+        buffer: The written side of the log; not for handlers.
+        capture: How the engine tells the state of the run; not for handlers, which ask `snapshot`.
+    """
+
+    __slots__ = (
+        "__weakref__",
+        "_log",
+        "afresh",
+        "buffer",
+        "capture",
+        "config",
+        "id",
+        "paused",
+        "position",
+        "reason",
+        "resumed_from",
+        "runtime",
+        "table",
+    )
+
+    def __init__(self, table: Table, config: RunConfig, runtime: Runtime, buffer: LogBuffer) -> None:
+        self.table = table
+        self.config = config
+        self.runtime = runtime
+        self.buffer = buffer
+        self._log: TransitionLog | None = None
+        self.id = uuid4().hex
+        self.resumed_from: str | None = None
+        self.afresh = False
+        self.capture: Callable[[Run], Snapshot] | None = None
+        self.position = RunState(config)
+        self.paused: str | None = None
+        self.reason: str | None = None
+
+    # -- where the run is
+
+    @property
+    def state(self) -> str:
+        """The state that the run is in, as users see it."""
+        return self.table.states[self.position.node].shown
+
+    @property
+    def log(self) -> TransitionLog:
+        """The log: every transition so far."""
+        if self._log is None:
+            from heptad.history.query import TransitionLog  # noqa: PLC0415 - asking the log is no part of the loop
+
+            self._log = TransitionLog(self.buffer)
+        return self._log
+
+    @property
+    def ended(self) -> bool:
+        """Whether the run is finished or failed."""
+        return self.table.states[self.position.node].kind in ("end", "failed")
+
+    @property
+    def epoch(self) -> int:
+        """Complete epochs; grows in the body of `after_epoch`."""
+        return self.position.epoch
+
+    @property
+    def batch_index(self) -> int:
+        """Complete steps in the epoch; grows in the body of `after_step`, returns to 0 in that of `before_epoch`."""
+        return self.position.batch_index
+
+    @property
+    def step(self) -> int:
+        """Complete steps (micro-batches) of the run; grows in the body of `after_step`."""
+        return self.position.step
+
+    @property
+    def update(self) -> int:
+        """Complete optimizer updates; grows in the body of `optimizer_update`."""
+        return self.position.update
+
+    @property
+    def samples(self) -> int:
+        """Samples in the complete steps; grows in the body of `after_step`."""
+        return self.position.samples
+
+    @property
+    def accumulation(self) -> int:
+        """Steps in the open window when it is full, or in the next one where none is open."""
+        window = self.position.window
+        return window.size if window.steps else window.next_size
+
+    @property
+    def steps_per_epoch(self) -> int | None:
+        """Steps in an epoch at the present accumulation, its extension included; `None` where it cannot be known."""
+        batches = self.runtime.feed.batches
+        if batches is None:
+            return None
+        if self.config.remainder == "flush":
+            return batches
+        return self._updates_of(batches) * self.accumulation
+
+    @property
+    def total_updates(self) -> int | None:
+        """Updates that the run will have made at its end, if nothing stops it and none is skipped.
+
+        `None` where it cannot be known, because the length of the data is not.
+        """
+        at, config = self.position, self.config
+        batches = self.runtime.feed.batches
+        if config.epochs is None:
+            return config.max_updates
+        if batches is None:
+            return None
+        if at.window.resized:  # what is done stands; the rest goes on with the present accumulation
+            total = at.update + self._updates_ahead(batches, config.epochs)
+        else:
+            total = config.epochs * self._updates_of(batches)
+        return total if config.max_updates is None else min(total, config.max_updates)
+
+    def _updates_of(self, batches: int) -> int:
+        """Updates that this many batches make, from a closed window on."""
+        size = self.position.window.next_size
+        return batches // size if self.config.remainder == "drop" else -(-batches // size)
+
+    def _updates_ahead(self, batches: int, epochs: int) -> int:
+        at = self.position
+        now = 0
+        if at.epoch_open:
+            open_steps = at.window.steps
+            left = at.remaining - (at.window.size - open_steps if open_steps else 0)
+            now = (1 if open_steps else 0) + (self._updates_of(left) if left > 0 and not at.extending else 0)
+        return now + (epochs - at.epoch - (1 if at.epoch_open else 0)) * self._updates_of(batches)
+
+    # -- guards
+
+    @property
+    def update_due(self) -> bool:
+        """Guard: the window is full, or holds what is left and `remainder="flush"`."""
+        return update_due(self)
+
+    @property
+    def batches_remain(self) -> bool:
+        """Guard: another step follows in this epoch."""
+        return batches_remain(self)
+
+    @property
+    def epochs_remain(self) -> bool:
+        """Guard: another epoch follows."""
+        return epochs_remain(self)
+
+    # -- current values
+
+    @property
+    def batch(self) -> Any:
+        """The batch of the step, placed; a handler on entry to `process_batch` may replace it. `None` between steps."""
+        return self.position.batch
+
+    @batch.setter
+    def batch(self, batch: Any) -> None:
+        self.position.batch = batch
+
+    @property
+    def output(self) -> Any:
+        """What the network gave for this step, detached; `None` after `after_step`."""
+        return detached(self.position.output)
+
+    @property
+    def loss(self) -> torch.Tensor | None:
+        """The loss of the newest step: a scalar, detached, on its device, not scaled for accumulation."""
+        loss = self.position.loss
+        return None if loss is None else loss.detach()
+
+    @property
+    def network(self) -> nn.Module:
+        """The network."""
+        return self.runtime.network
+
+    @property
+    def optimizer(self) -> Optimizer:
+        """The optimizer; of several the first.
+
+        Raises:
+            EngineError: Before `before_loop` has built it.
+        """
+        if not self.runtime.optimizers:
+            raise EngineError("run.optimizer exists from the body of before_loop on; subscribe to its exit or later")
+        return self.runtime.optimizers[0]
+
+    @property
+    def optimizers(self) -> tuple[Optimizer, ...]:
+        """All optimizers, in the order in which they step."""
+        return self.runtime.optimizers
+
+    @property
+    def update_skipped(self) -> bool:
+        """Whether the newest `optimizer_update` left the weights alone because `skip_update` was called."""
+        return self.position.skipped
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        """The newest recorded value of every name. Reading waits for values still on their device."""
+        return self.buffer.recorded.newest()
+
+    def history(self, name: str) -> list[float]:
+        """Returns all values recorded under a name, oldest first; reading waits for values still on their device."""
+        return self.buffer.recorded.history(name)
+
+    def records(self, since: int = 0) -> list[Recorded]:
+        """Returns the recorded values with the place of each, oldest first.
+
+        Args:
+            since: How many to leave out; a logger passes how many it has seen.
+        """
+        return self.buffer.recorded.since(since)
+
+    @property
+    def pause_requested(self) -> bool:
+        """Whether an interrupt waits for the run to pause; the body of a long detour looks at it between its parts."""
+        return self.position.pause_requested is not None
+
+    # -- verbs
+
+    def stop(self, reason: str) -> None:
+        """Ends the run in order: the open window is completed, then the epoch and the loop are closed.
+
+        Args:
+            reason: Why, in words; it stands in the log and, from the first call, in `Run.reason`.
+
+        Raises:
+            EngineError: If the run has ended, or the reason is no text.
+        """
+        self._refuse_when_ended("stop")
+        self.note_of("stop", in_words("stop", reason))
+        self.buffer.stops.append(self.buffer.seq)  # the first guards to see it are those asked next
+        self.position.ending = True
+        self.reason = self.reason or reason
+
+    def pause(self, reason: str) -> None:
+        """Pauses the run at the end of this turn, or up to three turns later where it would be in mid-step.
+
+        Args:
+            reason: Why, in words; it stands in the log and in `Run.paused`.
+
+        Raises:
+            EngineError: If the run has ended, or the reason is no text.
+        """
+        self._refuse_when_ended("pause")
+        self.note_of("interrupt", in_words("pause", reason))
+        self.position.pause_requested = reason
+        self.position.halt = True
+
+    def skip_update(self, reason: str) -> None:
+        """Leaves the weights alone in this update: the gradients are dropped and `update` does not grow.
+
+        Args:
+            reason: Why, in words; it stands in the log.
+
+        Raises:
+            EngineError: Anywhere but on entry to `optimizer_update`, or if the reason is no text.
+        """
+        at = self.position
+        if self.state != "optimizer_update" or not at.entering:
+            raise EngineError(
+                f"skip_update is legal on entry to optimizer_update only, the run is in {self.state}, and not on entry "
+                "to it; call it in on_enter_optimizer_update, where the gradients of the window are complete"
+            )
+        in_words("skip_update", reason)
+        if at.skip is None:
+            self.note_of("skip_update", reason)
+        at.skip = reason
+
+    def set_accumulation(self, k: int) -> None:
+        """Gives the windows from the next one on another number of steps.
+
+        Args:
+            k: Steps in a window, at least 1.
+
+        Raises:
+            EngineError: If `k` is not a whole number from 1 on.
+        """
+        k = int(k) if isinstance(k, np.integer) else k
+        if type(k) is not int or k < 1:
+            raise EngineError(f"set_accumulation takes a whole number from 1 on, got {k!r}")
+        at = self.position
+        if k == at.window.next_size:
+            return
+        self.note_of("accumulation", f"{at.window.next_size} -> {k} from the next window on")
+        at.window.next_size = k
+        at.window.resized = True
+        self.plan_windows()
+
+    def record(self, name: str, value: float | torch.Tensor) -> None:
+        """Records a value under a name.
+
+        Args:
+            name: Such as `"valid/accuracy"`.
+            value: A number or a 0-dim tensor, which stays on its device until it is read.
+
+        Raises:
+            EngineError: If the value is neither.
+        """
+        self.buffer.recorded.record(name, value, self.seq, self.counters())
+
+    def note(self, text: str) -> None:
+        """Binds a note to the transition under way; it is for rare events, `record` is for values.
+
+        Raises:
+            EngineError: If it is no text.
+        """
+        self.note_of("note", in_words("note", text))
+
+    def snapshot(self) -> Snapshot:
+        """Returns everything that the rest of the run depends on, as `Checkpoint` stores it.
+
+        The tensors are those of the run, not copies: write them, or copy them, before the run goes on.
+
+        Raises:
+            EngineError: If the run is neither between two turns (paused) nor in the body of a detour, or in mid-step.
+            CheckpointError: If an optimizer has no state that could be told.
+        """
+        if self.capture is None:
+            raise EngineError("only the run of an engine has a snapshot")
+        return self.capture(self)
+
+    # -- for the engine
+
+    def note_of(self, kind: str, text: str) -> None:
+        """Binds a note of one of the engine's kinds to the transition under way."""
+        self.buffer.note(kind, text, self.seq)
+
+    def plan_windows(self) -> None:
+        """Decides how many batches must remain for a window to be started."""
+        drops = self.config.remainder == "drop" and self.runtime.feed.batches is not None
+        self.position.needed = self.position.window.next_size if drops else 1
+
+    def counters(self) -> Counters:
+        """Returns what the counters stand at."""
+        at = self.position
+        return Counters(at.epoch, at.batch_index, at.step, at.update, at.window.steps)
+
+    def fail(self, error: BaseException, moment: str, who: str, guard: str, guards: dict[str, bool]) -> None:
+        """Ends the run in `failed`, and says where in the log, in `reason` and in a note on the exception."""
+        at = self.position
+        step = [(name, value) for name, value in (("batch", at.batch), ("output", at.output)) if value is not None]
+        line = in_a_line(error)
+        failure = Failure(self.buffer.seq, self.state, moment, who, guard, line, self.counters(), guards)
+        self.buffer.fail(failure, at.node)
+        at.node = self.table.index["failed"]
+        at.entering = False
+        self.reason = line
+        add_note(error, str(failure))
+        if failure.state == "process_batch" and isinstance(error, Exception):  # what errors of shape are about
+            for name, value in step:
+                add_note(error, f"the {name}: {summarize(value)}")
+
+    @property
+    def seq(self) -> int:
+        """The number of the transition under way: what happens on entry belongs to the one that led there."""
+        return self.buffer.seq - self.position.entering
+
+    def _refuse_when_ended(self, verb: str) -> None:
+        if self.ended:
+            raise EngineError(f"{verb}() came too late: the run is {self.state}")
+
+    def __setattr__(self, name: str, value: object) -> None:
+        try:
+            super().__setattr__(name, value)
+        except AttributeError:  # there is no such slot, or no setter
+            raise AttributeError(
+                f"run.{name} cannot be set: a handler acts through the run's verbs (stop, pause, skip_update, "
+                "set_accumulation, record, note); what a plugin remembers belongs on the plugin"
+            ) from None
+
+    def __repr__(self) -> str:
+        paused = f" (paused: {self.paused})" if self.paused else ""
+        return (
+            f"<Run in {self.state}{paused}: epoch {self.epoch}, batch {self.batch_index}, step {self.step}, "
+            f"update {self.update}>"
+        )
+
+    def _repr_html_(self) -> str:
+        from heptad.history.html import table  # noqa: PLC0415 - for notebooks
+
+        told = {
+            "state": f"{self.state}{f' (paused: {self.paused})' if self.paused else ''}",
+            "reason": self.reason or "",
+            "epoch, batch": f"{self.epoch}, {self.batch_index}",
+            "step, update": f"{self.step}, {self.update}",
+            **{name: f"{value:.6g}" for name, value in self.metrics.items()},
+        }
+        return table("run", (), told.items())
+
+
+def in_words(verb: str, text: str) -> str:
+    """Returns what a verb was given to say.
+
+    Raises:
+        EngineError: If it is no text: the log could not hold it, and nobody could read it.
+    """
+    if not isinstance(text, str):  # pyright: ignore[reportUnnecessaryIsInstance] - for callers without a type checker
+        raise EngineError(f"run.{verb}(…) takes a text, got {text!r}; values go to run.record(name, value)")
+    return text
+
+
+def detached(value: Any) -> Any:
+    """Returns a tensor, or a container of tensors, detached from its graph; anything else as it is."""
+    if isinstance(value, torch.Tensor):
+        return value.detach()
+    if isinstance(value, dict):
+        items = cast("dict[Any, Any]", value)
+        clone = copy(items)  # keeps a class of its own, such as a model's named outputs
+        for key, item in items.items():
+            clone[key] = detached(item)
+        return clone
+    if isinstance(value, tuple | list):
+        kind, parts = cast("Any", type(value)), [detached(item) for item in cast("Sequence[Any]", value)]  # pyright: ignore[reportUnknownArgumentType] - the user's own class
+        return kind(*parts) if hasattr(kind, "_fields") else kind(parts)
+    return value

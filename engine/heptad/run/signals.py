@@ -1,0 +1,49 @@
+"""Ctrl-C: the first one pauses the run, a second one raises at once."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from types import FrameType
+from typing import Any
+
+from heptad.errors import SecondInterrupt
+from heptad.run.run import Run
+
+CTRL_C = "Ctrl-C"
+
+
+class CtrlC:
+    """Listens for Ctrl-C for the length of a `with` block, and then puts the handler before it back.
+
+    Only the main thread can have signal handlers; elsewhere, and where Ctrl-C is ignored or handled outside of Python,
+    nothing is changed.
+
+    Attributes:
+        pressed: Whether Ctrl-C was pressed.
+    """
+
+    def __init__(self, run: Run) -> None:
+        self._run = run
+        self._before: Any = None
+        self.pressed = False
+
+    def __enter__(self) -> CtrlC:
+        before = signal.getsignal(signal.SIGINT)
+        if threading.current_thread() is threading.main_thread() and before not in (None, signal.SIG_IGN):
+            self._before = before
+            signal.signal(signal.SIGINT, self._handle)
+        return self
+
+    def __exit__(self, *raised: object) -> None:
+        if self._before is not None:
+            signal.signal(signal.SIGINT, self._before)
+            self._before = None
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        del number, frame
+        if self.pressed:
+            raise SecondInterrupt("Ctrl-C was pressed a second time")
+        self.pressed = True
+        if not self._run.ended:
+            self._run.pause(CTRL_C)

@@ -1,0 +1,254 @@
+"""The plan: the turns and calls to come, found by walking the table with a shadow of the run.
+
+The shadow has the run's position and nothing else. The engine's own guards and bodies decide on it what they will
+decide on the run, so the plan cannot say other than the machine does; data, network and optimizer are not there to be
+touched. A guard that asks for more than the position cannot be answered ahead: it becomes a condition.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from copy import copy
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from heptad.config import Components
+from heptad.machine import Body, Guard
+from heptad.plugin.detour_state import DetourState
+from heptad.plugin.subscription import Subscription
+from heptad.record.buffer import LogBuffer
+from heptad.run.guards import GUARDS
+from heptad.run.run import Run
+from heptad.run.runtime import Runtime
+from heptad.step.bodies import after_epoch, after_step, before_epoch, before_step, optimizer_update
+from heptad.table import Arc
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedCall:
+    """A handler that will be called.
+
+    Attributes:
+        who: Plugin and method, or the function.
+        conditional: Its `when` asks for more than the position, so it may not be called.
+    """
+
+    who: str
+    conditional: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedTurn:
+    """A turn to come.
+
+    Attributes:
+        source: The state that is left.
+        dest: The state that is entered.
+        condition: The guard on which it depends that the turn is made, where that cannot be told ahead. A detour is
+            then shown as taken. Where `batches_remain` is the condition, because nobody knows the length of the data,
+            the plan ends here.
+        exit_calls: The handlers called on leaving `source`, in order.
+        enter_calls: The handlers called on entering `dest`, in order.
+        epoch: Complete epochs after the body of `source`; so are the next three.
+        batch_index: Complete steps in the epoch.
+        step: Complete steps.
+        update: Complete optimizer updates.
+    """
+
+    source: str
+    dest: str
+    condition: str | None
+    exit_calls: tuple[PlannedCall, ...]
+    enter_calls: tuple[PlannedCall, ...]
+    epoch: int
+    batch_index: int
+    step: int
+    update: int
+
+    def __str__(self) -> str:
+        calls = [
+            f"{call.who}{' (if its when holds)' if call.conditional else ''}"
+            for call in (*self.exit_calls, *self.enter_calls)
+        ]
+        condition = f" if {self.condition}" if self.condition else ""
+        return f"{self.source} -> {self.dest}{condition}{': ' + ', '.join(calls) if calls else ''}"
+
+
+class _BeyondPosition(Exception):
+    """A guard asked for something that only the run itself has."""
+
+
+class _LengthUnknown(Exception):
+    """Nobody knows whether a batch follows."""
+
+
+class _ShadowFeed:
+    """A feed that gives nothing, as often as the real one gives something."""
+
+    def __init__(self, batches: int | None) -> None:
+        self.batches = batches
+        self.seed = 0
+
+    def open(self, epoch: int, pass_index: int, limit: int | None = None) -> None:
+        del epoch, pass_index, limit
+
+    def take(self) -> None:
+        return None
+
+    def more(self) -> bool:
+        raise _LengthUnknown
+
+    def end(self) -> None:
+        pass
+
+    def identity(self) -> dict[str, Any]:
+        return {}
+
+    def state(self) -> dict[str, Any]:
+        return {}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        del state
+
+    def rest(self) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+
+_BEYOND = frozenset(
+    ("batch", "output", "loss", "samples", "network", "optimizer", "optimizers", "metrics", "history", "records", "log")
+)
+
+
+class _Shadow(Run):
+    """A run that has a position and nothing else."""
+
+    def __getattribute__(self, name: str) -> Any:
+        if name in _BEYOND:
+            raise _BeyondPosition
+        return super().__getattribute__(name)
+
+
+def _nothing(run: Run) -> None:
+    del run
+
+
+def _plan_windows(run: Run) -> None:
+    run.plan_windows()
+
+
+_BODIES: Mapping[str, Body] = {
+    "before_loop": _plan_windows,
+    "before_epoch": before_epoch,
+    "before_step": before_step,
+    "after_step": after_step,
+    "optimizer_update": optimizer_update,
+    "after_epoch": after_epoch,
+}
+
+
+class _Filter:
+    """The count of a subscription's filter, counted on ahead."""
+
+    def __init__(self, subscription: Subscription) -> None:
+        self.subscription = subscription
+        self.count, self.done = subscription.filtered()
+
+    def call(self, run: Run) -> PlannedCall | None:
+        """Counts an event; returns the call that it leads to."""
+        mark = self.subscription.mark
+        self.count += 1
+        if self.count % mark.every or self.done:
+            return None
+        conditional = False
+        try:
+            if mark.when is not None and not mark.when(run):
+                return None
+        except _BeyondPosition:
+            conditional = True
+        self.done = mark.once and not conditional
+        return PlannedCall(self.subscription.who, conditional)
+
+
+class Walk:
+    """Walks the table ahead of a run.
+
+    Args:
+        run: Where to start from; it is not changed.
+        visits: The detours, as they stand in the run.
+        guard_names: The name of each detour's guard.
+        subscriptions: The handlers that are called, in the order of the calls.
+    """
+
+    def __init__(
+        self,
+        run: Run,
+        visits: Sequence[DetourState],
+        guard_names: Sequence[str],
+        subscriptions: Sequence[Subscription],
+    ) -> None:
+        self._table = run.table
+        nothing = Components.model_construct(network=torch.nn.Module())
+        parts = Runtime(nothing, _ShadowFeed(run.runtime.feed.batches), torch.device("cpu"))
+        self._shadow = _Shadow(run.table, run.config, parts, LogBuffer(run.table, 1))
+        self._shadow.position = copy(run.position)
+        self._shadow.position.window = copy(run.position.window)
+        self._visits = [visit.ahead() for visit in visits]
+        self._guards: dict[str, Guard] = dict(GUARDS)
+        self._guards |= {name: visit.due for name, visit in zip(guard_names, self._visits, strict=True)}
+        self._filters = [_Filter(subscription) for subscription in subscriptions]
+
+    def turns(self) -> Iterator[PlannedTurn]:
+        """Yields turn after turn to the end of the run, or to where the length of the data would have to be known."""
+        run, table = self._shadow, self._table
+        while (state := table.states[run.position.node]).kind not in ("end", "failed"):
+            known = True
+            try:
+                self._body(state.name)(run)
+            except _LengthUnknown:
+                known = False
+            left = self._calls("exit", state.shown)
+            arc, condition = self._choose(state.name, known)
+            at = run.counters()
+            run.position.node = table.index[arc.dest]
+            entered = self._calls("enter", table.shown[arc.dest])
+            yield PlannedTurn(
+                state.shown,
+                table.shown[arc.dest],
+                condition,
+                left,
+                entered,
+                at.epoch,
+                at.batch_index,
+                at.step,
+                at.update,
+            )
+            if not known:
+                return
+
+    def _body(self, name: str) -> Body:
+        if name in self._table.origin:
+            return self._visits[self._table.origin[name]].count
+        return _BODIES.get(name, _nothing)
+
+    def _choose(self, name: str, known: bool) -> tuple[Arc, str | None]:
+        for arc in self._table.leaving[name]:
+            if arc.guard is None:
+                return arc, None
+            if not known and arc.guard == "batches_remain":
+                return arc, arc.guard
+            try:
+                if self._guards[arc.guard](self._shadow):
+                    return arc, None
+            except _BeyondPosition:
+                return arc, arc.guard
+        raise AssertionError("a table's arcs end in an unguarded one")
+
+    def _calls(self, moment: str, state: str) -> tuple[PlannedCall, ...]:
+        mine = (f for f in self._filters if f.subscription.mark.moment == moment and f.subscription.mark.state == state)
+        calls: list[Any] = [filtered.call(self._shadow) for filtered in mine]
+        return tuple(call for call in calls if call is not None)
