@@ -133,7 +133,7 @@ def _line(model: type[BaseModel], item: Mapping[str, Any]) -> str:
     name = str(item["loc"][0]) if item["loc"] else "arguments"
     where = f"{model.__name__}.{name}"
     context: Mapping[str, Any] = item.get("ctx", {})
-    got = _short(item["input"])
+    got = short(item["input"])
     match item["type"]:
         case "extra_forbidden":
             return f"{model.__name__} has no field '{name}'{nearest(name, model.model_fields)}"
@@ -162,7 +162,7 @@ def _instance(value: object) -> str:
     return f"; pass an instance: {value.__name__}(…)" if isinstance(value, type) else ""
 
 
-def _short(value: object) -> str:
+def short(value: object) -> str:
     """Returns a value's repr where it fits in a line, else its type."""
     text = repr(value)
     return text if len(text) <= 60 and "\n" not in text else a_kind(value)
@@ -296,7 +296,7 @@ class Components(_Checked):
     @field_validator("optimizer", mode="before")
     @classmethod
     def _are_optimizers(cls, optimizer: object) -> object:
-        parts = _several(optimizer)
+        parts = listed(optimizer)
         classes = [part.__name__ for part in parts if isinstance(part, type)]
         if classes or not parts or not all(is_optimizer(part) or callable(part) for part in parts):
             raise ValueError(
@@ -322,8 +322,13 @@ class Components(_Checked):
         return mistakes
 
 
-def check_together(components: Components, config: RunConfig) -> None:
-    """Checks what can only be told from both.
+def check_together(components: Components, config: RunConfig, more: Sequence[str]) -> None:
+    """Check what depends on both.
+
+    Args:
+        components: What the run works with.
+        config: How it is to be run.
+        more: Further mistakes, found in the optimizers.
 
     Raises:
         ConfigError: With every mistake, one a line.
@@ -334,9 +339,7 @@ def check_together(components: Components, config: RunConfig) -> None:
             f"Components.network (a {kind(components.network)}) has no parameters to train; layers that are kept in a "
             "list or a dict are found only if that is an nn.ModuleList or an nn.ModuleDict"
         )
-    mistakes += _mistakes_of(
-        [part for part in _several(components.optimizer) if is_optimizer(part)], components.network
-    )
+    mistakes += more
     if components.dataset is not None and config.batch_size is None:
         mistakes.append("RunConfig.batch_size is required with Components.dataset")
     if components.loader is not None:
@@ -349,78 +352,6 @@ def check_together(components: Components, config: RunConfig) -> None:
         raise ConfigError("\n".join(mistakes))
 
 
-def build_optimizers(components: Components) -> tuple[Optimizer, ...]:
-    """Returns the optimizers, calling the functions among them with the network.
-
-    Raises:
-        ConfigError: If a function returns something else; if an optimizer holds none of the network's parameters, is
-            there twice, or has a `step` that needs an argument.
-    """
-    network = components.network
-    # a list and not a generator, which would turn a StopIteration of the user's into another error
-    made = [part if is_optimizer(part) else _make(part, network) for part in _several(components.optimizer)]
-    if mistakes := _mistakes_of(made, network):
-        raise ConfigError("\n".join(mistakes))
-    return tuple(made)
-
-
-def _make(function: Callable[[nn.Module], Any], network: nn.Module) -> Any:
-    try:
-        return function(network)
-    except Exception as error:
-        # what a partial of a class or a forgotten .parameters() comes to
-        hint = "; an optimizer of torch takes network.parameters()" if isinstance(error, TypeError) else ""
-        add_note(error, f"while Components.optimizer was called with the network ({a_kind(network)}){hint}")
-        raise
-
-
-BUILD_IT = "build it from the parameters of the network that is passed"
-
-
-def check_optimizer(optimizer: Any, network: nn.Module, advice: str = BUILD_IT) -> None:
-    """Raises a `ConfigError` if this is no optimizer, if it cannot step, or holds none of the network's parameters.
-
-    Args:
-        optimizer: What was given, or made.
-        network: The network that it is to train.
-        advice: What to do where it holds other parameters.
-    """
-    if mistake := _mistake_of(optimizer, network, advice):
-        raise ConfigError(mistake)
-
-
-def _mistakes_of(optimizers: Sequence[Any], network: nn.Module) -> list[str]:
-    """Returns what is wrong with optimizers: with each, and between them."""
-    mistakes = [text for optimizer in optimizers if (text := _mistake_of(optimizer, network, BUILD_IT))]
-    for number, optimizer in enumerate(optimizers):
-        if any(optimizer is other for other in optimizers[:number]):
-            mistakes.append(
-                f"Components.optimizer holds the same {kind(optimizer)} twice: it would update twice; pass it once"
-            )
-    return mistakes
-
-
-def _mistake_of(optimizer: Any, network: nn.Module, advice: str) -> str | None:
-    if not is_optimizer(optimizer):
-        return f"Components.optimizer: the function must return a torch optimizer, got {_short(optimizer)}"
-    own = {id(parameter) for parameter in network.parameters()}
-    held = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    if not any(id(parameter) in own for parameter in held):
-        return (
-            f"Components.optimizer: this {kind(optimizer)} holds none of the network's parameters "
-            f"({len(held)} held, {len(own)} in the network); {advice}"
-        )
-    step = optimizer.step
-    # a scheduler of torch puts a function in its place that says of itself what the class's says: with self
-    in_place = not inspect.ismethod(step) and hasattr(step, "__wrapped__")
-    if (why := _refusal(step)) and not (in_place and _refusal(step, optimizer) is None):
-        return (
-            f"Components.optimizer: the step of this {kind(optimizer)} is called as step(), but {why}; use an "
-            "optimizer that needs no closure, such as SGD or Adam"
-        )
-    return None
-
-
 def is_optimizer(value: object) -> bool:
     """Tells whether this is an optimizer: torch's, or a wrapper with its `step`, `zero_grad` and `param_groups`."""
     return isinstance(value, Optimizer) or (
@@ -430,11 +361,11 @@ def is_optimizer(value: object) -> bool:
 
 def _check_call(function: Callable[..., Any], call: str, remedy: str = "") -> None:
     """Raises a `ValueError` if a function cannot be called like this, such as `criterion(output, target)`."""
-    if why := _refusal(function, *call.split(",")):
+    if why := refusal(function, *call.split(",")):
         raise ValueError(f"is called as {call}, but {why}" + (f"; {remedy}" if remedy else ""))
 
 
-def _refusal(function: Callable[..., Any], *given: object) -> str | None:
+def refusal(function: Callable[..., Any], *given: object) -> str | None:
     """Returns why a function cannot be called with these, `None` where its signature allows it or cannot be known."""
     try:
         signature = inspect.signature(function)
@@ -447,7 +378,8 @@ def _refusal(function: Callable[..., Any], *given: object) -> str | None:
     return None
 
 
-def _several(optimizer: Any) -> tuple[Any, ...]:
+def listed(optimizer: Any) -> tuple[Any, ...]:
+    """Return one optimizer, or several, as a tuple."""
     return tuple(cast("Sequence[Any]", optimizer)) if isinstance(optimizer, list | tuple) else (optimizer,)
 
 

@@ -6,7 +6,7 @@ the engine. Neither knows of files: what they exchange is a `Snapshot` of plain 
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from time import time
 from typing import Any
@@ -22,10 +22,9 @@ from heptad.plugin.detour_state import DetourState
 from heptad.plugin.manager import PluginManager, state_of
 from heptad.plugin.subscription import Subscription
 from heptad.record.counters import Counters
-from heptad.run.guards import MID_STEP
+from heptad.run.guards import MID_STEP, is_update_due
 from heptad.run.run import Run
 from heptad.run.snapshot import Snapshot
-from heptad.step.bodies import build
 
 _PLACED = (
     "epoch",
@@ -105,7 +104,7 @@ def capture(run: Run, holders: Holders) -> Snapshot:
     return Snapshot(summary, sections)
 
 
-def restore(run: Run, holders: Holders, snapshot: Snapshot) -> list[str]:
+def restore(run: Run, holders: Holders, snapshot: Snapshot, build: Callable[[Run], object]) -> list[str]:
     """Brings a run in `idle` to where a snapshot was taken; all but the global random generators.
 
     These come last, before the first turn: opening plugins may still draw from them.
@@ -203,7 +202,7 @@ def _capture_position(run: Run, holders: Holders) -> dict[str, Any]:
 
 def _restore_position(run: Run, holders: Holders, state: Mapping[str, Any]) -> None:
     at, memory, config = run.position, run.buffer, run.config
-    run.id, run.reason = state["id"], state["reason"]
+    run.id, at.reason = state["id"], state["reason"]
     for name, value in state["placed"].items():
         setattr(at, name, value)
     at.window.restore(state["window"])
@@ -213,14 +212,15 @@ def _restore_position(run: Run, holders: Holders, state: Mapping[str, Any]) -> N
     reached = config.max_updates is not None and at.update >= config.max_updates
     at.ending = state["stopped"] or reached
     if not at.ending:
-        run.reason = None
+        at.reason = None
     elif not state["stopped"]:
-        run.reason = f"max_updates={config.max_updates} reached"
+        at.reason = f"max_updates={config.max_updates} reached"
     for visit, last in zip(holders.visits, state["visits"], strict=True):
         visit.last = last
     counted = {tuple(key): (count, done) for *key, count, done in state["filters"]}
     for row in holders.subscriptions:
         row.restore(*counted.get(_key(row), (0, False)))
+    at.update_due = is_update_due(at)
     run.plan_windows()
     memory.facts["optimizers"] = state["optimizers"]
     memory.windows[:] = [(state["seq"], at.window.size)]

@@ -24,7 +24,6 @@ from heptad.config import RunConfig
 from heptad.errors import CheckpointError, kind
 from heptad.plugin.contract import Plugin
 from heptad.run.run import Run
-from heptad.step.bodies import describe
 from heptad.table import Arc
 
 _FREE = frozenset(("epochs", "max_updates", "device", "num_workers", "log_capacity", "trace_handlers", "deterministic"))
@@ -121,8 +120,8 @@ def check_optimizers(run: Run, section: Mapping[str, Any], asked: Sequence[Mappi
     Raises:
         CheckpointError: With every difference, one a line.
     """
-    names = parameter_names(run)
-    stored = section["states"]
+    names, optimizers = parameter_names(run), run.runtime.optimizers
+    stored, parameters, described_now = section["states"], optimizers.names(names), optimizers.describe()
     if len(stored) != len(run.optimizers):
         _refuse([f"Components.optimizer: {len(stored)} in the checkpoint, {len(run.optimizers)} here"])
     wrong = shape_differences("held by the optimizers", section["held"], held_parameters(run))
@@ -131,7 +130,7 @@ def check_optimizers(run: Run, section: Mapping[str, Any], asked: Sequence[Mappi
         if kind(optimizer) != one["class"]:
             wrong.append(f"{where}: a {one['class']} in the checkpoint, a {kind(optimizer)} here")
             continue
-        held = [[names[id(parameter)] for parameter in group["params"]] for group in optimizer.param_groups]
+        held = parameters[number]
         stored_groups: list[list[str]] = one["parameters"]
         built = len(options["groups"])
         added = stored_groups[built:] if len(held) == built else []  # during the run, and here not yet
@@ -140,7 +139,7 @@ def check_optimizers(run: Run, section: Mapping[str, Any], asked: Sequence[Mappi
         absent = {name for group in added for name in group} - set(names.values())
         if absent:
             wrong.append(f"{where}: {', '.join(sorted(absent))} of a group added during the run is not here")
-        for group, (then, now) in enumerate(zip(options["groups"], describe(optimizer)["groups"], strict=False)):
+        for group, (then, now) in enumerate(zip(options["groups"], described_now[number]["groups"], strict=False)):
             wrong += [
                 f"{where}, group {group}: {name} {then.get(name)!r} in the checkpoint, {now.get(name)!r} here"
                 for name in dict.fromkeys((*then, *now))

@@ -24,11 +24,10 @@ def capture(run: Run) -> dict[str, Any]:
     """Returns the sections of what was learned."""
     names = parameter_names(run)
     built = [len(options["groups"]) for options in run.buffer.facts.get("optimizers", ())]
-    states = [_capture_optimizer(*pair, names) for pair in zip(run.optimizers, built, strict=True)]
     return {
         **{name: _capture_module(module) for name, module in modules_of(run).items()},
         "optimizers": {
-            "states": states,
+            "states": run.runtime.optimizers.state(names, built),
             "held": held_parameters(run),
             "gradients": _capture_gradients(run),
         },
@@ -43,9 +42,7 @@ def restore(run: Run, sections: Mapping[str, Any]) -> None:
     with torch.no_grad():
         for name, tensor in stored["held"].items():
             parameters[name].copy_(tensor)
-    for optimizer, one in zip(run.optimizers, stored["states"], strict=True):
-        _add_groups(optimizer, one, parameters)
-        _restore_optimizer(optimizer, one["state"])
+    run.runtime.optimizers.restore(stored["states"], parameters)
     gradients = stored["gradients"]
     for name, parameter in parameters.items():
         parameter.grad = gradients[name].to(parameter.device) if name in gradients else None
@@ -129,14 +126,8 @@ def _parameters(run: Run) -> Iterator[tuple[str, nn.Parameter]]:
             if id(parameter) not in seen:
                 seen.add(id(parameter))
                 yield f"{prefix}.{name}", parameter
-    number = 0
-    for optimizer in run.optimizers:
-        for group in optimizer.param_groups:
-            for parameter in cast("list[nn.Parameter]", group["params"]):
-                if id(parameter) not in seen:
-                    seen.add(id(parameter))
-                    yield f"held.{number}", parameter
-                    number += 1
+    others = (parameter for parameter in run.runtime.optimizers.held() if id(parameter) not in seen)
+    yield from ((f"held.{number}", parameter) for number, parameter in enumerate(others))
 
 
 def _capture_module(module: nn.Module) -> dict[str, Any]:
@@ -204,62 +195,6 @@ def _has_extra(module: nn.Module) -> bool:
     return type(module).get_extra_state is not _BASE_EXTRA
 
 
-def _capture_optimizer(optimizer: Any, built: int, names: Mapping[int, str]) -> dict[str, Any]:
-    if not all(callable(getattr(optimizer, name, None)) for name in ("state_dict", "load_state_dict")):
-        raise CheckpointError(
-            f"the optimizer (a {kind(optimizer)}) has no state_dict and load_state_dict, so its state cannot be stored"
-        )
-    parameters = [[names[id(parameter)] for parameter in group["params"]] for group in optimizer.param_groups]
-    nameless = [name for group in parameters[built:] for name in group if name.startswith("held.")]
-    if len(parameters) < built or nameless:
-        what = f"{len(nameless)} parameters that no module of the run holds" if nameless else "fewer of them"
-        raise CheckpointError(
-            f"the optimizer (a {kind(optimizer)}) was built with {built} parameter groups and has {len(parameters)} "
-            f"now, with {what}, so a resumed run could not bring it there; give it all its groups when it is built, of "
-            "parameters that the network holds"
-        )
-    return {"class": kind(optimizer), "parameters": parameters, "state": optimizer.state_dict()}
-
-
-def _add_groups(optimizer: Any, stored: Mapping[str, Any], parameters: Mapping[str, nn.Parameter]) -> None:
-    """Adds the parameter groups that were added during the run; their state and options are loaded afterwards."""
-    built = len(optimizer.param_groups)
-    for number, names in enumerate(stored["parameters"][built:], built):
-        options = dict(stored["state"]["param_groups"][number])
-        held = [parameters[name] for name in names]
-        own = options.pop("param_names", None)  # torch takes them with the parameters
-        optimizer.add_param_group({**options, "params": held if own is None else list(zip(own, held, strict=True))})
-
-
-def _restore_optimizer(optimizer: Any, state: dict[str, Any]) -> None:
-    """Loads a state. torch rounds it to the parameters' dtypes, so what was rounded is put in place afterwards."""
-    optimizer.load_state_dict(state)
-    if not isinstance(optimizer, torch.optim.Optimizer):
-        return
-    held = cast("list[nn.Parameter]", [p for group in optimizer.param_groups for p in group["params"]])
-    live = cast("Mapping[Tensor, dict[str, Any]]", optimizer.state)
-    for number, values in cast("dict[Any, dict[str, Any]]", state["state"]).items():
-        for name, value in values.items() if isinstance(number, int) else ():
-            if name in live[held[number]]:
-                live[held[number]][name] = _unrounded(live[held[number]][name], value)
-
-
-def _unrounded(loaded: Any, stored: Any) -> Any:
-    """Returns what an optimizer loaded, with the dtypes, and where torch took it apart the text, of what was stored."""
-    if isinstance(stored, Tensor) and isinstance(loaded, Tensor):
-        return loaded if loaded.dtype == stored.dtype else stored.to(loaded.device)
-    if isinstance(stored, dict) and isinstance(loaded, dict):
-        parts, there = cast("dict[Any, Any]", loaded), cast("dict[Any, Any]", stored)
-        made = cast("Callable[[dict[Any, Any]], Any]", type(cast("object", stored)))
-        return made({name: _unrounded(part, there.get(name)) for name, part in parts.items()})
-    if isinstance(stored, list | tuple) and isinstance(loaded, list | tuple):
-        rows, kept = cast("Sequence[Any]", loaded), cast("Sequence[Any]", stored)
-        return (
-            cast("Any", type(cast("object", stored)))(map(_unrounded, rows, kept)) if len(rows) == len(kept) else rows
-        )
-    return stored if isinstance(stored, str) else loaded
-
-
 def _capture_gradients(run: Run) -> dict[str, Tensor]:
     """Returns the gradients that are there and matter: none and zeros are not the same to an optimizer.
 
@@ -267,14 +202,6 @@ def _capture_gradients(run: Run) -> dict[str, Tensor]:
     the optimizer has torch's own `zero_grad`, so they need no place in a checkpoint. What another `zero_grad` makes of
     them cannot be known, and those of a parameter that no optimizer holds are added to, window after window.
     """
-    dropped: set[int] = set()
-    if not run.position.window.steps:
-        dropped = {
-            id(parameter)
-            for optimizer, plainly in run.runtime.clearing
-            if plainly
-            for group in optimizer.param_groups
-            for parameter in group["params"]
-        }
+    dropped: set[int] = set() if run.position.window.steps else run.runtime.optimizers.cleared()
     named = ((name, parameter) for name, parameter in _parameters(run) if id(parameter) not in dropped)
     return {name: parameter.grad for name, parameter in named if parameter.grad is not None}

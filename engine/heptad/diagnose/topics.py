@@ -3,6 +3,19 @@
 from __future__ import annotations
 
 from heptad.diagnose.hooks import HERE
+from heptad.diagnose.loss import backward, loss, pair
+from heptad.diagnose.optimizers import foreign_parameters, needs_closure, no_optimizer, optimizer_factory
+
+__all__ = [
+    "backward",
+    "foreign_parameters",
+    "handler_name",
+    "loss",
+    "needs_closure",
+    "no_optimizer",
+    "optimizer_factory",
+    "pair",
+]
 
 
 def handler_name(name: str) -> str:

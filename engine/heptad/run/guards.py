@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from operator import attrgetter
 from typing import Protocol
 
 from heptad.run.state import RunState
+
+MID_STEP = frozenset({"process_batch", "after_step", "optimizer_update"})
+"""Where no run pauses and no snapshot is taken, because a step or an update is under way."""
 
 
 class HasPosition(Protocol):
@@ -16,19 +20,15 @@ class HasPosition(Protocol):
         ...
 
 
-MID_STEP = frozenset({"process_batch", "after_step", "optimizer_update"})
-"""Where an interrupt does not pause and no snapshot is taken, because a step or an update is under way."""
+update_due = attrgetter("position.update_due")
+"""The window is full; or it holds something, no batch follows it, and what is left is to be flushed.
 
-
-def update_due(run: HasPosition) -> bool:
-    """The window is full; or it holds something, no batch follows it, and what is left is to be flushed."""
-    at = run.position
-    steps = at.window.steps
-    return steps == at.window.size or (at.flushes and steps > 0 and not at.remaining)
+The bodies keep the answer, since it is asked after every step: reading a slot this way costs no call.
+"""
 
 
 def batches_remain(run: HasPosition) -> bool:
-    """Another step follows in this epoch: the open window goes on, or a further one can be started."""
+    """Another step follows in this epoch: the open window continues, or a further one can be started."""
     at = run.position
     if at.window.steps:
         return at.remaining > 0 or at.extends
@@ -39,6 +39,12 @@ def epochs_remain(run: HasPosition) -> bool:
     """Another epoch follows."""
     at = run.position
     return not at.ending and (at.last_epoch is None or at.epoch < at.last_epoch)
+
+
+def is_update_due(at: RunState) -> bool:
+    """Work out the answer of `update_due`, for a run that was brought to its place by other means than its bodies."""
+    steps = at.window.steps
+    return steps == at.window.size or (at.flushes and steps > 0 and not at.remaining)
 
 
 GUARDS = {"update_due": update_due, "batches_remain": batches_remain, "epochs_remain": epochs_remain}

@@ -25,7 +25,7 @@ from heptad.record.values import Recorded
 from heptad.run.guards import batches_remain, epochs_remain, update_due
 from heptad.run.runtime import Runtime
 from heptad.run.snapshot import Snapshot
-from heptad.run.state import RunState
+from heptad.run.state import RunState, initial_state
 from heptad.table import Table
 
 if TYPE_CHECKING:
@@ -45,7 +45,6 @@ class Run:
         afresh: Whether it was told to go on where it can (`resume="auto"`) and there was no checkpoint yet: an attempt
             before it may have left files.
         paused: Why the run is paused; `None` while it is being driven, before its start and after its end.
-        reason: Why the run ended, or is going to: what `stop` was given, the failure, or which limit was reached.
         position: The machine's own record of where the run is; not for handlers.
         runtime: What the bodies work with; not for handlers.
         buffer: The written side of the log; not for handlers.
@@ -62,7 +61,6 @@ class Run:
         "id",
         "paused",
         "position",
-        "reason",
         "resumed_from",
         "runtime",
         "table",
@@ -78,9 +76,8 @@ class Run:
         self.resumed_from: str | None = None
         self.afresh = False
         self.capture: Callable[[Run], Snapshot] | None = None
-        self.position = RunState(config)
+        self.position = initial_state(config)
         self.paused: str | None = None
-        self.reason: str | None = None
 
     # -- where the run is
 
@@ -102,6 +99,11 @@ class Run:
     def ended(self) -> bool:
         """Whether the run is finished or failed."""
         return self.table.states[self.position.node].kind in ("end", "failed")
+
+    @property
+    def reason(self) -> str | None:
+        """Why the run ended, or is going to: what `stop` was given, the failure, or which limit was reached."""
+        return self.position.reason
 
     @property
     def epoch(self) -> int:
@@ -277,8 +279,7 @@ class Run:
         self._refuse_when_ended("stop")
         self.note_of("stop", in_words("stop", reason))
         self.buffer.stops.append(self.buffer.seq)  # the first guards to see it are those asked next
-        self.position.ending = True
-        self.reason = self.reason or reason
+        self.position.end(reason)
 
     def pause(self, reason: str) -> None:
         """Pauses the run at the end of this turn, or up to three turns later where it would be in mid-step.
@@ -392,7 +393,7 @@ class Run:
         self.buffer.fail(failure, at.node)
         at.node = self.table.index["failed"]
         at.entering = False
-        self.reason = line
+        at.reason = line
         add_note(error, str(failure))
         if failure.state == "process_batch" and isinstance(error, Exception):  # what errors of shape are about
             for name, value in step:

@@ -1,9 +1,10 @@
-"""`Runtime`: what a run works with. Built with the engine, completed in `before_loop`, read by the bodies."""
+"""`Runtime`: what a run works with, and the protocols of its parts."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import nn
@@ -11,31 +12,84 @@ from torch.optim import Optimizer
 
 from heptad.config import Components
 from heptad.data.feed import Feed
-from heptad.data.weighing import Weigh, weigher
+
+
+class OptimizerSet(Protocol):
+    """The optimizers of a run, as one object. Nobody else walks their parameter groups."""
+
+    def __iter__(self) -> Iterator[Optimizer]: ...  # noqa: D105
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int, /) -> Optimizer: ...
+
+    clear: Callable[[], object]
+    """Drop the gradients of the optimizers' parameters: what opens a window."""
+
+    def drop(self, network: nn.Module) -> None:
+        """Drop the gradients of the network and of all that the optimizers hold."""
+        ...
+
+    def held(self) -> list[nn.Parameter]:
+        """Return the parameters that the optimizers hold, each once, in the order of their groups."""
+        ...
+
+    def parameters(self, network: nn.Module) -> list[nn.Parameter]:
+        """Return the network's parameters in its order, then the others that the optimizers hold, each once."""
+        ...
+
+    def cleared(self) -> set[int]:
+        """Return the ids of the parameters whose gradients `clear` certainly drops."""
+        ...
+
+    def learning_rates(self) -> dict[str, float | torch.Tensor]:
+        """Return the learning rate as `lr`, or where there are several groups as `lr/0`, `lr/1`, …"""
+        ...
+
+    def describe(self) -> list[dict[str, Any]]:
+        """Return the class of each and the plain options of its parameter groups."""
+        ...
+
+    def names(self, names: Mapping[int, str]) -> list[list[list[str]]]:
+        """Return the names of the parameters, by optimizer and group."""
+        ...
+
+    def state(self, names: Mapping[int, str], built: Sequence[int]) -> list[dict[str, Any]]:
+        """Return the state of each, with the names of its parameters by group."""
+        ...
+
+    def restore(self, states: Sequence[Mapping[str, Any]], parameters: Mapping[str, nn.Parameter]) -> None:
+        """Restore what `state` returned."""
+        ...
 
 
 @dataclass(slots=True)
 class Runtime:
-    """What a run works with: built with the engine, completed in `before_loop`."""
+    """What a run works with: built with the engine, completed in `before_loop`, read by the bodies.
+
+    Attributes:
+        components: What the user gave.
+        feed: Where batches come from.
+        device: Where the network is, and batches go.
+        optimizers: Empty until `before_loop` has built them.
+        step: The step function; it exists from `before_loop` on.
+        announce: Takes note of whether a step closes its window; `None` where no strategy asks.
+        places: Whether batches are moved to the device. On the CPU they are where they are used.
+        network: The bare network: what has names and is stored.
+        forward: What is called: the network, or what a strategy wrapped around it.
+    """
 
     components: Components
     feed: Feed
     device: torch.device
-    optimizers: tuple[Optimizer, ...] = ()
-    clearing: tuple[tuple[Optimizer, bool], ...] = ()
-    """Each with whether its `zero_grad` is torch's own, so that what it does can be done without it."""
-    network: nn.Module = field(init=False)
-    criterion: Any = field(init=False)
-    compute_loss: Any = field(init=False)
-    weigh: Weigh = field(init=False)
-    """Tells what a criterion's mean was taken over."""
+    optimizers: OptimizerSet
+    step: Any = None
+    announce: Callable[[bool], None] | None = None
     places: bool = field(init=False)
-    """Batches are to be moved to the device. On the CPU they are where they are used."""
+    network: nn.Module = field(init=False)
+    forward: Any = field(init=False)
 
     def __post_init__(self) -> None:
         # read in every step, where an attribute of a pydantic model costs five times that of a slot
-        self.network = self.components.network
-        self.criterion = self.components.criterion
-        self.compute_loss = self.components.compute_loss
-        self.weigh = weigher(self.criterion)
+        self.network = self.forward = self.components.network
         self.places = self.device.type != "cpu"

@@ -2,84 +2,103 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from heptad.config import RunConfig
-from heptad.run.window import Window
+from heptad.run.window import Weight, Window
 
 
+@dataclass(slots=True, eq=False)
 class RunState:
-    """Where a run is. Written by the machine and the bodies, by nobody else; plain slots, read in every turn."""
+    """Where a run is. Written by the machine and the bodies, by nobody else; plain slots, read in every turn.
 
-    __slots__ = (
-        "batch",
-        "batch_index",
-        "body_done",
-        "ending",
-        "entering",
-        "epoch",
-        "epoch_open",
-        "extending",
-        "extends",
-        "flushes",
-        "halt",
-        "last_epoch",
-        "last_update",
-        "loss",
-        "needed",
-        "node",
-        "output",
-        "pass_index",
-        "pause_requested",
-        "remaining",
-        "samples",
-        "samples_now",
-        "sized",
-        "skip",
-        "skipped",
-        "step",
-        "update",
-        "visit",
-        "window",
+    Attributes:
+        window: The open window.
+        last_epoch: Epochs after which the run ends, `None` for no limit.
+        last_update: Updates after which it ends, `None` for no limit.
+        extends: `remainder="extend"`.
+        flushes: `remainder="flush"`.
+        node: The number of the state in the table.
+        halt: The loop must return after this turn.
+        entering: Entry handlers are being called.
+        body_done: The run was resumed from a checkpoint that the body of this state took: that body is not run again.
+        visit: The detour whose body is being run.
+        pause_requested: Why the run is to pause as soon as it may, `None` where it is not.
+        ending: A stop was asked for, or `max_updates` is reached: no new window is started.
+        reason: Why the run ended, or is going to.
+        epoch_open: The run is between the bodies of `before_epoch` and `after_epoch`.
+        pass_index: Which pass of the epoch this is, from 0.
+        remaining: Batches still to be taken from this pass; where nobody can know how many, 1 stands for "more".
+        sized: The data know how many batches a pass has.
+        needed: Batches that must remain for a window to be started.
+        extending: This pass only fills the epoch's last window.
+        update_due: The answer to the guard of this name, kept by the bodies: it is asked after every step, and a slot
+            that is read costs no call.
+        batch: The batch of the step, placed.
+        samples_now: Samples in it.
+        output: What the network returned for it.
+        loss: The loss of the newest step.
+        weight: What its mean was taken over; `None` where every step weighs the same.
+        logs: What `LossOutput.logs` held, until it is recorded.
+        skip: Why the update that was just entered is to be skipped, `None` where it is not.
+        skipped: The newest update was skipped.
+    """
+
+    window: Window
+    last_epoch: int | None
+    last_update: int | None
+    extends: bool
+    flushes: bool
+
+    node: int = 0
+    halt: bool = False
+    entering: bool = False
+    body_done: bool = False
+    visit: object = None
+    pause_requested: str | None = None
+    ending: bool = False
+    reason: str | None = None
+
+    epoch: int = 0
+    batch_index: int = 0
+    step: int = 0
+    update: int = 0
+    samples: int = 0
+    epoch_open: bool = False
+    pass_index: int = 0
+    remaining: int = 0
+    sized: bool = True
+    needed: int = 1
+    extending: bool = False
+    update_due: bool = False
+
+    batch: Any = None
+    samples_now: int = 0
+    output: Any = None
+    loss: torch.Tensor | None = None
+    weight: Weight | None = None
+    logs: Mapping[str, float | torch.Tensor] | None = None
+    skip: str | None = None
+    skipped: bool = False
+
+    def end(self, reason: str) -> None:
+        """Start no new window: the run ends in order. The first reason stays."""
+        self.ending = True
+        self.reason = self.reason or reason
+
+
+def initial_state(config: RunConfig) -> RunState:
+    """Return where a run begins."""
+    at = RunState(
+        Window(config.accumulation),
+        config.epochs,
+        config.max_updates,
+        extends=config.remainder == "extend",
+        flushes=config.remainder == "flush",
     )
-
-    def __init__(self, config: RunConfig) -> None:
-        self.node = 0
-        """The number of the state in the table."""
-        self.halt = False
-        """The loop is to look up at the end of this turn."""
-        self.entering = False
-        """Entry handlers are being called."""
-        self.body_done = False
-        """The run was resumed from a checkpoint that the body of this state took: that body is not run again."""
-        self.visit: object = None
-        """The detour whose body is being run."""
-        self.pause_requested: str | None = None
-        self.ending = config.max_updates == 0
-        """A stop was asked for, or `max_updates` is reached: no new window is started."""
-        self.last_update = config.max_updates
-        self.last_epoch = config.epochs
-
-        self.epoch = self.batch_index = self.step = self.update = self.samples = 0
-        self.epoch_open = False
-        self.pass_index = 0
-        self.remaining = 0
-        """Batches that are still to be taken from this pass; 1 stands for "more" where nobody can know how many."""
-        self.sized = True
-        """The data know how many batches a pass has."""
-        self.needed = 1
-        """Batches that must remain for a window to be started."""
-        self.extending = False
-        """This pass only fills the epoch's last window."""
-        self.extends = config.remainder == "extend"
-        self.flushes = config.remainder == "flush"
-        self.window = Window(config.accumulation)
-
-        self.batch: Any = None
-        self.samples_now = 0
-        self.output: Any = None
-        self.loss: torch.Tensor | None = None
-        self.skip: str | None = None
-        self.skipped = False
+    at.ending = config.max_updates == 0
+    return at

@@ -8,11 +8,10 @@ do, with the same bits, and the gradients are left alone. Where they do not, the
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch.optim import Optimizer
 
 from heptad.config import is_weight
 from heptad.errors import EngineError
@@ -126,18 +125,3 @@ def _ratio(weight: Weight, first: Weight) -> Weight:
     if isinstance(first, torch.Tensor):
         return weight / first.detach().double()
     return weight / first
-
-
-def scale_gradients(factor: Weight, parameters: Iterable[torch.nn.Parameter], optimizers: Iterable[Optimizer]) -> None:
-    """Multiplies the gradients of the network and of the optimizers' parameters by a factor, each once."""
-    held = {id(p): p for p in parameters}
-    for optimizer in optimizers:
-        for group in optimizer.param_groups:
-            held.update((id(p), p) for p in group["params"])
-    with torch.no_grad():
-        for parameter in held.values():
-            if parameter.grad is not None:
-                if isinstance(factor, torch.Tensor):
-                    parameter.grad.mul_(factor.to(parameter.grad.device, parameter.grad.dtype))
-                else:
-                    parameter.grad.mul_(factor)

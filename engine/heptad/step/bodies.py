@@ -7,54 +7,51 @@ operations Python runs on cold caches, where a call costs several times what a t
 from __future__ import annotations
 
 import secrets
-from collections.abc import Callable, Mapping, Sized
-from typing import Any, cast
+from collections.abc import Callable
 
-import torch
-
-from heptad.config import LossOutput, build_optimizers, check_optimizer
 from heptad.data.generators import seed_all
-from heptad.data.placement import count_samples, place
-from heptad.errors import DataError, EngineError, a_kind, add_note, counted, in_a_line, kind
-from heptad.plugin.contract import Mark
-from heptad.plugin.subscription import Subscription
+from heptad.data.placement import place
+from heptad.errors import ConfigError, DataError, add_note, counted, diagnose
+from heptad.ranks.strategy import Strategy
 from heptad.run.run import Run
-from heptad.run.window import scale_gradients
+from heptad.step.function import build_step, check_loss
+from heptad.step.optimizers import build_optimizers, optimizer_mistakes
 
 
-def before_loop(run: Run) -> None:
-    """Seeds, places the network, builds the optimizer, initialises weights if asked; training mode, clear gradients."""
-    parts, components, seed = run.runtime, run.runtime.components, run.config.seed
+def before_loop(run: Run, strategy: Strategy) -> None:
+    """Seed, place the network, build optimizers, initialise weights if asked; training mode, clear gradients."""
+    runtime, seed = run.runtime, run.config.seed
     if seed is not None:
         seed_all(seed)
     # without a seed the data's order still has a root, so that a checkpoint can hold it; the generators are left alone
-    parts.feed.seed = secrets.randbits(62) if seed is None else seed
-    build(run)
-    if components.init_weights is not None:
-        components.init_weights(parts.network)
-        for optimizer in parts.optimizers:
-            check_optimizer(optimizer, parts.network, _REPLACED)
-    parts.network.train()
-    clear_gradients(run)
+    runtime.feed.seed = secrets.randbits(62) if seed is None else seed
+    build(run, strategy)
+    if (init_weights := runtime.components.init_weights) is not None:
+        init_weights(runtime.network)
+        if mistakes := optimizer_mistakes(list(runtime.optimizers), runtime.network, "initialised"):
+            raise ConfigError(mistakes[0])
+    runtime.network.train()
+    runtime.optimizers.drop(runtime.network)
     run.plan_windows()
     run.buffer.windows.append((0, run.position.window.size))
 
 
-def build(run: Run) -> None:
-    """Places the network and builds the optimizers: what is also to be done where a run is resumed."""
-    parts = run.runtime
-    parts.network.to(parts.device)
-    parts.optimizers = build_optimizers(parts.components)
-    parts.clearing = tuple((one, getattr(type(one), "zero_grad", None) is PLAIN_ZERO_GRAD) for one in parts.optimizers)
+def build(run: Run, strategy: Strategy) -> None:
+    """Place the network, then build the optimizers and the step function: also done where a run is resumed."""
+    runtime = run.runtime
+    strategy.place(runtime)
+    runtime.optimizers = build_optimizers(runtime.components)  # after placing, which may replace the parameters
+    runtime.step = build_step(runtime.components, runtime.forward, weighs=False)
+    runtime.announce = strategy.window_closes if strategy.announces else None
     run.buffer.facts |= {
         **run.config.model_dump(),
-        "batches": parts.feed.batches,
-        "optimizers": [describe(optimizer) for optimizer in parts.optimizers],
+        "batches": runtime.feed.batches,
+        "optimizers": runtime.optimizers.describe(),
     }
 
 
 def before_epoch(run: Run) -> None:
-    """Opens the pass."""
+    """Open the pass."""
     at, feed = run.position, run.runtime.feed
     at.batch_index = 0
     at.window.steps = 0  # what remainder="drop" left over is not part of any update
@@ -75,86 +72,51 @@ def before_epoch(run: Run) -> None:
 
 
 def before_step(run: Run) -> None:
-    """Takes the next batch and places it; clears gradients where a window opens."""
-    at, parts = run.position, run.runtime
+    """Take the next batch and place it; clear gradients where a window opens."""
+    at, runtime = run.position, run.runtime
     window = at.window
     if not window.steps:
         # where the data cannot fill one of the size that was asked for, this one was begun as it was sized
         if window.size != window.next_size and at.remaining >= at.needed:
             window.resize()
             run.buffer.windows.append((run.buffer.seq, window.size))
-        for optimizer, plainly in parts.clearing:
-            if plainly:
-                # what zero_grad() does, less its profiler record, which costs more than this whole body
-                for group in optimizer.param_groups:
-                    for parameter in group["params"]:
-                        parameter.grad = None
-            else:
-                optimizer.zero_grad()
+        runtime.optimizers.clear()
     elif not at.remaining:
         _extend(run)
-    batch = parts.feed.take()
-    at.batch = place(batch, parts.device) if parts.places else batch
+    batch = runtime.feed.take()
+    at.batch = place(batch, runtime.device) if runtime.places else batch
 
 
-def process_pair(run: Run) -> None:
-    """The body of `process_batch` for a criterion: forward, loss, backward for a batch of (data, target)."""
-    at, parts = run.position, run.runtime
-    at.output = at.loss = None  # the graph of the step before goes before that of this one comes
-    batch = at.batch
-    if not at.step:
-        check_pair(batch)
-    try:
-        data, target = batch
-    except (TypeError, ValueError):
-        check_pair(batch)
-        raise
-    output = at.output = parts.network(data)
-    loss = at.loss = parts.criterion(output, target)
-    if not at.step:
-        check_loss(loss, "criterion")
-    try:
-        samples = at.samples_now = count_samples(batch) if target.__class__ is dict else len(target)
-    except TypeError:  # a single sample
-        samples = at.samples_now = 1
+def process_batch(run: Run) -> None:
+    """Run forward, loss and backward on the batch."""
+    at, runtime = run.position, run.runtime
     window = at.window
+    if runtime.announce is not None:  # before the forward pass, which prepares what the backward pass will reduce
+        runtime.announce(window.steps + 1 == window.size or (at.flushes and at.remaining == 1))
+    at.output = at.loss = None  # the graph of the step before goes before that of this one comes
+    step = runtime.step
+    step(at)
+    loss = at.loss
+    if at.logs:
+        for name, value in at.logs.items():
+            run.record(name, value)
+        at.logs = None
+    if not at.step:
+        check_loss(loss, step.giver)
     try:
-        if window.size == 1 and samples:
+        if window.size == 1 and at.weight is None:
             loss.backward()  # what window.backward would do, less a call
         else:
-            window.backward(loss, parts.weigh(target))
+            window.backward(loss, at.weight)
     except Exception as error:
-        explain_backward(error, loss, "criterion")
-        raise
-
-
-def process_any(run: Run) -> None:
-    """The body of `process_batch` for a `compute_loss`: forward, loss, backward for any batch."""
-    at, parts = run.position, run.runtime
-    at.output = at.loss = None
-    batch = at.batch
-    given = parts.compute_loss(parts.network, batch)
-    weight = None
-    if isinstance(given, LossOutput):
-        loss, weight = given.value, given.weight
-        at.output = given.output
-        for name, value in given.logs.items():
-            run.record(name, value)
-    else:
-        loss = given
-    at.loss = loss
-    if not at.step:
-        check_loss(loss, "compute_loss")
-    at.samples_now = count_samples(batch)
-    try:
-        at.window.backward(loss, weight)
-    except Exception as error:
-        explain_backward(error, loss, "compute_loss")
+        check_loss(loss, step.giver)
+        if advice := diagnose("backward", error, step.giver):
+            add_note(error, advice)
         raise
 
 
 def after_step(run: Run) -> None:
-    """Counts the step."""
+    """Count the step."""
     at = run.position
     at.step += 1
     at.batch_index += 1
@@ -164,155 +126,97 @@ def after_step(run: Run) -> None:
     at.batch = at.output = None
     if at.sized:
         at.remaining -= 1
-    elif at.extending and window.steps == window.size:
-        at.remaining = 0  # this pass was begun to fill the window, and it is full
-    else:
-        at.remaining = 1 if run.runtime.feed.more() else 0
-
-
-def correct_gradients(run: Run) -> None:
-    """The first subscriber on entry to `optimizer_update`: makes the gradients those of the window as one batch."""
-    window = run.position.window
-    if window.size == 1:
-        return
-    factor = window.correction()
-    if isinstance(factor, torch.Tensor) or factor != 1.0:
-        scale_gradients(factor, run.network.parameters(), run.runtime.optimizers)
+    at.update_due = window.steps == window.size or (at.flushes and not at.remaining)
 
 
 def optimizer_update(run: Run) -> None:
-    """Updates the weights and counts the update, unless it is to be skipped; closes the window."""
-    at = run.position
+    """Update the weights and count the update, unless it is to be skipped; close the window."""
+    at, optimizers = run.position, run.runtime.optimizers
     at.window.steps = 0
+    at.update_due = False
     if at.skip is not None:
         at.skip = None
         at.skipped = True
         run.buffer.skip()
-        for optimizer in run.runtime.optimizers:
+        for optimizer in optimizers:
             optimizer.zero_grad()
         return
     at.skipped = False
     if not at.update:
         _note_untrained(run)
-    for optimizer in run.runtime.optimizers:
+    for optimizer in optimizers:
         optimizer.step()
     at.update += 1
     if at.update == at.last_update:
-        at.ending = True
-        run.reason = run.reason or f"max_updates={at.update} reached"
+        at.end(f"max_updates={at.update} reached")
 
 
 def after_epoch(run: Run) -> None:
-    """Closes the epoch and counts it."""
+    """Close the epoch and count it."""
     at = run.position
     run.runtime.feed.end()
     _refuse_endless(run)
     at.window.steps = 0
     at.remaining = 0
+    at.update_due = False
     at.epoch_open = False
     at.epoch += 1
 
 
 def after_loop(run: Run) -> None:
-    """Clears gradients; evaluation mode."""
-    at = run.position
-    clear_gradients(run)
+    """Clear gradients; evaluation mode."""
+    at, runtime = run.position, run.runtime
+    runtime.optimizers.drop(runtime.network)
     at.loss = None if at.loss is None else at.loss.detach()
-    run.network.eval()
-    run.runtime.feed.close()
-    run.reason = run.reason or f"epochs={at.epoch} complete"
+    runtime.network.eval()
+    runtime.feed.close()
+    at.end(f"epochs={at.epoch} complete")
 
-
-_REPLACED = "init_weights put others in their place: change them in place, as torch.nn.init does"
-PLAIN_ZERO_GRAD = torch.optim.Optimizer.zero_grad
 
 BODIES: dict[str, Callable[[Run], None]] = {
-    "before_loop": before_loop,
     "before_epoch": before_epoch,
     "before_step": before_step,
+    "process_batch": process_batch,
     "after_step": after_step,
     "optimizer_update": optimizer_update,
     "after_epoch": after_epoch,
     "after_loop": after_loop,
 }
-
-FIRST_SUBSCRIBER = Subscription(None, "", Mark("enter", "optimizer_update"), correct_gradients)
-"""The engine's own handler, before those of all plugins."""
+"""The bodies but for `before_loop`, which needs the strategy."""
 
 
-def clear_gradients(run: Run) -> None:
-    """Drops the gradients of the network and of all that the optimizers hold."""
-    run.network.zero_grad()
-    for optimizer in run.runtime.optimizers:
-        optimizer.zero_grad()
+# -- reading ahead, for data of unknown length: the engine's last handlers on exit of two states
 
 
-def describe(optimizer: Any) -> dict[str, Any]:
-    """Returns an optimizer's class and the options of its parameter groups, those that are plain, for the log."""
-    groups = [
-        {name: value for name, value in group.items() if isinstance(value, str | int | float | None)}
-        for group in optimizer.param_groups
-    ]
-    return {"class": kind(optimizer), "groups": groups}
+def read_on_exit_of_after_step(run: Run) -> None:
+    """Read a batch ahead where the path depends on it: in an open window that is not full.
 
-
-def check_pair(batch: Any) -> None:
-    """Raises a `DataError` for a batch that is not (data, target)."""
-    if not isinstance(batch, tuple | list) or len(cast("Sized", batch)) != 2:
-        size = f" of {len(cast('Sized', batch))}" if isinstance(batch, tuple | list | dict) else ""
-        raise DataError(
-            f"with a criterion a batch must be (data, target), got {a_kind(cast('object', batch))}{size}; "
-            "give Components.compute_loss in place of criterion"
-        )
-
-
-def check_loss(loss: object, giver: str) -> None:
-    """Raises an `EngineError` for a loss that cannot be trained on."""
-    if not isinstance(loss, torch.Tensor):
-        raise EngineError(f"{giver} must return a scalar tensor{_or_output(giver)}, got {kind(loss)}{_way_out(loss)}")
-    if loss.dim():
-        raise EngineError(f"{giver} must return a scalar tensor, got one of shape {tuple(loss.shape)}; take its mean")
-    if not loss.requires_grad:
-        raise EngineError(
-            f"the loss that {giver} returned does not require grad: it does not depend on the network's parameters, "
-            f"they do not require grad, or it was detached{_switched_off()}"
-        )
-
-
-def explain_backward(error: Exception, loss: object, giver: str) -> None:
-    """Says what is wrong where a backward pass failed, if it can be told: a loss is looked at only then, and at first.
-
-    Raises:
-        EngineError: For a loss that cannot be trained on.
+    Under `remainder="extend"` it does not: the window is filled in any case, and `before_step` finds out what is left.
     """
-    check_loss(loss, giver)
-    if "backward through the graph a second time" in in_a_line(error):
-        add_note(error, f"the backward pass is the engine's; {giver} returns the loss and calls no backward()")
+    at = run.position
+    if not at.update_due and not at.extends:
+        at.remaining = 1 if run.runtime.feed.more() else 0
+        at.update_due = at.flushes and not at.remaining
 
 
-def _or_output(giver: str) -> str:
-    return " or a LossOutput" if giver == "compute_loss" else ""
+def read_on_exit_of_optimizer_update(run: Run) -> None:
+    """Read a batch ahead after an update and all handlers: a loader that acts with the network acts with the new weights.
+
+    Nothing is read where the run is ending anyway, nor in a pass that was begun to fill this window.
+    """
+    at = run.position
+    if at.extending:
+        at.remaining = 0
+    elif not at.ending:
+        at.remaining = 1 if run.runtime.feed.more() else 0
 
 
-def _way_out(loss: object) -> str:
-    """Returns what to do where it can be guessed what happened."""
-    if loss is None:
-        return "; does it end without a return?"
-    if isinstance(loss, Mapping) and "loss" in loss:  # a dict, or a model's named outputs
-        return "; return LossOutput(value=output['loss'], output=output)"
-    if isinstance(loss, tuple):
-        return "; for the output beside the loss return LossOutput(loss, output=…)"
-    return "; leave out .item() and float(), the graph is needed" if isinstance(loss, float) else ""
-
-
-def _switched_off() -> str:
-    return "" if torch.is_grad_enabled() else "; gradients are switched off: call run() outside of torch.no_grad()"
+READERS = {"after_step": read_on_exit_of_after_step, "optimizer_update": read_on_exit_of_optimizer_update}
 
 
 def _note_untrained(run: Run) -> None:
-    """Says so where the first update finds no gradient: it changes nothing, and the next will be like it."""
-    held = (one for optimizer in run.runtime.optimizers for group in optimizer.param_groups for one in group["params"])
-    if all(parameter.grad is None for parameter in held):
+    """Report a first update that finds no gradient: it changes nothing, and the next one will be like it."""
+    if all(parameter.grad is None for parameter in run.runtime.optimizers.held()):
         run.note_of(
             "untrained",
             "no parameter that the optimizer holds has a gradient, the loss does not depend on them: does compute_loss "
@@ -321,7 +225,7 @@ def _note_untrained(run: Run) -> None:
 
 
 def _refuse_endless(run: Run) -> None:
-    """Refuses an epoch that closed no window where only `max_updates` ends the run: the others would close none."""
+    """Refuse an epoch that closed no window where only `max_updates` ends the run: the others would close none."""
     at, config = run.position, run.config
     if config.epochs is None and config.remainder == "drop" and not at.ending and at.batch_index < at.window.size:
         raise DataError(
@@ -332,7 +236,7 @@ def _refuse_endless(run: Run) -> None:
 
 
 def _remaining(run: Run) -> int:
-    """Batches that are still to be taken from the pass that was just opened."""
+    """Return how many batches are still to be taken from the pass that was just opened; 1 stands for "more"."""
     feed = run.runtime.feed
     if feed.batches is None:
         return 1 if feed.more() else 0
@@ -340,7 +244,7 @@ def _remaining(run: Run) -> int:
 
 
 def _extend(run: Run) -> None:
-    """Begins a further pass, in an order of its own, to fill the epoch's last window."""
+    """Begin a further pass, in an order of its own, to fill the epoch's last window."""
     at, feed, window = run.position, run.runtime.feed, run.position.window
     missing = window.size - window.steps
     if not at.extending:

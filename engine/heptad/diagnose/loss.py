@@ -1,0 +1,50 @@
+"""What is likely wrong with a batch, a loss or its backward pass."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sized
+from typing import Any, cast
+
+import torch
+
+from heptad.errors import a_kind, in_a_line, kind
+
+
+def pair(batch: Any) -> str:
+    """Describe a batch that is not `(data, target)`."""
+    size = f" of {len(cast('Sized', batch))}" if isinstance(batch, tuple | list | dict) else ""
+    return (
+        f"with a criterion a batch must be (data, target), got {a_kind(cast('object', batch))}{size}; "
+        "give Components.compute_loss in place of criterion"
+    )
+
+
+def loss(value: Any, giver: str) -> str:
+    """Describe a loss that cannot be trained on."""
+    if not isinstance(value, torch.Tensor):
+        or_output = " or a LossOutput" if giver == "compute_loss" else ""
+        return f"{giver} must return a scalar tensor{or_output}, got {kind(value)}{_instead(value)}"
+    if value.dim():
+        return f"{giver} must return a scalar tensor, got one of shape {tuple(value.shape)}; take its mean"
+    off = "" if torch.is_grad_enabled() else "; gradients are switched off: call run() outside of torch.no_grad()"
+    return (
+        f"the loss that {giver} returned does not require grad: it does not depend on the network's parameters, "
+        f"they do not require grad, or it was detached{off}"
+    )
+
+
+def backward(error: Exception, giver: str) -> str:
+    """Say why a backward pass failed, where that can be known; nothing elsewhere."""
+    if "backward through the graph a second time" in in_a_line(error):
+        return f"the backward pass is the engine's; {giver} returns the loss and calls no backward()"
+    return ""
+
+
+def _instead(value: object) -> str:
+    if value is None:
+        return "; does it end without a return?"
+    if isinstance(value, Mapping) and "loss" in value:  # a dict, or a model's named outputs
+        return "; return LossOutput(value=output['loss'], output=output)"
+    if isinstance(value, tuple):
+        return "; for the output beside the loss return LossOutput(loss, output=…)"
+    return "; leave out .item() and float(), the graph is needed" if isinstance(value, float) else ""

@@ -1,0 +1,42 @@
+"""What is likely wrong with an optimizer, or with a function that should return one."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+
+from heptad.config import short
+from heptad.errors import a_kind, kind
+
+
+def optimizer_factory(error: Exception, network: nn.Module) -> str:
+    """Say what was called when a function for an optimizer raised."""
+    # what a partial of a class or a forgotten .parameters() leads to
+    hint = "; an optimizer of torch takes network.parameters()" if isinstance(error, TypeError) else ""
+    return f"while Components.optimizer was called with the network ({a_kind(network)}){hint}"
+
+
+def no_optimizer(value: Any) -> str:
+    """Describe what a function returned in place of an optimizer."""
+    return f"Components.optimizer: the function must return a torch optimizer, got {short(value)}"
+
+
+def foreign_parameters(optimizer: Any, held: int, own: int, when: str) -> str:
+    """Describe an optimizer that holds other parameters than the network's."""
+    advice = {
+        "built": "build it from the parameters of the network that is passed",
+        "initialised": "init_weights put others in their place: change them in place, as torch.nn.init does",
+    }[when]
+    return (
+        f"Components.optimizer: this {kind(optimizer)} holds none of the network's parameters "
+        f"({held} held, {own} in the network); {advice}"
+    )
+
+
+def needs_closure(optimizer: Any, why: str) -> str:
+    """Describe an optimizer whose step cannot be called without an argument."""
+    return (
+        f"Components.optimizer: the step of this {kind(optimizer)} is called as step(), but {why}; use an "
+        "optimizer that needs no closure, such as SGD or Adam"
+    )
