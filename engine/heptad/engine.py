@@ -38,6 +38,7 @@ from heptad.run.runtime import Runtime
 from heptad.run.signals import CtrlC
 from heptad.step import evaluation
 from heptad.step.bodies import BODIES, FIRST_SUBSCRIBER, process_any, process_pair
+from heptad.step.evaluator import Evaluator
 from heptad.step.plan import PlannedTurn, Walk
 from heptad.table import guard_of, training_table
 
@@ -79,6 +80,7 @@ class Engine:
         self._components = components
         self._config = config
         parts = Runtime(components, build_feed(components, config), resolve_device(config.device))
+        parts.evaluator = Evaluator(components, config, parts.device)
         detours = self._roster.detours_given
         table = training_table([detour for _, detour in detours])
         self.current = Run(table, config, parts, LogBuffer(table, config.log_capacity))

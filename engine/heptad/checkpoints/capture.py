@@ -196,7 +196,7 @@ def _capture_position(run: Run, holders: Holders) -> dict[str, Any]:
         "seed": run.runtime.feed.seed,
         "optimizers": memory.facts.get("optimizers", []),
         "visits": [visit.last_now(run) for visit in holders.visits],
-        "filters": [[*_key(row), *row.filtered()] for row in holders.subscriptions],
+        "filters": [[*_key(row), *row.filter.state()] for row in holders.subscriptions],
         "notes": [[note.seq, note.kind, note.text, note.time_ns] for note in memory.notes(memory.seq)],
     }
 
@@ -220,7 +220,7 @@ def _restore_position(run: Run, holders: Holders, state: Mapping[str, Any]) -> N
         visit.last = last
     counted = {tuple(key): (count, done) for *key, count, done in state["filters"]}
     for row in holders.subscriptions:
-        row.restore(*counted.get(_key(row), (0, False)))
+        row.filter.restore(*counted.get(_key(row), (0, False)))
     run.plan_windows()
     memory.facts["optimizers"] = state["optimizers"]
     memory.windows[:] = [(state["seq"], at.window.size)]

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import nn
@@ -12,6 +13,22 @@ from torch.optim import Optimizer
 from heptad.config import Components
 from heptad.data.feed import Feed
 from heptad.data.weighing import Weigh, weigher
+
+
+class Evaluates(Protocol):
+    """Evaluates a network over data; the engine's `Evaluator`."""
+
+    def prepare(self, data: Any, name: str) -> object:
+        """Open data for later evaluations; errors call it `name`."""
+        ...
+
+    def evaluate(self, data: Any, metrics: Mapping[str, Any], ended: Callable[[], bool]) -> dict[str, float]:
+        """Return the means by name. `ended` is asked before each batch; where it says True, `Unfinished` is raised."""
+        ...
+
+    def close(self) -> None:
+        """Close the data of all evaluations."""
+        ...
 
 
 @dataclass(slots=True)
@@ -24,6 +41,8 @@ class Runtime:
     optimizers: tuple[Optimizer, ...] = ()
     clearing: tuple[tuple[Optimizer, bool], ...] = ()
     """Each with whether its `zero_grad` is torch's own, so that what it does can be done without it."""
+    evaluator: Evaluates | None = None
+    """`None` in a run that is itself an evaluation."""
     network: nn.Module = field(init=False)
     criterion: Any = field(init=False)
     compute_loss: Any = field(init=False)

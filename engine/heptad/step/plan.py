@@ -151,27 +151,26 @@ _BODIES: Mapping[str, Body] = {
 }
 
 
-class _Filter:
-    """The count of a subscription's filter, counted on ahead."""
+class _CallAhead:
+    """A subscription whose filter is counted on ahead of the run."""
 
     def __init__(self, subscription: Subscription) -> None:
         self.subscription = subscription
-        self.count, self.done = subscription.filtered()
+        self._heard = False
+        self._event = subscription.filter.ahead(self._hear)
 
     def call(self, run: Run) -> PlannedCall | None:
-        """Counts an event; returns the call that it leads to."""
-        mark = self.subscription.mark
-        self.count += 1
-        if self.count % mark.every or self.done:
-            return None
-        conditional = False
+        """Count an event; return the call that it leads to."""
+        self._heard = False
         try:
-            if mark.when is not None and not mark.when(run):
-                return None
-        except _BeyondPosition:
-            conditional = True
-        self.done = mark.once and not conditional
-        return PlannedCall(self.subscription.who, conditional)
+            self._event(run)
+        except _BeyondPosition:  # raised by `when`: the event was counted, and `once` is still to come
+            return PlannedCall(self.subscription.who, conditional=True)
+        return PlannedCall(self.subscription.who) if self._heard else None
+
+    def _hear(self, run: Run) -> None:
+        del run
+        self._heard = True
 
 
 class Walk:
@@ -200,7 +199,7 @@ class Walk:
         self._visits = [visit.ahead() for visit in visits]
         self._guards: dict[str, Guard] = dict(GUARDS)
         self._guards |= {name: visit.due for name, visit in zip(guard_names, self._visits, strict=True)}
-        self._filters = [_Filter(subscription) for subscription in subscriptions]
+        self._filters = [_CallAhead(subscription) for subscription in subscriptions]
 
     def turns(self) -> Iterator[PlannedTurn]:
         """Yields turn after turn to the end of the run, or to where the length of the data would have to be known."""
