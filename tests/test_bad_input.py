@@ -30,9 +30,9 @@ from heptad import (
     on_enter,
     on_exit,
 )
-from heptad.config import check_optimizer
 from heptad.data.build import build_dataset_feed, build_loader_feed
 from heptad.errors import a_kind, counted
+from heptad.step.optimizers import optimizer_mistake
 
 NETWORK = small_network()
 DATASET = TensorDataset(torch.randn(6, FEATURES), torch.arange(6) % CLASSES)
@@ -617,9 +617,10 @@ def test_what_a_function_that_builds_the_optimizer_raises_comes_out_with_a_note(
 
 def test_an_optimizer_is_checked_again_with_other_advice():
     """Whoever finds it without the network's parameters later says what to do then."""
-    with pytest.raises(ConfigError, match=r"\(2 held, 2 in the network\); change them in place"):
-        check_optimizer(sgd(small_network()), NETWORK, "change them in place")
-    check_optimizer(sgd(NETWORK), NETWORK, "change them in place")
+    mistake = optimizer_mistake(sgd(small_network()), NETWORK, "initialised")
+    assert mistake is not None
+    assert "(2 held, 2 in the network); init_weights put others in their place: change them in place" in mistake
+    assert optimizer_mistake(sgd(NETWORK), NETWORK, "initialised") is None
 
 
 def mean_of_any(*given: torch.Tensor) -> torch.Tensor:

@@ -4,6 +4,8 @@ import pytest
 import torch
 from torch import nn
 
+import heptad.engine
+import heptad.ranks.strategy
 import heptad.run.guards
 import heptad.step.bodies
 from builders import CLASSES, FEATURES, STATES, Unsized, batches, small_network
@@ -200,7 +202,7 @@ def test_a_filter_that_fails_is_its_handlers():
 def test_the_engines_own_handler_fails(monkeypatch):
     """Where the engine corrects the gradients, no plugin is named and none is called."""
     error, tape = ValueError("oh"), []
-    monkeypatch.setattr(heptad.step.bodies, "scale_gradients", raising(error))
+    monkeypatch.setattr(heptad.ranks.strategy, "scale", raising(error))
     plugins = callers(tape)
     uneven = [*batches(1, size=2), *batches(1, size=1)]
     engine = Engine(components(loader=uneven), RunConfig(epochs=1, accumulation=2), plugins)
@@ -413,13 +415,17 @@ def test_a_body_fails(place, kind):
 def test_a_body_fails_when_it_is_half_done(monkeypatch, state, counts, kind):
     """The record holds the counters as they stand, also where the body has counted already."""
     error = kind("oh")
-    body = heptad.step.bodies.BODIES[state]
+    first = state == "before_loop"  # it needs the strategy, so the engine names it itself
+    body = heptad.engine.before_loop if first else heptad.step.bodies.BODIES[state]
 
-    def fails(run):
-        body(run)
+    def fails(run, **given):
+        body(run, **given)
         raise error
 
-    monkeypatch.setitem(heptad.step.bodies.BODIES, state, fails)
+    if first:
+        monkeypatch.setattr(heptad.engine, "before_loop", fails)
+    else:
+        monkeypatch.setitem(heptad.step.bodies.BODIES, state, fails)
     plugins = callers([])
     engine = Engine(components(), RunConfig(epochs=1), plugins)
     check_body(engine, plugins, error, state, counts)

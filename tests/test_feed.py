@@ -108,9 +108,10 @@ def engine_over(dataset: Any, **config: Any) -> Engine:
 
 
 def reads(engine: Engine, data: Any) -> list[tuple[str, int]]:
-    """Runs an engine and returns in which bodies the data were asked, and how often; "elsewhere" is no body."""
+    """Run an engine; return in which bodies, or after handlers on which exit, the data were asked, and how often."""
     found: list[tuple[str, int]] = []
     before = 0
+    left = ""
 
     def count(where: str) -> None:
         nonlocal before
@@ -118,9 +119,14 @@ def reads(engine: Engine, data: Any) -> list[tuple[str, int]]:
             found.append((where, data.asked - before))
         before = data.asked
 
+    def leave(state: str) -> None:
+        nonlocal left
+        count(state)
+        left = state
+
     for state in STATES:
-        engine.on_enter(state)(lambda run: count("elsewhere"))
-        engine.on_exit(state)(lambda run: count(run.state))
+        engine.on_enter(state)(lambda run: count(f"exit of {left}"))
+        engine.on_exit(state)(lambda run: leave(run.state))
     engine.run()
     count("elsewhere")
     return found
@@ -183,17 +189,29 @@ def test_a_map_style_dataset_is_asked_for_samples_in_their_own_step_only(drop_la
     assert reads(engine_over(dataset, drop_last=drop_last), dataset) == expected
 
 
-def test_an_unsized_loader_is_read_one_batch_ahead_in_two_bodies():
-    """The first batch is read in `before_epoch`, every other and the end in `after_step`, none in a guard."""
+def test_an_unsized_loader_is_read_ahead_after_the_update_and_all_handlers():
+    """The first batch is read in `before_epoch`, every other and the end on exit of `optimizer_update`."""
     loader = Probe(batches(2))
-    assert reads(small_engine(loader, epochs=2), loader) == [
+    epoch = [("before_epoch", 1), ("exit of optimizer_update", 1), ("exit of optimizer_update", 1)]
+    assert reads(small_engine(loader, epochs=2), loader) == [*epoch, *epoch]
+
+
+@pytest.mark.parametrize("remainder", ["flush", "drop"])
+def test_an_unsized_loader_is_read_ahead_in_an_open_window_where_the_path_depends_on_it(remainder):
+    """Whether the window stays open, is flushed or is dropped."""
+    loader = Probe(batches(3))
+    assert reads(small_engine(loader, accumulation=2, remainder=remainder), loader) == [
         ("before_epoch", 1),
-        ("after_step", 1),
-        ("after_step", 1),
-        ("before_epoch", 1),
-        ("after_step", 1),
-        ("after_step", 1),
+        ("exit of after_step", 1),
+        ("exit of optimizer_update", 1),
+        ("exit of after_step", 1),  # the end
     ]
+
+
+def test_an_unsized_loader_is_not_read_ahead_of_the_end_of_the_run():
+    """`max_updates` is reached in the body of `optimizer_update`."""
+    loader = Probe(batches(3))
+    assert reads(small_engine(loader, max_updates=1), loader) == [("before_epoch", 1)]
 
 
 def test_the_extension_of_an_unsized_loader_begins_in_the_step_that_needs_it():
@@ -201,10 +219,9 @@ def test_the_extension_of_an_unsized_loader_begins_in_the_step_that_needs_it():
     loader = Probe(batches(3))
     assert reads(small_engine(loader, accumulation=2), loader) == [
         ("before_epoch", 1),
-        ("after_step", 1),
-        ("after_step", 1),
-        ("after_step", 1),  # the end of the first pass
         ("before_step", 1),
+        ("exit of optimizer_update", 1),
+        ("before_step", 2),  # the end of the first pass, and the first batch of the second
     ]
 
 

@@ -201,8 +201,8 @@ def test_a_filter_goes_on_from_where_another_had_counted(before: int, every: int
     first, second = subscription(), subscription()
     for event in range(1, 13):
         if event == before + 1:
-            assert first.filtered()[0] == (before if every > 1 or once else 0)
-            second.restore(*first.filtered())
+            assert first.filter.state()[0] == (before if every > 1 or once else 0)
+            second.filter.restore(*first.filter.state())
         (first if event <= before else second).call(run)
     due = [number for number in range(1, 13) if number % every == 0]
     assert heard == (due[:1] if once else due)

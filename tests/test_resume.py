@@ -1264,13 +1264,13 @@ def test_a_batch_that_the_loader_would_not_give_again_is_refused(tmp_path):
 
     parts = components(small_network(), loader=Placed(of_pairs().items), criterion=None, compute_loss=pair_loss)
     with pytest.raises(CheckpointError, match=r"read ahead \(a Pair\) cannot be stored.*let the loader yield tuples"):
-        engine_of(tmp_path, parts).run()
+        engine_of(tmp_path, parts, remainder="flush").run()
 
 
 def test_data_that_end_before_the_place_are_told(tmp_path):
     """Of unknown length, and shorter than they were."""
     parts = components(small_network(), loader=Unsized(batches(4)))
-    engine_of(tmp_path, parts).run(until=lambda run: run.step == 3)
+    engine_of(tmp_path, parts).run(until=lambda run: run.step == 4)
     shorter = components(small_network(), loader=Unsized(batches(2)))
     with pytest.raises(DataError, match=r"the data ended after 2 batches, but the checkpoint was taken after [34]"):
         engine_of(tmp_path, shorter).run(resume="auto")

@@ -11,7 +11,7 @@ from torch import nn
 
 from builders import CLASSES, FEATURES
 from heptad import Components, Engine, EngineError, RunConfig
-from heptad.data.weighing import weigher
+from heptad.step.weighing import weigher
 
 IGNORED = -100
 SIZES = (3, 1, 4, 2)

@@ -24,7 +24,7 @@ from pydantic.functional_validators import ModelWrapValidatorHandler  # pydantic
 from torch import nn
 from torch.optim import Optimizer
 
-from heptad.errors import ConfigError, EngineError, a_kind, add_note, kind, nearest, summarize
+from heptad.errors import ConfigError, EngineError, a_kind, kind, nearest, summarize
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from functools import partial
 from pathlib import Path
 from types import TracebackType
@@ -16,7 +16,7 @@ import torch
 from heptad.checkpoints.capture import Holders, begin, capture, restore
 from heptad.checkpoints.finding import find, stores_of
 from heptad.checkpoints.identity import changed_options
-from heptad.config import Components, RunConfig, check_optimizer, check_together, is_optimizer
+from heptad.config import Components, RunConfig, check_together, is_optimizer, listed
 from heptad.data import generators as seeding
 from heptad.data.build import build_feed
 from heptad.data.placement import resolve_device
@@ -31,13 +31,16 @@ from heptad.plugin.manager import PluginManager
 from heptad.plugin.subscription import Subscription
 from heptad.plugin.tracing import trace
 from heptad.plugin.verify import verify
+from heptad.ranks.strategy import Alone, Strategy
 from heptad.record.buffer import LogBuffer
 from heptad.run.guards import GUARDS, MID_STEP
 from heptad.run.run import Run
 from heptad.run.runtime import Runtime
 from heptad.run.signals import CtrlC
-from heptad.step import evaluation
-from heptad.step.bodies import BODIES, FIRST_SUBSCRIBER, process_any, process_pair
+from heptad.step.bodies import BODIES, READERS, before_loop, build
+from heptad.step.evaluator import Evaluator
+from heptad.step.metrics import Metric
+from heptad.step.optimizers import Optimizers, optimizer_mistakes
 from heptad.step.plan import PlannedTurn, Walk
 from heptad.table import guard_of, training_table
 
@@ -72,16 +75,18 @@ class Engine:
         for value, expected in ((components, Components), (config, RunConfig)):
             if not isinstance(value, expected):  # pyright: ignore[reportUnnecessaryIsInstance] - for callers without a type checker
                 raise EngineError(f"Engine takes Components, RunConfig and plugins in this order, got a {kind(value)}")
-        check_together(components, config)
+        given = [part for part in listed(components.optimizer) if is_optimizer(part)]
+        check_together(components, config, optimizer_mistakes(given, components.network))
         self._roster = PluginManager(plugins)
-        if is_optimizer(components.optimizer):
-            check_optimizer(components.optimizer, components.network)
         self._components = components
         self._config = config
-        parts = Runtime(components, build_feed(components, config), resolve_device(config.device))
+        self._strategy: Strategy = Alone()
+        device = resolve_device(config.device)
+        runtime = Runtime(components, build_feed(components, config), device, Optimizers())
+        runtime.evaluator = self._evaluator(device)
         detours = self._roster.detours_given
         table = training_table([detour for _, detour in detours])
-        self.current = Run(table, config, parts, LogBuffer(table, config.log_capacity))
+        self.current = Run(table, config, runtime, LogBuffer(table, config.log_capacity))
         self._machine = self._build_machine(detours)
         self._subscriptions: list[Subscription] = []
         for subscription in self._roster.subscriptions():
@@ -90,13 +95,14 @@ class Engine:
         self.current.capture = partial(capture, holders=self._holders)
         self._generators: Mapping[str, Any] | None = None
         """States of the global generators that a checkpoint gave and that were not put in place yet."""
+        self._reading = False
+        """Whether data of unknown length are being read ahead."""
         self._driver: int | None = None
         self._guard = threading.Lock()
 
     def _build_machine(self, detours: Sequence[tuple[Plugin, Detour]]) -> Machine:
         table = self.current.table
-        process = process_pair if self._components.criterion is not None else process_any
-        bodies: dict[str, Body] = {**BODIES, "process_batch": process}
+        bodies: dict[str, Body] = {"before_loop": partial(before_loop, strategy=self._strategy), **BODIES}
         guards: dict[str, Guard] = dict(GUARDS)
         owners: dict[str, str] = {}
         visits = self._visits = [DetourState(detour) for _, detour in detours]
@@ -108,7 +114,9 @@ class Engine:
             plugin, detour = detours[position]
             bodies[node] = self._roster.caught_body(plugin, detour.state, visits[position].body)
             owners[node] = titled(plugin)
-        return self.machine_class(self.current, bodies, guards, [FIRST_SUBSCRIBER], owners)
+        # The engine is the first to be called on entry to optimizer_update: plugins see the gradient that is applied.
+        first = Subscription(None, "", Mark("enter", "optimizer_update"), self._strategy.reduce)
+        return self.machine_class(self.current, bodies, guards, [first], owners)
 
     # -- driving
 
@@ -199,7 +207,7 @@ class Engine:
 
     # -- beside the run
 
-    def evaluate(self, data: Any, metrics: Mapping[str, evaluation.Metric] | None = None) -> dict[str, float]:
+    def evaluate(self, data: Any, metrics: Mapping[str, Metric] | None = None) -> dict[str, float]:
         """Evaluates the network in a run of its own, which no training subscription hears.
 
         Modes and random state are put back. May be called at any time, from a handler too.
@@ -218,7 +226,8 @@ class Engine:
             ConfigError: If a metric is no function, or the data are samples and there is no `batch_size`.
             DataError: If the data yield nothing.
         """
-        return evaluation.evaluate(self._components, self._config, self.current.runtime.device, data, metrics or {})
+        with closing(self._evaluator(self.current.device)) as evaluator:
+            return evaluator.evaluate(data, metrics or {}, name="Engine.evaluate(data)")
 
     def predict(self, data: Any) -> Iterator[Any]:
         """Yields the network's output for each batch, in evaluation mode and without gradients.
@@ -229,7 +238,11 @@ class Engine:
         Raises:
             EngineError: If `compute_loss` gives no `LossOutput.output` to yield.
         """
-        return evaluation.predict(self._components, self._config, self.current.runtime.device, data)
+        with closing(self._evaluator(self.current.device)) as evaluator:
+            yield from evaluator.predict(data)
+
+    def _evaluator(self, device: torch.device) -> Evaluator:
+        return Evaluator(self._components, self._config, device, self.machine_class)
 
     def subscriptions(self) -> SubscriptionTable:
         """Returns who is called on which moment of which state, in order, with its filter; print it for a table."""
@@ -335,7 +348,7 @@ class Engine:
             run.afresh = True
             run.note_of("resume", "there is no checkpoint yet: the run begins at its start")
             return
-        notes = restore(run, self._holders, found.snapshot)
+        notes = restore(run, self._holders, found.snapshot, partial(build, strategy=self._strategy))
         self._generators = found.snapshot.sections["run"]["random"]
         run.resumed_from = str(found.path)
         run.note_of("resume", f"goes on from {found.path.name}, #{run.seq} in {run.state}")
@@ -347,6 +360,11 @@ class Engine:
 
         The global generators are put to where the checkpoint has them, and it is looked at what nobody has put back.
         """
+        if not self._reading and self.current.runtime.feed.batches is None:
+            # The engine is the last to be called on exit: no handler can subscribe behind it any more.
+            self._reading = True
+            for state, read in READERS.items():
+                self._machine.subscribe(Subscription(None, "", Mark("exit", state), read))
         if self._generators is not None:
             seeding.restore(self._generators)
             self._generators = None

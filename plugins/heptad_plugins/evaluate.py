@@ -8,9 +8,8 @@ from typing import Any, Literal
 from torch.utils.data import DataLoader
 
 from heptad import Detour, Plugin, PluginError, Run
-from heptad.data.feed import Feed
 from heptad.errors import kind
-from heptad.step import evaluation
+from heptad.step import metrics as evaluation
 from heptad_plugins._options import named, one_of, whole
 
 PLACES = ("after_epoch", "optimizer_update", "after_step")
@@ -70,7 +69,6 @@ class Evaluate(Plugin):
         self._every = whole("Evaluate", "every", every)
         self._data = data
         self._metrics = dict(metrics)
-        self._feed: Feed | None = None
         self.name = name
         self.on_error = on_error
 
@@ -81,39 +79,18 @@ class Evaluate(Plugin):
         return [Detour("evaluate", ("after_step", "optimizer_update"), self._epoch_is_over, self.evaluate)]
 
     def open(self, run: Run) -> None:
-        """Looks at the data, of which nothing is read yet."""
-        components, config = run.runtime.components, run.config
-        if self._data is components.loader and isinstance(components.loader, DataLoader):
+        """Look at the data, of which nothing is read yet."""
+        loader = run.components.loader
+        if self._data is loader and isinstance(loader, DataLoader):
             raise PluginError(
                 f"Evaluate(data=…) of '{self.name}' is the DataLoader that the run trains on: walking it would move "
                 "its workers and its sampler; pass another DataLoader of the same dataset"
             )
-        self._feed = evaluation.build_reading_feed(
-            self._data, components, evaluation.reading_config(config), f"Evaluate(data=…) of '{self.name}'"
-        )
-
-    def close(self, run: Run) -> None:
-        """Lets worker processes go."""
-        if self._feed is not None:
-            self._feed.close()
-        self._feed = None
+        run.prepare_evaluation(self._data, f"Evaluate(data=…) of '{self.name}'")
 
     def evaluate(self, run: Run) -> None:
-        """The body of `evaluate`: one pass over the data, then the record of all values."""
-        assert self._feed is not None
-        parts = run.runtime
-        before = (
-            run.pause_requested
-        )  # asked for while the run was paused here: it pauses after this turn, not within it
-        values = evaluation.evaluate_feed(
-            parts.components,
-            run.config,
-            parts.device,
-            self._feed,
-            self._metrics,
-            interrupted=lambda: run.pause_requested and not before,
-        )
-        for name, value in values.items():
+        """Record all values over one pass of the data: the body of `evaluate`."""
+        for name, value in run.evaluate(self._data, self._metrics).items():
             run.record(f"{self.name}/{name}", value)
 
     def _epoch_is_over(self, run: Run) -> bool:

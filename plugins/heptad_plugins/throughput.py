@@ -15,7 +15,7 @@ class Throughput(Plugin):
     `steps_per_second`, `samples_per_second` and `updates_per_second` are over all that happens between entry to
     `before_epoch` and exit of `after_epoch`, evaluations and checkpoints too. `data_wait_share` is the part of that
     time, from 0 to 1, spent where the data are waited for: in `before_epoch` and `before_step`, and where their length
-    is unknown in `after_step`, which reads one batch ahead. Time in which the run is paused is left out (driven by
+    is unknown between two states, where one batch is read ahead. Time in which the run is paused is left out (driven by
     `advance()`, the pauses between turns are not).
 
     Costs four calls a step. Waits for no device: where work is queued on one, the time in which it is done counts for
@@ -37,20 +37,19 @@ class Throughput(Plugin):
         self.on_error = on_error
         self._every = whole("Throughput", "every", every)
         self._all, self._waiting = Stopwatch(), Stopwatch()
-        self._reads_ahead = False
         self._began: tuple[int, int, int] | None = None
         """Steps, samples and updates that were complete when measuring began; `None` between two spans."""
+        self._read_before = 0.0
 
     def open(self, run: Run) -> None:
         """Lets the clocks go on; in a run that was resumed in mid-epoch, measuring begins here."""
         if run.state == "idle":
             self._began = None
-        self._reads_ahead = run.steps_per_epoch is None
         if run.step and self._began is None:
             self._begin(run)
         if self._began is not None:
             self._all.start()
-        if run.state in ("before_epoch", "before_step") or (self._reads_ahead and run.state == "after_step"):
+        if run.state in ("before_epoch", "before_step"):
             self._waiting.start()
 
     def on_pause(self, run: Run) -> None:
@@ -72,7 +71,6 @@ class Throughput(Plugin):
 
     @on_exit("before_epoch")
     @on_exit("before_step")
-    @on_exit("after_step")
     def end_waiting(self, run: Run) -> None:
         """Waiting ends."""
         self._waiting.stop()
@@ -80,11 +78,6 @@ class Throughput(Plugin):
     def on_enter_before_step(self, run: Run) -> None:
         """Waiting begins."""
         self._waiting.start()
-
-    def on_enter_after_step(self, run: Run) -> None:
-        """Waiting begins, where the next batch is read now."""
-        if self._reads_ahead:
-            self._waiting.start()
 
     def on_exit_after_epoch(self, run: Run) -> None:
         """Records the figures, at an epoch whose number is a multiple of `every`."""
@@ -94,11 +87,13 @@ class Throughput(Plugin):
         now = (run.step, run.samples, run.update)
         for name, after, before in zip(("steps", "samples", "updates"), now, self._began, strict=True):
             run.record(f"{name}_per_second", (after - before) / seconds)
-        run.record("data_wait_share", self._waiting.read() / seconds)
+        waited = self._waiting.read() + run.reading_seconds - self._read_before
+        run.record("data_wait_share", waited / seconds)
         self._began = None
 
     def _begin(self, run: Run) -> None:
         self._began = (run.step, run.samples, run.update)
+        self._read_before = run.reading_seconds
         self._all.put(0.0)
         self._waiting.put(0.0)
         self._all.start()

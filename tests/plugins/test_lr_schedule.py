@@ -9,6 +9,7 @@ from torch.optim import lr_scheduler as schedulers
 
 from builders import Unsized, batches, equal, small_engine, small_network, weights
 from heptad import Components, Engine, EngineError, Plugin, PluginError, RunConfig
+from heptad.step.optimizers import Optimizers
 from heptad.testing import check_plugin
 from heptad_plugins.evaluate import Evaluate
 from heptad_plugins.lr_schedule import LRSchedule
@@ -296,7 +297,7 @@ def new_optimizer(run):
     old = run.optimizer
     new = torch.optim.SGD(run.network.parameters(), lr=0.1, momentum=0.9)
     new.load_state_dict(old.state_dict())
-    run.runtime.optimizers = (new,)
+    run.runtime.optimizers = Optimizers([new])
 
 
 @pytest.mark.parametrize("build", EACH)

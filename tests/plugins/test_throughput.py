@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 
+import heptad.step.bodies
 from builders import STATES, Side, batches, small_engine
 from heptad import Detour, Engine, Plugin, PluginError, Run
 from heptad_plugins._stopwatch import Stopwatch
@@ -20,11 +21,19 @@ FIGURES = (*RATES, "data_wait_share")
 class Clock:
     """A clock that stands still unless it is moved."""
 
+    newest: ClassVar[Clock]
+
     def __init__(self) -> None:
         self.now = 1000.0
+        Clock.newest = self
 
     def __call__(self) -> float:
         return self.now
+
+
+@pytest.fixture(autouse=True)
+def _reading_takes_the_time_of_the_clock(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(heptad.step.bodies, "monotonic_ns", lambda: round(Clock.newest.now * 1e9))
 
 
 class Slow:
@@ -197,7 +206,7 @@ def test_every_gives_the_figures_of_several_epochs_together():
 
 
 def test_reading_ahead_is_waiting_too():
-    """Where the length of the data is unknown the next batch is read in `before_epoch` and `after_step`."""
+    """Where the length of the data is unknown the next batch is read in `before_epoch` and between two states."""
     clock = Clock()
     assert figures(build(clock, loader=Slow(clock)).run()) == STRAIGHT
     assert clock.now == 1000.0 + 2 * 33.0

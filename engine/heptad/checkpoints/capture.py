@@ -195,7 +195,7 @@ def _capture_position(run: Run, holders: Holders) -> dict[str, Any]:
         "seed": run.runtime.feed.seed,
         "optimizers": memory.facts.get("optimizers", []),
         "visits": [visit.last_now(run) for visit in holders.visits],
-        "filters": [[*_key(row), *row.filtered()] for row in holders.subscriptions],
+        "filters": [[*_key(row), *row.filter.state()] for row in holders.subscriptions],
         "notes": [[note.seq, note.kind, note.text, note.time_ns] for note in memory.notes(memory.seq)],
     }
 
@@ -219,7 +219,7 @@ def _restore_position(run: Run, holders: Holders, state: Mapping[str, Any]) -> N
         visit.last = last
     counted = {tuple(key): (count, done) for *key, count, done in state["filters"]}
     for row in holders.subscriptions:
-        row.restore(*counted.get(_key(row), (0, False)))
+        row.filter.restore(*counted.get(_key(row), (0, False)))
     at.update_due = is_update_due(at)
     run.plan_windows()
     memory.facts["optimizers"] = state["optimizers"]

@@ -36,7 +36,7 @@ class Feed(Protocol):
         ...
 
     def take(self) -> Any:
-        """Returns the next batch. What the data raise comes through unchanged."""
+        """Return the next batch, or `NOTHING` where a pass of unknown length is over; what the data raise is raised."""
         ...
 
     def more(self) -> bool:
@@ -281,7 +281,7 @@ class StreamFeed:
 
     def take(self) -> Any:
         if not self.more():
-            raise DataError(f"the data ended after {self._taken} batches and one more was asked for")
+            return NOTHING
         if self._error is not None:
             error, self._error = self._error, None
             try:

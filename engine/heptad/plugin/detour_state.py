@@ -1,49 +1,56 @@
-"""What a detour does in the machine: its guard, with the count that `every` is measured by, and its body."""
+"""`DetourState`: the guard of a detour, with the count that `every` is measured by, and its body."""
 
 from __future__ import annotations
 
 from heptad.plugin.detour import Detour
+from heptad.plugin.filter import Filter
 from heptad.run.run import Run
 
 
 class DetourState:
-    """One detour of a run, shared by all nodes that it has in the table.
+    """One detour of a run, shared by all nodes that it has in the table."""
 
-    Attributes:
-        last: What the count stood at when the detour last ran; part of a run's state.
-    """
-
-    __slots__ = ("_count", "_detour", "_every", "last")
+    __slots__ = ("_count", "_detour", "_filter", "_last", "_next")
 
     def __init__(self, detour: Detour) -> None:
         self._detour = detour
-        self._every = detour.every
         self._count = detour.count or "step"
+        self._filter = None if detour.every is None else Filter(detour.every)
         self.last = 0
 
+    @property
+    def last(self) -> int:
+        """The counter's value when the detour last ran; part of a run's state."""
+        return self._last
+
+    @last.setter
+    def last(self, count: int) -> None:
+        self._last = count
+        self._next = 0 if self._filter is None else self._filter.next_due(count)
+
     def due(self, run: Run) -> bool:
-        """The guard. It changes nothing: what was counted is remembered by the body."""
-        every = self._every
-        if every is not None and getattr(run, self._count) // every == self.last // every:
+        """Return whether the detour is due: its guard. It changes nothing; the body remembers the count."""
+        # The counter never falls, so reaching the next multiple is the same as having crossed one.
+        if self._next and getattr(run, self._count) < self._next:
             return False
         return bool(self._detour.when(run))
 
     def ahead(self) -> DetourState:
-        """Returns a copy to plan with."""
-        visit = DetourState(self._detour)
-        visit.last = self.last
-        return visit
+        """Return a copy for planning ahead."""
+        copy = DetourState(self._detour)
+        copy.last = self.last
+        return copy
 
     def count(self, run: Run) -> None:
-        """What the body remembers, without the body."""
+        """Remember the count as the body does, without running it."""
         self.last = getattr(run, self._count)
 
     def last_now(self, run: Run) -> int:
-        """Returns what `last` will be after the body, if that is being run; else what it is."""
-        return getattr(run, self._count) if run.position.visit is self else self.last
+        """Return what `last` will be after the body, if that is being run; else what it is."""
+        return getattr(run, self._count) if run.position.visit is self else self._last
 
     def body(self, run: Run) -> None:
-        """The body."""
+        """Run the detour's body, unless a checkpoint was taken in it and it is done."""
         at = run.position
         if at.body_done:
             at.body_done = False
@@ -54,4 +61,4 @@ class DetourState:
             self._detour.body(run)
         finally:
             at.visit = None
-        self.last = count  # after it: one that ended early is due still
+        self.last = count  # only now: a body that ended early is still due

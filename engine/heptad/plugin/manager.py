@@ -177,6 +177,11 @@ class PluginManager:
             except BaseException as error:  # everything: the other plugins are to be closed too
                 add_note(error, f"in {plugin.name}.close")
                 errors.append(error)
+        if run.runtime.evaluator is not None:  # last: a plugin may evaluate in `close`
+            try:
+                run.runtime.evaluator.close()
+            except BaseException as error:
+                errors.append(error)
         try:
             return _one("several plugins failed to close", errors) if errors else None
         finally:

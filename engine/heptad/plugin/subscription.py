@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from heptad.errors import PluginError, diagnose
 from heptad.plugin.contract import MARKS, SHIPPED_DETOURS, Handler, Mark, Moment, Plugin
-from heptad.run.run import Run
+from heptad.plugin.filter import Filter
 from heptad.table import TRAINING_STATES
 
 _HANDLERS = ("on_enter_", "on_exit_")
@@ -16,15 +16,15 @@ class Subscription:
     """A handler on a moment of a state, with its filter.
 
     Attributes:
-        plugin: Whose it is; `None` for a function and for the engine's own.
-        who: How errors and tables name it: plugin and method.
+        plugin: Whose handler it is; `None` for a function and for the engine's own.
+        who: The plugin and the method, as errors and tables name it.
+        mark: The moment, the state and the options of the filter.
         handler: What the plugin gave.
+        filter: Which events the handler hears, and how far they are counted.
         call: What the machine calls: the handler behind its filter.
-        filtered: Tells how many events the filter has counted, and whether `once` is done.
-        restore: Lets the filter go on from there.
     """
 
-    __slots__ = ("call", "filtered", "handler", "mark", "plugin", "restore", "who")
+    __slots__ = ("call", "filter", "handler", "mark", "plugin", "who")
 
     def __init__(self, plugin: Plugin | None, who: str, mark: Mark, handler: Handler) -> None:
         self.plugin = plugin
@@ -34,45 +34,9 @@ class Subscription:
         self.wrap(lambda call: call)
 
     def wrap(self, around: Callable[[Handler], Handler]) -> None:
-        """Puts something around each call that the filter lets through; before the first event."""
-        mark = self.mark
-        self.call = around(self.handler)
-        self.filtered: Callable[[], tuple[int, bool]] = lambda: (0, False)
-        self.restore: Callable[[int, bool], None] = lambda count, done: None
-        if mark.every != 1 or mark.once or mark.when is not None:
-            self.call, self.filtered, self.restore = _gate(self.call, mark)
-
-
-def _gate(handler: Handler, mark: Mark) -> tuple[Handler, Callable[[], tuple[int, bool]], Callable[[int, bool], None]]:
-    """Returns a handler that hears the events that a filter names; what tells how far it has counted; what sets that.
-
-    A closure that counts down, because an event that is not due costs half of what a method with a modulo does.
-    """
-    every, once, when = mark.every, mark.once, mark.when
-    rounds = 0
-    left = every  # events until the next one that is due, that one included
-    done = False
-
-    def gate(run: Run) -> None:
-        nonlocal rounds, left, done
-        if left > 1:
-            left -= 1
-            return
-        rounds, left = rounds + 1, every
-        if done or (when is not None and not when(run)):
-            return
-        done = once
-        handler(run)
-
-    def filtered() -> tuple[int, bool]:
-        return rounds * every + every - left, done
-
-    def restore(counted: int, is_done: bool) -> None:
-        nonlocal rounds, left, done
-        rounds, past = divmod(counted, every)
-        left, done = every - past, is_done
-
-    return gate, filtered, restore
+        """Wrap each call that the filter lets through; to be used before the first event."""
+        self.filter = Filter(self.mark.every, self.mark.once, self.mark.when)
+        self.call = self.filter.gate(around(self.handler))
 
 
 def subscriptions_of(plugin: Plugin) -> list[Subscription]:

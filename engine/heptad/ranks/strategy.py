@@ -1,7 +1,7 @@
 """`Strategy`: all that several processes have to agree on, behind one object.
 
-A strategy is asked at four places and knows nothing of the loop. With one process it is `Alone`, which does what a plain
-loop does. The core never asks how many ranks there are.
+A strategy is asked at four places and knows nothing of the loop. With one process it is `Alone`, which does what a
+plain loop does. The core never asks how many ranks there are.
 """
 
 from __future__ import annotations

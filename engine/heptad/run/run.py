@@ -6,7 +6,7 @@ and act through its verbs.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from copy import copy
 from typing import TYPE_CHECKING, Any, cast
 from uuid import uuid4
@@ -16,16 +16,16 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from heptad.config import RunConfig
+from heptad.config import Components, RunConfig
 from heptad.errors import EngineError, add_note, in_a_line, summarize
-from heptad.record.buffer import LogBuffer
+from heptad.record.buffer import Follower, LogBuffer
 from heptad.record.chunk import Failure
 from heptad.record.counters import Counters
 from heptad.record.values import Recorded
 from heptad.run.guards import batches_remain, epochs_remain, update_due
-from heptad.run.runtime import Runtime
+from heptad.run.runtime import Evaluates, Runtime
 from heptad.run.snapshot import Snapshot
-from heptad.run.state import RunState, initial_state
+from heptad.run.state import initial_state
 from heptad.table import Table
 
 if TYPE_CHECKING:
@@ -236,7 +236,7 @@ class Run:
     @property
     def optimizers(self) -> tuple[Optimizer, ...]:
         """All optimizers, in the order in which they step."""
-        return self.runtime.optimizers
+        return tuple(self.runtime.optimizers)
 
     @property
     def update_skipped(self) -> bool:
@@ -262,8 +262,94 @@ class Run:
 
     @property
     def pause_requested(self) -> bool:
-        """Whether an interrupt waits for the run to pause; the body of a long detour looks at it between its parts."""
+        """Whether the run is going to pause; the body of a long detour looks at it between its parts."""
         return self.position.pause_requested is not None
+
+    # -- for plugins
+
+    @property
+    def components(self) -> Components:
+        """The `Components` that the engine was given."""
+        return self.runtime.components
+
+    @property
+    def device(self) -> torch.device:
+        """The device that network and batches are placed on."""
+        return self.runtime.device
+
+    @property
+    def epoch_open(self) -> bool:
+        """Whether an epoch is under way: from the body of `before_epoch` to that of `after_epoch`."""
+        return self.position.epoch_open
+
+    @property
+    def reading_seconds(self) -> float:
+        """Seconds spent on reading ahead, for data of unknown length: after the handlers on exit of a state."""
+        return self.position.reading_ns / 1e9
+
+    @property
+    def record_count(self) -> int:
+        """How many values were recorded so far; what `records` and `names_recorded` take as `since`."""
+        return len(self.buffer.recorded)
+
+    def names_recorded(self, since: int = 0) -> set[str]:
+        """Return the names of the recorded values but for the first `since` (no device sync)."""
+        return self.buffer.recorded.names(since)
+
+    def follow(self, follower: Follower) -> None:
+        """Hand the log to a follower while it is written, from now on and until `unfollow`.
+
+        Args:
+            follower: Its methods are called on the thread that drives the run, see `Follower`.
+        """
+        self.buffer.follow(follower)
+
+    def unfollow(self, follower: Follower) -> None:
+        """Stop handing the log to a follower; one that does not follow is passed over."""
+        self.buffer.leave(follower)
+
+    def prepare_evaluation(self, data: Any, name: str = "run.evaluate(data)") -> None:
+        """Open data for `evaluate`, so that a mistake in it is raised now; nothing is read yet.
+
+        Args:
+            data: As for `evaluate`.
+            name: What errors call the data.
+
+        Raises:
+            ConfigError: If the data are samples and there is no `batch_size`.
+            DataError: If it is known now that the data hold no batch.
+        """
+        self._evaluator.prepare(data, name)
+
+    def evaluate(self, data: Any, metrics: Mapping[str, Any] | None = None) -> dict[str, float]:
+        """Evaluate the network in a run of its own, which no training subscription hears.
+
+        Modes and random state are put back. The worker processes of the data are kept for further evaluations of the
+        same object, until plugins are closed. In a detour's body the evaluation ends at its next batch if a pause is
+        asked for after it began: the run pauses in the detour, and the body is run again from its start.
+
+        Args:
+            data: A dataset of samples, a loader, or any re-iterable of batches, as for `Engine.evaluate`.
+            metrics: By name, as for `Engine.evaluate`.
+
+        Returns:
+            The means by name, `"loss"` among them.
+
+        Raises:
+            ConfigError: If a metric is no function, or the data are samples and there is no `batch_size`.
+            DataError: If the data yield nothing.
+            Unfinished: If it ended early, as said above. Let it through.
+        """
+        at = self.position
+        # An older request pauses the run after this turn: ending early for it would repeat the body for ever.
+        may_end = at.visit is not None and at.pause_requested is None
+        return self._evaluator.evaluate(data, metrics or {}, lambda: may_end and self.pause_requested)
+
+    @property
+    def _evaluator(self) -> Evaluates:
+        if self.runtime.evaluator is None:
+            raise EngineError("only the run of an engine can evaluate")
+        return self.runtime.evaluator
 
     # -- verbs
 

@@ -17,14 +17,15 @@ from heptad.data.feed import Feed
 class OptimizerSet(Protocol):
     """The optimizers of a run, as one object. Nobody else walks their parameter groups."""
 
-    def __iter__(self) -> Iterator[Optimizer]: ...  # noqa: D105
+    def __iter__(self) -> Iterator[Optimizer]: ...
 
     def __len__(self) -> int: ...
 
     def __getitem__(self, index: int, /) -> Optimizer: ...
 
-    clear: Callable[[], object]
-    """Drop the gradients of the optimizers' parameters: what opens a window."""
+    def clear(self) -> None:
+        """Drop the gradients of the optimizers' parameters: what opens a window."""
+        ...
 
     def drop(self, network: nn.Module) -> None:
         """Drop the gradients of the network and of all that the optimizers hold."""
@@ -43,7 +44,7 @@ class OptimizerSet(Protocol):
         ...
 
     def learning_rates(self) -> dict[str, float | torch.Tensor]:
-        """Return the learning rate as `lr`, or where there are several groups as `lr/0`, `lr/1`, …"""
+        """Return the learning rate as `lr`; where there are several groups, as `lr/0`, `lr/1` and so on."""
         ...
 
     def describe(self) -> list[dict[str, Any]]:
@@ -63,6 +64,24 @@ class OptimizerSet(Protocol):
         ...
 
 
+class Evaluates(Protocol):
+    """Evaluates a network over data; the engine's `Evaluator`."""
+
+    def prepare(self, data: Any, name: str) -> object:
+        """Open data for later evaluations; errors call it `name`."""
+        ...
+
+    def evaluate(
+        self, data: Any, metrics: Mapping[str, Any], ended: Callable[[], bool] | None = None
+    ) -> dict[str, float]:
+        """Return the means by name. `ended` is asked before each batch; where it says True, `Unfinished` is raised."""
+        ...
+
+    def close(self) -> None:
+        """Close the data of all evaluations."""
+        ...
+
+
 @dataclass(slots=True)
 class Runtime:
     """What a run works with: built with the engine, completed in `before_loop`, read by the bodies.
@@ -74,6 +93,7 @@ class Runtime:
         optimizers: Empty until `before_loop` has built them.
         step: The step function; it exists from `before_loop` on.
         announce: Takes note of whether a step closes its window; `None` where no strategy asks.
+        evaluator: Evaluates for `Run.evaluate`; `None` in a run that is itself an evaluation.
         places: Whether batches are moved to the device. On the CPU they are where they are used.
         network: The bare network: what has names and is stored.
         forward: What is called: the network, or what a strategy wrapped around it.
@@ -85,6 +105,7 @@ class Runtime:
     optimizers: OptimizerSet
     step: Any = None
     announce: Callable[[bool], None] | None = None
+    evaluator: Evaluates | None = None
     places: bool = field(init=False)
     network: nn.Module = field(init=False)
     forward: Any = field(init=False)

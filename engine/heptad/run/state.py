@@ -38,6 +38,7 @@ class RunState:
         extending: This pass only fills the epoch's last window.
         update_due: The answer to the guard of this name, kept by the bodies: it is asked after every step, and a slot
             that is read costs no call.
+        reading_ns: Nanoseconds spent on reading ahead, for data of unknown length.
         batch: The batch of the step, placed.
         samples_now: Samples in it.
         output: What the network returned for it.
@@ -75,6 +76,7 @@ class RunState:
     needed: int = 1
     extending: bool = False
     update_due: bool = False
+    reading_ns: int = 0
 
     batch: Any = None
     samples_now: int = 0

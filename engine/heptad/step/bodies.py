@@ -8,14 +8,17 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Callable
+from time import monotonic_ns
+from typing import Any
 
 from heptad.data.generators import seed_all
 from heptad.data.placement import place
+from heptad.data.walk import NOTHING
 from heptad.errors import ConfigError, DataError, add_note, counted, diagnose
 from heptad.ranks.strategy import Strategy
 from heptad.run.run import Run
 from heptad.step.function import build_step, check_loss
-from heptad.step.optimizers import build_optimizers, optimizer_mistakes
+from heptad.step.optimizers import build_optimizers, optimizer_mistake
 
 
 def before_loop(run: Run, strategy: Strategy) -> None:
@@ -28,8 +31,9 @@ def before_loop(run: Run, strategy: Strategy) -> None:
     build(run, strategy)
     if (init_weights := runtime.components.init_weights) is not None:
         init_weights(runtime.network)
-        if mistakes := optimizer_mistakes(list(runtime.optimizers), runtime.network, "initialised"):
-            raise ConfigError(mistakes[0])
+        for optimizer in runtime.optimizers:
+            if mistake := optimizer_mistake(optimizer, runtime.network, "initialised"):
+                raise ConfigError(mistake)
     runtime.network.train()
     runtime.optimizers.drop(runtime.network)
     run.plan_windows()
@@ -84,6 +88,9 @@ def before_step(run: Run) -> None:
     elif not at.remaining:
         _extend(run)
     batch = runtime.feed.take()
+    if batch is NOTHING:  # under remainder="extend" nobody has asked yet whether data of unknown length go on
+        _extend(run)
+        batch = runtime.feed.take()
     at.batch = place(batch, runtime.device) if runtime.places else batch
 
 
@@ -96,7 +103,7 @@ def process_batch(run: Run) -> None:
     at.output = at.loss = None  # the graph of the step before goes before that of this one comes
     step = runtime.step
     step(at)
-    loss = at.loss
+    loss: Any = at.loss
     if at.logs:
         for name, value in at.logs.items():
             run.record(name, value)
@@ -195,20 +202,27 @@ def read_on_exit_of_after_step(run: Run) -> None:
     """
     at = run.position
     if not at.update_due and not at.extends:
-        at.remaining = 1 if run.runtime.feed.more() else 0
+        _read_ahead(run)
         at.update_due = at.flushes and not at.remaining
 
 
 def read_on_exit_of_optimizer_update(run: Run) -> None:
-    """Read a batch ahead after an update and all handlers: a loader that acts with the network acts with the new weights.
+    """Read a batch ahead after an update and all handlers.
 
-    Nothing is read where the run is ending anyway, nor in a pass that was begun to fill this window.
+    So a loader that acts with the network acts with the new weights, as in a plain loop. Nothing is read where the run
+    is ending anyway, nor in a pass that was begun to fill this window.
     """
     at = run.position
     if at.extending:
         at.remaining = 0
     elif not at.ending:
-        at.remaining = 1 if run.runtime.feed.more() else 0
+        _read_ahead(run)
+
+
+def _read_ahead(run: Run) -> None:
+    at, began = run.position, monotonic_ns()
+    at.remaining = 1 if run.runtime.feed.more() else 0
+    at.reading_ns += monotonic_ns() - began
 
 
 READERS = {"after_step": read_on_exit_of_after_step, "optimizer_update": read_on_exit_of_optimizer_update}

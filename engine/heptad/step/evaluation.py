@@ -1,10 +1,10 @@
-"""Evaluating and predicting: a run of its own on the evaluation table, which no training subscription hears."""
+"""The bodies of an evaluation, and what it needs around it: data in their own order, modes and generators restored."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterator, Mapping
+from collections.abc import Callable, Generator
 from contextlib import contextmanager, nullcontext
-from typing import Any, Protocol, cast
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -16,27 +16,9 @@ from heptad.data.feed import Feed
 from heptad.data.generators import preserved
 from heptad.data.placement import count_samples, place
 from heptad.errors import ConfigError, DataError, Unfinished, kind
-from heptad.record.buffer import LogBuffer
-from heptad.run.guards import GUARDS
 from heptad.run.run import Run
-from heptad.run.runtime import Runtime
-from heptad.step.function import StepFunction, build_step
-from heptad.step.metrics import Metric, Metrics, metrics_mistake
-from heptad.step.optimizers import Optimizers
-from heptad.table import evaluation_table
-
-LOG_CAPACITY = 1024  # an evaluation's log is read where it fails, if at all
-
-
-class Drives(Protocol):
-    """What drives a run over a table: the machine, which this room must not import."""
-
-    def drive(self, run: Run, turns: int) -> None:
-        """Make up to so many turns."""
-        ...
-
-
-MakeMachine = Callable[..., Drives]
+from heptad.step.function import StepFunction
+from heptad.step.metrics import Metrics, as_tensor, blamed, target_of
 
 
 class Evaluation:
@@ -48,13 +30,21 @@ class Evaluation:
         pause_requested: Asked before each batch: where it says True, the evaluation ends there.
     """
 
-    def __init__(
-        self, step: StepFunction, metrics: Metrics, pause_requested: Callable[[], bool] | None = None
-    ) -> None:
+    def __init__(self, step: StepFunction, metrics: Metrics, pause_requested: Callable[[], bool] | None = None) -> None:
         self._step = step
         self._metrics = metrics
         self._pause_requested = pause_requested
         self.means: dict[str, float] = {}
+
+    def bodies(self) -> dict[str, Callable[[Run], None]]:
+        """Return the bodies by the state's name."""
+        return {
+            "before_epoch": self.before_epoch,
+            "before_step": self.before_step,
+            "process_batch": self.process_batch,
+            "after_step": self.after_step,
+            "after_epoch": self.after_epoch,
+        }
 
     def before_epoch(self, run: Run) -> None:
         """Open the data and reset metric objects."""
@@ -74,10 +64,18 @@ class Evaluation:
 
     def process_batch(self, run: Run) -> None:
         """Run forward, loss and metrics, without gradients (no device sync)."""
-        at = run.position
+        at, metrics = run.position, self._metrics
         with torch.inference_mode():
             self._step(at)
-            self._metrics.add(at.loss, at.output, at.batch, 1.0 if at.weight is None else at.weight)
+            values: dict[str, Any] = {"loss": at.loss}
+            for name, function in metrics.functions.items():
+                with blamed(name, at.output):
+                    value = function(at.output, at.batch)
+                values[name] = as_tensor(name, value)
+            for name, metric in metrics.objects.items():
+                with blamed(name, at.output):
+                    metric.update(at.output, target_of(name, at.batch))
+            metrics.add(values, 1.0 if at.weight is None else at.weight)
 
     def after_step(self, run: Run) -> None:
         """Count the step."""
@@ -94,96 +92,6 @@ class Evaluation:
         run.position.epoch += 1
         with torch.inference_mode():
             self.means = self._metrics.means()
-
-
-def evaluate(
-    components: Components,
-    config: RunConfig,
-    device: torch.device,
-    data: Any,
-    metrics: Mapping[str, Metric],
-    machine: MakeMachine,
-) -> dict[str, float]:
-    """Return the mean loss and metrics over data. See `Engine.evaluate`."""
-    if mistake := metrics_mistake(metrics):
-        raise ConfigError(mistake)
-    feed = build_reading_feed(data, components, reading_config(config), "Engine.evaluate(data)")
-    try:
-        return evaluate_feed(components, config, device, feed, metrics, machine)
-    finally:
-        feed.close()
-
-
-def evaluate_feed(
-    components: Components,
-    config: RunConfig,
-    device: torch.device,
-    feed: Feed,
-    metrics: Mapping[str, Metric],
-    machine: MakeMachine,
-    *,
-    pause_requested: Callable[[], bool] | None = None,
-) -> dict[str, float]:
-    """Return the mean loss and metrics over one pass of a feed, which stays usable for another.
-
-    Args:
-        components: Whose network and loss are used.
-        config: That of the training run.
-        device: Where the network is.
-        feed: From `build_reading_feed`.
-        metrics: By name; `metrics_mistake` has found none in them.
-        machine: Makes what drives the run of the evaluation.
-        pause_requested: Asked before each batch: where it says True, the evaluation ends there.
-
-    Raises:
-        Unfinished: If `pause_requested` said True.
-    """
-    reading = reading_config(config)
-    table = evaluation_table()
-    run = Run(table, reading, Runtime(components, feed, device, Optimizers()), LogBuffer(table, LOG_CAPACITY))
-    step = build_step(components, components.network, weighs=True)
-    evaluation = Evaluation(step, Metrics(metrics), pause_requested)
-    names = ("before_epoch", "before_step", "process_batch", "after_step", "after_epoch")
-    bodies = {name: getattr(evaluation, name) for name in names}
-    driver = machine(run, bodies, GUARDS, owners=dict.fromkeys(names, "the evaluation"))
-    components.network.to(device)
-    with generators_preserved(device), evaluating(components.network):
-        run.buffer.go()
-        while not run.ended:
-            run.position.halt = False
-            driver.drive(run, run.buffer.room)
-            run.buffer.settle(run.counters)
-    return evaluation.means
-
-
-def predict(components: Components, config: RunConfig, device: torch.device, data: Any) -> Iterator[Any]:
-    """Yield the network's output for each batch of data. See `Engine.predict`."""
-    feed = build_reading_feed(data, components, reading_config(config), "Engine.predict(data)")
-    network = components.network.to(device)
-    step = build_step(components, network, weighs=False)
-    try:
-        with preserved():
-            feed.open(0, 0)
-        left = _left(feed, feed.batches)
-        if not left:
-            raise DataError("the data to predict on yield nothing")
-        while left:
-            with generators_preserved(device), evaluating(network), torch.inference_mode():
-                output = step.predict(place(feed.take(), device))
-            yield output
-            left = _left(feed, left - 1)
-        with preserved():
-            feed.end()
-    finally:
-        feed.close()
-
-
-def _left(feed: Feed, known: int | None) -> int:
-    """Return how many batches follow: 1 stands for more where nobody can know."""
-    if feed.batches is None:
-        with preserved():
-            return 1 if feed.more() else 0
-    return known or 0
 
 
 def reading_config(config: RunConfig) -> RunConfig:

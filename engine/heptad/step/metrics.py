@@ -33,39 +33,37 @@ Metric = Callable[[Any, Any], "torch.Tensor | float"] | MetricObject
 
 
 class Metrics:
-    """The loss and the metrics of one evaluation, averaged with the weight of each batch, in float64."""
+    """The loss and the metrics of one evaluation, averaged with the weight of each batch, in float64.
+
+    Attributes:
+        functions: The metrics that are functions of a batch, by name.
+        objects: Those that gather batches.
+    """
 
     def __init__(self, metrics: Mapping[str, Metric]) -> None:
-        self._objects = {name: metric for name, metric in metrics.items() if isinstance(metric, MetricObject)}
-        self._functions = {name: metric for name, metric in metrics.items() if not isinstance(metric, MetricObject)}
+        self.objects = {name: metric for name, metric in metrics.items() if isinstance(metric, MetricObject)}
+        self.functions = {name: metric for name, metric in metrics.items() if not isinstance(metric, MetricObject)}
         self._sums: dict[str, torch.Tensor] = {}
         self._weight = torch.zeros((), dtype=torch.float64)
 
     def reset(self, device: torch.device) -> None:
         """Reset metric objects, and move those to the device that can be moved."""
-        for metric in self._objects.values():
+        for metric in self.objects.values():
             if callable(move := getattr(metric, "to", None)):
                 move(device)
             metric.reset()
 
-    def add(self, loss: Any, output: Any, batch: Any, weight: float | torch.Tensor) -> None:
-        """Add a batch."""
-        values: dict[str, torch.Tensor] = {"loss": loss}
-        for name, function in self._functions.items():
-            with _blamed(name, output):
-                value = function(output, batch)
-            values[name] = _as_tensor(name, value)
-        for name, metric in self._objects.items():
-            with _blamed(name, output):
-                metric.update(output, _target(name, batch))
+    def add(self, values: Mapping[str, torch.Tensor], weight: float | torch.Tensor) -> None:
+        """Add what was measured of a batch, `"loss"` among it."""
+        device = values["loss"].device
         for name, value in values.items():
-            self._sums[name] = self._sums.get(name, 0.0) + _weighed(value.to(loss.device).double().mean(), weight)
-        self._weight = self._weight.to(loss.device) + weight
+            self._sums[name] = self._sums.get(name, 0.0) + _weighed(value.to(device).double().mean(), weight)
+        self._weight = self._weight.to(device) + weight
 
     def means(self) -> dict[str, float]:
         """Return all values by name, which waits for the device."""
         found = {name: (total / self._weight).item() for name, total in self._sums.items()}
-        return found | {name: _as_number(name, metric.compute()) for name, metric in self._objects.items()}
+        return found | {name: _as_number(name, metric.compute()) for name, metric in self.objects.items()}
 
 
 def metrics_mistake(metrics: object) -> str | None:
@@ -93,7 +91,7 @@ def _weighed(mean: torch.Tensor, weight: float | torch.Tensor) -> torch.Tensor:
     return mean * weight if weight else torch.zeros_like(mean)
 
 
-def _as_tensor(name: str, value: Any) -> torch.Tensor:
+def as_tensor(name: str, value: Any) -> torch.Tensor:
     """Return what a metric gave for a batch, as a tensor.
 
     Raises:
@@ -113,7 +111,7 @@ def _as_tensor(name: str, value: Any) -> torch.Tensor:
 
 
 @contextmanager
-def _blamed(name: str, output: Any) -> Generator[None]:
+def blamed(name: str, output: Any) -> Generator[None]:
     """Note on what a metric raises whose it is."""
     try:
         yield
@@ -124,7 +122,7 @@ def _blamed(name: str, output: Any) -> Generator[None]:
         raise
 
 
-def _target(name: str, batch: Any) -> Any:
+def target_of(name: str, batch: Any) -> Any:
     """Return the target of a batch of (data, target), for a metric object."""
     if isinstance(batch, tuple | list) and len(cast("list[Any]", batch)) == 2:
         return cast("list[Any]", batch)[1]

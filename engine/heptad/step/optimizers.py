@@ -6,7 +6,6 @@ import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, cast
 
-import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
@@ -20,7 +19,7 @@ class Optimizers(tuple[Optimizer, ...]):
     """The optimizers, in the order in which they step. A tuple, so that the update loops over it without a call."""
 
     def __new__(cls, optimizers: Iterable[Optimizer] = ()) -> Optimizers:
-        """Make the tuple; a single optimizer with a `zero_grad` of its own is cleared by that, without a call between."""
+        """Make the tuple. A single optimizer with a `zero_grad` of its own is cleared by that, less a call."""
         made = super().__new__(cls, optimizers)
         if len(made) == 1 and not _clears_plainly(made[0]):
             vars(made)["clear"] = made[0].zero_grad
@@ -45,21 +44,24 @@ class Optimizers(tuple[Optimizer, ...]):
 
     def held(self) -> list[nn.Parameter]:
         """Return the parameters that the optimizers hold, each once, in the order of their groups."""
-        return list({id(p): p for optimizer in self for group in optimizer.param_groups for p in group["params"]}.values())
+        return list(
+            {id(p): p for optimizer in self for group in optimizer.param_groups for p in group["params"]}.values()
+        )
 
     def parameters(self, network: nn.Module) -> list[nn.Parameter]:
         """Return the network's parameters in its order, then the others that the optimizers hold, each once."""
         return list({id(p): p for p in (*network.parameters(), *self.held())}.values())
 
     def cleared(self) -> set[int]:
-        """Return the ids of the parameters whose gradients `clear` certainly drops: what a `zero_grad` of the user's
-        own makes of them cannot be known.
+        """Return the ids of the parameters whose gradients `clear` certainly drops.
+
+        What a `zero_grad` of the user's own does to the others cannot be known.
         """
         plain = (one for one in self if _clears_plainly(one))
         return {id(p) for optimizer in plain for group in optimizer.param_groups for p in group["params"]}
 
     def learning_rates(self) -> dict[str, float | Tensor]:
-        """Return the learning rate as `lr`, or where there are several groups as `lr/0`, `lr/1`, …
+        """Return the learning rate as `lr`; where there are several groups, as `lr/0`, `lr/1` and so on.
 
         A rate that is a tensor is copied, since a schedule may write into it.
         """

@@ -7,7 +7,7 @@ touched. A guard that asks for more than the position cannot be answered ahead: 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass
 from typing import Any
@@ -15,15 +15,18 @@ from typing import Any
 import torch
 
 from heptad.config import Components
-from heptad.machine import Body, Guard
 from heptad.plugin.detour_state import DetourState
 from heptad.plugin.subscription import Subscription
 from heptad.record.buffer import LogBuffer
 from heptad.run.guards import GUARDS
 from heptad.run.run import Run
 from heptad.run.runtime import Runtime
-from heptad.step.bodies import after_epoch, after_step, before_epoch, before_step, optimizer_update
+from heptad.step.bodies import READERS, after_epoch, after_step, before_epoch, before_step, optimizer_update
+from heptad.step.optimizers import Optimizers
 from heptad.table import Arc
+
+Body = Callable[[Run], object]
+Guard = Callable[[Run], bool]
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,27 +154,26 @@ _BODIES: Mapping[str, Body] = {
 }
 
 
-class _Filter:
-    """The count of a subscription's filter, counted on ahead."""
+class _CallAhead:
+    """A subscription whose filter is counted on ahead of the run."""
 
     def __init__(self, subscription: Subscription) -> None:
         self.subscription = subscription
-        self.count, self.done = subscription.filtered()
+        self._heard = False
+        self._event = subscription.filter.ahead(self._hear)
 
     def call(self, run: Run) -> PlannedCall | None:
-        """Counts an event; returns the call that it leads to."""
-        mark = self.subscription.mark
-        self.count += 1
-        if self.count % mark.every or self.done:
-            return None
-        conditional = False
+        """Count an event; return the call that it leads to."""
+        self._heard = False
         try:
-            if mark.when is not None and not mark.when(run):
-                return None
-        except _BeyondPosition:
-            conditional = True
-        self.done = mark.once and not conditional
-        return PlannedCall(self.subscription.who, conditional)
+            self._event(run)
+        except _BeyondPosition:  # raised by `when`: the event was counted, and `once` is still to come
+            return PlannedCall(self.subscription.who, conditional=True)
+        return PlannedCall(self.subscription.who) if self._heard else None
+
+    def _hear(self, run: Run) -> None:
+        del run
+        self._heard = True
 
 
 class Walk:
@@ -192,26 +194,25 @@ class Walk:
         subscriptions: Sequence[Subscription],
     ) -> None:
         self._table = run.table
+        self._sized = run.runtime.feed.batches is not None
         nothing = Components.model_construct(network=torch.nn.Module())
-        parts = Runtime(nothing, _ShadowFeed(run.runtime.feed.batches), torch.device("cpu"))
+        parts = Runtime(nothing, _ShadowFeed(run.runtime.feed.batches), torch.device("cpu"), Optimizers())
         self._shadow = _Shadow(run.table, run.config, parts, LogBuffer(run.table, 1))
         self._shadow.position = copy(run.position)
         self._shadow.position.window = copy(run.position.window)
         self._visits = [visit.ahead() for visit in visits]
         self._guards: dict[str, Guard] = dict(GUARDS)
         self._guards |= {name: visit.due for name, visit in zip(guard_names, self._visits, strict=True)}
-        self._filters = [_Filter(subscription) for subscription in subscriptions]
+        self._filters = [_CallAhead(subscription) for subscription in subscriptions]
 
     def turns(self) -> Iterator[PlannedTurn]:
         """Yields turn after turn to the end of the run, or to where the length of the data would have to be known."""
         run, table = self._shadow, self._table
         while (state := table.states[run.position.node]).kind not in ("end", "failed"):
-            known = True
-            try:
-                self._body(state.name)(run)
-            except _LengthUnknown:
-                known = False
+            known = self._knows(self._body(state.name))
             left = self._calls("exit", state.shown)
+            if not self._sized and state.name in READERS:
+                known = known and self._knows(READERS[state.name])
             arc, condition = self._choose(state.name, known)
             at = run.counters()
             run.position.node = table.index[arc.dest]
@@ -229,6 +230,14 @@ class Walk:
             )
             if not known:
                 return
+
+    def _knows(self, body: Body) -> bool:
+        """Do what the engine will do; return whether the length of the data was not needed for it."""
+        try:
+            body(self._shadow)
+        except _LengthUnknown:
+            return False
+        return True
 
     def _body(self, name: str) -> Body:
         if name in self._table.origin:

@@ -1,0 +1,85 @@
+"""`Filter`: which events of a moment a handler hears, and how far it has counted them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from heptad.run.run import Run
+
+
+class Filter:
+    """Lets every n-th event through, only the first of these, only where a predicate holds.
+
+    A handler behind a filter is called at events number n, 2n, … of the run, counted from 1. The predicate is asked at
+    these events only, and `once` counts calls, not events. A plugin may use one for what it counts itself:
+    `check = Filter(every=3).gate(look)`.
+
+    Attributes:
+        every: n, from 1 on.
+        once: Whether the first call is the last.
+        when: The predicate of the run; `None` for no condition.
+    """
+
+    __slots__ = ("_restore", "_state", "every", "once", "when")
+
+    def __init__(self, every: int = 1, once: bool = False, when: Callable[[Run], bool] | None = None) -> None:
+        self.every = every
+        self.once = once
+        self.when = when
+        self._state: Callable[[], tuple[int, bool]] = lambda: (0, False)
+        self._restore: Callable[[int, bool], None] = lambda count, done: None
+
+    def gate(self, handler: Callable[[Run], object]) -> Callable[[Run], object]:
+        """Return the handler behind this filter: the function to call at every event.
+
+        A filter that lets everything through returns the handler itself and counts nothing.
+        """
+        every, once, when = self.every, self.once, self.when
+        if every == 1 and not once and when is None:
+            return handler
+        rounds = 0  # events that were due
+        left = every  # events until the next due one, that one included
+        done = False
+
+        # A closure that counts down, because this is called at every event of the moment: an event that is not due
+        # costs one comparison and one subtraction, half of what a method with a modulo costs.
+        def gated(run: Run) -> None:
+            nonlocal rounds, left, done
+            if left > 1:
+                left -= 1
+                return
+            rounds, left = rounds + 1, every
+            if done or (when is not None and not when(run)):
+                return
+            done = once
+            handler(run)
+
+        def state() -> tuple[int, bool]:
+            return rounds * every + every - left, done
+
+        def restore(count: int, is_done: bool) -> None:
+            nonlocal rounds, left, done
+            rounds = count // every
+            left, done = self.next_due(count) - count, is_done
+
+        self._state, self._restore = state, restore
+        return gated
+
+    def next_due(self, count: int) -> int:
+        """Return the first multiple of `every` above a count."""
+        return (count // self.every + 1) * self.every
+
+    def state(self) -> tuple[int, bool]:
+        """Return how many events were counted, and whether `once` is done."""
+        return self._state()
+
+    def restore(self, count: int, done: bool = False) -> None:
+        """Go on from what `state` returned."""
+        self._restore(count, done)
+
+    def ahead(self, handler: Callable[[Run], object]) -> Callable[[Run], object]:
+        """Return another handler behind a copy of this filter, which counts on from here and leaves this one alone."""
+        copy = Filter(self.every, self.once, self.when)
+        gated = copy.gate(handler)
+        copy.restore(*self.state())
+        return gated

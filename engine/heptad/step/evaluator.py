@@ -1,0 +1,131 @@
+"""`Evaluator`: evaluations and predictions beside a training run, each a run of its own on the evaluation table."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, Protocol
+
+import torch
+
+from heptad.config import Components, RunConfig
+from heptad.data.feed import Feed
+from heptad.data.generators import preserved
+from heptad.data.placement import place
+from heptad.errors import ConfigError, DataError
+from heptad.record.buffer import LogBuffer
+from heptad.run.guards import GUARDS
+from heptad.run.run import Run
+from heptad.run.runtime import Runtime
+from heptad.step.evaluation import (
+    Evaluation,
+    build_reading_feed,
+    evaluating,
+    generators_preserved,
+    reading_config,
+)
+from heptad.step.function import build_step
+from heptad.step.metrics import Metric, Metrics, metrics_mistake
+from heptad.step.optimizers import Optimizers
+from heptad.table import evaluation_table
+
+LOG_CAPACITY = 1024
+"""Transitions that an evaluation keeps: its log is read where it fails, if at all."""
+
+
+class Drives(Protocol):
+    """What drives a run over its table: a machine."""
+
+    def drive(self, run: Run, turns: int) -> None:
+        """Make up to so many turns."""
+        ...
+
+
+class Evaluator:
+    """Evaluates a network, and keeps the feed of each data object until it is closed.
+
+    Args:
+        components: Whose network and loss are used.
+        config: That of the training run.
+        device: Where the network is.
+        machine: Makes what drives a run; a machine imports this room, so it is handed in.
+    """
+
+    def __init__(
+        self, components: Components, config: RunConfig, device: torch.device, machine: Callable[..., Drives]
+    ) -> None:
+        self._components = components
+        self._config = reading_config(config)
+        self._device = device
+        self._machine = machine
+        self._feeds: dict[int, tuple[Any, Feed]] = {}  # by id; the object is held so that its id stays its own
+
+    def prepare(self, data: Any, name: str) -> Feed:
+        """Return the feed of a data object, built when it is first asked for. See `Run.prepare_evaluation`."""
+        if id(data) not in self._feeds:
+            self._feeds[id(data)] = data, build_reading_feed(data, self._components, self._config, name)
+        return self._feeds[id(data)][1]
+
+    def evaluate(
+        self,
+        data: Any,
+        metrics: Mapping[str, Metric],
+        ended: Callable[[], bool] | None = None,
+        name: str = "run.evaluate(data)",
+    ) -> dict[str, float]:
+        """Return the mean loss and metrics over one pass of data. See `Run.evaluate`.
+
+        Args:
+            data: What to evaluate on.
+            metrics: By name.
+            ended: Asked before each batch; where it says True, `Unfinished` is raised.
+            name: What errors call the data.
+        """
+        if mistake := metrics_mistake(metrics):
+            raise ConfigError(mistake)
+        feed, network = self.prepare(data, name), self._components.network
+        table = evaluation_table()
+        runtime = Runtime(self._components, feed, self._device, Optimizers())
+        run = Run(table, self._config, runtime, LogBuffer(table, LOG_CAPACITY))
+        evaluation = Evaluation(build_step(self._components, network, weighs=True), Metrics(metrics), ended)
+        bodies = evaluation.bodies()
+        machine = self._machine(run, bodies, GUARDS, owners=dict.fromkeys(bodies, "the evaluation"))
+        network.to(self._device)
+        with generators_preserved(self._device), evaluating(network):
+            run.buffer.go()
+            while not run.ended:
+                run.position.halt = False
+                machine.drive(run, run.buffer.room)
+                run.buffer.settle(run.counters)
+        return evaluation.means
+
+    def predict(self, data: Any) -> Iterator[Any]:
+        """Yield the network's output for each batch of data. See `Engine.predict`."""
+        feed = self.prepare(data, "Engine.predict(data)")
+        network = self._components.network.to(self._device)
+        step = build_step(self._components, network, weighs=False)
+        with preserved():
+            feed.open(0, 0)
+        left = _left(feed, feed.batches)
+        if not left:
+            raise DataError("the data to predict on yield nothing")
+        while left:
+            with generators_preserved(self._device), evaluating(network), torch.inference_mode():
+                output = step.predict(place(feed.take(), self._device))
+            yield output
+            left = _left(feed, left - 1)
+        with preserved():
+            feed.end()
+
+    def close(self) -> None:
+        """Close all feeds, and end their worker processes."""
+        while self._feeds:
+            _, (_, feed) = self._feeds.popitem()
+            feed.close()
+
+
+def _left(feed: Feed, known: int | None) -> int:
+    """Return how many batches follow: 1 stands for more where nobody can know."""
+    if feed.batches is None:
+        with preserved():
+            return 1 if feed.more() else 0
+    return known or 0
