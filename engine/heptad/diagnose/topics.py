@@ -3,6 +3,12 @@
 from __future__ import annotations
 
 from heptad.diagnose.hooks import HERE
+from heptad.diagnose.values import unrecorded
+
+__all__ = [
+    "handler_name",
+    "unrecorded",
+]
 
 
 def handler_name(name: str) -> str:
