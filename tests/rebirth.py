@@ -6,10 +6,9 @@ import json
 from collections.abc import Callable
 from typing import Any
 
-import torch
-
 from builders import STATES
 from heptad import Plugin, Run, on_enter
+from heptad.checkpoints.codec import decode, encode
 
 
 class Reborn(Plugin):
@@ -33,7 +32,7 @@ class Reborn(Plugin):
             self.replace_now(run)
 
     def replace_now(self, run: Run) -> None:
-        state = through_json(self.inner.state_dict())
+        state = through_checkpoint(self.inner.state_dict())
         self.inner = self.make()
         self.inner.load_state_dict(state)
         if self.renew is not None:
@@ -61,14 +60,8 @@ def _edges() -> None:
 _edges()
 
 
-def through_json(state: Any) -> Any:
-    """Returns what is left of a state when all but its tensors has been JSON, which keeps no tuples."""
-    tensors: list[torch.Tensor] = []
-
-    def out(value: Any) -> Any:
-        assert isinstance(value, torch.Tensor), f"no plain data: {value!r}"
-        tensors.append(value.clone())
-        return {"a tensor": len(tensors) - 1}
-
-    text = json.dumps(state, default=out)
-    return json.loads(text, object_hook=lambda d: tensors[d["a tensor"]] if "a tensor" in d else d)
+def through_checkpoint(state: Any) -> Any:
+    """Returns a state as a checkpoint gives it back: encoded, written as JSON, and decoded."""
+    plain, tensors = encode(state, "state")
+    copies = {name: tensor.clone() for name, tensor in tensors.items()}
+    return decode(json.loads(json.dumps(plain)), copies, "state")

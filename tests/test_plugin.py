@@ -600,7 +600,7 @@ def test_a_handler_that_is_no_function_is_refused():
     assert small_engine(2, [type("Own", (Plugin,), {"on_gpu": True})()]).run().state == "finished"
 
 
-@pytest.mark.parametrize("method", ["open", "close", "on_pause"])
+@pytest.mark.parametrize("method", ["on_begin", "open", "close", "on_pause"])
 def test_the_methods_of_a_plugins_life_take_the_run(method: str):
     """Found when the engine is built: `on_pause` is called when it is too late to mend."""
     plugin = type("Short", (Plugin,), {method: lambda self: None})

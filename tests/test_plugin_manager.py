@@ -11,7 +11,7 @@ import torch
 
 from builders import STATES, Witness, equal, small_engine, weights
 from heptad import Detour, Plugin, PluginError, Run, on_exit
-from heptad.plugin.manager import ordered
+from heptad.plugin.order import ordered
 
 
 def plugin(name: str, *, after: tuple = (), before: tuple = ()) -> Plugin:

@@ -68,7 +68,7 @@ ALIASES = {
     "explain.Explanation": "Explanation",
     "summary.Duration": "Duration",
     "diff.Diff": "Diff",
-    "Optimizers": "Optimizer | Callable[[nn.Module], Optimizer] | Sequence[…]",
+    "OptimizerInput": "Optimizer | Callable[[nn.Module], Optimizer] | Sequence[…]",
     "ComputeLoss": "Callable[[nn.Module, Any], torch.Tensor | LossOutput]",
 }
 """Names of types that say less to a reader than what they stand for."""

@@ -66,9 +66,9 @@ class LossOutput:
 
 if TYPE_CHECKING:
     OneOptimizer = Optimizer | Callable[[nn.Module], Optimizer]
-    Optimizers = OneOptimizer | Sequence[OneOptimizer]
+    OptimizerInput = OneOptimizer | Sequence[OneOptimizer]
 else:
-    Optimizers = Any  # checked by `_are_optimizers`, which takes wrappers of optimizers too
+    OptimizerInput = Any  # checked by `_are_optimizers`, which takes wrappers of optimizers too
 
 ComputeLoss = Callable[[nn.Module, Any], "torch.Tensor | LossOutput"]
 
@@ -259,7 +259,7 @@ class Components(_Checked):
     collate_fn: Callable[[list[Any]], Any] | None = None
     criterion: Callable[[Any, Any], torch.Tensor] | None = None
     compute_loss: ComputeLoss | None = None
-    optimizer: Optimizers
+    optimizer: OptimizerInput
     init_weights: Callable[[nn.Module], object] | None = None
 
     @field_validator("criterion")

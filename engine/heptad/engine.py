@@ -108,11 +108,11 @@ class Engine:
         visits = self._visits = [DetourState(detour) for _, detour in detours]
         for position, (plugin, _) in enumerate(detours):
             guard = guard_of([detour for _, detour in detours], position)
-            guards[guard] = self._roster.caught_guard(plugin, guard, visits[position].due)
+            guards[guard] = self._roster.wrap_guard(plugin, guard, visits[position].due)
             owners[guard] = titled(plugin)
         for node, position in table.origin.items():
             plugin, detour = detours[position]
-            bodies[node] = self._roster.caught_body(plugin, detour.state, visits[position].body)
+            bodies[node] = self._roster.wrap_body(plugin, detour.state, visits[position].body)
             owners[node] = titled(plugin)
         # The engine is the first to be called on entry to optimizer_update: plugins see the gradient that is applied.
         first = Subscription(None, "", Mark("enter", "optimizer_update"), self._strategy.reduce)
@@ -178,7 +178,7 @@ class Engine:
                 self._drive(lambda run: True, BY_ADVANCE)
             except BaseException as error:
                 self.current.runtime.feed.close()
-                self._roster.close_under(error, self.current)
+                self._roster.close_after(error, self.current)
                 raise
             if self.current.ended:
                 self.close()
@@ -311,7 +311,7 @@ class Engine:
         verify(subscription, self.current.table)
         if self._config.trace_handlers:
             trace(subscription, self.current)
-        self._roster.catch(subscription)
+        self._roster.wrap(subscription)
         self._subscriptions.append(subscription)
         self._machine.subscribe(subscription)
         mark, facts = subscription.mark, self.current.buffer.facts

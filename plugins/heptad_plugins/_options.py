@@ -1,4 +1,4 @@
-"""Checking a plugin's options where it is built; each says what was found, what was expected, what to do."""
+"""Checks of a plugin's options, where it is built. Each message says what was found and what was expected."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from heptad import PluginError
 
 
 def whole(plugin: str, option: str, value: object, least: int = 1) -> int:
-    """Returns a whole number from `least` on.
+    """Return a whole number from `least` on.
 
     Raises:
         PluginError: For anything else; True and 1.0 are no whole numbers.
@@ -22,7 +22,7 @@ def whole(plugin: str, option: str, value: object, least: int = 1) -> int:
 
 
 def number(plugin: str, option: str, value: object, *, above: float | None = None, least: float | None = None) -> float:
-    """Returns a finite number above a bound, or from one on.
+    """Return a finite number that is above a bound, or at least as large as one.
 
     Raises:
         PluginError: For anything else.
@@ -35,38 +35,8 @@ def number(plugin: str, option: str, value: object, *, above: float | None = Non
     raise PluginError(f"{plugin}({option}=…) must be a number{bound}, got {value!r}")
 
 
-def path_of(plugin: str, option: str, value: object, what: str = "file") -> Path:
-    """Returns a path, made absolute: a program that changes its directory later still means the same place.
-
-    Raises:
-        PluginError: For what is no path, and for an empty one, which would be the working directory.
-    """
-    text = os.fspath(value) if isinstance(value, str | os.PathLike) else None  # pyright: ignore[reportUnknownArgumentType, reportUnknownVariableType] - of str or bytes
-    if not isinstance(text, str) or not text:
-        raise PluginError(f"{plugin}({option}=…) must be the path of a {what}, as a str or a Path, got {value!r}")
-    return Path(text).absolute()
-
-
-def directory_of(plugin: str, option: str, value: object) -> Path:
-    """Returns the path of a directory, which need not be there yet, made absolute.
-
-    Raises:
-        PluginError: For what is no path, and for the path of a file.
-    """
-    path = path_of(plugin, option, value, "directory")
-    try:
-        taken = path.exists() and not path.is_dir()
-    except OSError:  # a path that may not be looked at is told of by whoever opens it
-        taken = False
-    if taken:
-        raise PluginError(
-            f"{plugin}({option}=…): {path} is a file; name a directory, which is made where it is missing"
-        )
-    return path
-
-
 def one_of(plugin: str, option: str, value: object, choices: Collection[str]) -> str:
-    """Returns one of several words.
+    """Return one of several words.
 
     Raises:
         PluginError: For anything else.
@@ -76,6 +46,42 @@ def one_of(plugin: str, option: str, value: object, choices: Collection[str]) ->
     return value
 
 
-def named(kind: str) -> str:
-    """Returns the name of a class with its article: an ExponentialLR, a StepLR."""
-    return f"{'an' if kind[0].lower() in 'aeiou' else 'a'} {kind}"
+def text_of(plugin: str, option: str, value: object, what: str) -> str:
+    """Return a text that is not empty.
+
+    Raises:
+        PluginError: For anything else; `what` says what it is the text of.
+    """
+    if not isinstance(value, str) or not value:
+        raise PluginError(f"{plugin}({option}=…) must be {what}, got {value!r}")
+    return value
+
+
+def path_of(plugin: str, option: str, value: object, what: str = "file") -> Path:
+    """Return a path, made absolute: a program that changes its directory later still means the same place.
+
+    Raises:
+        PluginError: If it is not a path, or is empty, which would be the working directory.
+    """
+    text = os.fspath(value) if isinstance(value, str | os.PathLike) else None  # pyright: ignore[reportUnknownArgumentType, reportUnknownVariableType] - of str or bytes
+    if not isinstance(text, str) or not text:
+        raise PluginError(f"{plugin}({option}=…) must be the path of a {what}, as a str or a Path, got {value!r}")
+    return Path(text).absolute()
+
+
+def directory_of(plugin: str, option: str, value: object) -> Path:
+    """Return the path of a directory, which need not exist yet, made absolute.
+
+    Raises:
+        PluginError: If it is not a path, or is the path of a file.
+    """
+    path = path_of(plugin, option, value, "directory")
+    try:
+        taken = path.exists() and not path.is_dir()
+    except OSError:  # no right to look at it: whoever opens it will say so
+        taken = False
+    if taken:
+        raise PluginError(
+            f"{plugin}({option}=…): {path} is a file; name a directory, which is made where it is missing"
+        )
+    return path

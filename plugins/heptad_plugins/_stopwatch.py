@@ -1,4 +1,4 @@
-"""A stopwatch for plugins that measure how long a run was driven: it stands still while the run is paused."""
+"""`Stopwatch`: how long a run was driven, for plugins that stop it while the run is paused."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from time import monotonic
 
 
 class Stopwatch:
-    """Seconds between `start` and `stop`, added up. Starting one that goes, or stopping one that stands, is nothing.
+    """The sum of the seconds between `start` and `stop`. Starting twice, or stopping twice, changes nothing.
 
     Attributes:
         clock: Returns seconds; it never runs backwards. Tests put their own here.
@@ -19,21 +19,21 @@ class Stopwatch:
         self._since: float | None = None
 
     def start(self) -> None:
-        """Lets it go."""
+        """Start it."""
         if self._since is None:
             self._since = self.clock()
 
     def stop(self) -> None:
-        """Lets it stand."""
+        """Stop it."""
         if self._since is not None:
             self._total += self.clock() - self._since
             self._since = None
 
     def read(self) -> float:
-        """Returns the seconds so far."""
+        """Return the seconds so far."""
         return self._total + (0.0 if self._since is None else self.clock() - self._since)
 
     def put(self, seconds: float) -> None:
-        """Sets it to this many seconds; it goes on if it goes."""
+        """Set it to this many seconds; a running one keeps running."""
         self._total = seconds
         self._since = None if self._since is None else self.clock()

@@ -9,23 +9,22 @@ from time import monotonic
 from typing import Any, Literal
 
 from heptad import CheckpointError, Detour, Plugin, PluginError, Run
-from heptad.checkpoints.store import Store
-from heptad_plugins._lookup import monitored
-from heptad_plugins._options import directory_of, number, one_of, whole
+from heptad.plugin import Store, monitored
+from heptad_plugins._options import directory_of, number, one_of, text_of, whole
 
 Place = Literal["after_step", "optimizer_update", "after_epoch"]
 PLACES: tuple[Place, ...] = ("after_step", "optimizer_update", "after_epoch")
 
 
 class Checkpoint(Plugin):
-    """Stores checkpoints, from which `Engine.run(resume=…)` goes on bit for bit, at once, from any of them.
+    """Stores checkpoints; `Engine.run(resume=…)` continues from any of them at once, bit for bit.
 
-    A checkpoint is a state, `checkpoint`, reached from the states in `at`; one is also stored where an interrupt pauses
-    the run (Ctrl-C, a signal through `GracefulStop`, `Run.interrupt`). It is whole or not there, whenever the process
-    is killed, and the one before it is removed only when it is durable. While it is written training stands still.
+    A checkpoint is a state, `checkpoint`, reached from the states in `at`; one is also stored when the run pauses
+    because of Ctrl-C, a signal (`GracefulStop`) or `Run.pause`. It is whole or not there, whenever the process is
+    killed, and the one before it is removed only when it is durable. While it is written training stands still.
 
-    A directory belongs to one run: one that is resumed goes on in it, any other is refused, as is a second process
-    at the same time.
+    A directory belongs to one run: a resumed run may write to it, any other is refused, as is a second process at the
+    same time.
 
     Args:
         directory: Where they are kept; made where it is missing.
@@ -37,7 +36,7 @@ class Checkpoint(Plugin):
         monitor: The name of a recorded value, such as `"valid/loss"`; `load_weights(which="best")` looks at it.
         mode: Whether lower values (`"min"`) or higher ones (`"max"`) are better.
         overwrite: Removes the checkpoints of another run from the directory when a run begins.
-        on_error: `"detach"` lets it fail without ending the run.
+        on_error: `"detach"`: an exception detaches the plugin, and the run continues.
 
     Raises:
         PluginError: For an option that does not fit.
@@ -71,8 +70,8 @@ class Checkpoint(Plugin):
         self._seconds = None if seconds is None else number("Checkpoint", "seconds", seconds, above=0)
         self._keep_last = whole("Checkpoint", "keep_last", keep_last)
         self._keep_best = whole("Checkpoint", "keep_best", keep_best, least=0)
-        if monitor is not None and (not isinstance(monitor, str) or not monitor):  # pyright: ignore[reportUnnecessaryIsInstance] - for callers without a type checker
-            raise PluginError(f"Checkpoint(monitor=…) must be the name of a recorded value, got {monitor!r}")
+        if monitor is not None:
+            text_of("Checkpoint", "monitor", monitor, "the name of a recorded value")
         if keep_best and monitor is None:
             raise PluginError(f"Checkpoint(keep_best={keep_best}) needs monitor=…, the recorded value to go by")
         self._monitor = monitor
@@ -81,53 +80,47 @@ class Checkpoint(Plugin):
         self.on_error = on_error
         self.store = Store(directory_of("Checkpoint", "directory", directory))
         self._saved_at = 0.0
-        self._begin()
-
-    def _begin(self) -> None:
-        """Forgets the run before."""
-        self._ours = False
-        """The directory was looked at, and is this run's."""
+        self._claimed = False
         self._time_is_up = self._seconds is None
 
     def detours(self) -> Iterable[Detour]:
-        """Returns the state `checkpoint`, once for each place, which counts what ends there."""
+        """Return the state `checkpoint`, once for each place, which counts what ends there."""
         return [Detour("checkpoint", place, self._is_due, self.save, every=self._every) for place in self._at]
 
+    def on_begin(self, run: Run) -> None:
+        """Forget that the directory was an earlier run's."""
+        self._claimed = False
+        self._time_is_up = self._seconds is None
+
     def open(self, run: Run) -> None:
-        """Takes the directory for this run.
+        """Lock the directory, and claim it for this run.
 
         Raises:
             CheckpointError: If it is another run's, or in use.
         """
-        if run.state == "idle":
-            self._begin()
         self.store.lock()
-        if not self._ours:
+        if not self._claimed:
             self._claim(run)
-            self._ours = True
+            self._claimed = True
         self._saved_at = monotonic()
 
     def close(self, run: Run) -> None:
-        """Lets go of the directory."""
+        """Unlock the directory."""
         self.store.unlock()
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Forgets the run before: the directory is to be looked at for the one that goes on."""
-        self._begin()
-
     def on_exit_after_step(self, run: Run) -> None:
-        """Looks at the clock, which the guard must not."""
+        """Read the clock, which the guard must not."""
         if self._seconds is not None and monotonic() - self._saved_at >= self._seconds:
             self._time_is_up = True
 
     def on_pause(self, run: Run) -> None:
-        """Stores a checkpoint: an interrupt has paused the run."""
+        """Store a checkpoint where the run has paused."""
         self.save(run)
 
     def save(self, run: Run) -> None:
-        """Stores a checkpoint and lets go of those that need not be kept: the body of `checkpoint`."""
+        """Store a checkpoint and remove those that need not be kept: the body of `checkpoint`."""
         snapshot = run.snapshot()
-        if self._monitor is not None and (value := self._value(run)) is not None:
+        if self._monitor is not None and (value := self._value(run, self._monitor)) is not None:
             snapshot.summary["monitor"] = {"name": self._monitor, "mode": self._mode, "value": value}
         self.store.save(snapshot)
         self.store.rotate(self._keep_last, self._keep_best)
@@ -137,11 +130,11 @@ class Checkpoint(Plugin):
     def _is_due(self, run: Run) -> bool:
         return self._time_is_up
 
-    def _value(self, run: Run) -> float | None:
-        """Returns the monitored value; in the middle of an epoch there may be none yet."""
-        if run.position.epoch_open or run.paused is not None:
-            return run.metrics.get(self._monitor or "")
-        return monitored("Checkpoint", run, self._monitor or "")
+    def _value(self, run: Run, monitor: str) -> float | None:
+        """Return the monitored value; in the middle of an epoch there may be none yet."""
+        if run.epoch_open or run.paused is not None:
+            return run.metrics.get(monitor)
+        return monitored(run, monitor, "Checkpoint")
 
     def _claim(self, run: Run) -> None:
         entries = self.store.entries()
@@ -160,5 +153,5 @@ class Checkpoint(Plugin):
         try:
             summary: dict[str, Any] = self.store.summary(path)
         except CheckpointError:
-            return True  # damaged: whose it was cannot be told, and it is let go of when the next one is durable
+            return True  # damaged, so its run is unknown; it is removed when the next checkpoint is durable
         return summary.get("run") == run.id

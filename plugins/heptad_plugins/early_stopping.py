@@ -5,17 +5,16 @@ from __future__ import annotations
 import math
 from typing import Any, Literal
 
-from heptad import Plugin, PluginError, Run
-from heptad_plugins._lookup import monitored
-from heptad_plugins._options import number, one_of, whole
+from heptad import Plugin, Run
+from heptad.plugin import monitored
+from heptad_plugins._options import number, one_of, text_of, whole
 
 
 class EarlyStopping(Plugin):
     """Stops the run after `patience` looks in a row at which a recorded value was no better than the best so far.
 
-    It looks on exit of `after_epoch` at the newest value. NaN is no improvement. An epoch without any step is
-    passed over. The run ends in order. Reading a value
-    that is still on its device waits for it, once a look.
+    It looks at the newest value on exit of `after_epoch`. NaN is no improvement. An epoch without a step is passed
+    over. The run ends in order. A value that is still on its device is waited for, once a look.
 
     Args:
         monitor: The name of the recorded value, such as `"valid/loss"`.
@@ -39,31 +38,24 @@ class EarlyStopping(Plugin):
         min_delta: float = 0.0,
         every: int = 1,
     ) -> None:
-        if not isinstance(monitor, str) or not monitor:  # pyright: ignore[reportUnnecessaryIsInstance] - for callers without a type checker
-            raise PluginError(f"EarlyStopping(monitor=…) must be the name of a recorded value, got {monitor!r}")
-        self._monitor = monitor
+        self._monitor = text_of("EarlyStopping", "monitor", monitor, "the name of a recorded value")
         self._mode = one_of("EarlyStopping", "mode", mode, ("min", "max"))
         self._sign = 1.0 if mode == "min" else -1.0
         self._patience = whole("EarlyStopping", "patience", patience)
         self._min_delta = number("EarlyStopping", "min_delta", min_delta, least=0.0)
         self._every = whole("EarlyStopping", "every", every)
-        self._begin()
-
-    def _begin(self) -> None:
-        """Forgets the run before."""
         self._best: float | None = None
         self._count = 0
 
-    def open(self, run: Run) -> None:
-        """Begins anew where the run does."""
-        if run.state == "idle":
-            self._begin()
+    def on_begin(self, run: Run) -> None:
+        """Forget the best value and the count of an earlier run."""
+        self._best, self._count = None, 0
 
     def on_exit_after_epoch(self, run: Run) -> None:
-        """Looks, and stops the run where patience is at its end."""
+        """Look at the value, and stop the run if patience is exhausted."""
         if run.epoch % self._every or not run.batch_index:
             return
-        value = monitored("EarlyStopping", run, self._monitor)
+        value = monitored(run, self._monitor, "EarlyStopping")
         if self._improves(value):
             self._best, self._count = value, 0
             return
@@ -76,11 +68,11 @@ class EarlyStopping(Plugin):
             )
 
     def state_dict(self) -> dict[str, Any]:
-        """Returns the best value and the count."""
+        """Return the best value and the count."""
         return {"best": self._best, "count": self._count}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Takes them back."""
+        """Restore both."""
         self._best, self._count = state["best"], state["count"]
 
     def _improves(self, value: float) -> bool:

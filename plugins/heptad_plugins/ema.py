@@ -22,9 +22,9 @@ class EMA(Plugin):
     average: they are those of the network.
 
     In the state `evaluate` the network holds the average: the values are swapped on entry and swapped back on exit,
-    also where the evaluation fails or an interrupt pauses the run in it. `Engine.evaluate` called from elsewhere sees
-    the weights that are trained. The cost is a second copy of the network in memory, one pass over it an update and
-    three a swap; nothing waits for the device.
+    also if the evaluation fails or the run pauses in it. `Engine.evaluate` called from elsewhere sees the weights that
+    are trained. The cost is a second copy of the network in memory, one pass over it an update and three a swap (no
+    device sync).
 
     Attributes:
         network: The averaged network, in evaluation mode, from the exit of `before_loop` on. In the state `evaluate` it
@@ -39,47 +39,53 @@ class EMA(Plugin):
 
     runs_before = ("Evaluate", "Checkpoint")
 
-    network: nn.Module
-
     def __init__(self, decay: float) -> None:
         if number("EMA", "decay", decay, least=0.0) >= 1.0:
             raise PluginError(f"EMA(decay=…) must be below 1, or the average would never move; got {decay!r}")
         self._blend: Any = get_ema_multi_avg_fn(decay)
-        self._begin()
-
-    def _begin(self) -> None:
-        """Forgets the run before; who asked for its `network` keeps it."""
-        vars(self).pop("network", None)
         self._average: AveragedModel | None = None
         self._holder: nn.Module | None = None  # the network that holds the average, while it is swapped in
         self._restored: dict[str, Any] | None = None
 
+    @property
+    def network(self) -> nn.Module:
+        """The averaged network.
+
+        Raises:
+            EngineError: Before the exit of `before_loop`.
+        """
+        if self._average is None:
+            raise EngineError("EMA.network exists from the exit of before_loop on")
+        return self._average.module
+
+    def on_begin(self, run: Run) -> None:
+        """Forget the average of an earlier run; a caller that holds its network keeps it."""
+        self._average = self._holder = self._restored = None
+
     def open(self, run: Run) -> None:
-        """Begins anew where the run does, and swaps the average in where the run goes on in an evaluation."""
-        if run.state == "idle":
-            self._begin()
+        """Swap the average in, if the run continues in an evaluation."""
         if run.state == "evaluate":
             self._swap_in(run)
 
     def on_pause(self, run: Run) -> None:
-        """Swaps it out, so that a checkpoint taken now holds the weights that are trained."""
+        """Swap it out, so that a checkpoint taken now holds the weights that are trained."""
         self._swap_out()
 
     def close(self, run: Run) -> None:
-        """Swaps it out, whatever happened."""
+        """Swap it out, whatever happened."""
         self._swap_out()
 
     def on_exit_before_loop(self, run: Run) -> None:
-        """Copies the network."""
+        """Copy the network."""
         self._ready(run)
 
     def on_exit_optimizer_update(self, run: Run) -> None:
-        """Moves the average towards the new weights."""
+        """Move the average towards the new weights."""
         if run.update_skipped:
             return
         average = self._ready(run)
-        # AveragedModel.update_parameters would wait for the device at each call, and round whole numbers down
-        pairs = list(zip(_tensors(average.module), _tensors(run.network), strict=True))
+        # AveragedModel.update_parameters has a device sync in each call, and rounds whole numbers down
+        pairs = list(zip(_tensors_of(average.module), _tensors_of(run.network), strict=True))
         first = not average.n_averaged
         mixed = [] if first else [pair for pair in pairs if pair[0].is_floating_point() or pair[0].is_complex()]
         with torch.no_grad():
@@ -91,50 +97,38 @@ class EMA(Plugin):
         average.n_averaged += 1
 
     def on_enter_evaluate(self, run: Run) -> None:
-        """Swaps the average in."""
+        """Swap the average in."""
         self._swap_in(run)
 
     def on_exit_evaluate(self, run: Run) -> None:
-        """Swaps it out."""
+        """Swap it out."""
         self._swap_out()
 
     def on_exit_after_loop(self, run: Run) -> None:
-        """Makes sure that there is an average to ask for, also where the run was resumed at its very end."""
+        """Make sure that there is a `network` to read, also if the run was resumed at its very end."""
         self._ready(run)
 
     def state_dict(self) -> dict[str, Any]:
-        """Returns the averaged parameters and buffers by name (not copied), and how many updates are in them."""
+        """Return the averaged parameters and buffers by name (not copied), and how many updates are in them."""
         if self._average is None:
             return self._restored or {}
-        tensors = _named(self._average.module if self._holder is None else self._holder)
+        tensors = _by_name(self._average.module if self._holder is None else self._holder)
         return {"tensors": tensors, "n_averaged": int(self._average.n_averaged)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Keeps the state until there is a network to copy."""
-        self._begin()
+        """Keep the state until there is a network to copy."""
         self._restored = state or None
 
     def _ready(self, run: Run) -> AveragedModel:
-        """Returns the average: copied from the network when first asked for, and filled from a checkpoint."""
+        """Return the average: copied from the network when first asked for, and filled from a checkpoint."""
         if self._average is None:
             average = AveragedModel(run.network, multi_avg_fn=self._blend, use_buffers=True)
-            average.n_averaged = average.n_averaged.cpu()  # counted where nothing waits for it
+            average.n_averaged = average.n_averaged.cpu()  # counted on the host: no device sync
             self._average = average.requires_grad_(False).eval()
-            self.network = average.module
         if self._restored is not None:
-            self._fill(self._average, self._restored)
+            _fill(self._average, self._restored)
             self._restored = None
         return self._average
-
-    def _fill(self, average: AveragedModel, state: dict[str, Any]) -> None:
-        own, given = _named(average.module), state["tensors"]
-        if own.keys() != given.keys():
-            odd = ", ".join(sorted(own.keys() ^ given.keys()))
-            raise EngineError(f"EMA: the state to restore is that of another network; they differ in {odd}")
-        with torch.no_grad():
-            for name, tensor in own.items():
-                tensor.copy_(given[name])
-        average.n_averaged.fill_(state["n_averaged"])
 
     def _swap_in(self, run: Run) -> None:
         if self._holder is None:
@@ -147,19 +141,31 @@ class EMA(Plugin):
             self._holder = None
 
 
-def _tensors(network: nn.Module) -> Iterator[Tensor]:
+def _tensors_of(network: nn.Module) -> Iterator[Tensor]:
     return chain(network.parameters(), network.buffers())
 
 
-def _named(network: nn.Module) -> dict[str, Tensor]:
-    """Returns all parameters and buffers, those too that a network's own state_dict leaves out."""
+def _by_name(network: nn.Module) -> dict[str, Tensor]:
+    """Return all parameters and buffers, those too that a network's own state_dict leaves out."""
     return {name: tensor.detach() for name, tensor in chain(network.named_parameters(), network.named_buffers())}
 
 
-def _swap(one: nn.Module, other: nn.Module) -> None:
-    """Exchanges the values of two networks; each tensor stays where it is, as optimizers and compiled code expect."""
+def _fill(average: AveragedModel, state: dict[str, Any]) -> None:
+    """Restore an average from a plugin's state."""
+    own, given = _by_name(average.module), state["tensors"]
+    if own.keys() != given.keys():
+        odd = ", ".join(sorted(own.keys() ^ given.keys()))
+        raise EngineError(f"EMA: the state to restore is that of another network; they differ in {odd}")
     with torch.no_grad():
-        for mine, yours in zip(_tensors(one), _tensors(other), strict=True):
+        for name, tensor in own.items():
+            tensor.copy_(given[name])
+    average.n_averaged.fill_(state["n_averaged"])
+
+
+def _swap(one: nn.Module, other: nn.Module) -> None:
+    """Exchange the values of two networks; each tensor stays where it is, as optimizers and compiled code expect."""
+    with torch.no_grad():
+        for mine, yours in zip(_tensors_of(one), _tensors_of(other), strict=True):
             kept = mine.clone()
             mine.copy_(yours)
             yours.copy_(kept)

@@ -8,9 +8,8 @@ from typing import Any, Literal
 from torch.utils.data import DataLoader
 
 from heptad import Detour, Plugin, PluginError, Run
-from heptad.errors import kind
-from heptad.step import metrics as evaluation
-from heptad_plugins._options import named, one_of, whole
+from heptad.plugin import Metric, metrics_mistake
+from heptad_plugins._options import one_of, text_of, whole
 
 PLACES = ("after_epoch", "optimizer_update", "after_step")
 
@@ -19,23 +18,23 @@ class Evaluate(Plugin):
     """Records `valid/loss` and `valid/<metric>` over data that the run does not train on.
 
     The evaluation is a state, `evaluate`, and a run of its own: no subscription hears its batches, nothing is shuffled
-    or dropped, no gradient is taken. The modes of all modules, the random generators and the place in the training data
-    are afterwards what they were, so the weights do not depend on it. An interrupt ends it at its next batch; the run
-    pauses in `evaluate`, and the evaluation begins anew when the run goes on.
+    or dropped, no gradient is computed. The modes of all modules, the RNG and the position in the training data are
+    restored, so the weights do not depend on it. If a pause is asked for while it is under way, it ends at its next
+    batch: the run pauses in `evaluate`, and the evaluation begins anew when the run continues.
 
-    Costs a forward pass over the data and about a millisecond beside it. Waits for the device at the end, once a value,
-    and not between batches.
+    Costs a forward pass over the data and about a millisecond more. There is a device sync at the end, once a value,
+    and none between batches.
 
     Args:
         data: A dataset of samples, batched by `RunConfig.batch_size`; or a loader, or any re-iterable of batches.
-        metrics: By name a function `(output, batch) -> tensor`, the mean over the batch or one value a sample, meaned
-            with the weight of each batch; or an object with `update(output, target)`, `compute` and `reset`, such as
-            those of torchmetrics, for batches of `(data, target)`. It is reset before each evaluation.
+        metrics: By name a function `(output, batch) -> tensor`, the mean over the batch or one value a sample, averaged
+            over the batches by their weights; or an object with `update(output, target)`, `compute` and `reset`, such
+            as those of torchmetrics, for batches of `(data, target)`. It is reset before each evaluation.
         at: When: `"after_epoch"` is when an epoch has neither an update nor a batch left, so that all of `after_epoch`
             sees the values; or after the body of `"optimizer_update"` or `"after_step"`.
         every: At each such epoch, update or step whose number is a multiple of this.
         name: What the recorded values begin with, and the plugin's name: give a second one another.
-        on_error: `"detach"` lets it fail without ending the run.
+        on_error: `"detach"`: an exception detaches the plugin, and the run continues.
 
     Raises:
         PluginError: For an option that is none of these; when the run is opened, for the DataLoader that the run
@@ -51,29 +50,27 @@ class Evaluate(Plugin):
     def __init__(
         self,
         data: Any,
-        metrics: Mapping[str, evaluation.Metric] | None = None,
+        metrics: Mapping[str, Metric] | None = None,
         at: Literal["after_epoch", "optimizer_update", "after_step"] = "after_epoch",
         every: int = 1,
         name: str = "valid",
         *,
         on_error: Literal["raise", "detach"] = "raise",
     ) -> None:
-        if not isinstance(name, str) or not name:  # pyright: ignore[reportUnnecessaryIsInstance] - for callers without a type checker
-            raise PluginError(f"Evaluate(name=…) must be a word such as 'valid', got {name!r}")
-        if mistake := _mistake(data):
+        self.name = text_of("Evaluate", "name", name, "a word such as 'valid'")
+        if mistake := _data_mistake(data):
             raise PluginError(f"Evaluate(data=…) {mistake}; pass a dataset, a DataLoader or a list of batches")
         metrics = {} if metrics is None else metrics
-        if mistake := evaluation.metrics_mistake(metrics):
+        if mistake := metrics_mistake(metrics):
             raise PluginError(f"Evaluate(metrics=…): {mistake}")
         self._at = one_of("Evaluate", "at", at, PLACES)
         self._every = whole("Evaluate", "every", every)
         self._data = data
         self._metrics = dict(metrics)
-        self.name = name
         self.on_error = on_error
 
     def detours(self) -> Iterable[Detour]:
-        """Returns the state `evaluate`."""
+        """Return the state `evaluate`."""
         if self._at != "after_epoch":
             return [Detour("evaluate", self._at, lambda run: True, self.evaluate, every=self._every)]
         return [Detour("evaluate", ("after_step", "optimizer_update"), self._epoch_is_over, self.evaluate)]
@@ -97,14 +94,14 @@ class Evaluate(Plugin):
         return not run.update_due and not run.batches_remain and (run.epoch + 1) % self._every == 0
 
 
-def _mistake(data: object) -> str:
-    """Says what makes this no data that can be walked again and again; nothing where it may be such."""
-    what = kind(data)
+def _data_mistake(data: object) -> str:
+    """Return why this cannot be walked again and again; empty where nothing speaks against it."""
+    what = type(data).__name__
     if isinstance(data, Iterator):
-        return f"is {named(what)}, which can be walked once"
+        return f"is an iterator of type {what}, which can be walked once"
     if isinstance(data, type):
         return f"is the class {data.__name__}"
     walked = hasattr(data, "__iter__") or hasattr(data, "__getitem__")
     if not walked or isinstance(data, str | bytes):
-        return "is None" if data is None else f"is {named(what)}"
+        return "is None" if data is None else f"is of type {what}"
     return ""

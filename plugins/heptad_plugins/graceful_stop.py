@@ -14,20 +14,23 @@ REFUSED = ("SIGINT", "SIGKILL", "SIGSTOP")
 
 
 class GracefulStop(Plugin):
-    """Pauses the run when the process is told to end, so that every plugin's `on_pause` can save what there is.
+    """Pauses the run when the process is asked to end, so that every plugin's `on_pause` can save what there is.
 
-    The first signal is an interrupt: the run pauses at the end of the turn, never between the beginning of a step and
-    the end of its update. All plugins are told and closed; then `run()` raises `SystemExit(128 + number)`, which is 143
-    for SIGTERM. A second signal before the run has paused raises it at once, and the run has failed; one that comes
-    while `on_pause` is being called changes nothing. A signal in a run's last turn lets the run finish before that.
+    At the first signal the run pauses at the end of the turn, never between the beginning of a step and the end of its
+    update. `on_pause` of all plugins is called and all are closed; then `run()` raises `SystemExit(128 + number)`,
+    which is 143 for SIGTERM. A second signal before the run has paused raises it at once, and the run has failed; one
+    that comes while `on_pause` is being called changes nothing. After a signal in a run's last turn the run finishes
+    first.
 
-    The handlers stand for the length of `run()`; those before them are put back. (Under `advance()` they stand until
-    the plugins are closed, which is what raises.) Only the main thread can have signal handlers: elsewhere this does
-    nothing but a note in the log. A signal that the process ignores, as under nohup, stays ignored.
+    The handlers are installed for the length of `run()`, and those before them are restored. (Under `advance()` they
+    stay until the plugins are closed, which is what raises.) Only the main thread can have signal handlers: in another
+    thread the plugin does nothing but add a note to the log. A signal that the process ignores, as under nohup, stays
+    ignored.
 
     Args:
         signals: What to listen for. Not SIGINT: Ctrl-C pauses a run without this plugin.
-        exit: False: `run()` returns in place of raising, `Run.paused` is the signal's name, and `run()` goes on.
+        exit: False: `run()` returns in place of raising, `Run.paused` is the signal's name, and another `run()`
+            continues.
 
     Raises:
         PluginError: If `signals` holds something that is no signal, or one that cannot be handled here; if `exit` is
@@ -40,14 +43,14 @@ class GracefulStop(Plugin):
             raise PluginError(f"GracefulStop(signals=…) takes several, such as (signal.SIGTERM,), got {signals!r}")
         if not isinstance(exit, bool):  # pyright: ignore[reportUnnecessaryIsInstance] - as above
             raise PluginError(f"GracefulStop(exit=…) must be True or False, got {exit!r}")
-        self._signals = tuple(dict.fromkeys(_checked(number) for number in signals))
+        self._signals = tuple(dict.fromkeys(_checked_signal(number) for number in signals))
         self._exit = exit
         self._received: signal.Signals | None = None
         self._before: dict[signal.Signals, Any] = {}
         self._run: Run | None = None
 
     def open(self, run: Run) -> None:
-        """Puts the handlers in."""
+        """Install the handlers."""
         if threading.current_thread() is not threading.main_thread():
             run.note("GracefulStop does nothing: the run is not driven by the main thread")
             return
@@ -59,7 +62,7 @@ class GracefulStop(Plugin):
                 signal.signal(number, self._handle)
 
     def close(self, run: Run) -> None:
-        """Puts back the handlers that were there; exits if a signal asked for it."""
+        """Restore the handlers that were there; exit if a signal asked for it."""
         while self._before:
             signal.signal(*self._before.popitem())
         received, self._received, self._run = self._received, None, None
@@ -67,7 +70,7 @@ class GracefulStop(Plugin):
             raise SystemExit(128 + received)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        """Called by Python between two instructions of the main thread, wherever that is."""
+        """Pause the run, or exit. Python calls this between two instructions of the main thread, wherever that is."""
         del frame
         run = self._run
         assert run is not None
@@ -79,7 +82,7 @@ class GracefulStop(Plugin):
             raise SystemExit(128 + number)
 
 
-def _checked(number: signal.Signals | int) -> signal.Signals:
+def _checked_signal(number: signal.Signals | int) -> signal.Signals:
     if type(number) not in (int, signal.Signals) or number not in set(signal.Signals):
         raise PluginError(f"GracefulStop(signals=…) takes signals such as signal.SIGTERM, got {number!r}")
     checked = signal.Signals(number)

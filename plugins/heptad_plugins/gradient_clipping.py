@@ -5,7 +5,6 @@ from __future__ import annotations
 from torch.nn.utils import clip_grad_norm_, clip_grad_value_
 
 from heptad import Plugin, PluginError, Run
-from heptad_plugins._lookup import held_parameters
 from heptad_plugins._options import number
 
 
@@ -13,12 +12,12 @@ class GradientClipping(Plugin):
     """Clips the gradients on entry to `optimizer_update`, where they are those of the whole window.
 
     All parameters that the optimizers hold count together, each once. With `max_norm` the norm before clipping is
-    recorded as `"gradient_norm"`, also for an update that another plugin skips. It stays on its device until it is
-    read: nothing waits for it. The cost is one pass over the gradients, with `max_norm` two.
+    recorded as `"gradient_norm"`, also for an update that another plugin skips; it stays on its device until it is read
+    (no device sync). The cost is one pass over the gradients, with `max_norm` two.
 
     Args:
         max_norm: The 2-norm that all gradients together are scaled down to where theirs is larger; above 0.
-        max_value: Each element of a gradient is moved into [-max_value, max_value]; above 0.
+        max_value: Each element of a gradient is clamped to [-max_value, max_value]; above 0.
 
     Raises:
         PluginError: If not exactly one of the two is given, or it is not a number above 0.
@@ -36,8 +35,8 @@ class GradientClipping(Plugin):
         self._value = None if max_value is None else number("GradientClipping", "max_value", max_value, above=0.0)
 
     def on_enter_optimizer_update(self, run: Run) -> None:
-        """Clips."""
-        parameters = held_parameters(run)
+        """Clip the gradients."""
+        parameters = run.optimized_parameters()
         if self._norm is not None:
             run.record("gradient_norm", clip_grad_norm_(parameters, self._norm))
         elif self._value is not None:

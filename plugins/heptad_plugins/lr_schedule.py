@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 import inspect
+from collections import Counter
 from collections.abc import Callable
 from functools import partial
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from heptad import EngineError, Plugin, PluginError, Run
-from heptad_plugins._lookup import monitored
-from heptad_plugins._options import named, one_of, whole
-from heptad_plugins._plain import from_plain, to_plain
+from heptad.plugin import monitored
+from heptad_plugins._options import one_of, whole
 
 LENGTHS = ("T_max", "total_steps", "total_iters", "total_updates", "max_updates", "max_steps", "num_training_steps")
-"""What a class of schedulers calls the length of the run, where `total_updates` may stand in for it."""
+"""What schedulers call the length of the run: parameters that `total_updates` may be given to."""
 
 Build = Callable[[Optimizer, int], LRScheduler] | Callable[[Optimizer], LRScheduler]
 
@@ -69,7 +69,7 @@ class LRSchedule(Plugin):
         self._interval: Literal["update", "epoch"] = interval
         self._monitor = monitor
         self._sized = True
-        self._begin()
+        self._forget()
         if isinstance(scheduler, LRScheduler):
             _check_monitor(scheduler, monitor, PluginError)
         elif isinstance(scheduler, type):
@@ -86,43 +86,40 @@ class LRSchedule(Plugin):
                 f"got {scheduler!r}"
             )
 
-    def _begin(self) -> None:
-        """Forgets the run before."""
+    def _forget(self) -> None:
         self._scheduler: LRScheduler | None = None
         self._total: int | None = None
         self._moved_at = 0
         self._restored: dict[str, Any] | None = None
 
-    def open(self, run: Run) -> None:
-        """Begins anew where the run does."""
-        if run.state == "idle":
-            self._begin()
+    def on_begin(self, run: Run) -> None:
+        """Forget the scheduler that was built for an earlier run."""
+        self._forget()
 
     def on_exit_before_loop(self, run: Run) -> None:
-        """Builds the scheduler, now that there is an optimizer."""
+        """Build the scheduler, now that there is an optimizer."""
         if run.total_updates != 0:  # a run without updates has nothing to schedule, and no length to divide by
             self._ready(run)
 
     def on_exit_optimizer_update(self, run: Run) -> None:
-        """Records the rate of this update, then moves on to that of the next."""
+        """Record the rate of this update, then move on to that of the next."""
         if self._interval == "update":
             self._move(run)
 
     def on_exit_after_epoch(self, run: Run) -> None:
-        """Records the rate of this epoch, then moves on to that of the next."""
+        """Record the rate of this epoch, then move on to that of the next."""
         if self._interval == "epoch":
             self._move(run)
 
     def state_dict(self) -> dict[str, Any]:
-        """Returns the scheduler's state, what it was sized by, and the update at which it last moved."""
+        """Return the scheduler's state, the length it was built with, and the update at which it last moved."""
         if self._scheduler is None:
             return self._restored or {}
-        scheduler = to_plain(self._scheduler.state_dict())
+        scheduler = self._scheduler.state_dict()
         return {"scheduler": scheduler, "total_updates": self._total, "moved_at": self._moved_at}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Keeps the state until there is a scheduler to take it."""
-        self._begin()
+        """Keep the state until there is a scheduler to restore it to."""
         self._restored = state or None
         self._moved_at = state.get("moved_at", 0)
         self._total = state.get("total_updates")
@@ -137,24 +134,24 @@ class LRSchedule(Plugin):
             if optimizer is scheduler.optimizer:
                 run.record("lr" if len(groups) == 1 else f"lr/{number}", group["lr"])
         if isinstance(scheduler, ReduceLROnPlateau):
-            scheduler.step(monitored("LRSchedule", run, self._monitor or "", self._interval))
+            scheduler.step(monitored(run, self._monitor or "", "LRSchedule", self._interval))
         else:
             scheduler.step()
 
     def _ready(self, run: Run) -> LRScheduler:
-        """Returns the scheduler: built when first asked for, and brought to where a checkpoint left it."""
+        """Return the scheduler: built when first asked for, and restored from a checkpoint."""
         state, self._restored = self._restored, None
         if self._scheduler is None:
             groups = [group for optimizer in run.optimizers for group in optimizer.param_groups]
-            kept = [_copied(group) for group in groups]
+            kept = [_options_of(group) for group in groups]
             self._scheduler = self._build(run)
-            if state is not None:  # a new scheduler begins with writing its first rate over the one of the checkpoint
+            if state is not None:  # its constructor has written its first rate over that of the checkpoint
                 for group, options in zip(groups, kept, strict=True):
                     group.update(options)
         if state is not None:
-            # torch warns of a step before the optimizer's; after a restart it cannot know of those that were made
+            # torch warns if a scheduler steps before its optimizer; it cannot know of the steps before the restart
             self._scheduler.optimizer.__dict__["_opt_called"] = True
-            self._scheduler.load_state_dict(from_plain(state["scheduler"]))
+            self._scheduler.load_state_dict(_from_format_1(state["scheduler"]))
         return self._scheduler
 
     def _build(self, run: Run) -> LRScheduler:
@@ -185,12 +182,12 @@ class LRSchedule(Plugin):
 
 
 def _takes_length(function: Callable[..., object]) -> bool:
-    """Tells whether a function takes (optimizer, total_updates) or the optimizer alone."""
+    """Return whether a function takes (optimizer, total_updates), or the optimizer alone."""
     try:
         signature = inspect.signature(function)
     except ValueError:
         return True  # some callables of C have no signature; calling is the test then
-    for arguments in ((None,), (None, 1)):  # what has a default is the user's, and not our length
+    for arguments in ((None,), (None, 1)):  # the shorter one first: a second parameter with a default is the user's
         try:
             bound = signature.bind(*arguments)
         except TypeError:
@@ -204,7 +201,7 @@ def _takes_length(function: Callable[..., object]) -> bool:
 
 
 def _check_second(function: Callable[..., object], name: str) -> None:
-    """Refuses the partial of a class that would take the length of the run for something else, such as its gamma."""
+    """Refuse the partial of a class that would take the length of the run for something else, such as its gamma."""
     if isinstance(function, partial) and isinstance(function.func, type) and name not in LENGTHS:
         made = function.func.__name__
         raise PluginError(
@@ -217,11 +214,25 @@ def _check_monitor(scheduler: LRScheduler, monitor: str | None, error: type[Engi
     if isinstance(scheduler, ReduceLROnPlateau) == (monitor is None):
         raise error(
             "LRSchedule(monitor=…) names the recorded value that ReduceLROnPlateau looks at, no other scheduler does: "
-            f"got monitor={monitor!r} with {named(type(scheduler).__name__)}"
+            f"got monitor={monitor!r} with {type(scheduler).__name__}"
         )
 
 
-def _copied(group: dict[str, Any]) -> dict[str, Any]:
-    """Returns a parameter group's options; a rate that is a tensor is written in place, so it is copied."""
+def _options_of(group: dict[str, Any]) -> dict[str, Any]:
+    """Return a parameter group's options; a rate that is a tensor is written in place, so it is copied."""
     options = {name: value for name, value in group.items() if name != "params"}
     return {name: value.clone() if isinstance(value, Tensor) else value for name, value in options.items()}
+
+
+def _from_format_1(value: Any) -> Any:
+    """Return a scheduler's state as it was; checkpoints of older versions hold tuples and dicts as tagged lists."""
+    if isinstance(value, list):
+        return [_from_format_1(item) for item in cast("list[Any]", value)]
+    if isinstance(value, dict) and len(tagged := cast("dict[str, list[Any]]", value)) == 1:
+        ((tag, items),) = tagged.items()
+        if tag == "tuple":
+            return tuple(_from_format_1(item) for item in items)
+        if tag in ("dict", "Counter"):
+            pairs: dict[Any, Any] = {key: _from_format_1(item) for key, item in items}
+            return Counter(pairs) if tag == "Counter" else pairs
+    return cast("Any", value)

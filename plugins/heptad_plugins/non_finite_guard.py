@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from heptad import Plugin, Run
-from heptad_plugins._lookup import held_parameters
+from heptad.plugin import Filter
 from heptad_plugins._options import one_of, whole
 
 IN_A_ROW = 100
@@ -19,14 +19,13 @@ IN_A_ROW = 100
 class NonFiniteGuard(Plugin):
     """Checks loss and gradients for NaN and infinity on entry to `optimizer_update`.
 
-    The loss is that of the window's last step, the gradients those that are about to be applied, of all parameters that
-    the optimizers hold. What the forward pass itself wrote, such as the statistics of a batch norm, is not undone.
+    The loss is that of the window's last step, the gradients are those about to be applied, of all parameters that the
+    optimizers hold. What the forward pass itself wrote, such as the statistics of a batch norm, is not undone.
 
-    The cost of a check is one pass over the gradients (their norms, fused), and it waits for the device once; where a
-    norm is not finite, because of what is looked for or because large numbers overflow in it, a second pass looks at
-    each number, and waits for each gradient. There is no delay: an update that is checked never reaches the weights.
-    With `every=n` up to n - 1 updates go by between two checks; a NaN among them is found at the next check, when it is
-    in the weights.
+    A check costs one pass over the gradients (their norms, fused) and one device sync. Only if a norm is not finite,
+    because of a NaN or because large numbers overflow in it, a second pass looks at each number, with a sync for each
+    gradient. There is no delay: an update that is checked never reaches the weights. With `every=n` up to n - 1 updates
+    pass between two checks; a NaN in one of them is found at the next check, when it is in the weights.
 
     Args:
         action: `"stop"` skips the update and ends the run in order; `"skip"` skips the update, and raises at the
@@ -42,38 +41,34 @@ class NonFiniteGuard(Plugin):
     def __init__(self, action: Literal["stop", "skip", "raise"] = "stop", every: int = 1) -> None:
         self._action = one_of("NonFiniteGuard", "action", action, ("stop", "skip", "raise"))
         self._every = whole("NonFiniteGuard", "every", every)
-        self._begin()
+        self._forget()
 
-    def _begin(self) -> None:
-        """Forgets the run before."""
-        self._count = 0
+    def _forget(self) -> None:
+        self._filter = Filter(self._every)
+        self._update_due = self._filter.gate(self._check)
         self._skipped = 0  # checks in a row that had to skip
 
-    def open(self, run: Run) -> None:
-        """Begins anew where the run does."""
-        if run.state == "idle":
-            self._begin()
+    def on_begin(self, run: Run) -> None:
+        """Forget the counts of an earlier run."""
+        self._forget()
 
     def on_enter_optimizer_update(self, run: Run) -> None:
-        """Checks, where a check is due."""
-        self._count += 1
-        if self._count % self._every:
-            return
-        if not all(map(math.isfinite, _sizes(run))) and (found := _not_finite(run)):
-            self._act(run, found)
-        else:
-            self._skipped = 0
+        """Check, if a check is due."""
+        self._update_due(run)
 
     def state_dict(self) -> dict[str, Any]:
-        """Returns how often an update was due, and how many were skipped in a row."""
-        return {"count": self._count, "skipped": self._skipped}
+        """Return how many updates were counted for `every`, and how many were skipped in a row."""
+        return {"count": self._filter.state()[0], "skipped": self._skipped}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Takes them back."""
-        self._count = state["count"]
+        """Restore both."""
+        self._filter.restore(state["count"])
         self._skipped = state.get("skipped", 0)  # a checkpoint of an older version has none
 
-    def _act(self, run: Run, found: list[str]) -> None:
+    def _check(self, run: Run) -> None:
+        if all(map(math.isfinite, _sizes(run))) or not (found := _not_finite(run)):
+            self._skipped = 0
+            return
         reason = f"NonFiniteGuard: not finite in update {run.update}: {', '.join(found)}"
         self._skipped += 1
         if self._action == "raise":
@@ -88,10 +83,10 @@ class NonFiniteGuard(Plugin):
 
 
 def _sizes(run: Run) -> list[float]:
-    """Returns the loss and the norm of each gradient, finite only if all numbers are; waits for the device."""
+    """Return the loss and the norm of each gradient, finite only if all numbers are (one device sync)."""
     loss = run.loss
     found = [] if loss is None else [loss]
-    grads = [parameter.grad for parameter in held_parameters(run)]
+    grads = [parameter.grad for parameter in run.optimized_parameters()]
     if gradients := [values for grad in grads if grad is not None and (values := _values(grad)).numel()]:
         # what get_total_norm calls as well, at a third of its cost; the largest magnitudes, which cannot overflow, take
         # sixteen times as long on a CPU
@@ -102,11 +97,11 @@ def _sizes(run: Run) -> list[float]:
 
 
 def _not_finite(run: Run) -> list[str]:
-    """Names the loss and the gradients that are not finite; the first few of these."""
+    """Return the names of the loss and the first few gradients that are not finite."""
     names = {id(parameter): f"gradient of {name}" for name, parameter in run.network.named_parameters()}
     found = [
         names.get(id(parameter), f"gradient of a parameter of shape {tuple(parameter.shape)} outside of the network")
-        for parameter in held_parameters(run)
+        for parameter in run.optimized_parameters()
         if parameter.grad is not None and not torch.isfinite(_values(parameter.grad)).all()
     ]
     rest = len(found) - 5
@@ -116,5 +111,5 @@ def _not_finite(run: Run) -> list[str]:
 
 
 def _values(gradient: Tensor) -> Tensor:
-    """Returns the numbers that a gradient holds; of a sparse one those that are stored."""
+    """Return the numbers that a gradient holds; of a sparse one those that are stored."""
     return gradient._values() if gradient.is_sparse else gradient

@@ -16,22 +16,22 @@ if TYPE_CHECKING:
 REDRAW = 0.25
 """Seconds between two drawings of the bar, at least."""
 
-OF_BYTES = (io.RawIOBase, io.BufferedIOBase)
-"""What files are that take bytes, and no text."""
+BINARY = (io.RawIOBase, io.BufferedIOBase)
+"""Classes of files that take bytes and no text."""
 
 
 class Progress(Plugin):
     """Shows epoch and run, loss, steps per second and the time left.
 
-    In a terminal a bar is redrawn four times a second at most; reading the loss waits for the device then, and when a
-    line is written. A line is written after each epoch, in a terminal or not. `loss` is that of the newest step, and no
-    mean over the epoch. The rate of a line is that of its epoch; that of the bar is counted from the end of the first
-    step on, so that starting up is not in it.
+    In a terminal a bar is redrawn four times a second at most. A line is written after each epoch, in a terminal or
+    not. Both read the loss, which is a device sync. `loss` is that of the newest step, not a mean over the epoch. The
+    rate of a line is that of its epoch; that of the bar is counted from the end of the first step on, so that starting
+    up is not in it.
 
     Args:
         file: Where to write, an open text file; by default the standard error stream, so that a program's output stays
             its own.
-        on_error: `"detach"` lets it fail without ending the run.
+        on_error: `"detach"`: an exception detaches the plugin, and the run continues.
 
     Raises:
         PluginError: If `file` is no open text file.
@@ -45,7 +45,7 @@ class Progress(Plugin):
             from rich.console import Console
         except ImportError as error:
             raise ImportError("Progress needs rich: pip install 'heptad[rich]'") from error
-        if file is not None and (isinstance(file, OF_BYTES) or not callable(getattr(file, "write", None))):
+        if file is not None and (isinstance(file, BINARY) or not callable(getattr(file, "write", None))):
             raise PluginError(
                 "Progress(file=…) must be an open text file, such as sys.stdout or open('progress.txt', 'w'), "
                 f"got {file!r}"
@@ -55,34 +55,34 @@ class Progress(Plugin):
         self._bar: Bar | None = None
         self._task: TaskID | None = None
         self._began: tuple[float, int] | None = None
-        """When the first step was complete that was seen, and how many steps were then."""
+        """The time at the end of the first step since `open`, and how many steps were complete then."""
         self._epoch_began = (0.0, 0)
         self._drawn = 0.0
 
     def open(self, run: Run) -> None:
-        """Starts the clock, and the bar where there is a terminal."""
+        """Start the clock, and in a terminal the bar."""
         self._began, self._epoch_began = None, (monotonic(), run.step)
         if self._console.is_terminal:
             from rich.progress import BarColumn, TextColumn
             from rich.progress import Progress as Bar
 
-            columns = TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[told]}")
+            columns = TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[figures]}")
             self._bar = Bar(*columns, console=self._console, auto_refresh=False, transient=True)
-            self._task = self._bar.add_task("starting", total=run.total_updates, told="")
+            self._task = self._bar.add_task("starting", total=run.total_updates, figures="")
             self._bar.start()
 
     def close(self, run: Run) -> None:
-        """Takes the bar down, so that whatever is printed next stands on a line of its own."""
+        """Remove the bar, so that whatever is printed next stands on a line of its own."""
         if self._bar is not None:
             self._bar.stop()
         self._bar = None
 
     def on_enter_before_epoch(self, run: Run) -> None:
-        """Notes where the epoch begins."""
+        """Remember where the epoch begins."""
         self._epoch_began = (monotonic(), run.step)
 
     def on_exit_after_step(self, run: Run) -> None:
-        """Redraws the bar if the last time is long enough ago."""
+        """Redraw the bar if the last drawing is long enough ago."""
         if self._bar is None or self._task is None:
             return
         now = monotonic()
@@ -95,39 +95,42 @@ class Progress(Plugin):
             self._task,
             total=run.total_updates,
             completed=run.update,
-            description=self._place(run),
-            told=self._in_the_bar(run, self._began, now),
+            description=_step_of_epoch(run),
+            figures=_bar_figures(run, self._began, now),
             refresh=True,
         )
 
     @on_exit("after_epoch")
     def write_line(self, run: Run) -> None:
-        """Writes the line of the epoch that is now complete."""
+        """Write the line of the epoch that is now complete."""
         now = monotonic()
-        told = f"{_loss(run)}{_rate(run, self._epoch_began, now)}"
-        line = f"epoch {run.epoch}{self._of(run)}  {told}  {_clock(now - self._epoch_began[0])}"
+        figures = f"{_loss(run)}{_rate(run, self._epoch_began, now)}"
+        line = f"epoch {run.epoch}{_of_epochs(run)}  {figures}  {_duration(now - self._epoch_began[0])}"
         others = {name: value for name, value in run.metrics.items() if name != "loss"}  # which stands there already
         metrics = "".join(f"  {name} {value:.4g}" for name, value in others.items())
         self._console.print(line + metrics, highlight=False, soft_wrap=True)
 
-    def _place(self, run: Run) -> str:
-        of = f"/{run.steps_per_epoch}" if run.steps_per_epoch else ""
-        return f"epoch {run.epoch + 1}{self._of(run)} step {run.batch_index}{of}"
 
-    def _of(self, run: Run) -> str:
-        return "" if run.config.epochs is None else f"/{run.config.epochs}"
+def _step_of_epoch(run: Run) -> str:
+    of = f"/{run.steps_per_epoch}" if run.steps_per_epoch else ""
+    return f"epoch {run.epoch + 1}{_of_epochs(run)} step {run.batch_index}{of}"
 
-    def _in_the_bar(self, run: Run, since: tuple[float, int], now: float) -> str:
-        """Returns loss, rate and the time that the rest will take at that; what cannot be known yet is left out."""
-        began, step = since
-        total, done = run.total_updates, run.step - step
-        if not done:
-            return _loss(run).rstrip()
-        told = f"{_loss(run)}{_rate(run, since, now)}"
-        if not total or not run.update:
-            return told
-        steps_left = (total - run.update) * run.accumulation
-        return f"{told}  {_clock(steps_left * (now - began) / done)} left"
+
+def _of_epochs(run: Run) -> str:
+    return "" if run.config.epochs is None else f"/{run.config.epochs}"
+
+
+def _bar_figures(run: Run, since: tuple[float, int], now: float) -> str:
+    """Return loss, rate and the time that the rest takes at that rate; what cannot be known yet is left out."""
+    began, step = since
+    total, done = run.total_updates, run.step - step
+    if not done:
+        return _loss(run).rstrip()
+    figures = f"{_loss(run)}{_rate(run, since, now)}"
+    if not total or not run.update:
+        return figures
+    steps_left = (total - run.update) * run.accumulation
+    return f"{figures}  {_duration(steps_left * (now - began) / done)} left"
 
 
 def _loss(run: Run) -> str:
@@ -139,7 +142,7 @@ def _rate(run: Run, since: tuple[float, int], now: float) -> str:
     return f"{(run.step - step) / max(now - began, 1e-9):,.0f} steps/s"
 
 
-def _clock(seconds: float) -> str:
+def _duration(seconds: float) -> str:
     if seconds < 60:
         return f"{seconds:.1f} s"
     minutes, rest = divmod(round(seconds), 60)

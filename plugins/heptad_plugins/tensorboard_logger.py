@@ -16,22 +16,22 @@ if TYPE_CHECKING:
 class TensorBoardLogger(Plugin):
     """Writes scalars to a directory that TensorBoard reads, each at the number of complete updates.
 
-    All recorded values under their names; `loss`, the loss of the newest step, and `lr`, the learning rate that the
-    update was made with, of several parameter groups `lr/0`, `lr/1`, … over all optimizers, unless somebody recorded
-    these names since the update before; and after each epoch `time/<state>`, the share of time that the run spent in
-    each state since the time before, paused time left out: together 1. (Where the log has let go of its beginning, they
-    are the shares over what it keeps.) TensorBoard keeps values in single precision.
+    All recorded values under their names; `loss`, the loss of the newest step, and `lr`, the learning rate of the
+    update, or `lr/0`, `lr/1`, … of several parameter groups over all optimizers, unless somebody recorded these names
+    since the update before; and after each epoch `time/<state>`, the share of time that the run spent in each state
+    since the last such point, paused time left out: together 1. (If the log has dropped its beginning, they are the
+    shares over what it keeps.) TensorBoard keeps values in single precision.
 
-    What is there on exit of `after_epoch` and when `run()` returns is on disk then. A run that goes on adds to the
-    directory; one that was resumed hides what the run before it wrote for later updates.
+    What was written is on disk on exit of `after_epoch` and when `run()` returns. A run that continues adds to the
+    directory; a resumed one hides what the run before it wrote for later updates.
 
     Costs about 0.1 ms a value, and after each epoch about 1 µs for each transition that the log keeps. Reading the loss
-    and values that are on a device waits for it: every `every` updates, and where there are such values.
+    and values that are on a device is a device sync: every `every` updates, and where there are such values.
 
     Args:
         directory: Where the event files go; it is made.
         every: Updates between two of the loss and the learning rates.
-        on_error: `"detach"` lets it fail without ending the run.
+        on_error: `"detach"`: an exception detaches the plugin, and the run continues.
 
     Raises:
         PluginError: If `every` is not a whole number from 1 on, or `directory` is no path or that of a file; when the
@@ -59,23 +59,24 @@ class TensorBoardLogger(Plugin):
         self._directory = str(directory_of("TensorBoardLogger", "directory", directory))
         self._every = whole("TensorBoardLogger", "every", every)
         self._writer: SummaryWriter | None = None
-        self._begin()
+        self._forget()
 
-    def _begin(self) -> None:
-        """Forgets the run before."""
+    def _forget(self) -> None:
         self._opened = False
         self._seen = 0
         self._rates: dict[str, float] = {}
         self._spent: Mapping[str, int] = {}
 
+    def on_begin(self, run: Run) -> None:
+        """Forget an earlier run."""
+        self._forget()
+
     def open(self, run: Run) -> None:
-        """Opens a file of events.
+        """Open a file of events.
 
         Raises:
             PluginError: If it cannot be made.
         """
-        if run.state == "idle":
-            self._begin()
         resumed = run.step > 0 and not self._opened
         try:
             self._writer = self._build(self._directory, purge_step=run.update + 1 if resumed else None)
@@ -87,7 +88,7 @@ class TensorBoardLogger(Plugin):
         self._opened = True
 
     def close(self, run: Run) -> None:
-        """Writes what is left and closes the file."""
+        """Write what is left and close the file."""
         if self._writer is not None:
             try:
                 self._write(run)
@@ -96,25 +97,23 @@ class TensorBoardLogger(Plugin):
                 self._writer = None
 
     def on_enter_optimizer_update(self, run: Run) -> None:
-        """Reads the learning rates; after the update they may be those of the next one."""
+        """Read the learning rates; after the update they may be those of the next one."""
         if (run.update + 1) % self._every == 0:
-            groups = [group for optimizer in run.optimizers for group in optimizer.param_groups]
-            names = ["lr"] if len(groups) == 1 else [f"lr/{number}" for number in range(len(groups))]
-            self._rates = {name: float(group["lr"]) for name, group in zip(names, groups, strict=True)}
+            self._rates = {name: float(rate) for name, rate in run.learning_rates().items()}
 
     def on_exit_optimizer_update(self, run: Run) -> None:
-        """Writes the values since the last time, the loss and the learning rates."""
+        """Write the values since the last time, the loss and the learning rates."""
         scalars: dict[str, float] = {}
         if run.update % self._every == 0 and not run.update_skipped:
             scalars = dict(self._rates) if run.loss is None else {"loss": run.loss.item(), **self._rates}
         self._write(run, scalars)
 
     def on_exit_evaluate(self, run: Run) -> None:
-        """Writes the values since the last time."""
+        """Write the values since the last time."""
         self._write(run)
 
     def on_exit_after_epoch(self, run: Run) -> None:
-        """Writes the values since the last time and the shares of time, and lets all of it reach the disk."""
+        """Write the values since the last time and the shares of time, and flush the file to disk."""
         spent = {state: stay.total_ns for state, stay in run.log.durations().items()}
         before: Mapping[str, int] = {} if len(run.log) and run.log[0].seq else self._spent
         since = {state: total - before.get(state, 0) for state, total in spent.items()}
@@ -125,12 +124,11 @@ class TensorBoardLogger(Plugin):
             self._writer.flush()
 
     def state_dict(self) -> dict[str, Any]:
-        """Returns how many recorded values were taken, so that a resumed run writes none of them again."""
+        """Return how many recorded values were written, so that a resumed run writes none of them again."""
         return {"seen": self._seen}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Goes on from there."""
-        self._begin()
+        """Restore that number."""
         self._seen = state["seen"]
 
     def _write(self, run: Run, scalars: Mapping[str, float] | None = None) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Literal
 
 from heptad import Plugin, Run, on_exit
 from heptad_plugins._options import whole
@@ -12,18 +12,19 @@ from heptad_plugins._stopwatch import Stopwatch
 class Throughput(Plugin):
     """Records on exit of `after_epoch` how fast the epoch went.
 
-    `steps_per_second`, `samples_per_second` and `updates_per_second` are over all that happens between entry to
-    `before_epoch` and exit of `after_epoch`, evaluations and checkpoints too. `data_wait_share` is the part of that
-    time, from 0 to 1, spent where the data are waited for: in `before_epoch` and `before_step`, and where their length
-    is unknown between two states, where one batch is read ahead. Time in which the run is paused is left out (driven by
-    `advance()`, the pauses between turns are not).
+    `steps_per_second`, `samples_per_second` and `updates_per_second` are taken over all that happens between entry to
+    `before_epoch` and exit of `after_epoch`, evaluations and checkpoints included. `data_wait_share` is the share of
+    that time, from 0 to 1, spent where the run waits for data: in `before_epoch` and `before_step`, and
+    between two states if the length of the data is unknown, so that a batch is read ahead there. Time in which the run
+    is paused is left out (driven by `advance()`, the pauses between turns are not). A resumed run is measured from
+    where it continues.
 
-    Costs four calls a step. Waits for no device: where work is queued on one, the time in which it is done counts for
+    Costs four calls a step (no device sync): where work is queued on a device, the time in which it is done counts for
     whatever waits for it next.
 
     Args:
-        every: Epochs between two records; the figures are over all of these.
-        on_error: `"detach"` lets it fail without ending the run.
+        every: Epochs between two records; the figures are taken over all of these.
+        on_error: `"detach"`: an exception detaches the plugin, and the run continues.
 
     Raises:
         PluginError: If `every` is not a whole number from 1 on.
@@ -41,32 +42,30 @@ class Throughput(Plugin):
         """Steps, samples and updates that were complete when measuring began; `None` between two spans."""
         self._read_before = 0.0
 
+    def on_begin(self, run: Run) -> None:
+        """Forget the span of an earlier run."""
+        self._began = None
+
     def open(self, run: Run) -> None:
-        """Lets the clocks go on; in a run that was resumed in mid-epoch, measuring begins here."""
-        if run.state == "idle":
-            self._began = None
+        """Start the clocks; in a run that was resumed in mid-epoch, measuring begins here."""
         if run.step and self._began is None:
-            self._begin(run)
+            self._measure(run)
         if self._began is not None:
             self._all.start()
         if run.state in ("before_epoch", "before_step"):
             self._waiting.start()
 
     def on_pause(self, run: Run) -> None:
-        """Halts the clocks: what other plugins do now is paused time."""
+        """Stop the clocks: what other plugins do now is paused time."""
         self._all.stop()
         self._waiting.stop()
 
     close = on_pause
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Forgets the run before: a run that was resumed is measured from where it goes on."""
-        self._began = None
-
     def on_enter_before_epoch(self, run: Run) -> None:
-        """Begins to measure, unless the span holds steps of an epoch before this one. Waiting begins."""
+        """Begin to measure, unless the span holds steps of an epoch before this one. Waiting begins."""
         if self._began is None or self._began[0] == run.step:
-            self._begin(run)
+            self._measure(run)
         self._waiting.start()
 
     @on_exit("before_epoch")
@@ -80,7 +79,7 @@ class Throughput(Plugin):
         self._waiting.start()
 
     def on_exit_after_epoch(self, run: Run) -> None:
-        """Records the figures, at an epoch whose number is a multiple of `every`."""
+        """Record the figures, at an epoch whose number is a multiple of `every`."""
         if self._began is None or run.epoch % self._every:
             return
         seconds = max(self._all.read(), 1e-9)
@@ -91,7 +90,8 @@ class Throughput(Plugin):
         run.record("data_wait_share", waited / seconds)
         self._began = None
 
-    def _begin(self, run: Run) -> None:
+    def _measure(self, run: Run) -> None:
+        """Begin a span."""
         self._began = (run.step, run.samples, run.update)
         self._read_before = run.reading_seconds
         self._all.put(0.0)

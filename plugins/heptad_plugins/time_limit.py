@@ -1,4 +1,4 @@
-"""`TimeLimit` changes the run: ends or pauses it once it has been driven for so many seconds."""
+"""`TimeLimit` changes the run: it ends or pauses it once it has been driven for so many seconds."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ class TimeLimit(Plugin):
 
     The clock is read on exit of `after_step`, `optimizer_update` and `evaluate`, so the limit is kept to within a step
     or an evaluation. Time in which the run is paused does not count (driven by `advance()`, the pauses between turns
-    do). What was used is part of the plugin's state: a resumed run has what is left.
+    do). The time used is part of the plugin's state: a resumed run has what is left.
 
     Args:
         seconds: Seconds that the run may be driven for.
-        action: `"stop"` ends the run in order when the open window closes. `"pause"` pauses it; every time that it
-            goes on, now or from a checkpoint taken there, it has the full time again.
+        action: `"stop"` ends the run in order when the open window closes. `"pause"` pauses it; each time that the run
+            continues, in this process or from a checkpoint taken there, it has the full time again.
 
     Raises:
         PluginError: If `seconds` is not a number above 0, or `action` is another word.
     """
 
-    observes = True  # it decides how far a run is driven, and no step of it: one that is resumed may do without
+    observes = True  # it decides how far a run is driven, and no step of it: a resumed run may do without
 
     runs_before = ("Checkpoint",)
 
@@ -33,29 +33,27 @@ class TimeLimit(Plugin):
         self._seconds = number("TimeLimit", "seconds", seconds, above=0)
         self._action = one_of("TimeLimit", "action", action, ("stop", "pause"))
         self._watch = Stopwatch()
-        self._begin()
+        self._stopped = False
 
-    def _begin(self) -> None:
-        """Forgets the run before."""
+    def on_begin(self, run: Run) -> None:
+        """Forget the time that an earlier run used."""
         self._watch.put(0.0)
         self._stopped = False
 
     def open(self, run: Run) -> None:
-        """Begins anew where the run does, and lets the clock go on."""
-        if run.state == "idle":
-            self._begin()
+        """Start the clock."""
         self._watch.start()
 
     def on_pause(self, run: Run) -> None:
-        """Halts the clock; saving a checkpoint is paused time."""
+        """Stop the clock: saving a checkpoint is paused time."""
         self._watch.stop()
 
     def close(self, run: Run) -> None:
-        """Halts the clock."""
+        """Stop the clock."""
         self._watch.stop()
 
     def on_exit_after_step(self, run: Run) -> None:
-        """Looks at the clock, and acts once the time is up."""
+        """Read the clock, and act once the time is up."""
         if self._stopped or (spent := self._watch.read()) < self._seconds:
             return
         reason = f"TimeLimit: the run was driven for {spent:.4g} s of {self._seconds:g} s"
@@ -63,7 +61,7 @@ class TimeLimit(Plugin):
             self._stopped = True
             run.stop(reason)
         else:
-            self._watch.stop()  # until the run goes on: the way to where it pauses is not taken from the next time
+            self._watch.stop()  # until it is opened again: the turns until the pause do not count for the next time
             self._watch.put(0.0)
             run.pause(reason)
 
@@ -71,10 +69,10 @@ class TimeLimit(Plugin):
     on_exit_evaluate = on_exit_after_step
 
     def state_dict(self) -> dict[str, Any]:
-        """Returns the seconds used, and whether the run was stopped for it."""
+        """Return the seconds used, and whether the run was stopped for it."""
         return {"seconds": self._watch.read(), "stopped": self._stopped}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Goes on from there."""
+        """Restore both."""
         self._watch.put(state["seconds"])
         self._stopped = state["stopped"]

@@ -25,7 +25,8 @@ from torch.optim.lr_scheduler import StepLR
 import heptad_plugins
 from builders import CLASSES, FEATURES, Planned, Side, batches
 from heptad import CheckpointError, Components, Detour, Engine, Plugin, PluginError, Run, RunConfig
-from heptad.plugin.manager import PluginManager, ordered
+from heptad.plugin.manager import PluginManager
+from heptad.plugin.order import ordered
 from heptad.testing import check_plugin
 from heptad_plugins import (
     EMA,

@@ -10,7 +10,7 @@ from heptad import Components, Detour, Engine, EngineError, Plugin, PluginError,
 from heptad.testing import check_plugin
 from heptad_plugins.ema import EMA
 from heptad_plugins.evaluate import Evaluate
-from rebirth import Reborn, through_json
+from rebirth import Reborn, through_checkpoint
 
 
 def normed_network():
@@ -321,7 +321,7 @@ def test_its_state_holds_all_tensors_and_the_count():
     """Those too that a network's own state_dict leaves out."""
     engine = small_engine(5, [plugin := EMA(0.9)], network=normed_network())
     engine.run()
-    state = through_json(plugin.state_dict())
+    state = through_checkpoint(plugin.state_dict())
     assert state["n_averaged"] == 5
     assert same(state["tensors"], tensors(plugin.network))
     assert "scale" in state["tensors"]
@@ -338,19 +338,29 @@ def test_the_state_of_another_network_is_an_error():
 
 
 def test_the_network_of_a_second_run_is_another_one():
-    """That of the first stays what it was, for whoever has it; until the second is copied there is none."""
+    """That of the first stays what it was, for whoever has it."""
     plugin = EMA(0.9)
     small_engine(5, [plugin], network=normed_network()).run()
     first, held = plugin.network, weights(plugin.network)
-    engine = small_engine(3, [plugin], network=small_network())
-    there = []
-    engine.on_enter("before_loop")(lambda run: there.append(hasattr(plugin, "network")))
-    engine.run()
-    assert there == [False]
+    small_engine(3, [plugin], network=small_network()).run()
     assert plugin.network is not first
     assert equal(weights(first), held)
     small_engine(3, [fresh := EMA(0.9)], network=small_network()).run()
     assert equal(weights(plugin.network), weights(fresh.network))
+
+
+def test_there_is_no_averaged_network_before_the_network_is_copied():
+    """Also where an earlier run had one."""
+    plugin = EMA(0.9)
+    small_engine(1, [plugin]).run()
+    engine = small_engine(1, [plugin])
+
+    @engine.on_enter("before_loop")
+    def look(run: Run) -> None:
+        with pytest.raises(EngineError, match=r"EMA\.network exists from the exit of before_loop on"):
+            _ = plugin.network
+
+    engine.run()
 
 
 @pytest.mark.parametrize("decay", [1.0, 1.5, -0.1, float("nan"), "0.9", True, None])

@@ -1,6 +1,8 @@
 """`LRSchedule`: torch's schedules, sized by the run, standing still where no update is made."""
 
+from collections import Counter
 from functools import partial
+from typing import Any
 
 import pytest
 import torch
@@ -12,7 +14,7 @@ from heptad import Components, Engine, EngineError, Plugin, PluginError, RunConf
 from heptad.step.optimizers import Optimizers
 from heptad.testing import check_plugin
 from heptad_plugins.evaluate import Evaluate
-from heptad_plugins.lr_schedule import LRSchedule
+from heptad_plugins.lr_schedule import LRSchedule, _from_format_1
 from rebirth import Reborn
 
 
@@ -252,8 +254,8 @@ def exponential():
         (lambda: {"scheduler": lambda: None}, r"calls its function as \(optimizer, total_updates\)"),
         (lambda: {"scheduler": lambda one, two, three: None}, r"or with the optimizer alone; got \(one, two, three\)"),
         (lambda: {"scheduler": one_cycle, "interval": "step"}, "interval"),
-        (lambda: {"scheduler": plateau()}, "monitor=None with a ReduceLROnPlateau"),
-        (lambda: {"scheduler": exponential(), "monitor": "loss"}, "monitor='loss' with an ExponentialLR"),
+        (lambda: {"scheduler": plateau()}, "monitor=None with ReduceLROnPlateau"),
+        (lambda: {"scheduler": exponential(), "monitor": "loss"}, "monitor='loss' with ExponentialLR"),
         (
             lambda: {"scheduler": schedulers.ExponentialLR},
             r"the class ExponentialLR, .* LRSchedule\(lambda optimizer: ExponentialLR\(optimizer, …\)\)",
@@ -288,7 +290,7 @@ def test_a_partial_whose_options_are_given_is_taken(build, rates):
 
 def test_a_function_that_gives_a_plateau_without_a_monitor_is_an_error():
     """It is known only when the function is called."""
-    with pytest.raises(EngineError, match="monitor=None with a ReduceLROnPlateau"):
+    with pytest.raises(EngineError, match="monitor=None with ReduceLROnPlateau"):
         small_engine(3, [LRSchedule(lambda o, n: schedulers.ReduceLROnPlateau(o))]).run()
 
 
@@ -385,3 +387,19 @@ def test_a_function_that_asks_for_the_length_itself_follows_a_change_of_accumula
     assert run.update == {1: 11, 4: 4}[k]
     assert run.optimizer.param_groups[0]["lr"] == 0.0
     assert run.history("lr")[1:] == [0.1 * (1 - update / run.update) for update in range(1, run.update)]
+
+
+@pytest.mark.parametrize(
+    ("stored", "scheduler"),
+    [
+        ({"dict": [["milestones", {"Counter": [[4, 1], [9, 2]]}], ["last_epoch", 3]]},
+         {"milestones": Counter({4: 1, 9: 2}), "last_epoch": 3}),
+        ({"dict": [["_schedulers", [{"dict": [["betas", {"tuple": [0.9, 0.95]}], ["lr_lambdas", [None]]]}]]]},
+         {"_schedulers": [{"betas": (0.9, 0.95), "lr_lambdas": [None]}]}),
+    ],
+    ids=["counter", "nested"],
+)  # fmt: skip
+def test_a_state_of_a_checkpoint_of_the_first_version_is_read(stored: Any, scheduler: Any):
+    """There tuples, dicts and Counters were tagged lists."""
+    assert _from_format_1(stored) == scheduler
+    assert _from_format_1(scheduler) == scheduler

@@ -13,7 +13,7 @@ from heptad import Detour, Engine, Plugin, PluginError, Run
 from heptad_plugins import Checkpoint, GracefulStop
 from heptad_plugins.evaluate import Evaluate
 from heptad_plugins.time_limit import TimeLimit
-from rebirth import Reborn, through_json
+from rebirth import Reborn, through_checkpoint
 
 GUARDS = {"update_due", "batches_remain", "epochs_remain", "due", "ask"}
 """The functions that guards are: the table's, and those of detours."""
@@ -243,7 +243,7 @@ def test_a_checkpoint_on_pause_holds_the_full_time():
     class Save(Plugin):
         def on_pause(self, run: Run) -> None:
             clock.now += 7.0
-            saved.append(through_json(limit.state_dict()))
+            saved.append(through_checkpoint(limit.state_dict()))
 
     small_engine(10, [Work(clock, update=1.0), Save(), limit]).run()
     assert saved == [{"seconds": 0.0, "stopped": False}]

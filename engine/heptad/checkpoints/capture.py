@@ -126,7 +126,7 @@ def restore(run: Run, holders: Holders, snapshot: Snapshot, build: Callable[[Run
     run.runtime.feed.seed = position["seed"]
     notes = unlike(state["environment"], environment(run.runtime.device))
     walked = run.runtime.feed.restore(state["data"])
-    _restore_plugins(holders.roster, sections["plugins"], state.get("detached", ()), notes)
+    _restore_plugins(run, holders.roster, sections["plugins"], state.get("detached", ()), notes)
     learned.restore(run, sections)
     for name in learned.modules_of(run):
         holders.first[name], holders.options[name] = sections[name].get("first"), sections[name]["parts"]
@@ -253,12 +253,12 @@ def _key(subscription: Subscription) -> tuple[str, str, str, int, bool]:
 
 
 def _restore_plugins(
-    roster: PluginManager, states: Mapping[str, Any], detached: Collection[str], notes: list[str]
+    run: Run, roster: PluginManager, states: Mapping[str, Any], detached: Collection[str], notes: list[str]
 ) -> None:
-    """Gives each plugin its state; where one refuses that the run cannot do without, those before it get theirs back.
+    """Begin each plugin and give it its state; where one refuses that the run needs, those before it get theirs back.
 
     One that was detached stays so, and one that the run can do without is detached where it refuses: else the run would
-    not be the one that was not interrupted, or would not be there at all.
+    not be the one that was never paused, or would not be there at all.
     """
     done: list[tuple[Plugin, dict[str, Any]]] = []
     failed: list[str] = []
@@ -269,6 +269,7 @@ def _restore_plugins(
             notes.append(f"the plugin {plugin.name} was detached before the checkpoint was taken: it is called no more")
             continue
         if plugin.name not in states:
+            plugin.on_begin(run)
             notes.append(f"the plugin {plugin.name} has no state in the checkpoint: it begins here")
             continue
         try:
@@ -279,6 +280,7 @@ def _restore_plugins(
         else:
             done.append((plugin, before))
         try:
+            plugin.on_begin(run)
             plugin.load_state_dict(states[plugin.name]["state"])
         except Exception as error:
             what = f"the plugin {plugin.name} cannot take back its state: {in_a_line(error)}"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from heptad.diagnose.hooks import HERE
 from heptad.diagnose.loss import backward, loss, pair
 from heptad.diagnose.optimizers import foreign_parameters, needs_closure, no_optimizer, optimizer_factory
+from heptad.diagnose.values import unrecorded
 
 __all__ = [
     "backward",
@@ -15,6 +16,7 @@ __all__ = [
     "no_optimizer",
     "optimizer_factory",
     "pair",
+    "unrecorded",
 ]
 
 

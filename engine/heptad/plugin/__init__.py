@@ -1,1 +1,39 @@
-"""TODO."""
+"""The contract between plugins and the engine: all that a plugin needs beside `heptad` itself.
+
+A name is loaded when it is first asked for; `__init__.pyi` gives type checkers the same names. What a plugin reads of a
+run is what is public on `heptad.Run`, and nothing of its `runtime`, `position` or `buffer`.
+"""
+
+from importlib import import_module
+
+_HOMES = {
+    "Detour": "plugin.detour",
+    "Filter": "plugin.filter",
+    "Follower": "record.buffer",
+    "Metric": "step.metrics",
+    "Note": "record.events",
+    "Plugin": "plugin.contract",
+    "Recorded": "record.values",
+    "Snapshot": "run.snapshot",
+    "Store": "checkpoints.store",
+    "Unfinished": "errors",
+    "metrics_mistake": "step.metrics",
+    "monitored": "plugin.lookup",
+    "on_enter": "plugin.contract",
+    "on_exit": "plugin.contract",
+}
+"""Each public name with the module that defines it."""
+
+__all__ = list(_HOMES)  # pyright: ignore[reportUnsupportedDunderAll] - the names are in the stub
+
+
+def __getattr__(name: str) -> object:
+    """Load a public name."""
+    if name not in _HOMES:
+        raise AttributeError(f"module 'heptad.plugin' has no attribute '{name}'", name=name)
+    value = globals()[name] = getattr(import_module(f"heptad.{_HOMES[name]}"), name)
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_HOMES})

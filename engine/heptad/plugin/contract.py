@@ -1,8 +1,7 @@
-"""Plugins: mark, register, verify, call.
+"""`Plugin`, `on_enter`, `on_exit`: how a method becomes a handler. Mark, register, verify, call are separate steps.
 
 `on_enter` and `on_exit` only mark. `subscriptions_of` finds the marks of a plugin. `verify` compares them with the
-table and with what a handler must look like, and says what is wrong before anything runs. Calling is the machine's: a
-plain loop over a tuple.
+table and with what a handler must look like, before anything runs. The machine calls: a plain loop over a tuple.
 """
 
 from __future__ import annotations
@@ -16,19 +15,22 @@ from heptad.plugin.detour import Detour
 from heptad.run.run import Run
 
 Moment = Literal["enter", "exit"]
-Handler = Callable[["Run"], object]
-Predicate = Callable[["Run"], bool]
+Handler = Callable[[Run], object]
+Predicate = Callable[[Run], bool]
 H = TypeVar("H", bound="Callable[[Any, Run], object]")
 
 SHIPPED_DETOURS = ("evaluate", "checkpoint")
 """States that only a shipped detour brings. A handler for one is legal without it, and never called."""
+
+LIFE = ("on_begin", "open", "on_pause", "close")
+"""The methods of a plugin's life: each is called with the run, and none is a handler of a state."""
 
 MARKS = "__heptad_marks__"
 
 
 @dataclass(frozen=True, slots=True)
 class Mark:
-    """A subscription as it stands on a function: which moment of which state, and which of its events."""
+    """A subscription as it stands on a function: a moment of a state, and the options of a `Filter`."""
 
     moment: Moment
     state: str
@@ -45,19 +47,19 @@ class Mark:
             raise PluginError(f"@{what} takes the name of one state, got {self.state!r}; put one mark above the other")
 
     def words(self) -> str:
-        """Returns which events it hears, in words; nothing for all."""
+        """Return which events are heard, in words; empty for all."""
         parts = [f"every {self.every}" if self.every != 1 else "", "once" if self.once else ""]
         return ", ".join(part for part in (*parts, "when its predicate holds" if self.when else "") if part)
 
 
 def on_enter(state: str, *, every: int = 1, once: bool = False, when: Predicate | None = None) -> Callable[[H], H]:
-    """Marks a plugin's method as a handler on entry to a state.
+    """Mark a plugin's method as a handler on entry to a state.
 
     Args:
         state: The state's name.
-        every: Called at the n-th, 2n-th … event of the run.
-        once: Called at the first of these events only.
-        when: Called only if this predicate of the run holds as well. It is asked at the events that `every` lets
+        every: Call it at events number n, 2n, … of the run.
+        once: Call it at the first of these events only.
+        when: Call it only if this predicate of the run holds as well. It is asked at the events that `every` lets
             through, and `once` counts only a call.
 
     Returns:
@@ -67,7 +69,7 @@ def on_enter(state: str, *, every: int = 1, once: bool = False, when: Predicate 
 
 
 def on_exit(state: str, *, every: int = 1, once: bool = False, when: Predicate | None = None) -> Callable[[H], H]:
-    """Marks a plugin's method as a handler on exit from a state; the arguments are those of `on_enter`."""
+    """Mark a plugin's method as a handler on exit from a state; the arguments are those of `on_enter`."""
     return _mark(Mark("exit", state, every, once, when))
 
 
@@ -80,16 +82,18 @@ def _mark(mark: Mark) -> Callable[[H], H]:
 
 
 class Plugin:
-    """Base of all plugins. A method named `on_enter_<state>` or `on_exit_<state>`, or marked, is a subscription.
+    """Base of all plugins. A method named `on_enter_<state>` or `on_exit_<state>`, or marked, is a handler.
 
     Handlers take the `Run` and nothing else. They may read it and use its verbs; only the machine advances it. The
-    methods below may be overridden; none of them has to be.
+    methods below may be overridden; none of them has to be. Their order: `detours` when the engine is built;
+    `on_begin`, and `load_state_dict` if the run is resumed; then for each `Engine.run()` call `open`, handlers,
+    `on_pause` if the run pauses, `close`.
 
     Attributes:
         name: Unique among the plugins of an engine; by default the class's name.
-        observes: Says that the run does the same without this plugin; one that was resumed may then lack it.
-        on_error: `"raise"` lets what the plugin raises end the run. `"detach"` is for an observer that the run can do
-            without: after an Exception it is called no more, and the log says so.
+        observes: Whether the run does the same without this plugin; a resumed run may then lack it.
+        on_error: `"raise"`: an exception of the plugin ends the run. `"detach"`, for an observer: after an Exception
+            the plugin is called no more, the log says so, and the run continues.
         runs_after: Plugins, by class or by name, that are called before this one where both are there.
         runs_before: Plugins that are called after this one.
     """
@@ -106,29 +110,39 @@ class Plugin:
             cls.name = cls.__name__
 
     def detours(self) -> Iterable[Detour]:
-        """Returns the states that this plugin adds. Asked once, when the engine is built."""
+        """Return the states that this plugin adds. Called once, when the engine is built."""
         return ()
 
     def state_dict(self) -> dict[str, Any]:
-        """Returns what the rest of the run depends on: plain data (None, numbers, str, list, dict) and tensors."""
+        """Return what the rest of the run depends on: plain data and tensors, which a checkpoint can hold.
+
+        Plain data are None, numbers, text, bytes, and lists, tuples, dicts, Counters and OrderedDicts of these.
+        """
         return {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Takes back what `state_dict` returned, in a plugin that was built anew."""
+        """Take back what `state_dict` returned, in a plugin that was just built or has just begun (`on_begin`)."""
+
+    def on_begin(self, run: Run) -> None:
+        """Forget what an earlier run left in this object.
+
+        Called once for each engine that the plugin is given to, before the first `open`. In a run that resumes,
+        `load_state_dict` follows, so it need not forget anything itself; the run still stands in `idle` then.
+        """
 
     def open(self, run: Run) -> None:
-        """Called before the first turn of each `Engine.run()`: open files, start a display."""
+        """Open files, start a display. Called before the first turn of each `Engine.run()`."""
 
     def close(self, run: Run) -> None:
-        """Called once when that call returns or raises, for every plugin, whatever happened.
+        """Release what `open` took. Called once when `Engine.run()` returns or raises, for every plugin.
 
-        It must do with a plugin whose `open` failed or was never reached.
+        It is also called if `open` failed or was never reached.
         """
 
     def on_pause(self, run: Run) -> None:
-        """Called when an interrupt has paused the run, between two turns."""
+        """Save what must survive. Called when `Run.pause`, Ctrl-C or a signal has paused the run, between two turns."""
 
 
 def titled(plugin: Plugin) -> str:
-    """Returns a plugin's name, behind its class's where that is another: `Evaluate 'valid'`."""
+    """Return a plugin's name, behind its class's where that is another: `Evaluate 'valid'`."""
     return plugin.name if plugin.name == kind(plugin) else f"{kind(plugin)} '{plugin.name}'"

@@ -23,7 +23,7 @@ class Detour:
         state: The state's name, a Python identifier such as `"evaluate"`.
         after: The state or states that it leaves from.
         when: The guard: a pure, cheap predicate of the run. It changes nothing, reads no clock, draws no random number.
-        body: What is done in it.
+        body: What is done in it. It may raise `Unfinished` to end early when a pause is asked for after it began.
         every: Due only when `count` has crossed a multiple of this since the detour last ran, whatever the source, and
             never twice for one value. `None` leaves the decision to `when` alone.
         count: What `every` counts: complete `"step"`, `"update"` or `"epoch"`. By default what the first state in

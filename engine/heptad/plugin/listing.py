@@ -1,4 +1,4 @@
-"""Who is called when: the table that `Engine.subscriptions()` returns."""
+"""`SubscriptionTable`: who is called when, as `Engine.subscriptions()` returns it."""
 
 from __future__ import annotations
 
@@ -51,8 +51,8 @@ class SubscriptionTable(Sequence[Subscribed]):
     def __str__(self) -> str:
         cells: list[tuple[str, ...]] = [("state", "moment", "#", "who", "")]
         for row in self._rows:
-            told = "; ".join(part for part in (row.filter, row.idle and f"idle: {row.idle}") if part)
-            cells.append((row.state, row.moment, str(row.order or "-"), row.who, told))
+            note = "; ".join(part for part in (row.filter, row.idle and f"idle: {row.idle}") if part)
+            cells.append((row.state, row.moment, str(row.order or "-"), row.who, note))
         widths = [max(len(line[column]) for line in cells) for column in range(5)]
         lines = ("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) for line in cells)
         return "\n".join(line.rstrip() for line in lines)
@@ -62,7 +62,7 @@ class SubscriptionTable(Sequence[Subscribed]):
 
 
 def tabulate(subscriptions: Iterable[tuple[Subscription, str]], table: Table) -> SubscriptionTable:
-    """Returns the table of subscriptions, each with the reason why it is idle, if it is."""
+    """Return the table of subscriptions, given each with the reason why it is never called, or an empty string."""
     moments: dict[tuple[str, Moment], list[Subscribed]] = {}
     for subscription, idle in subscriptions:
         mark = subscription.mark

@@ -1,11 +1,11 @@
-"""`Subscription`: a handler on a moment of a state, with its filter; and finding those of a plugin."""
+"""`Subscription`: a handler on a moment of a state, with its filter; and those of a plugin."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
 from heptad.errors import PluginError, diagnose
-from heptad.plugin.contract import MARKS, SHIPPED_DETOURS, Handler, Mark, Moment, Plugin
+from heptad.plugin.contract import LIFE, MARKS, SHIPPED_DETOURS, Handler, Mark, Moment, Plugin
 from heptad.plugin.filter import Filter
 from heptad.table import TRAINING_STATES
 
@@ -40,10 +40,10 @@ class Subscription:
 
 
 def subscriptions_of(plugin: Plugin) -> list[Subscription]:
-    """Finds what a plugin subscribes to, in the order in which its class defines it.
+    """Return what a plugin subscribes to, in the order in which its class defines it.
 
     Raises:
-        PluginError: If a method's name looks like a subscription and is none.
+        PluginError: If a method's name looks like a handler's and would never be called.
     """
     found: list[Subscription] = []
     for name in _method_names(type(plugin)):
@@ -52,7 +52,7 @@ def subscriptions_of(plugin: Plugin) -> list[Subscription]:
             _refuse_near_miss(plugin, name)
             continue  # not even looked at: a property may not be ready to be read
         handler = getattr(plugin, name)
-        if not marks and name != "on_pause" and (callable(handler) or name.startswith(_HANDLERS)):
+        if not marks and name not in LIFE and (callable(handler) or name.startswith(_HANDLERS)):
             marks = (_mark_in_name(plugin, name),)
         found += [Subscription(plugin, f"{plugin.name}.{name}", mark, handler) for mark in marks]
     for name in getattr(plugin, "__dict__", ()):
@@ -65,7 +65,7 @@ def subscriptions_of(plugin: Plugin) -> list[Subscription]:
 
 
 def _refuse_near_miss(plugin: Plugin, name: str) -> None:
-    """Refuses a method whose name lacks no more than `on_` to be a handler's: it would never be called."""
+    """Refuse a method whose name is a handler's but for `on_`, case and underscores: it would never be called."""
     plain = name.lower().replace("_", "").removeprefix("on")
     scopes = [state.name for state in TRAINING_STATES if state.kind == "scope"]
     for moment in ("enter", "exit"):
@@ -82,7 +82,7 @@ def _method_names(cls: type) -> list[str]:
 
 
 def _marks_of(cls: type, name: str) -> tuple[Mark, ...]:
-    """Returns the marks of a method; one that overrides a marked method and has none of its own keeps them."""
+    """Return the marks of a method; one that overrides a marked method and has no mark of its own keeps them."""
     for base in cls.__mro__:
         if marks := getattr(vars(base).get(name), MARKS, ()):
             return marks

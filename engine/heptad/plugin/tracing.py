@@ -1,4 +1,4 @@
-"""Tracing: keeps in the log when a handler was called and how long it took. For runs that ask for it."""
+"""Tracing: keep in the log when a handler was called and how long it took. For runs that ask for it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from heptad.run.run import Run
 
 
 def trace(subscription: Subscription, run: Run) -> None:
-    """Lets each call of a handler stand in the log of a run; events that its filter holds back are no calls."""
+    """Wrap a handler so that the log of a run holds each call; events that its filter holds back are no calls."""
     mark, calls = subscription.mark, run.buffer.traced
     number = calls.handler(subscription.who, mark.moment, mark.state)
 

@@ -6,17 +6,17 @@ import inspect
 from collections.abc import Sequence
 
 from heptad.errors import PluginError, kind, nearest
-from heptad.plugin.contract import SHIPPED_DETOURS, Plugin
+from heptad.plugin.contract import LIFE, SHIPPED_DETOURS, Plugin
 from heptad.plugin.subscription import Subscription
 from heptad.table import Table
 
 
 def verify_plugins(plugins: Sequence[object]) -> None:
-    """Checks the list of plugins.
+    """Check the list of plugins.
 
     Raises:
-        PluginError: For no list, a class in place of an instance, something else, the same object twice, two of one
-            name.
+        PluginError: If it is not a list, holds a class in place of an instance, something that is not a plugin, the
+            same object twice, or two plugins of one name.
     """
     if not isinstance(plugins, list | tuple):
         raise PluginError(f"plugins must be a list, got a {kind(plugins)}; write plugins=[…]")
@@ -26,7 +26,7 @@ def verify_plugins(plugins: Sequence[object]) -> None:
             raise PluginError(f"plugins holds the class {plugin.__name__}; pass an instance: {plugin.__name__}(…)")
         if not isinstance(plugin, Plugin):
             raise PluginError(f"plugins holds a {kind(plugin)}; a plugin is an instance of a subclass of Plugin")
-        for method in ("open", "close", "on_pause"):
+        for method in LIFE:
             verify_signature(f"{plugin.name}.{method}", getattr(plugin, method))
         if plugin.on_error not in ("raise", "detach"):
             raise PluginError(f"{plugin.name}.on_error must be 'raise' or 'detach', got {plugin.on_error!r}")
@@ -43,7 +43,7 @@ def verify_plugins(plugins: Sequence[object]) -> None:
 
 
 def verify(subscription: Subscription, table: Table) -> None:
-    """Checks one subscription against the table, and its handler against what the machine will call.
+    """Check a subscription against the table, and its handler against what the machine will call.
 
     Raises:
         PluginError: Naming plugin, method and the expected shape.
@@ -68,7 +68,7 @@ def verify(subscription: Subscription, table: Table) -> None:
 
 
 def verify_signature(who: str, function: object) -> None:
-    """Checks that something can be called with the run alone.
+    """Check that something can be called with the run alone.
 
     Raises:
         PluginError: If it cannot.

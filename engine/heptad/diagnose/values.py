@@ -1,0 +1,24 @@
+"""Advice on recorded values."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+
+def unrecorded(name: str, recorded: Iterable[str], interval: str) -> str:
+    """Return what records a value that a plugin monitors, or which recorded name is meant.
+
+    Args:
+        name: The monitored name.
+        recorded: The names that were recorded.
+        interval: `"update"` or `"epoch"`: when the plugin asks for the value.
+    """
+    if close := get_close_matches(name, list(recorded), n=1):
+        return f"did you mean '{close[0]}'?"
+    if interval == "update":
+        return (
+            "interval='update' looks for it after each update; a value that is recorded once an epoch, as "
+            "Evaluate(data) records 'valid/loss', needs interval='epoch'"
+        )
+    return "Evaluate(data) records 'valid/loss', run.record(name, value) any other"
