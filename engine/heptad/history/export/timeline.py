@@ -17,7 +17,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from heptad.history.decode import Decoder, by_seq
-from heptad.history.export.output import Target, written
+from heptad.history.export.output import Target, replacing
 from heptad.history.source import Source
 from heptad.history.transition import Transition
 from heptad.record.chunk import Call, Chunk, View
@@ -42,7 +42,7 @@ def write(source: Source, target: Target) -> None:
     view = source.view()
     track = _Track(source, view)
     head = {"displayTimeUnit": "ms", "otherData": {"begins_ns_since_1970": track.start}}
-    with written(target) as file:
+    with replacing(target) as file:
         file.write(json.dumps(head)[:-1].encode() + b', "traceEvents": [\n')
         for number, event in enumerate(track.events()):
             file.write((b",\n" if number else b"") + json.dumps(event, allow_nan=False).encode())
