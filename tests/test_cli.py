@@ -455,7 +455,7 @@ def test_export_never_writes_over_the_log(ask: Ask, plain: Path, tmp_path: Path)
     """Nor to a folder; both are said."""
     before = plain.read_bytes()
     told = ask("export", plain, "-o", plain)
-    assert (told.code, "is the log itself" in told.err) == (2, True)
+    assert (told.code, "is the journal itself" in told.err) == (2, True)
     assert plain.read_bytes() == before
     assert ask("export", plain, "-o", tmp_path).code == 2
     assert list(tmp_path.iterdir()) == []
@@ -662,7 +662,7 @@ def test_where_standard_output_is_closed_nothing_can_be_said(
     for stream in streams:
         monkeypatch.setattr(sys, stream, None)
     assert main(["show", str(plain)]) == 2
-    told = "" if "stderr" in streams else "heptad: standard output is closed; send it to a file, or to /dev/null\n"
+    told = "" if "stderr" in streams else "heptad: standard output is closed; redirect it to a file, or to /dev/null\n"
     assert capsys.readouterr().err == told
 
 

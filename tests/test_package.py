@@ -17,7 +17,6 @@ from pathlib import Path
 from zipfile import ZipFile
 
 import pytest
-import torch
 
 from heptad import TransitionLog
 from heptad.cli.main import main
