@@ -202,7 +202,7 @@ print()
 print(json.dumps({"packages": [heptad.__file__, heptad_plugins.__file__], "path": sys.path}))
 """
     *shown, told = installed.run("python", "-c", code).strip().splitlines()
-    assert any("held-out accuracy" in line for line in shown)
+    assert any("accuracy on the held-out images" in line for line in shown)
     found = json.loads(told)
     assert all(Path(path).is_relative_to(installed.home) for path in found["packages"])
     assert not any(Path(path).is_relative_to(root) for path in found["path"] if path for root in PACKAGES.values())

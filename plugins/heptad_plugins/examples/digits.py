@@ -113,9 +113,11 @@ def report(run: Run) -> None:
     print(f"\n{run.reason}: accuracy on the held-out images {run.metrics['valid/accuracy']:.4f}")
     print(f"\nThis run is a state machine; its table, as a Mermaid diagram:\n\n{run.table.mermaid()}")
     print(f"\nWhere the time went:\n\n{'state':18}{'entered':>9}{'median':>13}{'in all':>12}")
-    counts, durations = run.log.counts(), run.log.durations()
-    for state, spent in sorted(durations.items(), key=lambda row: -row[1].total_ns):
-        print(f"{state:18}{counts[state]:>9,}{spent.median_ns / 1e3:>10,.1f} µs{spent.total_ns / 1e9:>10.3f} s")
+    durations = run.log.durations()
+    for state, entered in run.log.counts().items():
+        if state in durations:
+            spent = durations[state]
+            print(f"{state:18}{entered:>9,}{spent.median_ns / 1e3:>10,.1f} µs{spent.total_ns / 1e9:>10.3f} s")
     print("\nThe last ten transitions, and the guard that chose each:\n")
     for turn in run.log.tail(10):
         chosen = [guard for guard, answer in turn.guards.items() if answer]
