@@ -1,10 +1,10 @@
 """A log in the Chrome trace format, which https://ui.perfetto.dev opens.
 
 On one track lie epochs, in them windows, in those steps, states, and traced handlers. Each span is two events, a
-beginning and an end: from a beginning and a length, both rounded, a viewer may compute an end that is later than that of
-the span around it. Recorded values are counters, notes are marks. Times are microseconds since the log begins;
-`otherData` holds when that was. Spans that are open when the log begins or ends, because the run was resumed or has
-not finished, begin or end there. Paused time lies in the state in which the run paused; the state's `args` say how long.
+beginning and an end: from a beginning and a length, both rounded, a viewer may compute an end that is later than that
+of the span around it. Recorded values are counters, notes are marks. Times are microseconds since the log begins;
+`otherData` holds when that was. Spans that are open when the log begins or ends, because the run was resumed or has not
+finished, begin or end there. Paused time lies in the state in which the run paused; its `args` say how long.
 """
 
 from __future__ import annotations
