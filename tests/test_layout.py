@@ -67,6 +67,9 @@ EXPORTED = [
 ]
 
 
+INTERFACES = {"__getattr__", "__dir__", "main", "add_to", "run", "write"}
+"""Functions that several modules have: lazy packages, programs, commands, exports."""
+
 OF_TORCH = {"torch._foreach_norm", "gradient._values"}
 """Private names of torch, not of the engine."""
 
@@ -348,6 +351,17 @@ def test_the_exported_names_are_these():
     """What users import from `heptad`, sorted, written out."""
     assert heptad.__all__ == EXPORTED
     assert sorted(EXPORTED) == EXPORTED
+
+
+def test_no_two_classes_and_no_two_functions_have_one_name():
+    """A name is searched for in the whole of the house; modules of one kind have the same interface."""
+    homes: dict[str, list[str]] = {}
+    for package in PACKAGES:
+        for module, path in modules(package).items():
+            for node in ast.parse(path.read_text(encoding="utf-8")).body:
+                if isinstance(node, ast.FunctionDef | ast.ClassDef) and node.name not in INTERFACES:
+                    homes.setdefault(node.name, []).append(module)
+    assert {name: found for name, found in homes.items() if len(found) > 1} == {}
 
 
 # -- the plugins and the contract

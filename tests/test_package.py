@@ -92,7 +92,7 @@ class Installed:
         (site / "heavy.pth").write_text(sysconfig.get_path("purelib"))
 
     def run(self, program: str, *arguments: str) -> str:
-        """Returns what a program of the environment prints; it is run in another folder."""
+        """Return what a program of the environment prints; it is run in another folder."""
         command = [str(self.home / "bin" / program), *arguments]
         done = subprocess.run(
             command, cwd=self.elsewhere, env=self.variables, check=False, capture_output=True, text=True
@@ -108,7 +108,7 @@ def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Installe
 
 
 def info(wheel: Path) -> str:
-    """Returns the name of the folder with the metadata."""
+    """Return the name of the folder with the metadata."""
     name, version = wheel.name.split("-")[:2]
     return f"{name}-{version}.dist-info"
 
@@ -184,7 +184,7 @@ def test_the_oldest_versions_of_the_ranges_are_those_that_are_tested():
 
 
 def trimmed(version: str) -> list[str]:
-    """Returns the parts of a version without the zeros at its end."""
+    """Return the parts of a version without the zeros at its end."""
     parts = version.split(".")
     while parts[-1] == "0":
         parts.pop()

@@ -73,7 +73,7 @@ class Listing(ABC, Generic[Row]):
             yield chunk, places[places + chunk.seq < end]
 
 
-class Transitions(Listing[Noted]):
+class TransitionListing(Listing[Noted]):
     """The transitions, each with its notes."""
 
     @property
@@ -105,7 +105,7 @@ class Transitions(Listing[Noted]):
         """Return the transition in words."""
         turn, notes = row
         counters = map(str, (turn.epoch, turn.batch_index, turn.step, turn.update))
-        ends = (str(turn.seq), clock(turn.time_ns), turn.source, turn.dest)
+        ends = (str(turn.seq), time_of_day(turn.time_ns), turn.source, turn.dest)
         words = "; ".join(f"{note.kind}: {note.text}" for note in notes)
         return (*ends, *counters, readable_time(turn.duration_ns), turn.answers(), words)
 
@@ -115,7 +115,7 @@ class Transitions(Listing[Noted]):
         return transition_row(turn) | {"notes": [note_row(note) for note in notes]}
 
 
-class Notes(Listing[Note]):
+class NoteListing(Listing[Note]):
     """The notes."""
 
     @property
@@ -135,14 +135,14 @@ class Notes(Listing[Note]):
 
     def cells(self, row: Note) -> Sequence[str]:
         """Return the note in words."""
-        return (str(row.seq), clock(row.time_ns), row.kind, row.text)
+        return (str(row.seq), time_of_day(row.time_ns), row.kind, row.text)
 
     def plain(self, row: Note) -> Mapping[str, Any]:
         """Return the fields of the note."""
         return {"seq": row.seq} | note_row(row)
 
 
-class Values(Listing[Recorded]):
+class ValueListing(Listing[Recorded]):
     """The recorded values."""
 
     @property
@@ -168,6 +168,6 @@ class Values(Listing[Recorded]):
         return value_row(row) | {"seq": row.seq}
 
 
-def clock(time_ns: int) -> str:
+def time_of_day(time_ns: int) -> str:
     """Return a time of day, local."""
     return datetime.fromtimestamp(time_ns / 1e9).strftime("%H:%M:%S.%f")[:-3]

@@ -10,7 +10,7 @@ from typing import Any
 
 from heptad.cli.arguments import any_given, conditions, count, takes_conditions, takes_journals
 from heptad.cli.follow import follow, has_ended
-from heptad.cli.listing import END, Listing, Notes, Transitions, Values
+from heptad.cli.listing import END, Listing, NoteListing, TransitionListing, ValueListing
 from heptad.cli.output import print_json, print_line, print_table
 from heptad.history.query import TransitionLog
 
@@ -33,16 +33,16 @@ def add_to(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Run the command."""
     log, asked = TransitionLog.load(arguments.file), conditions(arguments)
-    kind = Notes if arguments.notes else Values if arguments.values else Transitions
+    kind = NoteListing if arguments.notes else ValueListing if arguments.values else TransitionListing
     show = _Show(kind(log, asked), arguments.json)
     show.first(None if arguments.all else arguments.tail, following=arguments.follow)
     if arguments.follow:
         follow(log, show.further)
     if arguments.json:
         return 0
-    if not show.begun and (arguments.all or arguments.tail) and (any_given(asked) or kind is not Transitions):
+    if not show.begun and (arguments.all or arguments.tail) and (any_given(asked) or kind is not TransitionListing):
         print_line("nothing matches")
-    if kind is Transitions:
+    if kind is TransitionListing:
         print_line(_ending(log))
     return 0
 

@@ -45,7 +45,7 @@ def accuracy(output: Tensor, batch: tuple[Tensor, Tensor]) -> Tensor:
     return output.argmax(dim=1) == batch[1]
 
 
-def build(folder: Path, epochs: int) -> Engine:
+def build_engine(folder: Path, epochs: int) -> Engine:
     """Return an engine that is ready to run, or to resume what was begun in the folder."""
     train, held_out = load()
     network = nn.Sequential(
@@ -79,7 +79,7 @@ def build(folder: Path, epochs: int) -> Engine:
 
 def train_and_die(folder: Path, epochs: int) -> None:
     """Train until SIGKILL ends this process, in the middle of an epoch and of a window."""
-    engine = build(folder, epochs)
+    engine = build_engine(folder, epochs)
 
     @engine.on_exit("process_batch")
     def die(run: Run) -> None:
@@ -92,14 +92,14 @@ def train_and_die(folder: Path, epochs: int) -> None:
 def compare(folder: Path, epochs: int) -> Run:
     """Train once undisturbed and once killed and resumed, print whether the weights are equal, return the first run."""
     print("First act: a run that nothing disturbs.", flush=True)
-    run = build(folder / "first", epochs).run()
+    run = build_engine(folder / "first", epochs).run()
 
     print("\nSecond act: the same in another process, killed half-way, resumed in this one.", flush=True)
     killed = folder / "killed"
     child = [sys.executable, __file__, "--die", f"--epochs={epochs}", f"--folder={killed}"]
     ended = subprocess.run(child, check=False).returncode
     print(f"the process was ended by {signal.Signals(-ended).name}", flush=True)
-    resumed = build(killed, epochs).run(resume="auto")
+    resumed = build_engine(killed, epochs).run(resume="auto")
     print(*resumed.log.notes("resume"), sep="\n")
     pairs = zip(run.network.state_dict().items(), resumed.network.state_dict().values(), strict=True)
     print("The weights of the two runs, bit for bit:")

@@ -31,11 +31,11 @@ def write(source: Source, target: Target) -> None:
     """
     view = source.view()
     with replacing(target) as file:
-        for line in chain([_header(source, view)], _lines(source, view)):
+        for line in chain([_log_header(source, view)], _lines(source, view)):
             file.write(json.dumps(line, allow_nan=False).encode() + b"\n")
 
 
-def _header(source: Source, view: View) -> Mapping[str, Any]:
+def _log_header(source: Source, view: View) -> Mapping[str, Any]:
     return {
         "format": FORMAT,
         "version": VERSION,
