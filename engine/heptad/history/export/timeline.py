@@ -23,6 +23,7 @@ from heptad.history.transition import Transition
 from heptad.record.chunk import Call, Chunk, View
 from heptad.record.events import Note
 from heptad.record.values import Recorded
+from heptad.table import State, Table
 
 Event = dict[str, Any]
 
@@ -81,12 +82,12 @@ class _Track:
         place = self._view.first - chunk.seq
         at = self._decoder.counters(chunk, place - 1)
         node = self._source.table.states[int(self._source.effects.sources[chunk.arcs()[place]])]
-        detour, _, base = node.name.rpartition("@")
-        if base in _NO_EPOCH or (detour and base == "after_epoch"):
+        scope, left = _scope(self._source.table, node), node.kind == "detour"  # a detour comes after its scope's work
+        if scope in _NO_EPOCH or (left and scope == "after_epoch"):
             return
         yield self._opens("epoch", at.epoch)
-        in_step = base in _IN_STEP and not (detour and base == "after_step")
-        if in_step or (at.window and base != "after_epoch"):
+        in_step = scope in _IN_STEP and not (left and scope == "after_step")
+        if in_step or (at.window and scope != "after_epoch"):
             yield self._opens("window", at.update)
         if in_step:
             yield self._opens("step", at.step)
@@ -176,6 +177,14 @@ def _start(view: View) -> int:
     chunk = view.chunks[0]
     place = view.first - chunk.seq
     return chunk.offset + (int(chunk.times()[place - 1]) if place else chunk.clock)
+
+
+def _scope(table: Table, node: State) -> str:
+    """Return the name of a scope; for a detour, of the scope that it leaves from."""
+    if node.kind != "detour":
+        return node.name
+    into = (table.states[table.index[arc.source]] for arc in table.arcs if arc.dest == node.name)
+    return next(state.name for state in into if state.kind != "detour")
 
 
 def _seq(note: Note) -> int:
