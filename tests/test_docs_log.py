@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from heptad.cli import main
+from heptad.cli.main import main
 from pages import ROUNDS, Session
 
 PAGE = Path(__file__).parent.parent / "docs" / "log.md"

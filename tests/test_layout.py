@@ -1,12 +1,14 @@
-"""The layout: which module may import which, what the package exports, and what importing it leaves alone."""
+"""The layout: which module may import which, what the packages export, and what importing them leaves alone."""
 
 from __future__ import annotations
 
 import ast
 import json
+import re
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -15,6 +17,31 @@ import heptad
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = {"heptad": ROOT / "engine" / "heptad", "heptad_plugins": ROOT / "plugins" / "heptad_plugins"}
+
+ROOMS = (
+    ("errors",), ("table",), ("config",), ("record",), ("history",), ("data",), ("run",), ("plugin",), ("ranks",),
+    ("checkpoints",), ("step",), ("machine",), ("engine",), ("diagnose",), ("testing", "cli"), ("__main__",),
+)  # fmt: skip
+"""The rooms of `heptad` in order: each imports only those before it."""
+
+WITHOUT_TORCH = ("errors", "table", "record", "history", "cli")
+
+BY_NAME = {
+    "heptad": "public names, when they are first asked for",
+    "heptad.plugin": "as above",
+    "heptad_plugins": "as above",
+    "heptad.errors": "advice from `diagnose`, when something has failed",
+    "heptad.cli.main": "the command that is called",
+    "heptad.cli.demo": "the example of the plugins",
+}
+"""The modules that import by a name that is worked out, which no test here can follow, and what they import."""
+
+PUBLIC = {"heptad", "heptad.plugin"}
+"""What plugins import from the engine."""
+
+INSIDE = {"runtime", "position", "buffer", "run_state"}
+"""Attributes of the engine's objects that have no underscore and are no part of the contract."""
+
 EXPORTED = [
     "Arc",
     "CheckpointError",
@@ -40,8 +67,17 @@ EXPORTED = [
 ]
 
 
+INTERFACES = {"__getattr__", "__dir__", "main", "add_to", "run", "write"}
+"""Functions that several modules have: lazy packages, programs, commands, exports."""
+
+OF_TORCH = {"torch._foreach_norm", "gradient._values"}
+"""Private names of torch, not of the engine."""
+
+Imports = dict[str, set[str]]
+
+
 def modules(package: str) -> dict[str, Path]:
-    """Returns the files of a package by the names of their modules."""
+    """Return the files of a package by the names of their modules."""
     base = PACKAGES[package].parent
     found = {}
     for path in sorted(PACKAGES[package].rglob("*.py")):
@@ -50,41 +86,47 @@ def modules(package: str) -> dict[str, Path]:
     return found
 
 
-def statements(tree: ast.AST) -> Iterator[ast.AST]:
-    """Yields all nodes of a module, those in functions too, but not what only type checkers see."""
-    yield tree
-    for child in ast.iter_child_nodes(tree):
-        if isinstance(child, ast.If) and "TYPE_CHECKING" in ast.unparse(child.test):
-            for other in child.orelse:
-                yield from statements(other)
-            continue
-        yield from statements(child)
-
-
 def imported(source: str) -> set[str]:
-    """Returns all names of modules that a source may import, as they stand: `from a import b` gives a and a.b."""
+    """Return the modules that a source may import, as written: `from a import b` gives a and a.b.
+
+    Imports in functions, in branches and for type checkers count.
+    """
     names: set[str] = set()
-    for node in statements(ast.parse(source)):
+    for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
-            names |= {f"{'.' * node.level}{node.module or ''}"}
-            names |= {f"{'.' * node.level}{node.module or ''}.{alias.name}" for alias in node.names}
+            module = f"{'.' * node.level}{node.module or ''}"
+            names |= {module, *(f"{module}.{alias.name}" for alias in node.names)}
     return names
 
 
-def imports(package: str) -> dict[str, set[str]]:
-    """Returns for each module of a package what it imports."""
+def parents(name: str) -> set[str]:
+    """Return the packages that a module lies in."""
+    parts = name.split(".")
+    return {".".join(parts[:length]) for length in range(1, len(parts))}
+
+
+def imports(package: str) -> Imports:
+    """Return for each module of a package what its source imports."""
     return {name: imported(path.read_text(encoding="utf-8")) for name, path in modules(package).items()}
 
 
-def importers(package: str, of: str) -> list[str]:
-    """Returns the modules of a package that import another package."""
-    return [name for name, names in imports(package).items() if any(n == of or n.startswith(f"{of}.") for n in names)]
+def loads(found: Imports) -> Imports:
+    """Return for each module which others of its package are loaded with it.
+
+    Python imports `a` and `a.b` before `a.b.c`: for a module that imports `a.b.c`, and for `a.b.c` itself.
+    """
+    graph: Imports = {}
+    for name, names in found.items():
+        needed = {other for other in names if other in found}
+        needed |= {parent for other in (*needed, name) for parent in parents(other) if parent in found}
+        graph[name] = needed - {name}
+    return graph
 
 
-def cycle(graph: dict[str, set[str]]) -> list[str]:
-    """Returns a cycle of a graph, or nothing."""
+def circle(graph: Imports) -> list[str]:
+    """Return a circle of a graph, or nothing."""
     done: set[str] = set()
 
     def walk(name: str, path: list[str]) -> list[str]:
@@ -101,8 +143,28 @@ def cycle(graph: dict[str, set[str]]) -> list[str]:
     return next((found for name in sorted(graph) if (found := walk(name, []))), [])
 
 
+def within(name: str, packages: Iterable[str]) -> bool:
+    """Return whether a module is one of these packages, or lies in one."""
+    return any(name == package or name.startswith(f"{package}.") for package in packages)
+
+
+def offences(found: Imports) -> dict[str, list[str]]:
+    """Return the modules that import, or read, what they must not."""
+    return {name: sorted(names) for name, names in found.items() if names}
+
+
+def room(name: str) -> str:
+    """Return the room of a module of the engine; the package itself has none."""
+    return [*name.split("."), ""][1]
+
+
+RANK = {name: rank for rank, names in enumerate(ROOMS) for name in names}
+
+
+# -- the tests below rest on these
+
+
 def test_the_scan_sees_imports_wherever_they_stand():
-    """The tests below rest on this: functions and branches are looked into, what only type checkers see is not."""
     source = """
 import one
 from two import three
@@ -116,63 +178,173 @@ def function():
 from .twelve import thirteen
 """
     assert imported(source) == {
-        "one", "two", "two.three", "five", "six.seven", "six.seven.eight", "nine.ten", ".twelve", ".twelve.thirteen",
+        "one", "two", "two.three", "four", "five", "six.seven", "six.seven.eight", "nine.ten", ".twelve",
+        ".twelve.thirteen",
     }  # fmt: skip
 
 
-def test_the_scan_finds_cycles():
-    """A cycle is found behind a tail, and a graph without one has none."""
-    assert cycle({"a": {"b"}, "b": {"c", "d"}, "c": set(), "d": {"b"}}) == ["b", "d", "b"]
-    assert cycle({"a": {"b", "c"}, "b": {"c"}, "c": set()}) == []
+def test_a_circle_is_found_behind_a_tail():
+    assert circle({"a": {"b"}, "b": {"c", "d"}, "c": set(), "d": {"b"}}) == ["b", "d", "b"]
+    assert circle({"a": {"b", "c"}, "b": {"c"}, "c": set()}) == []
 
 
-def test_the_engine_never_imports_the_plugins():
-    """`heptad` works without `heptad_plugins`."""
-    assert importers("heptad", "heptad_plugins") == []
+def test_a_package_that_imports_its_own_module_is_a_circle():
+    assert circle(loads({"a": {"a.b"}, "a.b": set()})) == ["a", "a.b", "a"]
+    assert circle(loads({"a": {"a.b.c"}, "a.b": set(), "a.b.c": set()})) == ["a", "a.b", "a"]
+    assert circle(loads({"a": set(), "a.b": {"a.c.d"}, "a.c": {"a.b"}, "a.c.d": set()})) == ["a.b", "a.c", "a.b"]
+    assert circle(loads({"a": set(), "a.b": {"a.c"}, "a.c": set()})) == []
 
 
-def test_only_the_machine_imports_transitions():
-    """The library is behind one module."""
-    assert importers("heptad", "transitions") == ["heptad.machine"]
-    assert importers("heptad_plugins", "transitions") == []
-
-
-@pytest.mark.parametrize("package", PACKAGES)
-def test_imports_are_absolute(package: str):
-    """So that what a module imports can be read off, here and by people."""
-    relative = {name: sorted(n for n in names if n.startswith(".")) for name, names in imports(package).items()}
-    assert {name: names for name, names in relative.items() if names} == {}
+# -- what imports what
 
 
 @pytest.mark.parametrize("package", PACKAGES)
 def test_no_imports_go_in_a_circle(package: str):
-    """Not between modules of a package either, imports in functions included."""
-    known = modules(package)
-    graph: dict[str, set[str]] = {}
-    for name, names in imports(package).items():
-        needed = {other for other in names if other in known}
-        needed |= {parent for parent in known for other in needed if other.startswith(f"{parent}.")}
-        # the packages that a module lies in are being imported when it is: what they import is no way back
-        graph[name] = {other for other in needed if not f"{name}.".startswith(f"{other}.")}
-    assert cycle(graph) == []
+    """Type-only imports, imports in functions and parent packages included."""
+    assert circle(loads(imports(package))) == []
 
 
-def test_no_module_imports_the_package_itself():
-    """`from heptad import Engine` is for users; inside it would be a circle."""
-    taken = {
-        name: sorted(n for n in names if n.startswith("heptad.") and n.removeprefix("heptad.") in heptad.__all__)
+def test_each_room_has_its_place_in_the_order():
+    """Every module of the engine lies in a room that the order names, and every room is there."""
+    assert {room(name) for name in modules("heptad")} - {""} == set(RANK)
+
+
+def test_rooms_import_only_rooms_before_them():
+    upwards = {
+        name: {
+            other
+            for other in names
+            if other in modules("heptad") and room(other) and room(other) != room(name)
+            if RANK[room(other)] >= RANK[room(name)]
+        }
         for name, names in imports("heptad").items()
-        if name != "heptad"
+        if room(name)
     }
-    assert {name: names for name, names in taken.items() if names} == {}
+    assert offences(upwards) == {}
 
 
-def test_no_plugin_imports_another():
-    """One plugin a file, and none needs another; what they share is in modules whose names begin with `_`."""
-    plugins = {name for name in modules("heptad_plugins") if not name.split(".")[-1].startswith("_")}
-    plugins -= {"heptad_plugins"}
-    taken = {name: sorted(names & plugins) for name, names in imports("heptad_plugins").items() if name in plugins}
-    assert {name: names for name, names in taken.items() if names} == {}
+def test_history_imports_errors_table_and_record_only():
+    allowed, known = {"errors", "table", "record", "history", ""}, modules("heptad")
+    taken = {
+        name: {other for other in names if other in known and room(other) not in allowed}
+        for name, names in imports("heptad").items()
+        if room(name) == "history"
+    }
+    assert offences(taken) == {}
+
+
+def test_rooms_that_ask_a_log_import_no_torch():
+    """Not in a function either: a question at a terminal is answered before torch would be imported."""
+    taken = {
+        name: {other for other in names if within(other, ["torch"])}
+        for name, names in imports("heptad").items()
+        if room(name) in WITHOUT_TORCH
+    }
+    assert offences(taken) == {}
+
+
+def test_modules_are_imported_by_name_only_where_it_is_said():
+    """`import_module` hides what is imported from this file's other tests."""
+    users = {
+        name
+        for package in PACKAGES
+        for name, path in modules(package).items()
+        if re.search(r"\b(import_module|__import__|run_module)\b", path.read_text(encoding="utf-8"))
+    }
+    assert users - set(BY_NAME) == set()
+
+
+def test_advice_is_reached_only_through_errors():
+    """`errors.diagnose` is the one door to the room above."""
+    taken = {
+        name: {other for other in names if room(other) == "diagnose" and other in modules("heptad")}
+        for name, names in imports("heptad").items()
+        if room(name) != "diagnose"
+    }
+    assert offences(taken) == {}
+
+
+def test_the_engine_never_imports_the_plugins():
+    taken = {name: {n for n in names if within(n, ["heptad_plugins"])} for name, names in imports("heptad").items()}
+    assert offences(taken) == {}
+
+
+def test_only_the_machine_imports_transitions():
+    taken = {name: names for package in PACKAGES for name, names in imports(package).items()}
+    assert [name for name, names in taken.items() if any(within(n, ["transitions"]) for n in names)] == [
+        "heptad.machine"
+    ]
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_imports_are_absolute(package: str):
+    relative = {name: {n for n in names if n.startswith(".")} for name, names in imports(package).items()}
+    assert offences(relative) == {}
+
+
+# -- packages and their public names
+
+
+def lazy() -> dict[str, Path]:
+    """Return the packages that load their names when they are asked for: each has a stub."""
+    return {
+        name: path.with_suffix(".pyi")
+        for package in PACKAGES
+        for name, path in modules(package).items()
+        if path.with_suffix(".pyi").exists()
+    }
+
+
+def stubbed(stub: Path) -> dict[str, str]:
+    """Return the names that a stub re-exports, each with the module that defines it."""
+    tree = ast.parse(stub.read_text(encoding="utf-8"))
+    return {
+        alias.asname or alias.name: node.module or ""
+        for node in tree.body
+        if isinstance(node, ast.ImportFrom)
+        for alias in node.names
+    }
+
+
+@pytest.mark.parametrize(
+    ("package", "path"),
+    [(name, path) for package in PACKAGES for name, path in modules(package).items() if path.stem == "__init__"],
+)
+def test_a_package_is_a_docstring_or_loads_its_names_lazily(package: str, path: Path):
+    """What a package imports is imported before each of its modules."""
+    if package not in lazy():
+        body = ast.parse(path.read_text(encoding="utf-8")).body
+        assert [type(node) for node in body] == [ast.Expr]
+        assert body[0].value.value.strip(" .") != "TODO"  # type: ignore[attr-defined] - the docstring
+    else:
+        assert {name for name in imported(path.read_text(encoding="utf-8")) if within(name, PACKAGES)} == set()
+
+
+def test_public_packages_are_lazy():
+    assert set(lazy()) == {*PUBLIC, "heptad_plugins"}
+
+
+@pytest.mark.parametrize("package", lazy())
+def test_the_stub_gives_type_checkers_the_same_names(package: str):
+    """`__init__.pyi` re-exports each public name from the module that defines it."""
+    names, module = stubbed(lazy()[package]), import_module(package)
+    assert sorted(names) == sorted(module.__all__)
+    assert set(names) <= set(dir(module))
+    assert [
+        name for name, home in names.items() if getattr(module, name) is not getattr(import_module(home), name)
+    ] == []
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_inside_a_package_names_come_from_the_module_that_defines_them(package: str):
+    """`from heptad import Engine` is for users; inside it would be a circle that no scan sees."""
+    public = {f"{name}.{public}" for name, stub in lazy().items() for public in stubbed(stub)}
+    taken = {
+        name: {other for other in names if other in public and other.split(".")[0] == package}
+        for name, names in imports(package).items()
+        if not within(name, ["heptad_plugins.examples"])  # written as a user would
+    }
+    assert offences(taken) == {}
 
 
 def test_the_exported_names_are_these():
@@ -181,16 +353,82 @@ def test_the_exported_names_are_these():
     assert sorted(EXPORTED) == EXPORTED
 
 
-def test_the_stub_gives_type_checkers_the_same_names():
-    """`__init__.pyi` re-exports each public name from the module that defines it."""
-    tree = ast.parse((PACKAGES["heptad"] / "__init__.pyi").read_text(encoding="utf-8"))
-    found = {alias.name: node.module for node in tree.body if isinstance(node, ast.ImportFrom) for alias in node.names}
-    assert sorted(found) == heptad.__all__
-    assert {name: getattr(heptad, name).__module__ for name in found} == found
+def test_no_two_classes_and_no_two_functions_have_one_name():
+    """A name is searched for in the whole of the house; modules of one kind have the same interface."""
+    homes: dict[str, list[str]] = {}
+    for package in PACKAGES:
+        for module, path in modules(package).items():
+            for node in ast.parse(path.read_text(encoding="utf-8")).body:
+                if isinstance(node, ast.FunctionDef | ast.ClassDef) and node.name not in INTERFACES:
+                    homes.setdefault(node.name, []).append(module)
+    assert {name: found for name, found in homes.items() if len(found) > 1} == {}
+
+
+# -- the plugins and the contract
+
+
+def test_no_plugin_imports_another():
+    """One plugin a file; what they share is in modules whose names begin with `_`."""
+    plugins = {name for name in modules("heptad_plugins") if re.fullmatch(r"heptad_plugins\.[a-z]\w*", name)}
+    plugins -= {"heptad_plugins.examples"}
+    taken = {name: names & plugins - {name} for name, names in imports("heptad_plugins").items() if name in plugins}
+    assert offences(taken) == {}
+
+
+def test_plugins_import_only_what_is_public():
+    """From the engine `heptad` and `heptad.plugin`; what they lack is added to the contract."""
+    known = modules("heptad")
+    taken = {
+        name: {other for other in names if other in known and other not in PUBLIC}
+        for name, names in imports("heptad_plugins").items()
+    }
+    assert offences(taken) == {}
+
+
+def private_reads(source: str) -> set[str]:
+    """Return what a source reads with an underscore of other objects than `self` and `cls`, and what is `INSIDE`."""
+    return {
+        f"{ast.unparse(node.value)}.{node.attr}"
+        for node in ast.walk(ast.parse(source))
+        if isinstance(node, ast.Attribute)
+        if node.attr in INSIDE
+        or (re.match(r"_(?!_)", node.attr) and ast.unparse(node.value) not in ("self", "cls", "super()"))
+    }
+
+
+def test_private_reads_are_seen():
+    source = "self._a; cls._b; run._c; self.run._d; run.runtime; x.__class__; run.e; getattr(run, 'f')"
+    assert private_reads(source) == {"run._c", "self.run._d", "run.runtime"}
+
+
+def test_plugins_read_nothing_private():
+    sources = {name: path.read_text(encoding="utf-8") for name, path in modules("heptad_plugins").items()}
+    found = {name: private_reads(source) - OF_TORCH for name, source in sources.items()}
+    assert offences(found) == {}
+
+
+def test_what_plugins_read_of_a_run_stands_in_the_reference():
+    """`Run` has other attributes, which the rooms of the engine share."""
+    page = (ROOT / "docs" / "reference.md").read_text(encoding="utf-8")
+    section = page[page.index("### `Run`") : page.index("### `load_weights`")]
+    public = set(re.findall(r"^(?:- `|#### `Run\.)(\w+)`", section, re.MULTILINE))
+    assert {"step", "record", "network"} <= public
+    read = {
+        name: {
+            node.attr
+            for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+            if isinstance(node, ast.Attribute) and ast.unparse(node.value) == "run"
+        }
+        for name, path in modules("heptad_plugins").items()
+    }
+    assert offences({name: attributes - public for name, attributes in read.items()}) == {}
+
+
+# -- what importing leaves alone
 
 
 def after_import(package: str) -> dict[str, object]:
-    """Returns what a fresh interpreter says of itself before and after importing a package."""
+    """Return what a fresh interpreter says of itself before and after importing a package."""
     code = f"""
 import json, random, signal, sys, threading
 import numpy, torch

@@ -496,7 +496,6 @@ def test_the_log_of_a_run_that_has_not_begun_is_empty(tmp_path: Path):
     assert log.durations() == {}
     written = log.to_jsonl(tmp_path / "deep" / "log.jsonl")
     assert ["format" in json.loads(line) for line in written.read_text().splitlines()] == [True]
-    assert len(TransitionLog.from_jsonl(written)) == 0
     assert repr(log) == "<TransitionLog: 0 transitions from #0>"
     with pytest.raises(EngineError, match="the log does not hold transition #0; it holds none yet"):
         log.explain(0)
@@ -885,7 +884,6 @@ def test_what_is_written_while_the_run_goes_on_is_without_gaps(capacity: int, tm
     """`to_jsonl` writes consecutive transitions, whatever is added and dropped while it writes."""
     written = asked_meanwhile(lambda log: log.to_jsonl(tmp_path / "log.jsonl"), 112, capacity)
     seqs = [json.loads(line)["seq"] for line in written.read_text().splitlines()[1:]]
-    assert [t.seq for t in TransitionLog.from_jsonl(written)] == seqs
     assert len(seqs) >= 96
     assert seqs == list(range(seqs[0], seqs[0] + len(seqs)))
 

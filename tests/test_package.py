@@ -17,10 +17,9 @@ from pathlib import Path
 from zipfile import ZipFile
 
 import pytest
-import torch
 
 from heptad import TransitionLog
-from heptad.cli import demo, main
+from heptad.cli.main import main
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = {"heptad": ROOT / "engine", "heptad_plugins": ROOT / "plugins"}
@@ -29,7 +28,7 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["
 REQUIRED = {"numpy", "pydantic", "safetensors", "torch", "transitions"}
 EXTRAS = {
     "all": {"pandas", "rich", "tensorboard", "torchmetrics"},
-    "demo": {"scikit-learn"},
+    "demo": {"rich", "scikit-learn"},
     "dev": {
         *("accelerate", "datasets", "hypothesis", "pandas", "pyright", "pytest", "rich", "ruff", "scikit-learn"),
         *("tensorboard", "torchdata", "torchmetrics", "transformers"),
@@ -93,7 +92,7 @@ class Installed:
         (site / "heavy.pth").write_text(sysconfig.get_path("purelib"))
 
     def run(self, program: str, *arguments: str) -> str:
-        """Returns what a program of the environment prints; it is run in another folder."""
+        """Return what a program of the environment prints; it is run in another folder."""
         command = [str(self.home / "bin" / program), *arguments]
         done = subprocess.run(
             command, cwd=self.elsewhere, env=self.variables, check=False, capture_output=True, text=True
@@ -109,7 +108,7 @@ def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Installe
 
 
 def info(wheel: Path) -> str:
-    """Returns the name of the folder with the metadata."""
+    """Return the name of the folder with the metadata."""
     name, version = wheel.name.split("-")[:2]
     return f"{name}-{version}.dist-info"
 
@@ -185,7 +184,7 @@ def test_the_oldest_versions_of_the_ranges_are_those_that_are_tested():
 
 
 def trimmed(version: str) -> list[str]:
-    """Returns the parts of a version without the zeros at its end."""
+    """Return the parts of a version without the zeros at its end."""
     parts = version.split(".")
     while parts[-1] == "0":
         parts.pop()
@@ -203,42 +202,36 @@ print()
 print(json.dumps({"packages": [heptad.__file__, heptad_plugins.__file__], "path": sys.path}))
 """
     *shown, told = installed.run("python", "-c", code).strip().splitlines()
-    assert any("held-out accuracy" in line for line in shown)
+    assert any("accuracy on the held-out images" in line for line in shown)
     found = json.loads(told)
     assert all(Path(path).is_relative_to(installed.home) for path in found["packages"])
     assert not any(Path(path).is_relative_to(root) for path in found["path"] if path for root in PACKAGES.values())
 
 
-def test_the_demo_shows_what_a_run_can_tell(installed: Installed):
-    """The installed command trains on digits, says how well, where the time went and why; its log can be asked on."""
-    shown = installed.run("heptad", "demo", "--log", "digits.jsonl")
-    lines = shown.splitlines()
-    (last,) = [line for line in lines if line.startswith("epoch  8/8")]
-    assert float(last.split()[-1]) >= 0.95
-    for part in ("stateDiagram-v2", "Where the time went", "update_due=no", "update_due=yes", "from heptad import"):
-        assert part in shown
-    assert any(line.startswith("optimizer_update") and line.split()[1] == "184" for line in lines)
-    assert TransitionLog.from_jsonl(installed.elsewhere / "digits.jsonl").counts()["optimizer_update"] == 184
+def test_the_demo_trains_dies_resumes_and_explains_itself(installed: Installed):
+    """The installed command prints lines of at most 80 columns, and its last ones are commands that answer."""
+    lines = installed.run("heptad", "demo", "--epochs=2").splitlines()
+    assert max(map(len, lines)) <= 80
+    assert "the process was ended by SIGKILL" in lines
+    assert sum(line.endswith("the same") for line in lines) == 6
+    assert "stateDiagram-v2" in lines
+    commands = [line.split() for line in lines if line.startswith("    heptad ")]
+    assert [command[1] for command in commands] == ["stats", "explain", "diff"]
+    stats, explanation = (installed.run(*command) for command in commands[:2])
+    assert re.search(r"^ optimizer_update +46 ", stats, re.MULTILINE)
+    assert "to optimizer_update if update_due: no (steps in the window 1, accumulation 4" in explanation
+    first, killed = (TransitionLog.load(installed.elsewhere / path) for path in commands[2][2:])
+    assert first.counts()["optimizer_update"] == killed.counts()["optimizer_update"] == 46
 
 
-def test_the_demo_as_plain_data(monkeypatch, capsys):
-    """With `--json` it prints one line, and it puts the number of threads back."""
-    monkeypatch.setattr(demo, "EPOCHS", 1)
-    threads = torch.get_num_threads()
-    assert main(["demo", "--json"]) == 0
-    assert torch.get_num_threads() == threads
-    told = json.loads(capsys.readouterr().out)
-    assert told["reason"] == "epochs=1 complete"
-    assert told["counts"]["process_batch"] == 92
-    assert set(told["metrics"]) == {"valid/loss", "valid/accuracy"}
-    assert told["total_ns"]["process_batch"] > 0
-
-
-def test_the_demo_without_its_extra_names_it(monkeypatch, capsys):
-    """What is missing, what for, and what to install."""
-    monkeypatch.setitem(sys.modules, "sklearn", None)
-    assert main(["demo"]) == 2
-    assert capsys.readouterr().err == (
-        "heptad: the demo trains on the digits that come with scikit-learn; install it with: "
-        "pip install 'heptad[demo]'\n"
-    )
+@pytest.mark.parametrize("missing", ["sklearn.datasets", "rich.console", "heptad_plugins.examples.digits"])
+def test_the_demo_without_its_extra_names_it(
+    missing: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    """What is missing, and what to install."""
+    monkeypatch.delitem(sys.modules, "heptad_plugins.examples.digits", raising=False)
+    monkeypatch.setitem(sys.modules, missing, None)
+    assert main(["demo", f"--folder={tmp_path}"]) == 2
+    told = capsys.readouterr().err
+    assert told.startswith("heptad: the demo needs an extra; install it with: pip install 'heptad[demo]' (")
+    assert told.count("\n") == 1

@@ -1,7 +1,7 @@
-"""Writes `docs/reference.md` from signatures and docstrings: `make reference`. A test keeps the two equal.
+"""Write `docs/reference.md` from signatures and docstrings: `make reference`. A test keeps the two equal.
 
-The text is read from the source, not from the imported objects, so that a signature looks as it was written and is the
-same on every version of Python.
+The text is read from the source, not from the imported objects, so that a signature looks as in the source, on every
+version of Python.
 """
 
 from __future__ import annotations
@@ -47,13 +47,13 @@ GIVEN = (
     plan.PlannedTurn, plan.PlannedCall, listing.SubscriptionTable, listing.Subscribed,
     snapshot.Snapshot, table.Table, testing.PluginReport,
 )  # fmt: skip
-"""What the calls and attributes of the public names give or raise; not to be made by a user, so in no `__all__`."""
+"""Types of what public calls and attributes return. Users do not construct them, so they are in no `__all__`."""
 
 MADE_BY_THE_ENGINE = {"Run", "TransitionLog", *(given.__name__ for given in GIVEN)}
-"""Their constructors are no concern of a user."""
+"""Classes whose constructors are not shown."""
 
 FOR_THE_ENGINE = {"note_of", "plan_windows", "counters", "fail", "seq", "cells", "fault", "machine_class", "store"}
-"""Members without an underscore that only other modules use."""
+"""Members without an underscore that are used only inside the engine."""
 
 ALIASES = {
     "Count": "int",
@@ -71,7 +71,7 @@ ALIASES = {
     "OptimizerInput": "Optimizer | Callable[[nn.Module], Optimizer] | Sequence[…]",
     "ComputeLoss": "Callable[[nn.Module, Any], torch.Tensor | LossOutput]",
 }
-"""Names of types that say less to a reader than what they stand for."""
+"""Names of types, with what a reader understands in their place."""
 
 SECTIONS = ("Args", "Attributes", "Returns", "Yields", "Raises")
 
@@ -79,7 +79,7 @@ Function = ast.FunctionDef | ast.AsyncFunctionDef
 
 
 def page() -> str:
-    """Returns the whole page."""
+    """Return the whole page."""
     parts = [HEAD]
     for title, names in CHAPTERS.items():
         parts += [f"## {title}\n", "From `heptad`.\n"]
@@ -93,7 +93,7 @@ def page() -> str:
 
 
 def entry(thing: type | object, *, where: bool = False) -> str:
-    """Returns the section of a class or a function."""
+    """Return the section of a class or a function."""
     (node,) = ast.parse(inspect.getsource(thing)).body  # pyright: ignore[reportArgumentType] - a class or a function
     if isinstance(node, Function):
         return f"### `{node.name}`\n\n{signature(node.name, node)}\n{text(node)}"
@@ -117,20 +117,20 @@ def entry(thing: type | object, *, where: bool = False) -> str:
 
 
 def types_given(thing: type | object) -> set[str]:
-    """Returns the names in the types that a class or a function on the page gives: by calls, properties and fields."""
+    """Return the names in the types of what a class or a function returns: by calls, properties and fields."""
     (node,) = ast.parse(inspect.getsource(thing)).body  # pyright: ignore[reportArgumentType] - a class or a function
     if isinstance(node, ast.ClassDef):
         properties, methods = members(node, isinstance(thing, type) and issubclass(thing, heptad.Plugin))
         types = [of.returns for of in (*(of for _, of in properties), *methods)]
         types += [of.annotation for of in fields(node) if ast.unparse(of.target) not in FOR_THE_ENGINE]
-        told = [type_of for _, type_of in attributes(node)]
+        shown = [type_of for _, type_of in attributes(node)]
     else:
-        types, told = [node.returns] if isinstance(node, Function) else [], []
-    return set(re.findall(r"\w+", " ".join([*told, *(ast.unparse(of) for of in types if of)])))
+        types, shown = [node.returns] if isinstance(node, Function) else [], []
+    return set(re.findall(r"\w+", " ".join([*shown, *(ast.unparse(of) for of in types if of)])))
 
 
 def members(node: ast.ClassDef, is_plugin: bool) -> tuple[list[tuple[str, Function]], list[Function]]:
-    """Returns what a class says of itself: properties and methods. Of a plugin not its handlers and hooks."""
+    """Return the properties and methods of a class; for a plugin, without its handlers and hooks."""
     hooks = set(vars(heptad.Plugin)) if is_plugin and node.name != "Plugin" else set[str]()
     properties: list[tuple[str, Function]] = []
     methods: list[Function] = []
@@ -151,9 +151,9 @@ def members(node: ast.ClassDef, is_plugin: bool) -> tuple[list[tuple[str, Functi
 
 
 def attributes(node: ast.ClassDef) -> list[tuple[str, str]]:
-    """Returns the attributes that neither the docstring nor a constructor on the page tells, with their types.
+    """Return the attributes that neither the docstring nor a constructor on the page names, with their types.
 
-    These are the fields of a record that the engine makes, and what an `__init__` sets where its type is written.
+    These are the fields of a record that the engine makes, and what an `__init__` assigns with a type.
     """
     init = init_of(node)
     found: dict[str, ast.expr | None] = {}
@@ -166,39 +166,39 @@ def attributes(node: ast.ClassDef) -> list[tuple[str, str]]:
                 found |= dict.fromkeys(set_on_self([of.target]), of.annotation)
             elif isinstance(of, ast.Assign):
                 found |= dict.fromkeys(set_on_self(of.targets), types.get(ast.unparse(of.value)))
-    told = {
+    documented = {
         name.partition(":")[0]
         for title, lines in parts(ast.get_docstring(node) or "")
         if title in ("Args", "Attributes")
         for name in lines
     }
-    left_out = told | FOR_THE_ENGINE | set(heptad.Plugin.__annotations__)
+    left_out = documented | FOR_THE_ENGINE | set(heptad.Plugin.__annotations__)
     return [
-        (name, f"`{written(annotation)}`")
+        (name, f"`{type_text(annotation)}`")
         for name, annotation in found.items()
         if annotation and not name.startswith("_") and name not in left_out
     ]
 
 
 def set_on_self(targets: Iterable[ast.expr]) -> Iterator[str]:
-    """Yields the names in `self.name = …`."""
+    """Yield the names in `self.name = …`."""
     for target in targets:
         if isinstance(target, ast.Attribute) and ast.unparse(target.value) == "self":
             yield target.attr
 
 
 def init_of(node: ast.ClassDef) -> Function | None:
-    """Returns the `__init__` that a class has written down."""
+    """Return the `__init__` that a class defines."""
     return next((of for of in node.body if isinstance(of, Function) and of.name == "__init__"), None)
 
 
 def fields(node: ast.ClassDef) -> list[ast.AnnAssign]:
-    """Returns the annotated names of a class, those of a record or a model."""
+    """Return the annotated names of a class: the fields of a record or a model."""
     return [of for of in node.body if isinstance(of, ast.AnnAssign) and "ClassVar" not in ast.unparse(of.annotation)]
 
 
 def constructor(node: ast.ClassDef) -> str:
-    """Returns how a class is called: its `__init__`, or the fields of a record."""
+    """Return how a class is called: its `__init__`, or the fields of a record."""
     init = init_of(node)
     if init is not None:
         return signature(node.name, init)
@@ -210,7 +210,7 @@ def constructor(node: ast.ClassDef) -> str:
 
 
 def signature(name: str, of: Function) -> str:
-    """Returns the signature of a function as it was written, without `self`."""
+    """Return the signature of a function as in the source, without `self`."""
     args = of.args
     plain = [*args.posonlyargs, *args.args]
     defaults: list[ast.expr | None] = [None] * (len(plain) - len(args.defaults)) + list(args.defaults)
@@ -229,31 +229,31 @@ def signature(name: str, of: Function) -> str:
 
 
 def parameter(name: str, annotation: ast.expr | None, default: ast.expr | None) -> str:
-    """Returns `name: type = default`."""
-    told = f"{name}: {written(annotation)}" if annotation else name
+    """Return `name: type = default`."""
+    typed = f"{name}: {type_text(annotation)}" if annotation else name
     if default is None:
-        return told
+        return typed
     made = re.fullmatch(r"field\(default_factory=(\w+).*\)", ast.unparse(default))
-    return f"{told} = {made[1] + '()' if made else ast.unparse(default)}"
+    return f"{typed} = {made[1] + '()' if made else ast.unparse(default)}"
 
 
 def call(name: str, given: list[str], returns: ast.expr | None) -> str:
-    """Returns a block of code, a parameter a line where one line would be long."""
-    end = f" -> {written(returns)}" if returns else ""
+    """Return a block of code; with one parameter a line if it is longer than 100 characters."""
+    end = f" -> {type_text(returns)}" if returns else ""
     line = f"{name}({', '.join(given)}){end}"
     if len(line) > 100:
         line = f"{name}(\n" + "".join(f"    {one},\n" for one in given) + f"){end}"
     return f"```text\n{line}\n```\n"
 
 
-def written(annotation: ast.expr) -> str:
-    """Returns a type as it was written, with names in place that a reader can use."""
+def type_text(annotation: ast.expr) -> str:
+    """Return a type as in the source, with the replacements of `ALIASES`."""
     names = "|".join(map(re.escape, ALIASES))
     return re.sub(rf"\b({names})\b", lambda found: ALIASES[found[0]], ast.unparse(annotation))
 
 
 def text(node: Function | ast.ClassDef) -> str:
-    """Returns a docstring as Markdown: the items of its sections become lists."""
+    """Return a docstring as Markdown: the items of its sections become lists."""
     lines: list[str] = []
     for title, part in parts(ast.get_docstring(node) or ""):
         if title is None:
@@ -265,7 +265,7 @@ def text(node: Function | ast.ClassDef) -> str:
 
 
 def parts(docstring: str) -> Iterator[tuple[str | None, list[str]]]:
-    """Yields the text before the sections, without a title, then each section, its lines moved to the left."""
+    """Yield the text before the sections, without a title, then each section, its lines without indentation."""
     title: str | None = None
     held: list[str] = []
     for line in docstring.splitlines():
@@ -278,12 +278,12 @@ def parts(docstring: str) -> Iterator[tuple[str | None, list[str]]]:
 
 
 def last_full(lines: list[str]) -> int:
-    """Returns how many lines there are up to the last that is not empty."""
+    """Return the number of lines up to the last one that is not empty."""
     return max((number for number, line in enumerate(lines, 1) if line), default=0)
 
 
 def items(lines: Iterable[str]) -> list[str]:
-    """Returns `name: text` as an item of a list, with the lines that belong to it."""
+    """Return each `name: text` as an item of a list, with its continuation lines."""
     found: list[str] = []
     for line in lines:
         name, colon, rest = line.partition(":")
@@ -297,11 +297,11 @@ def items(lines: Iterable[str]) -> list[str]:
 
 
 def indented(docstring: str) -> str:
-    """Returns a property's docstring as the text of an item, its `Raises` as a sentence."""
-    told = re.sub(r"\n\nRaises:\n    (\w+): ", r" Raises `\1`: ", docstring)
-    return "\n".join(f"  {line}" if line else "" for line in told.splitlines()).strip()
+    """Return a property's docstring as the text of an item, its `Raises` as a sentence."""
+    words = re.sub(r"\n\nRaises:\n    (\w+): ", r" Raises `\1`: ", docstring)
+    return "\n".join(f"  {line}" if line else "" for line in words.splitlines()).strip()
 
 
 if __name__ == "__main__":
     PAGE.write_text(page(), encoding="utf-8")
-    sys.stdout.write(f"{PAGE.name} is written\n")
+    sys.stdout.write(f"{PAGE.name} is up to date\n")

@@ -2,7 +2,7 @@
 
 import sys
 
-from heptad.cli import main
+from heptad.cli.main import main
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -1,33 +1,38 @@
-"""Plugins that ship with Heptad, one a file. Each says in its first line whether it observes or changes the run."""
+"""Plugins that ship with Heptad, one a file. Each says in its first line whether it observes or changes the run.
 
-from heptad_plugins.checkpoint import Checkpoint
-from heptad_plugins.csv_logger import CSVLogger
-from heptad_plugins.early_stopping import EarlyStopping
-from heptad_plugins.ema import EMA
-from heptad_plugins.evaluate import Evaluate
-from heptad_plugins.graceful_stop import GracefulStop
-from heptad_plugins.gradient_clipping import GradientClipping
-from heptad_plugins.journal import Journal
-from heptad_plugins.lr_schedule import LRSchedule
-from heptad_plugins.non_finite_guard import NonFiniteGuard
-from heptad_plugins.progress import Progress
-from heptad_plugins.tensorboard_logger import TensorBoardLogger
-from heptad_plugins.throughput import Throughput
-from heptad_plugins.time_limit import TimeLimit
+A plugin is loaded when it is first asked for; `__init__.pyi` gives type checkers the same names.
+"""
 
-__all__ = [
-    "EMA",
-    "CSVLogger",
-    "Checkpoint",
-    "EarlyStopping",
-    "Evaluate",
-    "GracefulStop",
-    "GradientClipping",
-    "Journal",
-    "LRSchedule",
-    "NonFiniteGuard",
-    "Progress",
-    "TensorBoardLogger",
-    "Throughput",
-    "TimeLimit",
-]
+from importlib import import_module
+
+_HOMES = {
+    "CSVLogger": "csv_logger",
+    "Checkpoint": "checkpoint",
+    "EMA": "ema",
+    "EarlyStopping": "early_stopping",
+    "Evaluate": "evaluate",
+    "GracefulStop": "graceful_stop",
+    "GradientClipping": "gradient_clipping",
+    "Journal": "journal",
+    "LRSchedule": "lr_schedule",
+    "NonFiniteGuard": "non_finite_guard",
+    "Progress": "progress",
+    "TensorBoardLogger": "tensorboard_logger",
+    "Throughput": "throughput",
+    "TimeLimit": "time_limit",
+}
+"""Each plugin with the module that defines it."""
+
+__all__ = list(_HOMES)  # pyright: ignore[reportUnsupportedDunderAll] - the names are in the stub
+
+
+def __getattr__(name: str) -> object:
+    """Load a plugin."""
+    if name not in _HOMES:
+        raise AttributeError(f"module 'heptad_plugins' has no attribute '{name}'", name=name)
+    value = globals()[name] = getattr(import_module(f"heptad_plugins.{_HOMES[name]}"), name)
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_HOMES})

@@ -1,5 +1,1 @@
-"""The command line: asks the log of a run at a terminal. `heptad --help` tells how."""
-
-from heptad.cli.main import main
-
-__all__ = ["main"]
+"""The command line, which asks the journal of a run at a terminal: `heptad --help`."""

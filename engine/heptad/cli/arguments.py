@@ -1,86 +1,74 @@
-"""What several commands take: a file, and which of its transitions are meant."""
+"""Arguments that several commands take: journals, and which transitions are meant."""
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
-from typing import Any
+import sys
 
 from heptad.history.select import Conditions
 
-EVER = 1 << 62
 COUNTERS = ("epoch", "step", "update")
 
-Commands = Any  # argparse gives what add_subparsers returns no public name
-Command = Callable[[argparse.Namespace], int]
 
-
-def command(commands: Commands, name: str, run: Command, words: str) -> argparse.ArgumentParser:
-    """Adds a command; all have `--json`."""
-    parser: argparse.ArgumentParser = commands.add_parser(
-        name, help=words, description=f"{words[0].upper()}{words[1:]}."
-    )
-    parser.set_defaults(run=run)
-    parser.add_argument("--json", action="store_true", help="plain data in place of text and tables")
-    return parser
-
-
-def takes_file(parser: argparse.ArgumentParser, name: str = "file") -> None:
-    """Lets a command take a log."""
-    parser.add_argument(name, metavar=name.upper(), help="a journal, or lines of JSON as to_jsonl writes them")
+def takes_journals(parser: argparse.ArgumentParser, *names: str) -> None:
+    """Add an argument for each journal, and `--json`."""
+    for name in names:
+        parser.add_argument(name, metavar=name.upper(), help="a journal, as the Journal plugin writes it")
+    parser.add_argument("--json", action="store_true", help="print JSON in place of text and tables")
 
 
 def takes_conditions(parser: argparse.ArgumentParser) -> None:
-    """Lets a command take what transitions are to be like."""
+    """Add the options that select transitions."""
     parser.add_argument("--source", metavar="STATE", help="the state that was left")
     parser.add_argument("--dest", metavar="STATE", help="the state that was entered")
     for name in COUNTERS:
         parser.add_argument(
-            f"--{name}", metavar="N", type=number_or_range, help=f"complete {name}s: a number, or a:b (b left out)"
+            f"--{name}", metavar="N", type=number_or_range, help=f"complete {name}s: a number, or a:b (b excluded)"
         )
 
 
 def conditions(arguments: argparse.Namespace) -> Conditions:
-    """Returns what transitions are to be like."""
+    """Return the conditions that the options set."""
     counters = {name: getattr(arguments, name) for name in COUNTERS}
-    asked = {name: value for name, value in counters.items() if value is not None}
-    return Conditions(arguments.source, arguments.dest, asked)
+    return Conditions(
+        arguments.source, arguments.dest, {name: value for name, value in counters.items() if value is not None}
+    )
 
 
-def given(asked: Conditions) -> bool:
-    """Tells whether anything was asked for."""
+def any_given(asked: Conditions) -> bool:
+    """Return whether at least one condition is set."""
     return bool(asked.source or asked.dest or asked.counters)
 
 
 def count(text: str) -> int:
-    """Returns how many, none at least.
+    """Return a number that is at least 0.
 
     Raises:
-        argparse.ArgumentTypeError: For anything else than such a number.
+        argparse.ArgumentTypeError: If it is something else.
     """
     try:
         number = int(text)
     except ValueError:
         number = -1
     if number < 0:
-        raise argparse.ArgumentTypeError(f"'{text}' is not how many; say 0 or more")
+        raise argparse.ArgumentTypeError(f"expected a number of at least 0, got '{text}'")
     return number
 
 
 def number_or_range(text: str) -> int | range:
-    """Returns `7` as a number, `3:9`, `3:` and `:9` as ranges.
+    """Return `7` as a number, and `3:9`, `3:` or `:9` as a range.
 
     Raises:
-        argparse.ArgumentTypeError: For anything else, and for what no counter can be: below 0, or in an empty range.
+        argparse.ArgumentTypeError: If it is neither, is below 0, or is an empty range.
     """
     first, colon, end = text.partition(":")
     try:
         begin = int(first or 0) if colon else int(first)
-        found = range(begin, int(end or EVER)) if colon else range(begin, begin + 1)
+        found = range(begin, int(end) if end else sys.maxsize) if colon else range(begin, begin + 1)
     except ValueError:
-        raise argparse.ArgumentTypeError(f"'{text}' is neither a number nor a range such as 3:9, 3: or :9") from None
+        raise argparse.ArgumentTypeError(f"expected a number or a range such as 3:9, 3: or :9, got '{text}'") from None
     if begin < 0:
-        raise argparse.ArgumentTypeError(f"'{text}' is below 0, from which counters count")
+        raise argparse.ArgumentTypeError(f"counters begin at 0, got '{text}'")
     if not found:
-        raise argparse.ArgumentTypeError(f"nothing is in '{text}'; a:b goes from a to before b")
+        raise argparse.ArgumentTypeError(f"the range '{text}' is empty; a:b is from a to before b")
     return found if colon else begin

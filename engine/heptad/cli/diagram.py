@@ -4,21 +4,21 @@ from __future__ import annotations
 
 import argparse
 
-from heptad.cli.arguments import Commands, command, takes_file
-from heptad.cli.files import open_log
-from heptad.cli.output import data, line
+from heptad.cli.arguments import takes_journals
+from heptad.cli.output import print_json, print_line
+from heptad.history.query import TransitionLog
 
 
-def add_to(commands: Commands) -> None:
-    """Adds the command."""
-    takes_file(command(commands, "diagram", run, "draw the table of a run as a Mermaid state diagram"))
+def add_to(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments."""
+    takes_journals(parser, "file")
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Runs the command."""
-    table = open_log(arguments.file).source.table
+    """Run the command."""
+    table = TransitionLog.load(arguments.file).source.table
     if arguments.json:
-        data({"mermaid": table.mermaid(), "table": table.to_plain()})
+        print_json({"mermaid": table.mermaid(), "table": table.to_plain()})
     else:
-        line(table.mermaid())
+        print_line(table.mermaid())
     return 0

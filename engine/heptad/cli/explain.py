@@ -1,61 +1,63 @@
-"""`heptad explain`: why a transition went where it went, and who was called."""
+"""`heptad explain`: why a transition took its arc, and which handlers were called."""
 
 from __future__ import annotations
 
 import argparse
 from dataclasses import asdict
 
-from heptad.cli.arguments import Commands, command, conditions, count, given, takes_conditions, takes_file
-from heptad.cli.files import open_log
-from heptad.cli.output import data, line, number
+from heptad.cli.arguments import any_given, conditions, count, takes_conditions, takes_journals
+from heptad.cli.output import print_json, print_line
 from heptad.errors import LogError
 from heptad.history.explain import Explanation
-from heptad.history.export.jsonl import plain
+from heptad.history.export.rows import note_row, transition_row, value_row
 from heptad.history.query import TransitionLog
 
 
-def add_to(commands: Commands) -> None:
-    """Adds the command."""
-    parser = command(commands, "explain", run, "say why a transition went where it went, and who was called")
-    takes_file(parser)
+def add_to(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments."""
+    takes_journals(parser, "file")
     parser.add_argument("seq", metavar="SEQ", type=int, nargs="?", help="its number; -1 is the last one")
     takes_conditions(parser)
     parser.add_argument("--tail", metavar="N", type=count, default=1, help="without SEQ: the last N that match; 1")
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Runs the command."""
-    log = open_log(arguments.file)
+    """Run the command."""
+    log = TransitionLog.load(arguments.file)
     for seq in _numbers(log, arguments):
         explanation = log.explain(seq)
         if arguments.json:
-            data(_plain(explanation))
+            print_json(_explanation_row(explanation))
         else:
-            line(explanation)
+            print_line(explanation)
     return 0
 
 
 def _numbers(log: TransitionLog, arguments: argparse.Namespace) -> list[int]:
+    """Return the numbers of the transitions to explain.
+
+    Raises:
+        LogError: If neither a number nor a condition is given, if both are, or if nothing matches.
+    """
     asked = conditions(arguments)
     if arguments.seq is not None:
-        if given(asked):
-            raise LogError("explain takes the number of a transition or what it is to be like, not both")
-        view = log.source.view()
-        return [arguments.seq if arguments.seq >= 0 else view.end + arguments.seq]
-    if not given(asked):
-        raise LogError("explain needs the number of a transition, or what it is to be like: --source, --step, …")
+        if any_given(asked):
+            raise LogError("explain takes the number of a transition or conditions such as --step, not both")
+        return [arguments.seq if arguments.seq >= 0 else log.source.view().end + arguments.seq]
+    if not any_given(asked):
+        raise LogError("explain needs the number of a transition, or conditions: --source, --step, …")
     found = log.where(source=asked.source, dest=asked.dest, **asked.counters, limit=-max(arguments.tail, 1))
     if not found:
-        raise LogError("no transition is like that; `heptad show` shows what there is")
+        raise LogError("no transition matches; `heptad show` lists the transitions")
     return [transition.seq for transition in found]
 
 
-def _plain(explanation: Explanation) -> dict[str, object]:
+def _explanation_row(explanation: Explanation) -> dict[str, object]:
     return {
-        **plain(explanation.transition),
+        **transition_row(explanation.transition),
         "skipped": explanation.skipped,
         "tried": [asdict(tried) for tried in explanation.tried],
         "calls": [asdict(call) for call in explanation.calls],
-        "values": [{"name": value.name, "value": number(value.value)} for value in explanation.values],
-        "notes": [{"kind": note.kind, "text": note.text, "time_ns": note.time_ns} for note in explanation.notes],
+        "values": [value_row(value) for value in explanation.values],
+        "notes": [note_row(note) for note in explanation.notes],
     }

@@ -1,6 +1,6 @@
-"""What commands print: lines, plain data as JSON, tables.
+"""What commands print: lines, JSON, tables.
 
-Tables are drawn by rich, an extra that is imported when the first one is; all else works without it.
+Tables are drawn by rich, an extra that is imported with the first table; all else works without it.
 """
 
 from __future__ import annotations
@@ -8,7 +8,6 @@ from __future__ import annotations
 import codecs
 import io
 import json
-import math
 import os
 import shutil
 import sys
@@ -21,19 +20,19 @@ from typing import Any
 from heptad.errors import LogError
 
 NOT_A_TERMINAL = 220
-"""Columns where nobody says how many there are: so that a program that reads finds a row in a line."""
+"""The width of tables that are not printed to a terminal: wide enough that a row stays in one line for `grep`."""
 
 _NEAR = {"─": "-", "━": "-", "µ": "u", "×": "x", "…": "...", "’": "'"}
-"""What is printed in place of the signs that we use, where a terminal has none of them."""
+"""Replacements for the characters of our own that the terminal's encoding may lack."""
 
 _AS_NEAR = "heptad.as_near"
 
 
 @contextmanager
 def printable() -> Generator[None]:
-    """Lets standard output take any text for the length of a block, whatever its encoding.
+    """Replace characters that standard output cannot encode, within a block, instead of raising.
 
-    A sign that it lacks is printed as one that is near, or by its number.
+    A character is replaced by a similar one, or else by its escape.
     """
     stream = sys.stdout
     if not isinstance(stream, io.TextIOWrapper):
@@ -51,43 +50,45 @@ def printable() -> Generator[None]:
 def _as_near(error: UnicodeError) -> tuple[str, int]:
     if not isinstance(error, UnicodeEncodeError):
         raise error
-    signs = error.object[error.start : error.end]
-    return "".join(_NEAR.get(sign) or sign.encode("ascii", "backslashreplace").decode() for sign in signs), error.end
+    lacking = error.object[error.start : error.end]
+    return "".join(_NEAR.get(sign) or sign.encode("ascii", "backslashreplace").decode() for sign in lacking), error.end
 
 
-def complain(text: object) -> None:
-    """Prints a line on standard error, if there is one."""
-    if sys.stderr is not None:  # pyright: ignore[reportUnnecessaryComparison] - it is `None` where it was closed
+def print_error(text: object) -> None:
+    """Print a line to standard error, unless it is closed."""
+    if sys.stderr is not None:  # pyright: ignore[reportUnnecessaryComparison] - it is None after `2>&-`
         sys.stderr.write(f"heptad: {text}\n")
         sys.stderr.flush()
 
 
 def is_stdout(path: Path) -> bool:
-    """Tells whether a path is another name for what standard output goes to, such as /dev/stdout."""
+    """Return whether a path is the file that standard output writes to, such as /dev/stdout."""
     try:
         return os.path.samestat(path.stat(), os.fstat(sys.stdout.fileno()))
-    except OSError:  # there is no such file, or standard output is none
+    except OSError:  # there is no such file, or standard output is no file
         return False
 
 
-def line(text: object = "") -> None:
-    """Prints a line."""
+def print_line(text: object = "") -> None:
+    """Print a line."""
     sys.stdout.write(f"{text}\n")
 
 
-def data(plain: Mapping[str, Any]) -> None:
-    """Prints plain data as a line of JSON."""
-    line(json.dumps(plain, allow_nan=False))
-
-
-def number(value: float) -> float | str:
-    """Returns a number as JSON can say it: not all of them, where it is not finite."""
-    return value if math.isfinite(value) else str(value)
+def print_json(row: Mapping[str, Any]) -> None:
+    """Print a line of JSON."""
+    print_line(json.dumps(row, allow_nan=False))
 
 
 @dataclass(frozen=True, slots=True)
 class Column:
-    """A column of a table: its heading, how wide it is at least, whether it holds numbers, whether it may wrap."""
+    """A column of a table.
+
+    Attributes:
+        title: Its heading.
+        width: The least width, in characters.
+        right: Whether it is aligned to the right, as numbers are.
+        wraps: Whether a long cell wraps.
+    """
 
     title: str
     width: int = 0
@@ -95,8 +96,8 @@ class Column:
     wraps: bool = False
 
 
-def table(columns: Sequence[Column], rows: Iterable[Sequence[str]], title: str = "", header: bool = True) -> None:
-    """Prints a table.
+def print_table(columns: Sequence[Column], rows: Iterable[Sequence[str]], header: bool = True) -> None:
+    """Print a table.
 
     Raises:
         LogError: If rich is not installed.
@@ -106,8 +107,8 @@ def table(columns: Sequence[Column], rows: Iterable[Sequence[str]], title: str =
         from rich.console import Console  # noqa: PLC0415 - as above
         from rich.table import Table  # noqa: PLC0415 - as above
     except ImportError:
-        raise LogError("tables need rich; install it with: pip install 'heptad[rich]', or say --json") from None
-    drawn = Table(title=title or None, title_justify="left", box=SIMPLE_HEAD, show_header=header, show_edge=False)
+        raise LogError("tables need rich; install it with: pip install 'heptad[rich]', or use --json") from None
+    drawn = Table(box=SIMPLE_HEAD, show_header=header, show_edge=False)
     for column in columns:
         drawn.add_column(
             column.title,
@@ -120,13 +121,13 @@ def table(columns: Sequence[Column], rows: Iterable[Sequence[str]], title: str =
         drawn.add_row(*row)
     terminal = sys.stdout.isatty()
     width = shutil.get_terminal_size().columns if terminal else NOT_A_TERMINAL
-    text = io.StringIO()  # and not stdout, at whose end rich would leave the program by itself
+    text = io.StringIO()  # rich would exit the program by itself when stdout is a closed pipe
     Console(file=text, width=width, force_terminal=terminal, markup=False, emoji=False, highlight=False).print(drawn)
     sys.stdout.writelines(f"{row.rstrip()}\n" for row in text.getvalue().splitlines())
 
 
-def duration(nanoseconds: float) -> str:
-    """Returns a time in the unit that reads well."""
+def readable_time(nanoseconds: float) -> str:
+    """Return a duration in seconds, milliseconds or microseconds, whichever reads best."""
     for unit, size in (("s", 1e9), ("ms", 1e6)):
         if nanoseconds >= size:
             return f"{nanoseconds / size:,.3f} {unit}"

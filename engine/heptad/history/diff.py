@@ -18,7 +18,7 @@ import numpy as np
 
 from heptad.history.decode import Decoder, blocks, ints
 from heptad.history.explain import Explanation, explain
-from heptad.history.export.jsonl import plain
+from heptad.history.export.rows import transition_row
 from heptad.history.source import Source
 from heptad.history.transition import Transition
 from heptad.record.chunk import Ints, View
@@ -129,9 +129,9 @@ class Diff:
             "facts": [asdict(fact) for fact in self.facts],
             "seq": self.seq,
             "parted": [asdict(parting) for parting in self.parted],
-            "before": [plain(row) for row in self.before],
-            "here": [plain(row) for row in self.here],
-            "there": [plain(row) for row in self.there],
+            "before": [transition_row(row) for row in self.before],
+            "here": [transition_row(row) for row in self.here],
+            "there": [transition_row(row) for row in self.there],
             "first": self.first,
             "end": self.end,
         }

@@ -1,4 +1,4 @@
-"""Small HTML tables, for notebooks."""
+"""HTML tables, for notebooks."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from html import escape
 
 
 def table(caption: str, header: Iterable[object], rows: Iterable[Iterable[object]]) -> str:
-    """Returns an HTML table; whatever it is given is escaped."""
+    """Return an HTML table; every cell is escaped."""
     head = "".join(f"<th>{escape(str(cell))}</th>" for cell in header)
     body = "".join(f"<tr>{''.join(f'<td>{escape(str(cell))}</td>' for cell in row)}</tr>" for row in rows)
     heading = f"<thead><tr>{head}</tr></thead>" if head else ""

@@ -48,16 +48,6 @@ class TransitionLog(Sequence[Transition]):
         self._decoder = Decoder(source)
 
     @classmethod
-    def from_jsonl(cls, path: str | Path) -> TransitionLog:
-        """Returns the log that `to_jsonl` wrote: 10 bytes a transition in memory, beside notes, values and calls.
-
-        Raises:
-            LogError: If the file is none, was cut or altered, or was written by a newer version.
-            OSError: If it cannot be read.
-        """
-        return cls(jsonl.read(path))
-
-    @classmethod
     def load(cls, path: str | Path) -> TransitionLog:
         """Returns the log in a file that `Journal` wrote, or is writing: all questions work on it as on `run.log`.
 
@@ -245,11 +235,11 @@ class TransitionLog(Sequence[Transition]):
     # -- other forms
 
     def to_jsonl(self, path: str | Path) -> Path:
-        """Writes the log as lines of JSON: first a header, then an object for each transition.
+        """Write the log as JSON lines for other programs: first a header, then an object for each transition.
 
-        A line holds what `Transition` does, and `notes`: kind, text and time of each. Where there are any it also holds
-        `values`, those recorded in that turn, and `calls`, those traced. The header has the key `format`, which no
-        other line has; from it and the lines `from_jsonl` makes the same log again.
+        A line holds the fields of `Transition`, and `notes`: kind, text and time of each. If there are any it also
+        holds `values`, those recorded in that turn, and `calls`, those traced. Only the header has the key `format`.
+        This is an export: what is read back is the journal that the `Journal` plugin writes.
 
         Returns:
             The path.

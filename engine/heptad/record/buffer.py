@@ -132,8 +132,8 @@ class LogBuffer:
 
     def __reduce__(self) -> NoReturn:
         raise EngineError(
-            "the log of a run can neither be pickled nor copied; log.to_jsonl(path) writes it, "
-            "TransitionLog.from_jsonl(path) reads it back"
+            "the log of a run can neither be pickled nor copied; add Journal(path) to the plugins, and read it with "
+            "TransitionLog.load(path)"
         )
 
     def restore(self, seq: int, node: int, counters: Counters) -> None:

@@ -1,1 +1,1 @@
-"""TODO."""
+"""A log in other forms: JSON lines, CSV, a trace, a data frame."""

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def frame(source: Source) -> pandas.DataFrame:
-    """Returns a row for each transition, in the columns of `Transition`; about 75 bytes a row.
+    """Return a row for each transition, in the columns of `Transition`; about 75 bytes a row.
 
     Raises:
         LogError: If pandas is not installed.
@@ -35,7 +35,7 @@ def frame(source: Source) -> pandas.DataFrame:
     decoder, effects, states = Decoder(source), source.effects, source.table.states
     names = list(dict.fromkeys(state.shown for state in states))
     number = np.array([names.index(state.shown) for state in states])
-    guards = [_words(decoder.guards(arc)) for arc in range(len(effects.sources))]
+    guards = [_answers(decoder.guards(arc)) for arc in range(len(effects.sources))]
     answers = list(dict.fromkeys(guards))
     answer = np.array([answers.index(words) for words in guards])
     return pd.DataFrame(
@@ -54,5 +54,5 @@ def frame(source: Source) -> pandas.DataFrame:
     )
 
 
-def _words(guards: dict[str, bool]) -> str:
+def _answers(guards: dict[str, bool]) -> str:
     return " ".join(f"{name}={'yes' if answer else 'no'}" for name, answer in guards.items())

@@ -1,6 +1,7 @@
-"""Files that are whole or not there: written beside their name, and moved to it when they are done.
+"""Write a file so that it is either whole or as it was before.
 
-What is no plain file, such as a pipe or a device, cannot be replaced: it is given all of it at the end.
+A regular file is written beside its place and moved there at the end. A pipe, a device or a stream cannot be replaced:
+it gets everything at the end, so that an error leaves nothing in it.
 """
 
 from __future__ import annotations
@@ -14,21 +15,20 @@ from tempfile import SpooledTemporaryFile
 from typing import IO
 
 Target = str | Path | IO[bytes]
-"""Where a log may be written to: a path, or what is open for bytes."""
+"""Where a log is written to: a path, or a binary stream."""
 
 _IN_MEMORY = 1 << 20
-"""Bytes that are held in memory for a target that cannot be replaced; beyond them a temporary file holds all."""
+"""Bytes for a pipe, device or stream that are held in memory; more are held in a temporary file."""
 
 
 @contextmanager
-def written(target: Target) -> Generator[IO[bytes]]:
-    """Opens a file for the length of a block; what stood under that name stays until the block is through.
+def replacing(target: Target) -> Generator[IO[bytes]]:
+    """Open a file for the length of a block; the target changes only when the block ends without an error.
 
-    A symbolic link stays, and what it points to is replaced. A pipe, a device or a stream is written to once the block
-    is through, so that the block may go back in its file wherever it will end up.
+    A symbolic link stays, and the file that it points to is replaced.
 
     Raises:
-        OSError: If it cannot be written.
+        OSError: If the target cannot be written.
     """
     if isinstance(target, str | Path):
         path = Path(target)

@@ -1,48 +1,49 @@
 """A log in the Chrome trace format, which https://ui.perfetto.dev opens.
 
-On one track lie epochs, in them windows, in these steps, states, and in those the handlers where they were traced.
-Each span has an event for its beginning and one for its end: from a beginning and a length, both rounded, a reader may
-work out an end beyond that of the span around it. Recorded values are counters, notes are marks. Times are microseconds
-since the log begins; `otherData` says when that was. A run that failed or is paused in mid-epoch has its open spans
-closed where the log ends; one that was resumed there has them opened where the log begins. Paused time lies within the
-state in which the run was paused, whose `args` say how long.
+On one track lie epochs, in them windows, in those steps, states, and traced handlers. Each span is two events, a
+beginning and an end: from a beginning and a length, both rounded, a viewer may compute an end that is later than that
+of the span around it. Recorded values are counters, notes are marks. Times are microseconds since the log begins;
+`otherData` holds when that was. Spans that are open when the log begins or ends, because the run was resumed or has not
+finished, begin or end there. Paused time lies in the state in which the run paused; its `args` say how long.
 """
 
 from __future__ import annotations
 
 import json
 import math
+import sys
 from bisect import bisect_left
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from heptad.history.decode import Decoder, by_seq
-from heptad.history.export.output import Target, written
+from heptad.history.export.output import Target, replacing
 from heptad.history.source import Source
 from heptad.history.transition import Transition
 from heptad.record.chunk import Call, Chunk, View
-from heptad.record.counters import Counters
 from heptad.record.events import Note
 from heptad.record.values import Recorded
+from heptad.table import State, Table
 
 Event = dict[str, Any]
 
 _NO_EPOCH = frozenset({"idle", "before_loop", "after_loop", "finished", "failed"})
 _IN_STEP = frozenset({"before_step", "process_batch", "after_step"})
+_ENDS = {"after_step": "step", "optimizer_update": "window", "after_epoch": "epoch"}
+"""The span that ends when a state is left."""
+
 _TRACK = {"pid": 1, "tid": 1}
-_EVER = 1 << 62
 
 
 def write(source: Source, target: Target) -> None:
-    """Writes a log in the Chrome trace format, a chunk in memory at a time.
+    """Write a log in the Chrome trace format, with one chunk in memory at a time.
 
     Raises:
-        OSError: If it cannot be written.
+        OSError: If the target cannot be written.
     """
-    view = source.view()
-    track = _Track(source, view)
+    track = _Track(source)
     head = {"displayTimeUnit": "ms", "otherData": {"begins_ns_since_1970": track.start}}
-    with written(target) as file:
+    with replacing(target) as file:
         file.write(json.dumps(head)[:-1].encode() + b', "traceEvents": [\n')
         for number, event in enumerate(track.events()):
             file.write((b",\n" if number else b"") + json.dumps(event, allow_nan=False).encode())
@@ -53,21 +54,20 @@ class _Track:
     """The spans of a run, in the order in which they begin.
 
     Attributes:
-        start: When the first state of the log was entered, in Unix nanoseconds.
+        start: When the first state of the log was entered, in nanoseconds since the Unix epoch.
     """
 
-    def __init__(self, source: Source, view: View) -> None:
-        self._source, self._view = source, view
+    def __init__(self, source: Source) -> None:
+        self._source, self._view = source, source.view()
         self._decoder = Decoder(source)
-        self._names = [state.name for state in source.table.states]
-        self.start = _start(view)
-        self._entered = 0  # when the state that is open was entered: nanoseconds since the start
-        self._arrivals: Sequence[Call] = ()  # the handlers that were called then
-        self._notes = source.notes(view.first)
+        self.start = _start(self._view)
+        self._entered = 0  # when the current state was entered: nanoseconds since the start
+        self._arrivals: Sequence[Call] = ()  # its entry handlers
+        self._notes = source.notes(self._view.first)
         self._open: list[str] = []  # the spans around it, outermost first
 
     def events(self) -> Iterator[Event]:
-        """Yields all events."""
+        """Yield all events."""
         yield {"ph": "M", "name": "process_name", "ts": 0, **_TRACK, "args": {"name": "heptad"}}
         yield {"ph": "M", "name": "thread_name", "ts": 0, **_TRACK, "args": {"name": "run"}}
         if not self._view.chunks:
@@ -78,16 +78,16 @@ class _Track:
         yield from self._end()
 
     def _begin(self, chunk: Chunk) -> Iterator[Event]:
-        """Opens the spans that were open when the first state was entered."""
+        """Open the spans that were open when the first state was entered."""
         place = self._view.first - chunk.seq
         at = self._decoder.counters(chunk, place - 1)
-        name = self._names[int(self._source.effects.sources[chunk.arcs()[place]])]
-        detour, _, base = name.rpartition("@")
-        if base in _NO_EPOCH or (detour and base == "after_epoch"):
+        node = self._source.table.states[int(self._source.effects.sources[chunk.arcs()[place]])]
+        scope, left = _scope(self._source.table, node), node.kind == "detour"  # a detour comes after its scope's work
+        if scope in _NO_EPOCH or (left and scope == "after_epoch"):
             return
         yield self._opens("epoch", at.epoch)
-        in_step = base in _IN_STEP and not (detour and base == "after_step")
-        if in_step or (at.window and base != "after_epoch"):
+        in_step = scope in _IN_STEP and not (left and scope == "after_step")
+        if in_step or (at.window and scope != "after_epoch"):
             yield self._opens("window", at.update)
         if in_step:
             yield self._opens("step", at.step)
@@ -97,54 +97,39 @@ class _Track:
         calls = by_seq(self._source.calls(first, end))
         values = by_seq(self._source.values_between(first, end))
         notes = by_seq(self._notes[bisect_left(self._notes, first, key=_seq) : bisect_left(self._notes, end, key=_seq)])
-        arcs = chunk.arcs()[first - chunk.seq :].tolist()
-        for arc, turn in zip(arcs, self._decoder.at(self._view, range(first, end)), strict=True):
-            ends = (
-                self._names[int(self._source.effects.sources[arc])],
-                self._names[int(self._source.effects.dests[arc])],
-            )
+        for turn in self._decoder.at(self._view, range(first, end)):
             seq = turn.seq
-            yield from self._turn(turn, *ends, calls.get(seq, []), values.get(seq, []), notes.get(seq, []))
+            yield from self._turn(turn, calls.get(seq, ()), values.get(seq, ()), notes.get(seq, ()))
 
     def _turn(
-        self,
-        turn: Transition,
-        source: str,
-        dest: str,
-        calls: Sequence[Call],
-        values: Sequence[Recorded],
-        notes: Sequence[Note],
+        self, turn: Transition, calls: Sequence[Call], values: Iterable[Recorded], notes: Iterable[Note]
     ) -> Iterator[Event]:
+        """Yield the state that was left, and the spans that end and begin with the transition."""
         left = max(self._entered, turn.time_ns - self.start)
         args: Event = {"seq": turn.seq, "to": turn.dest, **turn.guards}
         if left - self._entered > turn.duration_ns:
             args["paused_us"] = (left - self._entered - turn.duration_ns) / 1e3
         handlers = [*self._arrivals, *(call for call in calls if call.moment == "exit")]
         yield from self._state(turn.source, left, args, handlers, notes)
-        yield from (_counter(value, left) for value in values if math.isfinite(value.value))
+        yield from _counters(values, left)
         self._entered, self._arrivals = left, [call for call in calls if call.moment == "enter"]
-        if dest == "failed":
+        if turn.dest == "failed":
             yield from self._closes("epoch")
-        elif source == "after_step":
-            yield from self._closes("step")
-        elif source == "optimizer_update":
-            yield from self._closes("window")
-        elif source == "after_epoch":
-            yield from self._closes("epoch")
-        if dest == "after_epoch":
-            yield from self._closes("window")  # what remainder="drop" left over
-        at = Counters(turn.epoch, turn.batch_index, turn.step, turn.update)
-        if dest == "before_epoch":
-            yield self._opens("epoch", at.epoch)
-        elif dest == "before_step":
+        elif turn.source in _ENDS:
+            yield from self._closes(_ENDS[turn.source])
+        if turn.dest == "after_epoch":
+            yield from self._closes("window")  # one that remainder="drop" leaves unfilled
+        elif turn.dest == "before_epoch":
+            yield self._opens("epoch", turn.epoch)
+        elif turn.dest == "before_step":
             if "window" not in self._open:
-                yield self._opens("window", at.update)
-            yield self._opens("step", at.step)
+                yield self._opens("window", turn.update)
+            yield self._opens("step", turn.step)
 
     def _state(
-        self, name: str, left: int, args: Event, handlers: Sequence[Call], notes: Sequence[Note]
+        self, name: str, left: int, args: Event, handlers: Iterable[Call], notes: Iterable[Note]
     ) -> Iterator[Event]:
-        """Yields the state that is being left, and what happened in it, in the order of time."""
+        """Yield the state that is being left, and what happened in it, in order of time."""
         entered = self._entered
 
         def within(time_ns: int) -> int:
@@ -160,20 +145,18 @@ class _Track:
             at = within(note.time_ns)
             mark = {"ph": "i", "cat": "note", "name": f"{note.kind}: {note.text}", "ts": at / 1e3, "s": "t", **_TRACK}
             inside.append((at, mark))
-        yield from (event for _, event in sorted(inside, key=lambda pair: pair[0]))
+        yield from (event for _, event in sorted(inside, key=lambda pair: pair[0]))  # stable: a handler begins first
         yield _closing("state", left)
 
     def _end(self) -> Iterator[Event]:
-        """Tells of the state that the log ends in, which nobody has seen left, and closes all spans."""
+        """Yield the state in which the log ends, up to the last thing known of it, and close all spans."""
         end = self._view.end
         last = self._decoder.at(self._view, [end - 1])[0]
         late = [note for note in self._notes if note.seq >= end]
-        ends = [call.time_ns + call.duration_ns for call in self._arrivals] + [note.time_ns for note in late]
-        until = max([self._entered, *(time - self.start for time in ends)])
+        known = [call.time_ns + call.duration_ns for call in self._arrivals] + [note.time_ns for note in late]
+        until = max([self._entered, *(time - self.start for time in known)])
         yield from self._state(last.dest, until, {"left": False}, self._arrivals, late)
-        yield from (
-            _counter(value, until) for value in self._source.values_between(end, _EVER) if math.isfinite(value.value)
-        )
+        yield from _counters(self._source.values_between(end, sys.maxsize), until)
         self._entered = until
         yield from self._closes("epoch")
 
@@ -182,18 +165,26 @@ class _Track:
         return _opening(kind, f"{kind} {number}", self._entered, {})
 
     def _closes(self, kind: str) -> Iterator[Event]:
-        """Closes a span, and those within it first, if it is open."""
+        """Close a span if it is open, and those within it first."""
         while kind in self._open:
             yield _closing(self._open.pop(), self._entered)
 
 
 def _start(view: View) -> int:
-    """Returns when the first state of a log was entered."""
+    """Return when the first state of a log was entered."""
     if not view.chunks:
         return 0
     chunk = view.chunks[0]
     place = view.first - chunk.seq
     return chunk.offset + (int(chunk.times()[place - 1]) if place else chunk.clock)
+
+
+def _scope(table: Table, node: State) -> str:
+    """Return the name of a scope; for a detour, of the scope that it leaves from."""
+    if node.kind != "detour":
+        return node.name
+    into = (table.states[table.index[arc.source]] for arc in table.arcs if arc.dest == node.name)
+    return next(state.name for state in into if state.kind != "detour")
 
 
 def _seq(note: Note) -> int:
@@ -208,5 +199,8 @@ def _closing(kind: str, at: int) -> Event:
     return {"ph": "E", "cat": kind, "ts": at / 1e3, **_TRACK}
 
 
-def _counter(value: Recorded, at: int) -> Event:
-    return {"ph": "C", "name": value.name, "ts": at / 1e3, **_TRACK, "args": {"value": value.value}}
+def _counters(values: Iterable[Recorded], at: int) -> Iterator[Event]:
+    """Yield the values that the format can hold: finite ones."""
+    for value in values:
+        if math.isfinite(value.value):
+            yield {"ph": "C", "name": value.name, "ts": at / 1e3, **_TRACK, "args": {"value": value.value}}

@@ -45,6 +45,10 @@ def check_owner(path: Path) -> bytes:
         raise LogError(f"{path} cannot be read: {error.strerror}") from error
     if not head:
         raise LogError(f"{path} is empty: no run has written its log there")
+    if head.startswith(b"{"):
+        raise LogError(
+            f"{path} holds JSON: an export such as to_jsonl writes cannot be read back; name the journal of the run"
+        )
     if not head.startswith(_MAGIC[: len(head)]):
         raise LogError(f"{path} is not the log of a run: it is no SQLite database")
     if len(head) < _HEAD:

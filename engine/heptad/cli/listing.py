@@ -1,0 +1,173 @@
+"""What `heptad show` lists: transitions, notes, or recorded values; each selected by the same conditions.
+
+A `Listing` reads its rows a chunk of the log at a time, and says how a row looks in a table and as JSON.
+"""
+
+from __future__ import annotations
+
+import sys
+from abc import ABC, abstractmethod
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import datetime
+from typing import Any, Generic, TypeVar
+
+from heptad.cli.arguments import any_given
+from heptad.cli.output import Column, readable_time
+from heptad.history.decode import Decoder, by_seq
+from heptad.history.export.rows import note_row, transition_row, value_row
+from heptad.history.query import TransitionLog
+from heptad.history.select import Conditions, selected
+from heptad.history.transition import Transition
+from heptad.record.chunk import Chunk, View
+from heptad.record.events import Note
+from heptad.record.values import Recorded
+
+Row = TypeVar("Row")
+Noted = tuple[Transition, Sequence[Note]]
+
+END = sys.maxsize
+"""Beyond every transition: includes the rows of the turn that is under way."""
+
+SEQ = Column("seq", 6, right=True)
+COUNTERS = tuple(Column(name, 6, right=True) for name in ("epoch", "step", "update"))
+
+
+class Listing(ABC, Generic[Row]):
+    """Rows of one kind.
+
+    Args:
+        log: The log.
+        asked: The conditions on the transitions that the rows belong to.
+    """
+
+    def __init__(self, log: TransitionLog, asked: Conditions) -> None:
+        self.log, self.source, self.asked = log, log.source, asked
+
+    @property
+    @abstractmethod
+    def columns(self) -> Sequence[Column]:
+        """The columns of its table."""
+
+    @abstractmethod
+    def between(self, first: int, end: int) -> Iterator[Sequence[Row]]:
+        """Yield the rows of the transitions from `first` to before `end` that match, a chunk at a time."""
+
+    def last(self, number: int, end: int) -> Sequence[Row]:
+        """Return the last rows before `end` that match."""
+        return list(deque((row for page in self.between(0, end) for row in page), maxlen=number))
+
+    @abstractmethod
+    def cells(self, row: Row) -> Sequence[str]:
+        """Return a row of the table."""
+
+    @abstractmethod
+    def plain(self, row: Row) -> Mapping[str, Any]:
+        """Return a row as data for JSON."""
+
+    def _selected(self, first: int, end: int) -> Iterator[tuple[Chunk, Any]]:
+        """Yield each chunk with the places of the transitions that match."""
+        view = self.source.view()
+        view = View(view.chunks, max(view.first, first), view.end)
+        for chunk, places in selected(self.source, view, self.asked):
+            yield chunk, places[places + chunk.seq < end]
+
+
+class TransitionListing(Listing[Noted]):
+    """The transitions, each with its notes."""
+
+    @property
+    def columns(self) -> Sequence[Column]:
+        """Counters stand beside the two states; guards and notes wrap."""
+        longest = max(len(state.shown) for state in self.source.table.states)
+        states = (Column("from", longest), Column("to", longest))
+        counters = tuple(Column(name, 6, right=True) for name in ("epoch", "batch", "step", "update"))
+        words = (Column("guards", wraps=True), Column("notes", wraps=True))
+        return (SEQ, Column("time", 12), *states, *counters, Column("took", 10, right=True), *words)
+
+    def between(self, first: int, end: int) -> Iterator[Sequence[Noted]]:
+        """Yield transitions."""
+        decoder = Decoder(self.source)
+        for chunk, places in self._selected(first, end):
+            yield self._noted(decoder.decode(chunk, places))
+
+    def last(self, number: int, end: int) -> Sequence[Noted]:
+        """Return the last transitions; the log is read from its end, and no further than needed."""
+        asked = self.asked
+        rows = self.log.where(source=asked.source, dest=asked.dest, **asked.counters, limit=-number)
+        return self._noted([row for row in rows if row.seq < end])  # more may have been written since
+
+    def _noted(self, transitions: Sequence[Transition]) -> Sequence[Noted]:
+        notes = by_seq(self.source.notes(transitions[0].seq)) if transitions else {}
+        return [(transition, notes.get(transition.seq, ())) for transition in transitions]
+
+    def cells(self, row: Noted) -> Sequence[str]:
+        """Return the transition in words."""
+        turn, notes = row
+        counters = map(str, (turn.epoch, turn.batch_index, turn.step, turn.update))
+        ends = (str(turn.seq), time_of_day(turn.time_ns), turn.source, turn.dest)
+        words = "; ".join(f"{note.kind}: {note.text}" for note in notes)
+        return (*ends, *counters, readable_time(turn.duration_ns), turn.answers(), words)
+
+    def plain(self, row: Noted) -> Mapping[str, Any]:
+        """Return the fields of the transition, and `notes`."""
+        turn, notes = row
+        return transition_row(turn) | {"notes": [note_row(note) for note in notes]}
+
+
+class NoteListing(Listing[Note]):
+    """The notes."""
+
+    @property
+    def columns(self) -> Sequence[Column]:
+        """The text wraps."""
+        return (SEQ, Column("time", 12), Column("kind", 12), Column("text", wraps=True))
+
+    def between(self, first: int, end: int) -> Iterator[Sequence[Note]]:
+        """Yield notes."""
+        notes = [note for note in self.source.notes(first) if note.seq < end]
+        if not any_given(self.asked):
+            yield notes
+            return
+        of_turn = by_seq(notes)
+        for chunk, places in self._selected(first, end):
+            yield [note for seq in (places + chunk.seq).tolist() for note in of_turn.get(seq, ())]
+
+    def cells(self, row: Note) -> Sequence[str]:
+        """Return the note in words."""
+        return (str(row.seq), time_of_day(row.time_ns), row.kind, row.text)
+
+    def plain(self, row: Note) -> Mapping[str, Any]:
+        """Return the fields of the note."""
+        return {"seq": row.seq} | note_row(row)
+
+
+class ValueListing(Listing[Recorded]):
+    """The recorded values."""
+
+    @property
+    def columns(self) -> Sequence[Column]:
+        """Counters stand before the name."""
+        return (SEQ, *COUNTERS, Column("name", 16), Column("value", 12, right=True))
+
+    def between(self, first: int, end: int) -> Iterator[Sequence[Recorded]]:
+        """Yield values."""
+        for chunk, places in self._selected(first, end):
+            seqs = set((places + chunk.seq).tolist())
+            values = self.source.values_between(max(first, chunk.seq), min(end, chunk.seq + len(chunk)))
+            yield [value for value in values if value.seq in seqs]
+        if not any_given(self.asked):  # the turn under way has no transition yet that could be selected
+            yield self.source.values_between(max(first, self.source.view().end), end)
+
+    def cells(self, row: Recorded) -> Sequence[str]:
+        """Return the value in words."""
+        return (*map(str, (row.seq, row.epoch, row.step, row.update)), row.name, f"{row.value:.6g}")
+
+    def plain(self, row: Recorded) -> Mapping[str, Any]:
+        """Return the fields of the value."""
+        return value_row(row) | {"seq": row.seq}
+
+
+def time_of_day(time_ns: int) -> str:
+    """Return a time of day, local."""
+    return datetime.fromtimestamp(time_ns / 1e9).strftime("%H:%M:%S.%f")[:-3]

@@ -1,0 +1,16 @@
+from heptad_plugins.checkpoint import Checkpoint as Checkpoint
+from heptad_plugins.csv_logger import CSVLogger as CSVLogger
+from heptad_plugins.early_stopping import EarlyStopping as EarlyStopping
+from heptad_plugins.ema import EMA as EMA
+from heptad_plugins.evaluate import Evaluate as Evaluate
+from heptad_plugins.graceful_stop import GracefulStop as GracefulStop
+from heptad_plugins.gradient_clipping import GradientClipping as GradientClipping
+from heptad_plugins.journal import Journal as Journal
+from heptad_plugins.lr_schedule import LRSchedule as LRSchedule
+from heptad_plugins.non_finite_guard import NonFiniteGuard as NonFiniteGuard
+from heptad_plugins.progress import Progress as Progress
+from heptad_plugins.tensorboard_logger import TensorBoardLogger as TensorBoardLogger
+from heptad_plugins.throughput import Throughput as Throughput
+from heptad_plugins.time_limit import TimeLimit as TimeLimit
+
+__all__: list[str]
