@@ -1,5 +1,7 @@
 """What all tests share: one thread, and hypothesis that says how to repeat a failure."""
 
+import signal
+
 import pytest
 import torch
 from hypothesis import HealthCheck, settings
@@ -13,5 +15,17 @@ settings.load_profile("heptad")
 
 @pytest.fixture(autouse=True)
 def _seeded():
-    """Starts every test from the same global random state."""
+    """Start every test from the same global random state."""
     torch.manual_seed(0)
+
+
+@pytest.fixture(scope="module")
+def ctrl_c():
+    """Python's own handler of Ctrl-C, here and in child processes, until the module ends.
+
+    Where this process was started with SIGINT ignored (a job in the background, `nohup`, some CI runners), Python
+    installs none, and a child would inherit that.
+    """
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)

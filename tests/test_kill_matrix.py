@@ -133,6 +133,7 @@ def test_the_suite_goes_red_where_something_is_forgotten(forgotten, folder, monk
     assert found
 
 
+@pytest.mark.usefixtures("ctrl_c")
 @pytest.mark.parametrize("how", ["SIGTERM", "Ctrl-C"])
 def test_paused_by_a_signal_and_resumed(how, folder):
     """The checkpoint is the one stored where the run paused; no other is asked for."""

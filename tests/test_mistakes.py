@@ -7,10 +7,12 @@ from pathlib import Path
 
 import pytest
 
+import heptad
+import heptad_plugins
 import mistakes
 from mistakes import MISTAKES
 
-PACKAGES = ("heptad", "heptad_plugins")
+PACKAGES = tuple(Path(package.__file__).parent for package in (heptad, heptad_plugins))
 BETWEEN = 9
 """So many of our frames may stand in a row between one of the user's, or of torch, and the next.
 
@@ -19,12 +21,12 @@ The longest row is that of a metric: run, loop, dispatch, detour, plugin, `run.e
 
 
 def ours(frame: traceback.FrameSummary) -> bool:
-    """Tells whether a frame is one of the engine's or of a shipped plugin's."""
-    return any(part in PACKAGES for part in Path(frame.filename).parts)
+    """Return whether a frame is one of the engine's or of a shipped plugin's, wherever the checkout lies."""
+    return any(Path(frame.filename).is_relative_to(package) for package in PACKAGES)
 
 
 def longest_row(frames: list[traceback.FrameSummary]) -> int:
-    """Returns how many of our frames stand in a row at most."""
+    """Return how many of our frames stand in a row at most."""
     longest = row = 0
     for frame in frames:
         row = row + 1 if ours(frame) else 0

@@ -590,11 +590,13 @@ def ended(process, timer):
     return process.returncode, out, complaints
 
 
+@pytest.mark.usefixtures("ctrl_c")
 def test_ctrl_c_at_thirty_moments():
     """A SIGINT at any moment pauses the run; continued, it has the weights, records and calls of the straight run."""
     assert ended(*child("moments")) == (0, "30 moments\n", "")
 
 
+@pytest.mark.usefixtures("ctrl_c")
 def test_ctrl_c_from_another_process():
     """The same for signals that come from outside, at moments that nobody has chosen."""
     process, timer = child("gates")

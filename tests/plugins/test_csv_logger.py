@@ -25,6 +25,7 @@ from heptad import Components, Engine, LossOutput, Plugin, PluginError, Run, Run
 from heptad_plugins import Checkpoint
 from heptad_plugins.csv_logger import CSVLogger
 from heptad_plugins.evaluate import Evaluate
+from programs import environment
 from rebirth import Reborn
 
 PLACE = ["step", "update", "epoch"]
@@ -632,7 +633,7 @@ def test_a_kill_leaves_every_row_that_was_written(tmp_path):
         capture_output=True,
         text=True,
         timeout=100,
-        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])},
+        env=environment(),
     )
     assert (process.returncode, process.stderr) == (0, "")
     killed = {path: json.loads(path.read_text()) for path in tmp_path.glob("*.json")}

@@ -542,6 +542,7 @@ def test_modes_and_generators_are_as_before_while_the_run_is_paused():
     assert torch.equal(torch.get_rng_state(), before[0])
 
 
+@pytest.mark.usefixtures("ctrl_c")
 def test_ctrl_c_ends_the_evaluation_too():
     """`run()` raises KeyboardInterrupt and goes on when called again."""
     straight = interrupted_run(None, "after_epoch")[0].run()

@@ -13,7 +13,6 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -26,6 +25,7 @@ from heptad import Components, Detour, Engine, EngineError, Plugin, PluginError,
 from heptad_plugins.evaluate import Evaluate
 from heptad_plugins.graceful_stop import GracefulStop
 from heptad_plugins.time_limit import TimeLimit
+from programs import environment
 
 MID_STEP = {"process_batch", "after_step", "optimizer_update"}
 """Where no interrupt pauses."""
@@ -218,7 +218,7 @@ if __name__ == "__main__":
 
 
 @pytest.fixture(scope="module")
-def real_processes() -> dict[str, Any]:
+def real_processes(ctrl_c: None) -> dict[str, Any]:
     """Starts this file as a program, sends the signals that are to come from outside, and returns what was said."""
     drawn = random.Random(SEED).sample(range(len(straight()[1])), 30)
     process = subprocess.Popen(
@@ -227,7 +227,7 @@ def real_processes() -> dict[str, Any]:
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])},
+        env=environment(),
     )
     assert process.stdin is not None
     assert process.stdout is not None

@@ -28,6 +28,7 @@ from heptad.errors import LogError
 from heptad.history.journal.reader import FileSource
 from heptad.history.journal.writer import FileWriter
 from heptad_plugins import Checkpoint, Journal, LRSchedule
+from programs import environment
 
 HERE = Path(__file__).parents[1]
 SECOND = 1_000_000_000
@@ -36,9 +37,8 @@ KILLED = 50
 
 def process(*arguments: object, timeout: float = 120) -> str:
     """Runs `tests/journalling.py` and returns what it printed."""
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(HERE), *sys.path])}
     command = [sys.executable, str(HERE / "journalling.py"), *map(str, arguments)]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=timeout, check=False)
+    done = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=timeout, check=False)
     assert done.returncode == 0, done.stderr
     assert "Traceback" not in done.stderr, done.stderr
     return done.stdout

@@ -1,1 +1,1 @@
-"""TODO."""
+"""What several processes of a run have to agree on."""

@@ -1,1 +1,1 @@
-"""TODO."""
+"""What is kept while a run is driven: arcs and times, recorded values, calls, events. Needs no torch."""

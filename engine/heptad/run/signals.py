@@ -1,4 +1,9 @@
-"""Ctrl-C: the first one pauses the run, a second one raises at once."""
+"""Ctrl-C: the first one pauses the run, a second one raises at once.
+
+Python installs no handler of Ctrl-C in a process that was started with SIGINT ignored (a job in the background,
+`nohup`, some CI runners). Ctrl-C does nothing there, unless the script asks for it before it trains:
+`signal.signal(signal.SIGINT, signal.default_int_handler)`.
+"""
 
 from __future__ import annotations
 
@@ -14,10 +19,10 @@ CTRL_C = "Ctrl-C"
 
 
 class CtrlC:
-    """Listens for Ctrl-C for the length of a `with` block, and then puts the handler before it back.
+    """Listen for Ctrl-C for the length of a `with` block, then put the handler before it back.
 
-    Only the main thread can have signal handlers; elsewhere, and where Ctrl-C is ignored or handled outside of Python,
-    nothing is changed.
+    Only the main thread can have signal handlers. Elsewhere nothing is changed, nor is it where SIGINT is ignored or
+    handled outside of Python.
 
     Attributes:
         pressed: Whether Ctrl-C was pressed.
