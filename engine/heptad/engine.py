@@ -41,7 +41,7 @@ from heptad.step.bodies import BODIES, READERS, before_loop, build
 from heptad.step.evaluator import Evaluator
 from heptad.step.metrics import Metric
 from heptad.step.optimizers import Optimizers, optimizer_mistakes
-from heptad.step.plan import PlannedTurn, Walk
+from heptad.step.plan import PlannedTurn, Planner
 from heptad.table import guard_of, training_table
 
 F = TypeVar("F", bound=Callable[[Run], object])
@@ -267,7 +267,7 @@ class Engine:
         detours = [detour for _, detour in self._roster.detours_given]
         guards = [guard_of(detours, position) for position in range(len(detours))]
         called = [row for row in self._subscriptions if row.plugin is None or not self._roster.is_detached(row.plugin)]
-        return Walk(self.current, self._visits, guards, called).turns()
+        return Planner(self.current, self._visits, guards, called).turns()
 
     def diagram(self) -> str:
         """Returns the table, detours included, as a Mermaid state diagram."""

@@ -129,10 +129,8 @@ class LRSchedule(Plugin):
             return
         scheduler = self._ready(run)
         self._moved_at = run.update
-        groups = [(optimizer, group) for optimizer in run.optimizers for group in optimizer.param_groups]
-        for number, (optimizer, group) in enumerate(groups):
-            if optimizer is scheduler.optimizer:
-                run.record("lr" if len(groups) == 1 else f"lr/{number}", group["lr"])
+        for name, rate in run.learning_rates(scheduler.optimizer).items():
+            run.record(name, rate)
         if isinstance(scheduler, ReduceLROnPlateau):
             scheduler.step(monitored(run, self._monitor or "", "LRSchedule", self._interval))
         else:
@@ -142,7 +140,7 @@ class LRSchedule(Plugin):
         """Return the scheduler: built when first asked for, and restored from a checkpoint."""
         state, self._restored = self._restored, None
         if self._scheduler is None:
-            groups = [group for optimizer in run.optimizers for group in optimizer.param_groups]
+            groups = run.parameter_groups()
             kept = [_options_of(group) for group in groups]
             self._scheduler = self._build(run)
             if state is not None:  # its constructor has written its first rate over that of the checkpoint

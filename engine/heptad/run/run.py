@@ -282,16 +282,24 @@ class Run:
         """Whether an epoch is under way: from the body of `before_epoch` to that of `after_epoch`."""
         return self.position.epoch_open
 
-    def learning_rates(self) -> dict[str, float | torch.Tensor]:
-        """Return the learning rate as `lr`; of several parameter groups, over all optimizers, as `lr/0`, `lr/1` …."""
-        groups = [group for optimizer in self.optimizers for group in optimizer.param_groups]
-        names = ["lr"] if len(groups) == 1 else [f"lr/{number}" for number in range(len(groups))]
-        return {name: group["lr"] for name, group in zip(names, groups, strict=True) if "lr" in group}
+    def parameter_groups(self, of: Optimizer | None = None) -> list[dict[str, Any]]:
+        """Return the parameter groups of all optimizers, or of one of them; these themselves, not copies."""
+        return self.runtime.optimizers.groups(of)
+
+    def learning_rates(self, of: Optimizer | None = None) -> dict[str, float | torch.Tensor]:
+        """Return the learning rates by name, those that are tensors copied.
+
+        Args:
+            of: Leave out the groups of all other optimizers; the names stay.
+
+        Returns:
+            `lr`; of several parameter groups, over all optimizers, `lr/0`, `lr/1` and so on.
+        """
+        return self.runtime.optimizers.learning_rates(of)
 
     def optimized_parameters(self) -> list[nn.Parameter]:
         """Return the parameters that the optimizers hold, each once, in the order of their groups."""
-        groups = [cast("list[nn.Parameter]", group["params"]) for one in self.optimizers for group in one.param_groups]
-        return list({id(parameter): parameter for parameters in groups for parameter in parameters}.values())
+        return self.runtime.optimizers.held()
 
     @property
     def reading_seconds(self) -> float:

@@ -43,7 +43,11 @@ class OptimizerSet(Protocol):
         """Return the ids of the parameters whose gradients `clear` certainly drops."""
         ...
 
-    def learning_rates(self) -> dict[str, float | torch.Tensor]:
+    def groups(self, of: Optimizer | None = None) -> list[dict[str, Any]]:
+        """Return the parameter groups, of all or of one of the optimizers; not copied."""
+        ...
+
+    def learning_rates(self, of: Optimizer | None = None) -> dict[str, float | torch.Tensor]:
         """Return the learning rate as `lr`; where there are several groups, as `lr/0`, `lr/1` and so on."""
         ...
 

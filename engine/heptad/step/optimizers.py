@@ -60,16 +60,23 @@ class Optimizers(tuple[Optimizer, ...]):
         plain = (one for one in self if _clears_plainly(one))
         return {id(p) for optimizer in plain for group in optimizer.param_groups for p in group["params"]}
 
-    def learning_rates(self) -> dict[str, float | Tensor]:
+    def groups(self, of: Optimizer | None = None) -> list[dict[str, Any]]:
+        """Return the parameter groups, of all or of one of the optimizers; not copied."""
+        return [group for optimizer in self if of is None or optimizer is of for group in optimizer.param_groups]
+
+    def learning_rates(self, of: Optimizer | None = None) -> dict[str, float | Tensor]:
         """Return the learning rate as `lr`; where there are several groups, as `lr/0`, `lr/1` and so on.
 
         A rate that is a tensor is copied, since a schedule may write into it.
+
+        Args:
+            of: Leave out the groups of all other optimizers; the numbers stay.
         """
-        rates = [group["lr"] for optimizer in self for group in optimizer.param_groups if "lr" in group]
-        names = ["lr"] if len(rates) == 1 else [f"lr/{number}" for number in range(len(rates))]
+        groups = [(optimizer, group) for optimizer in self for group in optimizer.param_groups]
         return {
-            name: rate.detach().clone() if isinstance(rate, Tensor) else rate
-            for name, rate in zip(names, rates, strict=True)
+            f"lr/{number}" if len(groups) > 1 else "lr": _copy(group["lr"])
+            for number, (optimizer, group) in enumerate(groups)
+            if "lr" in group and (of is None or optimizer is of)
         }
 
     def describe(self) -> list[dict[str, Any]]:
@@ -115,6 +122,10 @@ class Optimizers(tuple[Optimizer, ...]):
         for optimizer, stored in zip(self, states, strict=True):
             _add_groups(optimizer, stored, parameters)
             _restore_state(optimizer, stored["state"])
+
+
+def _copy(rate: float | Tensor) -> float | Tensor:
+    return rate.detach().clone() if isinstance(rate, Tensor) else rate
 
 
 def _clears_plainly(optimizer: object) -> bool:

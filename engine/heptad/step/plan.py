@@ -176,7 +176,7 @@ class _CallAhead:
         self._heard = True
 
 
-class Walk:
+class Planner:
     """Walks the table ahead of a run.
 
     Args:
