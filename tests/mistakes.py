@@ -421,7 +421,7 @@ def a_batch_size_beside_a_loader(folder: Path) -> None:
     train(dataset=..., loader=DataLoader(dataset(), batch_size=4))
 
 
-@mistake(DataError, "a generator, which can be walked once", "a list, a DataLoader")
+@mistake(DataError, "a generator, which can be iterated once", "a list, a DataLoader")
 def a_generator_for_two_epochs(folder: Path) -> None:
     batches = ((torch.randn(4, 8), torch.randint(0, 3, (4,))) for _ in range(6))
     Engine(components(dataset=..., loader=batches), RunConfig(epochs=2)).run()
@@ -932,7 +932,7 @@ def a_metric_of_the_wrong_shapes(folder: Path) -> None:
     train(Evaluate(dataset(), {"accuracy": lambda output, batch: (output == batch[1]).float().mean()}))
 
 
-@mistake(PluginError, "which can be walked once", "a dataset, a DataLoader or a list")
+@mistake(PluginError, "which can be iterated once", "a dataset, a DataLoader or a list")
 def evaluating_on_an_iterator(folder: Path) -> None:
     train(Evaluate(iter([(torch.randn(4, 8), torch.randint(0, 3, (4,)))])))
 

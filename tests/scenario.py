@@ -23,7 +23,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from builders import Unsized
 from heptad import Components, Detour, Engine, Plugin, Run, RunConfig, Transition, on_enter, on_exit
-from heptad.data.generators import capture
+from heptad.data.generators import global_states as capture
 from heptad_plugins import EMA, Checkpoint, EarlyStopping, Evaluate, GradientClipping, LRSchedule
 
 FEATURES, CLASSES, BATCHES, SIZE = 4, 3, 7, 2

@@ -455,7 +455,7 @@ TABLE: dict[str, tuple[Callable[[], Any], type[EngineError], list[str]]] = {
     "a generator for two epochs": (
         lambda: over_loader((batch for batch in BATCHES), epochs=2),
         DataError,
-        ["the data are a generator, which can be walked once, and a further pass is needed", "a list, a DataLoader"],
+        ["the data are a generator, which can be iterated once, and a further pass is needed", "a list, a DataLoader"],
     ),
     "windows that no pass can fill": (
         lambda: over_loader(epochs=None, max_updates=5, accumulation=4, remainder="drop"),

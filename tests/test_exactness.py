@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from copy import deepcopy
 from dataclasses import dataclass
 from itertools import chain, islice, repeat
 from typing import Any
@@ -10,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 from builders import CLASSES, FEATURES, Unsized
 from heptad import Components, Engine, LossOutput, Plugin, Run, RunConfig
@@ -345,3 +346,60 @@ def test_several_optimizers_step_as_one_after_the_other_does(k):
     assert 8 // k == run.update
     assert same(network.state_dict(), other.state_dict())
     assert same([each.state_dict() for each in optimizers], [each.state_dict() for each in others])
+
+
+class Acting(IterableDataset[Any]):
+    """Batches of unknown number whose targets the network chooses, as in reinforcement learning."""
+
+    def __init__(self, network: nn.Module, count: int = 5) -> None:
+        self.network = network
+        self.count = count
+
+    def __iter__(self) -> Iterator[Any]:
+        generator = torch.Generator().manual_seed(5)
+        for _ in range(self.count):
+            data = torch.randn(BATCH, FEATURES, generator=generator)
+            yield data, self.network(data).detach().argmin(1)
+
+
+def acted_by_hand(network: nn.Module, loader: Iterable[Any], k: int, remainder: str, epochs: int) -> None:
+    """Trains by a plain loop: each batch is fetched when it is needed, and not before."""
+    optimizer = torch.optim.SGD(network.parameters(), lr=0.5)
+    for _ in range(epochs):
+        batches, steps, extending = iter(loader), 0, False
+        while not (extending and steps == 0):
+            batch = next(batches, None)
+            if batch is None and steps and remainder == "extend":
+                batches, extending = iter(loader), True
+                batch = next(batches)
+            if batch is None:
+                break
+            if steps == 0:
+                optimizer.zero_grad()
+            (criterion(network(batch[0]), batch[1]) / k).backward()
+            steps = (steps + 1) % k
+            if steps == 0:
+                optimizer.step()
+        if steps and remainder == "flush":
+            for parameter in network.parameters():
+                parameter.grad *= k / steps
+            optimizer.step()
+
+
+@pytest.mark.parametrize("remainder", ["extend", "flush", "drop"])
+@pytest.mark.parametrize("k", [1, 3])
+@pytest.mark.parametrize("wrap", [lambda data: data, lambda data: DataLoader(data, batch_size=None)])
+def test_a_loader_without_a_length_acts_with_the_weights_of_the_update_before(wrap, k, remainder):
+    """A batch that is read ahead is read after the update, as a plain loop fetches it."""
+    torch.manual_seed(3)
+    plain = nn.Linear(FEATURES, CLASSES)
+    network = deepcopy(plain)
+    acted_by_hand(plain, wrap(Acting(plain)), k, remainder, epochs=3)
+    parts = Components(
+        network=network,
+        loader=wrap(Acting(network)),
+        criterion=criterion,
+        optimizer=torch.optim.SGD(network.parameters(), lr=0.5),
+    )
+    Engine(parts, RunConfig(epochs=3, accumulation=k, remainder=remainder)).run()
+    torch.testing.assert_close(network.state_dict(), plain.state_dict(), rtol=0, atol=0)

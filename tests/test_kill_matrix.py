@@ -103,7 +103,8 @@ FORGOTTEN = {
 
 def in_another_place() -> dict[str, Any]:
     """Returns states of the random generators that are not those of the run."""
-    from heptad.data.generators import capture, preserved, seed_all
+    from heptad.data.generators import global_states as capture
+    from heptad.data.generators import preserved, seed_all
 
     with preserved():
         seed_all(123)

@@ -366,7 +366,7 @@ class Engine:
             for state, read in READERS.items():
                 self._machine.subscribe(Subscription(None, "", Mark("exit", state), read))
         if self._generators is not None:
-            seeding.restore(self._generators)
+            seeding.restore_states(self._generators)
             self._generators = None
             for text in changed_options(self.current, self._holders.options):
                 self.current.note_of("resume", text)

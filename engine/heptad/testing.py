@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from heptad.config import Components, RunConfig
-from heptad.data.generators import capture_cpu
+from heptad.data.generators import cpu_states
 from heptad.engine import Engine
 from heptad.errors import PluginError
 from heptad.plugin.contract import Plugin, on_enter, on_exit
@@ -258,7 +258,7 @@ def _outcome(engine: Engine, plugin: Plugin) -> _Outcome:
 
 def _generators() -> list[Any]:
     """Returns where the global generators stand, as plain data and a tensor."""
-    states = capture_cpu()
+    states = cpu_states()
     return [states["torch"], states["python"], [str(part) for part in states["numpy"][2:]], states["numpy"][1].tolist()]
 
 

@@ -98,7 +98,7 @@ def _data_mistake(data: object) -> str:
     """Return why this cannot be walked again and again; empty where nothing speaks against it."""
     what = type(data).__name__
     if isinstance(data, Iterator):
-        return f"is an iterator of type {what}, which can be walked once"
+        return f"is an iterator of type {what}, which can be iterated once"
     if isinstance(data, type):
         return f"is the class {data.__name__}"
     walked = hasattr(data, "__iter__") or hasattr(data, "__getitem__")

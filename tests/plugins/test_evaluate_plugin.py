@@ -620,8 +620,11 @@ def test_one_that_may_fail_is_detached():
         ({"metrics": {1: accuracy}}, "metrics maps names to functions"),
         ({"metrics": [accuracy]}, "metrics maps names to metrics, got a list"),
         ({"metrics": {"sum": Sum}}, r"metrics\['sum'\] is the class Sum; pass an instance: Sum\(…\)"),
-        ({"data": iter(VALID)}, r"Evaluate\(data=…\) is an iterator of type list_iterator, which can be walked once"),
-        ({"data": enumerate(VALID)}, r"Evaluate\(data=…\) is an iterator of type enumerate, which can be walked once"),
+        ({"data": iter(VALID)}, r"Evaluate\(data=…\) is an iterator of type list_iterator, which can be iterated once"),
+        (
+            {"data": enumerate(VALID)},
+            r"Evaluate\(data=…\) is an iterator of type enumerate, which can be iterated once",
+        ),
         ({"data": None}, r"Evaluate\(data=…\) is None; pass a dataset, a DataLoader or a list of batches"),
         ({"data": 3}, r"Evaluate\(data=…\) is of type int; pass a dataset"),
         ({"data": "valid"}, r"Evaluate\(data=…\) is of type str; pass a dataset"),

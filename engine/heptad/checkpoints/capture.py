@@ -98,7 +98,7 @@ def capture(run: Run, holders: Holders) -> Snapshot:
             "detached": holders.roster.detached(),
             "data": _capture_data(run),
             "values": run.buffer.recorded.state(),
-            "random": seeding.capture(),
+            "random": seeding.global_states(),
         },
     }
     return Snapshot(summary, sections)

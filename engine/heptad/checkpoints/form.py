@@ -217,7 +217,7 @@ def check_form(path: Path, snapshot: Snapshot) -> None:
     random: dict[str, Any] = snapshot.sections["run"]["random"]
     try:
         with seeding.preserved():  # only the generators themselves know which states they take
-            seeding.restore({name: state for name, state in random.items() if name != "cuda"})
+            seeding.restore_states({name: state for name, state in random.items() if name != "cuda"})
     except (KeyError, IndexError, TypeError, ValueError, RuntimeError, OverflowError) as error:
         raise _refusal(path, f"run.random: {type(error).__name__}: {error}") from error
 

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple, Protocol, cast
+from collections.abc import Callable
+from typing import Any, Protocol, cast
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch.utils.data import IterableDataset, Subset, TensorDataset, get_worker_info
+from torch.utils.data import Subset, TensorDataset
 from torch.utils.data import default_collate as _default_collate  # pyright: ignore[reportUnknownVariableType] - typed in part
 
-from heptad.data.generators import Own, own_generators, preserved, seed_cpu
-from heptad.data.order import batch_seed
+from heptad.data.generators import Generator, generators_of, preserved, seed_cpu
 from heptad.errors import DataError, add_note, counted, kind, summarize
 
 Collate = Callable[[list[Any]], Any]
@@ -30,7 +29,7 @@ class Fetch(Protocol):
         """Returns the batch."""
         ...
 
-    def generators(self) -> list[Own]:
+    def generators(self) -> list[Generator]:
         """Returns the random generators that the dataset holds itself; fetching may draw from them."""
         ...
 
@@ -56,7 +55,7 @@ class Rows:
             return self._tensors[0].index_select(0, indices)
         return [tensor.index_select(0, indices) for tensor in self._tensors]
 
-    def generators(self) -> list[Own]:
+    def generators(self) -> list[Generator]:
         """Returns none."""
         return []
 
@@ -97,7 +96,7 @@ class Samples:
         with preserved():
             seed_cpu(seed)
             places = cast("list[int]", indices.tolist())
-            return _collated(self._collate, self._by_lists(places) if self._by_list else self._samples(places))
+            return collate_samples(self._collate, self._by_lists(places) if self._by_list else self._samples(places))
 
     def _by_lists(self, places: list[int]) -> list[Any]:
         try:
@@ -118,12 +117,12 @@ class Samples:
             raise
         return samples
 
-    def generators(self) -> list[Own]:
+    def generators(self) -> list[Generator]:
         """Returns those of the dataset, also of one inside a `Subset`."""
-        dataset, found = self._dataset, own_generators(self._dataset)
+        dataset, found = self._dataset, generators_of(self._dataset)
         while isinstance(dataset, Subset):
             dataset = cast("Any", dataset).dataset
-            found += own_generators(dataset)
+            found += generators_of(dataset)
         return found
 
 
@@ -137,7 +136,7 @@ def _is_read_by_list(dataset: Any) -> bool:
     return callable(getattr(dataset, "__getitems__", None))
 
 
-def _collated(collate: Collate, samples: list[Any]) -> Any:
+def collate_samples(collate: Collate, samples: list[Any]) -> Any:
     """Returns the batch of these samples."""
     try:
         batch = collate(samples)
@@ -180,59 +179,6 @@ class InWorkers:
         return self._fetch(torch.from_numpy(indices), seed)
 
 
-class PassKey(NamedTuple):
-    """Which pass this is; its randomness is a function of these."""
-
-    seed: int
-    epoch: int
-    pass_index: int
-
-
-class Stream(IterableDataset[Any]):
-    """One pass over an iterable dataset, in batches, each fetched under a seed of its own."""
-
-    def __init__(self, dataset: Any, batch_size: int, drop_last: bool, collate: Collate | None, key: PassKey) -> None:
-        self.dataset = dataset
-        self.batch_size = batch_size
-        self.drop_last = drop_last
-        self.collate = collate or default_collate
-        self.key = key
-
-    def __iter__(self) -> Iterator[Any]:
-        worker = get_worker_info()
-        return StreamBatches(self, *((worker.id, worker.num_workers) if worker else (0, 1)))
-
-
-class StreamBatches(Iterator[Any]):
-    """The batches of a `Stream` that one process makes: of `share` processes that take turns, the one at `first`."""
-
-    def __init__(self, stream: Stream, first: int, share: int) -> None:
-        self._stream = stream
-        self._batch = first
-        self._share = share
-        self._ended = False
-        with preserved():
-            seed_cpu(batch_seed(*stream.key, first))
-            self._samples = iter(stream.dataset)
-
-    def __next__(self) -> Any:
-        stream = self._stream
-        if self._ended:
-            raise StopIteration
-        with preserved():
-            seed_cpu(batch_seed(*stream.key, self._batch))
-            samples: list[Any] = []
-            while len(samples) < stream.batch_size and not self._ended:
-                try:
-                    samples.append(next(self._samples))
-                except StopIteration:
-                    self._ended = True
-            if not samples or (stream.drop_last and len(samples) < stream.batch_size):
-                raise StopIteration
-            self._batch += self._share
-            return _collated(stream.collate, samples)
-
-
 def as_it_is(batch: Any) -> Any:
     """The collate function of batches that are already made."""
     return batch
@@ -242,3 +188,8 @@ def ignore_interrupts(worker: int) -> None:
     """Lets a worker process live through Ctrl-C, which a terminal sends to it too: the main process decides."""
     del worker
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def is_a(value: object, of: Any) -> bool:
+    """`isinstance` that narrows nothing: the generic classes of torch would make a user's `Any` partly unknown."""
+    return isinstance(value, of)

@@ -1,9 +1,10 @@
-"""Random generators: seeding them, deriving seeds, and putting the global ones back."""
+"""Random number generators: seeding them, deriving seeds, capturing and restoring their states."""
 
 from __future__ import annotations
 
 import random
-from collections.abc import Generator, Mapping
+from collections.abc import Generator as Yields
+from collections.abc import Mapping
 from contextlib import contextmanager
 from hashlib import blake2b
 from typing import Any, cast
@@ -13,26 +14,26 @@ import torch
 
 
 def derive(*parts: int | str) -> int:
-    """Returns a seed of 63 bits that is a function of all parts and of nothing else."""
+    """Return a seed of 63 bits that is a function of all parts and of nothing else."""
     digest = blake2b("/".join(map(str, parts)).encode(), digest_size=8).digest()
     return int.from_bytes(digest, "big") >> 1
 
 
 def seed_all(seed: int) -> None:
-    """Seeds the global generators of torch (all devices), python and numpy."""
+    """Seed the global generators of torch (all devices), python and numpy."""
     torch.manual_seed(seed)
     seed_cpu(seed)
 
 
 def seed_cpu(seed: int) -> None:
-    """Seeds the global CPU generators of torch, python and numpy; those of devices are the network's."""
+    """Seed the global CPU generators of torch, python and numpy; those of devices are the network's."""
     random.seed(seed)
     torch.default_generator.manual_seed(seed)
     np.random.seed(seed % 2**32)  # numpy takes 32 bits
 
 
-def capture_cpu() -> dict[str, Any]:
-    """Returns the states of the global CPU generators of torch, python and numpy."""
+def cpu_states() -> dict[str, Any]:
+    """Return the states of the global CPU generators of torch, python and numpy."""
     return {
         "torch": torch.get_rng_state(),
         "python": random.getstate(),
@@ -40,16 +41,16 @@ def capture_cpu() -> dict[str, Any]:
     }
 
 
-def capture() -> dict[str, Any]:
-    """Returns the states of the global generators, those of all CUDA devices in use too, which waits for them."""
-    states = capture_cpu()
+def global_states() -> dict[str, Any]:
+    """Return the states of the global generators, those of all CUDA devices in use too (waits for these devices)."""
+    states = cpu_states()
     if torch.cuda.is_initialized():
         states["cuda"] = torch.cuda.get_rng_state_all()
     return states
 
 
-def restore(states: Mapping[str, Any]) -> None:
-    """Puts the global generators back to where one of the above found them; one that it did not see is left alone."""
+def restore_states(states: Mapping[str, Any]) -> None:
+    """Restore the global generators to what one of the above returned; a generator without a state is left alone."""
     torch.set_rng_state(states["torch"])
     random.setstate(states["python"])
     np.random.set_state(states["numpy"])
@@ -59,33 +60,33 @@ def restore(states: Mapping[str, Any]) -> None:
 
 
 @contextmanager
-def preserved() -> Generator[None]:
-    """Puts the global CPU generators of torch, python and numpy back to where they were on entry.
+def preserved() -> Yields[None]:
+    """Restore the global CPU generators of torch, python and numpy at the end of a block.
 
     Costs about 25 µs, so it is used once a batch and not once a sample.
     """
-    states = capture_cpu()
+    states = cpu_states()
     try:
         yield
     finally:
-        restore(states)
+        restore_states(states)
 
 
-Own = torch.Generator | np.random.Generator | random.Random
+Generator = torch.Generator | np.random.Generator | random.Random
 
 
-def own_generators(*holders: object) -> list[Own]:
-    """Returns the generators that these objects hold as attributes, each once, in the order in which they stand."""
-    found: dict[int, Own] = {}
+def generators_of(*holders: object) -> list[Generator]:
+    """Return the generators that these objects hold as attributes, each once, in the order in which they stand."""
+    found: dict[int, Generator] = {}
     for holder in holders:
         for value in cast("dict[str, object]", getattr(holder, "__dict__", {})).values():
-            if isinstance(value, Own):
+            if isinstance(value, Generator):
                 found.setdefault(id(value), value)
     return list(found.values())
 
 
-def state_of(generator: Own) -> Any:
-    """Returns the state of one generator."""
+def generator_state(generator: Generator) -> Any:
+    """Return the state of one generator."""
     match generator:
         case torch.Generator():
             return generator.get_state()
@@ -95,8 +96,8 @@ def state_of(generator: Own) -> Any:
             return generator.getstate()
 
 
-def put_state(generator: Own, state: Any) -> None:
-    """Puts a generator to a state that `state_of` returned."""
+def set_generator_state(generator: Generator, state: Any) -> None:
+    """Restore a generator to a state that `generator_state` returned."""
     match generator:
         case torch.Generator():
             generator.set_state(state)

@@ -11,9 +11,9 @@ ORDER_VERSION = 1
 
 
 def order(samples: int, seed: int, epoch: int, pass_index: int, *, shuffle: bool) -> torch.Tensor:
-    """Returns the indices of a pass in order, shape (samples,), int64, on the CPU.
+    """Return the indices of a pass in order, shape (samples,), int64, on the CPU.
 
-    The global generators are not touched: the permutation is drawn from one of its own.
+    The permutation is drawn from a generator of its own: the global ones are not touched.
     """
     if not shuffle:
         return torch.arange(samples)
@@ -21,6 +21,7 @@ def order(samples: int, seed: int, epoch: int, pass_index: int, *, shuffle: bool
     return torch.randperm(samples, generator=generator)
 
 
-def batch_seed(seed: int, epoch: int, pass_index: int, batch: int, rank: int = 0) -> int:
-    """Returns the seed under which the transforms of one batch draw."""
-    return derive("batch", ORDER_VERSION, seed, epoch, pass_index, batch, rank)
+def batch_seed(seed: int, epoch: int, pass_index: int, batch: int) -> int:
+    """Return the seed under which the transforms of one batch draw."""
+    # the last 0 was the rank, which has no part in it any more; it stays so that the bits stay
+    return derive("batch", ORDER_VERSION, seed, epoch, pass_index, batch, 0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from heptad.diagnose.data import iterated_once, no_data, no_dataset, no_loader, shuffled_stream, too_few_samples
 from heptad.diagnose.hooks import HERE
 from heptad.diagnose.loss import backward, loss, pair
 from heptad.diagnose.optimizers import foreign_parameters, needs_closure, no_optimizer, optimizer_factory
@@ -11,11 +12,17 @@ __all__ = [
     "backward",
     "foreign_parameters",
     "handler_name",
+    "iterated_once",
     "loss",
     "needs_closure",
+    "no_data",
+    "no_dataset",
+    "no_loader",
     "no_optimizer",
     "optimizer_factory",
     "pair",
+    "shuffled_stream",
+    "too_few_samples",
     "unrecorded",
 ]
 

@@ -11,9 +11,9 @@ from collections.abc import Callable
 from time import monotonic_ns
 from typing import Any
 
+from heptad.data.cursor import NOTHING
 from heptad.data.generators import seed_all
 from heptad.data.placement import place
-from heptad.data.walk import NOTHING
 from heptad.errors import ConfigError, DataError, add_note, counted, diagnose
 from heptad.ranks.strategy import Strategy
 from heptad.run.run import Run

@@ -1,0 +1,148 @@
+"""`IteratorCursor`: a place in a pass over anything that is iterated, a loader or an iterable dataset."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any, Protocol
+
+from heptad.data.cursor import NOTHING, PassKey
+from heptad.errors import DataError, diagnose
+
+
+class PassSource(Protocol):
+    """What is iterated, and what its passes draw at random.
+
+    Attributes:
+        data: The user's object.
+    """
+
+    data: Any
+
+    def length(self) -> int | None:
+        """Return how many batches the next pass has, `None` where nobody can know."""
+        ...
+
+    def iterate(self, key: PassKey) -> Iterator[Any]:
+        """Begin a pass."""
+        ...
+
+    def before_pass(self) -> list[Any]:
+        """Return the random states that a pass which is about to begin depends on."""
+        ...
+
+    def before_first(self, began: list[Any]) -> list[Any]:
+        """Add those that are drawn from when the first batch is taken: some loaders draw their order only then."""
+        ...
+
+    def own(self) -> dict[str, Any]:
+        """Return what the source carries from pass to pass."""
+        ...
+
+    def go_to(self, state: Mapping[str, Any], key: PassKey) -> tuple[Iterator[Any] | None, str | None]:
+        """Return an iterator at a place, and what is to be said of it. See `Cursor.restore`."""
+        ...
+
+
+class IteratorCursor:
+    """A place in a pass: an iterator, and how many batches were taken from it.
+
+    Beyond its length a source is never asked: one that never ends, or whose last item is slow to come, is not waited
+    for.
+
+    Attributes:
+        batches: Batches in the pass that is open or comes next, `None` where nobody can know.
+        taken: Batches taken from the open pass.
+    """
+
+    def __init__(self, source: PassSource) -> None:
+        self._source = source
+        self.batches = source.length()
+        self.taken = 0
+        self._walks = 0
+        self._iterator: Iterator[Any] | None = None
+        self._began: list[Any] = []
+        """Random states: when the pass was begun, and when its first batch was about to be taken."""
+
+    def begin(self, key: PassKey, limit: int | None) -> None:
+        """Begin a pass.
+
+        Raises:
+            DataError: If the source can be iterated once, and was.
+        """
+        del limit  # what is not taken is left
+        self._iterator = None  # the old one's workers end before the new one's start
+        if self._walks:
+            refuse_second_pass(self._source.data)
+        self.batches = self._source.length()
+        self._began = self._source.before_pass()
+        self._iterator = self._source.iterate(key)
+        self._walks += 1
+        self.taken = 0
+
+    def take(self) -> Any:
+        """Return the next batch, or `NOTHING` where a pass of unknown length is over."""
+        iterator = self._iterator
+        if iterator is None:
+            if self.batches is None:
+                return NOTHING
+            raise DataError("no pass is open")
+        if not self.taken:
+            self._began = self._source.before_first(self._began)
+        batch = next(iterator, NOTHING)
+        if batch is NOTHING:
+            self._iterator = None
+            if self.batches is not None:
+                raise DataError(
+                    f"the loader says that it has {self.batches} batches, but it ended after {self.taken}; "
+                    "mend its __len__, or pass a loader without one"
+                )
+            return NOTHING
+        self.taken += 1
+        return batch
+
+    def end(self) -> None:
+        """End the pass."""
+        self._iterator = None
+
+    def identity(self) -> dict[str, Any]:
+        """Return the number of batches."""
+        return {"batches": self.batches}
+
+    def state(self) -> dict[str, Any]:
+        """Return the place, and what the source carries from pass to pass."""
+        place = {"walks": self._walks, "open": self._iterator is not None, "taken": self.taken, "began": self._began}
+        return {**place, **self._source.own()}
+
+    def restore(self, state: Mapping[str, Any], key: PassKey) -> str | None:
+        """Return to a place. A source that cannot tell its own is walked there anew."""
+        self._walks, self.taken, self._began = state["walks"], state["taken"], list(state.get("began", ()))
+        self._iterator, remarks = self._source.go_to(state, key)
+        return remarks
+
+    def rest(self) -> None:
+        """Keep the iterator: what it has drawn could not be drawn again."""
+
+    def close(self) -> None:
+        """Drop the iterator, and its worker processes with it."""
+        self._iterator = None
+
+
+def walk_to(iterator: Iterator[Any], batches: int) -> str | None:
+    """Take this many batches and drop them; return what is to be said of it.
+
+    Raises:
+        DataError: If there are fewer.
+    """
+    for number in range(batches):
+        if next(iterator, NOTHING) is NOTHING:
+            raise DataError(
+                f"the data ended after {number} batches, but the checkpoint was taken after {batches} of this pass; "
+                "resume with the data that the run was begun with"
+            )
+    return f"the data were walked to their place, {batches} batches into the pass" if batches else None
+
+
+def refuse_second_pass(data: Any) -> None:
+    """Raise a `DataError` for what can be iterated only once."""
+    if isinstance(data, Iterator):
+        raise DataError(diagnose("iterated_once", data))
