@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
 from typing import Any, Generic, TypeVar
 
-from heptad.cli.arguments import any_given
+from heptad.cli.arguments import COUNTERS, any_given
 from heptad.cli.output import Column, readable_time
 from heptad.history.decode import Decoder, by_seq
 from heptad.history.export.rows import note_row, transition_row, value_row
@@ -30,7 +30,7 @@ END = sys.maxsize
 """Beyond every transition: includes the rows of the turn that is under way."""
 
 SEQ = Column("seq", 6, right=True)
-COUNTERS = tuple(Column(name, 6, right=True) for name in ("epoch", "step", "update"))
+COUNTER_COLUMNS = tuple(Column(name, 6, right=True) for name in COUNTERS)
 
 
 class Listing(ABC, Generic[Row]):
@@ -148,7 +148,7 @@ class ValueListing(Listing[Recorded]):
     @property
     def columns(self) -> Sequence[Column]:
         """Counters stand before the name."""
-        return (SEQ, *COUNTERS, Column("name", 16), Column("value", 12, right=True))
+        return (SEQ, *COUNTER_COLUMNS, Column("name", 16), Column("value", 12, right=True))
 
     def between(self, first: int, end: int) -> Iterator[Sequence[Recorded]]:
         """Yield values."""
