@@ -33,8 +33,8 @@ class LossOutput:
 
     Attributes:
         value: The mean loss of the batch, a scalar tensor that requires grad.
-        weight: What the mean was taken over (samples, tokens): a number above 0, or a 0-dim tensor, for which nothing
-            waits. The steps of a window count by it. `None`: every step weighs the same. In one window all steps give
+        weight: What the mean was taken over (samples, tokens): a number above 0, or a 0-dim tensor (no device
+            sync). The steps of a window count by it. `None`: every step weighs the same. In one window all steps give
             a weight or none does.
         output: What the network gave; metrics and `Run.output` see it.
         logs: Values to record under these names, each a number or a 0-dim tensor.
@@ -49,7 +49,7 @@ class LossOutput:
     logs: Mapping[str, float | torch.Tensor] = field(default_factory=dict[str, float | torch.Tensor])
 
     def __post_init__(self) -> None:
-        # made in every step, so what is right is told by the cheapest of questions
+        # made in every step, so the cheapest test comes first
         if self.logs.__class__ is not dict and not isinstance(self.logs, Mapping):  # pyright: ignore[reportUnnecessaryIsInstance] - for callers without a type checker
             raise EngineError(
                 f"LossOutput.logs must map names to values, got {a_kind(self.logs)}; write logs={{'name': value}}"
@@ -74,7 +74,7 @@ ComputeLoss = Callable[[nn.Module, Any], "torch.Tensor | LossOutput"]
 
 
 def _plain(value: object) -> object:
-    """Makes numpy's integers plain; all else is for the strict check to judge."""
+    """Make numpy's integers plain; the strict check judges all else."""
     return value.item() if isinstance(value, np.integer) else value
 
 
@@ -123,13 +123,13 @@ class _Checked(BaseModel):
 
     @classmethod
     def _contradictions(cls, given: Mapping[str, object]) -> list[str]:
-        """Returns what is wrong between fields, as far as it can be told from what was given."""
+        """Return what is wrong between fields, as far as it follows from what was given."""
         del given
         return []
 
 
 def _line(model: type[BaseModel], item: Mapping[str, Any]) -> str:
-    """Says one mistake in one line: what was found, what was expected, what to do."""
+    """Return one mistake in one line: what was found, what was expected, what to do."""
     name = str(item["loc"][0]) if item["loc"] else "arguments"
     where = f"{model.__name__}.{name}"
     context: Mapping[str, Any] = item.get("ctx", {})
@@ -158,12 +158,12 @@ def _line(model: type[BaseModel], item: Mapping[str, Any]) -> str:
 
 
 def _instance(value: object) -> str:
-    """Returns a hint for a class where an instance of it is meant."""
+    """Return a hint for a class where an instance of it is meant."""
     return f"; pass an instance: {value.__name__}(…)" if isinstance(value, type) else ""
 
 
 def short(value: object) -> str:
-    """Returns a value's repr where it fits in a line, else its type."""
+    """Return a value's repr where it fits in a line, else its type."""
     text = repr(value)
     return text if len(text) <= 60 and "\n" not in text else a_kind(value)
 
@@ -176,7 +176,7 @@ class RunConfig(_Checked):
         max_updates: Optimizer updates of the whole run, from 0 on.
         batch_size: Samples a step; with `Components.dataset` required, with `loader` refused.
         accumulation: Steps (micro-batches) that make one update.
-        remainder: What becomes of an epoch whose steps are no multiple of `accumulation`: `"extend"` goes on with a
+        remainder: What becomes of an epoch whose steps are no multiple of `accumulation`: `"extend"` continues with a
             further pass until the last window is full, `"flush"` updates with the part that is there, `"drop"` does not
             start a window that the data cannot fill.
         seed: Seeds the global generators of torch, python and numpy in `before_loop`, and is the root of the data's
@@ -353,20 +353,20 @@ def check_together(components: Components, config: RunConfig, more: Sequence[str
 
 
 def is_optimizer(value: object) -> bool:
-    """Tells whether this is an optimizer: torch's, or a wrapper with its `step`, `zero_grad` and `param_groups`."""
+    """Return whether this is an optimizer: torch's, or a wrapper with its `step`, `zero_grad` and `param_groups`."""
     return isinstance(value, Optimizer) or (
         not isinstance(value, type) and all(hasattr(value, name) for name in ("step", "zero_grad", "param_groups"))
     )
 
 
 def _check_call(function: Callable[..., Any], call: str, remedy: str = "") -> None:
-    """Raises a `ValueError` if a function cannot be called like this, such as `criterion(output, target)`."""
+    """Raise a `ValueError` if a function cannot be called like this, such as `criterion(output, target)`."""
     if why := refusal(function, *call.split(",")):
         raise ValueError(f"is called as {call}, but {why}" + (f"; {remedy}" if remedy else ""))
 
 
 def refusal(function: Callable[..., Any], *given: object) -> str | None:
-    """Returns why a function cannot be called with these, `None` where its signature allows it or cannot be known."""
+    """Return why a function cannot be called with these, `None` where its signature allows it or cannot be known."""
     try:
         signature = inspect.signature(function)
     except (ValueError, TypeError):
@@ -384,6 +384,6 @@ def listed(optimizer: Any) -> tuple[Any, ...]:
 
 
 def is_weight(weight: object) -> bool:
-    """Tells whether this is a number that a step can be weighed by."""
+    """Return whether this is a number that can weigh a step."""
     weight = cast("Any", weight.item()) if isinstance(weight, np.generic) else weight
     return isinstance(weight, (int, float)) and not isinstance(weight, bool) and math.isfinite(weight) and weight > 0

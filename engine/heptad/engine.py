@@ -64,7 +64,7 @@ class Engine:
 
     Raises:
         ConfigError: If components and configuration do not fit together.
-        DataError: If it can be told now that the data cannot give what the run needs.
+        DataError: If it is known now that the data cannot give what the run needs.
         PluginError: If a plugin or a handler does not fit the machine.
         TableError: If a detour does not fit the table.
     """
@@ -121,7 +121,7 @@ class Engine:
     # -- driving
 
     def run(self, until: str | Until | None = None, resume: str | os.PathLike[str] | None = None) -> Run:
-        """Drives the run from `idle`, on from where it is paused, or on from a checkpoint, to its end.
+        """Drive the run to its end: from `idle`, from where it is paused, or from a checkpoint.
 
         Args:
             until: A state, or a predicate of the run: pauses at the end of the first turn, of at least one, at which
@@ -135,10 +135,10 @@ class Engine:
 
         Raises:
             EngineError: If the run has ended, is being driven already, or `until` is not a state; if it has begun and
-                is told to resume.
+                is to resume.
             CheckpointError: If there is no sound checkpoint, or the run is not the one that it is of. Nothing has been
                 changed then.
-            KeyboardInterrupt: After Ctrl-C has paused the run; `run()` again goes on. Pressed in the very last turn, it
+            KeyboardInterrupt: After Ctrl-C has paused the run; `run()` continues it. Pressed in the very last turn, it
                 finds the run finished.
             BaseException: What a body, a guard or a handler raised, unchanged but for a note that names the place. The
                 run has failed then.
@@ -153,12 +153,14 @@ class Engine:
                 self._settle()
                 self._drive(reached, f"until {until}" if isinstance(until, str) else "until a predicate held")
             if ctrl_c.pressed:
-                more = "it is" if run.ended else "paused in"
-                raise KeyboardInterrupt(f"{more} {run.state}{'' if run.ended else '; Engine.run() goes on from there'}")
+                where = (
+                    f"it is {run.state}" if run.ended else f"paused in {run.state}; Engine.run() continues from there"
+                )
+                raise KeyboardInterrupt(where)
         return run
 
     def advance(self) -> Transition:
-        """Makes one turn and pauses.
+        """Make one turn and pause.
 
         Plugins are opened before the first turn. They are closed by a turn that ends the run, or after which an
         interrupt pauses it; by `run`; or by `close`.
@@ -187,7 +189,7 @@ class Engine:
         return self.current.log[-1]
 
     def close(self) -> None:
-        """Closes plugins that `advance` left open, and lets go of worker processes. A paused run may still go on."""
+        """Close plugins that `advance` left open, and end worker processes. A paused run can still continue."""
         if self._driver == threading.get_ident() and not self.current.ended:
             raise EngineError("close() was called from a handler; run.stop or run.pause ends or pauses the run first")
         feed = self.current.runtime.feed
@@ -208,7 +210,7 @@ class Engine:
     # -- beside the run
 
     def evaluate(self, data: Any, metrics: Mapping[str, Metric] | None = None) -> dict[str, float]:
-        """Evaluates the network in a run of its own, which no training subscription hears.
+        """Evaluate the network in a run of its own, which no training subscription hears.
 
         Modes and random state are put back. May be called at any time, from a handler too.
 
@@ -230,7 +232,7 @@ class Engine:
             return evaluator.evaluate(data, metrics or {}, name="Engine.evaluate(data)")
 
     def predict(self, data: Any) -> Iterator[Any]:
-        """Yields the network's output for each batch, in evaluation mode and without gradients.
+        """Yield the network's output for each batch, in evaluation mode and without gradients.
 
         Args:
             data: As for `evaluate`. With a criterion a batch is `(data, target)`, or a tensor without a target.
@@ -245,7 +247,7 @@ class Engine:
         return Evaluator(self._components, self._config, device, self.machine_class)
 
     def subscriptions(self) -> SubscriptionTable:
-        """Returns who is called on which moment of which state, in order, with its filter; print it for a table."""
+        """Return who is called on which moment of which state, in order, with its filter; print it for a table."""
         known = self.current.table.scopes()
 
         def idle(subscription: Subscription) -> str:
@@ -259,7 +261,7 @@ class Engine:
         )
 
     def plan(self) -> Iterator[PlannedTurn]:
-        """Yields the turns and calls to come, from where the run is, touching neither data nor network.
+        """Yield the turns and calls to come, from where the run is, touching neither data nor network.
 
         What handlers will do (a stop, a skipped update) cannot be planned. A guard that reads more of the run than its
         position and counters is shown as a condition; one that reads something else is asked as it stands now.
@@ -270,7 +272,7 @@ class Engine:
         return Planner(self.current, self._visits, guards, called).turns()
 
     def diagram(self) -> str:
-        """Returns the table, detours included, as a Mermaid state diagram."""
+        """Return the table, detours included, as a Mermaid state diagram."""
         return self.current.table.mermaid()
 
     # -- functions as handlers
@@ -278,7 +280,7 @@ class Engine:
     def on_enter(
         self, state: str, *, every: int = 1, once: bool = False, when: Predicate | None = None
     ) -> Callable[[F], F]:
-        """Subscribes a function to entering a state, after the plugins; as a decorator, until the run has started.
+        """Subscribe a function to entering a state, after the plugins; as a decorator, until the run has started.
 
         Args:
             state: The state's name.
@@ -294,7 +296,7 @@ class Engine:
     def on_exit(
         self, state: str, *, every: int = 1, once: bool = False, when: Predicate | None = None
     ) -> Callable[[F], F]:
-        """Subscribes a function to leaving a state; the arguments are those of `on_enter`."""
+        """Subscribe a function to leaving a state; the arguments are those of `on_enter`."""
         return self._subscriber(Mark("exit", state, every, once, when))
 
     def _subscriber(self, mark: Mark) -> Callable[[F], F]:
@@ -320,7 +322,7 @@ class Engine:
     # -- going on from a checkpoint
 
     def _begin(self) -> None:
-        """Takes down what a checkpoint has to tell of the beginning of a run."""
+        """Take down what a checkpoint has to tell of the beginning of a run."""
         if self.current.state == "idle":
             begin(self.current, self._holders)
 
@@ -420,7 +422,7 @@ class Engine:
 
     @contextmanager
     def _driving(self, verb: str) -> Generator[None]:
-        """Lets one caller at a time drive, and only a run that has not ended."""
+        """Admit one caller at a time, and only to a run that has not ended."""
         run = self.current
         with self._guard:
             if self._driver is not None:
@@ -443,7 +445,7 @@ class Engine:
 
     @contextmanager
     def _feed_closed_at_the_end(self) -> Generator[None]:
-        """Lets worker processes go with the run that used them; a paused run keeps them."""
+        """End the worker processes of a run that has ended; a paused run keeps them."""
         try:
             yield
         finally:
@@ -457,7 +459,7 @@ class Engine:
 
 @contextmanager
 def _deterministic(asked: bool) -> Generator[None]:
-    """Asks torch for deterministic algorithms for the length of a block."""
+    """Use torch's deterministic algorithms for the length of a block."""
     if not asked:
         yield
         return

@@ -21,7 +21,7 @@ class ConfigError(EngineError):
 
 
 class DataError(EngineError):
-    """The data cannot give what the run needs: too few batches, none at all, or other than was announced."""
+    """The data cannot give what the run needs: too few batches, no batch, or a batch of another kind."""
 
 
 class PluginError(EngineError):
@@ -29,11 +29,11 @@ class PluginError(EngineError):
 
 
 class CheckpointError(EngineError):
-    """A checkpoint cannot be written, or what is on disk is none that can be read. The message names file and cause."""
+    """A checkpoint cannot be written, or what is on disk is not a readable one. The message names file and cause."""
 
 
 class TableError(EngineError):
-    """A transition table is not sound: the message names the state, the arc or the guard."""
+    """A transition table is not sound. The message names the state, the arc or the guard."""
 
 
 class LogError(EngineError):
@@ -41,12 +41,12 @@ class LogError(EngineError):
 
 
 def kind(value: object) -> str:
-    """Returns the name of a value's type, for messages."""
+    """Return the name of a value's type, for messages."""
     return type(value).__name__
 
 
 def a_kind(value: object) -> str:
-    """Returns the same with its article: `a list`, `an int`, `an SGD`."""
+    """Return the same with its article: `a list`, `an int`, `an SGD`."""
     name = kind(value)
     first = name.lstrip("_")[:2]
     if first.isupper() or first == "nd":  # then what is heard first is the name of a letter: an SGD, a UNet
@@ -57,33 +57,33 @@ def a_kind(value: object) -> str:
 
 
 def counted(number: int, noun: str) -> str:
-    """Returns a number with its noun: `1 batch`, `2 batches`."""
+    """Return a number with its noun: `1 batch`, `2 batches`."""
     if number == 1:
         return f"1 {noun}"
     return f"{number} {noun}{'es' if noun.endswith('h') else 's'}"
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """Returns a hint such as ``"; did you mean 'after_step'?"``, or all that is known where nothing is near."""
+    """Return a hint such as ``"; did you mean 'after_step'?"``, or all that is known where nothing is near."""
     names = list(known)
     close = get_close_matches(name, names, n=1, cutoff=0.6)
     return f"; did you mean '{close[0]}'?" if close else f"; known are {', '.join(names)}"
 
 
 class SecondInterrupt(KeyboardInterrupt):
-    """Ctrl-C pressed again while the run was still on its way to a place where it pauses: raised at once."""
+    """Ctrl-C pressed again before the run reached a place where it may pause: raised at once."""
 
 
 class Unfinished(Exception):
-    """Raised by a detour's body that saw `Run.pause_requested` and ended early: no turn is made and nothing has failed.
+    """Raised by a detour's body that saw `Run.pause_requested` and ended early: no turn is made, nothing has failed.
 
-    The run pauses in the detour's state; when it goes on, the body is run again from its start. Raise it only for an
-    interrupt that came after the body began: one that is older pauses the run after this turn in any case.
+    The run pauses in the detour's state; when it continues, the body is run again from its start. Raise it only for a
+    request that came after the body began: an older one pauses the run after this turn in any case.
     """
 
 
 def add_note(error: BaseException, text: str) -> None:
-    """Adds a note to an exception that is raised again; one that takes none is raised as it is."""
+    """Add a note to an exception that is raised again; one that takes no notes stays as it is."""
     try:
         error.add_note(f"heptad: {text}")
     except Exception:  # frozen, or with notes of its own making: what was raised counts more than what is said of it
@@ -91,7 +91,7 @@ def add_note(error: BaseException, text: str) -> None:
 
 
 def in_a_line(error: BaseException) -> str:
-    """Returns an exception's class and message, for the log; the class alone where the message cannot be told."""
+    """Return an exception's class and message, for the log; the class alone if its message cannot be read."""
     try:
         message = str(error)
     except Exception:  # its own `__str__` failed, which must not hide it
@@ -109,13 +109,13 @@ WIDTH = 4
 
 
 def summarize(value: Any, depth: int = DEPTH) -> str:
-    """Returns a value in words, such as `a list of 2: float32 of shape (4, 8), int64 of shape (4,)`.
+    """Return a value in words, such as `a list of 2: float32 of shape (4, 8), int64 of shape (4,)`.
 
     Nothing is read from a device. What cannot be looked at is named by its type.
     """
     try:
         return _summary(value, depth)
-    except Exception:  # a container of the user's own may raise anything, and would hide what this is told for
+    except Exception:  # a container of the user's own may raise anything, which must not hide the error at hand
         return f"a {kind(value)}"
 
 

@@ -33,7 +33,7 @@ TURN = "advance"
 
 
 class _Scope(transitions.State):
-    """A state with its body. On entry and on exit it calls nothing by itself: when is the dispatch's to say."""
+    """A state with its body. It calls nothing by itself on entry and on exit: the dispatch decides when."""
 
     def __init__(self, name: str, body: Body) -> None:
         super().__init__(name)
@@ -42,12 +42,12 @@ class _Scope(transitions.State):
         """The names of the subscribers, by the id of what is called."""
 
     def subscribe(self, subscription: Subscription) -> None:
-        """Adds a handler."""
+        """Add a handler."""
         self.add_callback(subscription.mark.moment, cast("Any", subscription.call))
         self.who[id(subscription.call)] = subscription.who
 
     def exit(self, event_data: transitions.EventData) -> None:
-        """Calls nothing: the library would call exit handlers after the choice, here they come before it."""
+        """Call nothing: the library would call exit handlers after the choice, here they come before it."""
 
 
 class _Arc(transitions.Transition):
@@ -78,7 +78,7 @@ class _Event(transitions.Event):
         self._machine = weakref.ref(machine)
 
     def drive(self, run: Run, turns: int) -> None:
-        """Makes up to `turns` turns: fewer where an end is reached or the loop was asked to look up."""
+        """Make up to `turns` turns: fewer if the run ends, or if the loop is asked to return."""
         raise NotImplementedError  # abstract
 
 
@@ -90,13 +90,13 @@ class CompiledEvent(_Event):
         self._nodes: tuple[Node, ...] = ()
 
     def trigger(self, model: object, *args: Any, **kwargs: Any) -> bool:
-        """Makes one turn of the run that is passed."""
+        """Make one turn of the run that is passed."""
         del model, kwargs
         self.drive(cast("Run", args[0]), 1)
         return True
 
     def drive(self, run: Run, turns: int) -> None:
-        """Makes up to `turns` turns. This is the loop that training happens in."""
+        """Make up to `turns` turns. This is the loop that training happens in."""
         nodes = self._nodes or self._compile()
         at = run.position
         arcs_taken, times = run.buffer.arcs, run.buffer.times
@@ -158,7 +158,7 @@ class Machine(transitions.Machine):
         owners: Which plugin a state or a guard belongs to, by its name, where it belongs to one.
 
     Attributes:
-        drive: Makes up to so many turns of a run: fewer where an end is reached or `RunState.halt` is set. What a body,
+        drive: Makes up to so many turns of a run: fewer if the run ends or `RunState.halt` is set. What a body,
             a guard or a handler raises comes out unchanged but for a note; the run has failed then. It is the
             trigger's own, so that no frame of this class stands in the traceback of an error.
     """
@@ -195,16 +195,16 @@ class Machine(transitions.Machine):
         self.drive = cast("_Event", self.events[TURN]).drive
 
     def subscribe(self, subscription: Subscription) -> None:
-        """Adds a handler to every node that users see under the name of its state; after those that are there."""
+        """Add a handler to every node that users see under the name of its state; after those that are there."""
         for state in self.table.named(subscription.mark.state):
             self.scope(state.name).subscribe(subscription)
 
     def scope(self, name: str) -> _Scope:
-        """Returns a state of the library's table."""
+        """Return a state of the library's table."""
         return cast("_Scope", self.get_state(name))
 
     def node(self, name: str) -> Node:
-        """Reads from the library's tables all that a turn from this state, or into it, needs."""
+        """Read from the library's tables all that a turn from this state, or into it, needs."""
         scope = self.scope(name)
         arcs = [
             (arc.guard, self.table.index[cast("str", arc.dest)], arc.number)
@@ -216,7 +216,7 @@ class Machine(transitions.Machine):
         return scope.body, tuple(exits), guarded, dest, number, tuple(enters)
 
     def fail(self, run: Run, error: BaseException, moment: str, call: object, guard: object) -> None:
-        """Says where it happened and lets the run end in `failed`."""
+        """Find out where it happened, and end the run in `failed`."""
         run.position.node = run.buffer.mend()
         name = self.table.states[run.position.node].name
         who, asked = self._owners.get(name, ""), ""
@@ -257,7 +257,7 @@ def _nothing(run: Run) -> None:
 
 
 def _halt(run: Run) -> None:
-    """Lets the loop look up: the run has reached an end."""
+    """Ask the loop to return after this turn: the run has ended."""
     run.position.halt = True
 
 
@@ -288,7 +288,7 @@ class StockEvent(_Event):
     """The library's own dispatch, one trigger a turn."""
 
     def drive(self, run: Run, turns: int) -> None:
-        """Makes up to `turns` turns."""
+        """Make up to `turns` turns."""
         machine = cast("StockMachine", self.machine)
         for _ in range(turns):
             try:
@@ -317,7 +317,7 @@ class StockMachine(Machine):
         self.prepare_event = [self._leave]
 
     def callback(self, func: Any, event_data: transitions.EventData) -> None:
-        """Calls a callback, and remembers which one in case it raises."""
+        """Call a callback, and remembers which one in case it raises."""
         if func != self._leave:
             self.calling = func
         super().callback(func, event_data)

@@ -78,15 +78,15 @@ class Table:
         return next(state for state in self.states if state.kind == "start")
 
     def named(self, shown: str) -> tuple[State, ...]:
-        """Returns the nodes that users see under one name."""
+        """Return the nodes that users see under one name."""
         return tuple(state for state in self.states if state.shown == shown)
 
     def scopes(self) -> tuple[str, ...]:
-        """Returns the names of all states that have a body, as users see them, each once."""
+        """Return the names of all states that have a body, as users see them, each once."""
         return tuple(dict.fromkeys(state.shown for state in self.states if state.kind in ("scope", "detour")))
 
     def asked(self, arc: Arc) -> dict[str, bool]:
-        """Returns which guards were asked when this arc was taken, and what they said: all before it said no."""
+        """Return the guards that were asked when this arc was taken, with their answers: no for all before its own."""
         answers: dict[str, bool] = {}
         for tried in self.leaving[arc.source]:
             if tried.guard is not None:
@@ -96,7 +96,7 @@ class Table:
         return answers
 
     def to_plain(self) -> dict[str, Any]:
-        """Returns the table as plain data, from which `from_plain` makes it again."""
+        """Return the table as plain data, from which `from_plain` makes it again."""
         return {
             "states": [[state.name, state.kind, state.body, state.shown] for state in self.states],
             "arcs": [[arc.source, arc.dest, arc.guard] for arc in self.arcs],
@@ -106,16 +106,16 @@ class Table:
 
     @classmethod
     def from_plain(cls, plain: Mapping[str, Any]) -> Table:
-        """Returns the table that `to_plain` told.
+        """Return the table that `to_plain` described.
 
         Raises:
-            TableError: If it is none that could be built.
+            TableError: If it is not sound.
         """
         states, arcs = (State(*row) for row in plain["states"]), (Arc(*row) for row in plain["arcs"])
         return cls(states, arcs, plain["guards"], plain["origin"])
 
     def mermaid(self) -> str:
-        """Returns the table as a Mermaid state diagram."""
+        """Return the table as a Mermaid state diagram."""
         lines = ["stateDiagram-v2"]
         for state in self.states:
             if state.kind == "start":
@@ -129,13 +129,13 @@ class Table:
         return "\n".join(dict.fromkeys(lines))
 
     def markdown(self) -> str:
-        """Returns the table as Markdown, arcs in the order in which they are tried."""
+        """Return the table as Markdown, arcs in the order in which they are tried."""
         rows = ["| from | if | to |", "|---|---|---|"]
         rows += [f"| {self.shown[arc.source]} | {arc.guard or ''} | {self.shown[arc.dest]} |" for arc in self.arcs]
         return "\n".join(rows)
 
     def markdown_of_bodies(self) -> str:
-        """Returns what the engine does in each of its states, as Markdown."""
+        """Return what the engine does in each of its states, as Markdown."""
         rows = ["| state | what the engine does in it |", "|---|---|"]
         rows += [f"| {state.shown} | {state.body} |" for state in self.states if state.body]
         return "\n".join(rows)
@@ -265,7 +265,7 @@ EVALUATION_ARCS = (
 
 
 def evaluation_table() -> Table:
-    """Returns the table of an evaluation: the scopes without an update, one epoch long."""
+    """Return the table of an evaluation: the scopes without an update, one epoch long."""
     return Table(EVALUATION_STATES, EVALUATION_ARCS, GUARDS)
 
 
@@ -284,7 +284,7 @@ class Side(Protocol):
 
 
 def training_table(detours: Sequence[Side] = ()) -> Table:
-    """Returns the training table with detours woven in.
+    """Return the training table with detours woven in.
 
     A detour has one node for each of its sources (`checkpoint@after_step`), so that nothing need be remembered to
     leave it. Of several detours from one source, each stands before the source's own arcs, in the order given, and
@@ -324,7 +324,7 @@ def training_table(detours: Sequence[Side] = ()) -> Table:
 
 
 def guard_of(detours: Sequence[Side], position: int) -> str:
-    """Returns the name of a detour's guard; a number tells several detours of one state apart."""
+    """Return the name of a detour's guard; several detours of one state have a number as well."""
     return _numbered(detours, position, f"{detours[position].state}_due")
 
 

@@ -20,17 +20,17 @@ default_collate = cast("Collate", _default_collate)
 
 
 class Fetch(Protocol):
-    """Makes a batch of the samples at `indices`, int64 of shape (samples,), under the seed of that batch."""
+    """Make a batch of the samples at `indices`, int64 of shape (samples,), under the seed of that batch."""
 
     random: bool
     """Whether fetching may draw random numbers, so that the seed matters."""
 
     def __call__(self, indices: torch.Tensor, seed: int) -> Any:
-        """Returns the batch."""
+        """Return the batch."""
         ...
 
     def generators(self) -> list[Generator]:
-        """Returns the random generators that the dataset holds itself; fetching may draw from them."""
+        """Return the random generators that the dataset holds itself; fetching may draw from them."""
         ...
 
 
@@ -45,7 +45,7 @@ class Rows:
         self._within = within
 
     def __call__(self, indices: torch.Tensor, seed: int) -> Any:
-        """Returns a tensor, or a list of them, with a row for each index."""
+        """Return a tensor, or a list of them, with a row for each index."""
         del seed
         if self._within is not None:
             indices = self._within.index_select(0, indices)
@@ -56,14 +56,14 @@ class Rows:
         return [tensor.index_select(0, indices) for tensor in self._tensors]
 
     def generators(self) -> list[Generator]:
-        """Returns none."""
+        """Return an empty list."""
         return []
 
     def __len__(self) -> int:
         return len(self._tensors[0]) if self._within is None else len(self._within)
 
     def subset(self, indices: torch.Tensor) -> Rows:
-        """Returns the same for a subset: the indices that it is then asked for are places in `indices`.
+        """Return the same for a subset: the indices that it is then asked for are places in `indices`.
 
         Raises:
             DataError: If one of `indices` has no row, which torch would only say in the batch that it comes in.
@@ -92,7 +92,7 @@ class Samples:
         self._by_list = _is_read_by_list(dataset)
 
     def __call__(self, indices: torch.Tensor, seed: int) -> Any:
-        """Returns the batch and leaves the global generators as they were."""
+        """Return the batch and leaves the global generators as they were."""
         with preserved():
             seed_cpu(seed)
             places = cast("list[int]", indices.tolist())
@@ -118,7 +118,7 @@ class Samples:
         return samples
 
     def generators(self) -> list[Generator]:
-        """Returns those of the dataset, also of one inside a `Subset`."""
+        """Return those of the dataset, also of one inside a `Subset`."""
         dataset, found = self._dataset, generators_of(self._dataset)
         while isinstance(dataset, Subset):
             dataset = cast("Any", dataset).dataset
@@ -127,7 +127,7 @@ class Samples:
 
 
 def _is_read_by_list(dataset: Any) -> bool:
-    """Tells whether a batch is to be asked for at once.
+    """Return whether the dataset is asked for a whole batch at once.
 
     `Subset` can be asked so over any dataset; over one that cannot, it reads one by one too, but does not say which.
     """
@@ -137,7 +137,7 @@ def _is_read_by_list(dataset: Any) -> bool:
 
 
 def collate_samples(collate: Collate, samples: list[Any]) -> Any:
-    """Returns the batch of these samples."""
+    """Return the batch of these samples."""
     try:
         batch = collate(samples)
     except Exception as error:
@@ -150,7 +150,7 @@ def collate_samples(collate: Collate, samples: list[Any]) -> Any:
 
 
 def build_fetch(dataset: Any, collate: Collate | None) -> Rows | Samples:
-    """Returns the fastest way to fetch a batch of a map-style dataset.
+    """Return the fastest way to fetch a batch of a map-style dataset.
 
     Only exact types are looked through: a subclass may give its samples a meaning of its own. `Subset` has a
     `__getitems__` over any dataset, so it is looked through rather than asked.
@@ -185,7 +185,7 @@ def as_it_is(batch: Any) -> Any:
 
 
 def ignore_interrupts(worker: int) -> None:
-    """Lets a worker process live through Ctrl-C, which a terminal sends to it too: the main process decides."""
+    """Ignore Ctrl-C in a worker process, to which a terminal sends it too: the main process decides."""
     del worker
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 

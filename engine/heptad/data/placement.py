@@ -12,7 +12,7 @@ from heptad.errors import ConfigError
 
 
 def resolve_device(name: str | torch.device) -> torch.device:
-    """Returns the device of that name; `"auto"` is the accelerator if there is one, else the CPU.
+    """Return the device of that name; `"auto"` is the accelerator if there is one, else the CPU.
 
     Raises:
         ConfigError: If this machine has no such device.
@@ -40,7 +40,7 @@ def _is_here(device: torch.device) -> bool:
 
 
 def _accelerators() -> str:
-    """Returns the names of the accelerators of this machine."""
+    """Return the names of the accelerators of this machine."""
     found = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
     if found is None:
         return "no accelerator"
@@ -48,9 +48,9 @@ def _accelerators() -> str:
 
 
 def place(batch: Any, device: torch.device) -> Any:
-    """Returns the batch with every tensor in it on `device`; containers keep their kind, all else stays as it is.
+    """Return the batch with every tensor in it on `device`; containers keep their kind, all else stays as it is.
 
-    Copies from pinned memory do not wait for the device.
+    Copies from pinned memory need no device sync.
     """
     if isinstance(batch, torch.Tensor):
         return batch.to(device, non_blocking=True)
@@ -74,7 +74,7 @@ def place(batch: Any, device: torch.device) -> Any:
 
 
 def count_samples(batch: Any) -> int:
-    """Returns how many samples a batch holds: the length of the first tensor found in it, depth first.
+    """Return how many samples a batch holds: the length of the first tensor found in it, depth first.
 
     A list without a tensor counts its items; what has no length counts as one sample.
     """

@@ -40,15 +40,15 @@ class Run:
 
     Attributes:
         config: The `RunConfig`.
-        id: Tells this run from all others; one that is resumed keeps it.
-        resumed_from: The checkpoint that this run went on from; `None` for one that began at the start.
-        afresh: Whether it was told to go on where it can (`resume="auto"`) and there was no checkpoint yet: an attempt
-            before it may have left files.
+        id: Unique for each run; one that is resumed keeps it.
+        resumed_from: The checkpoint that this run continues from; `None` for one that began at the start.
+        afresh: Whether it was asked to resume (`resume="auto"`) and there was no checkpoint yet: an earlier attempt may
+            have left files.
         paused: Why the run is paused; `None` while it is being driven, before its start and after its end.
         position: The machine's own record of where the run is; not for handlers.
         runtime: What the bodies work with; not for handlers.
         buffer: The written side of the log; not for handlers.
-        capture: How the engine tells the state of the run; not for handlers, which ask `snapshot`.
+        capture: Returns a snapshot of the run; not for handlers, which call `snapshot`.
     """
 
     __slots__ = (
@@ -158,7 +158,7 @@ class Run:
             return config.max_updates
         if batches is None:
             return None
-        if at.window.resized:  # what is done stands; the rest goes on with the present accumulation
+        if at.window.resized:  # what is done stands; the rest is made with the present accumulation
             total = at.update + self._updates_ahead(batches, config.epochs)
         else:
             total = config.epochs * self._updates_of(batches)
@@ -245,15 +245,15 @@ class Run:
 
     @property
     def metrics(self) -> dict[str, float]:
-        """The newest recorded value of every name. Reading waits for values still on their device."""
+        """The newest recorded value of every name (waits for values that are still on a device)."""
         return self.buffer.recorded.newest()
 
     def history(self, name: str) -> list[float]:
-        """Returns all values recorded under a name, oldest first; reading waits for values still on their device."""
+        """Return all values recorded under a name, oldest first (waits for values that are still on a device)."""
         return self.buffer.recorded.history(name)
 
     def records(self, since: int = 0) -> list[Recorded]:
-        """Returns the recorded values with the place of each, oldest first.
+        """Return the recorded values with the place of each, oldest first.
 
         Args:
             since: How many to leave out; a logger passes how many it has seen.
@@ -373,7 +373,7 @@ class Run:
     # -- verbs
 
     def stop(self, reason: str) -> None:
-        """Ends the run in order: the open window is completed, then the epoch and the loop are closed.
+        """End the run in order: the open window is completed, then the epoch and the loop are closed.
 
         Args:
             reason: Why, in words; it stands in the log and, from the first call, in `Run.reason`.
@@ -421,7 +421,7 @@ class Run:
         at.skip = reason
 
     def set_accumulation(self, k: int) -> None:
-        """Gives the windows from the next one on another number of steps.
+        """Give the windows from the next one on another number of steps.
 
         Args:
             k: Steps in a window, at least 1.
@@ -453,7 +453,7 @@ class Run:
         self.buffer.recorded.record(name, value, self.seq, self.counters())
 
     def note(self, text: str) -> None:
-        """Binds a note to the transition under way; it is for rare events, `record` is for values.
+        """Bind a note to the transition under way; it is for rare events, `record` is for values.
 
         Raises:
             EngineError: If it is no text.
@@ -461,13 +461,13 @@ class Run:
         self.note_of("note", in_words("note", text))
 
     def snapshot(self) -> Snapshot:
-        """Returns everything that the rest of the run depends on, as `Checkpoint` stores it.
+        """Return everything that the rest of the run depends on, as `Checkpoint` stores it.
 
-        The tensors are those of the run, not copies: write them, or copy them, before the run goes on.
+        The tensors are those of the run, not copies: write them, or copy them, before the run continues.
 
         Raises:
             EngineError: If the run is neither between two turns (paused) nor in the body of a detour, or in mid-step.
-            CheckpointError: If an optimizer has no state that could be told.
+            CheckpointError: If an optimizer cannot give its state.
         """
         if self.capture is None:
             raise EngineError("only the run of an engine has a snapshot")
@@ -476,21 +476,21 @@ class Run:
     # -- for the engine
 
     def note_of(self, kind: str, text: str) -> None:
-        """Binds a note of one of the engine's kinds to the transition under way."""
+        """Bind a note of one of the engine's kinds to the transition under way."""
         self.buffer.note(kind, text, self.seq)
 
     def plan_windows(self) -> None:
-        """Decides how many batches must remain for a window to be started."""
+        """Decide how many batches must remain for a window to be started."""
         drops = self.config.remainder == "drop" and self.runtime.feed.batches is not None
         self.position.needed = self.position.window.next_size if drops else 1
 
     def counters(self) -> Counters:
-        """Returns what the counters stand at."""
+        """Return the counters."""
         at = self.position
         return Counters(at.epoch, at.batch_index, at.step, at.update, at.window.steps)
 
     def fail(self, error: BaseException, moment: str, who: str, guard: str, guards: dict[str, bool]) -> None:
-        """Ends the run in `failed`, and says where in the log, in `reason` and in a note on the exception."""
+        """End the run in `failed`; say where in the log, in `reason` and in a note on the exception."""
         at = self.position
         step = [(name, value) for name, value in (("batch", at.batch), ("output", at.output)) if value is not None]
         line = in_a_line(error)
@@ -543,7 +543,7 @@ class Run:
 
 
 def in_words(verb: str, text: str) -> str:
-    """Returns what a verb was given to say.
+    """Return the text that a verb was given.
 
     Raises:
         EngineError: If it is no text: the log could not hold it, and nobody could read it.
@@ -554,7 +554,7 @@ def in_words(verb: str, text: str) -> str:
 
 
 def detached(value: Any) -> Any:
-    """Returns a tensor, or a container of tensors, detached from its graph; anything else as it is."""
+    """Return a tensor, or a container of tensors, detached from its graph; anything else as it is."""
     if isinstance(value, torch.Tensor):
         return value.detach()
     if isinstance(value, dict):

@@ -25,7 +25,7 @@ class Window:
     Attributes:
         steps: Complete steps in it; 0 means that it is closed.
         size: Steps that fill it (k).
-        next_size: Steps that the next window holds.
+        next_size: Steps that the next window will hold.
         resized: Whether another size was ever asked for.
     """
 
@@ -41,23 +41,23 @@ class Window:
         self._seeds: dict[tuple[torch.dtype, torch.device], torch.Tensor] = {}
 
     def resize(self) -> None:
-        """Gives the window that is about to be opened the size that was asked for."""
+        """Give the window that is about to be opened the size that was asked for."""
         self.size = self.next_size
         self._seeds.clear()
 
     def state(self) -> dict[str, Any]:
-        """Returns the window as plain data and tensors."""
+        """Return the window as plain data and tensors."""
         steps = {"steps": self.steps, "size": self.size, "next_size": self.next_size, "resized": self.resized}
         return {**steps, "first": self._first, "total": self._total}
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """Becomes the window that `state` told."""
+        """Restore what `state` returned."""
         self.steps, self.size, self.next_size = state["steps"], state["size"], state["next_size"]
         self.resized, self._first, self._total = state["resized"], state["first"], state["total"]
         self._seeds.clear()
 
     def backward(self, loss: torch.Tensor, weight: Weight | None) -> None:
-        """Runs the backward pass of one step, scaled for the window.
+        """Run the backward pass of one step, scaled for the window.
 
         Args:
             loss: The mean loss of the step, a scalar.
@@ -82,7 +82,7 @@ class Window:
             loss.backward(seed)
 
     def correction(self) -> Weight:
-        """Returns k / Σr, by which the gradients are to be multiplied; exactly 1.0 where nothing is to be done."""
+        """Return k / Σr, by which the gradients are to be multiplied; exactly 1.0 where nothing is to be done."""
         return self.size / self._total
 
     def _relative(self, weight: Weight | None) -> Weight:
@@ -119,7 +119,7 @@ def _check_weight(weight: Weight) -> None:
 
 
 def _ratio(weight: Weight, first: Weight) -> Weight:
-    """Returns weight / first: a float64 tensor if either is a tensor, and exactly 1.0 for equal numbers."""
+    """Return weight / first: a float64 tensor if either is a tensor, and exactly 1.0 for equal numbers."""
     if isinstance(weight, torch.Tensor):
         return weight.detach().double() / first
     if isinstance(first, torch.Tensor):

@@ -49,7 +49,7 @@ class PlannedTurn:
     Attributes:
         source: The state that is left.
         dest: The state that is entered.
-        condition: The guard on which it depends that the turn is made, where that cannot be told ahead. A detour is
+        condition: The guard on which the turn depends, if its answer cannot be known ahead. A detour is
             then shown as taken. Where `batches_remain` is the condition, because nobody knows the length of the data,
             the plan ends here.
         exit_calls: The handlers called on leaving `source`, in order.
@@ -206,7 +206,7 @@ class Planner:
         self._filters = [_CallAhead(subscription) for subscription in subscriptions]
 
     def turns(self) -> Iterator[PlannedTurn]:
-        """Yields turn after turn to the end of the run, or to where the length of the data would have to be known."""
+        """Yield turn after turn to the end of the run, or to where the length of the data would have to be known."""
         run, table = self._shadow, self._table
         while (state := table.states[run.position.node]).kind not in ("end", "failed"):
             known = self._knows(self._body(state.name))

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from heptad.data.placement import count_samples
 
 Weigh = Callable[[Any], "float | Tensor"]
-"""Tells the weight of a target."""
+"""Returns the weight of a target."""
 
 _OVER_ELEMENTS = (
     nn.BCELoss,
@@ -29,11 +29,11 @@ _OVER_ELEMENTS = (
     nn.SoftMarginLoss,
 )
 _TORCHS_IGNORED = -100
-"""What stands for a target to be ignored where the user names none."""
+"""The class that torch ignores by default."""
 
 
 def weigher(criterion: object) -> Weigh:
-    """Returns what weighs the steps of a criterion: by samples, where it is not known to be something else."""
+    """Return what weighs the steps of a criterion: by samples, unless it is known to be something else."""
     if isinstance(criterion, nn.CrossEntropyLoss | nn.NLLLoss):
         return partial(_over_classes, criterion)
     return _over_elements if isinstance(criterion, _OVER_ELEMENTS) else count_samples
@@ -44,7 +44,7 @@ def _over_elements(target: Any) -> float:
 
 
 def _over_classes(criterion: nn.CrossEntropyLoss | nn.NLLLoss, target: Any) -> float | Tensor:
-    """Weighs as torch's mean over classes does; a tensor, for which nothing waits, where it depends on the target.
+    """Weighs as torch's mean over classes does; a tensor (no device sync) where it depends on the target.
 
     A vector of classes is not searched for the ignored class -100 that nobody asked for: that would cost more than the
     loss of a small network.
