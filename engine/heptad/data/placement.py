@@ -12,7 +12,7 @@ from heptad.errors import ConfigError
 
 
 def resolve_device(name: str | torch.device) -> torch.device:
-    """Returns the device of that name; `"auto"` is the accelerator if there is one, else the CPU.
+    """Return the device of that name; `"auto"` is the accelerator if there is one, else the CPU.
 
     Raises:
         ConfigError: If this machine has no such device.
@@ -30,17 +30,17 @@ def resolve_device(name: str | torch.device) -> torch.device:
 
 
 def _is_here(device: torch.device) -> bool:
-    if device.type == "cuda":  # is only counted: to begin work on one takes memory there
+    if device.type == "cuda":  # counted only: opening a context there would take memory
         return (device.index or 0) < torch.cuda.device_count()
     try:
         torch.empty(0, device=device)
-    except (RuntimeError, AssertionError, ImportError):  # torch has one of these for each way not to have a device
+    except (RuntimeError, AssertionError, ImportError):  # torch raises any of these for a device that is absent
         return False
     return True
 
 
 def _accelerators() -> str:
-    """Returns the names of the accelerators of this machine."""
+    """Return the names of the accelerators of this machine."""
     found = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
     if found is None:
         return "no accelerator"
@@ -48,16 +48,15 @@ def _accelerators() -> str:
 
 
 def place(batch: Any, device: torch.device) -> Any:
-    """Returns the batch with every tensor in it on `device`; containers keep their kind, all else stays as it is.
+    """Return the batch with every tensor in it on `device`; containers keep their kind, all else stays as it is.
 
     Copies from pinned memory do not wait for the device.
     """
     if isinstance(batch, torch.Tensor):
         return batch.to(device, non_blocking=True)
     if isinstance(batch, MutableMapping):
-        clone = copy(
-            cast("MutableMapping[Any, Any]", batch)
-        )  # of a class of its own, whose making may take more than items
+        # copied, not built: the constructor of a user's class may take more than items
+        clone = copy(cast("MutableMapping[Any, Any]", batch))
         for key, value in clone.items():
             clone[key] = place(value, device)
         return clone
@@ -74,7 +73,7 @@ def place(batch: Any, device: torch.device) -> Any:
 
 
 def count_samples(batch: Any) -> int:
-    """Returns how many samples a batch holds: the length of the first tensor found in it, depth first.
+    """Return how many samples a batch holds: the length of the first tensor found in it, depth first.
 
     A list without a tensor counts its items; what has no length counts as one sample.
     """
