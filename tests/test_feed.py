@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
-from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
+from torch.utils.data import BatchSampler, DataLoader, Dataset, IterableDataset, TensorDataset
 
 from builders import CLASSES, FEATURES, STATES, Unsized, batches, equal, small_engine, small_network, weights
 from heptad import Components, DataError, Engine, Run, RunConfig
@@ -173,19 +173,37 @@ def test_a_sized_loader_that_never_ends_is_left_at_its_length():
 
 
 @pytest.mark.parametrize("persistent", [False, True])
-def test_workers_of_a_loader_that_is_left_at_its_length_end(persistent):
-    """Those of the user's own loader too, whose iterators do not see their end; the passes are the plain loop's."""
+def test_workers_of_a_loader_that_is_left_in_mid_pass_end(persistent):
+    """Those of the user's own loader too; the passes are the plain loop's."""
     dataset = TensorDataset(torch.arange(8.0).reshape(4, 2), torch.arange(4) % CLASSES)
     loader = DataLoader(dataset, batch_size=2, num_workers=1, persistent_workers=persistent)
     network = nn.Linear(2, CLASSES)
     seen: list[float] = []
-    engine = small_engine(loader, network=network, epochs=3)
+    engine = small_engine(loader, network=network, max_updates=5)
     engine.on_enter("process_batch")(lambda run: seen.append(run.batch[0].sum().item()))
     engine.run()
-    assert seen == [6.0, 22.0] * 3
+    assert seen == [6.0, 22.0, 6.0, 22.0, 6.0]
     del engine, loader
     gc.collect()
     assert multiprocessing.active_children() == []
+
+
+@pytest.mark.parametrize("samples", [5, 6])
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_shuffled_data_loader_has_the_orders_of_the_plain_loop(samples, workers):
+    """Torch's sampler draws once more at its end if the batches divide the samples, so the end must be seen."""
+
+    def loader() -> DataLoader:
+        dataset = TensorDataset(torch.arange(float(samples)).reshape(-1, 1), torch.arange(samples) % CLASSES)
+        generator = torch.Generator().manual_seed(3)
+        return DataLoader(dataset, batch_size=2, shuffle=True, num_workers=workers, generator=generator)
+
+    plain, seen = loader(), []
+    expected = [data.flatten().tolist() for _ in range(3) for data, _ in plain]
+    engine = small_engine(loader(), network=nn.Linear(1, CLASSES), epochs=3)
+    engine.on_enter("process_batch")(lambda run: seen.append(run.batch[0].flatten().tolist()))
+    engine.run()
+    assert seen == expected
 
 
 def test_a_sized_loader_is_not_asked_for_what_no_step_needs():
@@ -280,6 +298,19 @@ def test_a_loader_that_ends_early_is_an_error_with_both_numbers():
     """A loader has as many batches as its `len()` says; the error names what it said and what it did."""
     run = fails(small_engine(SizedProbe(batches(3), says=5)), DataError, "5 batches.* after 3")
     assert position(run) == ("before_step", "failed", 0, 3, 3, 3)
+
+
+def test_a_data_loader_that_ends_late_is_an_error_with_both_numbers():
+    """One of torch's class is run to its end, where a batch beyond its length shows."""
+
+    class Short(BatchSampler):
+        def __len__(self) -> int:
+            return 2
+
+    dataset = TensorDataset(torch.randn(6, FEATURES), torch.arange(6) % CLASSES)
+    loader = DataLoader(dataset, batch_sampler=Short(range(6), 2, drop_last=False))
+    run = fails(small_engine(loader), DataError, "2 batches.* at least 3")
+    assert position(run) == ("after_epoch", "failed", 0, 2, 2, 2)
 
 
 def test_the_passes_of_an_extension_are_held_to_their_length_too():

@@ -1,4 +1,4 @@
-"""Fetching one batch: of a map-style dataset by its indices, of an iterable one by what comes next."""
+"""Fetching a batch of a map-style dataset: by rows of tensors where possible, else sample by sample."""
 
 from __future__ import annotations
 
@@ -56,17 +56,25 @@ class Rows:
         return [tensor.index_select(0, indices) for tensor in self._tensors]
 
     def generators(self) -> list[Generator]:
+<<<<<<< HEAD
         """Return an empty list."""
+=======
+        """Return nothing: rows are not random."""
+>>>>>>> data
         return []
 
     def __len__(self) -> int:
         return len(self._tensors[0]) if self._within is None else len(self._within)
 
     def subset(self, indices: torch.Tensor) -> Rows:
+<<<<<<< HEAD
         """Return the same for a subset: the indices that it is then asked for are places in `indices`.
+=======
+        """Return the rows of a subset, whose own indices are places in `indices`.
+>>>>>>> data
 
         Raises:
-            DataError: If one of `indices` has no row, which torch would only say in the batch that it comes in.
+            DataError: If one of `indices` has no row. Torch would raise only in the batch that holds it.
         """
         rows = len(self)
         (outside,) = torch.nonzero((indices < -rows) | (indices >= rows), as_tuple=True)
@@ -74,7 +82,7 @@ class Rows:
             place = int(outside[0])
             raise DataError(
                 f"sample {place} of the Subset cannot be read: its index is {int(indices[place])}, and the dataset "
-                f"within has {counted(rows, 'sample')}; mend the Subset's indices"
+                f"within has {counted(rows, 'sample')}; correct the Subset's indices"
             )
         indices = torch.where(indices < 0, indices + rows, indices)  # from the end, as a sequence takes them
         within = indices if self._within is None else self._within.index_select(0, indices)
@@ -92,7 +100,11 @@ class Samples:
         self._by_list = _is_read_by_list(dataset)
 
     def __call__(self, indices: torch.Tensor, seed: int) -> Any:
+<<<<<<< HEAD
         """Return the batch and leaves the global generators as they were."""
+=======
+        """Return the batch. The global generators are left as they were."""
+>>>>>>> data
         with preserved():
             seed_cpu(seed)
             places = cast("list[int]", indices.tolist())
@@ -118,7 +130,11 @@ class Samples:
         return samples
 
     def generators(self) -> list[Generator]:
+<<<<<<< HEAD
         """Return those of the dataset, also of one inside a `Subset`."""
+=======
+        """Return those of the dataset, and of one inside a `Subset`."""
+>>>>>>> data
         dataset, found = self._dataset, generators_of(self._dataset)
         while isinstance(dataset, Subset):
             dataset = cast("Any", dataset).dataset
@@ -127,9 +143,14 @@ class Samples:
 
 
 def _is_read_by_list(dataset: Any) -> bool:
+<<<<<<< HEAD
     """Return whether the dataset is asked for a whole batch at once.
+=======
+    """Return whether the dataset is to be asked for a whole batch at once.
+>>>>>>> data
 
-    `Subset` can be asked so over any dataset; over one that cannot, it reads one by one too, but does not say which.
+    `Subset` has `__getitems__` over any dataset. Over a dataset without it, `Subset` reads one sample after another
+    and does not say which one failed, so that dataset is indexed here.
     """
     while type(dataset) is Subset:
         dataset = cast("Any", dataset).dataset
@@ -137,7 +158,15 @@ def _is_read_by_list(dataset: Any) -> bool:
 
 
 def collate_samples(collate: Collate, samples: list[Any]) -> Any:
+<<<<<<< HEAD
     """Return the batch of these samples."""
+=======
+    """Return the batch of these samples.
+
+    Raises:
+        DataError: If the collate function returned None.
+    """
+>>>>>>> data
     try:
         batch = collate(samples)
     except Exception as error:
@@ -169,7 +198,7 @@ def build_fetch(dataset: Any, collate: Collate | None) -> Rows | Samples:
 
 
 class InWorkers:
-    """What worker processes index: `(indices, seed)` travels to them as numpy, which needs no shared memory."""
+    """The dataset of the worker processes. `(indices, seed)` travels to them as numpy, which needs no shared memory."""
 
     def __init__(self, fetch: Fetch) -> None:
         self._fetch = fetch
@@ -180,16 +209,20 @@ class InWorkers:
 
 
 def as_it_is(batch: Any) -> Any:
-    """The collate function of batches that are already made."""
+    """Return the batch: the collate function for batches that are already made."""
     return batch
 
 
 def ignore_interrupts(worker: int) -> None:
+<<<<<<< HEAD
     """Ignore Ctrl-C in a worker process, to which a terminal sends it too: the main process decides."""
+=======
+    """Ignore Ctrl-C in a worker process. A terminal sends it there too, and the main process decides."""
+>>>>>>> data
     del worker
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def is_a(value: object, of: Any) -> bool:
-    """`isinstance` that narrows nothing: the generic classes of torch would make a user's `Any` partly unknown."""
+    """Return what `isinstance` does, without narrowing: torch's generic classes would make an `Any` partly unknown."""
     return isinstance(value, of)

@@ -14,9 +14,11 @@ class PassSource(Protocol):
 
     Attributes:
         data: The user's object.
+        drained: Whether a pass that was taken whole is run to its end. What happens there may decide the next pass.
     """
 
     data: Any
+    drained: bool
 
     def length(self) -> int | None:
         """Return how many batches the next pass has, `None` where nobody can know."""
@@ -46,8 +48,8 @@ class PassSource(Protocol):
 class IteratorCursor:
     """A place in a pass: an iterator, and how many batches were taken from it.
 
-    Beyond its length a source is never asked: one that never ends, or whose last item is slow to come, is not waited
-    for.
+    Beyond its length a source is not asked unless it is `drained`: one that never ends, or whose last item is slow to
+    come, is not waited for.
 
     Attributes:
         batches: Batches in the pass that is open or comes next, `None` where nobody can know.
@@ -70,10 +72,12 @@ class IteratorCursor:
             DataError: If the source can be iterated once, and was.
         """
         del limit  # what is not taken is left
-        self._iterator = None  # the old one's workers end before the new one's start
+        self._iterator = None  # before iterate(): the old one's workers end before the new one's start
         if self._walks:
             refuse_second_pass(self._source.data)
         self.batches = self._source.length()
+        # twice: some loaders draw their order in iter(), others when the first batch is taken, and the network or a
+        # handler may draw in between
         self._began = self._source.before_pass()
         self._iterator = self._source.iterate(key)
         self._walks += 1
@@ -92,17 +96,22 @@ class IteratorCursor:
         if batch is NOTHING:
             self._iterator = None
             if self.batches is not None:
-                raise DataError(
-                    f"the loader says that it has {self.batches} batches, but it ended after {self.taken}; "
-                    "mend its __len__, or pass a loader without one"
-                )
+                raise self._wrong_length(f"ended after {self.taken}")
             return NOTHING
         self.taken += 1
         return batch
 
     def end(self) -> None:
-        """End the pass."""
-        self._iterator = None
+        """End the pass.
+
+        Raises:
+            DataError: If a source that is drained has a batch beyond its length.
+        """
+        iterator, self._iterator = self._iterator, None
+        if iterator is None or self.taken != self.batches or not self._source.drained:
+            return
+        if next(iterator, NOTHING) is not NOTHING:
+            raise self._wrong_length(f"yielded at least {self.taken + 1}")
 
     def identity(self) -> dict[str, Any]:
         """Return the number of batches."""
@@ -125,6 +134,12 @@ class IteratorCursor:
     def close(self) -> None:
         """Drop the iterator, and its worker processes with it."""
         self._iterator = None
+
+    def _wrong_length(self, found: str) -> DataError:
+        return DataError(
+            f"the loader says that it has {self.batches} batches, but it {found}; "
+            "mend its __len__, or pass a loader without one"
+        )
 
 
 def walk_to(iterator: Iterator[Any], batches: int) -> str | None:

@@ -31,6 +31,9 @@ class LoaderSource:
 
     def __init__(self, loader: Any, *, sized: bool) -> None:
         self.data = loader
+        # torch's RandomSampler draws once more after its last index, and a sampler may count its passes there: a plain
+        # loop sees that end, so the order of the next pass depends on it. Nothing is fetched if the length is right.
+        self.drained = sized and is_a(loader, DataLoader)
         self._sized = sized
         self._stateful = is_stateful(loader)
         self._draws = not isinstance(loader, list | tuple) and not self._stateful

@@ -30,11 +30,11 @@ def resolve_device(name: str | torch.device) -> torch.device:
 
 
 def _is_here(device: torch.device) -> bool:
-    if device.type == "cuda":  # is only counted: to begin work on one takes memory there
+    if device.type == "cuda":  # counted only: opening a context there would take memory
         return (device.index or 0) < torch.cuda.device_count()
     try:
         torch.empty(0, device=device)
-    except (RuntimeError, AssertionError, ImportError):  # torch has one of these for each way not to have a device
+    except (RuntimeError, AssertionError, ImportError):  # torch raises any of these for a device that is absent
         return False
     return True
 
@@ -55,9 +55,8 @@ def place(batch: Any, device: torch.device) -> Any:
     if isinstance(batch, torch.Tensor):
         return batch.to(device, non_blocking=True)
     if isinstance(batch, MutableMapping):
-        clone = copy(
-            cast("MutableMapping[Any, Any]", batch)
-        )  # of a class of its own, whose making may take more than items
+        # copied, not built: the constructor of a user's class may take more than items
+        clone = copy(cast("MutableMapping[Any, Any]", batch))
         for key, value in clone.items():
             clone[key] = place(value, device)
         return clone

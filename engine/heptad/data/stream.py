@@ -20,6 +20,8 @@ from heptad.data.order import batch_seed
 class StreamSource:
     """An iterable dataset as a source of passes."""
 
+    drained = False  # a pass of unknown length is over only where its end was seen
+
     def __init__(self, dataset: Any, config: RunConfig, collate: Collate | None) -> None:
         self.data = dataset
         self._collate = collate
