@@ -19,7 +19,7 @@ from heptad.checkpoints.identity import changed_options
 from heptad.config import Components, RunConfig, check_together, is_optimizer, listed
 from heptad.data import generators as seeding
 from heptad.data.build import build_feed
-from heptad.data.placement import resolve_device
+from heptad.data.placement import read_numbers, resolve_device
 from heptad.errors import EngineError, PluginError, kind, nearest
 from heptad.history.transition import Transition
 from heptad.machine import Body, Guard, Machine
@@ -86,7 +86,7 @@ class Engine:
         runtime.evaluator = self._evaluator(device)
         detours = self._roster.detours_given
         table = training_table([detour for _, detour in detours])
-        self.current = Run(table, config, runtime, LogBuffer(table, config.log_capacity))
+        self.current = Run(table, config, runtime, LogBuffer(table, config.log_capacity, read_numbers))
         self._machine = self._build_machine(detours)
         self._subscriptions: list[Subscription] = []
         for subscription in self._roster.subscriptions():

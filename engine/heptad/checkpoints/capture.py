@@ -6,10 +6,13 @@ the engine. Neither knows of files: what they exchange is a `Snapshot` of plain 
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from time import time
 from typing import Any
+
+import torch
 
 from heptad.checkpoints import learned
 from heptad.checkpoints.codec import encode
@@ -22,6 +25,7 @@ from heptad.plugin.detour_state import DetourState
 from heptad.plugin.manager import PluginManager, state_of
 from heptad.plugin.subscription import Subscription
 from heptad.record.counters import Counters
+from heptad.record.values import Columns
 from heptad.run.guards import MID_STEP, is_update_due
 from heptad.run.run import Run
 from heptad.run.snapshot import Snapshot
@@ -97,7 +101,7 @@ def capture(run: Run, holders: Holders) -> Snapshot:
             "position": _capture_position(run, holders),
             "detached": holders.roster.detached(),
             "data": _capture_data(run),
-            "values": run.buffer.recorded.state(),
+            "values": _capture_values(run.buffer.columns(0)),
             "random": seeding.global_states(),
         },
     }
@@ -130,7 +134,7 @@ def restore(run: Run, holders: Holders, snapshot: Snapshot, build: Callable[[Run
     learned.restore(run, sections)
     for name in learned.modules_of(run):
         holders.first[name], holders.options[name] = sections[name].get("first"), sections[name]["parts"]
-    run.buffer.recorded.restore(state["values"])
+    run.buffer.recorded.restore(_restored_values(state["values"]))
     _restore_position(run, holders, position)
     cut = _cut_short(run, state["identity"]["config"].get("max_updates"))
     return [*notes, *filter(None, (walked, cut))]
@@ -177,6 +181,22 @@ def _capture_data(run: Run) -> dict[str, Any]:
                 ) from error
             state["ahead"] = []
     return state
+
+
+def _capture_values(values: Columns) -> dict[str, Any]:
+    """Return recorded values as the checkpoint has them: their names, and tensors with a row for each."""
+    return {
+        "names": values.names,
+        "name": torch.tensor(values.name, dtype=torch.int64),
+        "value": torch.tensor(values.value, dtype=torch.float64),
+        "place": torch.tensor(values.place, dtype=torch.int64),
+    }
+
+
+def _restored_values(state: Mapping[str, Any]) -> Columns:
+    """Return what `_capture_values` was given."""
+    name, value, place = (state[key].tolist() for key in ("name", "value", "place"))
+    return Columns(list(state["names"]), array("H", name), array("d", value), array("q", place))
 
 
 def _capture_position(run: Run, holders: Holders) -> dict[str, Any]:

@@ -72,6 +72,11 @@ def place(batch: Any, device: torch.device) -> Any:
     return batch
 
 
+def read_numbers(tensors: Sequence[torch.Tensor]) -> list[float]:
+    """Return the numbers in 0-dim tensors of one device: one device sync for all of them."""
+    return cast("list[float]", torch.stack([tensor.double() for tensor in tensors]).tolist())
+
+
 def count_samples(batch: Any) -> int:
     """Return how many samples a batch holds: the length of the first tensor found in it, depth first.
 

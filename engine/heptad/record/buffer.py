@@ -6,7 +6,7 @@ The machine appends an arc's number and the time to `arcs` and `times`; nothing 
 from __future__ import annotations
 
 from array import array
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from time import monotonic_ns, time_ns
 from typing import Any, NoReturn, Protocol
@@ -18,7 +18,7 @@ from heptad.record.calls import Calls
 from heptad.record.chunk import Call, Effects, Failure, Ints, View
 from heptad.record.counters import Counters
 from heptad.record.events import Note
-from heptad.record.values import Columns, Recorded, Values
+from heptad.record.values import Columns, Recorded, RecordedValues, read_each
 from heptad.table import Table
 
 CHUNK = 1024
@@ -106,9 +106,14 @@ class LogBuffer:
 
     What is written last is one assignment of `_written`, so that a reader, in another thread or in a signal handler,
     sees the log before or after it and never between.
+
+    Args:
+        table: The table of the run.
+        capacity: Transitions that are kept at least.
+        read: Returns the numbers in 0-dim tensors that are not on the CPU, see `RecordedValues`.
     """
 
-    def __init__(self, table: Table, capacity: int) -> None:
+    def __init__(self, table: Table, capacity: int, read: Callable[[Sequence[Any]], list[float]] = read_each) -> None:
         if len(table.arcs) + len(table.states) > _MOST_ARCS:
             raise TableError(f"the log tells {_MOST_ARCS} arcs and states apart, this table has {len(table.arcs)} arcs")
         self.table = table
@@ -120,7 +125,7 @@ class LogBuffer:
         self.stops: list[int] = []
         """The transitions whose guards are the first to see that a stop was asked for."""
         self.failure: Failure | None = None
-        self.recorded = Values()
+        self.recorded = RecordedValues(read)
         self.traced = Calls()
         self._followers: tuple[Follower, ...] = ()
         self._notes: list[Note] = []

@@ -6,14 +6,13 @@ import threading
 from array import array
 from bisect import bisect_left
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
 import numpy as np
-import torch
 
-from heptad.errors import EngineError
+from heptad.errors import EngineError, is_tensor
 from heptad.record.counters import Counters
 
 _NAN = float("nan")
@@ -62,19 +61,29 @@ class Columns:
         return len(self.name)
 
 
-class Values:
+def read_each(tensors: Sequence[Any]) -> list[float]:
+    """Read 0-dim tensors one by one: a device sync each."""
+    return [float(tensor.item()) for tensor in tensors]
+
+
+class RecordedValues:
     """All recorded values: 42 bytes each once they are read.
 
-    One thread records; any may read. A value counts once its place is there, which is written last.
+    One thread records, any thread may read. A value counts once its place is there, which is appended last.
+
+    Args:
+        read: Returns the numbers in 0-dim tensors that are not on the CPU. This room knows no torch; who builds the
+            log knows how to read them with one sync.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, read: Callable[[Sequence[Any]], list[float]] = read_each) -> None:
+        self._read_tensors = read
         self._names: dict[str, int] = {}
         self._newest: dict[str, int] = {}
         self._name = array("H")
         self._value = array("d")
         self._place = array("q")  # seq, epoch, step, update of each
-        self._pending: deque[tuple[int, torch.Tensor]] = deque()
+        self._pending: deque[tuple[int, Any]] = deque()  # row, tensor on its device
         self._lock = threading.Lock()
 
     def __len__(self) -> int:
@@ -89,14 +98,14 @@ class Values:
         known = self._names.get(name)
         if known is None:
             known = self._known(name)
-        number: float | torch.Tensor = value if type(value) is float else _number(name, value)
+        number = value if type(value) is float else _number(name, value)
         row = len(self._value)
         self._name.append(known)
-        if isinstance(number, torch.Tensor):
+        if type(number) is float:
+            self._value.append(number)
+        else:
             self._value.append(_NAN)
             self._pending.append((row, number))
-        else:
-            self._value.append(number)
         self._place.extend((seq, at.epoch, at.step, at.update))
         self._newest[name] = row
         if len(self._pending) >= _PENDING:
@@ -152,39 +161,25 @@ class Values:
         known = list(self._names)
         return {known[number] for number in newer}
 
-    def state(self) -> dict[str, Any]:
-        """Returns all values: their names, and tensors with a row for each."""
-        self._fetch()
-        rows = len(self)
-        return {
-            "names": list(self._names),
-            "name": torch.tensor(self._name[:rows], dtype=torch.int64),
-            "value": torch.tensor(self._value[:rows], dtype=torch.float64),
-            "place": torch.tensor(self._place[: 4 * rows], dtype=torch.int64),
-        }
-
-    def restore(self, state: Mapping[str, Any]) -> None:
-        """Takes back what `state` returned, in place of what is there."""
-        self._names = {name: number for number, name in enumerate(state["names"])}
-        self._name = array("H", state["name"].tolist())
-        self._value = array("d", state["value"].tolist())
-        self._place = array("q", state["place"].tolist())
-        names = state["names"]
-        self._newest = {names[number]: row for row, number in enumerate(self._name)}
+    def restore(self, columns: Columns) -> None:
+        """Replace what is here by columns that `columns(0)` returned."""
+        self._names = {name: number for number, name in enumerate(columns.names)}
+        self._name, self._value, self._place = columns.name, columns.value, columns.place
+        self._newest = {columns.names[number]: row for row, number in enumerate(self._name)}
 
     def _fetch(self) -> None:
         """Moves values off their device, which waits for it."""
         with self._lock:  # else a second reader would believe them to be there already
             items = [self._pending.popleft() for _ in range(len(self._pending))]
             if items:
-                read = cast("list[float]", torch.stack([tensor.double() for _, tensor in items]).tolist())
+                read = self._read_tensors([tensor for _, tensor in items])
                 for (row, _), value in zip(items, read, strict=True):
                     self._value[row] = value
 
 
-def _number(name: str, value: Any) -> float | torch.Tensor:
-    """Returns a number, or a copy of a tensor that is not on the CPU and must not be waited for."""
-    if isinstance(value, torch.Tensor):
+def _number(name: str, value: Any) -> Any:
+    """Return a float, or a copy of a tensor that is not on the CPU (no device sync)."""
+    if is_tensor(value):
         if value.dim():
             raise EngineError(f"record('{name}', …) takes a number or a 0-dim tensor, got shape {tuple(value.shape)}")
         if not value.is_cpu:

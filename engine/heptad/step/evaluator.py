@@ -10,7 +10,7 @@ import torch
 from heptad.config import Components, RunConfig
 from heptad.data.feed import Feed
 from heptad.data.generators import preserved
-from heptad.data.placement import place
+from heptad.data.placement import place, read_numbers
 from heptad.errors import ConfigError, DataError
 from heptad.record.buffer import LogBuffer
 from heptad.run.guards import GUARDS
@@ -85,7 +85,7 @@ class Evaluator:
         feed, network = self.prepare(data, name), self._components.network
         table = evaluation_table()
         runtime = Runtime(self._components, feed, self._device, Optimizers())
-        run = Run(table, self._config, runtime, LogBuffer(table, LOG_CAPACITY))
+        run = Run(table, self._config, runtime, LogBuffer(table, LOG_CAPACITY, read_numbers))
         evaluation = Evaluation(build_step(self._components, network, weighs=True), Metrics(metrics), ended)
         bodies = evaluation.bodies()
         machine = self._machine(run, bodies, GUARDS, owners=dict.fromkeys(bodies, "the evaluation"))
