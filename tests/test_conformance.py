@@ -55,7 +55,14 @@ class Unplain(Sound):
     """Keeps what no checkpoint can hold."""
 
     def state_dict(self):
-        return {**super().state_dict(), "lock": threading.Lock, "by place": {(1, 2): 3}}
+        return {**super().state_dict(), "lock": threading.Lock}
+
+
+class OddKeys(Sound):
+    """Keeps a dict by keys that no checkpoint can hold."""
+
+    def state_dict(self):
+        return {**super().state_dict(), "by places": {frozenset((1, 2)): 3}}
 
 
 class LeavesOpen(Plugin):
@@ -124,8 +131,8 @@ def test_a_sound_plugin_passes(make):
     ("make", "words"),
     [
         (Forgetful, "exchanged after every turn for a new instance with its state_dict, its path parts"),
-        (Unplain, "state_dict()['lock'] is a builtin_function_or_method, which is neither plain data nor a tensor"),
-        (Unplain, "state_dict()['by place'] has the key (1, 2), which is no str or int"),
+        (Unplain, "CheckpointError: state_dict()['lock'] is a builtin_function_or_method, which a checkpoint cannot"),
+        (OddKeys, "CheckpointError: state_dict()['by places'] has the key frozenset({1, 2}), a frozenset"),
         (LeavesOpen, "opened and closed twice, open() raised RuntimeError: open already at test_conformance.py:"),
         (ClosesBadly, "opened and closed twice, close() raised AttributeError"),
         (Impatient, "when its neighbour failed on enter of before_loop, it raised RuntimeError: this run has failed"),
