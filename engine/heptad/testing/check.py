@@ -10,7 +10,7 @@ from heptad.engine import Engine
 from heptad.errors import PluginError
 from heptad.plugin.contract import Plugin, on_enter, on_exit
 from heptad.run.run import Run
-from heptad.testing.outcome import Outcome, same
+from heptad.testing.outcome import RunOutcome, same
 from heptad.testing.report import PluginReport
 from heptad.testing.short_run import ShortRun, short_runs
 from heptad.testing.stand_in import StandIn, stand_in_for
@@ -94,14 +94,14 @@ def _attempt(
     report: PluginReport,
     way: str,
     drive: Callable[[Engine, StandIn], object],
-) -> Outcome | None:
+) -> RunOutcome | None:
     """Make one run; a failure in it is a fault of the plugin."""
     report.runs += 1
     try:
         stand_in = stand_in_for(make_plugin())
         engine = given.build([stand_in])
         drive(engine, stand_in)
-        return Outcome.of(engine, stand_in.plugin)
+        return RunOutcome.of(engine, stand_in.plugin)
     except Exception as error:
         report.fault(f"{way}, it raised {_with_place(error)}", given)
         return None
@@ -129,11 +129,11 @@ def _ask(engine: Engine, stand_in: StandIn) -> None:
         stand_in.plugin.state_dict()
 
 
-def _check_observer(given: ShortRun, with_it: Outcome, report: PluginReport) -> None:
+def _check_observer(given: ShortRun, with_it: RunOutcome, report: PluginReport) -> None:
     """Compare with a run that lacks the plugin: the engine relies on it that the two do the same."""
     engine = given.build([])
     engine.run()
-    without = Outcome.of(engine, Plugin())
+    without = RunOutcome.of(engine, Plugin())
     if not same(with_it.weights, without.weights):
         report.fault("it says observes = True, and the weights differ from those of the run without it", given)
     elif not same(with_it.random, without.random):

@@ -1,4 +1,4 @@
-"""`Outcome`: what a run left behind, by which two runs are compared bit for bit."""
+"""`RunOutcome`: what a run left behind, by which two runs are compared bit for bit."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Encoded = tuple[Any, dict[str, Tensor]]
 
 
 @dataclass
-class Outcome:
+class RunOutcome:
     """What a run left behind: its path, events but for pauses, recorded values, weights, state and generators."""
 
     path: list[tuple[Any, ...]]
@@ -30,7 +30,7 @@ class Outcome:
     random: Encoded
 
     @classmethod
-    def of(cls, engine: Engine, plugin: Plugin) -> Outcome:
+    def of(cls, engine: Engine, plugin: Plugin) -> RunOutcome:
         """Take it down, copied.
 
         Raises:
@@ -47,7 +47,7 @@ class Outcome:
             encode(cpu_states(), "random"),
         )
 
-    def differences(self, other: Outcome, volatile: frozenset[str]) -> list[str]:
+    def differences(self, other: RunOutcome, volatile: frozenset[str]) -> list[str]:
         """Return in what the other differs from this one, in words; values and state of `volatile` names may."""
         found = ["its path parts"] if self.path != other.path else []
         found += ["its notes differ"] if self.events != other.events else []
