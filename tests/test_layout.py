@@ -29,6 +29,7 @@ WITHOUT_TORCH = ("errors", "table", "record", "history", "cli")
 BY_NAME = {
     "heptad": "public names, when they are first asked for",
     "heptad.plugin": "as above",
+    "heptad.testing": "as above",
     "heptad_plugins": "as above",
     "heptad.errors": "advice from `diagnose`, when something has failed",
     "heptad.cli.main": "the command that is called",
@@ -321,7 +322,7 @@ def test_a_package_is_a_docstring_or_loads_its_names_lazily(package: str, path: 
 
 
 def test_public_packages_are_lazy():
-    assert set(lazy()) == {*PUBLIC, "heptad_plugins"}
+    assert set(lazy()) == {*PUBLIC, "heptad.testing", "heptad_plugins"}
 
 
 @pytest.mark.parametrize("package", lazy())
