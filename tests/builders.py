@@ -91,6 +91,16 @@ def equal(one: list[torch.Tensor], other: list[torch.Tensor]) -> bool:
     return len(one) == len(other) and all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
 
 
+class Clock:
+    """A clock that stands still unless a test moves it: `clock.now += 3`."""
+
+    def __init__(self, now: float = 1000.0) -> None:
+        self.now = now
+
+    def __call__(self) -> Any:
+        return self.now
+
+
 class Witness(Plugin):
     """Writes down every moment in order: ("enter" | "exit", state), and what the run said there."""
 

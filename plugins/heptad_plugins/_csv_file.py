@@ -70,7 +70,7 @@ class CSVFile:
         Raises:
             PluginError: If the path is not a regular file, or the file is not one of this class.
         """
-        return self._held() not in (b"", _line(PLACE))
+        return self._held() not in (b"", _csv_line(PLACE))
 
     def set_aside(self) -> None:
         """Rename the file, with `.before` behind its name."""
@@ -87,12 +87,12 @@ class CSVFile:
         held = held[: held.rfind(b"\n") + 1]  # a line that was torn by a kill is dropped
         if self._restored:
             # no row has a line end in it; only names may, and these are in the header alone
-            head = len(_line(columns))
+            head = len(_csv_line(columns))
             rows = held[head:].splitlines(keepends=True)
             held = held[:head] + b"".join(rows[: self._written])
         continued = bool(held)
         if not continued:
-            held = _line(columns)
+            held = _csv_line(columns)
             self._written = 0
             self._rows = []
         self._columns, self._end = dict.fromkeys(columns), len(held)
@@ -152,7 +152,7 @@ class CSVFile:
         """Replace the file by one with all columns: the rows before, padded, then `lines`."""
         before = io.StringIO(self._path.read_bytes()[: self._end].decode(), newline="")
         held = [row + [""] * (len(self._columns) - len(row)) for row in list(csv.reader(before))[1:]]
-        kept = b"".join(map(_line, [self._columns, *held]))
+        kept = b"".join(map(_csv_line, [self._columns, *held]))
         self.close()
         self._replace(kept + b"".join(lines))
         self.open()
@@ -174,7 +174,7 @@ def _header(held: bytes) -> list[str]:
     return []
 
 
-def _line(cells: Iterable[str]) -> bytes:
+def _csv_line(cells: Iterable[str]) -> bytes:
     line = io.StringIO()
     csv.writer(line).writerow(cells)  # given another line end it would not quote cells that hold \r
     return (line.getvalue().removesuffix("\r\n") + "\n").encode()

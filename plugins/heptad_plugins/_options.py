@@ -10,7 +10,7 @@ from pathlib import Path
 from heptad import PluginError
 
 
-def whole(plugin: str, option: str, value: object, least: int = 1) -> int:
+def whole_number(plugin: str, option: str, value: object, least: int = 1) -> int:
     """Return a whole number from `least` on.
 
     Raises:

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from heptad import CheckpointError, Detour, Plugin, PluginError, Run
 from heptad.plugin import Store, monitored
-from heptad_plugins._options import directory_of, number, one_of, text_of, whole
+from heptad_plugins._options import directory_of, number, one_of, text_of, whole_number
 
 Place = Literal["after_step", "optimizer_update", "after_epoch"]
 PLACES: tuple[Place, ...] = ("after_step", "optimizer_update", "after_epoch")
@@ -66,10 +66,10 @@ class Checkpoint(Plugin):
             one_of("Checkpoint", "at", place, PLACES)
         if not self._at or len(set(self._at)) != len(self._at):
             raise PluginError(f"Checkpoint(at=…) names one or several of {', '.join(PLACES)}, each once; got {at!r}")
-        self._every = whole("Checkpoint", "every", every)
+        self._every = whole_number("Checkpoint", "every", every)
         self._seconds = None if seconds is None else number("Checkpoint", "seconds", seconds, above=0)
-        self._keep_last = whole("Checkpoint", "keep_last", keep_last)
-        self._keep_best = whole("Checkpoint", "keep_best", keep_best, least=0)
+        self._keep_last = whole_number("Checkpoint", "keep_last", keep_last)
+        self._keep_best = whole_number("Checkpoint", "keep_best", keep_best, least=0)
         if monitor is not None:
             text_of("Checkpoint", "monitor", monitor, "the name of a recorded value")
         if keep_best and monitor is None:

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from heptad import Plugin, PluginError, Run
 from heptad_plugins._csv_file import PLACE, CSVFile
-from heptad_plugins._options import path_of, whole
+from heptad_plugins._options import path_of, whole_number
 
 
 class CSVLogger(Plugin):
@@ -55,7 +55,7 @@ class CSVLogger(Plugin):
     ) -> None:
         self.on_error = on_error
         self._path = path_of("CSVLogger", "path", path)
-        self._every = whole("CSVLogger", "every", every)
+        self._every = whole_number("CSVLogger", "every", every)
         self._overwrite = overwrite
         self._forget()
 

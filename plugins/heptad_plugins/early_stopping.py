@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from heptad import Plugin, Run
 from heptad.plugin import monitored
-from heptad_plugins._options import number, one_of, text_of, whole
+from heptad_plugins._options import number, one_of, text_of, whole_number
 
 
 class EarlyStopping(Plugin):
@@ -41,9 +41,9 @@ class EarlyStopping(Plugin):
         self._monitor = text_of("EarlyStopping", "monitor", monitor, "the name of a recorded value")
         self._mode = one_of("EarlyStopping", "mode", mode, ("min", "max"))
         self._sign = 1.0 if mode == "min" else -1.0
-        self._patience = whole("EarlyStopping", "patience", patience)
+        self._patience = whole_number("EarlyStopping", "patience", patience)
         self._min_delta = number("EarlyStopping", "min_delta", min_delta, least=0.0)
-        self._every = whole("EarlyStopping", "every", every)
+        self._every = whole_number("EarlyStopping", "every", every)
         self._best: float | None = None
         self._count = 0
 

@@ -126,7 +126,7 @@ class EMA(Plugin):
             average.n_averaged = average.n_averaged.cpu()  # counted on the host: no device sync
             self._average = average.requires_grad_(False).eval()
         if self._restored is not None:
-            _fill(self._average, self._restored)
+            _restore_average(self._average, self._restored)
             self._restored = None
         return self._average
 
@@ -150,7 +150,7 @@ def _by_name(network: nn.Module) -> dict[str, Tensor]:
     return {name: tensor.detach() for name, tensor in chain(network.named_parameters(), network.named_buffers())}
 
 
-def _fill(average: AveragedModel, state: dict[str, Any]) -> None:
+def _restore_average(average: AveragedModel, state: dict[str, Any]) -> None:
     """Restore an average from a plugin's state."""
     own, given = _by_name(average.module), state["tensors"]
     if own.keys() != given.keys():

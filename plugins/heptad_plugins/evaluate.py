@@ -9,7 +9,7 @@ from torch.utils.data import DataLoader
 
 from heptad import Detour, Plugin, PluginError, Run
 from heptad.plugin import Metric, metrics_mistake
-from heptad_plugins._options import one_of, text_of, whole
+from heptad_plugins._options import one_of, text_of, whole_number
 
 PLACES = ("after_epoch", "optimizer_update", "after_step")
 
@@ -64,7 +64,7 @@ class Evaluate(Plugin):
         if mistake := metrics_mistake(metrics):
             raise PluginError(f"Evaluate(metrics=…): {mistake}")
         self._at = one_of("Evaluate", "at", at, PLACES)
-        self._every = whole("Evaluate", "every", every)
+        self._every = whole_number("Evaluate", "every", every)
         self._data = data
         self._metrics = dict(metrics)
         self.on_error = on_error

@@ -15,7 +15,7 @@ from heptad.history.journal.head import check_owner
 from heptad.history.journal.reader import FileSource
 from heptad.history.journal.writer import FileWriter, discard
 from heptad.record.events import Note
-from heptad_plugins._options import path_of, whole
+from heptad_plugins._options import path_of, whole_number
 from heptad_plugins._recorder import Recorder
 
 OF_THE_DISK = (OSError, sqlite3.OperationalError)
@@ -75,7 +75,7 @@ class Journal(Plugin):
     ) -> None:
         self.on_error = on_error
         self._path = path_of("Journal", "path", path)
-        self._flush_every = None if flush_every is None else whole("Journal", "flush_every", flush_every)
+        self._flush_every = None if flush_every is None else whole_number("Journal", "flush_every", flush_every)
         self._overwrite = overwrite
         self._values = values
         self._recorder: Recorder | None = None

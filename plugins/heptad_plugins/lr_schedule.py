@@ -14,7 +14,7 @@ from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from heptad import EngineError, Plugin, PluginError, Run
 from heptad.plugin import monitored
-from heptad_plugins._options import one_of, whole
+from heptad_plugins._options import one_of, whole_number
 
 LENGTHS = ("T_max", "total_steps", "total_iters", "total_updates", "max_updates", "max_steps", "num_training_steps")
 """What schedulers call the length of the run: parameters that `total_updates` may be given to."""
@@ -62,7 +62,7 @@ class LRSchedule(Plugin):
         optimizer: int = 0,
     ) -> None:
         one_of("LRSchedule", "interval", interval, ("update", "epoch"))
-        self._number = whole("LRSchedule", "optimizer", optimizer, least=0)
+        self._number = whole_number("LRSchedule", "optimizer", optimizer, least=0)
         if optimizer:
             self.name = f"LRSchedule/{optimizer}"
         self._source = scheduler

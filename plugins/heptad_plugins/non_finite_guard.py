@@ -10,7 +10,7 @@ from torch import Tensor
 
 from heptad import Plugin, Run
 from heptad.plugin import Filter
-from heptad_plugins._options import one_of, whole
+from heptad_plugins._options import one_of, whole_number
 
 IN_A_ROW = 100
 """Skipped updates in a row after which there is no hope."""
@@ -40,7 +40,7 @@ class NonFiniteGuard(Plugin):
 
     def __init__(self, action: Literal["stop", "skip", "raise"] = "stop", every: int = 1) -> None:
         self._action = one_of("NonFiniteGuard", "action", action, ("stop", "skip", "raise"))
-        self._every = whole("NonFiniteGuard", "every", every)
+        self._every = whole_number("NonFiniteGuard", "every", every)
         self._forget()
 
     def _forget(self) -> None:

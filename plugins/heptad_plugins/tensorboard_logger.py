@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Literal
 
 from heptad import Plugin, PluginError, Run
-from heptad_plugins._options import directory_of, whole
+from heptad_plugins._options import directory_of, whole_number
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
@@ -57,7 +57,7 @@ class TensorBoardLogger(Plugin):
         self.on_error = on_error
         self._build = SummaryWriter
         self._directory = str(directory_of("TensorBoardLogger", "directory", directory))
-        self._every = whole("TensorBoardLogger", "every", every)
+        self._every = whole_number("TensorBoardLogger", "every", every)
         self._writer: SummaryWriter | None = None
         self._forget()
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Literal
 
 from heptad import Plugin, Run, on_exit
-from heptad_plugins._options import whole
+from heptad_plugins._options import whole_number
 from heptad_plugins._stopwatch import Stopwatch
 
 
@@ -36,7 +36,7 @@ class Throughput(Plugin):
 
     def __init__(self, every: int = 1, *, on_error: Literal["raise", "detach"] = "raise") -> None:
         self.on_error = on_error
-        self._every = whole("Throughput", "every", every)
+        self._every = whole_number("Throughput", "every", every)
         self._all, self._waiting = Stopwatch(), Stopwatch()
         self._began: tuple[int, int, int] | None = None
         """Steps, samples and updates that were complete when measuring began; `None` between two spans."""

@@ -13,7 +13,7 @@ from torch import nn
 from torch.optim.lr_scheduler import StepLR
 from torch.utils.tensorboard import SummaryWriter
 
-from builders import STATES, batches, small_engine, small_network
+from builders import STATES, Clock, batches, small_engine, small_network
 from heptad import Components, Engine, Plugin, PluginError, Run, RunConfig
 from heptad_plugins.evaluate import Evaluate
 from heptad_plugins.lr_schedule import LRSchedule
@@ -151,20 +151,10 @@ def shares(directory: Path) -> list[tuple[int, dict[str, float]]]:
     return sorted(points.items())
 
 
-class Clock:
-    """A clock that moves when it is told to."""
-
-    def __init__(self) -> None:
-        self.now = 10**9
-
-    def __call__(self) -> int:
-        return self.now
-
-
 @pytest.fixture
 def clock(monkeypatch):
     """The clock that the machine and the log read."""
-    clock = Clock()
+    clock = Clock(10**9)
     for name in ("heptad.machine.monotonic_ns", "heptad.record.buffer.monotonic_ns"):
         monkeypatch.setattr(name, clock)
     return clock

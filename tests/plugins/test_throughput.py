@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 import pytest
 
 import heptad.step.bodies
-from builders import STATES, Side, batches, small_engine
+from builders import STATES, Clock, Side, batches, small_engine
 from heptad import Detour, Engine, Plugin, PluginError, Run
 from heptad_plugins._stopwatch import Stopwatch
 from heptad_plugins.throughput import Throughput
@@ -18,22 +18,19 @@ RATES = ("steps_per_second", "samples_per_second", "updates_per_second")
 FIGURES = (*RATES, "data_wait_share")
 
 
-class Clock:
-    """A clock that stands still unless it is moved."""
+class NewestClock(Clock):
+    """The clock that the engine reads as well, when it reads ahead."""
 
     newest: ClassVar[Clock]
 
     def __init__(self) -> None:
-        self.now = 1000.0
-        Clock.newest = self
-
-    def __call__(self) -> float:
-        return self.now
+        super().__init__()
+        NewestClock.newest = self
 
 
 @pytest.fixture(autouse=True)
 def _reading_takes_the_time_of_the_clock(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(heptad.step.bodies, "monotonic_ns", lambda: round(Clock.newest.now * 1e9))
+    monkeypatch.setattr(heptad.step.bodies, "monotonic_ns", lambda: round(NewestClock.newest.now * 1e9))
 
 
 class Slow:
@@ -132,7 +129,7 @@ STRAIGHT = {
 
 def test_the_figures_of_an_epoch_are_exact():
     """Steps, samples and updates over all of the epoch's seconds, and the share of them spent waiting for data."""
-    clock = Clock()
+    clock = NewestClock()
     run = build(clock).run()
     assert clock.now == 1000.0 + 2 * 33.0
     assert figures(run) == STRAIGHT
@@ -140,7 +137,7 @@ def test_the_figures_of_an_epoch_are_exact():
 
 def test_they_stand_at_the_end_of_their_epoch():
     """Each is recorded on exit of `after_epoch`, where the epoch is counted already."""
-    run = build(Clock()).run()
+    run = build(NewestClock()).run()
     assert [(value.name, value.epoch, value.step) for value in run.records()] == [
         (name, epoch, 4 * epoch) for epoch in (1, 2) for name in FIGURES
     ]
@@ -154,7 +151,7 @@ def test_updates_are_told_from_steps():
             if run.step == 4:
                 run.skip_update("asked by the test")
 
-    run = build(Clock(), Skip(), accumulation=2).run()
+    run = build(NewestClock(), Skip(), accumulation=2).run()
     assert figures(run) == {
         "steps_per_second": [4 / 31] * 2,
         "samples_per_second": [8 / 31] * 2,
@@ -165,7 +162,7 @@ def test_updates_are_told_from_steps():
 
 def test_side_work_in_the_epoch_counts_and_is_no_waiting():
     """An evaluation or a checkpoint belongs to the time that the epoch took."""
-    clock = Clock()
+    clock = NewestClock()
 
     def work(run: Run) -> None:
         clock.now += 10.0
@@ -177,7 +174,7 @@ def test_side_work_in_the_epoch_counts_and_is_no_waiting():
 
 def test_what_happens_between_two_epochs_counts_for_neither():
     """A detour that leaves from `after_epoch` comes after the record and before the next epoch, paused in or not."""
-    clock = Clock()
+    clock = NewestClock()
 
     def work(run: Run) -> None:
         clock.now += 10.0
@@ -189,7 +186,7 @@ def test_what_happens_between_two_epochs_counts_for_neither():
 
 def test_every_gives_the_figures_of_several_epochs_together():
     """At epochs 2 and 4 of five, over two epochs each, and what lies between these; the fifth has no record."""
-    clock = Clock()
+    clock = NewestClock()
 
     def work(run: Run) -> None:
         clock.now += 10.0
@@ -207,7 +204,7 @@ def test_every_gives_the_figures_of_several_epochs_together():
 
 def test_reading_ahead_is_waiting_too():
     """Where the length of the data is unknown the next batch is read in `before_epoch` and between two states."""
-    clock = Clock()
+    clock = NewestClock()
     assert figures(build(clock, loader=Slow(clock)).run()) == STRAIGHT
     assert clock.now == 1000.0 + 2 * 33.0
 
@@ -219,7 +216,7 @@ def test_reading_ahead_is_waiting_too():
 @pytest.mark.parametrize("until", [*STATES[1:], lambda run: True])
 def test_paused_time_is_left_out(until, loader):
     """Wherever `until=` pauses the run, and after every single turn, the figures are those of the straight run."""
-    clock = Clock()
+    clock = NewestClock()
     run = drive(build(clock, loader=loader(clock)), clock, until=until)
     assert len(run.log.notes("pause")) >= 1
     assert figures(run) == STRAIGHT
@@ -229,7 +226,7 @@ def test_paused_time_is_left_out(until, loader):
 @pytest.mark.parametrize("by_advance", [False, True])
 def test_what_other_plugins_do_on_pause_is_left_out(state, by_advance):
     """Neither does saving a checkpoint count, nor the pause after it."""
-    clock = Clock()
+    clock = NewestClock()
     pauses = OnPause(clock, state, (1, 3, 4, 5, 8))
     engine = build(clock, pauses)
     if by_advance:
@@ -245,7 +242,7 @@ def test_what_other_plugins_do_on_pause_is_left_out(state, by_advance):
 
 def test_measuring_begins_anew_where_a_run_goes_on_in_mid_epoch():
     """A plugin that was built anew in mid-epoch knows nothing of the time before; its figures are over the rest."""
-    clock = Clock()
+    clock = NewestClock()
     engine = build(clock)
     engine.run(until=lambda run: run.step == 2 and run.state == "before_step")
     throughput = next(plugin for plugin in engine._roster.plugins if isinstance(plugin, Throughput))
@@ -265,7 +262,7 @@ def test_measuring_begins_anew_where_a_run_goes_on_in_mid_epoch():
 def test_an_epoch_that_takes_no_time_divides_by_nothing():
     """A clock too coarse for the epoch gives large numbers, and no error."""
     throughput = Throughput()
-    throughput._all.clock = throughput._waiting.clock = Clock()
+    throughput._all.clock = throughput._waiting.clock = NewestClock()
     run = small_engine(3, [throughput]).run()
     assert run.metrics["steps_per_second"] == 3 / 1e-9
     assert run.metrics["data_wait_share"] == 0.0
@@ -283,7 +280,7 @@ def test_every_must_be_a_whole_number(every):
 
 def test_a_stopwatch_adds_up_the_time_between_start_and_stop():
     """Starting one that goes and stopping one that stands is nothing."""
-    clock = Clock()
+    clock = NewestClock()
     watch = Stopwatch(clock)
     watch.stop()
     clock.now += 1.0
@@ -305,7 +302,7 @@ def test_a_stopwatch_adds_up_the_time_between_start_and_stop():
 @pytest.mark.parametrize("going", [False, True])
 def test_a_stopwatch_can_be_put(going):
     """It goes on if it goes, and stands if it stands."""
-    clock = Clock()
+    clock = NewestClock()
     watch = Stopwatch(clock)
     watch.start()
     clock.now += 3.0

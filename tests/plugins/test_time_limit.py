@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from builders import Side, batches, equal, records, small_engine, weights
+from builders import Clock, Side, batches, equal, records, small_engine, weights
 from heptad import Detour, Engine, Plugin, PluginError, Run
 from heptad_plugins import Checkpoint, GracefulStop
 from heptad_plugins.evaluate import Evaluate
@@ -19,11 +19,11 @@ GUARDS = {"update_due", "batches_remain", "epochs_remain", "due", "ask"}
 """The functions that guards are: the table's, and those of detours."""
 
 
-class Clock:
-    """A clock that stands still unless it is moved; it writes down which functions were at work when it was read."""
+class ReadClock(Clock):
+    """A clock that writes down which functions were at work when it was read."""
 
     def __init__(self) -> None:
-        self.now = 1000.0
+        super().__init__()
         self.readers: list[set[str]] = []
 
     def __call__(self) -> float:
@@ -39,7 +39,7 @@ class Clock:
 class Work(Plugin):
     """Lets time go by in each step and in each update."""
 
-    def __init__(self, clock: Clock, step: float = 1.0, update: float = 0.0) -> None:
+    def __init__(self, clock: ReadClock, step: float = 1.0, update: float = 0.0) -> None:
         self.clock, self.step, self.update = clock, step, update
 
     def on_exit_process_batch(self, run: Run) -> None:
@@ -49,14 +49,14 @@ class Work(Plugin):
         self.clock.now += self.update
 
 
-def limited(clock: Clock, *options: Any) -> TimeLimit:
+def limited(clock: ReadClock, *options: Any) -> TimeLimit:
     """Returns the plugin with that clock."""
     plugin = TimeLimit(*options)
     plugin._watch.clock = clock
     return plugin
 
 
-def build(clock: Clock, limit: Plugin, *plugins: Plugin, work: Work | None = None, **config: Any) -> Engine:
+def build(clock: ReadClock, limit: Plugin, *plugins: Plugin, work: Work | None = None, **config: Any) -> Engine:
     """Returns an engine over 10 batches, with steps of a second."""
     return small_engine(10, [work or Work(clock), limit, *plugins], **config)
 
@@ -70,7 +70,7 @@ def notes(run: Run, kind: str) -> list[str]:
 
 def test_stop_ends_the_run_in_order():
     """In the step in which the time is up: the epoch and the loop are closed, and the reason says how long it was."""
-    clock = Clock()
+    clock = ReadClock()
     run = build(clock, limited(clock, 3.5), epochs=5).run()
     reason = "TimeLimit: the run was driven for 4 s of 3.5 s"
     assert (run.state, run.step, run.update, run.epoch, run.reason) == ("finished", 4, 4, 1, reason)
@@ -80,14 +80,14 @@ def test_stop_ends_the_run_in_order():
 
 def test_the_time_is_up_when_it_is_reached():
     """Three seconds of three are all of it."""
-    clock = Clock()
+    clock = ReadClock()
     assert build(clock, limited(clock, 3)).run().step == 3
 
 
 @pytest.mark.parametrize(("seconds", "updates"), [(0.5, 1), (3.5, 1), (4.5, 2), (7.5, 2), (8.5, 3)])
 def test_stop_in_mid_window_completes_the_window(seconds, updates):
     """No gradient is dropped, and no update is made with a part of a window: weights are those of whole updates."""
-    clock = Clock()
+    clock = ReadClock()
     run = build(clock, limited(clock, seconds), accumulation=4, epochs=2).run()
     assert (run.update, run.step) == (updates, 4 * updates)
     assert len(notes(run, "stop")) == 1
@@ -97,21 +97,21 @@ def test_stop_in_mid_window_completes_the_window(seconds, updates):
 
 def test_a_run_that_is_done_in_time_is_left_alone():
     """It ends for its own reason."""
-    clock = Clock()
+    clock = ReadClock()
     run = build(clock, limited(clock, 20.5), epochs=2).run()
     assert (run.step, run.reason, notes(run, "stop")) == (20, "epochs=2 complete", [])
 
 
 def test_the_time_of_an_update_counts_at_once():
     """The clock is looked at after it as well, so that no further step is begun."""
-    clock = Clock()
+    clock = ReadClock()
     run = build(clock, limited(clock, 3.5), work=Work(clock, step=1.0, update=1.0)).run()
     assert (run.step, run.reason) == (2, "TimeLimit: the run was driven for 4 s of 3.5 s")
 
 
 def test_the_time_of_an_evaluation_counts_at_once():
     """And no further step is begun after it."""
-    clock = Clock()
+    clock = ReadClock()
 
     def slow(output: Any, batch: Any) -> Any:
         clock.now += 50.0
@@ -125,7 +125,7 @@ def test_the_time_of_an_evaluation_counts_at_once():
 # -- interrupt
 
 
-def pauses(engine: Engine, clock: Clock, pause: float = 10_000.0) -> list[tuple[str, int, str | None]]:
+def pauses(engine: Engine, clock: ReadClock, pause: float = 10_000.0) -> list[tuple[str, int, str | None]]:
     """Runs to the end, with a pause wherever it pauses; returns where that was, at which step, and why."""
     found: list[tuple[str, int, str | None]] = []
     while not engine.current.ended:
@@ -138,7 +138,7 @@ def pauses(engine: Engine, clock: Clock, pause: float = 10_000.0) -> list[tuple[
 
 def test_interrupt_pauses_and_gives_the_full_time_again():
     """Paused after every fourth step of ten; the weights and the path are those of the straight run."""
-    clock = Clock()
+    clock = ReadClock()
     engine = build(clock, limited(clock, 3.5, "pause"), epochs=2)
     reason = "TimeLimit: the run was driven for 4 s of 3.5 s"
     assert pauses(engine, clock) == [("before_step", step, reason) for step in (4, 8, 12, 16)] + [
@@ -151,7 +151,7 @@ def test_interrupt_pauses_and_gives_the_full_time_again():
 
 def test_interrupt_pauses_in_mid_window_between_two_steps():
     """An open window is kept: going on gives the bits of the straight run."""
-    clock = Clock()
+    clock = ReadClock()
     engine = build(clock, limited(clock, 3, "pause"), accumulation=5)
     assert [(state, step) for state, step, _ in pauses(engine, clock)] == [("before_step", step) for step in (3, 6, 9)]
     assert equal(weights(engine.current.network), weights(small_engine(10, accumulation=5).run().network))
@@ -159,7 +159,7 @@ def test_interrupt_pauses_in_mid_window_between_two_steps():
 
 def test_the_way_to_where_it_pauses_is_not_taken_from_the_next_time():
     """From the interrupt on the clock stands at 0, though the update is still to come; and it interrupts once."""
-    clock = Clock()
+    clock = ReadClock()
     engine = build(clock, limited(clock, 2, "pause"), work=Work(clock, step=1.0, update=5.0), accumulation=2)
     found = pauses(engine, clock)
     assert [step for _, step, _ in found] == [2, 4, 6, 8, 10]
@@ -168,14 +168,14 @@ def test_the_way_to_where_it_pauses_is_not_taken_from_the_next_time():
 
 def test_a_limit_shorter_than_a_step_still_goes_on():
     """Every call makes a step."""
-    clock = Clock()
+    clock = ReadClock()
     engine = build(clock, limited(clock, 0.1, "pause"))
     assert [step for _, step, _ in pauses(engine, clock)] == list(range(1, 11))
 
 
 def test_interrupt_under_advance():
     """The turn after which the run is paused is as in `run()`, and the time is full again."""
-    clock = Clock()
+    clock = ReadClock()
     engine = build(clock, limited(clock, 3.5, "pause"))
     found = []
     while not engine.current.ended:
@@ -192,7 +192,7 @@ def test_interrupt_under_advance():
 @pytest.mark.parametrize("until", ["before_step", "process_batch", "after_step", lambda run: True])
 def test_paused_time_does_not_count(until):
     """A run that is paused again and again is stopped in the same step."""
-    clock = Clock()
+    clock = ReadClock()
     engine = build(clock, limited(clock, 6.5))
     while not engine.current.ended:
         engine.run(until=until)
@@ -203,7 +203,7 @@ def test_paused_time_does_not_count(until):
 @pytest.mark.parametrize("first", [False, True])
 def test_saving_a_checkpoint_on_pause_does_not_count(first):
     """Wherever the plugin stands in the list."""
-    clock = Clock()
+    clock = ReadClock()
 
     class Checkpoint(Plugin):
         def on_exit_after_step(self, run: Run) -> None:
@@ -225,7 +225,7 @@ def test_saving_a_checkpoint_on_pause_does_not_count(first):
 @pytest.mark.parametrize(("action", "expected"), [("stop", [7]), ("pause", [7, 10])])
 def test_what_was_used_is_state(action, expected, step):
     """Built anew in any step, through JSON, it acts in the same step; after an interrupt with the full time again."""
-    clock = Clock()
+    clock = ReadClock()
     plugin = Reborn(lambda: limited(clock, 6.5, action), step, lambda run: plugin.inner.open(run))  # noqa: PLW0108 - the new inner one
     engine = small_engine(10, [Work(clock), plugin])
     ends = []
@@ -236,7 +236,7 @@ def test_what_was_used_is_state(action, expected, step):
 
 def test_a_checkpoint_on_pause_holds_the_full_time():
     """What `state_dict` says while the run is paused by its interrupt is that nothing was used."""
-    clock = Clock()
+    clock = ReadClock()
     limit = limited(clock, 3.5, "pause")
     saved = []
 
@@ -251,7 +251,7 @@ def test_a_checkpoint_on_pause_holds_the_full_time():
 
 def test_a_stop_is_state():
     """A plugin that has stopped the run does not stop it a second time after a restart."""
-    clock = Clock()
+    clock = ReadClock()
     before = limited(clock, 1)
     run = build(clock, before, accumulation=4).run()
     assert before.state_dict() == {"seconds": 4.0, "stopped": True}
@@ -265,7 +265,7 @@ def test_a_stop_is_state():
 
 def test_a_second_engine_has_the_full_time():
     """What the first run used, and that it was stopped, is forgotten."""
-    clock = Clock()
+    clock = ReadClock()
     limit = limited(clock, 3)
     for _ in range(2):
         run = build(clock, limit).run()
@@ -289,7 +289,7 @@ def test_a_run_that_is_resumed_may_do_without(plugin, tmp_path):
 
 def test_the_clock_is_never_read_in_a_guard():
     """It is read in handlers and where plugins are opened and closed, in a run with guards of every kind."""
-    clock = Clock()
+    clock = ReadClock()
     side = Side(Detour("side", ("after_step", "after_epoch"), lambda run: True, lambda run: None, every=2))
     engine = build(clock, limited(clock, 12.5), side, Evaluate(batches(1)), accumulation=3, epochs=3)
     engine.run(until="before_step")
@@ -301,7 +301,7 @@ def test_the_clock_is_never_read_in_a_guard():
 
 def test_asking_and_planning_reads_no_clock():
     """Guards asked by hand, and the plan of all that is to come."""
-    clock = Clock()
+    clock = ReadClock()
     engine = build(clock, limited(clock, 3.5), epochs=2)
     run = engine.run(until="after_step")
     read = len(clock.readers)

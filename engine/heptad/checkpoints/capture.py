@@ -22,7 +22,7 @@ from heptad.data.placement import place
 from heptad.errors import CheckpointError, EngineError, in_a_line, kind
 from heptad.plugin.contract import Plugin
 from heptad.plugin.detour_state import DetourState
-from heptad.plugin.manager import PluginManager, state_of
+from heptad.plugin.manager import PluginManager, plugin_state
 from heptad.plugin.subscription import Subscription
 from heptad.record.counters import Counters
 from heptad.record.values import Columns
@@ -293,7 +293,7 @@ def _restore_plugins(
             notes.append(f"the plugin {plugin.name} has no state in the checkpoint: it begins here")
             continue
         try:
-            before = state_of(plugin)
+            before = plugin_state(plugin)
         except Exception:
             if not may_fail:
                 raise

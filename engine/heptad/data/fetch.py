@@ -20,7 +20,7 @@ default_collate = cast("Collate", _default_collate)
 
 
 class Fetch(Protocol):
-    """Make a batch of the samples at `indices`, int64 of shape (samples,), under the seed of that batch."""
+    """Makes a batch of the samples at `indices`, int64 of shape (samples,), under the seed of that batch."""
 
     random: bool
     """Whether fetching may draw random numbers, so that the seed matters."""
@@ -56,22 +56,14 @@ class Rows:
         return [tensor.index_select(0, indices) for tensor in self._tensors]
 
     def generators(self) -> list[Generator]:
-<<<<<<< HEAD
-        """Return an empty list."""
-=======
         """Return nothing: rows are not random."""
->>>>>>> data
         return []
 
     def __len__(self) -> int:
         return len(self._tensors[0]) if self._within is None else len(self._within)
 
     def subset(self, indices: torch.Tensor) -> Rows:
-<<<<<<< HEAD
-        """Return the same for a subset: the indices that it is then asked for are places in `indices`.
-=======
         """Return the rows of a subset, whose own indices are places in `indices`.
->>>>>>> data
 
         Raises:
             DataError: If one of `indices` has no row. Torch would raise only in the batch that holds it.
@@ -100,11 +92,7 @@ class Samples:
         self._by_list = _is_read_by_list(dataset)
 
     def __call__(self, indices: torch.Tensor, seed: int) -> Any:
-<<<<<<< HEAD
-        """Return the batch and leaves the global generators as they were."""
-=======
         """Return the batch. The global generators are left as they were."""
->>>>>>> data
         with preserved():
             seed_cpu(seed)
             places = cast("list[int]", indices.tolist())
@@ -130,11 +118,7 @@ class Samples:
         return samples
 
     def generators(self) -> list[Generator]:
-<<<<<<< HEAD
-        """Return those of the dataset, also of one inside a `Subset`."""
-=======
         """Return those of the dataset, and of one inside a `Subset`."""
->>>>>>> data
         dataset, found = self._dataset, generators_of(self._dataset)
         while isinstance(dataset, Subset):
             dataset = cast("Any", dataset).dataset
@@ -143,11 +127,7 @@ class Samples:
 
 
 def _is_read_by_list(dataset: Any) -> bool:
-<<<<<<< HEAD
-    """Return whether the dataset is asked for a whole batch at once.
-=======
     """Return whether the dataset is to be asked for a whole batch at once.
->>>>>>> data
 
     `Subset` has `__getitems__` over any dataset. Over a dataset without it, `Subset` reads one sample after another
     and does not say which one failed, so that dataset is indexed here.
@@ -158,15 +138,11 @@ def _is_read_by_list(dataset: Any) -> bool:
 
 
 def collate_samples(collate: Collate, samples: list[Any]) -> Any:
-<<<<<<< HEAD
-    """Return the batch of these samples."""
-=======
     """Return the batch of these samples.
 
     Raises:
         DataError: If the collate function returned None.
     """
->>>>>>> data
     try:
         batch = collate(samples)
     except Exception as error:
@@ -214,11 +190,7 @@ def as_it_is(batch: Any) -> Any:
 
 
 def ignore_interrupts(worker: int) -> None:
-<<<<<<< HEAD
-    """Ignore Ctrl-C in a worker process, to which a terminal sends it too: the main process decides."""
-=======
     """Ignore Ctrl-C in a worker process. A terminal sends it there too, and the main process decides."""
->>>>>>> data
     del worker
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 

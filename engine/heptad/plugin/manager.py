@@ -113,7 +113,7 @@ class PluginManager:
             if plugin.name in self._detached:
                 continue
             try:
-                found[plugin.name] = state_of(plugin)
+                found[plugin.name] = plugin_state(plugin)
             except Exception as error:
                 if plugin.on_error != "detach":
                     raise
@@ -247,7 +247,7 @@ class Opened:
             del error  # break a reference cycle, as in PluginManager.close()
 
 
-def state_of(plugin: Plugin) -> dict[str, Any]:
+def plugin_state(plugin: Plugin) -> dict[str, Any]:
     """Return a plugin's state.
 
     Raises:

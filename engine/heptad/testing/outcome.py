@@ -12,7 +12,7 @@ from heptad.checkpoints.codec import encode
 from heptad.data.generators import cpu_states
 from heptad.engine import Engine
 from heptad.plugin.contract import Plugin
-from heptad.plugin.manager import state_of
+from heptad.plugin.manager import plugin_state
 
 Encoded = tuple[Any, dict[str, Tensor]]
 """A value as a checkpoint stores it, which can be compared: JSON, and the tensors in it by name."""
@@ -36,14 +36,14 @@ class RunOutcome:
         Raises:
             CheckpointError: If the plugin's state holds what a checkpoint cannot.
         """
-        run = engine.current
+        run, state = engine.current, plugin_state(plugin)
         records = [(r.name, [r.value, r.seq, r.epoch, r.step, r.update]) for r in run.records()]
         return cls(
             [(t.seq, t.source, t.dest, dict(t.guards), t.epoch, t.batch_index, t.step, t.update) for t in run.log],
             [(n.seq, n.kind, str(n)) for n in run.log.notes() if n.kind not in ("pause", "interrupt")],
             {name: encode([row for other, row in records if other == name], "values") for name in run.metrics},
-            _copied(encode(dict(run.network.state_dict()), "weights")),
-            {name: _copied(encode(part, f"state_dict()[{name!r}]")) for name, part in state_of(plugin).items()},
+            _with_copies(encode(dict(run.network.state_dict()), "weights")),
+            {name: _with_copies(encode(part, f"state_dict()[{name!r}]")) for name, part in state.items()},
             encode(cpu_states(), "random"),
         )
 
@@ -77,6 +77,6 @@ def _same_bits(one: Tensor, other: Tensor) -> bool:
     return alike and torch.equal(*(tensor.contiguous().reshape(-1).view(torch.uint8) for tensor in (one, other)))
 
 
-def _copied(encoded: Encoded) -> Encoded:
+def _with_copies(encoded: Encoded) -> Encoded:
     plain, tensors = encoded
     return plain, {name: tensor.clone() for name, tensor in tensors.items()}
