@@ -141,7 +141,7 @@ class Sample(Plugin):
     def write(self, run: Run) -> None:
         """The body of `sample`."""
         self._path.parent.mkdir(parents=True, exist_ok=True)
-        with self._path.open("a" if run.update > self._every else "w") as file:
+        with self._path.open("a" if run.update > self._every else "w", encoding="utf-8") as file:
             file.write(f"--- update {run.update}\n{continued(self._average.network, 'def ', 400)}\n")
 
 

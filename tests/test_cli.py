@@ -792,7 +792,7 @@ def test_export_to_the_file_that_standard_output_goes_to(plain: Path, tmp_path: 
 
 def test_it_is_installed_as_heptad():
     """The script that the package installs is `main`."""
-    project = tomllib.loads((Path(__file__).parent.parent / "pyproject.toml").read_text())["project"]
+    project = tomllib.loads((Path(__file__).parent.parent / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     assert project["scripts"] == {"heptad": f"{main.__module__}:{main.__name__}"}
 
 

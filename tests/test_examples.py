@@ -24,13 +24,13 @@ def run_example(name, folder, *options):
     done = subprocess.run(
         [sys.executable, EXAMPLES / f"{name}.py", *options],
         cwd=folder,
-        env={**os.environ, "HF_HUB_OFFLINE": "1"},
+        env={**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONUTF8": "1"},
         capture_output=True,
-        text=True,
+        encoding="utf-8",
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    assert shape_of(done.stdout) == shape_of((EXAMPLES / f"{name}.out.txt").read_text())
+    assert shape_of(done.stdout) == shape_of((EXAMPLES / f"{name}.out.txt").read_text(encoding="utf-8"))
     return done.stdout, done.stderr
 
 
@@ -87,9 +87,9 @@ def test_language_model_learns_from_text_and_writes_some(tmp_path):
     assert len(re.findall(r"^update \d+ of 40: ", out, re.MULTILINE)) == 2
     assert 1.5 < number(r"^xz -9 .*: (\S+) bits", out) < 2.5
     assert number(r"^the model: +(\S+) bits", out) < 6.5  # 7 is chance
-    samples = (tmp_path / "runs" / "language_model" / "samples.txt").read_text()
+    samples = (tmp_path / "runs" / "language_model" / "samples.txt").read_text(encoding="utf-8")
     assert re.findall(r"^--- update (\d+)$", samples, re.MULTILINE) == ["20", "40"]
-    header = (tmp_path / "runs" / "language_model" / "values.csv").read_text().split("\n")[0].split(",")
+    header = (tmp_path / "runs" / "language_model" / "values.csv").read_text(encoding="utf-8").split("\n")[0].split(",")
     assert {"loss", "lr/0", "lr/1", "gradient_norm", "valid/loss", "held_out/loss"} <= set(header)
 
 
@@ -104,7 +104,7 @@ def test_language_model_is_held_to_files_that_it_has_not_seen():
 
 def test_language_model_beat_xz_when_it_was_recorded():
     """The run whose output is kept needed fewer bits than `xz -9` on the same files."""
-    kept = (EXAMPLES / "language_model.out.txt").read_text()
+    kept = (EXAMPLES / "language_model.out.txt").read_text(encoding="utf-8")
     assert number(r"^the model: +(\S+) bits", kept) < number(r"^xz -9 .*: (\S+) bits", kept)
 
 
@@ -204,5 +204,5 @@ def test_gan_has_a_state_of_its_own(tmp_path):
 def test_an_example_stands_in_the_readme_and_in_the_makefile(name):
     """With a line on what it shows; `make examples` runs it."""
     root = EXAMPLES.parent
-    assert f"](examples/{name}.py)" in (root / "README.md").read_text()
-    assert f"examples/{name}.py" in (root / "Makefile").read_text()
+    assert f"](examples/{name}.py)" in (root / "README.md").read_text(encoding="utf-8")
+    assert f"examples/{name}.py" in (root / "Makefile").read_text(encoding="utf-8")

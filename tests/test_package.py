@@ -8,7 +8,6 @@ import re
 import shutil
 import subprocess
 import sys
-import sysconfig
 import tarfile
 import tomllib
 from email import message_from_string
@@ -17,6 +16,7 @@ from pathlib import Path
 from zipfile import ZipFile
 
 import pytest
+import torch
 
 from heptad import TransitionLog
 from heptad.cli.main import main
@@ -89,7 +89,7 @@ class Installed:
         subprocess.run(command, check=True, env=self.variables)
         site = next(self.home.glob("lib/python*/site-packages"))
         # a path that stands in such a file is searched, but what lies there of that kind (the editable install) is not
-        (site / "heavy.pth").write_text(sysconfig.get_path("purelib"))
+        (site / "heavy.pth").write_text(str(Path(torch.__file__).parents[1]), encoding="utf-8")
 
     def run(self, program: str, *arguments: str) -> str:
         """Return what a program of the environment prints; it is run in another folder."""

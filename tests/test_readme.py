@@ -28,22 +28,24 @@ def test_every_python_block_runs(tmp_path, monkeypatch, capsys):
 )
 def test_the_state_table_is_that_of_the_code(part, expected):
     """What the README prints between its marks is what the table says of itself."""
-    found = re.search(rf"<!-- {part}: [^\n]*-->\n(.*?)<!-- end of {part} -->", README.read_text(), re.DOTALL)
+    found = re.search(
+        rf"<!-- {part}: [^\n]*-->\n(.*?)<!-- end of {part} -->", README.read_text(encoding="utf-8"), re.DOTALL
+    )
     assert found is not None
     assert found[1].strip() == expected
 
 
-@pytest.mark.parametrize("target", re.findall(r"^\$ make (\w+)", README.read_text(), re.MULTILINE))
+@pytest.mark.parametrize("target", re.findall(r"^\$ make (\w+)", README.read_text(encoding="utf-8"), re.MULTILINE))
 def test_its_commands_are_targets_of_the_makefile(target):
     """Every `make` command that the README prints exists."""
-    makefile = (README.parent / "Makefile").read_text()
+    makefile = (README.parent / "Makefile").read_text(encoding="utf-8")
     assert re.search(rf"^{target}:", makefile, re.MULTILINE)
 
 
 def test_what_it_says_is_installed_is_what_the_package_offers():
     """The extras in its commands and in the sentence below them, and what `all` brings, are those of the package."""
-    text = README.read_text()
-    project = tomllib.loads((README.parent / "pyproject.toml").read_text())["project"]
+    text = README.read_text(encoding="utf-8")
+    project = tomllib.loads((README.parent / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     offered = project["optional-dependencies"]
     commands = re.findall(r"^\$ pip install '\.\[(.+)\]'$", text, re.MULTILINE)
     assert commands
@@ -57,6 +59,6 @@ def test_what_it_says_is_installed_is_what_the_package_offers():
 
 def test_the_commands_that_it_shows_are_commands():
     """`heptad …` in a block for a terminal, `demo` in the first of them."""
-    shown = re.findall(r"^\$ heptad (\w+)", README.read_text(), re.MULTILINE)
+    shown = re.findall(r"^\$ heptad (\w+)", README.read_text(encoding="utf-8"), re.MULTILINE)
     assert shown[0] == "demo"
     assert set(shown) <= set(COMMANDS)

@@ -21,7 +21,7 @@ def found() -> dict[str, set[int]]:
     done = subprocess.run(
         [sys.executable, "-m", "pyright", "--outputjson", "-p", str(FOLDER)],
         capture_output=True,
-        text=True,
+        encoding="utf-8",
         check=False,
     )
     lines: dict[str, set[int]] = {"usage.py": set(), "wrong.py": set()}
@@ -38,7 +38,7 @@ def test_right_usage_has_no_errors(found):
 
 def test_every_mistake_is_found_and_nothing_else(found):
     """The lines that are marked are the lines with errors."""
-    text = (FOLDER / "wrong.py").read_text().splitlines()
+    text = (FOLDER / "wrong.py").read_text(encoding="utf-8").splitlines()
     marked = {number for number, line in enumerate(text, 1) if line.endswith("# wrong")}
     assert len(marked) > 25
     assert found["wrong.py"] == marked
@@ -46,7 +46,7 @@ def test_every_mistake_is_found_and_nothing_else(found):
 
 def test_every_public_name_is_used():
     """None is left out of the file of right usage."""
-    tree = ast.parse((FOLDER / "usage.py").read_text())
+    tree = ast.parse((FOLDER / "usage.py").read_text(encoding="utf-8"))
     names = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}
     assert set(heptad.__all__) | set(heptad_plugins.__all__) | {"check_plugin"} <= names
-    assert re.search(r"check_plugin\(Own", (FOLDER / "usage.py").read_text())
+    assert re.search(r"check_plugin\(Own", (FOLDER / "usage.py").read_text(encoding="utf-8"))

@@ -131,7 +131,7 @@ def test_every_shipped_plugin_is_in_the_list():
 @pytest.mark.parametrize("path", [path for path in sorted(FOLDER.glob("*.py")) if not path.stem.startswith("_")])
 def test_the_first_line_says_whether_it_observes_or_changes_the_run(path):
     """And no plugin imports another."""
-    tree = ast.parse(path.read_text())
+    tree = ast.parse(path.read_text(encoding="utf-8"))
     assert re.match(r"`\w+` (observes|changes) the run: .*\.$", (ast.get_docstring(tree) or "").splitlines()[0])
     imported = {node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and node.module}
     plugins = {module for module in imported if module.startswith("heptad_plugins.")}
@@ -378,9 +378,9 @@ def test_an_instance_does_not_take_the_file_of_its_first_run_for_that_of_the_sec
 def test_every_file_that_says_observes_is_checked_to_be_neutral():
     """The list above is the list of what says so of itself."""
     said = {
-        re.match(r'"""`(\w+)` observes', path.read_text())[1]  # type: ignore[index] - the pattern was matched above
+        re.match(r'"""`(\w+)` observes', path.read_text(encoding="utf-8"))[1]  # type: ignore[index] - the pattern was matched above
         for path in FOLDER.glob("*.py")
-        if re.match(r'"""`\w+` observes', path.read_text())
+        if re.match(r'"""`\w+` observes', path.read_text(encoding="utf-8"))
     }
     assert said == {name.split()[0] for name in OBSERVERS}
 
@@ -479,7 +479,7 @@ def test_a_file_in_place_of_a_directory_is_refused_when_it_is_built(make, tmp_pa
     path.write_text("precious")
     with pytest.raises(PluginError, match=rf"{make.__name__}\(directory=…\): {path} is a file; name a directory"):
         make(path)
-    assert path.read_text() == "precious"
+    assert path.read_text(encoding="utf-8") == "precious"
 
 
 def test_no_extra_is_imported_until_it_is_used():

@@ -14,7 +14,7 @@ from heptad import Components, Engine, RunConfig
 from heptad.plugin.subscription import subscriptions_of
 
 PAGE = Path(__file__).parents[2] / "plugins" / "README.md"
-SECTIONS = dict(re.findall(r"^## (\w+)\n(.*?)(?=^## |\Z)", PAGE.read_text(), re.MULTILINE | re.DOTALL))
+SECTIONS = dict(re.findall(r"^## (\w+)\n(.*?)(?=^## |\Z)", PAGE.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL))
 
 
 def test_there_is_a_section_for_each_plugin():
@@ -26,7 +26,7 @@ def test_there_is_a_section_for_each_plugin():
 def test_a_section_says_edges_and_whether_it_observes_or_changes(name):
     """What the section says of observing is what the plugin's file says."""
     file = next(p for p in PAGE.parent.glob("heptad_plugins/*.py") if p.stem.replace("_", "") == name.lower())
-    verb = re.match(r'"""`\w+` (observes|changes) the run', file.read_text())
+    verb = re.match(r'"""`\w+` (observes|changes) the run', file.read_text(encoding="utf-8"))
     assert verb is not None
     assert re.search(rf"^{verb[1].capitalize()} the run", SECTIONS[name], re.MULTILINE)
     assert re.search(r"^Moments: ", SECTIONS[name], re.MULTILINE)
