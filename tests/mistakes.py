@@ -519,7 +519,7 @@ class Liar(list[Any]):
         return 100
 
 
-@mistake(DataError, "says that it has 100 batches, but it ended after 1", "mend its __len__")
+@mistake(DataError, "says that it has 100 batches, but it ended after 1", "correct its __len__")
 def a_loader_that_ends_early(folder: Path) -> None:
     batches = Liar([(torch.randn(4, 8), torch.randint(0, 3, (4,)))])
     Engine(components(dataset=..., loader=batches), RunConfig(epochs=1)).run()

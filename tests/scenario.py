@@ -23,7 +23,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from builders import Unsized
 from heptad import Components, Detour, Engine, Plugin, Run, RunConfig, Transition, on_enter, on_exit
-from heptad.data.generators import global_states as capture
+from heptad.data.generators import global_states
 from heptad_plugins import EMA, Checkpoint, EarlyStopping, Evaluate, GradientClipping, LRSchedule
 
 FEATURES, CLASSES, BATCHES, SIZE = 4, 3, 7, 2
@@ -171,7 +171,7 @@ def outcome(engine: Engine) -> dict[str, str]:
     parts: dict[str, Any] = {
         "weights": {**dict(run.network.named_parameters()), **dict(run.network.named_buffers())},
         "optimizer": [optimizer.state_dict() for optimizer in run.optimizers],
-        "random state": capture(),
+        "random state": global_states(),
         "recorded values": [(r.name, r.value, r.seq, r.epoch, r.step, r.update) for r in run.records()],
         "counters": [run.epoch, run.batch_index, run.step, run.update, run.samples, run.state, run.reason],
         "plugins": {name: plugin.state_dict() for name, plugin in plugins.items() if name != "Checkpoint"},

@@ -440,7 +440,7 @@ TABLE: dict[str, tuple[Callable[[], Any], type[EngineError], list[str]]] = {
     "a subset that reaches too far": (
         lambda: over_dataset(Subset(DATASET, [0, 1, 6])),
         DataError,
-        ["sample 2 of the Subset cannot be read: its index is 6, and the dataset within has 6 samples; mend"],
+        ["sample 2 of the Subset cannot be read: its index is 6, and the dataset within has 6 samples; correct"],
     ),
     "a subset that reaches too far from the end": (
         lambda: over_dataset(Subset(Subset(DATASET, [3, 4]), [-2, -3])),
@@ -478,7 +478,7 @@ def test_bad_input_gets_a_clear_error_before_training_starts(wrong):
 
 
 def test_every_mistake_is_reported_at_once():
-    """One look at the error is enough to mend all of a configuration."""
+    """One look at the error is enough to correct all of a configuration."""
     with pytest.raises(ConfigError) as caught:
         RunConfig(epochs=-1, accumulation="4", batch_size=True, remainder="keep", sed=3)
     lines = str(caught.value).splitlines()
@@ -492,7 +492,7 @@ def test_every_mistake_is_reported_at_once():
 
 
 def test_contradictions_are_reported_with_the_mistakes_in_fields():
-    """What is wrong between fields is not held back until the fields are mended."""
+    """What is wrong between fields is not held back until the fields are corrected."""
     with pytest.raises(ConfigError) as caught:
         Components(network=nn.Linear, dataset=DATASET, loader=BATCHES, optimizer=sgd, colate_fn=list)
     assert len(str(caught.value).splitlines()) == 4

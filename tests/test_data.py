@@ -59,7 +59,7 @@ class Keep(Plugin):
 
 
 def engine_over(dataset: Any, *plugins: Plugin, collate_fn: Any = None, **config: Any) -> Engine:
-    """Returns an engine over a dataset of float64 samples."""
+    """Return an engine over a dataset of float64 samples."""
     network = small_network(torch.float64)
     components = Components(
         network=network,
@@ -72,14 +72,14 @@ def engine_over(dataset: Any, *plugins: Plugin, collate_fn: Any = None, **config
 
 
 def epochs_of(dataset: Any, **config: Any) -> list[list[torch.Tensor]]:
-    """Trains and returns the data that the network was given: for each epoch a tensor a batch."""
+    """Train, and return the data that the network was given: for each epoch a tensor a batch."""
     keep = Keep()
     engine_over(dataset, keep, **config).run()
     return [[data for data, _ in keep.epochs[epoch]] for epoch in sorted(keep.epochs)]
 
 
 def pass_of(dataset: Any, epoch: int, pass_index: int, **config: Any) -> list[Any]:
-    """Returns the batches of one pass, from a feed that has walked no other."""
+    """Return the batches of one pass, from a feed that has opened no other."""
     components = Components(
         network=small_network(),
         dataset=dataset,
@@ -99,29 +99,29 @@ def pass_of(dataset: Any, epoch: int, pass_index: int, **config: Any) -> list[An
 
 
 def indices(batches: list[torch.Tensor]) -> list[int]:
-    """Returns the indices that the samples of a pass hold, in order."""
+    """Return the indices that the samples of a pass hold, in order."""
     return [int(index) for batch in batches for index in batch[:, 0]]
 
 
 def drawn(batches: list[torch.Tensor]) -> torch.Tensor:
-    """Returns what the samples of a pass drew, shape (samples, generators)."""
+    """Return what the samples of a pass drew, shape (samples, generators)."""
     return torch.cat(batches)[:, 1:]
 
 
 def same(one: list[torch.Tensor], other: list[torch.Tensor]) -> bool:
-    """Tells whether two passes have the same batches, bit for bit."""
+    """Return whether two passes have the same batches, bit for bit."""
     return len(one) == len(other) and all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
 
 
 def global_state() -> tuple[int, ...]:
-    """Returns hashes of the states of the global generators of torch, numpy and python."""
+    """Return hashes of the states of the global generators of torch, numpy and python."""
     _, keys, place, *_ = np.random.get_state()
     return hash(tuple(torch.get_rng_state().tolist())), hash((*keys.tolist(), place)), hash(random.getstate())
 
 
 @pytest.fixture
 def start_method():
-    """Chooses how worker processes are started, and puts the choice back."""
+    """Set how worker processes are started, and restore it."""
     before = multiprocessing.get_start_method()
     yield lambda method: multiprocessing.set_start_method(method, force=True)
     multiprocessing.set_start_method(before, force=True)
@@ -130,7 +130,7 @@ def start_method():
 # -- the order
 
 
-def test_every_epoch_walks_all_samples_once():
+def test_every_epoch_takes_all_samples_once():
     """An epoch is a permutation of the samples."""
     for epoch in epochs_of(Noisy(), epochs=3, drop_last=False):
         assert sorted(indices(epoch)) == list(range(SAMPLES))

@@ -20,15 +20,15 @@ from heptad import Components, DataError, Engine, Run, RunConfig
 class Probe:
     """A loader without a length that counts how often it was asked for a batch. An exception among its items is raised.
 
-    Several lists of items are one for each walk; the last of them serves all further walks.
+    Several lists of items are one for each pass; the last of them serves all further passes.
     """
 
-    def __init__(self, *walks: list[Any]) -> None:
-        self.walks = [*walks]
+    def __init__(self, *passes: list[Any]) -> None:
+        self.passes = [*passes]
         self.asked = 0
 
     def __iter__(self) -> Iterator[Any]:
-        items = self.walks.pop(0) if len(self.walks) > 1 else self.walks[0]
+        items = self.passes.pop(0) if len(self.passes) > 1 else self.passes[0]
         for item in items:
             self.asked += 1
             if isinstance(item, BaseException):
@@ -40,12 +40,12 @@ class Probe:
 class SizedProbe(Probe):
     """A probe that says how many batches it has, rightly or not."""
 
-    def __init__(self, *walks: list[Any], says: int | None = None) -> None:
-        super().__init__(*walks)
+    def __init__(self, *passes: list[Any], says: int | None = None) -> None:
+        super().__init__(*passes)
         self.says = says
 
     def __len__(self) -> int:
-        return len(self.walks[0]) if self.says is None else self.says
+        return len(self.passes[0]) if self.says is None else self.says
 
 
 class ProbeDataset(Dataset):
@@ -96,7 +96,7 @@ class Samples(IterableDataset):
 
 
 def engine_over(dataset: Any, **config: Any) -> Engine:
-    """Returns an engine over a dataset, in batches of two samples."""
+    """Return an engine over a dataset, in batches of two samples."""
     network = small_network()
     components = Components(
         network=network,
@@ -136,7 +136,7 @@ def reads(engine: Engine, data: Any) -> list[tuple[str, int]]:
 
 
 def fails(engine: Engine, error: type[BaseException] | tuple[type[BaseException], ...], match: str = "") -> Run:
-    """Runs an engine that is to fail, and returns its run."""
+    """Run an engine that is to fail, and return its run."""
     with pytest.raises(error, match=match):
         engine.run()
     assert engine.current.state == "failed"
@@ -144,7 +144,7 @@ def fails(engine: Engine, error: type[BaseException] | tuple[type[BaseException]
 
 
 def position(run: Run) -> tuple[str, str, int, int, int, int]:
-    """Returns what the log's last record says: source, destination, epoch, batch_index, step, update."""
+    """Return what the log's last record says: source, destination, epoch, batch_index, step, update."""
     last = run.log[-1]
     return last.source, last.dest, last.epoch, last.batch_index, last.step, last.update
 
@@ -165,7 +165,7 @@ def test_a_sized_loader_that_never_ends_is_left_at_its_length():
         def __iter__(self) -> Iterator[Any]:
             for number in count():
                 self.asked += 1
-                yield self.walks[0][number % 3]
+                yield self.passes[0][number % 3]
 
     loader = Endless(batches(3))
     run = small_engine(loader, epochs=2, accumulation=2).run()
@@ -321,13 +321,13 @@ def test_the_passes_of_an_extension_are_held_to_their_length_too():
 
 @pytest.mark.parametrize("says", [1, 100])
 def test_a_loader_over_an_iterable_dataset_has_no_known_length(says):
-    """Its `len()` is a guess, since workers may each yield a part: it is walked to its end, whatever it says."""
+    """Its `len()` is a guess, since workers may each yield a part: it is iterated to its end, whatever it says."""
     engine = small_engine(DataLoader(Samples(6, says=says), batch_size=2), epochs=2)
     run = engine.run()
     assert (run.step, run.epoch, run.total_updates) == (6, 2, None)
 
 
-def test_a_data_loader_with_a_length_is_walked_by_it():
+def test_a_data_loader_with_a_length_is_iterated_by_it():
     """The loader that most people bring: sized, shuffled, its last batch smaller."""
     dataset = TensorDataset(torch.randn(5, FEATURES), torch.arange(5) % CLASSES)
     run = small_engine(DataLoader(dataset, batch_size=2, shuffle=True), epochs=2).run()
@@ -473,17 +473,17 @@ def test_a_loader_that_cannot_be_opened_raises_in_before_epoch():
 
 
 def generator(count: int) -> Iterator[Any]:
-    """Returns a generator of batches."""
+    """Return a generator of batches."""
     return (batch for batch in batches(count))
 
 
 def samples(count: int) -> Iterator[Any]:
-    """Returns a generator of samples."""
+    """Return a generator of samples."""
     return iter(Samples(count))
 
 
 def loader_iterator(count: int) -> Iterator[Any]:
-    """Returns an iterator that was made of a DataLoader, which has a length."""
+    """Return an iterator that was made of a DataLoader, which has a length."""
     return iter(DataLoader(TensorDataset(torch.randn(count, FEATURES), torch.arange(count) % CLASSES)))
 
 
@@ -503,7 +503,7 @@ REFUSED: dict[str, Build] = {
 
 
 @pytest.mark.parametrize("name", REFUSED)
-def test_data_that_can_be_walked_once_are_refused_where_more_is_known_to_be_needed(name):
+def test_data_that_can_be_iterated_once_are_refused_where_more_is_known_to_be_needed(name):
     """The engine says so when it is built, and what to pass instead."""
     with pytest.raises(DataError, match=r"iterated once.* further pass is needed; pass something whose __iter__"):
         REFUSED[name]()
@@ -531,7 +531,7 @@ ACCEPTED: dict[str, tuple[Build, int, int]] = {
 
 
 @pytest.mark.parametrize("name", ACCEPTED)
-def test_data_that_can_be_walked_once_serve_where_one_walk_is_enough(name):
+def test_data_that_can_be_iterated_once_serve_where_one_pass_is_enough(name):
     """One pass is all that such a run needs."""
     build, steps, updates = ACCEPTED[name]
     run = build().run()
@@ -552,8 +552,8 @@ def test_data_that_can_be_walked_once_serve_where_one_walk_is_enough(name):
         ),
     ],
 )
-def test_data_that_can_be_walked_once_and_run_out_are_an_error(build, at):
-    """Where nobody could know, the run fails when it needs the second walk."""
+def test_data_that_can_be_iterated_once_and_run_out_are_an_error(build, at):
+    """Where nobody could know, the run fails when it needs the second pass."""
     run = fails(build(), DataError, "iterated once, and a further pass is needed")
     assert position(run) == at
 

@@ -103,12 +103,11 @@ FORGOTTEN = {
 
 def in_another_place() -> dict[str, Any]:
     """Returns states of the random generators that are not those of the run."""
-    from heptad.data.generators import global_states as capture
-    from heptad.data.generators import preserved, seed_all
+    from heptad.data.generators import global_states, preserved, seed_all
 
     with preserved():
         seed_all(123)
-        return capture()
+        return global_states()
 
 
 @pytest.mark.parametrize("forgotten", FORGOTTEN)

@@ -21,13 +21,13 @@ Batch = tuple[torch.Tensor, torch.Tensor]
 
 
 def vectors(outputs: int = CLASSES) -> nn.Module:
-    """Returns a network whose output is a vector a sample."""
+    """Return a network whose output is a vector a sample."""
     torch.manual_seed(1)
     return nn.Linear(FEATURES, outputs, dtype=torch.float64)
 
 
 def sequences() -> nn.Module:
-    """Returns a network whose output is (batch, classes, time)."""
+    """Return a network whose output is (batch, classes, time)."""
     return nn.Sequential(vectors(), nn.Unflatten(0, (-1, 5)), Transposed())
 
 
@@ -43,7 +43,7 @@ def classes(count: int) -> torch.Tensor:
 
 
 def padded(count: int) -> torch.Tensor:
-    """Returns (count, 5) classes; of some samples all but one are ignored."""
+    """Return (count, 5) classes; of some samples all but one are ignored."""
     target = classes(5 * count).reshape(count, 5)
     target[::2, 1:] = IGNORED
     return target

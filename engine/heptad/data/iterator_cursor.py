@@ -138,7 +138,7 @@ class IteratorCursor:
     def _wrong_length(self, found: str) -> DataError:
         return DataError(
             f"the loader says that it has {self.batches} batches, but it {found}; "
-            "mend its __len__, or pass a loader without one"
+            "correct its __len__, or pass a loader without one"
         )
 
 
