@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ from builders import small_engine
 from heptad import Detour, EngineError, Plugin, PluginError, Run, on_enter, on_exit
 from heptad.plugin.contract import Mark
 from heptad.plugin.subscription import Subscription
+from heptad_plugins import Checkpoint
 
 
 def calls_of(*plugins: Any, loader: Any = 4, **config: Any) -> list[Any]:
@@ -188,7 +190,7 @@ def test_every_instance_counts_for_itself():
 @pytest.mark.parametrize("every", [1, 2, 3, 5])
 @pytest.mark.parametrize("before", range(12))
 def test_a_filter_goes_on_from_where_another_had_counted(before: int, every: int, once: bool):
-    """What `filtered` tells of one, `restore` gives to a new one: together they hear what one alone would."""
+    """The state of one filter, restored in a new one: together they hear what one alone would."""
     run = small_engine().current
     heard: list[int] = []
     event = 0
@@ -468,7 +470,67 @@ def test_every_call_of_run_opens_and_closes():
     ]
 
 
-def test_on_pause_is_called_in_order_where_an_interrupt_paused_before_plugins_are_closed():
+class Begins(Plugin):
+    """Writes down the calls before its first turn."""
+
+    def __init__(self, calls: list[str], name: str = "Begins") -> None:
+        self.calls, self.name = calls, name
+
+    def on_begin(self, run: Run) -> None:
+        self.calls.append(f"on_begin in {run.state}")
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.calls.append("load_state_dict")
+
+    def open(self, run: Run) -> None:
+        self.calls.append(f"open in {run.state}")
+
+
+def test_a_plugin_begins_once_for_each_engine_before_it_is_opened():
+    calls: list[str] = []
+    plugin = Begins(calls)
+    for _ in range(2):
+        engine = small_engine(1, [plugin])
+        engine.run(until="after_step")
+        engine.run()
+    assert calls == ["on_begin in idle", "open in idle", "open in after_step"] * 2
+
+
+def test_a_plugin_that_could_not_be_opened_has_begun():
+    """The second call of `run()` opens it again, and does not begin it again."""
+    calls: list[str] = []
+    engine = small_engine(1, [Begins(calls), Living("b", [], "open")])
+    for _ in range(2):
+        with pytest.raises(OSError, match="b cannot open"):
+            engine.run()
+    assert calls == ["on_begin in idle", "open in idle", "open in idle"]
+
+
+def test_in_a_run_that_resumes_a_plugin_begins_before_it_takes_back_its_state(tmp_path: Path):
+    """Whether or not the checkpoint has a state for it."""
+    small_engine(2, [Begins([]), Checkpoint(tmp_path, at="after_step")]).run(until=lambda run: run.step == 2)
+    known: list[str] = []
+    new: list[str] = []
+    plugins = [Begins(known), Begins(new, "new"), Checkpoint(tmp_path, at="after_step")]
+    plugins[1].observes = True
+    small_engine(2, plugins).run(resume="auto")
+    assert known == ["on_begin in idle", "load_state_dict", "open in checkpoint"]
+    assert new == ["on_begin in idle", "open in checkpoint"]
+
+
+def test_a_plugin_that_fails_to_begin_stops_the_run_before_its_first_turn():
+    class Fails(Plugin):
+        def on_begin(self, run: Run) -> None:
+            raise OSError("planned")
+
+    engine = small_engine(1, [Fails()])
+    with pytest.raises(OSError, match="planned") as caught:
+        engine.run()
+    assert caught.value.__notes__ == ["heptad: in Fails.on_begin; the run has not gone on"]
+    assert engine.current.state == "idle"
+
+
+def test_on_pause_is_called_in_order_before_plugins_are_closed():
     """At the place where the run stands, between two turns."""
     engine, lives = living()
     engine.on_enter("before_step", once=True)(lambda run: run.pause("a look"))

@@ -14,8 +14,10 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import heptad
+import heptad.plugin
 import heptad_plugins
 from heptad import table, testing
+from heptad.checkpoints import store
 from heptad.history import diff, explain, summary
 from heptad.plugin import listing
 from heptad.record import chunk, events, values
@@ -40,12 +42,15 @@ CHAPTERS = {
 }
 """The names of `heptad.__all__`, in the order in which a reader meets them."""
 
+BESIDE = ("Filter", "monitored", "metrics_mistake", "Store", "Follower", "Unfinished")
+"""The names of `heptad.plugin.__all__` that stand nowhere else on the page."""
+
 GIVEN = (
     events.Note, values.Recorded, chunk.Call, summary.Duration,
     explain.Explanation, explain.Tried, explain.Called,
     diff.Diff, diff.Fact, diff.Parting,
     plan.PlannedTurn, plan.PlannedCall, listing.SubscriptionTable, listing.Subscribed,
-    snapshot.Snapshot, table.Table, testing.PluginReport,
+    snapshot.Snapshot, store.Entry, table.Table, testing.PluginReport,
 )  # fmt: skip
 """Types of what public calls and attributes return. Users do not construct them, so they are in no `__all__`."""
 
@@ -64,7 +69,7 @@ ALIASES = {
     "Counter | None": "Literal['step', 'update', 'epoch'] | None",
     "MakePlugin": "Callable[[], Plugin]",
     "Build": "Callable[[Optimizer, int], LRScheduler] | Callable[[Optimizer], LRScheduler]",
-    "evaluation.Metric": "Callable[[Any, Any], torch.Tensor | float] | MetricObject",
+    "Metric": "Callable[[Any, Any], torch.Tensor | float] | MetricObject",
     "explain.Explanation": "Explanation",
     "summary.Duration": "Duration",
     "diff.Diff": "Diff",
@@ -84,6 +89,8 @@ def page() -> str:
     for title, names in CHAPTERS.items():
         parts += [f"## {title}\n", "From `heptad`.\n"]
         parts += [entry(getattr(heptad, name)) for name in names]
+    parts += ["## What plugins need beside these\n", "From `heptad.plugin`, which has the names above as well.\n"]
+    parts += [entry(getattr(heptad.plugin, name)) for name in BESIDE]
     parts += ["## The conformance kit\n", "From `heptad.testing`.\n", entry(testing.check_plugin)]
     parts += ["## Plugins\n", "From `heptad_plugins`; [their own page](../plugins/README.md) has an example of each.\n"]
     parts += [entry(getattr(heptad_plugins, name)) for name in sorted(heptad_plugins.__all__, key=str.lower)]

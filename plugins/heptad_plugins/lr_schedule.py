@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import inspect
-from collections import Counter
 from collections.abc import Callable
-from functools import partial
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 from torch import Tensor
 from torch.optim import Optimizer
@@ -15,9 +12,7 @@ from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 from heptad import EngineError, Plugin, PluginError, Run
 from heptad.plugin import monitored
 from heptad_plugins._options import one_of, whole_number
-
-LENGTHS = ("T_max", "total_steps", "total_iters", "total_updates", "max_updates", "max_steps", "num_training_steps")
-"""What schedulers call the length of the run: parameters that `total_updates` may be given to."""
+from heptad_plugins._scheduler import check_monitor, from_format_1, takes_length
 
 Build = Callable[[Optimizer, int], LRScheduler] | Callable[[Optimizer], LRScheduler]
 
@@ -71,7 +66,7 @@ class LRSchedule(Plugin):
         self._sized = True
         self._forget()
         if isinstance(scheduler, LRScheduler):
-            _check_monitor(scheduler, monitor, PluginError)
+            check_monitor(scheduler, monitor, PluginError)
         elif isinstance(scheduler, type):
             made = scheduler.__name__
             raise PluginError(
@@ -79,7 +74,7 @@ class LRSchedule(Plugin):
                 f"function, LRSchedule(lambda optimizer: {made}(optimizer, …))"
             )
         elif callable(scheduler):
-            self._sized = _takes_length(scheduler)
+            self._sized = takes_length(scheduler)
         else:
             raise PluginError(
                 "LRSchedule takes a scheduler or a function (optimizer, total_updates) that returns one, "
@@ -149,7 +144,7 @@ class LRSchedule(Plugin):
         if state is not None:
             # torch warns if a scheduler steps before its optimizer; it cannot know of the steps before the restart
             self._scheduler.optimizer.__dict__["_opt_called"] = True
-            self._scheduler.load_state_dict(_from_format_1(state["scheduler"]))
+            self._scheduler.load_state_dict(from_format_1(state["scheduler"]))
         return self._scheduler
 
     def _build(self, run: Run) -> LRScheduler:
@@ -170,7 +165,7 @@ class LRSchedule(Plugin):
             scheduler = build(optimizer, self._total) if self._sized else build(optimizer)
             if not isinstance(scheduler, LRScheduler):  # pyright: ignore[reportUnnecessaryIsInstance] - for callers without a type checker
                 raise EngineError(f"LRSchedule: the function must return a torch scheduler, got {scheduler!r}")
-            _check_monitor(scheduler, self._monitor, EngineError)
+            check_monitor(scheduler, self._monitor, EngineError)
         if not any(scheduler.optimizer is optimizer for optimizer in run.optimizers):
             raise EngineError(
                 f"LRSchedule: the {type(scheduler).__name__} belongs to an optimizer that is not the run's; build it "
@@ -179,58 +174,7 @@ class LRSchedule(Plugin):
         return scheduler
 
 
-def _takes_length(function: Callable[..., object]) -> bool:
-    """Return whether a function takes (optimizer, total_updates), or the optimizer alone."""
-    try:
-        signature = inspect.signature(function)
-    except ValueError:
-        return True  # some callables of C have no signature; calling is the test then
-    for arguments in ((None,), (None, 1)):  # the shorter one first: a second parameter with a default is the user's
-        try:
-            bound = signature.bind(*arguments)
-        except TypeError:
-            continue
-        if len(arguments) == 2:
-            _check_second(function, list(bound.arguments)[-1])
-        return len(arguments) == 2
-    raise PluginError(
-        f"LRSchedule calls its function as (optimizer, total_updates), or with the optimizer alone; got {signature}"
-    )
-
-
-def _check_second(function: Callable[..., object], name: str) -> None:
-    """Refuse the partial of a class that would take the length of the run for something else, such as its gamma."""
-    if isinstance(function, partial) and isinstance(function.func, type) and name not in LENGTHS:
-        made = function.func.__name__
-        raise PluginError(
-            f"LRSchedule would give total_updates to this partial of {made}, whose next parameter is {name}; pass a "
-            f"function that says what is for what, LRSchedule(lambda optimizer: {made}(optimizer, {name}=…))"
-        )
-
-
-def _check_monitor(scheduler: LRScheduler, monitor: str | None, error: type[EngineError]) -> None:
-    if isinstance(scheduler, ReduceLROnPlateau) == (monitor is None):
-        raise error(
-            "LRSchedule(monitor=…) names the recorded value that ReduceLROnPlateau looks at, no other scheduler does: "
-            f"got monitor={monitor!r} with {type(scheduler).__name__}"
-        )
-
-
 def _options_of(group: dict[str, Any]) -> dict[str, Any]:
     """Return a parameter group's options; a rate that is a tensor is written in place, so it is copied."""
     options = {name: value for name, value in group.items() if name != "params"}
     return {name: value.clone() if isinstance(value, Tensor) else value for name, value in options.items()}
-
-
-def _from_format_1(value: Any) -> Any:
-    """Return a scheduler's state as it was; checkpoints of older versions hold tuples and dicts as tagged lists."""
-    if isinstance(value, list):
-        return [_from_format_1(item) for item in cast("list[Any]", value)]
-    if isinstance(value, dict) and len(tagged := cast("dict[str, list[Any]]", value)) == 1:
-        ((tag, items),) = tagged.items()
-        if tag == "tuple":
-            return tuple(_from_format_1(item) for item in items)
-        if tag in ("dict", "Counter"):
-            pairs: dict[Any, Any] = {key: _from_format_1(item) for key, item in items}
-            return Counter(pairs) if tag == "Counter" else pairs
-    return cast("Any", value)

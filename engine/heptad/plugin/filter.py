@@ -8,7 +8,7 @@ from heptad.run.run import Run
 
 
 class Filter:
-    """Lets every n-th event through, only the first of these, only where a predicate holds.
+    """Every n-th event, or only the first of these, or only those at which a predicate holds.
 
     A handler behind a filter is called at events number n, 2n, … of the run, counted from 1. The predicate is asked at
     these events only, and `once` counts calls, not events. A plugin may use one for what it counts itself:
@@ -32,7 +32,7 @@ class Filter:
     def gate(self, handler: Callable[[Run], object]) -> Callable[[Run], object]:
         """Return the handler behind this filter: the function to call at every event.
 
-        A filter that lets everything through returns the handler itself and counts nothing.
+        A filter without any of the three returns the handler itself and counts nothing.
         """
         every, once, when = self.every, self.once, self.when
         if every == 1 and not once and when is None:

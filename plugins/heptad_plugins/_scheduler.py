@@ -1,0 +1,68 @@
+"""What `LRSchedule` knows of torch's schedulers: how they are built, and how older checkpoints hold their state."""
+
+from __future__ import annotations
+
+import inspect
+from collections import Counter
+from collections.abc import Callable
+from functools import partial
+from typing import Any, cast
+
+from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
+
+from heptad import EngineError, PluginError
+
+LENGTHS = ("T_max", "total_steps", "total_iters", "total_updates", "max_updates", "max_steps", "num_training_steps")
+"""What schedulers call the length of the run: parameters that `total_updates` may be given to."""
+
+
+def takes_length(function: Callable[..., object]) -> bool:
+    """Return whether a function takes (optimizer, total_updates), or the optimizer alone."""
+    try:
+        signature = inspect.signature(function)
+    except ValueError:
+        return True  # some callables of C have no signature; calling is the test then
+    for arguments in ((None,), (None, 1)):  # the shorter one first: a second parameter with a default is the user's
+        try:
+            bound = signature.bind(*arguments)
+        except TypeError:
+            continue
+        if len(arguments) == 2:
+            _check_second(function, list(bound.arguments)[-1])
+        return len(arguments) == 2
+    raise PluginError(
+        f"LRSchedule calls its function as (optimizer, total_updates), or with the optimizer alone; got {signature}"
+    )
+
+
+def _check_second(function: Callable[..., object], name: str) -> None:
+    """Refuse the partial of a class that would take the length of the run for something else, such as its gamma."""
+    if isinstance(function, partial) and isinstance(function.func, type) and name not in LENGTHS:
+        made = function.func.__name__
+        raise PluginError(
+            f"LRSchedule would give total_updates to this partial of {made}, whose next parameter is {name}; pass a "
+            f"function that says what is for what, LRSchedule(lambda optimizer: {made}(optimizer, {name}=…))"
+        )
+
+
+def check_monitor(scheduler: LRScheduler, monitor: str | None, error: type[EngineError]) -> None:
+    """Check that a scheduler has a value to look at if, and only if, it looks at one."""
+    if isinstance(scheduler, ReduceLROnPlateau) == (monitor is None):
+        raise error(
+            "LRSchedule(monitor=…) names the recorded value that ReduceLROnPlateau looks at, no other scheduler does: "
+            f"got monitor={monitor!r} with {type(scheduler).__name__}"
+        )
+
+
+def from_format_1(value: Any) -> Any:
+    """Return a scheduler's state as it was; checkpoints of older versions hold tuples and dicts as tagged lists."""
+    if isinstance(value, list):
+        return [from_format_1(item) for item in cast("list[Any]", value)]
+    if isinstance(value, dict) and len(tagged := cast("dict[str, list[Any]]", value)) == 1:
+        ((tag, items),) = tagged.items()
+        if tag == "tuple":
+            return tuple(from_format_1(item) for item in items)
+        if tag in ("dict", "Counter"):
+            pairs: dict[Any, Any] = {key: from_format_1(item) for key, item in items}
+            return Counter(pairs) if tag == "Counter" else pairs
+    return cast("Any", value)
