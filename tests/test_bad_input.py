@@ -1,4 +1,7 @@
-"""Bad input gets a clear error before training starts: what was found, what was expected, what to do."""
+"""Bad input gets a clear error before training starts: what was found, what was expected, what to do.
+
+What people get wrong most often stands in `mistakes.py`; here stand the rarer forms, and what holds for all of them.
+"""
 
 from __future__ import annotations
 
@@ -95,20 +98,9 @@ class Empty(TensorDataset):
 # what is wrong: what is built, which error, and words that its message holds
 TABLE: dict[str, tuple[Callable[[], Any], type[EngineError], list[str]]] = {
     # RunConfig
-    "no end": (RunConfig, ConfigError, ["RunConfig", "give epochs, max_updates or both"]),
     "an end of None": (lambda: RunConfig(epochs=None, max_updates=None), ConfigError, ["epochs, max_updates or both"]),
     "epochs=-1": (lambda: RunConfig(epochs=-1), ConfigError, ["RunConfig.epochs must be at least 0, got -1"]),
     "max_updates=-1": (lambda: RunConfig(max_updates=-1), ConfigError, ["max_updates must be at least 0, got -1"]),
-    "accumulation=0": (
-        lambda: RunConfig(epochs=1, accumulation=0),
-        ConfigError,
-        ["RunConfig.accumulation must be at least 1, got 0"],
-    ),
-    "accumulation='4'": (
-        lambda: RunConfig(epochs=1, accumulation="4"),
-        ConfigError,
-        ["RunConfig.accumulation must be a whole number, got '4'"],
-    ),
     "accumulation=True": (
         lambda: RunConfig(epochs=1, accumulation=True),
         ConfigError,
@@ -133,42 +125,12 @@ TABLE: dict[str, tuple[Callable[[], Any], type[EngineError], list[str]]] = {
     "batch_size=0": (lambda: RunConfig(epochs=1, batch_size=0), ConfigError, ["batch_size must be at least 1, got 0"]),
     "num_workers=-1": (lambda: RunConfig(epochs=1, num_workers=-1), ConfigError, ["num_workers must be at least 0"]),
     "seed=-1": (lambda: RunConfig(epochs=1, seed=-1), ConfigError, ["RunConfig.seed must be at least 0, got -1"]),
-    "seed=2**64": (
-        lambda: RunConfig(epochs=1, seed=2**64),
-        ConfigError,
-        ["RunConfig.seed must be at most 18446744073709551615, got 18446744073709551616"],
-    ),
     "log_capacity=0": (lambda: RunConfig(epochs=1, log_capacity=0), ConfigError, ["log_capacity must be at least 1"]),
     "shuffle=1": (lambda: RunConfig(epochs=1, shuffle=1), ConfigError, ["shuffle must be True or False, got 1"]),
-    "an unknown remainder": (
-        lambda: RunConfig(epochs=1, remainder="keep"),
-        ConfigError,
-        ["RunConfig.remainder must be", "'extend'", "'flush'", "'drop'", "got 'keep'"],
-    ),
-    "an unknown device": (
-        lambda: RunConfig(epochs=1, device="gpu"),
-        ConfigError,
-        ["RunConfig.device must be 'auto' or a device that torch knows", "got 'gpu'"],
-    ),
     "a device that is none": (
         lambda: RunConfig(epochs=1, device=0),
         ConfigError,
         ["RunConfig.device must be 'auto' or a device that torch knows", "got 0"],
-    ),
-    "the meta device": (
-        lambda: RunConfig(epochs=1, device=torch.device("meta")),
-        ConfigError,
-        ["RunConfig.device must be a device that computes", "got device(type='meta')"],
-    ),
-    "an unknown key": (
-        lambda: RunConfig(epochs=1, acumulation=4),
-        ConfigError,
-        ["RunConfig has no field 'acumulation'", "did you mean 'accumulation'?"],
-    ),
-    "an unknown key near to none": (
-        lambda: RunConfig(epochs=1, zzz=4),
-        ConfigError,
-        ["RunConfig has no field 'zzz'", "known are epochs, max_updates, batch_size"],
     ),
     # Components
     "both dataset and loader": (
@@ -186,25 +148,10 @@ TABLE: dict[str, tuple[Callable[[], Any], type[EngineError], list[str]]] = {
         ConfigError,
         ["criterion and compute_loss are both given; give one of them"],
     ),
-    "neither criterion nor compute_loss": (
-        lambda: components(criterion=...),
-        ConfigError,
-        ["neither criterion nor compute_loss is given; give one of them"],
-    ),
-    "a criterion that takes the sum": (
-        lambda: components(criterion=nn.CrossEntropyLoss(reduction="sum")),
-        ConfigError,
-        ["Components.criterion must take the mean", "its reduction is 'sum'", "reduction='mean', or compute_loss"],
-    ),
     "a criterion that reduces nothing": (
         lambda: components(criterion=nn.CrossEntropyLoss(reduction="none")),
         ConfigError,
         ["its reduction is 'none'"],
-    ),
-    "a partial criterion that takes the sum": (
-        lambda: components(criterion=partial(nn.functional.cross_entropy, reduction="sum")),
-        ConfigError,
-        ["its reduction is 'sum'", "reduction='mean', or compute_loss"],
     ),
     "a partial of a criterion that takes the sum": (
         lambda: components(criterion=partial(nn.CrossEntropyLoss(reduction="sum"))),
@@ -226,43 +173,12 @@ TABLE: dict[str, tuple[Callable[[], Any], type[EngineError], list[str]]] = {
         ConfigError,
         ["Components.criterion is called as criterion(output, target), but takes (output): too many", "compute_loss"],
     ),
-    "a module of three as criterion": (
-        lambda: components(criterion=nn.CosineEmbeddingLoss()),
-        ConfigError,
-        ["Components.criterion is called as criterion(output, target), but takes (input1", "'target'", "compute_loss"],
-    ),
     "a criterion that is no function": (lambda: components(criterion="mse"), ConfigError, ["criterion", "got 'mse'"]),
-    "no optimizer": (lambda: components(optimizer=...), ConfigError, ["Components.optimizer is required"]),
     "no network": (lambda: components(network=...), ConfigError, ["Components.network is required"]),
-    "a network's class": (
-        lambda: components(network=nn.Linear),
-        ConfigError,
-        ["Components.network must be a Module, got <class"],
-    ),
-    "an optimizer's class": (
-        lambda: components(optimizer=torch.optim.SGD),
-        ConfigError,
-        ["Components.optimizer must be a torch optimizer, a function of the network that returns one", "got <class"],
-    ),
     "an empty list of optimizers": (
         lambda: components(optimizer=[]),
         ConfigError,
         ["Components.optimizer must be a torch optimizer", "got []"],
-    ),
-    "a list with an optimizer's class": (
-        lambda: components(optimizer=[sgd(NETWORK), torch.optim.Adam]),
-        ConfigError,
-        ["Components.optimizer must be a torch optimizer", "pass an instance, or lambda network: Adam(network.par"],
-    ),
-    "an optimizer function without the network": (
-        lambda: components(optimizer=lambda: sgd(NETWORK)),
-        ConfigError,
-        ["Components.optimizer is called as optimizer(network), but takes (): too many positional arguments"],
-    ),
-    "an optimizer that needs a closure": (
-        lambda: Engine(components(optimizer=torch.optim.LBFGS(NETWORK.parameters())), RunConfig(epochs=1)),
-        ConfigError,
-        ["the step of this LBFGS is called as step(), but takes (closure)", "an optimizer that needs no closure"],
     ),
     "a function that builds an optimizer that needs a closure": (
         lambda: Engine(
@@ -276,19 +192,6 @@ TABLE: dict[str, tuple[Callable[[], Any], type[EngineError], list[str]]] = {
         ConfigError,
         ["the step of this LBFGS is called as step(), but takes (self, closure)"],
     ),
-    "the same optimizer twice": (
-        lambda: Engine(components(optimizer=[sgd(NETWORK)] * 2), RunConfig(epochs=1)),
-        ConfigError,
-        ["Components.optimizer holds the same SGD twice", "pass it once"],
-    ),
-    "an optimizer of another network": (
-        lambda: Engine(components(optimizer=sgd(small_network())), RunConfig(epochs=1)),
-        ConfigError,
-        [
-            "this SGD holds none of the network's parameters (2 held, 2 in the network)",
-            "build it from the parameters of the network that is passed",
-        ],
-    ),
     "one optimizer of two of another network": (
         lambda: Engine(components(optimizer=[sgd(NETWORK), sgd(small_network())]), RunConfig(epochs=1)).run(),
         ConfigError,
@@ -298,11 +201,6 @@ TABLE: dict[str, tuple[Callable[[], Any], type[EngineError], list[str]]] = {
         lambda: Engine(components(optimizer=lambda network: sgd(small_network())), RunConfig(epochs=1)).run(),
         ConfigError,
         ["this SGD holds none of the network's parameters"],
-    ),
-    "a function that builds no optimizer": (
-        lambda: Engine(components(optimizer=lambda network: 0.1), RunConfig(epochs=1)).run(),
-        ConfigError,
-        ["Components.optimizer: the function must return a torch optimizer, got 0.1"],
     ),
     "a collate function with a loader": (
         lambda: components(collate_fn=list),
@@ -315,24 +213,6 @@ TABLE: dict[str, tuple[Callable[[], Any], type[EngineError], list[str]]] = {
         ["Components has no field 'datset'", "did you mean 'dataset'?"],
     ),
     # both together
-    "batch_size with a loader": (
-        lambda: over_loader(batch_size=2),
-        ConfigError,
-        ["RunConfig.batch_size goes with Components.dataset; the loader decides it, leave it out"],
-    ),
-    "num_workers with a loader": (lambda: over_loader(num_workers=2), ConfigError, ["RunConfig.num_workers goes with"]),
-    "shuffle with a loader": (lambda: over_loader(shuffle=True), ConfigError, ["RunConfig.shuffle goes with"]),
-    "drop_last with a loader": (lambda: over_loader(drop_last=True), ConfigError, ["RunConfig.drop_last goes with"]),
-    "a dataset without batch_size": (
-        lambda: over_dataset(batch_size=None),
-        ConfigError,
-        ["RunConfig.batch_size is required with Components.dataset"],
-    ),
-    "a device that is not there": (
-        lambda: over_loader(device="cuda:99"),
-        ConfigError,
-        ["RunConfig.device is 'cuda:99', but torch sees", "use 'auto' or 'cpu'"],
-    ),
     "a device without its module": (
         lambda: over_loader(device="hpu"),
         ConfigError,
@@ -343,42 +223,12 @@ TABLE: dict[str, tuple[Callable[[], Any], type[EngineError], list[str]]] = {
         ConfigError,
         ["RunConfig.device is 'vulkan', but torch sees", "use 'auto' or 'cpu'"],
     ),
-    "shuffling a dataset that is walked": (
-        lambda: over_dataset(OnlyWalked(), shuffle=True),
-        ConfigError,
-        [
-            "RunConfig.shuffle=True needs a dataset that is indexed",
-            "Components.dataset (an OnlyWalked)",
-            "leave it out",
-        ],
-    ),
-    "components and configuration in the wrong order": (
-        lambda: Engine(RunConfig(epochs=1), components()),
-        EngineError,
-        ["Engine takes Components, RunConfig and plugins in this order, got a RunConfig"],
-    ),
     # data
-    "a dataset smaller than one batch": (
-        lambda: over_dataset(batch_size=7),
-        DataError,
-        ["a TensorDataset", "has 6 samples, fewer than one batch of 7", "smaller batch_size or drop_last=False"],
-    ),
-    "an empty dataset": (lambda: over_dataset(Empty()), DataError, ["Empty) is empty", "at least one sample"]),
     "an empty loader": (lambda: over_loader([]), DataError, ["Components.loader has no batches"]),
     "a loader that drops all it has": (
         lambda: over_loader(DataLoader(DATASET, batch_size=7, drop_last=True)),
         DataError,
         ["Components.loader has no batches", "smaller than one batch under drop_last"],
-    ),
-    "a loader as the dataset": (
-        lambda: over_dataset(DataLoader(DATASET)),
-        DataError,
-        ["Components.dataset is a DataLoader, which yields batches; pass it as loader="],
-    ),
-    "a dataset as the loader": (
-        lambda: over_loader(DATASET),
-        DataError,
-        ["Components.loader is a TensorDataset, which holds samples; pass it as dataset="],
     ),
     "a dataset without a length": (
         lambda: over_dataset(OnlyIndexed()),
@@ -390,20 +240,10 @@ TABLE: dict[str, tuple[Callable[[], Any], type[EngineError], list[str]]] = {
         DataError,
         ["Components.dataset must have __getitem__ and __len__, or __iter__; got an int"],
     ),
-    "tensors in a list": (
-        lambda: over_dataset([torch.zeros(6, 2), torch.zeros(6)], batch_size=3),
-        DataError,
-        ["Components.dataset (a list) has 2 samples, fewer than one batch of 3", "pass TensorDataset(*map(torch.as_"],
-    ),
     "arrays in a tuple": (
         lambda: over_dataset((np.zeros((6, 2)), np.zeros(6)), batch_size=3),
         DataError,
         ["Components.dataset (a tuple) has 2 samples", "pass TensorDataset(*map(torch.as_tensor, data))"],
-    ),
-    "arrays in a dict": (
-        lambda: over_dataset({"x": np.zeros((6, 2)), "y": np.zeros(6)}),
-        DataError,
-        ["Components.dataset is a dict of 2", "pass TensorDataset(torch.as_tensor(data['x']), torch.as_tensor(data['y"],
     ),
     "a mapping of another kind": (
         lambda: over_dataset(UserDict(train=DATASET)),
@@ -411,11 +251,6 @@ TABLE: dict[str, tuple[Callable[[], Any], type[EngineError], list[str]]] = {
         ["Components.dataset is a UserDict of 1", "pass one of its values, such as data['train']"],
     ),
     "an empty dict": (lambda: over_dataset({}), DataError, ["Components.dataset is a dict of 0", "it is empty"]),
-    "a dict of loaders": (
-        lambda: over_loader({"train": BATCHES}),
-        DataError,
-        ["Components.loader is a dict of 1", "it must be a re-iterable of batches: pass one of its values, such as d"],
-    ),
     "a path as the dataset": (
         lambda: over_dataset(Path("data/train")),
         DataError,
@@ -427,20 +262,10 @@ TABLE: dict[str, tuple[Callable[[], Any], type[EngineError], list[str]]] = {
         ["ab...bab", "; no file is read here"],
     ),
     "a path as the loader": (lambda: over_loader("train.pt"), DataError, ["Components.loader is 'train.pt'; no file"]),
-    "a dataset's class": (
-        lambda: over_dataset(TensorDataset),
-        DataError,
-        ["Components.dataset is the class TensorDataset; pass an instance: TensorDataset(…)"],
-    ),
     "a loader's class": (
         lambda: over_loader(DataLoader),
         DataError,
         ["Components.loader is the class DataLoader; pass an instance: DataLoader(…)"],
-    ),
-    "a subset that reaches too far": (
-        lambda: over_dataset(Subset(DATASET, [0, 1, 6])),
-        DataError,
-        ["sample 2 of the Subset cannot be read: its index is 6, and the dataset within has 6 samples; correct"],
     ),
     "a subset that reaches too far from the end": (
         lambda: over_dataset(Subset(Subset(DATASET, [3, 4]), [-2, -3])),
@@ -451,11 +276,6 @@ TABLE: dict[str, tuple[Callable[[], Any], type[EngineError], list[str]]] = {
         lambda: over_loader(7),
         DataError,
         ["Components.loader must be a re-iterable of batches, got a int"],
-    ),
-    "a generator for two epochs": (
-        lambda: over_loader((batch for batch in BATCHES), epochs=2),
-        DataError,
-        ["the data are a generator, which can be iterated once, and a further pass is needed", "a list, a DataLoader"],
     ),
     "windows that no pass can fill": (
         lambda: over_loader(epochs=None, max_updates=5, accumulation=4, remainder="drop"),
@@ -593,7 +413,7 @@ def test_whatever_steps_without_an_argument_is_an_optimizer(kind):
 
 
 def test_what_a_function_that_builds_the_optimizer_raises_comes_out_with_a_note():
-    """It is not wrapped; the note says what was called, and what torch's optimizers take where that may be it."""
+    """It is not wrapped; the note says what was called."""
 
     class Torn(Exception):
         """What the function raises."""
@@ -601,18 +421,9 @@ def test_what_a_function_that_builds_the_optimizer_raises_comes_out_with_a_note(
     def tear(network: nn.Module) -> Any:
         raise Torn
 
-    for optimizer, error, note in (
-        (tear, Torn, "heptad: while Components.optimizer was called with the network (a Linear)"),
-        (
-            partial(torch.optim.SGD, lr=0.1),
-            TypeError,
-            "heptad: while Components.optimizer was called with the network (a Linear); an optimizer of torch takes "
-            "network.parameters()",
-        ),
-    ):
-        with pytest.raises(error) as caught:
-            Engine(components(optimizer=optimizer), RunConfig(epochs=1)).run()
-        assert caught.value.__notes__[0] == note
+    with pytest.raises(Torn) as caught:
+        Engine(components(optimizer=tear), RunConfig(epochs=1)).run()
+    assert caught.value.__notes__[0] == "heptad: while Components.optimizer was called with the network (a Linear)"
 
 
 def test_an_optimizer_is_checked_again_with_other_advice():
@@ -734,17 +545,6 @@ class Good(Plugin):
         pass
 
 
-class Twin(Good):
-    """Another plugin of the same name."""
-
-    name = "Good"
-
-
-class UnknownState(Plugin):
-    def on_exit_after_stp(self, run: Run) -> None:
-        pass
-
-
 class UnknownMark(Plugin):
     @on_enter("optimiser_update")
     def look(self, run: Run) -> None:
@@ -757,24 +557,8 @@ class FarMark(Plugin):
         pass
 
 
-class Bookend(Plugin):
-    def on_enter_finished(self, run: Run) -> None:
-        pass
-
-
 class NoRun(Plugin):
     def on_exit_after_step(self) -> None:
-        pass
-
-
-class TooMany(Plugin):
-    def on_exit_after_step(self, run: Run, loss: float) -> None:
-        pass
-
-
-class EveryNone(Plugin):
-    @on_exit("after_step", every=0)
-    def look(self, run: Run) -> None:
         pass
 
 
@@ -790,61 +574,25 @@ class WhenAlone(Plugin):
         pass
 
 
-class Coroutine(Plugin):
-    async def on_exit_after_step(self, run: Run) -> None:
-        pass
-
-
 class Yields(Plugin):
     def on_exit_after_step(self, run: Run) -> Any:
         yield run
 
 
-class OnEpochEnd(Plugin):
-    def on_epoch_end(self, run: Run) -> None:
-        pass
-
-
-class NoDetour(Plugin):
-    def detours(self) -> Any:
-        return ["evaluate"]
-
-
-GOOD = Good()
 PLUGINS: dict[str, tuple[list[Any], list[str]]] = {
-    "an unknown state": (
-        [UnknownState()],
-        ["UnknownState.on_exit_after_stp", "unknown state 'after_stp'", "did you mean 'after_step'?"],
-    ),
     "an unknown state in a mark": (
         [UnknownMark()],
         ["UnknownMark.look", "unknown state 'optimiser_update'", "did you mean 'optimizer_update'?"],
     ),
     "a state near to none": ([FarMark()], ["unknown state 'xyz'", "known are before_loop", *STATES]),
-    "a bookend": ([Bookend()], ["Bookend.on_enter_finished", "the bookend 'finished'", "use open() and close()"]),
     "a handler without the run": (
         [NoRun()],
         ["NoRun.on_exit_after_step()", "cannot be called with the run alone", "write it as (self, run)"],
     ),
-    "a handler that wants more": (
-        [TooMany()],
-        ["TooMany.on_exit_after_step", "cannot be called with the run alone", "'loss'", "write it as (self, run)"],
-    ),
-    "every=0": ([EveryNone()], ["EveryNone.look: every must be a whole number from 1 on, got 0"]),
     "every=0.5": ([EveryHalf()], ["EveryHalf.look: every must be a whole number from 1 on, got 0.5"]),
     "a filter without the run": ([WhenAlone()], ["WhenAlone.look: when", "cannot be called with the run alone"]),
-    "a coroutine": ([Coroutine()], ["Coroutine.on_exit_after_step is a coroutine", "make it a plain function"]),
     "a generator": ([Yields()], ["Yields.on_exit_after_step is a coroutine or a generator", "a plain function"]),
-    "a name of another library": (
-        [OnEpochEnd()],
-        ["OnEpochEnd.on_epoch_end would never be called", "on_enter_<state> or on_exit_<state>"],
-    ),
-    "a class": ([Good], ["plugins holds the class Good; pass an instance: Good("]),
-    "something else": ([print], ["plugins holds a builtin_function_or_method", "instance of a subclass of Plugin"]),
-    "the same object twice": ([GOOD, GOOD], ["plugins holds the same Good twice; pass it once"]),
     "two of one class": ([Good(), Good()], ["two plugins have the name 'Good'", "give one of them another `name`"]),
-    "two of one name": ([Good(), Twin()], ["two plugins have the name 'Good'", "give one of them another `name`"]),
-    "a detour that is none": ([NoDetour()], ["NoDetour.detours() must return Detour objects, got a str"]),
 }
 
 
@@ -858,7 +606,6 @@ def test_mistakes_in_plugins_are_found_when_the_engine_is_built(wrong):
 
 
 FUNCTIONS: dict[str, tuple[Callable[[Engine], Any], str]] = {
-    "an unknown state": (lambda engine: engine.on_exit("after_stp")(print), "did you mean 'after_step'"),
     "every=0": (lambda engine: engine.on_exit("after_step", every=0)(print), "every must be a whole number from 1 on"),
     "no argument": (lambda engine: engine.on_enter("after_step")(lambda: None), "cannot be called with the run alone"),
     "no function": (lambda engine: engine.on_enter("after_step")(7), "it must be a function of the run"),
@@ -873,7 +620,7 @@ def test_functions_are_verified_as_plugins_are(wrong):
         put(small_engine())
 
 
-@pytest.mark.parametrize("when", ["paused", "in a handler", "finished"])
+@pytest.mark.parametrize("when", ["paused", "in a handler"])
 def test_a_handler_that_comes_after_the_start_is_refused(when):
     """Who is called is settled when the run starts."""
     engine = small_engine()
@@ -902,15 +649,6 @@ def test_a_handler_for_a_state_of_a_shipped_detour_is_idle_without_it(state):
 
 
 # -- run() where it is not legal
-
-
-def test_run_is_refused_from_a_handler():
-    """Nothing advances the machine from inside a handler; what raises there fails the run as anything does."""
-    engine = small_engine()
-    engine.on_exit("process_batch")(lambda run: engine.run())
-    with pytest.raises(EngineError, match=r"run\(\) was called from a handler.*stop, pause, skip_update"):
-        engine.run()
-    assert engine.current.state == "failed"
 
 
 @pytest.mark.parametrize("verb", ["run", "advance"])
@@ -948,13 +686,12 @@ def test_driving_is_refused_from_a_second_thread(verb):
     assert (run.state, run.step, len(caught)) == ("finished", 3, 1)
 
 
-@pytest.mark.parametrize("verb", ["run", "advance"])
-def test_driving_is_refused_when_the_run_is_finished(verb):
+def test_a_finished_run_cannot_be_advanced():
     """An engine drives one run; the error says how it ended and what to do."""
     engine = small_engine()
     engine.run()
     with pytest.raises(EngineError, match=r"is finished \(epochs=1 complete\).*build a new Engine"):
-        getattr(engine, verb)()
+        engine.advance()
 
 
 @pytest.mark.parametrize("verb", ["run", "advance"])
@@ -1043,9 +780,7 @@ DATA, TARGET = BATCHES[0]
     ("batch", "found"),
     [
         pytest.param(DATA, "got a Tensor;", id="a tensor"),
-        pytest.param([DATA], "got a list of 1;", id="data alone"),
         pytest.param((DATA, TARGET, TARGET), "got a tuple of 3;", id="three"),
-        pytest.param({"data": DATA, "target": TARGET}, "got a dict of 2;", id="a dict"),
     ],
 )
 def test_a_batch_that_is_no_pair_is_an_error_at_the_first_step(batch, found):

@@ -30,19 +30,14 @@ from builders import (
     weights,
 )
 from heptad import Arc, Detour, Engine, RunConfig, State
-from heptad.machine import Machine, StockMachine
+from heptad.machine import Machine
 from heptad.plugin.contract import Mark
 from heptad.plugin.subscription import Subscription
 from heptad.record.buffer import LogBuffer
 from heptad.run.guards import GUARDS
 from heptad.run.run import Run
 from heptad.table import Table, training_table
-
-
-class StockEngine(Engine):
-    """An engine driven by the library's own dispatch."""
-
-    machine_class = StockMachine
+from stock import StockEngine, StockMachine
 
 
 def observed(engine: Engine, actor: Actor) -> dict[str, Any]:

@@ -63,11 +63,19 @@ class _Arc(transitions.Transition):
         return cast("Guard", self.conditions[0].func) if self.conditions else None
 
 
-class _Event(transitions.Event):
-    """The trigger. It refers to its machine weakly, so that no cycle keeps networks and batches alive."""
+class CompiledEvent(transitions.Event):
+    """The trigger: a dispatch that reads the machine's tables once and then loops over tuples.
+
+    It refers to its machine weakly, so that no cycle keeps networks and batches alive.
+    """
+
+    def __init__(self, name: str, machine: Machine) -> None:
+        super().__init__(name, machine)
+        self._nodes: tuple[Node, ...] = ()
 
     @property
     def machine(self) -> Machine:
+        """The machine that it belongs to."""
         machine = self._machine()
         if machine is None:
             raise ReferenceError("the machine of this event is gone")
@@ -76,18 +84,6 @@ class _Event(transitions.Event):
     @machine.setter
     def machine(self, machine: Machine) -> None:  # pyright: ignore[reportIncompatibleVariableOverride] - the library has an attribute
         self._machine = weakref.ref(machine)
-
-    def drive(self, run: Run, turns: int) -> None:
-        """Make up to `turns` turns: fewer if the run ends, or if the loop is asked to return."""
-        raise NotImplementedError  # abstract
-
-
-class CompiledEvent(_Event):
-    """A dispatch that reads the machine's tables once and then loops over tuples."""
-
-    def __init__(self, name: str, machine: Machine) -> None:
-        super().__init__(name, machine)
-        self._nodes: tuple[Node, ...] = ()
 
     def trigger(self, model: object, *args: Any, **kwargs: Any) -> bool:
         """Make one turn of the run that is passed."""
@@ -192,7 +188,7 @@ class Machine(transitions.Machine):
                 self.scope(state.name).add_callback("enter", cast("Any", _halt))
         for subscription in subscriptions:
             self.subscribe(subscription)
-        self.drive = cast("_Event", self.events[TURN]).drive
+        self.drive = cast("CompiledEvent", self.events[TURN]).drive
 
     def subscribe(self, subscription: Subscription) -> None:
         """Add a handler to every node that users see under the name of its state; after those that are there."""
@@ -233,7 +229,7 @@ class Machine(transitions.Machine):
         run.fail(error, moment, who, asked, answered)
 
     def _checked_assignment(self, model: object, name: str, func: object) -> None:
-        """Injects nothing into the model: the library would put a method for each state and trigger there."""
+        """Inject nothing into the model: the library would put a method for each state and trigger there."""
 
 
 class _Model:
@@ -259,75 +255,3 @@ def _nothing(run: Run) -> None:
 def _halt(run: Run) -> None:
     """Ask the loop to return after this turn: the run has ended."""
     run.position.halt = True
-
-
-# -- the stock dispatch: the reference that the compiled one is held against, about 18 times as slow
-
-
-class _StockScope(_Scope):
-    def enter(self, event_data: transitions.EventData) -> None:
-        """Records the transition, then calls the entry handlers."""
-        run, arc = cast("Run", next(iter(event_data.args))), cast("_Arc", event_data.transition)
-        run.buffer.arcs.append(arc.number)
-        run.buffer.times.append(monotonic_ns())
-        cast("StockMachine", event_data.machine).moment = "enter"
-        run.position.entering = True
-        super().enter(event_data)
-        run.position.entering = False
-
-
-class _StockArc(_Arc):
-    def execute(self, event_data: transitions.EventData) -> bool:
-        """Tries the arc, and remembers which one in case its guard raises."""
-        machine = cast("StockMachine", event_data.machine)
-        machine.moment, machine.trying = "guard", self.guard
-        return super().execute(event_data)
-
-
-class StockEvent(_Event):
-    """The library's own dispatch, one trigger a turn."""
-
-    def drive(self, run: Run, turns: int) -> None:
-        """Make up to `turns` turns."""
-        machine = cast("StockMachine", self.machine)
-        for _ in range(turns):
-            try:
-                self.trigger(machine.model, run)
-            except BaseException as error:  # everything: it is recorded and raised again
-                if machine.moment == "body" and isinstance(error, Unfinished) and run.pause_requested:
-                    return
-                machine.fail(run, error, machine.moment, machine.calling, machine.trying)
-                raise
-            if run.position.halt:
-                return
-
-
-class StockMachine(Machine):
-    """The same machine, driven by the library's own dispatch."""
-
-    state_cls = _StockScope
-    transition_cls = _StockArc
-    event_cls = StockEvent
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        self.moment = "body"
-        self.calling: object = None
-        self.trying: object = None
-        super().__init__(*args, **kwargs)
-        self.prepare_event = [self._leave]
-
-    def callback(self, func: Any, event_data: transitions.EventData) -> None:
-        """Call a callback, and remembers which one in case it raises."""
-        if func != self._leave:
-            self.calling = func
-        super().callback(func, event_data)
-
-    def _leave(self, run: Run) -> None:
-        """The first half of a turn: body and exit handlers. The library calls it before it tries any arc."""
-        scope = self.scope(cast("_Model", self.model).state)
-        self.moment = "body"
-        scope.body(run)
-        self.moment = "exit"
-        for call in cast("list[Handler]", scope.on_exit):
-            self.calling = call
-            call(run)
