@@ -34,6 +34,7 @@ from heptad.checkpoints.manifest import (
     read_manifest,
     write_manifest,
 )
+from heptad.checkpoints.layout import is_checkpoint as is_checkpoint
 from heptad.checkpoints.packed import Packed, pack, read_summary, unpack
 from heptad.errors import CheckpointError
 from heptad.run.snapshot import Snapshot
@@ -396,11 +397,6 @@ class Store:
             return read_manifest(content)
         except (DamagedError, NewerFormatError) as error:
             raise type(error)(f"{path / MANIFEST} {error}") from error.__cause__
-
-
-def is_checkpoint(path: Path) -> bool:
-    """Tells whether a path is that of one checkpoint, sound or not, and not of a directory of them."""
-    return _NAME.fullmatch(path.name) is not None or _exists(path / MANIFEST)
 
 
 def _exists(path: Path) -> bool:
