@@ -1069,7 +1069,7 @@ def resuming_without_a_checkpoint_plugin(folder: Path) -> None:
 @mistake(
     CheckpointError,
     "this is not the run that the checkpoint is of; nothing was changed",
-    "network.0.weight: (16, 8) float32 in the checkpoint, (32, 8) float32 here",
+    "network.0.weight: float32 (16, 8) in the checkpoint, float32 (32, 8) here",
     "begin a new run from the weights with load_weights",
 )
 def resuming_another_network(folder: Path) -> None:

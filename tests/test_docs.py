@@ -15,7 +15,7 @@ import heptad
 import heptad.plugin
 import heptad_plugins
 from heptad import Plugin, PluginError
-from heptad.checkpoints.identity import _FREE
+from heptad.checkpoints.identity import FREE_FIELDS
 from heptad.diagnose.hooks import HERE
 from heptad.history.summary import Duration
 from heptad.plugin.subscription import subscriptions_of
@@ -140,7 +140,7 @@ def test_a_message_says_of_a_hook_what_the_tables_say(hook: str):
 def test_the_options_that_a_resumed_run_may_change_are_those_of_the_code(page: Path, beginning: str, end: str):
     """The page names each of them, and no other."""
     _, _, after = page.read_text(encoding="utf-8").partition(beginning)
-    assert set(re.findall(r"`(\w+)`", after.partition(end)[0])) == _FREE
+    assert set(re.findall(r"`(\w+)`", after.partition(end)[0])) == FREE_FIELDS
 
 
 def test_the_figures_are_those_of_the_readme():

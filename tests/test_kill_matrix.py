@@ -115,8 +115,8 @@ def test_the_suite_goes_red_where_something_is_forgotten(forgotten, folder, monk
     """A test of the tests: each part that is left out of a checkpoint makes a difference that they see."""
     whole = capturing.capture
 
-    def partly(run: Any, holders: Any) -> Any:
-        snapshot = whole(run, holders)
+    def partly(*parts: Any) -> Any:
+        snapshot = whole(*parts)
         snapshot.sections["network"]["tensors"] = {
             k: v.clone() for k, v in snapshot.sections["network"]["tensors"].items()
         }
@@ -125,7 +125,7 @@ def test_the_suite_goes_red_where_something_is_forgotten(forgotten, folder, monk
 
     labels = lived("journal")["labels"]
     at = [number for number, label in enumerate(labels) if label == "on exit of process_batch"][10]  # mid-window
-    monkeypatch.setattr("heptad.engine.capture", partly)
+    monkeypatch.setattr("heptad.checkpoints.resumption.capture", partly)
     try:
         found = trial(at, lived("journal"), **VARIANTS["journal"])
     except AssertionError as error:  # it failed outright

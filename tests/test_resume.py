@@ -139,7 +139,7 @@ def test_a_run_that_has_begun_is_not_resumed(tmp_path):
     begun(tmp_path / "a")
     engine = build(tmp_path / "b")
     engine.run(until="before_step")
-    with pytest.raises(EngineError, match=r"in before_step; call run\(\) to go on from there"):
+    with pytest.raises(EngineError, match=r"in before_step; call run\(\) to continue it"):
         engine.run(resume=tmp_path / "a")
 
 
@@ -183,7 +183,9 @@ def test_a_run_that_did_not_open_stays_at_its_checkpoint(tmp_path):
     engine = build(tmp_path / "a", [Flaky()])
     with pytest.raises(OSError, match="cannot be reached"):
         engine.run(resume="auto")
-    with pytest.raises(EngineError, match=rf"{before.name}, but this run was brought to .*{newest.name} before; call"):
+    with pytest.raises(
+        EngineError, match=rf"{before.name}, but this run was resumed from .*{newest.name} before; call"
+    ):
         engine.run(resume=before)
     assert engine.run().state == "finished"
 
@@ -354,9 +356,9 @@ class Tail(nn.Module):
         (
             "shape",
             lambda: nn.Linear(4, 5),
-            r"network.weight: \(3, 4\) float32 in the checkpoint, \(5, 4\) float32 here",
+            r"network.weight: float32 \(3, 4\) in the checkpoint, float32 \(5, 4\) here",
         ),
-        ("dtype", lambda: nn.Linear(4, 3).double(), "float32 in the checkpoint, .* float64 here"),
+        ("dtype", lambda: nn.Linear(4, 3).double(), r"float32 \(3, 4\) in the checkpoint, float64 \(3, 4\) here"),
         ("names", lambda: nn.Sequential(nn.Linear(4, 3)), "network.0.weight: none in the checkpoint"),
         ("activation", lambda: nn.Sequential(nn.Linear(4, 3), nn.GELU()), "network"),
     ],
@@ -420,7 +422,7 @@ def test_observers_may_come_and_go_and_others_may_not(tmp_path):
     run = engine_of(tmp_path / "c", components(small_network()), [EarlyStopping("a", every=9)]).run(resume="auto")
     told = [note.text for note in run.log.notes("resume")]
     assert "the plugin EarlyStopping has no state in the checkpoint: it begins here" in told
-    assert "the plugin CSVLogger of the checkpoint is not here: its state is left" in told
+    assert "the plugin CSVLogger of the checkpoint is not here: its state is left out" in told
     engine_of(tmp_path / "d", components(small_network()), [Keeps()]).run(until=lambda run: run.step == 3)
     with pytest.raises(CheckpointError, match=r"plugins: Keeps \(a Keeps\) changes the run and is in the checkpoint"):
         engine_of(tmp_path / "d", components(small_network())).run(resume="auto")
@@ -446,7 +448,7 @@ def test_a_plugin_that_refuses_its_state_stops_the_resume(tmp_path):
     one.value = 7
     engine_of(tmp_path, components(small_network()), [one, Stubborn()]).run(until=lambda run: run.step == 3)
     model, other = small_network(), First()
-    with pytest.raises(CheckpointError, match="the plugin Stubborn cannot take back its state: KeyError: 'b'"):
+    with pytest.raises(CheckpointError, match="the plugin Stubborn cannot load its state: KeyError: 'b'"):
         engine_of(tmp_path, components(model), [other, Stubborn()]).run(resume="auto")
     assert other.value == 0
     assert all(map(torch.equal, model.parameters(), small_network().parameters()))
@@ -527,7 +529,7 @@ def test_an_observer_that_refuses_its_state_is_detached(tmp_path):
     run = engine_of(tmp_path, components(small_network()), [plugin]).run(resume="auto")
     assert run.state == "finished"
     assert plugin.calls == ["close"]
-    told = "the plugin Fails cannot take back its state: KeyError: 'b'; it is called no more"
+    told = "the plugin Fails cannot load its state: KeyError: 'b'; it is called no more"
     assert told in [note.text for note in run.log.notes("resume")]
 
 

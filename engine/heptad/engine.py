@@ -7,17 +7,13 @@ import threading
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from functools import partial
-from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
 import torch
 
-from heptad.checkpoints.capture import Holders, begin, capture, restore
-from heptad.checkpoints.finding import find, stores_of
-from heptad.checkpoints.identity import changed_options
+from heptad.checkpoints.resumption import Resumption
 from heptad.config import Components, RunConfig, check_together, is_optimizer, listed
-from heptad.data import generators as seeding
 from heptad.data.build import build_feed
 from heptad.data.placement import read_numbers, resolve_device
 from heptad.errors import EngineError, PluginError, kind, nearest
@@ -91,10 +87,8 @@ class Engine:
         self._subscriptions: list[Subscription] = []
         for subscription in self._roster.subscriptions():
             self._subscribe(subscription)
-        self._holders = Holders(self._roster, self._visits, self._subscriptions)
-        self.current.capture = partial(capture, holders=self._holders)
-        self._generators: Mapping[str, Any] | None = None
-        """States of the global generators that a checkpoint gave and that were not put in place yet."""
+        self._resumption = Resumption(self._roster, self._visits, self._subscriptions)
+        self.current.capture = self._resumption.capture
         self._reading = False
         """Whether data of unknown length are being read ahead."""
         self._driver: int | None = None
@@ -147,8 +141,8 @@ class Engine:
         run = self.current
         with self._driving("run"):
             if resume is not None:
-                self._resume(resume)
-            self._begin()
+                self._resumption.resume(run, resume, partial(build, strategy=self._strategy))
+            self._resumption.begin(run)
             with self._roster.opened(run), self._feed_closed_at_the_end(), CtrlC(run) as ctrl_c:
                 self._settle()
                 self._drive(reached, f"until {until}" if isinstance(until, str) else "until a predicate held")
@@ -174,7 +168,7 @@ class Engine:
         """
         with self._driving("advance"):
             try:
-                self._begin()
+                self._resumption.begin(self.current)
                 self._roster.open(self.current)
                 self._settle()
                 self._drive(lambda run: True, BY_ADVANCE)
@@ -319,59 +313,14 @@ class Engine:
         mark, facts = subscription.mark, self.current.buffer.facts
         facts.setdefault("handlers", []).append([mark.state, mark.moment, subscription.who, mark.words()])
 
-    # -- going on from a checkpoint
-
-    def _begin(self) -> None:
-        """Take down what a checkpoint has to tell of the beginning of a run."""
-        if self.current.state == "idle":
-            begin(self.current, self._holders)
-
-    def _resume(self, resume: str | os.PathLike[str]) -> None:
-        """Brings the run to a checkpoint, all but the global generators, whose states are kept until plugins are open.
-
-        A run that was brought to this checkpoint already and has made no turn since, because a plugin did not open, is
-        left as it is.
-        """
-        run = self.current
-        if run.state != "idle" and self._generators is None:
-            raise EngineError(
-                f"run(resume=…) was called on a run that is in {run.state}; call run() to go on from there, or build a "
-                "new Engine to go on from a checkpoint"
-            )
-        found = find(resume, stores_of(self._roster.plugins))
-        if self._generators is not None:
-            if found is None or found.path.resolve() != Path(run.resumed_from or "").resolve():
-                raise EngineError(
-                    f"run(resume=…) names {'no checkpoint' if found is None else found.path}, but this run was brought "
-                    f"to {run.resumed_from} before; call run() to go on from there, or build a new Engine"
-                )
-            return
-        if found is None:
-            run.afresh = True
-            run.note_of("resume", "there is no checkpoint yet: the run begins at its start")
-            return
-        notes = restore(run, self._holders, found.snapshot, partial(build, strategy=self._strategy))
-        self._generators = found.snapshot.sections["run"]["random"]
-        run.resumed_from = str(found.path)
-        run.note_of("resume", f"goes on from {found.path.name}, #{run.seq} in {run.state}")
-        for text in (*found.damage, *notes):
-            run.note_of("resume", text)
-
     def _settle(self) -> None:
-        """Does what comes last when a run is resumed, now that plugins are open: both may have been theirs to change.
-
-        The global generators are put to where the checkpoint has them, and it is looked at what nobody has put back.
-        """
+        """Do what comes last, once plugins are open: subscribe what reads ahead, restore the global generators."""
         if not self._reading and self.current.runtime.feed.batches is None:
             # The engine is the last to be called on exit: no handler can subscribe behind it any more.
             self._reading = True
             for state, read in READERS.items():
                 self._machine.subscribe(Subscription(None, "", Mark("exit", state), read))
-        if self._generators is not None:
-            seeding.restore_states(self._generators)
-            self._generators = None
-            for text in changed_options(self.current, self._holders.options):
-                self.current.note_of("resume", text)
+        self._resumption.settle(self.current)
 
     # -- the loop
 

@@ -44,9 +44,9 @@ MALFORMED: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
     "an epoch in words": (lambda s: PLACED(s).update(epoch="x"), "run.position.placed.epoch: .*got 'x'"),
     "a step below 0": (lambda s: PLACED(s).update(step=-1), r"run.position.placed.step: .*got -1"),
     "a window of no steps": (lambda s: POSITION(s)["window"].update(size=0), r"run.position.window.size: .*got 0"),
-    "a state that is none": (lambda s: POSITION(s).update(node="sleep"), "was in 'sleep', from where no run goes on"),
-    "an end": (lambda s: POSITION(s).update(node="finished"), "was in 'finished', from where no run goes on"),
-    "the start": (lambda s: POSITION(s).update(node="idle"), "was in 'idle', from where no run goes on"),
+    "a state that is none": (lambda s: POSITION(s).update(node="sleep"), "was in 'sleep', where no run can be resumed"),
+    "an end": (lambda s: POSITION(s).update(node="finished"), "was in 'finished', where no run can be resumed"),
+    "the start": (lambda s: POSITION(s).update(node="idle"), "was in 'idle', where no run can be resumed"),
     "too many detours": (lambda s: POSITION(s)["visits"].append(0), r"counts \d+ detours, and there are \d+"),
     "a filter that is cut": (lambda s: POSITION(s)["filters"][0].pop(), r"run.position.filters.0"),
     "a batch below 0": (lambda s: DATA(s).update(next=-5), "next: .*got -5"),
@@ -84,7 +84,9 @@ def test_a_summary_that_is_none_is_refused(tmp_path):
     snapshot = Store(KEPT).load(kept)
     snapshot.summary.clear()
     path = Store(tmp_path).save(snapshot).path
-    with pytest.raises(CheckpointError, match=f"{path.name} is sound, but not what a run stores: seq: Field required"):
+    with pytest.raises(
+        CheckpointError, match=f"{path.name} is sound, but it is not the checkpoint of a run: run: Field required"
+    ):
         build(tmp_path).run(resume="auto")
 
 

@@ -1,4 +1,4 @@
-"""Which checkpoint is meant: by a directory of them, by one of them, or by `"auto"`."""
+"""`find`: which checkpoint is meant by a directory of them, by one of them, or by `"auto"`."""
 
 from __future__ import annotations
 
@@ -7,39 +7,41 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from heptad.checkpoints.form import check_form
-from heptad.checkpoints.store import Store, is_checkpoint
+from heptad.checkpoints.form import StoredSections, StoredSummary, read_form
+from heptad.checkpoints.layout import is_checkpoint
+from heptad.checkpoints.store import Store
 from heptad.errors import CheckpointError, EngineError
 from heptad.plugin.contract import Plugin
-from heptad.run.snapshot import Snapshot
 
 
 @dataclass(frozen=True)
 class Found:
-    """A sound checkpoint.
+    """A sound checkpoint of a run.
 
     Attributes:
-        path: Where it is.
-        snapshot: What it holds.
-        damage: Which newer ones were passed over, and what is wrong with each.
+        path: Its directory.
+        summary: What is known of it without its tensors.
+        sections: All the rest.
+        damage: What is wrong with each newer one, which was passed over.
     """
 
     path: Path
-    snapshot: Snapshot
+    summary: StoredSummary
+    sections: StoredSections
     damage: Sequence[str]
 
 
 def stores_of(plugins: Iterable[Plugin]) -> list[Store]:
-    """Returns where the plugins keep checkpoints: `Plugin.store` of those that do."""
+    """Return the stores of the plugins that keep checkpoints: their attribute `store`."""
     stores = (getattr(plugin, "store", None) for plugin in plugins)
     return [store for store in stores if isinstance(store, Store)]
 
 
-def find(resume: str | os.PathLike[str], own: Sequence[Store]) -> Found | None:
-    """Returns the checkpoint to go on from; nothing for `"auto"` where there is none yet.
+def find(source: str | os.PathLike[str], own: Sequence[Store]) -> Found | None:
+    """Return the checkpoint to resume from; `None` for `"auto"` if there is none yet.
 
     Args:
-        resume: A directory of checkpoints, one checkpoint, or `"auto"`.
+        source: A directory of checkpoints, one checkpoint, or `"auto"`.
         own: The stores of the run's own plugins.
 
     Raises:
@@ -47,25 +49,22 @@ def find(resume: str | os.PathLike[str], own: Sequence[Store]) -> Found | None:
             found is named.
         EngineError: For `"auto"` without a plugin that keeps checkpoints.
     """
-    if resume == "auto":
+    if source == "auto":
         if not own:
             raise EngineError(
                 "run(resume='auto') looks where the run's own Checkpoint plugin keeps its checkpoints, and this engine "
                 "has none; add Checkpoint(directory) to its plugins, or name a directory"
             )
-        held = [store for store in own if store.entries()]
-        return max((_newest(store) for store in held), key=lambda found: found.snapshot.summary["seq"], default=None)
-    path = Path(resume)
+        found = [_newest(store) for store in own if store.entries()]
+        return max(found, key=lambda one: one.summary.seq, default=None)
+    path = Path(source)
     if not path.is_dir():
         raise CheckpointError(f"run(resume=…): there is no directory {path}; name a directory of checkpoints, or one")
     if is_checkpoint(path):
-        snapshot = Store(path.parent).load(path)
-        check_form(path, snapshot)
-        return Found(path, snapshot, ())
+        return Found(path, *read_form(path, Store(path.parent).load(path)), ())
     return _newest(Store(path))
 
 
 def _newest(store: Store) -> Found:
     entry, snapshot, damage = store.newest_sound()
-    check_form(entry.path, snapshot)
-    return Found(entry.path, snapshot, damage)
+    return Found(entry.path, *read_form(entry.path, snapshot), damage)

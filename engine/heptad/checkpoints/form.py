@@ -1,129 +1,244 @@
-"""The form of what a checkpoint of a run holds: checked whole before anything of it is used.
+"""The form of a checkpoint of a run, format 1: `capture` builds these models, `restore` reads them.
 
-Digests say that the files are what was written, not that a run wrote it. Fields that came after version 0.1.0 have
-defaults, and further ones are left alone, so that every checkpoint of the format can be read.
+A field is named here and nowhere else; on disk it has the same name, or its alias. Digests say that the files are what
+was written, not that a run wrote it, so all of it is validated before anything is used. Fields that came after version
+0.1.0 have defaults and unknown ones are ignored, so that every checkpoint of the format can be read.
 """
 
 from __future__ import annotations
 
+from array import array
 from pathlib import Path
 from typing import Annotated, Any, Self
 
+import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from torch import Tensor
 
 from heptad.data import generators as seeding
 from heptad.errors import CheckpointError
+from heptad.record.values import Columns
 from heptad.run.snapshot import Snapshot
 
-Whole = Annotated[int, Field(ge=0)]
+Count = Annotated[int, Field(ge=0)]
+Size = Annotated[int, Field(ge=1)]
 Key = Annotated[list[int], Field(min_length=3, max_length=3)]
 
 
-class _Part(BaseModel):
-    model_config = ConfigDict(strict=True, extra="ignore", arbitrary_types_allowed=True)
+class Stored(BaseModel):
+    """A part of a checkpoint."""
+
+    model_config = ConfigDict(strict=True, extra="ignore", arbitrary_types_allowed=True, populate_by_name=True)
+
+    def plain(self) -> dict[str, Any]:
+        """Return the fields by their names on disk, models as dicts.
+
+        `model_dump` would go into the values as well: a Counter in the state of a plugin would become a dict.
+        """
+        return {
+            field.alias or name: _plain_value(getattr(self, name)) for name, field in type(self).model_fields.items()
+        }
 
 
-class _Summary(_Part):
-    seq: Whole
+def _plain_value(value: Any) -> Any:
+    """Return a field's value with its models as dicts: one, or a list or dict of them."""
+    match value:
+        case Stored():
+            return value.plain()
+        case [Stored(), *_]:
+            return [_plain_value(part) for part in value]
+        case dict() if any(isinstance(part, Stored) for part in value.values()):
+            return {name: _plain_value(part) for name, part in value.items()}
+        case _:
+            return value
 
 
-class _First(_Part):
+class StoredSummary(Stored):
+    """What is known of a checkpoint without reading its tensors.
+
+    Attributes:
+        run: The run's id.
+        seq: The number of its next transition.
+        state: Where it is, as users see it.
+        epoch: Complete epochs; `step` and `update` likewise.
+        time: When the checkpoint was taken, in seconds since 1970.
+    """
+
+    run: str
+    seq: Count
+    state: str
+    epoch: Count
+    step: Count
+    update: Count
+    time: float
+
+
+class StoredBeginning(Stored):
+    """What a module was before the first turn: its submodules, and the buffers that had no tensor yet."""
+
     parts: dict[str, str]
     awaited: list[str]
 
 
-class _Module(_Part):
+class StoredModule(Stored):
+    """A module with state.
+
+    Attributes:
+        tensors: Parameters and buffers by name, tied ones under each name.
+        not_persistent: The buffers that a state_dict leaves out.
+        parts: The class and options of each submodule, as text.
+        training: The mode of each submodule.
+        requires_grad: By parameter.
+        extra: What `get_extra_state` returned, by submodule.
+        first: What the module was before the first turn.
+        classes: The class of each submodule.
+    """
+
     tensors: dict[str, Tensor]
+    not_persistent: list[str] = []
     parts: dict[str, str]
     training: dict[str, bool]
     requires_grad: dict[str, bool]
     extra: dict[str, Any]
-    first: _First | None = None
+    first: StoredBeginning | None = None
+    classes: dict[str, str] = {}
 
     @model_validator(mode="after")
-    def _speaks_of_its_parts(self) -> Self:
-        if not (self.training.keys() | self.extra.keys()) <= self.parts.keys():
+    def _names_its_parts(self) -> Self:
+        if not (self.training.keys() | self.extra.keys() | self.classes.keys()) <= self.parts.keys():
             raise ValueError("training and extra speak of parts that there are not")
+        if not self.classes:  # written before this field came: the text begins with the class
+            self.classes = {name: text.partition("(")[0] for name, text in self.parts.items()}
         return self
 
 
-class _Optimizer(_Part):
+class StoredOptimizer(Stored):
+    """An optimizer: its class, the names of its parameters by group, and its `state_dict`."""
+
+    kind: str = Field(alias="class")
     parameters: list[list[str]]
     state: Any
-    kind: str = Field(alias="class")
 
 
-class _Optimizers(_Part):
-    states: list[_Optimizer]
+class StoredOptimizers(Stored):
+    """The optimizers, with the parameters that only they hold, and the gradients of the open window."""
+
+    states: list[StoredOptimizer]
     held: dict[str, Tensor]
     gradients: dict[str, Tensor]
 
 
-class _Plugin(_Part):
+class StoredPlugin(Stored):
+    """A plugin that is not detached."""
+
+    kind: str = Field(alias="class")
     observes: Any
     state: Any
-    kind: str = Field(alias="class")
 
 
-class _Identity(_Part):
+class StoredIdentity(Stored):
+    """What a run must be to be resumed."""
+
     config: dict[str, Any]
     arcs: list[Annotated[list[str | None], Field(min_length=3, max_length=3)]]
     data: dict[str, Any]
 
 
-class _Placed(_Part):
-    epoch: Whole
-    batch_index: Whole
-    step: Whole
-    update: Whole
-    samples: Whole
+class StoredCounters(Stored):
+    """The fields of `RunState` that are stored as they are."""
+
+    epoch: Count
+    batch_index: Count
+    step: Count
+    update: Count
+    samples: Count
     epoch_open: bool
-    pass_index: Whole
-    remaining: Whole
+    pass_index: Count
+    remaining: Count
     sized: bool
     extending: bool
-    samples_now: Whole
+    samples_now: Count
     skipped: bool
 
 
-class _Window(_Part):
-    steps: Whole
-    size: Annotated[int, Field(ge=1)]
-    next_size: Annotated[int, Field(ge=1)]
+class StoredWindow(Stored):
+    """The fields of `Window`."""
+
+    steps: Count
+    size: Size
+    next_size: Size
     resized: bool
     first: Any
     total: Any
 
 
-class _Built(_Part):
-    groups: list[dict[str, Any]]
+class StoredOptions(Stored):
+    """What an optimizer was built with: its class, and the plain options of each parameter group."""
+
     kind: str = Field(alias="class")
+    groups: list[dict[str, Any]]
 
 
-class _Position(_Part):
+class StoredPosition(Stored):
+    """Where a run is.
+
+    Attributes:
+        id: The run's id.
+        seq: The number of the next transition.
+        node: The state in the table.
+        body_done: The checkpoint was taken in this state's body, which is not run again.
+        placed: The counters.
+        window: The open window.
+        loss: Of the newest step.
+        batch: The batch of the step, or nothing.
+        stopped: A stop was asked for.
+        reason: Why the run ends.
+        seed: Of the order of the data.
+        optimizers: What each was built with.
+        visits: The count of each detour when it last ran.
+        filters: Plugin and method, moment, state, `every`, `once`; events counted, and whether `once` is done.
+        notes: seq, kind, text and time of each.
+    """
+
     id: str
-    seq: Whole
+    seq: Count
     node: str
     body_done: bool
-    placed: _Placed
-    window: _Window
+    placed: StoredCounters
+    window: StoredWindow
     loss: Tensor | None
     batch: Annotated[list[Any], Field(max_length=1)]
     stopped: bool
     reason: str | None
     seed: int
-    optimizers: list[_Built]
+    optimizers: list[StoredOptions]
     visits: list[int]
     filters: list[Annotated[list[Any], Field(min_length=7, max_length=7)]]
     notes: list[Annotated[list[Any], Field(min_length=4, max_length=4)]]
 
 
-class _Values(_Part):
+class StoredValues(Stored):
+    """The recorded values, by column; `place` has four numbers for each."""
+
     names: list[str]
     name: Tensor
     value: Tensor
     place: Tensor
+
+    @classmethod
+    def of(cls, values: Columns) -> Self:
+        """Return columns as tensors, which a checkpoint stores whole."""
+        return cls(
+            names=values.names,
+            name=torch.tensor(values.name, dtype=torch.int64),
+            value=torch.tensor(values.value, dtype=torch.float64),
+            place=torch.tensor(values.place, dtype=torch.int64),
+        )
+
+    def columns(self) -> Columns:
+        """Return what `of` was given."""
+        name, value, place = (column.tolist() for column in (self.name, self.value, self.place))
+        return Columns(self.names, array("H", name), array("d", value), array("q", place))
 
     @model_validator(mode="after")
     def _are_columns(self) -> Self:
@@ -135,22 +250,30 @@ class _Values(_Part):
         return self
 
 
-class _Walk(_Part):
-    """Of a loader, or of an iterable dataset."""
+class IteratorPlace(Stored):
+    """A place in an iterator: the data room writes it, and so the two below."""
 
-    walks: Whole
-    taken: Whole
+    walks: Count
+    taken: Count
     open: bool
     began: list[Any] = []
     generators: list[Any] = []
     samplers: list[Any] | None = None
 
 
-class _OfDataset(_Part):
+class LoaderPlace(IteratorPlace):
+    """A place in a loader with a length; `own` is what its `state_dict` returned."""
+
+    own: Any
+
+
+class DatasetPlace(Stored):
+    """A place in the engine's own order of a dataset."""
+
     open: bool
     key: Key
-    next: Whole
-    stop: Whole
+    next: Count
+    stop: Count
     generators: list[Any]
 
     @model_validator(mode="after")
@@ -160,70 +283,82 @@ class _OfDataset(_Part):
         return self
 
 
-class _OfLoader(_Walk):
-    own: Any
+class StreamPlace(Stored):
+    """A place in data of unknown length, and the batch that was read ahead."""
 
-
-class _OfStream(_Part):
     key: Key
-    taken: Whole
-    walk: _Walk
+    taken: Count
+    walk: IteratorPlace
     waits: bool
     ahead: Annotated[list[Any], Field(max_length=1)]
     failed: bool
 
 
-class _Run(_Part):
-    identity: _Identity
+class StoredRun(Stored):
+    """The section `run`: what is neither a module nor an optimizer nor a plugin."""
+
+    identity: StoredIdentity
     environment: dict[str, Any]
-    position: _Position
+    position: StoredPosition
     detached: list[str] = []
     data: dict[str, Any]
-    values: _Values
+    values: StoredValues
     random: dict[str, Any]
 
     @model_validator(mode="after")
     def _fits_its_data(self) -> Self:
         batches = self.identity.data.get("batches")
         if "samples" not in self.identity.data:
-            (_OfStream if batches is None else _OfLoader).model_validate(self.data)
-        elif not isinstance(batches, int) or _OfDataset.model_validate(self.data).stop > batches:
+            (StreamPlace if batches is None else LoaderPlace).model_validate(self.data)
+        elif not isinstance(batches, int) or DatasetPlace.model_validate(self.data).stop > batches:
             raise ValueError("the pass is longer than the data")
         return self
 
 
-class _Sections(_Part):
-    network: _Module | None = None
-    criterion: _Module | None = None
-    compute_loss: _Module | None = None
-    optimizers: _Optimizers
-    plugins: dict[str, _Plugin]
-    run: _Run
+class StoredSections(Stored):
+    """All sections. A module that a run has not has no section."""
+
+    network: StoredModule | None = None
+    criterion: StoredModule | None = None
+    compute_loss: StoredModule | None = None
+    optimizers: StoredOptimizers
+    plugins: dict[str, StoredPlugin]
+    run: StoredRun
+
+    def module(self, name: str) -> StoredModule | None:
+        """Return the module of a section."""
+        return {"network": self.network, "criterion": self.criterion, "compute_loss": self.compute_loss}[name]
+
+    def plain(self) -> dict[str, Any]:
+        """Return the sections that there are."""
+        return {name: section for name, section in super().plain().items() if section is not None}
 
 
-def check_form(path: Path, snapshot: Snapshot) -> None:
-    """Checks that a snapshot has the form of one of a run.
+def read_form(path: Path, snapshot: Snapshot) -> tuple[StoredSummary, StoredSections]:
+    """Return the summary and the sections of a snapshot as models.
 
     Raises:
-        CheckpointError: If it has not, with the path and the first thing that is wrong.
+        CheckpointError: If it is not the snapshot of a run, with the path and the first thing that is wrong.
     """
     try:
-        _Summary.model_validate(snapshot.summary)
-        _Sections.model_validate(snapshot.sections)
+        summary = StoredSummary.model_validate(snapshot.summary)
+        sections = StoredSections.model_validate(snapshot.sections)
     except ValidationError as error:
         found = error.errors(include_url=False)[0]
         place = ".".join(map(str, found["loc"])) or "the whole"
         raise _refusal(path, f"{place}: {found['msg']}, got {found['input']!r:.60}") from error
-    random: dict[str, Any] = snapshot.sections["run"]["random"]
     try:
-        with seeding.preserved():  # only the generators themselves know which states they take
-            seeding.restore_states({name: state for name, state in random.items() if name != "cuda"})
+        # Only a generator knows which states it accepts, so each is set, and then put back. CUDA's are not tried:
+        # `preserved` puts back those of the CPU only.
+        with seeding.preserved():
+            seeding.restore_states({name: state for name, state in sections.run.random.items() if name != "cuda"})
     except (KeyError, IndexError, TypeError, ValueError, RuntimeError, OverflowError) as error:
         raise _refusal(path, f"run.random: {type(error).__name__}: {error}") from error
+    return summary, sections
 
 
 def _refusal(path: Path, what: str) -> CheckpointError:
     return CheckpointError(
-        f"{path} is sound, but not what a run stores: {what}; nothing was changed. Go on from another checkpoint, or "
-        "take the weights with load_weights"
+        f"{path} is sound, but it is not the checkpoint of a run: {what}; nothing was changed. Resume from another "
+        "checkpoint, or load the weights with load_weights"
     )

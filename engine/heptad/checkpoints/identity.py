@@ -1,4 +1,4 @@
-"""Which run a checkpoint is of, and whether this is that run: compared field by field before anything is changed."""
+"""Which run a checkpoint is of: compared with the run that is to be resumed before anything changes."""
 
 from __future__ import annotations
 
@@ -10,38 +10,49 @@ import numpy as np
 import torch
 from torch import nn
 
-from heptad.checkpoints.learned import (
-    described,
-    held_parameters,
-    modules_of,
-    parameter_names,
-    parts_of,
-    shape_differences,
-    tensors_of,
-    told,
+from heptad.checkpoints.form import (
+    StoredBeginning,
+    StoredIdentity,
+    StoredModule,
+    StoredOptimizer,
+    StoredOptimizers,
+    StoredOptions,
+    StoredPlugin,
+    StoredSections,
 )
+from heptad.checkpoints.modules import (
+    describe_module,
+    describe_part,
+    modules_of,
+    parts_of,
+    tensor_differences,
+    tensors_of,
+)
+from heptad.checkpoints.parameters import held_parameters, parameter_names
 from heptad.config import RunConfig
 from heptad.errors import CheckpointError, kind
 from heptad.plugin.contract import Plugin
 from heptad.run.run import Run
 from heptad.table import Arc
 
-_FREE = frozenset(("epochs", "max_updates", "device", "num_workers", "log_capacity", "trace_handlers", "deterministic"))
-"""What a run may be resumed with another value of: it changes where the run ends or how it is driven, not what it does
-in between."""
+FREE_FIELDS = frozenset(
+    ("epochs", "max_updates", "device", "num_workers", "log_capacity", "trace_handlers", "deterministic")
+)
+"""Fields of `RunConfig` that may differ when a run is resumed: they change where it ends or how it is driven, not what
+it does in between."""
 
 
-def identity(run: Run) -> dict[str, Any]:
-    """Returns what a run must be to go on from a checkpoint, as plain data."""
-    return {
-        "config": run.config.model_dump(),
-        "arcs": [[arc.source, arc.dest, arc.guard] for arc in run.table.arcs],
-        "data": run.runtime.feed.identity(),
-    }
+def identity(run: Run) -> StoredIdentity:
+    """Return what a run must be to be resumed from a checkpoint."""
+    return StoredIdentity(
+        config=run.config.model_dump(),
+        arcs=[[arc.source, arc.dest, arc.guard] for arc in run.table.arcs],
+        data=run.runtime.feed.identity(),
+    )
 
 
 def environment(device: torch.device) -> dict[str, Any]:
-    """Returns what changes bits and is no part of a run: versions, threads, device, settings of torch."""
+    """Return what changes bits and is no part of a run: versions, threads, device, settings of torch."""
     return {
         "torch": str(torch.__version__),
         "numpy": np.__version__,
@@ -56,96 +67,76 @@ def environment(device: torch.device) -> dict[str, Any]:
     }
 
 
-def unlike(stored: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:
-    """Returns a note that bits may differ, if anything that changes them does."""
+def environment_differences(stored: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:
+    """Return a note that bits may differ, if something that changes them does."""
     found = [
         f"{name} {stored.get(name)} in the checkpoint, {value} here"
         for name, value in here.items()
         if stored.get(name) != value
     ]
-    return [f"bits may differ from those of the run that was not interrupted: {'; '.join(found)}"] if found else []
+    return [f"bits may differ from those of the run that was never paused: {'; '.join(found)}"] if found else []
 
 
-def check_run(run: Run, plugins: Sequence[Plugin], sections: Mapping[str, Any]) -> None:
-    """Compares configuration, table, data, modules and plugins.
+def check_run(run: Run, plugins: Sequence[Plugin], sections: StoredSections) -> None:
+    """Compare configuration, data, table, modules and plugins.
 
     Raises:
         CheckpointError: With every difference, one a line.
     """
-    stored, here = sections["run"]["identity"], identity(run)
-    # a field that came after the checkpoint was written had its default then
-    config = {name: field.default for name, field in RunConfig.model_fields.items()} | stored["config"]
-    wrong = [
-        f"RunConfig.{name}: {config[name]!r} in the checkpoint, {value!r} here"
-        for name, value in here["config"].items()
-        if name not in _FREE and config[name] != value
-    ]
-    wrong += [
-        f"data: {name} {stored['data'].get(name)} in the checkpoint, {here['data'].get(name)} here"
-        for name in dict.fromkeys((*stored["data"], *here["data"]))
-        if stored["data"].get(name) != here["data"].get(name)
-    ]
-    wrong += _table_differences(stored["arcs"], here["arcs"])
-    modules = modules_of(run)
-    for name in ("network", "criterion", "compute_loss"):
-        if (name in sections) != (name in modules):
-            wrong.append(
-                f"Components.{name}: a module with state {'in the checkpoint' if name in sections else 'here'} only"
-            )
-        elif name in modules:
-            wrong += _module_differences(name, sections[name], modules[name])
-    here_too = {plugin.name for plugin in plugins}
-    wrong += [
-        f"plugins: {name} (a {stored['class']}) changes the run and is in the checkpoint only"
-        for name, stored in sections["plugins"].items()
-        if name not in here_too and stored["state"] and not stored["observes"]
-    ]
-    wrong += [
-        f"plugins: {plugin.name} has a state in the checkpoint, and no load_state_dict that would take it back"
-        for plugin in plugins
-        if type(plugin).load_state_dict is Plugin.load_state_dict
-        and sections["plugins"].get(plugin.name, {}).get("state")
-    ]
-    _refuse(wrong)
+    stored, here = sections.run.identity, identity(run)
+    _refuse(
+        [
+            *_config_differences(stored.config, here.config),
+            *_data_differences(stored.data, here.data),
+            *_table_differences(stored.arcs, here.arcs),
+            *_modules_differences(modules_of(run), sections),
+            *_plugin_differences(plugins, sections.plugins),
+        ]
+    )
 
 
-def check_optimizers(run: Run, section: Mapping[str, Any], asked: Sequence[Mapping[str, Any]]) -> None:
-    """Compares the optimizers that were built: classes, options as they were built with, parameters in their order.
+def check_optimizers(run: Run, stored: StoredOptimizers, built: Sequence[StoredOptions]) -> None:
+    """Compare the optimizers that were built: classes, options, parameters in their order.
 
     Args:
         run: The run.
-        section: What a checkpoint holds of optimizers.
-        asked: The options that they were built with, which a schedule may have changed since.
+        stored: What the checkpoint holds of optimizers.
+        built: The options that they were built with, which a schedule may have changed since.
 
     Raises:
         CheckpointError: With every difference, one a line.
     """
+    if len(stored.states) != len(run.optimizers):
+        _refuse([f"Components.optimizer: {len(stored.states)} in the checkpoint, {len(run.optimizers)} here"])
     names, optimizers = parameter_names(run), run.runtime.optimizers
-    stored, parameters, described_now = section["states"], optimizers.names(names), optimizers.describe()
-    if len(stored) != len(run.optimizers):
-        _refuse([f"Components.optimizer: {len(stored)} in the checkpoint, {len(run.optimizers)} here"])
-    wrong = shape_differences("held by the optimizers", section["held"], held_parameters(run))
-    for number, (optimizer, one, options) in enumerate(zip(run.optimizers, stored, asked, strict=True)):
+    wrong = tensor_differences("held by the optimizers", stored.held, held_parameters(run))
+    rows = zip(optimizers, stored.states, built, optimizers.names(names), optimizers.describe(), strict=True)
+    for number, (optimizer, state, options, groups, now) in enumerate(rows):
         where = f"optimizers[{number}]"
-        if kind(optimizer) != one["class"]:
-            wrong.append(f"{where}: a {one['class']} in the checkpoint, a {kind(optimizer)} here")
+        if kind(optimizer) != state.kind:
+            wrong.append(f"{where}: a {state.kind} in the checkpoint, a {kind(optimizer)} here")
             continue
-        held = parameters[number]
-        stored_groups: list[list[str]] = one["parameters"]
-        built = len(options["groups"])
-        added = stored_groups[built:] if len(held) == built else []  # during the run, and here not yet
-        if held != stored_groups[: len(stored_groups) - len(added)]:
-            wrong.append(f"{where}: {_first_difference(stored_groups, held)}")
-        absent = {name for group in added for name in group} - set(names.values())
-        if absent:
-            wrong.append(f"{where}: {', '.join(sorted(absent))} of a group added during the run is not here")
-        for group, (then, now) in enumerate(zip(options["groups"], described_now[number]["groups"], strict=False)):
-            wrong += [
-                f"{where}, group {group}: {name} {then.get(name)!r} in the checkpoint, {now.get(name)!r} here"
-                for name in dict.fromkeys((*then, *now))
-                if then.get(name) != now.get(name)
-            ]
+        wrong += _group_differences(where, state, len(options.groups), groups, set(names.values()))
+        wrong += _option_differences(where, options.groups, now["groups"])
     _refuse(wrong)
+
+
+def changed_options(run: Run, options: Mapping[str, Mapping[str, str]]) -> list[str]:
+    """Return a note for each submodule whose options changed during the run and were not changed again.
+
+    A handler changed them, and only its plugin knows how.
+
+    Args:
+        run: The run, resumed, with its plugins open.
+        options: The parts of each module when the checkpoint was taken.
+    """
+    return [
+        f"{_dotted(name, part)} was {stored} when the checkpoint was taken and is {describe_part(here)} here: bits may "
+        "differ unless what changed it does so again; change it in the plugin's open() too"
+        for name, module in modules_of(run).items()
+        for part, here in parts_of(module).items()
+        if (stored := options[name].get(part, describe_part(here))) != describe_part(here)
+    ]
 
 
 def _refuse(wrong: list[str]) -> None:
@@ -157,63 +148,110 @@ def _refuse(wrong: list[str]) -> None:
         )
 
 
+def _config_differences(stored: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:
+    # A field that came after the checkpoint was written had its default then.
+    then = {name: field.default for name, field in RunConfig.model_fields.items()} | dict(stored)
+    return [
+        f"RunConfig.{name}: {then[name]!r} in the checkpoint, {value!r} here"
+        for name, value in here.items()
+        if name not in FREE_FIELDS and then[name] != value
+    ]
+
+
+def _data_differences(stored: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:
+    return [
+        f"data: {name} {stored.get(name)} in the checkpoint, {here.get(name)} here"
+        for name in dict.fromkeys((*stored, *here))
+        if stored.get(name) != here.get(name)
+    ]
+
+
 def _table_differences(stored: Sequence[Sequence[Any]], here: Sequence[Sequence[Any]]) -> list[str]:
-    one, other = ([Arc(*row) for row in rows] for rows in (stored, here))
-    wrong = [f"table: the arc {_arc(arc)} is in the checkpoint only" for arc in one if arc not in other]
-    wrong += [f"table: the arc {_arc(arc)} is here only" for arc in other if arc not in one]
-    if not wrong and one != other:
+    then, now = ([Arc(*row) for row in rows] for rows in (stored, here))
+    wrong = [f"table: the arc {_arc_text(arc)} is in the checkpoint only" for arc in then if arc not in now]
+    wrong += [f"table: the arc {_arc_text(arc)} is here only" for arc in now if arc not in then]
+    if not wrong and then != now:
         wrong.append("table: the arcs are tried in another order; give the plugins in the order that they had")
     return wrong
 
 
-def _arc(arc: Arc) -> str:
+def _arc_text(arc: Arc) -> str:
     return f"{arc.source} -> {arc.dest}{f' if {arc.guard}' if arc.guard else ''}"
 
 
-def changed_options(run: Run, options: Mapping[str, Mapping[str, str]]) -> list[str]:
-    """Returns a note for each submodule whose options changed during the run and are not so here.
-
-    What changed them did it from a handler, and nobody but its plugin knows how.
-
-    Args:
-        run: The run, resumed, with its plugins open.
-        options: What the parts of each module were when the checkpoint was taken.
-    """
-    return [
-        f"{_named(name, part)} was {stored} when the checkpoint was taken and is {told(here)} here: bits may differ "
-        "unless what changed it does so again; let its plugin do it in open(), too"
-        for name, module in modules_of(run).items()
-        for part, here in parts_of(module).items()
-        if (stored := options[name].get(part, told(here))) != told(here)
-    ]
-
-
-def _module_differences(name: str, stored: Mapping[str, Any], module: nn.Module) -> list[str]:
-    """Tells in which tensors and submodules two modules differ: an activation has no tensors that would show it.
-
-    A buffer may be missing here that was made by the run. The options of a submodule may be those that it began with,
-    or those that it has now, its class is the one that it has now.
-    """
-    here = described(module)
-    first: Mapping[str, Any] = stored.get("first") or {"parts": stored["parts"], "awaited": ()}
-    awaited = set(first["awaited"]) & set(here["awaited"])
-    tensors = {key: tensor for key, tensor in stored["tensors"].items() if key not in awaited}
-    wrong = shape_differences(name, tensors, tensors_of(module))
-    told_of: list[Mapping[str, str]] = [stored["parts"], here["parts"], first["parts"]]
-    for part in dict.fromkeys((*stored["parts"], *here["parts"])):
-        one, other, began = (parts.get(part, "none") for parts in told_of)
-        if other != one and (other != began or _class(other) != _class(one)):
-            was = f" ({began} when the run began)" if began != one else ""
-            wrong.append(f"{_named(name, part)}: {one} in the checkpoint{was}, {other} here")
+def _modules_differences(modules: Mapping[str, nn.Module], sections: StoredSections) -> list[str]:
+    wrong: list[str] = []
+    for name in ("network", "criterion", "compute_loss"):
+        stored, here = sections.module(name), modules.get(name)
+        if stored is not None and here is not None:
+            wrong += _module_differences(name, stored, here)
+        elif stored is not here:
+            where = "here" if stored is None else "in the checkpoint"
+            wrong.append(f"Components.{name}: a module with state {where} only")
     return wrong
 
 
-def _named(name: str, part: str) -> str:
+def _module_differences(name: str, stored: StoredModule, module: nn.Module) -> list[str]:
+    """Return in which tensors and submodules two modules differ: an activation has no tensor that would show it.
+
+    A buffer that the run made may be missing here. The options of a submodule may be those that it began with or those
+    that it has in the checkpoint; its class must be the one in the checkpoint.
+    """
+    here = describe_module(module)
+    first = stored.first or StoredBeginning(parts=stored.parts, awaited=[])
+    awaited = set(first.awaited) & set(here.awaited)
+    tensors = {key: tensor for key, tensor in stored.tensors.items() if key not in awaited}
+    wrong = tensor_differences(name, tensors, tensors_of(module))
+    classes = {part: kind(submodule) for part, submodule in parts_of(module).items()}
+    for part in dict.fromkeys((*stored.parts, *here.parts)):
+        then, now, began = (parts.get(part, "none") for parts in (stored.parts, here.parts, first.parts))
+        if now != then and (now != began or classes.get(part) != stored.classes.get(part)):
+            was = f" ({began} when the run began)" if began != then else ""
+            wrong.append(f"{_dotted(name, part)}: {then} in the checkpoint{was}, {now} here")
+    return wrong
+
+
+def _dotted(name: str, part: str) -> str:
     return ".".join(filter(None, (name, part)))
 
 
-def _class(told: str) -> str:
-    return told.partition("(")[0]
+def _plugin_differences(plugins: Sequence[Plugin], stored: Mapping[str, StoredPlugin]) -> list[str]:
+    here = {plugin.name for plugin in plugins}
+    wrong = [
+        f"plugins: {name} (a {one.kind}) changes the run and is in the checkpoint only"
+        for name, one in stored.items()
+        if name not in here and one.state and not one.observes
+    ]
+    wrong += [
+        f"plugins: {plugin.name} has a state in the checkpoint, and no load_state_dict that would restore it"
+        for plugin in plugins
+        if type(plugin).load_state_dict is Plugin.load_state_dict
+        and plugin.name in stored
+        and stored[plugin.name].state
+    ]
+    return wrong
+
+
+def _group_differences(
+    where: str, stored: StoredOptimizer, built: int, here: list[list[str]], known: set[str]
+) -> list[str]:
+    """Return how the names of an optimizer's parameters differ. Groups added during the run need not be here yet."""
+    added = stored.parameters[built:] if len(here) == built else []
+    before = stored.parameters[: len(stored.parameters) - len(added)]
+    wrong = [] if here == before else [f"{where}: {_first_difference(stored.parameters, here)}"]
+    absent = {name for group in added for name in group} - known
+    if absent:
+        wrong.append(f"{where}: {', '.join(sorted(absent))} of a group added during the run is not here")
+    return wrong
+
+
+def _option_differences(where: str, stored: Sequence[dict[str, Any]], here: Sequence[dict[str, Any]]) -> list[str]:
+    return [
+        f"{where}, group {number}: {name} {then.get(name)!r} in the checkpoint, {now.get(name)!r} here"
+        for number, (then, now) in enumerate(zip(stored, here, strict=False))
+        for name in dict.fromkeys((*then, *now))
+        if then.get(name) != now.get(name)
+    ]
 
 
 def _first_difference(stored: Sequence[Sequence[str]], here: Sequence[Sequence[str]]) -> str:

@@ -22,6 +22,7 @@ from typing import Any, cast
 
 from heptad.checkpoints import tensors
 from heptad.checkpoints.files import Files, Written, read_file, reason, remove_tree, told, write_file
+from heptad.checkpoints.layout import is_checkpoint as is_checkpoint
 from heptad.checkpoints.lock import Lock
 from heptad.checkpoints.manifest import (
     MANIFEST,
@@ -396,11 +397,6 @@ class Store:
             return read_manifest(content)
         except (DamagedError, NewerFormatError) as error:
             raise type(error)(f"{path / MANIFEST} {error}") from error.__cause__
-
-
-def is_checkpoint(path: Path) -> bool:
-    """Tells whether a path is that of one checkpoint, sound or not, and not of a directory of them."""
-    return _NAME.fullmatch(path.name) is not None or _exists(path / MANIFEST)
 
 
 def _exists(path: Path) -> bool:

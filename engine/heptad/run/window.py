@@ -8,9 +8,6 @@ do, with the same bits, and the gradients are left alone. Where they do not, the
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 import torch
 
 from heptad.config import is_weight
@@ -27,33 +24,24 @@ class Window:
         size: Steps that fill it (k).
         next_size: Steps that the next window will hold.
         resized: Whether another size was ever asked for.
+        first: The weight of its first step.
+        total: The sum of the weights of its steps, each relative to the first.
     """
 
-    __slots__ = ("_first", "_seeds", "_total", "next_size", "resized", "size", "steps")
+    __slots__ = ("_seeds", "first", "next_size", "resized", "size", "steps", "total")
 
     def __init__(self, size: int) -> None:
         self.steps = 0
         self.size = size
         self.next_size = size
         self.resized = False
-        self._first: Weight | None = None
-        self._total: Weight = 0.0
+        self.first: Weight | None = None
+        self.total: Weight = 0.0
         self._seeds: dict[tuple[torch.dtype, torch.device], torch.Tensor] = {}
 
     def resize(self) -> None:
         """Give the window that is about to be opened the size that was asked for."""
         self.size = self.next_size
-        self._seeds.clear()
-
-    def state(self) -> dict[str, Any]:
-        """Return the window as plain data and tensors."""
-        steps = {"steps": self.steps, "size": self.size, "next_size": self.next_size, "resized": self.resized}
-        return {**steps, "first": self._first, "total": self._total}
-
-    def restore(self, state: Mapping[str, Any]) -> None:
-        """Restore what `state` returned."""
-        self.steps, self.size, self.next_size = state["steps"], state["size"], state["next_size"]
-        self.resized, self._first, self._total = state["resized"], state["first"], state["total"]
         self._seeds.clear()
 
     def backward(self, loss: torch.Tensor, weight: Weight | None) -> None:
@@ -83,13 +71,13 @@ class Window:
 
     def correction(self) -> Weight:
         """Return k / Σr, by which the gradients are to be multiplied; exactly 1.0 where nothing is to be done."""
-        return self.size / self._total
+        return self.size / self.total
 
     def _relative(self, weight: Weight | None) -> Weight:
         if self.steps == 0:
-            self._first = weight.detach() if isinstance(weight, torch.Tensor) else weight
-            self._total = 0.0
-        elif (weight is None) != (self._first is None):
+            self.first = weight.detach() if isinstance(weight, torch.Tensor) else weight
+            self.total = 0.0
+        elif (weight is None) != (self.first is None):
             raise EngineError(
                 f"step {self.steps} of this window {'has no' if weight is None else 'has a'} weight, the ones before "
                 f"{'do' if weight is None else 'do not'}; give LossOutput.weight in every step of a window or in none"
@@ -98,8 +86,8 @@ class Window:
             relative: Weight = 1.0
         else:
             _check_weight(weight)
-            relative = _ratio(weight, self._first if self._first is not None else weight)
-        self._total = self._total + relative
+            relative = _ratio(weight, self.first if self.first is not None else weight)
+        self.total = self.total + relative
         return relative
 
 

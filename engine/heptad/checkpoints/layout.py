@@ -1,0 +1,43 @@
+"""What a checkpoint looks like on disk: the names of its directory and files."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+FORMAT = 1
+"""The version of what is on disk. A newer one is refused."""
+
+MANIFEST = "manifest.json"
+STATE = "state.json"
+SUFFIX = ".safetensors"
+LOCK = ".lock"
+
+SECTION = r"[a-z][a-z0-9_]{0,63}"
+"""The form of a section's name; with `SUFFIX` it is the name of the file of its tensors."""
+
+TEMPORARY = ".temporary-"
+"""What the name of a directory begins with that is being written or removed: it is not a checkpoint."""
+
+_CHECKPOINT = re.compile(r"checkpoint-(\d{8,18})")
+
+
+def name_of(number: int) -> str:
+    """Return the name of the directory of a checkpoint."""
+    return f"checkpoint-{number:08d}"
+
+
+def number_of(name: str) -> int | None:
+    """Return the number of a checkpoint from the name of its directory; `None` for other names."""
+    match = _CHECKPOINT.fullmatch(name)
+    return int(match[1]) if match else None
+
+
+def is_checkpoint(path: Path) -> bool:
+    """Return whether a path is that of one checkpoint, sound or not, and not of a directory of them."""
+    return number_of(path.name) is not None or is_there(path / MANIFEST)
+
+
+def is_there(path: Path) -> bool:
+    """Return whether something has this name, a broken link included."""
+    return path.is_symlink() or path.exists()

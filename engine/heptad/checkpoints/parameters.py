@@ -1,0 +1,73 @@
+"""Parameters in a checkpoint: their names, their gradients, and the state that optimizers keep for them.
+
+The name of a parameter is that of its module and its own (`network.layer.weight`); one that only an optimizer holds is
+`held.<number>`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+
+from heptad.checkpoints.form import StoredOptimizer, StoredOptimizers
+from heptad.checkpoints.modules import modules_of
+from heptad.run.run import Run
+
+
+def capture_optimizers(run: Run) -> StoredOptimizers:
+    """Return the state of the optimizers, the parameters that only they hold, and the gradients of the open window."""
+    built = [len(options["groups"]) for options in run.buffer.facts.get("optimizers", ())]
+    states = run.runtime.optimizers.state(parameter_names(run), built)
+    return StoredOptimizers(
+        states=[StoredOptimizer.model_validate(state) for state in states],
+        held=held_parameters(run),
+        gradients=_gradients(run),
+    )
+
+
+def restore_optimizers(run: Run, stored: StoredOptimizers) -> None:
+    """Restore optimizers and gradients; the optimizers were built, and compared with what is stored."""
+    parameters = dict(_named_parameters(run))
+    with torch.no_grad():
+        for name, tensor in stored.held.items():
+            parameters[name].copy_(tensor)
+    run.runtime.optimizers.restore([one.plain() for one in stored.states], parameters)
+    for name, parameter in parameters.items():
+        gradient = stored.gradients.get(name)
+        parameter.grad = None if gradient is None else gradient.to(parameter.device)
+
+
+def parameter_names(run: Run) -> dict[int, str]:
+    """Return the name of each parameter by its id."""
+    return {id(parameter): name for name, parameter in _named_parameters(run)}
+
+
+def held_parameters(run: Run) -> dict[str, Tensor]:
+    """Return the parameters that only the optimizers hold."""
+    return {name: parameter.detach() for name, parameter in _named_parameters(run) if name.startswith("held.")}
+
+
+def _named_parameters(run: Run) -> Iterator[tuple[str, nn.Parameter]]:
+    """Yield every parameter once: those of the modules, then what else the optimizers hold."""
+    seen: set[int] = set()
+    for prefix, module in modules_of(run).items():
+        for name, parameter in module.named_parameters():
+            if id(parameter) not in seen:
+                seen.add(id(parameter))
+                yield f"{prefix}.{name}", parameter
+    others = (parameter for parameter in run.runtime.optimizers.held() if id(parameter) not in seen)
+    yield from ((f"held.{number}", parameter) for number, parameter in enumerate(others))
+
+
+def _gradients(run: Run) -> dict[str, Tensor]:
+    """Return the gradients that matter; to an optimizer no gradient and a gradient of zeros are not the same.
+
+    If no window is open, the gradients of the update before are still there. Opening a window drops them if the
+    optimizer has torch's own `zero_grad`, so they are left out. What another `zero_grad` does with them is unknown, and
+    those of a parameter that no optimizer holds are never cleared, so both are kept.
+    """
+    dropped: set[int] = set() if run.position.window.steps else run.runtime.optimizers.cleared()
+    named = ((name, parameter) for name, parameter in _named_parameters(run) if id(parameter) not in dropped)
+    return {name: parameter.grad for name, parameter in named if parameter.grad is not None}

@@ -1,0 +1,197 @@
+"""`restore`: put a run in `idle` where a checkpoint was taken. It knows nothing of files."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Any
+
+from heptad.checkpoints.capture import filter_key
+from heptad.checkpoints.form import (
+    StoredCounters,
+    StoredPlugin,
+    StoredPosition,
+    StoredSections,
+    StoredWindow,
+)
+from heptad.checkpoints.identity import check_optimizers, check_run, environment, environment_differences
+from heptad.checkpoints.modules import modules_of, restore_module
+from heptad.checkpoints.parameters import restore_optimizers
+from heptad.data.placement import place
+from heptad.errors import CheckpointError, in_a_line
+from heptad.plugin.contract import Plugin
+from heptad.plugin.detour_state import DetourState
+from heptad.plugin.manager import PluginManager, plugin_state
+from heptad.plugin.subscription import Subscription
+from heptad.record.counters import Counters
+from heptad.run.guards import is_update_due
+from heptad.run.run import Run
+
+Build = Callable[[Run], object]
+"""What builds the optimizers and places the network: the body of `before_loop`, without its seeding."""
+
+
+def restore(
+    run: Run,
+    sections: StoredSections,
+    manager: PluginManager,
+    detours: Sequence[DetourState],
+    subscriptions: Sequence[Subscription],
+    build: Build,
+) -> list[str]:
+    """Restore a run in `idle`; all but the global random generators.
+
+    The order matters:
+
+    1. Everything is compared with the live objects, before any of them changes.
+    2. The data: a place that is found by reading may fail, and draws what the data draw.
+    3. Plugins, before the modules: one that refuses its state gives the others theirs back, and the weights are still
+       what they were; and what a plugin does to a module while it loads its state is overwritten by what is stored.
+    4. Modules, then the optimizers, whose parameters they are, then the gradients.
+    5. The position and the log: a run that failed to be restored is still in `idle`.
+
+    The generators come after plugins were opened, which may draw from them: `Resumption.settle` does that.
+
+    Returns:
+        What the log is to say: data that were read, differences that may change bits.
+
+    Raises:
+        CheckpointError: If the run is not the one that the checkpoint is of, with every difference, one a line. Nothing
+            has changed then.
+    """
+    stored = sections.run
+    check_run(run, manager.plugins, sections)
+    _check_position(run, len(detours), stored.position)
+    if stored.position.node != "before_loop":  # whose body builds the optimizers
+        build(run)
+        check_optimizers(run, sections.optimizers, stored.position.optimizers)
+    notes = environment_differences(stored.environment, environment(run.runtime.device))
+    run.runtime.feed.seed = stored.position.seed
+    read = run.runtime.feed.restore(stored.data)
+    _restore_plugins(run, manager, sections.plugins, stored.detached, notes)
+    for name, module in modules_of(run).items():
+        if (state := sections.module(name)) is not None:
+            restore_module(module, state, run.runtime.device)
+    restore_optimizers(run, sections.optimizers)
+    run.buffer.recorded.restore(stored.values.columns())
+    _restore_position(run, detours, subscriptions, stored.position)
+    cut = _cut_short(run, stored.identity.config.get("max_updates"))
+    return [*notes, *filter(None, (read, cut))]
+
+
+def _check_position(run: Run, detours: int, position: StoredPosition) -> None:
+    """Refuse a position that no run of this table has; the tables were compared."""
+    node, counted = position.node, len(position.visits)
+    number = run.table.index.get(node)
+    if number is None or run.table.states[number].kind in ("end", "failed") or node == run.table.start.name:
+        raise CheckpointError(f"the checkpoint says that the run was in {node!r}, where no run can be resumed")
+    if counted != detours:
+        raise CheckpointError(f"the checkpoint counts {counted} detours, and there are {detours}")
+
+
+def _restore_position(
+    run: Run, detours: Sequence[DetourState], subscriptions: Sequence[Subscription], stored: StoredPosition
+) -> None:
+    at = run.position
+    run.id = stored.id
+    for name in StoredCounters.model_fields:
+        setattr(at, name, getattr(stored.placed, name))
+    for name in StoredWindow.model_fields:
+        setattr(at.window, name, getattr(stored.window, name))
+    at.node, at.body_done = run.table.index[stored.node], stored.body_done
+    at.loss = stored.loss
+    at.batch = place(stored.batch[0], run.runtime.device) if stored.batch else None
+    _restore_ending(run, stored)
+    for detour, last in zip(detours, stored.visits, strict=True):
+        detour.last = last
+    counted = {tuple(key): (count, done) for *key, count, done in stored.filters}
+    for row in subscriptions:
+        row.filter.restore(*counted.get(filter_key(row), (0, False)))
+    at.update_due = is_update_due(at)
+    run.plan_windows()
+    _restore_log(run, stored)
+
+
+def _restore_ending(run: Run, stored: StoredPosition) -> None:
+    """Work out whether the run is ending: `max_updates` may be another now, a stop that was asked for stays."""
+    at, limit = run.position, run.config.max_updates
+    reached = limit is not None and at.update >= limit
+    at.ending = stored.stopped or reached
+    at.reason = stored.reason if stored.stopped else f"max_updates={limit} reached" if reached else None
+
+
+def _restore_log(run: Run, stored: StoredPosition) -> None:
+    """Let the log begin at the position; what windows hold and what was asked for is known from there on."""
+    at, buffer = run.position, run.buffer
+    buffer.facts["optimizers"] = [options.plain() for options in stored.optimizers]
+    buffer.windows[:] = [(stored.seq, at.window.size)]
+    buffer.stops[:] = [stored.seq] if stored.stopped else []
+    buffer.restore(stored.seq, at.node, Counters(at.epoch, at.batch_index, at.step, at.update, at.window.steps))
+    for seq, what, text, time_ns in stored.notes:
+        buffer.put_note(seq, what, text, time_ns)
+
+
+def _cut_short(run: Run, limit: int | None) -> str:
+    """Return a note if `max_updates`, raised since, ended an epoch in its middle: that epoch is counted."""
+    at, batches = run.position, run.runtime.feed.batches
+    over = run.state == "after_epoch" or not at.epoch_open
+    if limit is None or at.update < limit or at.ending or not over or not at.batch_index:
+        return ""
+    if batches is not None and batches - at.batch_index < at.needed:
+        return ""
+    epoch = at.epoch if at.epoch_open else at.epoch - 1
+    cut, of = ("may have been cut", "") if batches is None else ("was cut", f" of its {batches}")
+    return (
+        f"epoch {epoch} {cut} short by max_updates={limit}, after {at.batch_index}{of} batches, and is counted; a run "
+        "asked for more updates at once would have continued it"
+    )
+
+
+def _restore_plugins(
+    run: Run,
+    manager: PluginManager,
+    states: Mapping[str, StoredPlugin],
+    detached: Collection[str],
+    notes: list[str],
+) -> None:
+    """Begin each plugin and restore it; if one that the run needs refuses, those before it get their states back.
+
+    One that was detached stays so, and one with `on_error="detach"` that refuses is detached: else the run would not be
+    the one that was never paused, or could not be resumed at all.
+    """
+    before: list[tuple[Plugin, dict[str, Any]]] = []
+    failed: list[str] = []
+    for plugin in manager.plugins:
+        may_fail = plugin.on_error == "detach"
+        if plugin.name in detached and may_fail:
+            failed.append(plugin.name)
+            notes.append(f"the plugin {plugin.name} was detached before the checkpoint was taken: it is called no more")
+            continue
+        if plugin.name not in states:
+            plugin.on_begin(run)
+            notes.append(f"the plugin {plugin.name} has no state in the checkpoint: it begins here")
+            continue
+        try:
+            own = plugin_state(plugin)
+        except Exception:
+            if not may_fail:
+                raise
+        else:
+            before.append((plugin, own))
+        try:
+            plugin.on_begin(run)
+            plugin.load_state_dict(states[plugin.name].state)
+        except Exception as error:
+            what = f"the plugin {plugin.name} cannot load its state: {in_a_line(error)}"
+            if may_fail:
+                failed.append(plugin.name)
+                notes.append(f"{what}; it is called no more")
+                continue
+            for other, state in before[:-1]:
+                other.load_state_dict(state)
+            raise CheckpointError(what) from error
+    for name in failed:
+        manager.detach(name)
+    here = {plugin.name for plugin in manager.plugins}
+    notes += [
+        f"the plugin {name} of the checkpoint is not here: its state is left out" for name in states if name not in here
+    ]

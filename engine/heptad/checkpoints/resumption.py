@@ -1,0 +1,110 @@
+"""`Resumption`: how a run begins, is captured, and is resumed from a checkpoint."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from heptad.checkpoints.capture import capture
+from heptad.checkpoints.finding import find, stores_of
+from heptad.checkpoints.form import StoredBeginning
+from heptad.checkpoints.identity import changed_options
+from heptad.checkpoints.modules import describe_module, modules_of
+from heptad.checkpoints.restore import Build, restore
+from heptad.data.generators import restore_states
+from heptad.errors import EngineError
+from heptad.plugin.detour_state import DetourState
+from heptad.plugin.manager import PluginManager
+from heptad.plugin.subscription import Subscription
+from heptad.run.run import Run
+from heptad.run.snapshot import Snapshot
+
+
+class Resumption:
+    """What checkpoints need of an engine: its plugins, and what only the beginning of a run shows.
+
+    In the order in which the engine calls: `resume` if asked for, `begin`, then plugins are opened, `settle`.
+
+    Args:
+        manager: The plugins.
+        detours: What the guards of the detours count.
+        subscriptions: The handlers; the list may still grow.
+    """
+
+    def __init__(
+        self, manager: PluginManager, detours: Sequence[DetourState], subscriptions: Sequence[Subscription]
+    ) -> None:
+        self._manager = manager
+        self._detours = detours
+        self._subscriptions = subscriptions
+        self._first: dict[str, StoredBeginning | None] = {}
+        """What each module was before the first turn: handlers may change its options later."""
+        self._options: dict[str, Mapping[str, str]] = {}
+        """The parts of each module in the checkpoint that the run was resumed from."""
+        self._generators: Mapping[str, Any] | None = None
+        """States of the global generators from a checkpoint, until `settle` restores them."""
+
+    def begin(self, run: Run) -> None:
+        """Describe the modules of a run in `idle`, before plugins are opened."""
+        if run.state == "idle":
+            self._first.update((name, describe_module(module)) for name, module in modules_of(run).items())
+
+    def capture(self, run: Run) -> Snapshot:
+        """Return everything that the rest of the run depends on, see `capture`."""
+        return capture(run, self._manager, self._detours, self._subscriptions, self._first)
+
+    def resume(self, run: Run, source: str | os.PathLike[str], build: Build) -> None:
+        """Restore a run from a checkpoint, all but the global generators.
+
+        A run that was restored from this checkpoint and has made no turn since, because a plugin failed to open, is
+        left as it is.
+
+        Args:
+            run: The run, in `idle`.
+            source: A directory of checkpoints, one checkpoint, or `"auto"`.
+            build: Builds the optimizers and places the network.
+
+        Raises:
+            EngineError: If the run has begun, or was restored from another checkpoint.
+            CheckpointError: If there is no sound checkpoint, or the run is not the one that it is of.
+        """
+        if run.state != "idle" and self._generators is None:
+            raise EngineError(
+                f"run(resume=…) was called on a run that is in {run.state}; call run() to continue it, or build a new "
+                "Engine to resume from a checkpoint"
+            )
+        found = find(source, stores_of(self._manager.plugins))
+        if self._generators is not None:
+            if found is None or found.path.resolve() != Path(run.resumed_from or "").resolve():
+                raise EngineError(
+                    f"run(resume=…) names {'no checkpoint' if found is None else found.path}, but this run was resumed "
+                    f"from {run.resumed_from} before; call run() to continue it, or build a new Engine"
+                )
+            return
+        if found is None:
+            run.afresh = True
+            run.note_of("resume", "there is no checkpoint yet: the run begins at its start")
+            return
+        notes = restore(run, found.sections, self._manager, self._detours, self._subscriptions, build)
+        for name in modules_of(run):
+            if (stored := found.sections.module(name)) is not None:
+                self._first[name], self._options[name] = stored.first, stored.parts
+        self._generators = found.sections.run.random
+        run.resumed_from = str(found.path)
+        run.note_of("resume", f"goes on from {found.path.name}, #{run.seq} in {run.state}")
+        for text in (*found.damage, *notes):
+            run.note_of("resume", text)
+
+    def settle(self, run: Run) -> None:
+        """Restore the global generators of a run that was resumed, and note which options nobody has restored.
+
+        Called when plugins are open: opening them may draw random numbers, and may change options.
+        """
+        if self._generators is None:
+            return
+        restore_states(self._generators)
+        self._generators = None
+        for text in changed_options(run, self._options):
+            run.note_of("resume", text)
