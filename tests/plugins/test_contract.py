@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import ast
-from importlib import import_module
-from pathlib import Path
 from typing import Any
 
 import pytest
