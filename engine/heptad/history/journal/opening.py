@@ -32,7 +32,7 @@ def open_to_write(path: Path, table: Table, run: str) -> tuple[sqlite3.Connectio
         check_head(path)
     connection = sqlite3.connect(path, isolation_level=None)
     try:
-        new = _make(connection, table, run)
+        new = _make_log(connection, table, run)
         _write_ahead(connection, path)
         lock(connection, path)
     except BaseException:
@@ -41,7 +41,7 @@ def open_to_write(path: Path, table: Table, run: str) -> tuple[sqlite3.Connectio
     return connection, new
 
 
-def _make(connection: sqlite3.Connection, table: Table, run: str) -> bool:
+def _make_log(connection: sqlite3.Connection, table: Table, run: str) -> bool:
     """Make an empty log where there is nothing, and return whether this did it."""
     connection.execute(f"PRAGMA busy_timeout = {BUSY_MS}")
     # The schema is written before the file enters write-ahead mode. So its head is in the file itself, not beside it.
