@@ -10,6 +10,7 @@ import os
 import platform
 import sqlite3
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -74,11 +75,9 @@ def build(name: str, broken: bool) -> Engine:
 
 
 def drive(engine: Engine) -> None:
-    try:
+    with suppress(ValueError):  # of Odd
         while not engine.current.ended:
             engine.run(resume="auto" if engine.current.state == "idle" else None)
-    except ValueError as error:
-        assert engine.current.state == "failed", error
 
 
 def read(name: str) -> dict[str, Any]:
