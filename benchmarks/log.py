@@ -39,7 +39,7 @@ import torch
 
 from heptad import Plugin, TransitionLog
 from heptad.history.journal.writer import FileWriter
-from heptad.record.buffer import CHUNK, LogBuffer, Packed
+from heptad.record.buffer import CHUNK, LogBuffer, PackedChunk
 from heptad.record.counters import Counters
 from heptad.table import Table, training_table
 from heptad_plugins import Journal
@@ -144,7 +144,7 @@ def write_synthetic(path: Path, transitions: int) -> float:
         times = clock + np.cumsum(random.lognormal(11, 1.5, CHUNK).astype(np.int64))
         steps = number * CHUNK // PER_STEP
         at = Counters(0, steps, steps, steps, 0)
-        packed = Packed(number * CHUNK, clock, 1_700_000_000 * 10**9, at, (), (), arcs, array("q", times.tolist()))
+        packed = PackedChunk(number * CHUNK, clock, 1_700_000_000 * 10**9, at, (), (), arcs, array("q", times.tolist()))
         writer.transitions([packed])
         clock = int(times[-1])
         if number % 8 == 7:

@@ -68,7 +68,7 @@ def assert_same(path: Path, run: Run) -> None:
 
 
 def same_values(one: list[Any], other: list[Any]) -> bool:
-    """Compares recorded values, bit by bit; NaN is the same as NaN."""
+    """Compare recorded values, bit by bit; NaN is the same as NaN."""
 
     def plain(values: list[Any]) -> list[Any]:
         return [replace(value, value=value.value.hex()) for value in values]
@@ -111,7 +111,6 @@ class Talker(Witness):
         run.record("number", run.step)
         run.record("nan", float("nan"))
         run.record("inf", -math.inf)
-        run.record("minus zero", -0.0)
         run.record("tensor", torch.tensor(run.step / 3))
         if run.step % 2:
             run.note(f"step {run.step}\n\0 'quoted' ü 漢")
@@ -203,13 +202,21 @@ def times_in(view: Any) -> int:
     return sum(len(chunk.times()) for chunk in view.chunks)
 
 
-def test_values_and_notes_that_sqlite_has_no_word_for(tmp_path):
-    """Half a surrogate pair and -0.0 are read back as they were; SQL shows one written out, and the other as 0.0."""
-    odd = "caf\udce9 ü \\udce9 \ud83d\ude00"
+def test_minus_zero_is_zero_in_the_file(tmp_path):
+    """SQLite stores no sign of zero."""
+    run, path = small_engine(1).current, tmp_path / "run"
+    run.record("minus zero", -0.0)
+    write(path, run)
+    assert [math.copysign(1, value.value) for value in FileSource(path).values()] == [1]
+    assert rows(path, "SELECT value, typeof(value) FROM recorded") == [(0, "real")]
+
+
+def test_text_with_half_a_surrogate_pair_is_written_out(tmp_path):
+    """SQLite holds no such text, and a name of a file that is not UTF-8 must not end a run."""
+    odd, written_out = "caf\udce9 ü \U0001f600", "caf\\udce9 ü \U0001f600"
     engine = small_engine(1)
     engine.on_exit("after_step")(lambda run: run.note(odd))
-    engine.on_exit("after_step")(lambda run: run.record(odd, -0.0))
-    engine.on_exit("after_step")(lambda run: run.record("plain", 0.0))
+    engine.on_exit("after_step")(lambda run: run.record(odd, 1.0))
 
     def fails(run: Run) -> None:
         raise ValueError(odd)
@@ -219,17 +226,24 @@ def test_values_and_notes_that_sqlite_has_no_word_for(tmp_path):
     path = tmp_path / "run"
     write(path, engine.current)
     source = FileSource(path)
-    assert source.notes(0)[0].text == odd
-    assert [(value.name, math.copysign(1, value.value)) for value in source.values()] == [(odd, -1), ("plain", 1)]
-    assert source.failure == engine.current.buffer.failure
-    (note, *_) = rows(path, "SELECT text FROM notes")
-    assert note == (r"caf\udce9 \xfc \\udce9 \ud83d\ude00",)
-    assert rows(path, "SELECT name, value, typeof(value) FROM recorded") == [(*note, 0, "real"), ("plain", 0, "real")]
-    writer = FileWriter(path, source.table, source.run)
-    writer.begin(source.view().end, None)
-    writer.record(engine.current.buffer.columns(0))  # under the names that stand there
+    assert source.notes(0)[0].text == written_out
+    assert [value.name for value in source.values()] == [written_out]
+    assert source.failure is not None
+    assert source.failure.error == f"ValueError: {written_out}"
+    assert rows(path, "SELECT text FROM notes LIMIT 1") == [(written_out,)]
+    assert rows(path, "SELECT name, value FROM recorded") == [(written_out, 1.0)]
+
+
+def test_a_name_with_half_a_surrogate_pair_is_found_again(tmp_path):
+    """By a writer that continues the file: names are unique in it."""
+    run, path = small_engine(1).current, tmp_path / "run"
+    run.record("caf\udce9", 1.0)
+    write(path, run)
+    writer = FileWriter(path, run.table, run.id)
+    writer.begin(0, None)
+    writer.record(run.buffer.columns(0))
     writer.close(finished=True)
-    assert [value.name for value in FileSource(path).values()] == [odd, "plain"] * 2
+    assert [value.name for value in FileSource(path).values()] == ["caf\\udce9"] * 2
 
 
 # -- what is no log

@@ -20,8 +20,8 @@ from torch import nn
 from torch.optim.lr_scheduler import StepLR
 from torch.utils.data import TensorDataset
 
+import heptad.history.journal.recorder
 import heptad.record.buffer
-import heptad_plugins._recorder
 from builders import CLASSES, FEATURES, Planned, Side, batches, records, small_engine, small_network
 from heptad import Components, Detour, Engine, Plugin, PluginError, Run, RunConfig, TransitionLog
 from heptad.errors import LogError
@@ -125,7 +125,7 @@ def test_the_file_is_written_in_the_middle_of_a_long_body(tmp_path):
 def test_flush_every_says_how_many_may_be_missing(most, chunk, tmp_path, monkeypatch):
     """At every event of the run, whatever else makes the loop look up."""
     monkeypatch.setattr(heptad.record.buffer, "CHUNK", chunk)
-    monkeypatch.setattr(heptad_plugins._recorder, "INTERVAL", 1e6)
+    monkeypatch.setattr(heptad.history.journal.recorder, "INTERVAL", 1e6)
     path = tmp_path / "run.journal"
     missing: list[int] = []
     engine = small_engine(6, [Journal(path, most)], epochs=2)
@@ -144,7 +144,7 @@ def test_flush_every_says_how_many_may_be_missing(most, chunk, tmp_path, monkeyp
 
 def test_the_file_is_not_behind_a_checkpoint_nor_a_paused_run(tmp_path, monkeypatch):
     """It is written on entry to `checkpoint`, and before what other plugins do on being paused."""
-    monkeypatch.setattr(heptad_plugins._recorder, "INTERVAL", 1e6)
+    monkeypatch.setattr(heptad.history.journal.recorder, "INTERVAL", 1e6)
     path = tmp_path / "run.journal"
     ends: list[tuple[int, int]] = []
 
@@ -172,8 +172,8 @@ def test_the_file_is_not_behind_a_checkpoint_nor_a_paused_run(tmp_path, monkeypa
 def test_nothing_is_lost_where_the_disk_is_slow(tmp_path, monkeypatch):
     """The run waits: no more than some chunks are held in memory."""
     monkeypatch.setattr(heptad.record.buffer, "CHUNK", 3)
-    monkeypatch.setattr(heptad_plugins._recorder, "TOGETHER", 1)
-    monkeypatch.setattr(heptad_plugins._recorder, "WAITING", 2)
+    monkeypatch.setattr(heptad.history.journal.recorder, "TOGETHER", 1)
+    monkeypatch.setattr(heptad.history.journal.recorder, "WAITING", 2)
     commit = FileWriter.commit
     monkeypatch.setattr(FileWriter, "commit", lambda self: (time.sleep(0.003), commit(self)))
     path = tmp_path / "run.journal"
@@ -305,7 +305,7 @@ def test_a_run_does_not_wait_for_a_writer_that_is_gone(tmp_path, monkeypatch):
     """Chunks that nobody will write are let go of."""
     breaks_after(monkeypatch, 1)
     monkeypatch.setattr(heptad.record.buffer, "CHUNK", 3)
-    monkeypatch.setattr(heptad_plugins._recorder, "WAITING", 2)
+    monkeypatch.setattr(heptad.history.journal.recorder, "WAITING", 2)
     journal = Journal(tmp_path / "run.journal", flush_every=100, on_error="detach")
     assert small_engine(50, [journal]).run().state == "finished"
 
@@ -609,7 +609,7 @@ def test_a_resumed_run_needs_all_transitions_before_it(tmp_path):
     engine = training(Journal(path))
     engine.run(until=lambda run: run.buffer.seq == 10)
     before = path.read_bytes()
-    with pytest.raises(PluginError, match="ends before transition 10, the run goes on from 30: those between"):
+    with pytest.raises(PluginError, match="ends before transition 10, the run continues from 30: those between"):
         resumed(path, engine.current.id, 30).run()
     assert path.read_bytes() == before
 

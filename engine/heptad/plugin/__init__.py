@@ -10,6 +10,8 @@ _HOMES = {
     "Detour": "plugin.detour",
     "Filter": "plugin.filter",
     "Follower": "record.buffer",
+    "JournalFile": "history.journal.file",
+    "JournalRecorder": "history.journal.recorder",
     "Metric": "step.metrics",
     "Note": "record.events",
     "Plugin": "plugin.contract",

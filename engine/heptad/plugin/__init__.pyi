@@ -1,5 +1,7 @@
 from heptad.checkpoints.store import Store as Store
 from heptad.errors import Unfinished as Unfinished
+from heptad.history.journal.file import JournalFile as JournalFile
+from heptad.history.journal.recorder import JournalRecorder as JournalRecorder
 from heptad.plugin.contract import Plugin as Plugin
 from heptad.plugin.contract import on_enter as on_enter
 from heptad.plugin.contract import on_exit as on_exit

@@ -28,7 +28,7 @@ _MOST_ARCS = 1 << 16
 
 
 @dataclass(frozen=True, slots=True)
-class Packed:
+class PackedChunk:
     """A `Chunk` in memory."""
 
     seq: int
@@ -67,13 +67,13 @@ class OpenChunk:
         self.skipped: list[int] = []
         self.gaps: list[tuple[int, int]] = []
 
-    def packed(self) -> Packed:
+    def packed(self) -> PackedChunk:
         """Returns what stands in it now."""
         times = array("q", self.times)  # first: an arc is appended before its time, so there is one for each
         arcs = array("H", self.arcs[: len(times)])
         skipped = tuple(place for place in self.skipped if place < len(times))
         gaps = tuple(gap for gap in self.gaps if gap[0] < len(times))
-        return Packed(self.seq, self.clock, self.offset, self.counters, skipped, gaps, arcs, times)
+        return PackedChunk(self.seq, self.clock, self.offset, self.counters, skipped, gaps, arcs, times)
 
 
 class Follower(Protocol):
@@ -88,7 +88,7 @@ class Follower(Protocol):
         """See above."""
         ...
 
-    def packed(self, chunk: Packed) -> None:
+    def packed(self, chunk: PackedChunk) -> None:
         """Takes a chunk that is full."""
         ...
 
@@ -132,7 +132,7 @@ class LogBuffer:
         self._offset = time_ns() - monotonic_ns()
         self._paused_at: int | None = monotonic_ns()
         self._node = table.index[table.start.name]
-        packed: tuple[Packed, ...] = ()
+        packed: tuple[PackedChunk, ...] = ()
         self._written = packed, OpenChunk(0, self._paused_at, self._offset, Counters())
 
     def __reduce__(self) -> NoReturn:
@@ -262,7 +262,7 @@ class LogBuffer:
         chunks = (*packed, last) if len(last) else packed
         return View(chunks, max(oldest, end - self.capacity), end)
 
-    def open_chunk(self) -> Packed:
+    def open_chunk(self) -> PackedChunk:
         """Returns what stands in the chunk that is being written; at any time, from any thread."""
         return self._written[1].packed()
 

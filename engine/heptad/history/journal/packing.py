@@ -1,8 +1,13 @@
 """How the arcs and times of a chunk become one blob: 2 to 4 bytes a transition.
 
-Each transition is ten bytes: the number of its arc in two, the time since the one before in eight, the lowest byte
-first. The blob holds the first byte of all transitions, then the second of all, and so on, deflated (zlib, level 1):
-what is the same for all of them takes no room so. zlib's own checksum guards it.
+A transition is ten bytes: the number of its arc in two, then the nanoseconds since the one before in eight, both with
+the lowest byte first. The blob has the bytes in planes, deflated (zlib, level 1), which guards them with its checksum:
+
+    plane 0: arc, low byte, of transition 0, 1, 2 …      (the path repeats, so it deflates well)
+    plane 1: arc, high byte, of transition 0, 1, 2 …     (all 0 below 256 arcs)
+    plane 2: time, lowest byte, of transition 0, 1, 2 …  (noise: this is what the blob consists of)
+    …
+    plane 9: time, highest byte, of transition 0, 1 …    (0, as in planes 6 to 8, for turns below 4 s)
 """
 
 from __future__ import annotations
@@ -16,13 +21,13 @@ from heptad.record.chunk import Ints
 _ARC, _WHOLE = 2, 10
 
 
-def pack(arcs: Ints, times: Ints, clock: int) -> bytes:
-    """Returns the blob.
+def pack_turns(arcs: Ints, times: Ints, clock: int) -> bytes:
+    """Return the blob of a chunk.
 
     Args:
         arcs: The number of the arc of each transition, below 65,536.
-        times: When each was made, in nanoseconds; they never fall.
-        clock: What the times begin from, on their clock.
+        times: When each was made, in nanoseconds; never decreasing.
+        clock: The time of the transition before the first, on the same clock.
     """
     planes = np.empty((len(arcs), _WHOLE), dtype=np.uint8)
     planes[:, :_ARC] = arcs.astype("<u2").view(np.uint8).reshape(-1, _ARC)
@@ -30,12 +35,12 @@ def pack(arcs: Ints, times: Ints, clock: int) -> bytes:
     return zlib.compress(planes.T.tobytes(), level=1)
 
 
-def unpack(blob: bytes, count: int, clock: int) -> tuple[Ints, Ints]:
-    """Returns the arcs and the times.
+def unpack_turns(blob: bytes, count: int, clock: int) -> tuple[Ints, Ints]:
+    """Return the arcs and the times.
 
     Raises:
         zlib.error: If the blob is damaged.
-        ValueError: If it does not hold as many transitions.
+        ValueError: If it does not hold that many transitions.
     """
     held = zlib.decompress(blob)
     if len(held) != count * _WHOLE:

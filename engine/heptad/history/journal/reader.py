@@ -24,15 +24,13 @@ from heptad.errors import LogError, TableError
 from heptad.history.decode import BLOCK
 from heptad.history.journal import schema
 from heptad.history.journal.head import check_head, size_beside
-from heptad.history.journal.packing import unpack
+from heptad.history.journal.lock import BUSY_MS
+from heptad.history.journal.packing import unpack_turns
 from heptad.record.chunk import Call, Effects, Failure, Ints, View
 from heptad.record.counters import Counters
 from heptad.record.events import Note
 from heptad.record.values import Recorded
 from heptad.table import Table
-
-BUSY_MS = 30_000
-"""How long a reader waits where a writer is putting the file in order, at its opening or its closing."""
 
 _UNPACKED = BLOCK
 """Chunks that are kept unpacked, 16 kB each: a question asks several things of a chunk, or of all chunks of a block."""
@@ -262,7 +260,7 @@ class FileSource:
 
     def unpacked(self, blob: bytes, chunk: FileChunk) -> tuple[Ints, Ints]:
         """Unpacks the body of a chunk."""
-        arcs, times = unpack(blob, len(chunk), chunk.clock)
+        arcs, times = unpack_turns(blob, len(chunk), chunk.clock)
         if not len(arcs) or arcs.max() >= self._arcs:
             raise ValueError(f"the chunk at transition {chunk.seq} is empty or names an arc that the table lacks")
         arcs.flags.writeable = times.flags.writeable = False

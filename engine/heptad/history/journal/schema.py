@@ -32,9 +32,8 @@ Tables behind them:
 | `stop` | the transitions whose guards are the first to see that a stop was asked for |
 | `superseded_…` | what a run had written when it was resumed from before it, and `session`, the one that found it |
 
-SQLite has no word for three things. NaN is NULL. -0.0 is a blob of its eight bytes, which the view shows as 0.0. Text
-that holds half a surrogate pair is a blob of its letters and escapes, as Python's codec `unicode_escape` writes them,
-which the views show as text.
+NaN is NULL, since SQLite has no NaN; -0.0 is 0.0. Half a surrogate pair in a text, as in names of files that are not
+UTF-8, is written out as an escape. The first writers of version 1 stored -0.0 and such texts as blobs, which are read.
 
 A reader needs no lock: in write-ahead mode it sees the file as it was when its transaction began. The writer holds the
 one lock for writing as long as it is open. `user_version` is the version of the schema; a reader refuses a newer one.
@@ -44,7 +43,6 @@ from __future__ import annotations
 
 import json
 import math
-import struct
 import zlib
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -55,9 +53,6 @@ APPLICATION_ID = 0x48505444
 VERSION = 1
 
 COUNTERS = 'epoch INTEGER NOT NULL, batch_index INTEGER NOT NULL, step INTEGER NOT NULL, "update" INTEGER NOT NULL'
-
-MINUS_ZERO = struct.pack(">d", -0.0)
-"""What -0.0 is in the file."""
 
 SUPERSEDED = ("transition", "note", "value", "call", "failure")
 """The tables whose rows are kept when a run is resumed from before them."""
@@ -111,10 +106,8 @@ SELECT t.seq, t.time_ns, {_AT.replace("time_ns", "t.time_ns")},
     coalesce(s.duration_ns, t.time_ns - (SELECT b.time_ns FROM transition b WHERE b.seq = t.seq - 1)) AS duration_ns,
     a.source, a.dest, coalesce(f.guards, a.guards) AS guards, t.epoch, t.batch_index, t.step, t."update"
 FROM transition t JOIN arc a ON a.number = t.arc LEFT JOIN stay s ON s.seq = t.seq LEFT JOIN failure f ON f.seq = t.seq;
-CREATE VIEW notes AS SELECT seq, time_ns, {_AT}, kind, CAST(text AS TEXT) AS text FROM note;
-CREATE VIEW recorded AS
-SELECT v.number, CAST(n.name AS TEXT) AS name, CASE typeof(v.value) WHEN 'blob' THEN 0.0 ELSE v.value END AS value,
-    v.seq, v.epoch, v.step, v."update"
+CREATE VIEW notes AS SELECT seq, time_ns, {_AT}, kind, text FROM note;
+CREATE VIEW recorded AS SELECT v.number, n.name, v.value, v.seq, v.epoch, v.step, v."update"
 FROM value v JOIN name n ON n.number = v.name;
 CREATE VIEW calls AS
 SELECT c.seq, h.who, h.edge, h.state, c.time_ns, c.duration_ns FROM call c JOIN handler h ON h.number = c.handler;
@@ -126,7 +119,7 @@ FROM superseded_transition t JOIN arc a ON a.number = t.arc;
 
 
 def statements() -> Iterator[str]:
-    """Yields what builds an empty file, in order."""
+    """Yield the statements that build an empty file, in order."""
     yield from (part for part in TABLES.split(";") if part.strip())
     for name in SUPERSEDED:
         yield f"CREATE TABLE superseded_{name} AS SELECT 0 AS session, * FROM {name}"
@@ -136,7 +129,7 @@ def statements() -> Iterator[str]:
 
 
 def arcs(table: Table) -> list[tuple[int, str, str, str, str]]:
-    """Returns the rows of `arc`: the table's arcs, then a failure for each state."""
+    """Return the rows of `arc`: the table's arcs, then a failure for each state."""
     rows = [
         (number, table.shown[arc.source], table.shown[arc.dest], json.dumps(table.asked(arc)), arc.source)
         for number, arc in enumerate(table.arcs)
@@ -147,40 +140,36 @@ def arcs(table: Table) -> list[tuple[int, str, str, str, str]]:
     return rows
 
 
-def stored_text(text: str) -> str | bytes:
-    """Returns what text is in the file: half a surrogate pair, as in names of files that are no UTF-8, is no text."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return text.encode("unicode_escape")
-    return text
+def stored_text(text: str) -> str:
+    """Return a text as SQLite can hold it: half a surrogate pair is written out."""
+    return text.encode(errors="backslashreplace").decode()
 
 
 def read_text(stored: str | bytes) -> str:
-    """Returns the text again."""
+    """Return a text from the file. A blob is one with half a surrogate pair, from an early writer of version 1."""
     return stored.decode("unicode_escape") if isinstance(stored, bytes) else stored
 
 
 def read_real(stored: object, number: int) -> float:
-    """Returns a recorded value again.
+    """Return a recorded value from the file.
 
     Raises:
-        ValueError: If it is none.
+        ValueError: If it is not a number.
     """
     if isinstance(stored, float):
         return stored
     if stored is None:
         return math.nan
-    if stored == MINUS_ZERO:
+    if stored == b"\x80" + bytes(7):  # -0.0, from an early writer of version 1
         return -0.0
     raise ValueError(f"value {number} is {stored!r}, which is no number")
 
 
 def whole(fields: Sequence[Any], what: str) -> Sequence[int]:
-    """Returns fields that are whole numbers.
+    """Return fields that are whole numbers.
 
     Raises:
-        ValueError: If they are not: SQLite lets anything stand in any column.
+        ValueError: If they are not: SQLite accepts anything in any column.
     """
     if not all(isinstance(field, int) for field in fields):
         raise ValueError(f"{what} has {fields!r} in place of whole numbers")
@@ -188,20 +177,20 @@ def whole(fields: Sequence[Any], what: str) -> Sequence[int]:
 
 
 def crc(*fields: Any) -> int:
-    """Returns the checksum of fields, for finding damage."""
+    """Return the checksum of fields, which finds damage."""
     return zlib.crc32("\x1f".join(map(str, fields)).encode())
 
 
 def signed(*fields: Any) -> tuple[Any, ...]:
-    """Returns a row with its checksum behind it."""
+    """Return a row with its checksum behind it."""
     return (*fields, crc(*fields))
 
 
 def checked(row: Sequence[Any], what: str) -> Sequence[Any]:
-    """Returns a row without its checksum.
+    """Return a row without its checksum.
 
     Raises:
-        ValueError: If it does not fit.
+        ValueError: If the checksum does not fit.
     """
     *fields, found = row
     if crc(*fields) != found:

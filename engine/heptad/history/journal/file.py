@@ -1,0 +1,157 @@
+"""`JournalFile`: the file that the log of a run is written to, and whether the run may have it."""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+import zlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal, Protocol
+
+from heptad.errors import LogError
+from heptad.history.journal.head import check_owner
+from heptad.history.journal.lock import discard
+from heptad.history.journal.reader import FileSource
+from heptad.history.journal.recorder import JournalRecorder
+from heptad.history.journal.writer import FileWriter
+from heptad.record.buffer import LogBuffer
+from heptad.record.events import Note
+
+_Way = Literal["new", "resume", "restart", "continue"]
+
+
+class JournaledRun(Protocol):
+    """What a journal needs of a run; `Run` has it."""
+
+    @property
+    def id(self) -> str:
+        """What tells this run from all others."""
+        ...
+
+    @property
+    def resumed_from(self) -> str | None:
+        """The checkpoint that it was resumed from."""
+        ...
+
+    @property
+    def afresh(self) -> bool:
+        """Whether it was to resume and there was no checkpoint yet."""
+        ...
+
+    @property
+    def buffer(self) -> LogBuffer:
+        """The log while it is written."""
+        ...
+
+
+class JournalFile:
+    """The file that the log of one run is written to, through all pauses of the run.
+
+    Args:
+        path: The file; missing folders are made.
+        overwrite: Whether to discard the log of another run in it.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], overwrite: bool = False) -> None:
+        self._path = Path(path)
+        self._overwrite = overwrite
+        self._run: str | None = None
+        """The id of the run that this object has written to the file."""
+        self._recorder: JournalRecorder | None = None
+        """What wrote it last."""
+
+    def record(self, run: JournaledRun, flush_every: int | None = None) -> JournalRecorder:
+        """Open the file and write the log of a run to it until the recorder is closed.
+
+        Args:
+            run: The run, between two turns.
+            flush_every: Transitions that the file may lack after a kill; `None` for those of the last second.
+
+        Returns:
+            The recorder. Call `check` now and then, `flush` where the file must not be behind, and `close` once.
+
+        Raises:
+            LogError: If the run may not have the file, or if it cannot be written.
+        """
+        try:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            way = self._way(run)
+            if way == "new":
+                discard(self._path)
+            earlier = self._recorder if way == "continue" else None
+            recorder = JournalRecorder(
+                run.buffer, self._path, lambda: self._adopt(run, way, earlier), flush_every, earlier
+            )
+            recorder.start(run.buffer.view().chunks, self._notes(run, way, earlier))
+        except (sqlite3.Error, OSError, ValueError, zlib.error) as error:
+            raise LogError(f"{self._path} cannot be written: {error}; name another file") from error
+        self._recorder, self._run = recorder, run.id
+        return recorder
+
+    def _way(self, run: JournaledRun) -> _Way:
+        """Return how to come by the file. Nothing is altered yet.
+
+        Raises:
+            LogError: If the run may not have the file.
+        """
+        if not self._path.exists() or not self._path.stat().st_size:
+            return "new"
+        if self._run == run.id:
+            return "continue"
+        check_owner(self._path)
+        if run.resumed_from is not None and self._holds(run):
+            return "resume"
+        if self._overwrite:
+            return "new"
+        if run.afresh:
+            return "restart"
+        raise LogError(
+            f"{self._path} holds the log of another run; name another file, remove this one, say overwrite=True, or "
+            "go on with that run: engine.run(resume=…)"
+        )
+
+    def _holds(self, run: JournaledRun) -> bool:
+        """Return whether the file holds the log of a run that was resumed.
+
+        Raises:
+            LogError: If it does, but lacks transitions that the run made before the checkpoint.
+        """
+        held = FileSource(self._path)
+        if held.run != run.id:
+            return False
+        end, seq = held.view().end, run.buffer.seq
+        if end < seq:
+            raise LogError(
+                f"{self._path} ends before transition {end}, the run continues from {seq}: those between are missing; "
+                "name another file"
+            )
+        return True
+
+    def _adopt(self, run: JournaledRun, way: _Way, earlier: JournalRecorder | None) -> FileWriter:
+        """Open the file, on the thread that writes."""
+        log = run.buffer
+        writer = FileWriter(self._path, log.table, run.id)
+        try:
+            if earlier is not None:
+                writer.continue_session(earlier.session)
+            else:
+                writer.begin(log.view().first, run.resumed_from)
+            if way == "resume":
+                writer.supersede(log.seq, len(log.recorded))
+            elif way == "restart":
+                writer.supersede(0, 0)
+                writer.hand_over(run.id)
+        except BaseException:
+            writer.abandon()
+            raise
+        return writer
+
+    def _notes(self, run: JournaledRun, way: _Way, earlier: JournalRecorder | None) -> Sequence[Note]:
+        """Return the notes of the log that the file lacks."""
+        if way == "resume":
+            return run.buffer.notes(run.buffer.seq)
+        notes = run.buffer.notes(0)
+        # By identity: two notes may be equal. The log may have dropped the last one that was written.
+        written = [number for number, note in enumerate(notes) if earlier is not None and note is earlier.last_note]
+        return notes[written[0] + 1 :] if written else notes

@@ -1,0 +1,241 @@
+"""`JournalRecorder`: take the log on the thread that drives the run, and write it to a file on another.
+
+Which thread may touch what:
+
+- The thread that drives the run calls `start`, `flush`, `check`, `close` and the methods of `Follower`.
+- The thread `heptad-journal` opens the file, and alone has the connection. It reads the log where `LogBuffer` says that
+  any thread may: the packed chunks, the open chunk, recorded values, calls.
+- `_wake` guards what both write: the chunks and the calls that wait, and the counts of `flush`.
+- Notes are taken without a lock, because a signal handler may make one: `deque` appends and pops atomically.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+import threading
+from collections import deque
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from heptad.errors import LogError, kind
+from heptad.history.journal.writer import FileWriter
+from heptad.record.buffer import LogBuffer, PackedChunk
+from heptad.record.chunk import Call, Chunk
+from heptad.record.events import Note
+
+INTERVAL = 0.25
+"""Seconds after which everything is written, even if no chunk is full, and in the middle of a long body."""
+TOGETHER = 8
+"""Full chunks that are written in one transaction, which costs as much as some hundred transitions."""
+WAITING = 64
+"""Full chunks that may wait. With more the run waits too: for about the time of 1,024 transitions."""
+
+_NO_LIMIT = 1 << 62
+
+_DISK_ERRORS = (OSError, sqlite3.OperationalError)
+"""Errors of the disk. A damaged file raises a plain `sqlite3.DatabaseError`, whose subclasses are mistakes in calls."""
+
+
+class JournalRecorder:
+    """Write the log of a run to a file on a thread of its own. `JournalFile.record` starts one.
+
+    A forked child has neither the thread nor a use for the connection, so nothing in it can touch the file.
+
+    Args:
+        log: The log that is followed.
+        path: The file, for messages.
+        adopt: Opens the file. It is called once, on the thread that writes, while `start` waits.
+        flush_every: Transitions that the file may lack after a kill; `None` for those of the last second.
+        earlier: The recorder that wrote the same run to the file before it was paused.
+
+    Attributes:
+        error: What writing raised. Nothing more is written then.
+        end: The number of the first transition that is not in the file.
+        last_note: The last note that was taken.
+        calls: How many calls of handlers were taken.
+        session: The number of the session in the file.
+    """
+
+    def __init__(
+        self,
+        log: LogBuffer,
+        path: Path,
+        adopt: Callable[[], FileWriter],
+        flush_every: int | None = None,
+        earlier: JournalRecorder | None = None,
+    ) -> None:
+        self._log = log
+        self._path = path
+        self._adopt = adopt
+        self._every = flush_every
+        self._chunks: deque[Chunk] = deque()
+        self._notes: deque[Note] = deque()
+        self._called: deque[Call] = deque()
+        self._wake = threading.Condition()
+        self._asked = self._done = 0
+        self._ending = self._finished = False
+        self._flushed = log.seq
+        self._raised = False
+        self.error: BaseException | None = None
+        self.end: int | None = None
+        self.last_note: Note | None = earlier.last_note if earlier else None
+        self.calls = earlier.calls if earlier else 0
+        self.session = earlier.session if earlier else 0
+        self._thread = threading.Thread(target=self._work, name="heptad-journal", daemon=True)
+
+    def start(self, chunks: Sequence[Chunk], notes: Sequence[Note]) -> None:
+        """Open the file and follow the log.
+
+        Args:
+            chunks: What is written first: all chunks that the log has kept.
+            notes: The notes among them that the file lacks.
+
+        Raises:
+            BaseException: What opening the file raised.
+        """
+        self._chunks.extend(chunks)
+        self._notes.extend(notes)
+        self._log.follow(self)
+        self._thread.start()
+        self.flush()
+        if self.error is not None:
+            self._log.leave(self)
+            raise self.error
+
+    def close(self, finished: bool) -> None:
+        """Write what is left and end the thread. What this raised is raised by `check`.
+
+        Args:
+            finished: Whether the run has ended, so that the file becomes one plain file.
+        """
+        self._log.leave(self)
+        with self._wake:
+            self._ending, self._finished = True, finished
+            self._wake.notify_all()
+        self._thread.join()
+
+    def flush(self) -> None:
+        """Wait until everything up to now is in the file, or until writing has failed."""
+        seq = self._log.seq
+        with self._wake:
+            self._asked += 1
+            mine = self._asked
+            self._wake.notify_all()
+            self._wake.wait_for(lambda: self._done >= mine or self.error is not None)
+        self._flushed = seq
+
+    def check(self) -> None:
+        """Raise what the thread has met, once, and stop following.
+
+        Raises:
+            LogError: If the file could not be written. The message says what is in it, and what to do.
+        """
+        if self.error is None or self._raised:
+            return
+        self._raised = True
+        self._log.leave(self)
+        raise LogError(f"{self._path} {self._failed(self.error)}") from self.error
+
+    def _failed(self, error: BaseException) -> str:
+        """Return what became of the file, and what to do."""
+        if not self._path.exists():
+            return (
+                f"is gone: it was removed or renamed while the run was writing it ({error}). Leave a journal in its "
+                "place until its run has ended"
+            )
+        held = f"the transitions before {self.end} are in it and can be read" if self.end else "it holds nothing"
+        if isinstance(error, _DISK_ERRORS) or type(error) is sqlite3.DatabaseError:
+            return f"cannot be written any more: {error}; {held}. Make room or name another disk"
+        return (
+            f"cannot be written any more: {kind(error)}: {error}; {held}. This is a fault in what was to be written, "
+            "not of the disk: look at what is noted and recorded"
+        )
+
+    # -- following, on the thread that drives the run
+
+    @property
+    def limit(self) -> int:
+        """Transitions after which `settled` must be called at the latest."""
+        return _NO_LIMIT if self._every is None else self._every - (self._log.seq - self._flushed)
+
+    def packed(self, chunk: PackedChunk) -> None:
+        """Take a full chunk; wait while too many are not yet written."""
+        with self._wake:
+            self._wake.wait_for(lambda: len(self._chunks) < WAITING or self.error is not None)
+            if self.error is None:
+                self._chunks.append(chunk)
+                self._take_calls()  # before the log drops those of its oldest chunk
+                if len(self._chunks) >= TOGETHER:
+                    self._wake.notify_all()
+
+    def noted(self, note: Note) -> None:
+        """Take a note."""
+        self._notes.append(note)
+
+    def settled(self) -> None:
+        """Flush if more transitions than `flush_every` allows would be missing."""
+        if self._every is not None and self._log.seq - self._flushed >= self._every and self.error is None:
+            self.flush()
+
+    # -- writing, on a thread of its own
+
+    def _work(self) -> None:
+        writer: FileWriter | None = None
+        try:
+            writer = self._adopt()
+            self.session = writer.session
+            while self._turn(writer):
+                pass
+        except BaseException as error:  # of every kind: `check` raises it on the other thread
+            if writer is not None:
+                writer.abandon()
+            with self._wake:
+                self.error = error
+                self._chunks.clear()
+                self._wake.notify_all()
+
+    def _turn(self, writer: FileWriter) -> bool:
+        """Wait for something to write, write it, and return whether there is more to come."""
+        with self._wake:
+            self._wake.wait_for(
+                lambda: self._asked > self._done or self._ending or len(self._chunks) >= TOGETHER, INTERVAL
+            )
+            asked, ending = self._asked, self._ending
+        self._write(writer)
+        if ending:
+            writer.close(self._finished)
+        with self._wake:
+            self._done = asked
+            self._wake.notify_all()
+        return not ending
+
+    def _write(self, writer: FileWriter) -> None:
+        """Write everything up to now.
+
+        Transitions are taken first. What belongs to them was logged before them, so it is in the same transaction.
+        """
+        log = self._log
+        newest = log.open_chunk()
+        with self._wake:
+            chunks = [*self._chunks, newest]
+            self._chunks.clear()
+            self._wake.notify_all()
+        failure = log.failure
+        writer.transitions(chunks, failure)
+        notes = [self._notes.popleft() for _ in range(len(self._notes))]
+        writer.notes(notes)
+        writer.record(log.columns(writer.values))
+        with self._wake:
+            self._take_calls()
+            calls = [self._called.popleft() for _ in range(len(self._called))]
+        writer.calls(calls)
+        writer.state(log.facts, log.windows, log.stops, failure)
+        writer.commit()
+        self.end = writer.end
+        self.last_note = notes[-1] if notes else self.last_note
+
+    def _take_calls(self) -> None:
+        """Take the calls since the last time. Both threads do, so hold the lock."""
+        calls = self._log.calls_since(self.calls)
+        self.calls += len(calls)
+        self._called.extend(calls)
