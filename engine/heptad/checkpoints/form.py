@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from array import array
 from pathlib import Path
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Self, cast
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -237,7 +237,7 @@ class StoredValues(Stored):
 
     def columns(self) -> Columns:
         """Return what `of` was given."""
-        name, value, place = (column.tolist() for column in (self.name, self.value, self.place))
+        name, value, place = (cast("list[Any]", column.tolist()) for column in (self.name, self.value, self.place))
         return Columns(self.names, array("H", name), array("d", value), array("q", place))
 
     @model_validator(mode="after")
