@@ -37,7 +37,7 @@ def write(path: Path, run: Run) -> None:
     writer = FileWriter(path, run.table, run.id)
     writer.begin(memory.view().first, None)
     writer.transitions(memory.view().chunks, memory.failure)
-    writer.notes(memory.notes(0))
+    writer.events(memory.events(0))
     writer.record(memory.columns(0))
     writer.calls(memory.calls_since(0))
     writer.state(memory.facts, memory.windows, memory.stops, memory.failure)
@@ -219,7 +219,7 @@ def test_values_and_notes_that_sqlite_has_no_word_for(tmp_path):
     path = tmp_path / "run"
     write(path, engine.current)
     source = FileSource(path)
-    assert source.notes(0)[0].text == odd
+    assert source.events(0)[0].text == odd
     assert [(value.name, math.copysign(1, value.value)) for value in source.values()] == [(odd, -1), ("plain", 1)]
     assert source.failure == engine.current.buffer.failure
     (note, *_) = rows(path, "SELECT text FROM notes")
@@ -476,7 +476,7 @@ def test_what_is_superseded_is_what_came_after_the_checkpoint(tmp_path):
         assert list(TransitionLog(source)) == list(run.log)[:seq]
         assert source.stops == [stop for stop, note in zip(run.buffer.stops, asked_for, strict=True) if note < seq]
         assert source.windows == [window for window in run.buffer.windows if window[0] < seq]
-        assert source.notes(0) == [note for note in run.log.notes() if note.seq < seq]
+        assert source.events(0) == [note for note in run.log.notes() if note.seq < seq]
         assert same_values(source.values(), kept)
 
 

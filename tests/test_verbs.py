@@ -417,7 +417,7 @@ def test_a_skipped_update_leaves_the_weights_alone():
     assert seen[2] == (1, True, [None, None])
     assert skipped == [False, True, False]
     assert (run.step, run.update) == (3, 2)
-    (note,) = run.log.notes("skip_update")
+    (note,) = run.log.notes("skip")
     assert (note.text, run.log[note.seq].dest) == ("a gradient is not finite", "optimizer_update")
 
 

@@ -33,6 +33,7 @@ from heptad.plugin.tracing import trace
 from heptad.plugin.verify import verify
 from heptad.ranks.strategy import Alone, Strategy
 from heptad.record.buffer import LogBuffer
+from heptad.record.events import Pause, Remark, Resume
 from heptad.run.guards import GUARDS, MID_STEP
 from heptad.run.run import Run
 from heptad.run.runtime import Runtime
@@ -346,14 +347,16 @@ class Engine:
             return
         if found is None:
             run.afresh = True
-            run.note_of("resume", "there is no checkpoint yet: the run begins at its start")
+            run.emit(Resume, checkpoint=None, state=run.state)
             return
-        notes = restore(run, self._holders, found.snapshot, partial(build, strategy=self._strategy))
+        findings = restore(run, self._holders, found.snapshot, partial(build, strategy=self._strategy))
         self._generators = found.snapshot.sections["run"]["random"]
         run.resumed_from = str(found.path)
-        run.note_of("resume", f"goes on from {found.path.name}, #{run.seq} in {run.state}")
-        for text in (*found.damage, *notes):
-            run.note_of("resume", text)
+        run.emit(Resume, checkpoint=found.path.name, state=run.state)
+        for text in found.damage:
+            run.emit(Remark, text)
+        for finding in findings:
+            run.emit(finding)
 
     def _settle(self) -> None:
         """Does what comes last when a run is resumed, now that plugins are open: both may have been theirs to change.
@@ -369,7 +372,7 @@ class Engine:
             seeding.restore(self._generators)
             self._generators = None
             for text in changed_options(self.current, self._holders.options):
-                self.current.note_of("resume", text)
+                self.current.emit(Remark, text)
 
     # -- the loop
 
@@ -388,7 +391,7 @@ class Engine:
                     return
                 here = reached is not None and reached(run)
                 if at.pause_requested is not None and self._may_pause():
-                    self._pause(at.pause_requested)
+                    self._pause(*at.pause_requested)
                     at.pause_requested = None
                     self._roster.pause(run)
                     return
@@ -398,11 +401,11 @@ class Engine:
         finally:
             memory.pause()
 
-    def _pause(self, reason: str) -> None:
+    def _pause(self, reason: str, requested: int | None = None) -> None:
         run = self.current
         run.paused = reason
         run.buffer.pause()  # what plugins save while it is paused takes none of the state's time
-        run.buffer.note("pause", reason, run.buffer.seq - 1)
+        run.buffer.emit(Pause, run.buffer.seq - 1, reason, requested)
 
     def _may_pause(self) -> bool:
         name = self.current.table.states[self.current.position.node].name

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from heptad.history.journal.writer import FileWriter
 from heptad.record.buffer import LogBuffer, Packed
 from heptad.record.chunk import Call, Chunk
-from heptad.record.events import Note
+from heptad.record.events import Event
 
 INTERVAL = 0.25
 """Seconds after which what there is is written, also where nothing is full and in the middle of a long body."""
@@ -44,7 +44,7 @@ class Recorder:
         self._adopt = adopt
         self._every = flush_every
         self._chunks: deque[Chunk] = deque()
-        self._notes: deque[Note] = deque()
+        self._notes: deque[Event] = deque()
         self._called: deque[Call] = deque()
         self._wake = threading.Condition()
         self._asked = self._done = 0
@@ -52,11 +52,11 @@ class Recorder:
         self._flushed = memory.seq
         self.error: BaseException | None = None
         self.end: int | None = None
-        self.last_note: Note | None = None
+        self.last_note: Event | None = None
         self.calls = 0
         self._thread = threading.Thread(target=self._work, name="heptad-journal", daemon=True)
 
-    def start(self, chunks: Sequence[Chunk], notes: Sequence[Note]) -> None:
+    def start(self, chunks: Sequence[Chunk], notes: Sequence[Event]) -> None:
         """Opens the file and begins to follow.
 
         Args:
@@ -114,9 +114,9 @@ class Recorder:
                 if len(self._chunks) >= TOGETHER:
                     self._wake.notify_all()
 
-    def noted(self, note: Note) -> None:
-        """Takes a note."""
-        self._notes.append(note)
+    def noted(self, event: Event) -> None:
+        """Take an event."""
+        self._notes.append(event)
 
     def settled(self) -> None:
         """Lets the file catch up where that was asked for."""
@@ -165,7 +165,7 @@ class Recorder:
         failure = memory.failure
         writer.transitions(chunks, failure)
         notes = [self._notes.popleft() for _ in range(len(self._notes))]
-        writer.notes(notes)
+        writer.events(notes)
         writer.record(memory.columns(writer.values))
         with self._wake:
             self._take_calls()

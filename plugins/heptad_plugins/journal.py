@@ -14,7 +14,7 @@ from heptad.errors import LogError
 from heptad.history.journal.head import check_owner
 from heptad.history.journal.reader import FileSource
 from heptad.history.journal.writer import FileWriter, discard
-from heptad.record.events import Note
+from heptad.record.events import Event
 from heptad_plugins._options import path_of, whole
 from heptad_plugins._recorder import Recorder
 
@@ -85,7 +85,7 @@ class Journal(Plugin):
         """Forgets the run before."""
         self._run: str | None = None  # the id of the run whose log this object has written
         self._session = 0
-        self._last_note: Note | None = None
+        self._last_note: Event | None = None
         self._calls = 0
         self._told = False
         self._seen = 0  # recorded values at the update before
@@ -100,7 +100,7 @@ class Journal(Plugin):
         if run.state == "idle" and run.id != self._run:
             self._begin()
         self._told = False
-        memory, notes = run.buffer, run.buffer.notes(0)
+        memory, notes = run.buffer, run.buffer.events(0)
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True)
             way = self._way(run)
@@ -256,7 +256,7 @@ class Journal(Plugin):
         return f"cannot be written any more: {error}; {held}. Make room or name another disk"
 
 
-def _after(last: Note | None, notes: Sequence[Note]) -> Sequence[Note]:
+def _after(last: Event | None, notes: Sequence[Event]) -> Sequence[Event]:
     """Returns the notes after one of them; all where it is not among them any more."""
     taken = [number for number, note in enumerate(notes) if note is last]
     return notes[taken[0] + 1 :] if taken else notes

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from time import time
 from typing import Any
 
@@ -22,6 +23,8 @@ from heptad.plugin.detour_state import DetourState
 from heptad.plugin.manager import PluginManager, state_of
 from heptad.plugin.subscription import Subscription
 from heptad.record.counters import Counters
+from heptad.record.event_codec import from_format_1, from_plain, to_plain
+from heptad.record.events import Detach, Event, Remark, StillDetached
 from heptad.run.guards import MID_STEP, is_update_due
 from heptad.run.run import Run
 from heptad.run.snapshot import Snapshot
@@ -41,6 +44,10 @@ _PLACED = (
     "skipped",
 )
 """Fields of `RunState` that are stored as they are."""
+
+
+Finding = Callable[[int, int], Event]
+"""Makes an event, given its transition and its time."""
 
 
 @dataclass(frozen=True)
@@ -104,13 +111,14 @@ def capture(run: Run, holders: Holders) -> Snapshot:
     return Snapshot(summary, sections)
 
 
-def restore(run: Run, holders: Holders, snapshot: Snapshot, build: Callable[[Run], object]) -> list[str]:
+def restore(run: Run, holders: Holders, snapshot: Snapshot, build: Callable[[Run], object]) -> list[Finding]:
     """Brings a run in `idle` to where a snapshot was taken; all but the global random generators.
 
     These come last, before the first turn: opening plugins may still draw from them.
 
     Returns:
-        What is to be noted of it: data that had to be walked, differences that may change bits.
+        What the log must hold of it, as events but for their place: detached plugins, data that had to be walked,
+        differences that may change bits.
 
     Raises:
         CheckpointError: If the run is not the one that the snapshot is of, with every difference, one a line. Nothing
@@ -124,16 +132,20 @@ def restore(run: Run, holders: Holders, snapshot: Snapshot, build: Callable[[Run
         build(run)
         check_optimizers(run, sections["optimizers"], position["optimizers"])
     run.runtime.feed.seed = position["seed"]
-    notes = unlike(state["environment"], environment(run.runtime.device))
+    findings = _remarks(*unlike(state["environment"], environment(run.runtime.device)))
     walked = run.runtime.feed.restore(state["data"])
-    _restore_plugins(run, holders.roster, sections["plugins"], state.get("detached", ()), notes)
+    _restore_plugins(run, holders.roster, sections["plugins"], state.get("detached", ()), findings)
     learned.restore(run, sections)
     for name in learned.modules_of(run):
         holders.first[name], holders.options[name] = sections[name].get("first"), sections[name]["parts"]
     run.buffer.recorded.restore(state["values"])
     _restore_position(run, holders, position)
     cut = _cut_short(run, state["identity"]["config"].get("max_updates"))
-    return [*notes, *filter(None, (walked, cut))]
+    return [*findings, *_remarks(walked, cut)]
+
+
+def _remarks(*texts: str | None) -> list[Finding]:
+    return [partial(Remark, text=text) for text in texts if text]
 
 
 def _check_node(run: Run, holders: Holders, position: Mapping[str, Any]) -> None:
@@ -196,7 +208,8 @@ def _capture_position(run: Run, holders: Holders) -> dict[str, Any]:
         "optimizers": memory.facts.get("optimizers", []),
         "visits": [visit.last_now(run) for visit in holders.visits],
         "filters": [[*_key(row), *row.filter.state()] for row in holders.subscriptions],
-        "notes": [[note.seq, note.kind, note.text, note.time_ns] for note in memory.notes(memory.seq)],
+        "notes": [],  # where format 1 stored the words of its events
+        "events": [to_plain(event) for event in memory.events(memory.seq)],
     }
 
 
@@ -227,8 +240,9 @@ def _restore_position(run: Run, holders: Holders, state: Mapping[str, Any]) -> N
     memory.stops[:] = [state["seq"]] if state["stopped"] else []
     window = at.window.steps
     memory.restore(state["seq"], at.node, Counters(at.epoch, at.batch_index, at.step, at.update, window))
-    for seq, what, text, time_ns in state["notes"]:
-        memory.put_note(seq, what, text, time_ns)
+    old = [from_format_1(*row) for row in state["notes"]]
+    for event in (*old, *(from_plain(row) for row in state.get("events", ()))):
+        memory.put(event)
 
 
 def _cut_short(run: Run, limit: int | None) -> str:
@@ -253,7 +267,7 @@ def _key(subscription: Subscription) -> tuple[str, str, str, int, bool]:
 
 
 def _restore_plugins(
-    run: Run, roster: PluginManager, states: Mapping[str, Any], detached: Collection[str], notes: list[str]
+    run: Run, roster: PluginManager, states: Mapping[str, Any], detached: Collection[str], findings: list[Finding]
 ) -> None:
     """Begin each plugin and give it its state; where one refuses that the run needs, those before it get theirs back.
 
@@ -266,11 +280,11 @@ def _restore_plugins(
         may_fail = plugin.on_error == "detach"
         if plugin.name in detached and may_fail:
             failed.append(plugin.name)
-            notes.append(f"the plugin {plugin.name} was detached before the checkpoint was taken: it is called no more")
+            findings.append(partial(StillDetached, plugin=plugin.name))
             continue
         if plugin.name not in states:
             plugin.on_begin(run)
-            notes.append(f"the plugin {plugin.name} has no state in the checkpoint: it begins here")
+            findings += _remarks(f"the plugin {plugin.name} has no state in the checkpoint: it begins here")
             continue
         try:
             before = state_of(plugin)
@@ -283,17 +297,16 @@ def _restore_plugins(
             plugin.on_begin(run)
             plugin.load_state_dict(states[plugin.name]["state"])
         except Exception as error:
-            what = f"the plugin {plugin.name} cannot take back its state: {in_a_line(error)}"
             if may_fail:
                 failed.append(plugin.name)
-                notes.append(f"{what}; it is called no more")
+                who = f"{plugin.name}.load_state_dict"
+                findings.append(partial(Detach, plugin=plugin.name, handler=who, error=in_a_line(error)))
                 continue
             for other, before in done[:-1]:
                 other.load_state_dict(before)
-            raise CheckpointError(what) from error
+            raise CheckpointError(f"the plugin {plugin.name} cannot take back its state: {in_a_line(error)}") from error
     for name in failed:
         roster.detach(name)
     here = {plugin.name for plugin in roster.plugins}
-    notes += [
-        f"the plugin {name} of the checkpoint is not here: its state is left" for name in states if name not in here
-    ]
+    absent = [name for name in states if name not in here]
+    findings += _remarks(*(f"the plugin {name} of the checkpoint is not here: its state is left" for name in absent))

@@ -9,11 +9,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 from torch import Tensor
 
 from heptad.data import generators as seeding
 from heptad.errors import CheckpointError
+from heptad.record.event_codec import from_plain
 from heptad.run.snapshot import Snapshot
 
 Whole = Annotated[int, Field(ge=0)]
@@ -101,6 +102,13 @@ class _Built(_Part):
     kind: str = Field(alias="class")
 
 
+def _row_of_format_1(row: list[Any]) -> list[Any]:
+    """Check a row that stands for an event: its transition, kind, words and time."""
+    if list(map(type, row)) != [int, str, str, int]:
+        raise ValueError("an event of format 1 has a number, two texts and a number")
+    return row
+
+
 class _Position(_Part):
     id: str
     seq: Whole
@@ -116,7 +124,8 @@ class _Position(_Part):
     optimizers: list[_Built]
     visits: list[int]
     filters: list[Annotated[list[Any], Field(min_length=7, max_length=7)]]
-    notes: list[Annotated[list[Any], Field(min_length=4, max_length=4)]]
+    notes: list[Annotated[list[Any], AfterValidator(_row_of_format_1)]] = []
+    events: list[Annotated[dict[str, Any], AfterValidator(from_plain)]] = []
 
 
 class _Values(_Part):

@@ -26,7 +26,8 @@ from heptad.history.journal.packing import pack, unpack
 from heptad.history.journal.versions import installed
 from heptad.record.chunk import Call, Chunk, Effects, Failure, Ints, durations
 from heptad.record.counters import Counters
-from heptad.record.events import Note
+from heptad.record.event_codec import to_plain
+from heptad.record.events import Event
 from heptad.record.values import Columns
 from heptad.table import Table
 
@@ -114,6 +115,7 @@ class FileWriter:
     def _read_state(self, table: Table) -> None:
         """Reads where the file stands."""
         ask = self._connection
+        self._upgrade()
         if _meta(ask, "table") != _plain(table):
             raise LogError(f"{self._path} holds a run with another table of states (other detours); name another file")
         last = ask.execute("SELECT seq, count FROM chunk ORDER BY seq DESC LIMIT 1").fetchone()
@@ -124,6 +126,13 @@ class FileWriter:
         }
         handlers = ask.execute("SELECT who, edge, state, number FROM handler").fetchall()
         self._handlers = {(who, edge, state): number for who, edge, state, number in handlers}
+
+    def _upgrade(self) -> None:
+        """Give a file of version 1 the column that version 2 added."""
+        if _first(self._connection, "PRAGMA user_version") == 1:
+            for table in ("note", "superseded_note"):
+                self._connection.execute(f"ALTER TABLE {table} ADD COLUMN data TEXT")
+            self._connection.execute(f"PRAGMA user_version = {schema.VERSION}")
 
     # -- sessions
 
@@ -213,10 +222,15 @@ class FileWriter:
             self.end = chunk.seq + len(chunk)
         self._insert("transition", rows)
 
-    def notes(self, notes: Iterable[Note]) -> None:
-        """Adds notes."""
-        rows = [schema.signed(note.seq, note.kind, schema.stored_text(note.text), note.time_ns) for note in notes]
-        self._connection.executemany("INSERT INTO note (seq, kind, text, time_ns, crc) VALUES (?, ?, ?, ?, ?)", rows)
+    def events(self, events: Iterable[Event]) -> None:
+        """Add events."""
+        rows = [
+            schema.signed(one.seq, one.kind, schema.stored_text(one.text), one.time_ns, json.dumps(to_plain(one)))
+            for one in events
+        ]
+        self._connection.executemany(
+            f"INSERT INTO note (seq, kind, text, time_ns, data, crc) VALUES ({_marks(6)})", rows
+        )
 
     def record(self, values: Columns) -> None:
         """Adds recorded values, the first of which has the number `values`."""
