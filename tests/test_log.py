@@ -700,7 +700,6 @@ def test_notes_are_bound_to_transitions_and_found_by_kind():
         (13, "extend", "epoch 0 is extended by 1 step to fill its last window"),
         (ends[0], "note", "half way"),
         (ends[0], "accumulation", "2 -> 3 from the next window on"),
-        (ends[0], "interrupt", "a look"),
         (ends[0], "pause", "a look"),
     ]
     assert [note.text for note in log.notes("note")] == ["half way"]

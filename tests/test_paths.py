@@ -136,7 +136,7 @@ class TestPath:
         run = small_engine(data(2), accumulation=7).run()
         assert run.log.path() == ONE_WINDOW_OF_SEVEN
         assert [note.text for note in run.log.notes("extend")] == [
-            "epoch 0 goes on for 5 more steps, to fill its last window"
+            "epoch 0 is extended by 5 steps to fill its last window"
         ]
 
     def test_a_stop_in_mid_window(self, data):

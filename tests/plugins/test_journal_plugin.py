@@ -509,7 +509,7 @@ def resumed(path: Path, identity: str, seq: int, *, broken: bool = False, **opti
         engine.advance()
     engine.close()
     run.buffer.restore(run.buffer.seq, run.position.node, run.counters())
-    run.buffer._notes.clear()
+    run.buffer._events.clear()
     run.id, run.resumed_from = identity, f"checkpoint-{seq}"
     journal.late = False
     return engine
