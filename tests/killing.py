@@ -166,7 +166,7 @@ def live(
     return {"outcome": outcome(engine), "log": told, "labels": ticks.labels, "resumed": run.resumed_from}
 
 
-TOLD_OF_RESUMING = ("resume", "pause", "interrupt")
+TOLD_OF_RESUMING = ("resume", "pause")
 """Notes that only a run has that was interrupted."""
 
 

@@ -375,7 +375,7 @@ def test_a_skipped_update_leaves_weights_counter_and_optimizer_as_they_were():
     assert [update for _, update, _ in skips.after] == [1, 1, 1, 2]
     assert skips.gradients == [True, False, False, True]
     assert (run.step, run.update) == (8, 2)
-    assert len(run.log.notes("skip_update")) == 2
+    assert len(run.log.notes("skip")) == 2
     assert run.log[-1].update == 2
     check.assert_exact([[8, 3]] * 4)
 

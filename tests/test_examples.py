@@ -66,7 +66,7 @@ def test_digits_learns_dies_resumes_and_explains_itself(tmp_path, monkeypatch, c
     out, err = run_example("digits", tmp_path, "--epochs=6")  # begins anew, whatever lies there
     assert number(r"accuracy on the held-out images (\S+)$", out) >= 0.97
     assert "ended by SIGKILL" in out
-    assert number(r"goes on from checkpoint-0*(\d+)", out) == 3
+    assert number(r"resumed from checkpoint-0*(\d+)", out) == 3
     assert out.count("the same") == 7  # six tensors, and the heading of the second act
     assert "DIFFERENT" not in out
     assert "stateDiagram-v2" in out

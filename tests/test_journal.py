@@ -37,7 +37,7 @@ def write(path: Path, run: Run) -> None:
     writer = FileWriter(path, run.table, run.id)
     writer.begin(memory.view().first, None)
     writer.transitions(memory.view().chunks, memory.failure)
-    writer.notes(memory.notes(0))
+    writer.events(memory.events(0))
     writer.record(memory.columns(0))
     writer.calls(memory.calls_since(0))
     writer.state(memory.facts, memory.windows, memory.stops, memory.failure)
@@ -295,7 +295,7 @@ WRONG = {
     "another program's": (lambda path: (path.unlink(), foreign_database(path)), "of another program"),
     "cut in the head": (lambda path: path.write_bytes(path.read_bytes()[:60]), "damaged: it ends after 60 bytes"),
     "cut in the middle": (cut, r"damaged: it ends after \d+ of \d+ bytes"),
-    "newer": (set_version, "has version 2 of the schema, this Heptad knows up to 1"),
+    "newer": (set_version, "has version 3 of the schema, this Heptad knows up to 2"),
     "without its table": (alter("DELETE FROM meta WHERE key = 'table'"), "damaged: its 'table' is missing"),
     "another table": (alter("UPDATE meta SET value = '[]' WHERE key = 'table'"), "does not fit its checksum"),
     "a state of another name": (alter("UPDATE meta SET value = replace(value, 'idle', 'idly')"), "its checksum"),
@@ -305,7 +305,7 @@ WRONG = {
     "another body": (alter("UPDATE chunk SET body = zeroblob(9)"), "damaged: Error -3"),
     "a short body": (alter("UPDATE chunk SET body = x'789c030000000001'"), "holds 0 bytes"),
     "other facts": (alter("UPDATE session SET facts = '{}'"), "does not fit its checksum"),
-    "another note": (alter("UPDATE note SET text = 'all is well'"), "a note of transition .* its checksum"),
+    "another note": (alter("UPDATE note SET text = 'all is well'"), "an event of transition .* its checksum"),
     "another window": (alter("UPDATE accumulation SET steps = 9"), "a window's size does not fit its checksum"),
     "another stop": (alter("INSERT INTO stop VALUES (3, 0)"), "a stop does not fit its checksum"),
     "another failure": (alter("UPDATE failure SET state = 'after_step'"), "the failure does not fit its checksum"),
@@ -460,7 +460,7 @@ def test_the_schema_is_documented():
 def test_memory_and_file_are_sources_alike(tmp_path):
     """Both have all that a `Source` has."""
     names = [name for name in vars(Source) if not name.startswith("_")]
-    assert {"view", "notes", "values", "calls", "failure"} <= set(names)
+    assert {"view", "events", "values", "calls", "failure"} <= set(names)
     for source in (FileSource(written(tmp_path)), small_engine(1).current.buffer):
         assert all(hasattr(source, name) for name in names)
 
@@ -490,7 +490,7 @@ def test_what_is_superseded_is_what_came_after_the_checkpoint(tmp_path):
         assert list(TransitionLog(source)) == list(run.log)[:seq]
         assert source.stops == [stop for stop, note in zip(run.buffer.stops, asked_for, strict=True) if note < seq]
         assert source.windows == [window for window in run.buffer.windows if window[0] < seq]
-        assert source.notes(0) == [note for note in run.log.notes() if note.seq < seq]
+        assert source.events(0) == [note for note in run.log.notes() if note.seq < seq]
         assert same_values(source.values(), kept)
 
 

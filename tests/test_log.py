@@ -696,11 +696,10 @@ def test_notes_are_bound_to_transitions_and_found_by_kind():
     log = run.log
     ends = [t.seq for t in log.where(source="after_epoch")]
     assert [(note.seq, note.kind, note.text) for note in log.notes()] == [
-        (log.where(dest="optimizer_update")[0].seq, "skip_update", "too large"),
-        (13, "extension", "epoch 0 goes on for 1 more step, to fill its last window"),
+        (log.where(dest="optimizer_update")[0].seq, "skip", "too large"),
+        (13, "extend", "epoch 0 is extended by 1 step to fill its last window"),
         (ends[0], "note", "half way"),
         (ends[0], "accumulation", "2 -> 3 from the next window on"),
-        (ends[0], "interrupt", "a look"),
         (ends[0], "pause", "a look"),
     ]
     assert [note.text for note in log.notes("note")] == ["half way"]

@@ -135,8 +135,8 @@ class TestPath:
         """Two batches and k = 7: the epoch begins three further passes, without entering an epoch state for them."""
         run = small_engine(data(2), accumulation=7).run()
         assert run.log.path() == ONE_WINDOW_OF_SEVEN
-        assert [note.text for note in run.log.notes("extension")] == [
-            "epoch 0 goes on for 5 more steps, to fill its last window"
+        assert [note.text for note in run.log.notes("extend")] == [
+            "epoch 0 is extended by 5 steps to fill its last window"
         ]
 
     def test_a_stop_in_mid_window(self, data):

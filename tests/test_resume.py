@@ -66,7 +66,7 @@ def test_three_ways_to_say_where_from(way, tmp_path):
     assert run.resumed_from == str(newest)
     assert run.id != straight.current.id
     note = run.log.notes("resume")[0]
-    assert note.text.startswith(f"goes on from {newest.name}, #")
+    assert note.text.startswith(f"resumed from {newest.name}, before #")
     assert records(run.log) == records(straight.current.log)[run.log[0].seq :]
 
 
@@ -173,7 +173,9 @@ def test_a_plugin_that_does_not_open_loses_no_random_state(way, tmp_path):
     run = engine.run(resume=again)
     assert {**outcome(engine), "plugins": ""} == {**outcome(straight), "plugins": ""}
     assert run.resumed_from == str(newest)
-    assert [note.text for note in run.log.notes("resume")].count(f"goes on from {newest.name}, #16 in checkpoint") == 1
+    assert [note.text for note in run.log.notes("resume")].count(
+        f"resumed from {newest.name}, before #16 in checkpoint"
+    ) == 1
 
 
 def test_a_run_that_did_not_open_stays_at_its_checkpoint(tmp_path):
@@ -529,8 +531,9 @@ def test_an_observer_that_refuses_its_state_is_detached(tmp_path):
     run = engine_of(tmp_path, components(small_network()), [plugin]).run(resume="auto")
     assert run.state == "finished"
     assert plugin.calls == ["close"]
-    told = "the plugin Fails cannot load its state: KeyError: 'b'; it is called no more"
-    assert told in [note.text for note in run.log.notes("resume")]
+    assert [note.text for note in run.log.notes("detach")] == [
+        "Fails.load_state_dict raised KeyError: 'b'; Fails is called no more"
+    ]
 
 
 def test_an_error_in_a_state_dict_names_the_plugin(tmp_path):

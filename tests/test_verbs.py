@@ -10,6 +10,7 @@ from torch import nn
 
 from builders import STATES, Unsized, batches, small_engine, small_network, weights
 from heptad import Components, ConfigError, DataError, Engine, EngineError, LossOutput, Plugin, RunConfig
+from heptad.plugin import Pause
 
 
 def on(engine, moment, state, act, event=1):
@@ -108,14 +109,15 @@ def test_verbs_come_too_late(verb, state):
 # -- interrupt and note
 
 
-def test_interrupt_stands_in_the_log():
-    """The note is bound to the turn in which the interrupt was asked for, that of the pause to the one after which."""
+def test_a_pause_stands_in_the_log():
+    """It is one event, bound to the turn after which the run paused; it names the turn in which that was requested."""
     engine = on(small_engine(3), "exit", "process_batch", lambda run: run.pause("the disk is full"))
     run = engine.run()
     assert (run.state, run.paused, run.reason) == ("before_step", "the disk is full", None)
-    asked, paused = run.log.notes("interrupt") + run.log.notes("pause")
-    assert (asked.text, run.log[asked.seq].source) == ("the disk is full", "process_batch")
-    assert (paused.text, paused.seq) == ("the disk is full", run.log[-1].seq)
+    (paused,) = run.log.notes()
+    assert isinstance(paused, Pause)
+    assert (paused.reason, paused.seq) == ("the disk is full", run.log[-1].seq)
+    assert run.log[paused.requested].source == "process_batch"
 
 
 def test_interrupt_before_the_run():
@@ -417,7 +419,7 @@ def test_a_skipped_update_leaves_the_weights_alone():
     assert seen[2] == (1, True, [None, None])
     assert skipped == [False, True, False]
     assert (run.step, run.update) == (3, 2)
-    (note,) = run.log.notes("skip_update")
+    (note,) = run.log.notes("skip")
     assert (note.text, run.log[note.seq].dest) == ("a gradient is not finite", "optimizer_update")
 
 

@@ -46,7 +46,7 @@ BESIDE = ("Filter", "monitored", "metrics_mistake", "Store", "Follower", "Unfini
 """The names of `heptad.plugin.__all__` that stand nowhere else on the page."""
 
 GIVEN = (
-    events.Note, values.Recorded, chunk.Call, summary.Duration,
+    events.Event, values.Recorded, chunk.Call, summary.Duration,
     explain.Explanation, explain.Tried, explain.Called,
     diff.Diff, diff.Fact, diff.Parting,
     plan.PlannedTurn, plan.PlannedCall, listing.SubscriptionTable, listing.Subscribed,
@@ -57,7 +57,7 @@ GIVEN = (
 MADE_BY_THE_ENGINE = {"Run", "TransitionLog", *(given.__name__ for given in GIVEN)}
 """Classes whose constructors are not shown."""
 
-FOR_THE_ENGINE = {"note_of", "plan_windows", "counters", "fail", "seq", "cells", "fault", "machine_class", "store"}
+FOR_THE_ENGINE = {"emit", "plan_windows", "counters", "fail", "seq", "cells", "fault", "machine_class", "store"}
 """Members without an underscore that are used only inside the engine."""
 
 ALIASES = {

@@ -29,6 +29,7 @@ from heptad.plugin.tracing import trace
 from heptad.plugin.verify import verify
 from heptad.ranks.strategy import Alone, Strategy
 from heptad.record.buffer import LogBuffer
+from heptad.record.events import Pause
 from heptad.run.guards import GUARDS, MID_STEP
 from heptad.run.run import Run
 from heptad.run.runtime import Runtime
@@ -339,7 +340,7 @@ class Engine:
                     return
                 here = reached is not None and reached(run)
                 if at.pause_requested is not None and self._may_pause():
-                    self._pause(at.pause_requested)
+                    self._pause(*at.pause_requested)
                     at.pause_requested = None
                     self._roster.pause(run)
                     return
@@ -349,11 +350,11 @@ class Engine:
         finally:
             memory.pause()
 
-    def _pause(self, reason: str) -> None:
+    def _pause(self, reason: str, requested: int | None = None) -> None:
         run = self.current
         run.paused = reason
         run.buffer.pause()  # what plugins save while it is paused takes none of the state's time
-        run.buffer.note("pause", reason, run.buffer.seq - 1)
+        run.buffer.emit(Pause, run.buffer.seq - 1, reason, requested)
 
     def _may_pause(self) -> bool:
         name = self.current.table.states[self.current.position.node].name

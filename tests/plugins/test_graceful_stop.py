@@ -593,7 +593,7 @@ def test_an_ignored_signal_stays_ignored(strays):
         assert signal.getsignal(SIGUSR1) == signal.SIG_IGN
     finally:
         signal.signal(SIGUSR1, before)
-    assert (run.state, run.log.notes("interrupt")) == ("finished", [])
+    assert (run.state, run.log.notes("pause")) == ("finished", [])
 
 
 def test_a_handler_that_is_not_pythons_is_left_alone(strays, monkeypatch):

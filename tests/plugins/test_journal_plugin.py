@@ -156,9 +156,9 @@ def test_the_file_is_not_behind_a_checkpoint_nor_a_paused_run(tmp_path, monkeypa
             ends.append((FileSource(path).view().end, run.buffer.seq))
 
         def on_pause(self, run: Run) -> None:
-            notes = FileSource(path).notes(0)
+            notes = FileSource(path).events(0)
             assert notes == run.log.notes()
-            assert [note.kind for note in notes][-2:] == ["interrupt", "pause"]
+            assert [note.kind for note in notes][-1:] == ["pause"]
             self.save(run)
 
     engine = small_engine(5, [Checkpoint(), Journal(path)])
@@ -313,14 +313,14 @@ def test_a_run_does_not_wait_for_a_writer_that_is_gone(tmp_path, monkeypatch):
 @pytest.mark.parametrize("error", [TypeError("no text"), OverflowError("too large"), sqlite3.ProgrammingError("type")])
 def test_what_cannot_be_written_is_not_blamed_on_the_disk(error, tmp_path, monkeypatch):
     """The message says what kind of fault it is; what was written before is kept."""
-    notes = FileWriter.notes
+    events = FileWriter.events
 
     def failing(self: FileWriter, some: Any) -> None:
         if any(note.text == "bad" for note in some):
             raise error
-        notes(self, some)
+        events(self, some)
 
-    monkeypatch.setattr(FileWriter, "notes", failing)
+    monkeypatch.setattr(FileWriter, "events", failing)
     path = tmp_path / "run.journal"
     engine = small_engine(20, [Journal(path, flush_every=1)])
     engine.on_exit("process_batch", every=9)(lambda run: run.note("bad"))
@@ -481,7 +481,7 @@ def test_a_paused_run_goes_on_in_its_file(tmp_path):
             run.note(f"paused before {run.buffer.seq}")
             run.record("paused", run.buffer.seq)
         assert TransitionLog.load(path).path() == run.log.path()
-    assert FileSource(path).notes(0) == run.log.notes()
+    assert FileSource(path).events(0) == run.log.notes()
     assert FileSource(path).values() == run.records()
     assert TransitionLog.load(path).durations() == run.log.durations()
     assert asked(path, "SELECT count(*) FROM session") == [(1,)]
@@ -509,7 +509,7 @@ def resumed(path: Path, identity: str, seq: int, *, broken: bool = False, **opti
         engine.advance()
     engine.close()
     run.buffer.restore(run.buffer.seq, run.position.node, run.counters())
-    run.buffer._notes.clear()
+    run.buffer._events.clear()
     run.id, run.resumed_from = identity, f"checkpoint-{seq}"
     journal.late = False
     return engine

@@ -36,7 +36,7 @@ def test_skip_gives_the_weights_of_the_run_without_the_bad_batches():
     kept = [batch for number, batch in enumerate(batches(6)) if number not in (1, 4)]
     assert run.update == 4
     assert equal(weights(run.network), weights(small_engine(kept).run().network))
-    assert notes(run, "skip_update") == [
+    assert notes(run, "skip") == [
         f"NonFiniteGuard: not finite in update {update}: loss (nan), gradient of weight, gradient of bias"
         for update in (1, 3)
     ]
@@ -170,7 +170,7 @@ def test_every_counts_the_updates_that_are_due():
     """Of seven, the third and the sixth are looked at; that they are skipped does not stop the count."""
     run = small_engine(poisoned(7, 2, 5), [NonFiniteGuard("skip", every=3)]).run()
     assert run.update == 5
-    assert len(notes(run, "skip_update")) == 2
+    assert len(notes(run, "skip")) == 2
 
 
 def test_between_two_checks_a_bad_update_goes_by_and_is_found_at_the_next():

@@ -163,7 +163,7 @@ def test_the_way_to_where_it_pauses_is_not_taken_from_the_next_time():
     engine = build(clock, limited(clock, 2, "pause"), work=Work(clock, step=1.0, update=5.0), accumulation=2)
     found = pauses(engine, clock)
     assert [step for _, step, _ in found] == [2, 4, 6, 8, 10]
-    assert notes(engine.current, "interrupt") == ["TimeLimit: the run was driven for 2 s of 2 s"] * 5
+    assert notes(engine.current, "pause") == ["TimeLimit: the run was driven for 2 s of 2 s"] * 5
 
 
 def test_a_limit_shorter_than_a_step_still_goes_on():

@@ -27,6 +27,7 @@ from heptad.errors import CheckpointError, EngineError, kind
 from heptad.plugin.detour_state import DetourState
 from heptad.plugin.manager import PluginManager
 from heptad.plugin.subscription import Subscription
+from heptad.record.event_codec import to_plain
 from heptad.run.guards import MID_STEP
 from heptad.run.run import Run
 from heptad.run.snapshot import Snapshot
@@ -128,7 +129,8 @@ def _capture_position(
         optimizers=[StoredOptions.model_validate(options) for options in built],
         visits=[detour.last_now(run) for detour in detours],
         filters=[[*filter_key(row), *row.filter.state()] for row in subscriptions],
-        notes=[[note.seq, note.kind, note.text, note.time_ns] for note in buffer.notes(buffer.seq)],
+        notes=[],  # where format 1 stored the words of its events
+        events=[to_plain(event) for event in buffer.events(buffer.seq)],
     )
 
 

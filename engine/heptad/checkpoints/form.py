@@ -12,11 +12,12 @@ from pathlib import Path
 from typing import Annotated, Any, Self, cast
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 from torch import Tensor
 
 from heptad.data import generators as seeding
 from heptad.errors import CheckpointError
+from heptad.record.event_codec import from_plain
 from heptad.record.values import Columns
 from heptad.run.snapshot import Snapshot
 
@@ -179,6 +180,19 @@ class StoredOptions(Stored):
     groups: list[dict[str, Any]]
 
 
+def _row_of_format_1(row: list[Any]) -> list[Any]:
+    """Check a row that stands for an event: its transition, kind, words and time."""
+    if list(map(type, row)) != [int, str, str, int]:
+        raise ValueError("an event of format 1 has a number, two texts and a number")
+    return row
+
+
+def _event_row(row: dict[str, Any]) -> dict[str, Any]:
+    """Check the plain data of an event."""
+    from_plain(row)
+    return row
+
+
 class StoredPosition(Stored):
     """Where a run is.
 
@@ -197,7 +211,8 @@ class StoredPosition(Stored):
         optimizers: What each was built with.
         visits: The count of each detour when it last ran.
         filters: Plugin and method, moment, state, `every`, `once`; events counted, and whether `once` is done.
-        notes: seq, kind, text and time of each.
+        notes: What format 1 had in place of events: seq, kind, words and time of each.
+        events: The events of the next transition, as plain data.
     """
 
     id: str
@@ -214,7 +229,8 @@ class StoredPosition(Stored):
     optimizers: list[StoredOptions]
     visits: list[int]
     filters: list[Annotated[list[Any], Field(min_length=7, max_length=7)]]
-    notes: list[Annotated[list[Any], Field(min_length=4, max_length=4)]]
+    notes: list[Annotated[list[Any], AfterValidator(_row_of_format_1)]] = []
+    events: list[Annotated[dict[str, Any], AfterValidator(_event_row)]] = []
 
 
 class StoredValues(Stored):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from heptad.checkpoints.capture import filter_key
@@ -23,8 +24,13 @@ from heptad.plugin.detour_state import DetourState
 from heptad.plugin.manager import PluginManager, plugin_state
 from heptad.plugin.subscription import Subscription
 from heptad.record.counters import Counters
+from heptad.record.event_codec import from_format_1, from_plain
+from heptad.record.events import Detach, Event, Remark, StillDetached
 from heptad.run.guards import is_update_due
 from heptad.run.run import Run
+
+Finding = Callable[[int, int], Event]
+"""Makes an event, given its transition and its time."""
 
 Build = Callable[[Run], object]
 """What builds the optimizers and places the network: the body of `before_loop`, without its seeding."""
@@ -37,7 +43,7 @@ def restore(
     detours: Sequence[DetourState],
     subscriptions: Sequence[Subscription],
     build: Build,
-) -> list[str]:
+) -> list[Finding]:
     """Restore a run in `idle`; all but the global random generators.
 
     The order matters:
@@ -52,7 +58,8 @@ def restore(
     The generators come after plugins were opened, which may draw from them: `Resumption.settle` does that.
 
     Returns:
-        What the log is to say: data that were read, differences that may change bits.
+        What the log is to say, as events but for their place: detached plugins, data that were read, differences that
+        may change bits.
 
     Raises:
         CheckpointError: If the run is not the one that the checkpoint is of, with every difference, one a line. Nothing
@@ -64,10 +71,10 @@ def restore(
     if stored.position.node != "before_loop":  # whose body builds the optimizers
         build(run)
         check_optimizers(run, sections.optimizers, stored.position.optimizers)
-    notes = environment_differences(stored.environment, environment(run.runtime.device))
+    findings = _remarks(*environment_differences(stored.environment, environment(run.runtime.device)))
     run.runtime.feed.seed = stored.position.seed
     read = run.runtime.feed.restore(stored.data)
-    _restore_plugins(run, manager, sections.plugins, stored.detached, notes)
+    _restore_plugins(run, manager, sections.plugins, stored.detached, findings)
     for name, module in modules_of(run).items():
         if (state := sections.module(name)) is not None:
             restore_module(module, state, run.runtime.device)
@@ -75,7 +82,11 @@ def restore(
     run.buffer.recorded.restore(stored.values.columns())
     _restore_position(run, detours, subscriptions, stored.position)
     cut = _cut_short(run, stored.identity.config.get("max_updates"))
-    return [*notes, *filter(None, (read, cut))]
+    return [*findings, *_remarks(read, cut)]
+
+
+def _remarks(*texts: str | None) -> list[Finding]:
+    return [partial(Remark, text=text) for text in texts if text]
 
 
 def _check_position(run: Run, detours: int, position: StoredPosition) -> None:
@@ -126,8 +137,8 @@ def _restore_log(run: Run, stored: StoredPosition) -> None:
     buffer.windows[:] = [(stored.seq, at.window.size)]
     buffer.stops[:] = [stored.seq] if stored.stopped else []
     buffer.restore(stored.seq, at.node, Counters(at.epoch, at.batch_index, at.step, at.update, at.window.steps))
-    for seq, what, text, time_ns in stored.notes:
-        buffer.put_note(seq, what, text, time_ns)
+    for event in (*(from_format_1(*row) for row in stored.notes), *map(from_plain, stored.events)):
+        buffer.put(event)
 
 
 def _cut_short(run: Run, limit: int | None) -> str:
@@ -151,7 +162,7 @@ def _restore_plugins(
     manager: PluginManager,
     states: Mapping[str, StoredPlugin],
     detached: Collection[str],
-    notes: list[str],
+    findings: list[Finding],
 ) -> None:
     """Begin each plugin and restore it; if one that the run needs refuses, those before it get their states back.
 
@@ -164,11 +175,11 @@ def _restore_plugins(
         may_fail = plugin.on_error == "detach"
         if plugin.name in detached and may_fail:
             failed.append(plugin.name)
-            notes.append(f"the plugin {plugin.name} was detached before the checkpoint was taken: it is called no more")
+            findings.append(partial(StillDetached, plugin=plugin.name))
             continue
         if plugin.name not in states:
             plugin.on_begin(run)
-            notes.append(f"the plugin {plugin.name} has no state in the checkpoint: it begins here")
+            findings += _remarks(f"the plugin {plugin.name} has no state in the checkpoint: it begins here")
             continue
         try:
             own = plugin_state(plugin)
@@ -181,17 +192,18 @@ def _restore_plugins(
             plugin.on_begin(run)
             plugin.load_state_dict(states[plugin.name].state)
         except Exception as error:
-            what = f"the plugin {plugin.name} cannot load its state: {in_a_line(error)}"
             if may_fail:
                 failed.append(plugin.name)
-                notes.append(f"{what}; it is called no more")
+                handler, line = f"{plugin.name}.load_state_dict", in_a_line(error)
+                findings.append(partial(Detach, plugin=plugin.name, handler=handler, error=line))
                 continue
             for other, state in before[:-1]:
                 other.load_state_dict(state)
-            raise CheckpointError(what) from error
+            raise CheckpointError(f"the plugin {plugin.name} cannot load its state: {in_a_line(error)}") from error
     for name in failed:
         manager.detach(name)
     here = {plugin.name for plugin in manager.plugins}
-    notes += [
-        f"the plugin {name} of the checkpoint is not here: its state is left out" for name in states if name not in here
-    ]
+    absent = [name for name in states if name not in here]
+    findings += _remarks(
+        *(f"the plugin {name} of the checkpoint is not here: its state is left out" for name in absent)
+    )

@@ -18,6 +18,7 @@ from heptad.errors import EngineError
 from heptad.plugin.detour_state import DetourState
 from heptad.plugin.manager import PluginManager
 from heptad.plugin.subscription import Subscription
+from heptad.record.events import Remark, Resume
 from heptad.run.run import Run
 from heptad.run.snapshot import Snapshot
 
@@ -85,17 +86,19 @@ class Resumption:
             return
         if found is None:
             run.afresh = True
-            run.note_of("resume", "there is no checkpoint yet: the run begins at its start")
+            run.emit(Resume, checkpoint=None, state=run.state)
             return
-        notes = restore(run, found.sections, self._manager, self._detours, self._subscriptions, build)
+        findings = restore(run, found.sections, self._manager, self._detours, self._subscriptions, build)
         for name in modules_of(run):
             if (stored := found.sections.module(name)) is not None:
                 self._first[name], self._options[name] = stored.first, stored.parts
         self._generators = found.sections.run.random
         run.resumed_from = str(found.path)
-        run.note_of("resume", f"goes on from {found.path.name}, #{run.seq} in {run.state}")
-        for text in (*found.damage, *notes):
-            run.note_of("resume", text)
+        run.emit(Resume, checkpoint=found.path.name, state=run.state)
+        for text in found.damage:
+            run.emit(Remark, text)
+        for finding in findings:
+            run.emit(finding)
 
     def settle(self, run: Run) -> None:
         """Restore the global generators of a run that was resumed, and note which options nobody has restored.
@@ -107,4 +110,4 @@ class Resumption:
         restore_states(self._generators)
         self._generators = None
         for text in changed_options(run, self._options):
-            run.note_of("resume", text)
+            run.emit(Remark, text)

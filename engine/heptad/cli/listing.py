@@ -20,11 +20,11 @@ from heptad.history.query import TransitionLog
 from heptad.history.select import Conditions, selected
 from heptad.history.transition import Transition
 from heptad.record.chunk import Chunk, View
-from heptad.record.events import Note
+from heptad.record.events import Event
 from heptad.record.values import Recorded
 
 Row = TypeVar("Row")
-Noted = tuple[Transition, Sequence[Note]]
+Noted = tuple[Transition, Sequence[Event]]
 
 END = sys.maxsize
 """Beyond every transition: includes the rows of the turn that is under way."""
@@ -98,7 +98,7 @@ class TransitionListing(Listing[Noted]):
         return self._noted([row for row in rows if row.seq < end])  # more may have been written since
 
     def _noted(self, transitions: Sequence[Transition]) -> Sequence[Noted]:
-        notes = by_seq(self.source.notes(transitions[0].seq)) if transitions else {}
+        notes = by_seq(self.source.events(transitions[0].seq)) if transitions else {}
         return [(transition, notes.get(transition.seq, ())) for transition in transitions]
 
     def cells(self, row: Noted) -> Sequence[str]:
@@ -115,7 +115,7 @@ class TransitionListing(Listing[Noted]):
         return transition_row(turn) | {"notes": [note_row(note) for note in notes]}
 
 
-class NoteListing(Listing[Note]):
+class NoteListing(Listing[Event]):
     """The notes."""
 
     @property
@@ -123,9 +123,9 @@ class NoteListing(Listing[Note]):
         """The text wraps."""
         return (SEQ, Column("time", 12), Column("kind", 12), Column("text", wraps=True))
 
-    def between(self, first: int, end: int) -> Iterator[Sequence[Note]]:
+    def between(self, first: int, end: int) -> Iterator[Sequence[Event]]:
         """Yield notes."""
-        notes = [note for note in self.source.notes(first) if note.seq < end]
+        notes = [note for note in self.source.events(first) if note.seq < end]
         if not any_given(self.asked):
             yield notes
             return
@@ -133,11 +133,11 @@ class NoteListing(Listing[Note]):
         for chunk, places in self._selected(first, end):
             yield [note for seq in (places + chunk.seq).tolist() for note in of_turn.get(seq, ())]
 
-    def cells(self, row: Note) -> Sequence[str]:
+    def cells(self, row: Event) -> Sequence[str]:
         """Return the note in words."""
         return (str(row.seq), time_of_day(row.time_ns), row.kind, row.text)
 
-    def plain(self, row: Note) -> Mapping[str, Any]:
+    def plain(self, row: Event) -> Mapping[str, Any]:
         """Return the fields of the note."""
         return {"seq": row.seq} | note_row(row)
 

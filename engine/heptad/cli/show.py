@@ -97,6 +97,6 @@ def _ending(log: TransitionLog) -> str:
     if has_ended(log):
         return last[0].dest
     since = datetime.fromtimestamp(last[0].time_ns / 1e9).strftime("%Y-%m-%d %H:%M:%S")
-    pauses = [note.text for note in log.source.notes(last[0].seq) if note.kind == "pause"]
+    pauses = [note.text for note in log.source.events(last[0].seq) if note.kind == "pause"]
     how = f"paused ({pauses[-1]})" if pauses else "it has not ended"
     return f"in {last[0].dest} since {since}: {how}"

@@ -13,10 +13,10 @@ from heptad.history.source import Source
 from heptad.history.transition import Transition
 from heptad.record.chunk import Call, Chunk, Ints, View, durations
 from heptad.record.counters import Counters
-from heptad.record.events import Note
+from heptad.record.events import Event
 from heptad.record.values import Recorded
 
-Row = TypeVar("Row", Recorded, Call, Note)
+Row = TypeVar("Row", Recorded, Call, Event)
 
 
 class Decoder:

@@ -22,7 +22,7 @@ from heptad.history.export.rows import transition_row
 from heptad.history.source import Source
 from heptad.history.transition import Transition
 from heptad.record.chunk import Ints, View
-from heptad.record.events import Note
+from heptad.record.events import Event
 from heptad.record.values import Recorded
 
 BEFORE, AFTER = 3, 3
@@ -171,7 +171,7 @@ def diff(one: Source, other: Source, ignore: Iterable[str] = ()) -> Diff:
 def _first_parting(
     sources: tuple[Source, Source], views: tuple[View, View], first: int, end: int, heard: Callable[[str], bool]
 ) -> tuple[int | None, tuple[Parting, ...]]:
-    notes = tuple([note for note in source.notes(first) if heard(note.kind)] for source in sources)
+    notes = tuple([note for note in source.events(first) if heard(note.kind)] for source in sources)
     begin = first
     for stop, parts in _side_by_side(sources, views, first, end):
         found = _remarks(sources, notes, begin, stop if parts is None else parts + 1, heard)
@@ -248,7 +248,7 @@ def _place(row: Transition) -> str:
 
 def _remarks(
     sources: tuple[Source, Source],
-    notes: tuple[list[Note], ...],
+    notes: tuple[list[Event], ...],
     first: int,
     end: int,
     heard: Callable[[str], bool],
@@ -269,7 +269,7 @@ def _remarks(
 
 
 def _by_turn(
-    rows: Sequence[Note | Recorded], told: Iterable[tuple[str, Any]], first: int, end: int
+    rows: Sequence[Event | Recorded], told: Iterable[tuple[str, Any]], first: int, end: int
 ) -> dict[int, list[tuple[str, Any]]]:
     turns: dict[int, list[tuple[str, Any]]] = {}
     for row, pair in zip(rows, told, strict=True):

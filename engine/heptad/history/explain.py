@@ -12,7 +12,7 @@ from heptad.history.summary import traced
 from heptad.history.transition import Transition
 from heptad.record.chunk import Call, Failure, View
 from heptad.record.counters import Counters
-from heptad.record.events import Note
+from heptad.record.events import Detach, Event, Skip, StillDetached
 from heptad.record.values import Recorded
 
 Outcome = Literal["called", "raised", "held back", "open", "detached"]
@@ -95,7 +95,7 @@ class Explanation:
 
     transition: Transition
     tried: tuple[Tried, ...]
-    notes: tuple[Note, ...]
+    notes: tuple[Event, ...]
     calls: tuple[Called, ...] = ()
     values: tuple[Recorded, ...] = ()
     skipped: str | None = None
@@ -120,7 +120,7 @@ def explain(source: Source, view: View, seq: int) -> Explanation:
     return Explanation(
         transition,
         tuple(_tried(source, transition, arc, decoder.counters(chunk, place))),
-        tuple(note for note in source.notes(seq) if note.seq == seq),
+        tuple(note for note in source.events(seq) if note.seq == seq),
         tuple(_called(source, transition)),
         tuple(source.values_between(seq, seq + 1)),
         _reason(source, seq) if place in chunk.skipped else None,
@@ -128,9 +128,9 @@ def explain(source: Source, view: View, seq: int) -> Explanation:
 
 
 def _reason(source: Source, seq: int) -> str:
-    """Returns why an update was skipped: the note was made on entry to it, in the turn before."""
-    notes = [note.text for note in source.notes(seq - 1) if note.seq == seq - 1 and note.kind == "skip_update"]
-    return notes[0] if notes else "nobody remembers why"
+    """Return why an update was skipped: the event was emitted on entry to it, in the turn before."""
+    skips = (event for event in source.events(seq - 1) if event.seq == seq - 1 and isinstance(event, Skip))
+    return next((skip.reason for skip in skips), "the log no longer holds the reason")
 
 
 def _tried(source: Source, transition: Transition, number: int, at: Counters) -> Iterator[Tried]:
@@ -154,8 +154,8 @@ def _tried(source: Source, transition: Transition, number: int, at: Counters) ->
 class _Roll:
     """Goes through the handlers of a turn in order, and says what became of each.
 
-    A plugin that was detached is called no more: `gone` holds those that were, `going` by handler those that this turn
-    detaches.
+    A plugin that was detached is not called again: `_gone` holds those that were detached before, `_going` by its event
+    each that is detached in this turn.
     """
 
     def __init__(self, source: Source, seq: int) -> None:
@@ -164,17 +164,18 @@ class _Roll:
         for call in source.calls(seq, seq + 1):
             self._made.setdefault((call.moment, call.state, call.who), []).append(call)
         self._gone: set[str] = set()
-        self._going: dict[str, str] = {}
-        for note in source.notes(0):
-            if note.kind == "detach" and note.seq <= seq:
-                by, _, rest = note.text.partition(" raised ")
-                plugin = rest.rpartition("; ")[2].removesuffix(" is called no more")
-                if note.seq < seq:
-                    self._gone.add(plugin)
-                else:
-                    self._going[by] = plugin
+        self._going: list[Detach] = []
+        for event in source.events(0):
+            match event:
+                case Detach() if event.seq == seq:
+                    self._going.append(event)
+                case Detach() | StillDetached() if event.seq <= seq:
+                    self._gone.add(event.plugin)
+                case _:
+                    pass
         handlers = {who for _, _, who, _ in self._facts.get("handlers", ())}
-        self._leave(lambda by: by not in handlers and not by.endswith("_due"))  # a detour's body comes first of all
+        # the body of a detour, and what is called while the run is paused, come before the handlers of a turn
+        self._leave(lambda event: event.handler not in handlers and event.moment != "guard")
 
     def moment(self, moment: str, state: str, failed: Failure | None) -> Iterator[Called]:
         """Yields the handlers of a moment, up to the one that ended the run if one did."""
@@ -188,15 +189,15 @@ class _Roll:
             if (other_edge, other_state) == (moment, state):
                 made = self._made.get((moment, state, who))
                 call = made.pop(0) if made else None
-                outcome = "raised" if who == raising or who in self._going else self._outcome(who, words, call)
+                outcome = "raised" if who == raising or self._detaches(who) else self._outcome(who, words, call)
                 yield Called(moment, state, who, words, outcome, None if call is None else call.duration_ns)
                 if who == raising:
                     return
-                self._leave(lambda by, who=who: by == who)
+                self._leave(lambda event, who=who: event.handler == who)
 
     def chosen(self) -> None:
         """Says that the guards have been asked."""
-        self._leave(lambda by: by.endswith("_due"))
+        self._leave(lambda event: event.moment == "guard")
 
     def _outcome(self, who: str, words: str, call: Call | None) -> Outcome:
         if call is not None:
@@ -207,9 +208,12 @@ class _Roll:
             return "held back" if traced(self._facts) else "open"
         return "called"
 
-    def _leave(self, which: Callable[[str], bool]) -> None:
-        for by in [by for by in self._going if which(by)]:
-            self._gone.add(self._going.pop(by))
+    def _detaches(self, who: str) -> bool:
+        return any(event.handler == who for event in self._going)
+
+    def _leave(self, which: Callable[[Detach], bool]) -> None:
+        self._gone.update(event.plugin for event in self._going if which(event))
+        self._going = [event for event in self._going if not which(event)]
 
 
 def _called(source: Source, transition: Transition) -> Iterator[Called]:

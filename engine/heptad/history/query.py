@@ -21,7 +21,7 @@ from heptad.history.select import Conditions, selected
 from heptad.history.source import Source
 from heptad.history.transition import Transition
 from heptad.record.chunk import Call, View
-from heptad.record.events import Note
+from heptad.record.events import Event
 from heptad.record.values import Recorded
 
 if TYPE_CHECKING:
@@ -168,9 +168,9 @@ class TransitionLog(Sequence[Transition]):
         """
         return summary.calls(self.source, self.source.view())
 
-    def notes(self, kind: str | None = None) -> list[Note]:
+    def notes(self, kind: str | None = None) -> list[Event]:
         """Returns the notes of the transitions that are kept, or those of one kind."""
-        notes = self.source.notes(self.source.view().first)
+        notes = self.source.events(self.source.view().first)
         return [note for note in notes if kind is None or note.kind == kind]
 
     def values(self, name: str | None = None) -> list[Recorded]:

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 from heptad.record.chunk import Call, Effects, Failure, View
-from heptad.record.events import Note
+from heptad.record.events import Event
 from heptad.record.values import Recorded
 from heptad.table import Table
 
@@ -48,8 +48,8 @@ class Source(Protocol):
         """Returns the log as it stands; at any time, from any thread."""
         ...
 
-    def notes(self, first: int) -> list[Note]:
-        """Returns the notes of the transitions from that number on, oldest first."""
+    def events(self, first: int) -> list[Event]:
+        """Return the events of the transitions from that number on, oldest first."""
         ...
 
     def values(self, first: int = 0) -> list[Recorded]:

@@ -12,6 +12,7 @@ from heptad.plugin.detour import Detour
 from heptad.plugin.order import ordered
 from heptad.plugin.subscription import Subscription, subscriptions_of
 from heptad.plugin.verify import verify_plugins, verify_signature
+from heptad.record.events import Detach
 from heptad.run.run import Run
 
 
@@ -46,11 +47,11 @@ class PluginManager:
         """Wrap a handler so that an exception detaches its plugin, where the plugin asks for that."""
         plugin = subscription.plugin
         if plugin is not None and plugin.on_error == "detach":
-            subscription.call = self._wrapped(plugin, subscription.who, subscription.call)
+            subscription.call = self._wrapped(plugin, subscription.who, subscription.call, subscription.mark.moment)
 
     def wrap_body(self, plugin: Plugin, state: str, body: Handler) -> Handler:
         """Return a detour's body, wrapped likewise."""
-        return self._wrapped(plugin, f"{plugin.name}.{state}", body) if plugin.on_error == "detach" else body
+        return self._wrapped(plugin, f"{plugin.name}.{state}", body, "body") if plugin.on_error == "detach" else body
 
     def wrap_guard(self, plugin: Plugin, name: str, guard: Callable[[Run], bool]) -> Callable[[Run], bool]:
         """Return a detour's guard, wrapped likewise: False once its plugin is detached."""
@@ -63,12 +64,12 @@ class PluginManager:
             try:
                 return guard(run)
             except Exception as error:
-                self._detach(plugin, f"{plugin.name}.{name}", error, run)
+                self._detach(plugin, f"{plugin.name}.{name}", error, run, "guard")
                 return False
 
         return ask
 
-    def _wrapped(self, plugin: Plugin, who: str, call: Handler) -> Handler:
+    def _wrapped(self, plugin: Plugin, who: str, call: Handler, moment: str) -> Handler:
         detached, name = self._detached, plugin.name
 
         def wrapped(run: Run) -> None:
@@ -79,7 +80,7 @@ class PluginManager:
             except Unfinished:
                 raise
             except Exception as error:  # KeyboardInterrupt and SystemExit are no failures of a plugin
-                self._detach(plugin, who, error, run)
+                self._detach(plugin, who, error, run, moment)
 
         return wrapped
 
@@ -97,9 +98,9 @@ class PluginManager:
         """Detach a plugin that was detached in the run that is resumed; only its `close` is called from then on."""
         self._detached.add(name)
 
-    def _detach(self, plugin: Plugin, who: str, error: Exception, run: Run) -> None:
+    def _detach(self, plugin: Plugin, who: str, error: Exception, run: Run, moment: str = "") -> None:
         self._detached.add(plugin.name)
-        run.note_of("detach", f"{who} raised {in_a_line(error)}; {plugin.name} is called no more")
+        run.emit(Detach, plugin.name, who, in_a_line(error), moment)
 
     def states(self, run: Run) -> dict[str, dict[str, Any]]:
         """Return the states of the plugins that are not detached, by name; one whose `state_dict` fails may detach.

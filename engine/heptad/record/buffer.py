@@ -9,7 +9,7 @@ from array import array
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from time import monotonic_ns, time_ns
-from typing import Any, NoReturn, Protocol
+from typing import Any, Concatenate, NoReturn, ParamSpec, Protocol
 
 import numpy as np
 
@@ -17,9 +17,11 @@ from heptad.errors import EngineError, TableError
 from heptad.record.calls import Calls
 from heptad.record.chunk import Call, Effects, Failure, Ints, View
 from heptad.record.counters import Counters
-from heptad.record.events import Note
+from heptad.record.events import Event, Failed
 from heptad.record.values import Columns, Recorded, RecordedValues, read_each
 from heptad.table import Table
+
+P = ParamSpec("P")
 
 CHUNK = 1024
 """Transitions that are packed at once. While a chunk is open each of its transitions costs about 50 bytes."""
@@ -92,8 +94,8 @@ class Follower(Protocol):
         """Takes a chunk that is full."""
         ...
 
-    def noted(self, note: Note) -> None:
-        """Takes a note."""
+    def noted(self, event: Event) -> None:
+        """Take an event."""
         ...
 
     def settled(self) -> None:
@@ -102,7 +104,7 @@ class Follower(Protocol):
 
 
 class LogBuffer:
-    """The part of the log that is written: chunks, the open chunk, notes, paused time, the failure.
+    """The part of the log that is written: chunks, the open chunk, events, paused time, the failure.
 
     What is written last is one assignment of `_written`, so that a reader, in another thread or in a signal handler,
     sees the log before or after it and never between.
@@ -128,7 +130,7 @@ class LogBuffer:
         self.recorded = RecordedValues(read)
         self.traced = Calls()
         self._followers: tuple[Follower, ...] = ()
-        self._notes: list[Note] = []
+        self._events: list[Event] = []
         self._offset = time_ns() - monotonic_ns()
         self._paused_at: int | None = monotonic_ns()
         self._node = table.index[table.start.name]
@@ -154,7 +156,7 @@ class LogBuffer:
         self._written = (), OpenChunk(seq, self._paused_at, self._offset, counters)
 
     def follow(self, follower: Follower) -> None:
-        """Lets a follower take all chunks and notes from now on."""
+        """Lets a follower take all chunks and events from now on."""
         self._followers = (*self._followers, follower)
 
     def leave(self, follower: Follower) -> None:
@@ -199,16 +201,24 @@ class LogBuffer:
         if self._paused_at is None:
             self._paused_at = monotonic_ns()
 
-    def note(self, kind: str, text: str, seq: int) -> None:
-        """Binds a note to a transition, which may be the one under way."""
-        self.put_note(seq, kind, text, monotonic_ns() + self._offset)
+    def emit(
+        self, make: Callable[Concatenate[int, int, P], Event], seq: int, /, *args: P.args, **fields: P.kwargs
+    ) -> None:
+        """Make an event and bind it to a transition, which may be the one under way.
 
-    def put_note(self, seq: int, kind: str, text: str, time_ns: int) -> None:
-        """Adds a note that was made at a given time."""
-        note = Note(seq, kind, text, time_ns)
-        self._notes.append(note)
+        Args:
+            make: The class of the event.
+            seq: The number of the transition.
+            *args: The fields of the event behind `seq` and `time_ns`.
+            **fields: The same by name.
+        """
+        self.put(make(seq, monotonic_ns() + self._offset, *args, **fields))
+
+    def put(self, event: Event) -> None:
+        """Add an event that was made before, as one of a checkpoint."""
+        self._events.append(event)
         for follower in self._followers:
-            follower.noted(note)
+            follower.noted(event)
 
     def skip(self) -> None:
         """Says that the update of the turn under way is skipped, so that reading does not count it."""
@@ -226,7 +236,7 @@ class LogBuffer:
         self.failure = failure
         self.arcs.append(len(self.table.arcs) + node)
         self.times.append(monotonic_ns())
-        self.note("failure", f"{failure.error} {failure}", failure.seq)
+        self.emit(Failed, failure.seq, failure)
 
     def settle(self, counters: Callable[[], Counters]) -> None:
         """Packs the open chunk if it is full, lets the oldest go, and tells the followers.
@@ -248,8 +258,8 @@ class LogBuffer:
             follower.packed(newest)
         kept = tuple(old for old in (*packed, newest) if end - old.seq - len(old) < self.capacity)
         self._written = kept, OpenChunk(end, chunk.times[-1], self._offset, counters)
-        if self._notes and self._notes[0].seq < kept[0].seq:
-            self._notes = [note for note in self._notes if note.seq >= kept[0].seq]
+        if self._events and self._events[0].seq < kept[0].seq:
+            self._events = [event for event in self._events if event.seq >= kept[0].seq]
         if len(kept) <= len(packed):
             self.traced.let_go(kept[0].seq)
 
@@ -266,9 +276,9 @@ class LogBuffer:
         """Returns what stands in the chunk that is being written; at any time, from any thread."""
         return self._written[1].packed()
 
-    def notes(self, first: int) -> list[Note]:
-        """Returns the notes of the transitions from that number on, oldest first."""
-        return [note for note in self._notes if note.seq >= first]
+    def events(self, first: int) -> list[Event]:
+        """Return the events of the transitions from that number on, oldest first."""
+        return [event for event in self._events if event.seq >= first]
 
     def values(self, first: int = 0) -> list[Recorded]:
         """Returns the recorded values from the one of that number on; waits for those still on their device."""

@@ -1,26 +1,297 @@
-"""What one line of the log says: a `Transition`, a `Note`, and the counters that both are placed by."""
+"""Events: the rare facts of a run, each bound to a transition. They are data, and words only when shown."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+from heptad.errors import counted
+from heptad.record.chunk import Failure
 
 
 @dataclass(frozen=True, slots=True)
-class Note:
-    """A rare event, bound to the transition in whose turn it came.
+class Event(ABC):
+    """A rare fact, bound to the transition in whose turn it came.
 
     Attributes:
-        seq: That transition.
-        kind: `"stop"`, `"interrupt"`, `"pause"`, `"skip_update"`, `"accumulation"`, `"extension"`, `"failure"`,
-            `"data"`, or `"note"` for what `Run.note` was given.
-        text: What happened, in words.
+        kind: What `TransitionLog.notes(kind)` selects by.
+        seq: The number of that transition.
         time_ns: When, on the clock of `Transition.time_ns`.
     """
 
+    kind: ClassVar[str]
+
     seq: int
-    kind: str
-    text: str
     time_ns: int
+
+    @property
+    @abstractmethod
+    def text(self) -> str:
+        """The event in words, for people. No answer is derived from them."""
 
     def __str__(self) -> str:
         return f"#{self.seq} {self.kind}: {self.text}"
+
+
+@dataclass(frozen=True, slots=True)
+class Stop(Event):
+    """A stop was asked for: the run ends in order when its window closes.
+
+    Attributes:
+        reason: What `Run.stop` was given.
+    """
+
+    kind = "stop"
+
+    reason: str
+
+    @property
+    def text(self) -> str:
+        """The reason."""
+        return self.reason
+
+
+@dataclass(frozen=True, slots=True)
+class Pause(Event):
+    """The run paused at the end of this turn.
+
+    Attributes:
+        reason: What `Run.pause` was given, or what `until=` or `advance` paused for.
+        requested: The transition in whose turn `Run.pause` was called; `None` for `until=` and `advance`, and in a log
+            of format 1, which does not say.
+    """
+
+    kind = "pause"
+
+    reason: str
+    requested: int | None = None
+
+    @property
+    def text(self) -> str:
+        """The reason."""
+        return self.reason
+
+
+@dataclass(frozen=True, slots=True)
+class Extend(Event):
+    """An epoch began a further pass over the data.
+
+    Attributes:
+        epoch: The number of the epoch, from 0.
+        steps: Steps that its last window lacked.
+    """
+
+    kind = "extend"
+
+    epoch: int
+    steps: int
+
+    @property
+    def text(self) -> str:
+        """How far the epoch is extended, and why."""
+        return f"epoch {self.epoch} is extended by {counted(self.steps, 'step')} to fill its last window"
+
+
+@dataclass(frozen=True, slots=True)
+class Skip(Event):
+    """The update that was just entered is skipped.
+
+    Attributes:
+        reason: What `Run.skip_update` was given first.
+    """
+
+    kind = "skip"
+
+    reason: str
+
+    @property
+    def text(self) -> str:
+        """The reason."""
+        return self.reason
+
+
+@dataclass(frozen=True, slots=True)
+class Drop(Event):
+    """An epoch makes no update, because `remainder="drop"` leaves all of its batches out.
+
+    Attributes:
+        epoch: The number of the epoch, from 0.
+        batches: How many batches it has.
+        window: How many a window takes.
+    """
+
+    kind = "drop"
+
+    epoch: int
+    batches: int
+    window: int
+
+    @property
+    def text(self) -> str:
+        """Both numbers."""
+        return f"epoch {self.epoch} makes no update: {self.batches} of {self.window} batches of a window"
+
+
+@dataclass(frozen=True, slots=True)
+class Detach(Event):
+    """A plugin with `on_error="detach"` raised an exception. It is not called again, but for its `close`.
+
+    Attributes:
+        plugin: Its name.
+        handler: What raised: plugin and method, the body of its detour, or its guard.
+        error: The exception in a line.
+        moment: `"enter"` or `"exit"` for a handler, `"body"`, `"guard"`; empty for another method of the plugin.
+    """
+
+    kind = "detach"
+
+    plugin: str
+    handler: str
+    error: str
+    moment: str = ""
+
+    @property
+    def text(self) -> str:
+        """What raised which exception."""
+        return f"{self.handler} raised {self.error}; {self.plugin} is called no more"
+
+
+@dataclass(frozen=True, slots=True)
+class Resume(Event):
+    """The run was asked to resume. Its next transition is that of `seq`.
+
+    Attributes:
+        checkpoint: The name of the checkpoint; `None` where there was none yet, so that the run begins at its start.
+        state: The state that the run is in.
+    """
+
+    kind = "resume"
+
+    checkpoint: str | None
+    state: str
+
+    @property
+    def text(self) -> str:
+        """From where."""
+        if self.checkpoint is None:
+            return "there is no checkpoint yet: the run begins at its start"
+        return f"resumed from {self.checkpoint}, before #{self.seq} in {self.state}"
+
+
+@dataclass(frozen=True, slots=True)
+class StillDetached(Event):
+    """A plugin was detached before the checkpoint was taken from which the run is resumed. It stays detached.
+
+    Attributes:
+        plugin: Its name.
+    """
+
+    kind = "resume"
+
+    plugin: str
+
+    @property
+    def text(self) -> str:
+        """Which plugin."""
+        return f"the plugin {self.plugin} was detached before the checkpoint was taken: it is called no more"
+
+
+@dataclass(frozen=True, slots=True)
+class Remark(Event):
+    """What else is worth knowing of a run that is resumed, in words: damage passed over, what may change bits.
+
+    Attributes:
+        text: The words. Nothing is derived from them.
+    """
+
+    kind = "resume"
+
+    text: str = field()  # pyright: ignore[reportIncompatibleMethodOverride] - stored here, derived in the others
+
+
+@dataclass(frozen=True, slots=True)
+class Untrained(Event):
+    """The first update found no gradient in any parameter that the optimizers hold."""
+
+    kind = "untrained"
+
+    @property
+    def text(self) -> str:
+        """What that means, and what to look at."""
+        return (
+            "no parameter that the optimizer holds has a gradient, the loss does not depend on them: does compute_loss "
+            "use the network that it is given, and does the optimizer hold the layers that this has now?"
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Note(Event):
+    """What a handler noted.
+
+    Attributes:
+        text: What `Run.note` was given.
+    """
+
+    kind = "note"
+
+    text: str = field()  # pyright: ignore[reportIncompatibleMethodOverride] - as in Remark
+
+
+@dataclass(frozen=True, slots=True)
+class Accumulation(Event):
+    """Windows hold another number of steps, from the next one on.
+
+    Attributes:
+        before: Steps in a window until then.
+        after: Steps in a window from then on.
+    """
+
+    kind = "accumulation"
+
+    before: int
+    after: int
+
+    @property
+    def text(self) -> str:
+        """Both numbers."""
+        return f"{self.before} -> {self.after} from the next window on"
+
+
+@dataclass(frozen=True, slots=True)
+class Failed(Event):
+    """The run failed.
+
+    Attributes:
+        failure: Where, and with which exception.
+    """
+
+    kind = "failure"
+
+    failure: Failure
+
+    @property
+    def text(self) -> str:
+        """The exception and where it was raised."""
+        return f"{self.failure.error} {self.failure}"
+
+
+EVENTS: dict[str, type[Event]] = {
+    one.__name__: one
+    for one in (
+        Accumulation,
+        Detach,
+        Drop,
+        Extend,
+        Failed,
+        Note,
+        Pause,
+        Remark,
+        Resume,
+        Skip,
+        StillDetached,
+        Stop,
+        Untrained,
+    )
+}
+"""Every event by the name of its class, which is what a file stores."""

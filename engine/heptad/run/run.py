@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from copy import copy
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, cast
 from uuid import uuid4
 
 import numpy as np
@@ -21,6 +21,7 @@ from heptad.errors import EngineError, add_note, in_a_line, summarize
 from heptad.record.buffer import Follower, LogBuffer
 from heptad.record.chunk import Failure
 from heptad.record.counters import Counters
+from heptad.record.events import Accumulation, Event, Note, Skip, Stop
 from heptad.record.values import Recorded
 from heptad.run.guards import batches_remain, epochs_remain, update_due
 from heptad.run.runtime import Evaluates, Runtime
@@ -30,6 +31,9 @@ from heptad.table import Table
 
 if TYPE_CHECKING:
     from heptad.history.query import TransitionLog
+
+
+P = ParamSpec("P")
 
 
 class Run:
@@ -382,7 +386,7 @@ class Run:
             EngineError: If the run has ended, or the reason is no text.
         """
         self._refuse_when_ended("stop")
-        self.note_of("stop", in_words("stop", reason))
+        self.emit(Stop, reason=in_words("stop", reason))
         self.buffer.stops.append(self.buffer.seq)  # the first guards to see it are those asked next
         self.position.end(reason)
 
@@ -390,14 +394,13 @@ class Run:
         """Pauses the run at the end of this turn, or up to three turns later where it would be in mid-step.
 
         Args:
-            reason: Why, in words; it stands in the log and in `Run.paused`.
+            reason: Why, in words. Once the run pauses, it stands in the log and in `Run.paused`.
 
         Raises:
             EngineError: If the run has ended, or the reason is no text.
         """
         self._refuse_when_ended("pause")
-        self.note_of("interrupt", in_words("pause", reason))
-        self.position.pause_requested = reason
+        self.position.pause_requested = in_words("pause", reason), self.seq
         self.position.halt = True
 
     def skip_update(self, reason: str) -> None:
@@ -417,7 +420,7 @@ class Run:
             )
         in_words("skip_update", reason)
         if at.skip is None:
-            self.note_of("skip_update", reason)
+            self.emit(Skip, reason=reason)
         at.skip = reason
 
     def set_accumulation(self, k: int) -> None:
@@ -435,7 +438,7 @@ class Run:
         at = self.position
         if k == at.window.next_size:
             return
-        self.note_of("accumulation", f"{at.window.next_size} -> {k} from the next window on")
+        self.emit(Accumulation, before=at.window.next_size, after=k)
         at.window.next_size = k
         at.window.resized = True
         self.plan_windows()
@@ -458,7 +461,7 @@ class Run:
         Raises:
             EngineError: If it is no text.
         """
-        self.note_of("note", in_words("note", text))
+        self.emit(Note, text=in_words("note", text))
 
     def snapshot(self) -> Snapshot:
         """Return everything that the rest of the run depends on, as `Checkpoint` stores it.
@@ -475,9 +478,15 @@ class Run:
 
     # -- for the engine
 
-    def note_of(self, kind: str, text: str) -> None:
-        """Bind a note of one of the engine's kinds to the transition under way."""
-        self.buffer.note(kind, text, self.seq)
+    def emit(self, make: Callable[Concatenate[int, int, P], Event], /, *args: P.args, **fields: P.kwargs) -> None:
+        """Make an event and bind it to the transition under way.
+
+        Args:
+            make: The class of the event.
+            *args: The fields of the event behind `seq` and `time_ns`.
+            **fields: The same by name.
+        """
+        self.buffer.emit(make, self.seq, *args, **fields)
 
     def plan_windows(self) -> None:
         """Decide how many batches must remain for a window to be started."""

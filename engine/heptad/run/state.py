@@ -27,7 +27,8 @@ class RunState:
         entering: Entry handlers are being called.
         body_done: The run was resumed from a checkpoint that the body of this state took: that body is not run again.
         visit: The detour whose body is being run.
-        pause_requested: Why the run is to pause as soon as it may, `None` where it is not.
+        pause_requested: Why the run must pause as soon as it may, and the transition in whose turn that was requested;
+            `None` where it need not.
         ending: A stop was asked for, or `max_updates` is reached: no new window is started.
         reason: Why the run ended, or is going to.
         epoch_open: The run is between the bodies of `before_epoch` and `after_epoch`.
@@ -60,7 +61,7 @@ class RunState:
     entering: bool = False
     body_done: bool = False
     visit: object = None
-    pause_requested: str | None = None
+    pause_requested: tuple[str, int] | None = None
     ending: bool = False
     reason: str | None = None
 

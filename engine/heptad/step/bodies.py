@@ -14,8 +14,9 @@ from typing import Any
 from heptad.data.cursor import NOTHING
 from heptad.data.generators import seed_all
 from heptad.data.placement import place
-from heptad.errors import ConfigError, DataError, add_note, counted, diagnose
+from heptad.errors import ConfigError, DataError, add_note, diagnose
 from heptad.ranks.strategy import Strategy
+from heptad.record.events import Drop, Extend, Untrained
 from heptad.run.run import Run
 from heptad.step.function import build_step, check_loss
 from heptad.step.optimizers import build_optimizers, optimizer_mistake
@@ -72,7 +73,7 @@ def before_epoch(run: Run) -> None:
     if not at.remaining:
         raise DataError(f"the pass of epoch {at.epoch} yields nothing; the data must hold at least one batch")
     if limit is not None and limit < at.window.next_size:
-        run.note_of("drop", f"epoch {at.epoch} makes no update: {limit} of {at.window.next_size} batches of a window")
+        run.emit(Drop, epoch=at.epoch, batches=limit, window=at.window.next_size)
 
 
 def before_step(run: Run) -> None:
@@ -231,11 +232,7 @@ READERS = {"after_step": read_on_exit_of_after_step, "optimizer_update": read_on
 def _note_untrained(run: Run) -> None:
     """Report a first update that finds no gradient: it changes nothing, and the next one will be like it."""
     if all(parameter.grad is None for parameter in run.runtime.optimizers.held()):
-        run.note_of(
-            "untrained",
-            "no parameter that the optimizer holds has a gradient, the loss does not depend on them: does compute_loss "
-            "use the network that it is given, and does the optimizer hold the layers that this has now?",
-        )
+        run.emit(Untrained)
 
 
 def _refuse_endless(run: Run) -> None:
@@ -262,8 +259,7 @@ def _extend(run: Run) -> None:
     at, feed, window = run.position, run.runtime.feed, run.position.window
     missing = window.size - window.steps
     if not at.extending:
-        steps = counted(missing, "more step")
-        run.note_of("extension", f"epoch {at.epoch} goes on for {steps}, to fill its last window")
+        run.emit(Extend, epoch=at.epoch, steps=missing)
     feed.end()
     at.extending = True
     at.pass_index += 1

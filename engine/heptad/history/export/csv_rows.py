@@ -18,7 +18,7 @@ def write(source: Source, target: Target) -> None:
         OSError: If the target cannot be written.
     """
     view = source.view()
-    notes = by_seq(source.notes(view.first))
+    notes = by_seq(source.events(view.first))
     with replacing(target) as file:
         # A file name that is no UTF-8 may stand in a note, as half a surrogate pair: it is written as its escape.
         rows = csv.writer(codecs.getwriter("utf-8")(file, "backslashreplace"), lineterminator="\n")

@@ -42,7 +42,7 @@ def _log_header(source: Source, view: View) -> Mapping[str, Any]:
         "table": source.table.to_plain(),
         "facts": _finite(dict(source.facts)),
         "failure": None if source.failure is None else asdict(source.failure),
-        "notes": [note_row(note) for note in source.notes(view.end)],
+        "notes": [note_row(note) for note in source.events(view.end)],
         "values": [value_row(value) for value in source.values_between(view.end, sys.maxsize)],
     }
 
@@ -50,7 +50,7 @@ def _log_header(source: Source, view: View) -> Mapping[str, Any]:
 def _lines(source: Source, view: View) -> Iterator[Mapping[str, Any]]:
     """Yield the transitions, each with the notes, values and calls of its turn."""
     decoder = Decoder(source)
-    notes = by_seq(source.notes(view.first))
+    notes = by_seq(source.events(view.first))
     for chunk in view.chunks:
         first, end = max(chunk.seq, view.first), chunk.seq + len(chunk)
         values = by_seq(source.values_between(first, end))

@@ -7,7 +7,7 @@ from typing import Any
 
 from heptad.history.transition import Transition
 from heptad.record.chunk import Call
-from heptad.record.events import Note
+from heptad.record.events import Event
 from heptad.record.values import Recorded
 
 
@@ -27,7 +27,7 @@ def transition_row(transition: Transition) -> dict[str, Any]:
     }
 
 
-def note_row(note: Note) -> dict[str, Any]:
+def note_row(note: Event) -> dict[str, Any]:
     """Return the fields of a note, without its transition."""
     return {"kind": note.kind, "text": note.text, "time_ns": note.time_ns}
 

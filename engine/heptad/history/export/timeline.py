@@ -21,11 +21,11 @@ from heptad.history.export.output import Target, replacing
 from heptad.history.source import Source
 from heptad.history.transition import Transition
 from heptad.record.chunk import Call, Chunk, View
-from heptad.record.events import Note
+from heptad.record.events import Event
 from heptad.record.values import Recorded
 from heptad.table import State, Table
 
-Event = dict[str, Any]
+Entry = dict[str, Any]
 
 _NO_EPOCH = frozenset({"idle", "before_loop", "after_loop", "finished", "failed"})
 _IN_STEP = frozenset({"before_step", "process_batch", "after_step"})
@@ -63,10 +63,10 @@ class _Track:
         self.start = _start(self._view)
         self._entered = 0  # when the current state was entered: nanoseconds since the start
         self._arrivals: Sequence[Call] = ()  # its entry handlers
-        self._notes = source.notes(self._view.first)
+        self._notes = source.events(self._view.first)
         self._open: list[str] = []  # the spans around it, outermost first
 
-    def events(self) -> Iterator[Event]:
+    def events(self) -> Iterator[Entry]:
         """Yield all events."""
         yield {"ph": "M", "name": "process_name", "ts": 0, **_TRACK, "args": {"name": "heptad"}}
         yield {"ph": "M", "name": "thread_name", "ts": 0, **_TRACK, "args": {"name": "run"}}
@@ -77,7 +77,7 @@ class _Track:
             yield from self._chunk(chunk)
         yield from self._end()
 
-    def _begin(self, chunk: Chunk) -> Iterator[Event]:
+    def _begin(self, chunk: Chunk) -> Iterator[Entry]:
         """Open the spans that were open when the first state was entered."""
         place = self._view.first - chunk.seq
         at = self._decoder.counters(chunk, place - 1)
@@ -92,7 +92,7 @@ class _Track:
         if in_step:
             yield self._opens("step", at.step)
 
-    def _chunk(self, chunk: Chunk) -> Iterator[Event]:
+    def _chunk(self, chunk: Chunk) -> Iterator[Entry]:
         first, end = max(chunk.seq, self._view.first), chunk.seq + len(chunk)
         calls = by_seq(self._source.calls(first, end))
         values = by_seq(self._source.values_between(first, end))
@@ -102,11 +102,11 @@ class _Track:
             yield from self._turn(turn, calls.get(seq, ()), values.get(seq, ()), notes.get(seq, ()))
 
     def _turn(
-        self, turn: Transition, calls: Sequence[Call], values: Iterable[Recorded], notes: Iterable[Note]
-    ) -> Iterator[Event]:
+        self, turn: Transition, calls: Sequence[Call], values: Iterable[Recorded], notes: Iterable[Event]
+    ) -> Iterator[Entry]:
         """Yield the state that was left, and the spans that end and begin with the transition."""
         left = max(self._entered, turn.time_ns - self.start)
-        args: Event = {"seq": turn.seq, "to": turn.dest, **turn.guards}
+        args: Entry = {"seq": turn.seq, "to": turn.dest, **turn.guards}
         if left - self._entered > turn.duration_ns:
             args["paused_us"] = (left - self._entered - turn.duration_ns) / 1e3
         handlers = [*self._arrivals, *(call for call in calls if call.moment == "exit")]
@@ -127,8 +127,8 @@ class _Track:
             yield self._opens("step", turn.step)
 
     def _state(
-        self, name: str, left: int, args: Event, handlers: Iterable[Call], notes: Iterable[Note]
-    ) -> Iterator[Event]:
+        self, name: str, left: int, args: Entry, handlers: Iterable[Call], notes: Iterable[Event]
+    ) -> Iterator[Entry]:
         """Yield the state that is being left, and what happened in it, in order of time."""
         entered = self._entered
 
@@ -136,7 +136,7 @@ class _Track:
             return min(max(time_ns - self.start, entered), left)
 
         yield _opening("state", name, entered, args)
-        inside: list[tuple[int, Event]] = []
+        inside: list[tuple[int, Entry]] = []
         for call in handlers:
             begin, end = within(call.time_ns), within(call.time_ns + call.duration_ns)
             inside.append((begin, _opening("handler", call.who, begin, {"moment": call.moment})))
@@ -148,7 +148,7 @@ class _Track:
         yield from (event for _, event in sorted(inside, key=lambda pair: pair[0]))  # stable: a handler begins first
         yield _closing("state", left)
 
-    def _end(self) -> Iterator[Event]:
+    def _end(self) -> Iterator[Entry]:
         """Yield the state in which the log ends, up to the last thing known of it, and close all spans."""
         end = self._view.end
         last = self._decoder.at(self._view, [end - 1])[0]
@@ -160,11 +160,11 @@ class _Track:
         self._entered = until
         yield from self._closes("epoch")
 
-    def _opens(self, kind: str, number: int) -> Event:
+    def _opens(self, kind: str, number: int) -> Entry:
         self._open.append(kind)
         return _opening(kind, f"{kind} {number}", self._entered, {})
 
-    def _closes(self, kind: str) -> Iterator[Event]:
+    def _closes(self, kind: str) -> Iterator[Entry]:
         """Close a span if it is open, and those within it first."""
         while kind in self._open:
             yield _closing(self._open.pop(), self._entered)
@@ -187,19 +187,19 @@ def _scope(table: Table, node: State) -> str:
     return next(state.name for state in into if state.kind != "detour")
 
 
-def _seq(note: Note) -> int:
+def _seq(note: Event) -> int:
     return note.seq
 
 
-def _opening(kind: str, name: str, at: int, args: Event) -> Event:
+def _opening(kind: str, name: str, at: int, args: Entry) -> Entry:
     return {"ph": "B", "cat": kind, "name": name, "ts": at / 1e3, **_TRACK, "args": args}
 
 
-def _closing(kind: str, at: int) -> Event:
+def _closing(kind: str, at: int) -> Entry:
     return {"ph": "E", "cat": kind, "ts": at / 1e3, **_TRACK}
 
 
-def _counters(values: Iterable[Recorded], at: int) -> Iterator[Event]:
+def _counters(values: Iterable[Recorded], at: int) -> Iterator[Entry]:
     """Yield the values that the format can hold: finite ones."""
     for value in values:
         if math.isfinite(value.value):

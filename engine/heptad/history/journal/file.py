@@ -16,7 +16,7 @@ from heptad.history.journal.reader import FileSource
 from heptad.history.journal.recorder import JournalRecorder
 from heptad.history.journal.writer import FileWriter
 from heptad.record.buffer import LogBuffer
-from heptad.record.events import Note
+from heptad.record.events import Event
 
 _Way = Literal["new", "resume", "restart", "continue"]
 
@@ -83,7 +83,7 @@ class JournalFile:
             recorder = JournalRecorder(
                 run.buffer, self._path, lambda: self._adopt(run, way, earlier), flush_every, earlier
             )
-            recorder.start(run.buffer.view().chunks, self._notes(run, way, earlier))
+            recorder.start(run.buffer.view().chunks, self._events(run, way, earlier))
         except (sqlite3.Error, OSError, ValueError, zlib.error) as error:
             raise LogError(f"{self._path} cannot be written: {error}; name another file") from error
         self._recorder, self._run = recorder, run.id
@@ -147,11 +147,11 @@ class JournalFile:
             raise
         return writer
 
-    def _notes(self, run: JournaledRun, way: _Way, earlier: JournalRecorder | None) -> Sequence[Note]:
-        """Return the notes of the log that the file lacks."""
+    def _events(self, run: JournaledRun, way: _Way, earlier: JournalRecorder | None) -> Sequence[Event]:
+        """Return the events of the log that the file lacks."""
         if way == "resume":
-            return run.buffer.notes(run.buffer.seq)
-        notes = run.buffer.notes(0)
-        # By identity: two notes may be equal. The log may have dropped the last one that was written.
-        written = [number for number, note in enumerate(notes) if earlier is not None and note is earlier.last_note]
-        return notes[written[0] + 1 :] if written else notes
+            return run.buffer.events(run.buffer.seq)
+        events = run.buffer.events(0)
+        # By identity: two events may be equal. The log may have dropped the last one that was written.
+        written = [number for number, event in enumerate(events) if earlier is not None and event is earlier.last_event]
+        return events[written[0] + 1 :] if written else events

@@ -28,7 +28,8 @@ from heptad.history.journal.lock import BUSY_MS
 from heptad.history.journal.packing import unpack_turns
 from heptad.record.chunk import Call, Effects, Failure, Ints, View
 from heptad.record.counters import Counters
-from heptad.record.events import Note
+from heptad.record.event_codec import from_format_1, from_plain
+from heptad.record.events import Event
 from heptad.record.values import Recorded
 from heptad.table import Table
 
@@ -181,14 +182,15 @@ class FileSource:
                 self._version = version
             return self._view
 
-    def notes(self, first: int) -> list[Note]:
-        """Returns the notes of the transitions from that number on, oldest first."""
+    def events(self, first: int) -> list[Event]:
+        """Return the events of the transitions from that number on, oldest first."""
         with self._reading():
+            columns = [name for _, name, *_ in self._connection.execute("PRAGMA table_info(note)")]
+            data = "data" if "data" in columns else "NULL"  # version 1 stored words only
             rows = self._connection.execute(
-                "SELECT seq, kind, text, time_ns, crc FROM note WHERE seq >= ? ORDER BY number", (first,)
+                f"SELECT seq, kind, text, time_ns, {data}, crc FROM note WHERE seq >= ? ORDER BY number", (first,)
             )
-            checked = (schema.checked(row, f"a note of transition {row[0]}") for row in rows)
-            return [Note(seq, kind, schema.read_text(text), time_ns) for seq, kind, text, time_ns in checked]
+            return [_event(row) for row in rows]
 
     def values(self, first: int = 0) -> list[Recorded]:
         """Returns the recorded values from the one of that number on, oldest first."""
@@ -376,3 +378,18 @@ class FileSource:
         return LogError(
             f"{self._path} is damaged: {error}; take a copy that is not, or see what `sqlite3 … .recover` saves of it"
         )
+
+
+def _event(row: Sequence[Any]) -> Event:
+    """Return the event of a row of `note`.
+
+    Raises:
+        ValueError: If the row does not fit its checksum, or describes no event.
+    """
+    *words, data, crc = row
+    what = f"an event of transition {row[0]}"
+    if data is not None:
+        schema.checked(row, what)
+        return from_plain(json.loads(schema.read_text(data)))
+    seq, kind, text, time_ns = schema.checked((*words, crc), what)
+    return from_format_1(seq, kind, schema.read_text(text), time_ns)

@@ -21,7 +21,7 @@ from heptad.errors import LogError, kind
 from heptad.history.journal.writer import FileWriter
 from heptad.record.buffer import LogBuffer, PackedChunk
 from heptad.record.chunk import Call, Chunk
-from heptad.record.events import Note
+from heptad.record.events import Event
 
 INTERVAL = 0.25
 """Seconds after which everything is written, even if no chunk is full, and in the middle of a long body."""
@@ -51,7 +51,7 @@ class JournalRecorder:
     Attributes:
         error: What writing raised. Nothing more is written then.
         end: The number of the first transition that is not in the file.
-        last_note: The last note that was taken.
+        last_event: The last event that was taken.
         calls: How many calls of handlers were taken.
         session: The number of the session in the file.
     """
@@ -69,7 +69,7 @@ class JournalRecorder:
         self._adopt = adopt
         self._every = flush_every
         self._chunks: deque[Chunk] = deque()
-        self._notes: deque[Note] = deque()
+        self._events: deque[Event] = deque()
         self._called: deque[Call] = deque()
         self._wake = threading.Condition()
         self._asked = self._done = 0
@@ -78,23 +78,23 @@ class JournalRecorder:
         self._raised = False
         self.error: BaseException | None = None
         self.end: int | None = None
-        self.last_note: Note | None = earlier.last_note if earlier else None
+        self.last_event: Event | None = earlier.last_event if earlier else None
         self.calls = earlier.calls if earlier else 0
         self.session = earlier.session if earlier else 0
         self._thread = threading.Thread(target=self._work, name="heptad-journal", daemon=True)
 
-    def start(self, chunks: Sequence[Chunk], notes: Sequence[Note]) -> None:
+    def start(self, chunks: Sequence[Chunk], events: Sequence[Event]) -> None:
         """Open the file and follow the log.
 
         Args:
             chunks: What is written first: all chunks that the log has kept.
-            notes: The notes among them that the file lacks.
+            events: The events among them that the file lacks.
 
         Raises:
             BaseException: What opening the file raised.
         """
         self._chunks.extend(chunks)
-        self._notes.extend(notes)
+        self._events.extend(events)
         self._log.follow(self)
         self._thread.start()
         self.flush()
@@ -168,9 +168,9 @@ class JournalRecorder:
                 if len(self._chunks) >= TOGETHER:
                     self._wake.notify_all()
 
-    def noted(self, note: Note) -> None:
-        """Take a note."""
-        self._notes.append(note)
+    def noted(self, event: Event) -> None:
+        """Take a event."""
+        self._events.append(event)
 
     def settled(self) -> None:
         """Flush if more transitions than `flush_every` allows would be missing."""
@@ -222,8 +222,8 @@ class JournalRecorder:
             self._wake.notify_all()
         failure = log.failure
         writer.transitions(chunks, failure)
-        notes = [self._notes.popleft() for _ in range(len(self._notes))]
-        writer.notes(notes)
+        events = [self._events.popleft() for _ in range(len(self._events))]
+        writer.events(events)
         writer.record(log.columns(writer.values))
         with self._wake:
             self._take_calls()
@@ -232,7 +232,7 @@ class JournalRecorder:
         writer.state(log.facts, log.windows, log.stops, failure)
         writer.commit()
         self.end = writer.end
-        self.last_note = notes[-1] if notes else self.last_note
+        self.last_event = events[-1] if events else self.last_event
 
     def _take_calls(self) -> None:
         """Take the calls since the last time. Both threads do, so hold the lock."""

@@ -1,4 +1,4 @@
-"""The file of a log: an SQLite database, version 1 of its schema, `application_id` 0x48505444 ("HPTD").
+"""The file of a log: an SQLite database, version 2 of its schema, `application_id` 0x48505444 ("HPTD").
 
 It says everything twice: in packed chunks, from which the library reads it back, and in a row for each transition, so
 that anyone can ask in SQL. Both are written in the same transactions. `docs/journal.md` shows how to ask.
@@ -26,7 +26,8 @@ Tables behind them:
 | `stay` | those where it is not: the first of a session, and after pausing |
 | `arc` | what the numbers in `transition.arc` mean; the last ones are the failures, one for each state |
 | `chunk` | up to 1,024 transitions, packed (`journal.packing`), what was true before the first of them, a CRC-32 |
-| `note`, `name`, `value`, `handler`, `call` | what the views show |
+| `note` | what the view `notes` shows, and the event as JSON (`data`), which version 1 did not store |
+| `name`, `value`, `handler`, `call` | what the views show |
 | `failure` | where the run failed |
 | `accumulation` | from which transition on windows hold how many steps |
 | `stop` | the transitions whose guards are the first to see that a stop was asked for |
@@ -50,7 +51,7 @@ from typing import Any
 from heptad.table import Table
 
 APPLICATION_ID = 0x48505444
-VERSION = 1
+VERSION = 2
 
 COUNTERS = 'epoch INTEGER NOT NULL, batch_index INTEGER NOT NULL, step INTEGER NOT NULL, "update" INTEGER NOT NULL'
 
@@ -76,7 +77,7 @@ CREATE INDEX transition_update ON transition ("update");
 CREATE TABLE stay (seq INTEGER PRIMARY KEY, duration_ns INTEGER NOT NULL);
 CREATE TABLE note (
     number INTEGER PRIMARY KEY, seq INTEGER NOT NULL, kind TEXT NOT NULL, text TEXT NOT NULL, time_ns INTEGER NOT NULL,
-    crc INTEGER NOT NULL
+    crc INTEGER NOT NULL, data TEXT
 );
 CREATE INDEX note_seq ON note (seq);
 CREATE TABLE name (number INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE);

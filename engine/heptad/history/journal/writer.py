@@ -26,7 +26,8 @@ from heptad.history.journal.packing import pack_turns
 from heptad.history.journal.shortened import ShortenedChunk
 from heptad.history.journal.versions import installed
 from heptad.record.chunk import Call, Chunk, Effects, Failure, durations
-from heptad.record.events import Note
+from heptad.record.event_codec import to_plain
+from heptad.record.events import Event
 from heptad.record.values import Columns
 from heptad.table import Table
 
@@ -69,6 +70,7 @@ class FileWriter:
     def _read_state(self, table: Table) -> None:
         """Read what the file holds."""
         ask = self._connection
+        self._upgrade()
         if get_meta(ask, "table") != json.loads(json.dumps(table.to_plain())):  # as JSON has it: lists for tuples
             raise LogError(f"{self._path} holds a run with another table of states (other detours); name another file")
         last = ask.execute("SELECT seq, count FROM chunk ORDER BY seq DESC LIMIT 1").fetchone()
@@ -79,6 +81,13 @@ class FileWriter:
         }
         handlers = ask.execute("SELECT who, edge, state, number FROM handler").fetchall()
         self._handlers = {(who, edge, state): number for who, edge, state, number in handlers}
+
+    def _upgrade(self) -> None:
+        """Give a file of version 1 the column that version 2 added."""
+        if _first(self._connection, "PRAGMA user_version") == 1:
+            for table in ("note", "superseded_note"):
+                self._connection.execute(f"ALTER TABLE {table} ADD COLUMN data TEXT")
+            self._connection.execute(f"PRAGMA user_version = {schema.VERSION}")
 
     # -- sessions
 
@@ -169,10 +178,16 @@ class FileWriter:
             self.end = chunk.seq + len(chunk)
         insert(self._connection, "transition", rows)
 
-    def notes(self, notes: Iterable[Note]) -> None:
-        """Add notes."""
-        rows = [schema.signed(note.seq, note.kind, schema.stored_text(note.text), note.time_ns) for note in notes]
-        self._connection.executemany("INSERT INTO note (seq, kind, text, time_ns, crc) VALUES (?, ?, ?, ?, ?)", rows)
+    def events(self, events: Iterable[Event]) -> None:
+        """Add events."""
+        rows: list[tuple[Any, ...]] = []
+        for one in events:
+            data = json.dumps(to_plain(one), ensure_ascii=False)  # half a surrogate pair stays what it is
+            texts = schema.stored_text(one.text), one.time_ns, schema.stored_text(data)
+            rows.append(schema.signed(one.seq, one.kind, *texts))
+        self._connection.executemany(
+            f"INSERT INTO note (seq, kind, text, time_ns, data, crc) VALUES ({marks(6)})", rows
+        )
 
     def record(self, values: Columns) -> None:
         """Add recorded values. The first of them has the number `values`."""
