@@ -291,7 +291,7 @@ WRONG = {
     "missing": (lambda path: path.unlink(), "there is no such file"),
     "a folder": (lambda path: (path.unlink(), path.mkdir()), "cannot be read: Is a directory"),
     "empty": (lambda path: path.write_bytes(b""), "is empty"),
-    "text": (lambda path: path.write_text("seq,source\n" * 50), "no SQLite database"),
+    "text": (lambda path: path.write_text("seq,source\n" * 50), "not an SQLite database"),
     "another program's": (lambda path: (path.unlink(), foreign_database(path)), "of another program"),
     "cut in the head": (lambda path: path.write_bytes(path.read_bytes()[:60]), "damaged: it ends after 60 bytes"),
     "cut in the middle": (cut, r"damaged: it ends after \d+ of \d+ bytes"),

@@ -1,4 +1,13 @@
-"""The first bytes of a file: whether it is the log of a run, of which version, and whether its end is there."""
+"""The first bytes of a file: whether it is the log of a run, of which version, and whether its end is missing.
+
+The offsets are those of SQLite's file format, https://www.sqlite.org/fileformat.html, big-endian:
+
+    0   16 bytes   "SQLite format 3" and a zero byte
+    16   2 bytes   size of a page; 1 stands for 65,536
+    28   4 bytes   size of the database in pages
+    60   4 bytes   `user_version`, here the version of the schema
+    68   4 bytes   `application_id`
+"""
 
 from __future__ import annotations
 
@@ -12,7 +21,7 @@ _MAGIC = b"SQLite format 3\x00"
 
 
 def check_head(path: Path) -> None:
-    """Reads the first bytes of a file, which tell what it is, before anything is made of it.
+    """Read the first bytes of a file and refuse what cannot be read as a log.
 
     Raises:
         LogError: If it is not the log of a run, is of a newer version, or ends too early.
@@ -27,11 +36,11 @@ def check_head(path: Path) -> None:
     page = int.from_bytes(head[16:18], "big")
     size, expected = path.stat().st_size, int.from_bytes(head[28:32], "big") * (65536 if page == 1 else page)
     if size < expected and not size_beside(path, "-wal"):
-        raise LogError(f"{path} is damaged: it ends after {size} of {expected} bytes; take a copy that is whole")
+        raise LogError(f"{path} is damaged: it ends after {size} of {expected} bytes; take a complete copy")
 
 
 def check_owner(path: Path) -> bytes:
-    """Returns the first bytes of a file, if it is the log of a run.
+    """Return the first bytes of a file, if it is the log of a run.
 
     Raises:
         LogError: If it is not.
@@ -50,15 +59,15 @@ def check_owner(path: Path) -> bytes:
             f"{path} holds JSON: an export such as to_jsonl writes cannot be read back; name the journal of the run"
         )
     if not head.startswith(_MAGIC[: len(head)]):
-        raise LogError(f"{path} is not the log of a run: it is no SQLite database")
+        raise LogError(f"{path} is not the log of a run: it is not an SQLite database")
     if len(head) < _HEAD:
-        raise LogError(f"{path} is damaged: it ends after {len(head)} bytes; take a copy that is whole")
+        raise LogError(f"{path} is damaged: it ends after {len(head)} bytes; take a complete copy")
     if int.from_bytes(head[68:72], "big") != schema.APPLICATION_ID:
         raise LogError(f"{path} is not the log of a run: it is an SQLite database of another program")
     return head
 
 
 def size_beside(path: Path, suffix: str) -> int:
-    """Returns the size of one of the files that SQLite keeps beside a database; 0 where there is none."""
+    """Return the size of a file that SQLite keeps beside a database; 0 where there is no such file."""
     beside = path.with_name(path.name + suffix)
     return beside.stat().st_size if beside.exists() else 0

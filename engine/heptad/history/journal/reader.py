@@ -1,4 +1,4 @@
-"""Reading the file of a log: while it is being written, after it was closed, after its writer was killed.
+"""`FileSource`: read the file of a log while it is written, after it was closed, or after its writer was killed.
 
 Only what a question needs is read: the heads of the chunks, and the chunks that it looks into. The file is opened
 read-only and never altered.
@@ -17,14 +17,16 @@ from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, NoReturn, cast
+from typing import Any, NoReturn
 from urllib.parse import quote
 
 from heptad.errors import LogError, TableError
 from heptad.history.decode import BLOCK
 from heptad.history.journal import schema
+from heptad.history.journal.file_chunk import HEAD, FileChunk
 from heptad.history.journal.head import check_head, size_beside
 from heptad.history.journal.lock import BUSY_MS
+from heptad.history.journal.meta import get_meta
 from heptad.history.journal.packing import unpack_turns
 from heptad.record.chunk import Call, Effects, Failure, Ints, View
 from heptad.record.counters import Counters
@@ -36,61 +38,12 @@ from heptad.table import Table
 _UNPACKED = BLOCK
 """Chunks that are kept unpacked, 16 kB each: a question asks several things of a chunk, or of all chunks of a block."""
 
-_HEADS = (
-    'SELECT seq, count, clock, "offset", epoch, batch_index, step, "update", "window", skipped, gaps, crc FROM chunk '
-    "WHERE seq >= ? ORDER BY seq"
-)
-
-
-class FileChunk:
-    """A `Chunk` in a file: its head is in memory, its body is read when it is asked for."""
-
-    __slots__ = ("_count", "_source", "clock", "counters", "gaps", "offset", "seq", "skipped")
-
-    def __init__(self, source: FileSource, row: Sequence[Any]) -> None:
-        head = schema.checked(row, f"the head of the chunk at transition {row[0]}")
-        self._source = source
-        self.seq, self._count, self.clock, self.offset = cast("list[int]", head[:4])
-        self.counters = Counters(*head[4:9])
-        self.skipped: Sequence[int] = json.loads(head[9]) if head[9] else ()
-        gaps: list[list[int]] = json.loads(head[10]) if head[10] else []
-        self.gaps: Sequence[tuple[int, int]] = [(place, paused) for place, paused in gaps]
-
-    def __len__(self) -> int:
-        return self._count
-
-    def arcs(self) -> Ints:
-        """Returns the number of the arc taken, for each transition."""
-        return self._source.body(self)[0]
-
-    def times(self) -> Ints:
-        """Returns monotonic nanoseconds of the process that made it, for each transition."""
-        return self._source.body(self)[1]
-
-
-class _OpenChunk(FileChunk):
-    """The last chunk of a file, which may go on to grow there: its body was read with its head."""
-
-    __slots__ = ("_body",)
-
-    def __init__(self, source: FileSource, row: Sequence[Any], blob: bytes) -> None:
-        super().__init__(source, row)
-        self._body = source.unpacked(blob, self)
-
-    def arcs(self) -> Ints:
-        """Returns the number of the arc taken, for each transition."""
-        return self._body[0]
-
-    def times(self) -> Ints:
-        """Returns monotonic nanoseconds of the process that made it, for each transition."""
-        return self._body[1]
-
 
 class FileSource:
-    """The log in a file, as a `TransitionLog` reads it. May be read from several threads.
+    """The log in a file, as a `TransitionLog` reads it. Several threads may read it: they take turns, under a lock.
 
-    Each `view` is the file at one moment; what is written later is in the next. LogBuffer: about 0.5 kB for each 1,024
-    transitions, and what a question needs.
+    Each `view` is the file at one moment. What is written later is in the next. It takes about 0.5 kB of memory for
+    each 1,024 transitions, and what a question needs.
 
     Args:
         path: The file.
@@ -104,7 +57,7 @@ class FileSource:
         self._path = Path(path)
         check_head(self._path)
         self._lock = threading.RLock()
-        self._bodies: OrderedDict[int, tuple[Ints, Ints]] = OrderedDict()
+        self._bodies: OrderedDict[int, tuple[Ints, Ints]] = OrderedDict()  # least recently used first
         self._chunks: list[FileChunk] = []
         self._view = View((), 0, 0)
         self._version: int | None = None
@@ -137,10 +90,8 @@ class FileSource:
     def writer(self) -> tuple[int, str] | None:
         """The process that has the file open to write, or that died with it open: its id, and its host."""
         with self._reading():
-            if self._connection.execute("SELECT count(*) FROM meta WHERE key = 'writer'").fetchone() == (0,):
-                return None
-            writer = self._meta("writer")
-            return writer["pid"], writer["host"]
+            writer = get_meta(self._connection, "writer")
+            return None if writer is None else (writer["pid"], writer["host"])
 
     @property
     def table(self) -> Table:
@@ -173,8 +124,9 @@ class FileSource:
         return self._failure
 
     def view(self) -> View:
-        """Returns the log as the file has it now."""
+        """Return the log as the file has it now."""
         with self._reading():
+            # SQLite's count of the commits of other connections: where it stands still, the last view still holds.
             version = int(self._connection.execute("PRAGMA data_version").fetchone()[0])
             if version != self._version:
                 with self._snapshot():
@@ -193,12 +145,12 @@ class FileSource:
             return [_event(row) for row in rows]
 
     def values(self, first: int = 0) -> list[Recorded]:
-        """Returns the recorded values from the one of that number on, oldest first."""
+        """Return the recorded values from the one of that number on, oldest first."""
         with self._reading():
             return self._recorded("v.number >= ?", first)
 
     def values_between(self, first: int, end: int) -> list[Recorded]:
-        """Returns the values recorded in the turns of the transitions from `first` to before `end`, oldest first."""
+        """Return the values recorded in the turns of the transitions from `first` to before `end`, oldest first."""
         with self._reading():
             numbers = self._first_value(first), self._first_value(end)
             return self._recorded("v.number >= ? AND v.number < ?", *numbers)
@@ -215,7 +167,10 @@ class FileSource:
         ]
 
     def _first_value(self, seq: int) -> int:
-        """Returns the number of the first value of a transition or a later one: they have no index, but an order."""
+        """Return the number of the first value of a transition or a later one.
+
+        A binary search: `seq` grows with `number`, and an index on it would cost the writer more than it saves here.
+        """
         low, high = self._connection.execute("SELECT min(number), max(number) + 1 FROM value").fetchone()
         if low is None:
             return 0
@@ -228,7 +183,7 @@ class FileSource:
         return low
 
     def calls(self, first: int, end: int) -> list[Call]:
-        """Returns the handlers' calls in the turns of these transitions, where they were traced."""
+        """Return the handlers' calls in the turns of these transitions, where they were traced."""
         with self._reading():
             rows = self._connection.execute(
                 "SELECT c.seq, h.who, h.edge, h.state, c.time_ns, c.duration_ns FROM call c "
@@ -236,14 +191,14 @@ class FileSource:
                 (first, end),
             )
             return [
-                Call(seq, *told, *schema.whole(times, f"a call in the turn of transition {seq}"))
-                for seq, *told, times in ((*row[:4], row[4:]) for row in rows)
+                Call(seq, *handler, *schema.whole(times, f"a call in the turn of transition {seq}"))
+                for seq, *handler, times in ((*row[:4], row[4:]) for row in rows)
             ]
 
     # -- chunks
 
-    def body(self, chunk: FileChunk) -> tuple[Ints, Ints]:
-        """Returns the arcs and the times of a chunk. Not to be written into: it may be kept for the next question."""
+    def _body(self, chunk: FileChunk) -> tuple[Ints, Ints]:
+        """Return the arcs and the times of a chunk. Both may be kept for the next question, so neither is writable."""
         with self._reading():
             kept = self._bodies.get(chunk.seq)
             if kept is not None and len(kept[0]) == len(chunk):
@@ -255,18 +210,28 @@ class FileSource:
                     f"{self._path}: the run was resumed from before transition {chunk.seq + len(chunk) - 1} while it "
                     "was being read; read it again"
                 )
-            arcs, times = self._bodies[chunk.seq] = self.unpacked(row[1], chunk)
+            body = self._bodies[chunk.seq] = self._unpack(row[1], chunk)
             if len(self._bodies) > _UNPACKED:
                 self._bodies.popitem(last=False)
-            return arcs, times
+            return body
 
-    def unpacked(self, blob: bytes, chunk: FileChunk) -> tuple[Ints, Ints]:
-        """Unpacks the body of a chunk."""
+    def _unpack(self, blob: bytes, chunk: FileChunk) -> tuple[Ints, Ints]:
+        """Unpack the body of a chunk.
+
+        Raises:
+            ValueError: If it names an arc that the table lacks.
+        """
         arcs, times = unpack_turns(blob, len(chunk), chunk.clock)
         if not len(arcs) or arcs.max() >= self._arcs:
             raise ValueError(f"the chunk at transition {chunk.seq} is empty or names an arc that the table lacks")
         arcs.flags.writeable = times.flags.writeable = False
         return arcs, times
+
+    def _last_chunk(self, row: Sequence[Any], blob: bytes) -> FileChunk:
+        """Return the last chunk, whose body is read with its head: both may be replaced as soon as the chunk grows."""
+        chunk = FileChunk(row, lambda chunk: body)
+        body = self._unpack(blob, chunk)
+        return chunk
 
     # -- the file
 
@@ -278,8 +243,8 @@ class FileSource:
         try:
             connection.execute("SELECT count(*) FROM meta").fetchone()
         except sqlite3.OperationalError as error:
-            # A file in write-ahead mode needs a second one beside it to be read. Where there can be none, nobody can
-            # be writing it either.
+            # To read a file in write-ahead mode SQLite makes a second one beside it. In a folder where it cannot,
+            # nobody can be writing either, so the file may be read as one that never changes.
             if "unable to open" not in str(error) or size_beside(self._path, "-wal"):
                 raise
             connection.close()
@@ -289,18 +254,13 @@ class FileSource:
         return connection
 
     def _read(self) -> None:
-        """Brings the heads of the chunks, and what the run says of itself, up to date."""
+        """Read the heads of new chunks, and what the file says of the run as a whole."""
         ask = self._connection
-        number, facts, crc = ask.execute(
-            "SELECT number, facts, crc FROM session ORDER BY number DESC LIMIT 1"
-        ).fetchone() or (
-            None,
-            "{}",
-            schema.crc("{}"),
-        )
+        newest = ask.execute("SELECT number, facts, crc FROM session ORDER BY number DESC LIMIT 1").fetchone()
+        number, facts, crc = newest or (None, "{}", schema.crc("{}"))
         if schema.crc(facts) != crc:
             raise ValueError("what the run was asked for does not fit its checksum")
-        if number != self._session:  # a run that was resumed may have made transitions again
+        if number != self._session:  # a resumed run may have made the same transitions again
             self._session = number
             self._chunks = []
             self._bodies.clear()
@@ -314,17 +274,18 @@ class FileSource:
         self._failure = None
         if failed is not None:
             seq, state, edge, who, guard, error, *counters, guards = schema.checked(failed, "the failure")
-            told = schema.read_text(error)
-            self._failure = Failure(seq, state, edge, who, guard, told, Counters(*counters), json.loads(guards))
+            error = schema.read_text(error)
+            self._failure = Failure(seq, state, edge, who, guard, error, Counters(*counters), json.loads(guards))
 
     def _read_chunks(self) -> None:
-        chunks = self._chunks[:-1]
+        chunks = self._chunks[:-1]  # the last one may have grown: it is read again
         since = self._chunks[-1].seq if self._chunks else -1
-        rows = self._connection.execute(_HEADS, (since,)).fetchall()
-        chunks += [FileChunk(self, row) for row in rows[:-1]]
+        rows = self._connection.execute(f"SELECT {HEAD} FROM chunk WHERE seq >= ? ORDER BY seq", (since,)).fetchall()
+        read = self._body
+        chunks += [FileChunk(row, read) for row in rows[:-1]]
         if rows:
             blob = self._connection.execute("SELECT body FROM chunk WHERE seq = ?", (rows[-1][0],)).fetchone()[0]
-            chunks.append(_OpenChunk(self, rows[-1], blob))
+            chunks.append(self._last_chunk(rows[-1], blob))
         for before, after in pairwise(chunks):
             if before.seq + len(before) != after.seq:
                 raise ValueError(f"transitions between {before.seq + len(before)} and {after.seq} are missing")
@@ -334,11 +295,15 @@ class FileSource:
         self._view = View(tuple(chunks), first, end)
 
     def _check_ends(self, first: int, end: int) -> None:
-        """Holds the chunks against the rows, which are written in the same transactions and begin and end with them."""
+        """Compare the ends of the chunks with those of the rows, which are written in the same transactions.
+
+        Raises:
+            ValueError: If chunks are missing at an end.
+        """
         oldest, newest = self._connection.execute(
             "SELECT (SELECT min(seq) FROM transition), (SELECT max(seq) FROM transition)"
         ).fetchone()
-        if oldest is None:  # the rows are for people, the log is read without them
+        if oldest is None:  # the rows are for SQL: without them the log can be read too
             return
         if first == end:
             first = end = oldest
@@ -347,14 +312,14 @@ class FileSource:
                 raise ValueError(f"transitions between {begin} and {stop} are missing")
 
     def _meta(self, key: str) -> Any:
-        row = self._connection.execute("SELECT value, crc FROM meta WHERE key = ?", (key,)).fetchone()
-        if row is None or schema.crc(row[0]) != row[1]:
-            raise ValueError(f"its '{key}' is missing or does not fit its checksum")
-        return json.loads(row[0])
+        found = get_meta(self._connection, key)
+        if found is None:
+            raise ValueError(f"its '{key}' is missing")
+        return found
 
     @contextmanager
     def _snapshot(self) -> Generator[None]:
-        """Lets all that is asked in a block see the file at one moment."""
+        """Read the file at one moment: what others commit meanwhile is not seen in the block."""
         self._connection.execute("BEGIN")
         try:
             yield
@@ -363,7 +328,7 @@ class FileSource:
 
     @contextmanager
     def _reading(self) -> Generator[None]:
-        """Lets one thread at a time ask, and says of errors what they mean."""
+        """Read in one thread at a time, and raise errors as a `LogError` that says what they mean."""
         with self._lock:
             try:
                 yield

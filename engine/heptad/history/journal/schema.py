@@ -1,7 +1,10 @@
 """The file of a log: an SQLite database, version 2 of its schema, `application_id` 0x48505444 ("HPTD").
 
-It says everything twice: in packed chunks, from which the library reads it back, and in a row for each transition, so
-that anyone can ask in SQL. Both are written in the same transactions. `docs/journal.md` shows how to ask.
+Transitions are stored twice, in the same transactions. Measured over 64,000 of them, for each:
+
+- Packed in `chunk`: 5 bytes, and 0.25 µs of the thread that writes. The library reads these.
+- A row in `transition`: 41 bytes, and 0.6 µs more. SQL cannot unpack a chunk, and with the rows anyone can ask in SQL,
+  without this library (`docs/journal.md`). They also show where a damaged file lacks chunks at an end.
 
 Views, for people. Times are nanoseconds since the Unix epoch, `at` is the same as text (UTC). A counter says how many
 are complete; `update` is a word of SQL's own and stands in double quotes.
@@ -13,7 +16,7 @@ batch_index, step, "update"` |
 | `notes` | note: `seq, time_ns, at, kind, text` |
 | `recorded` | recorded value: `number, name, value, seq, epoch, step, "update"`; NaN is NULL |
 | `calls` | call of a handler, where they were traced: `seq, who, edge, state, time_ns, duration_ns` |
-| `superseded` | transition that a run had made when it was resumed from before it: `session` and the columns of \
+| `superseded` | transition that the run made, and made again after it was resumed from before it: `session` and the columns of \
 `transitions`, without `duration_ns` |
 
 Tables behind them:
@@ -22,8 +25,8 @@ Tables behind them:
 |---|---|
 | `meta` | `run`, the run's id, and `"table"`, its states and arcs: JSON, each with a CRC-32 |
 | `session` | each process that wrote the file: when, who, from which transition on, what the run was asked for (JSON) |
-| `transition` | a row for each transition; its time in the source is the time since the row before, but for |
-| `stay` | those where it is not: the first of a session, and after pausing |
+| `transition` | a row for each transition; it spent in its source the time since the row before |
+| `stay` | the exceptions: the first transition of a session, and the first after a pause |
 | `arc` | what the numbers in `transition.arc` mean; the last ones are the failures, one for each state |
 | `chunk` | up to 1,024 transitions, packed (`journal.packing`), what was true before the first of them, a CRC-32 |
 | `note` | what the view `notes` shows, and the event as JSON (`data`), which version 1 did not store |
@@ -31,13 +34,14 @@ Tables behind them:
 | `failure` | where the run failed |
 | `accumulation` | from which transition on windows hold how many steps |
 | `stop` | the transitions whose guards are the first to see that a stop was asked for |
-| `superseded_…` | what a run had written when it was resumed from before it, and `session`, the one that found it |
+| `superseded_…` | what the run had written beyond the checkpoint that it was resumed from; `session` is the resumed one |
 
-NaN is NULL, since SQLite has no NaN; -0.0 is 0.0. Half a surrogate pair in a text, as in names of files that are not
-UTF-8, is written out as an escape. The first writers of version 1 stored -0.0 and such texts as blobs, which are read.
+SQLite has no NaN, so NaN is NULL, and no -0.0, which is 0.0. Half a surrogate pair in a text, as in names of files that
+are not UTF-8, is written out as an escape. The first writers of version 1 had blobs for -0.0 and for such texts; these
+are read.
 
 A reader needs no lock: in write-ahead mode it sees the file as it was when its transaction began. The writer holds the
-one lock for writing as long as it is open. `user_version` is the version of the schema; a reader refuses a newer one.
+one lock for writing while it has the file open. `user_version` is the version of the schema; a reader refuses a newer one.
 """
 
 from __future__ import annotations

@@ -6,7 +6,7 @@ from importlib.metadata import PackageNotFoundError, version
 
 
 def installed(name: str) -> str:
-    """Returns the version of a package."""
+    """Return the version of an installed package; `"unknown"` where it is not installed."""
     try:
         return version(name)
     except PackageNotFoundError:  # run from a checkout
