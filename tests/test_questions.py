@@ -28,7 +28,8 @@ from heptad.history.explain import OWN, Called
 from heptad.history.export import jsonl, timeline
 from heptad.history.source import Source
 from heptad.record.chunk import View
-from heptad_plugins import Journal, LRSchedule
+from heptad.record.events import StillDetached
+from heptad_plugins import Checkpoint, Journal, LRSchedule
 
 
 def journalled(plan: Plan, folder: Path, **config: Any) -> tuple[TransitionLog, TransitionLog]:
@@ -315,6 +316,20 @@ def test_explain_names_the_handlers_of_both_edges_in_order(traced: bool):
         ("enter", "Noisy.on_enter_optimizer_update", "detached", False),
     ]
     assert [value.name for value in log.explain(second).values] == ["seen"]
+
+
+def test_explain_names_no_handler_of_a_plugin_detached_before_the_checkpoint(tmp_path: Path):
+    """The resumed run's log does not hold the event of the detaching; that of resuming says that it stays detached."""
+
+    def build() -> Engine:
+        return small_engine(4, [Noisy(), Checkpoint(tmp_path, at="after_step", every=2)])
+
+    build().run(until=lambda run: run.update == 3)
+    run = build().run(resume="auto")
+    assert [event.plugin for event in run.log.notes() if isinstance(event, StillDetached)] == ["Noisy"]
+    called = [call for row in run.log for call in run.log.explain(row.seq).calls if call.who.startswith("Noisy.")]
+    assert called
+    assert {call.outcome for call in called} == {"detached"}
 
 
 def test_str_of_an_explanation_reads_well():

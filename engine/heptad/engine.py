@@ -30,7 +30,7 @@ from heptad.plugin.verify import verify
 from heptad.ranks.strategy import Alone, Strategy
 from heptad.record.buffer import LogBuffer
 from heptad.record.events import Pause
-from heptad.run.guards import GUARDS, MID_STEP
+from heptad.run.guards import GUARDS, in_mid_step
 from heptad.run.run import Run
 from heptad.run.runtime import Runtime
 from heptad.run.signals import CtrlC
@@ -312,7 +312,8 @@ class Engine:
         self._subscriptions.append(subscription)
         self._machine.subscribe(subscription)
         mark, facts = subscription.mark, self.current.buffer.facts
-        facts.setdefault("handlers", []).append([mark.state, mark.moment, subscription.who, mark.words()])
+        plugin = "" if subscription.plugin is None else subscription.plugin.name
+        facts.setdefault("handlers", []).append([mark.state, mark.moment, subscription.who, mark.words(), plugin])
 
     def _settle(self) -> None:
         """Do what comes last, once plugins are open: subscribe what reads ahead, restore the global generators."""
@@ -357,8 +358,7 @@ class Engine:
         run.buffer.emit(Pause, run.buffer.seq - 1, reason, requested)
 
     def _may_pause(self) -> bool:
-        name = self.current.table.states[self.current.position.node].name
-        return name not in MID_STEP and not name.endswith("@process_batch")
+        return not in_mid_step(self.current.table.states[self.current.position.node])
 
     def _reached(self, until: str | Until | None) -> Until | None:
         if until is None or not isinstance(until, str):

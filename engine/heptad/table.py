@@ -23,12 +23,14 @@ class State:
             a `"scope"` is one of the engine's own states; a `"detour"` was added by a plugin.
         body: What the engine does in it, in a line.
         shown: The name that users see in the log, the diagram and `Run.state`; by default `name`.
+        after: For a detour's node the state that it leaves from, else empty.
     """
 
     name: str
     kind: Literal["start", "scope", "detour", "end", "failed"] = "scope"
     body: str = ""
     shown: str = ""
+    after: str = ""
 
     def __post_init__(self) -> None:
         if not self.shown:
@@ -98,7 +100,7 @@ class Table:
     def to_plain(self) -> dict[str, Any]:
         """Return the table as plain data, from which `from_plain` makes it again."""
         return {
-            "states": [[state.name, state.kind, state.body, state.shown] for state in self.states],
+            "states": [[state.name, state.kind, state.body, state.shown, state.after] for state in self.states],
             "arcs": [[arc.source, arc.dest, arc.guard] for arc in self.arcs],
             "guards": list(self.guards),
             "origin": self.origin,
@@ -106,12 +108,21 @@ class Table:
 
     @classmethod
     def from_plain(cls, plain: Mapping[str, Any]) -> Table:
-        """Return the table that `to_plain` described.
+        """Return the table that `to_plain` was given.
+
+        Rows of states without `after`, as journals of version 1 hold them, get it from the arcs.
 
         Raises:
-            TableError: If it is not sound.
+            TableError: If it is not a table that could be built.
         """
-        states, arcs = (State(*row) for row in plain["states"]), (Arc(*row) for row in plain["arcs"])
+        arcs = [Arc(*row) for row in plain["arcs"]]
+        states = [State(*row) for row in plain["states"]]
+        scopes = {state.name for state in states if state.kind == "scope"}
+        left = {arc.dest: arc.source for arc in arcs if arc.source in scopes}
+        states = [
+            replace(state, after=left.get(state.name, "")) if state.kind == "detour" and not state.after else state
+            for state in states
+        ]
         return cls(states, arcs, plain["guards"], plain["origin"])
 
     def mermaid(self) -> str:
@@ -314,7 +325,7 @@ def training_table(detours: Sequence[Side] = ()) -> Table:
         for position, detour in reversed(list(enumerate(detours))):
             if state.name in detour.after:
                 name = f"{_numbered(detours, position, detour.state)}@{state.name}"
-                states.append(State(name, "detour", shown=detour.state))
+                states.append(State(name, "detour", shown=detour.state, after=state.name))
                 origin[name] = position
                 leaving = [*(replace(arc, source=name) for arc in behind), *leaving]
                 behind.insert(0, Arc(state.name, name, guard_of(detours, position)))

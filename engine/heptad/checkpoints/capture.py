@@ -28,7 +28,7 @@ from heptad.plugin.detour_state import DetourState
 from heptad.plugin.manager import PluginManager
 from heptad.plugin.subscription import Subscription
 from heptad.record.event_codec import to_plain
-from heptad.run.guards import MID_STEP
+from heptad.run.guards import in_mid_step
 from heptad.run.run import Run
 from heptad.run.snapshot import Snapshot
 
@@ -81,7 +81,6 @@ def filter_key(subscription: Subscription) -> tuple[str, str, str, int, bool]:
 
 
 def _check_place(run: Run) -> None:
-    name = run.table.states[run.position.node].name
     if run.state == "idle" or run.ended:
         raise EngineError(f"there is nothing to store of a run that is {run.state}")
     if run.position.visit is None and run.paused is None:
@@ -89,7 +88,7 @@ def _check_place(run: Run) -> None:
             f"a snapshot is taken between two turns or in the body of a detour, not on a moment of {run.state}: take "
             "it in on_pause, while the run is paused, or in a detour of your own"
         )
-    if name in MID_STEP or name.endswith("@process_batch"):
+    if in_mid_step(run.table.states[run.position.node]):
         raise EngineError(f"no snapshot is taken in {run.state}: a step or an update is under way there")
 
 

@@ -13,6 +13,7 @@ from heptad.cli.follow import follow, has_ended
 from heptad.cli.listing import END, Listing, NoteListing, TransitionListing, ValueListing
 from heptad.cli.output import print_json, print_line, print_table
 from heptad.history.query import TransitionLog
+from heptad.record.events import Pause
 
 TAIL = 20
 """Rows that are shown by default."""
@@ -97,6 +98,6 @@ def _ending(log: TransitionLog) -> str:
     if has_ended(log):
         return last[0].dest
     since = datetime.fromtimestamp(last[0].time_ns / 1e9).strftime("%Y-%m-%d %H:%M:%S")
-    pauses = [note.text for note in log.source.events(last[0].seq) if note.kind == "pause"]
+    pauses = [event.reason for event in log.source.events(last[0].seq) if isinstance(event, Pause)]
     how = f"paused ({pauses[-1]})" if pauses else "it has not ended"
     return f"in {last[0].dest} since {since}: {how}"

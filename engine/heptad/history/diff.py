@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from fnmatch import fnmatchcase
 from itertools import zip_longest
+from operator import attrgetter
 from struct import pack
 from typing import Any, Literal, cast
 
@@ -235,7 +236,7 @@ def _path(sources: tuple[Source, Source], views: tuple[View, View], seq: int) ->
 
 
 def _said(told: Explanation, guard: str) -> str:
-    return next((str(tried).partition(f"{guard}: ")[2] for tried in told.tried if tried.guard == guard), "not asked")
+    return next((tried.said for tried in told.tried if tried.guard == guard), "not asked")
 
 
 def _place(row: Transition) -> str:
@@ -254,13 +255,13 @@ def _remarks(
     heard: Callable[[str], bool],
 ) -> tuple[int, tuple[Parting, ...]] | None:
     """Returns the first turn from `first` to before `end` whose notes or values differ, and what differs."""
-    one, other = (_by_turn(told, ((note.kind, note.text) for note in told), first, end) for told in notes)
+    one, other = (_by_turn(told, ((e.kind, replace(e, time_ns=0)) for e in told), first, end) for told in notes)
     recorded = [[v for v in source.values_between(first, end) if heard(v.name)] for source in sources]
     mine, theirs = (_by_turn(told, ((v.name, v.value) for v in told), first, end) for told in recorded)
     seqs = sorted({*one, *other, *mine, *theirs})
     for seq in seqs:
         parted = [
-            *_pairs("note", one.get(seq, []), other.get(seq, []), str),
+            *_pairs("note", one.get(seq, []), other.get(seq, []), attrgetter("text")),
             *_pairs("value", mine.get(seq, []), theirs.get(seq, []), repr),
         ]
         if parted:
@@ -334,7 +335,7 @@ def _unequal(here: Mapping[str, Any], there: Mapping[str, Any]) -> Iterator[Fact
 def _edges(handlers: Sequence[Sequence[str]]) -> dict[str, list[str]]:
     """Returns who is called on each moment of each state, in order."""
     moments: dict[str, list[str]] = {}
-    for state, moment, who, words in handlers:
+    for state, moment, who, words, *_ in handlers:
         name = f"handlers on {'exit of' if moment == 'exit' else 'entry to'} {state}"
         moments.setdefault(name, []).append(f"{who} ({words})" if words else who)
     return moments

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from heptad.history.decode import Decoder, holding
 from heptad.history.source import Source
@@ -37,12 +37,17 @@ class Tried:
     answer: bool | None
     values: Mapping[str, Any]
 
-    def __str__(self) -> str:
+    @property
+    def said(self) -> str:
+        """What the guard answered, and what it looked at, in words."""
         if self.guard is None:
-            return f"to {self.dest}: always"
-        said = {True: "yes", False: "no", None: "it raised"}[self.answer]
+            return "always"
+        answer = {True: "yes", False: "no", None: "it raised"}[self.answer]
         seen = ", ".join(f"{name} {value}" for name, value in self.values.items())
-        return f"to {self.dest} if {self.guard}: {said}{f' ({seen})' if seen else ''}"
+        return f"{answer} ({seen})" if seen else answer
+
+    def __str__(self) -> str:
+        return f"to {self.dest}{f' if {self.guard}' if self.guard else ''}: {self.said}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,6 +156,33 @@ def _tried(source: Source, transition: Transition, number: int, at: Counters) ->
             return
 
 
+class Handles(NamedTuple):
+    """A handler, as the facts of a run name it.
+
+    Attributes:
+        state: The state.
+        moment: `"enter"` or `"exit"`.
+        who: Plugin and method, or the function.
+        filter: Which events it hears, in words; empty for all.
+        plugin: The plugin's name; empty for a function.
+    """
+
+    state: str
+    moment: str
+    who: str
+    filter: str
+    plugin: str
+
+
+def handlers_of(facts: Mapping[str, Any]) -> list[Handles]:
+    """Return the handlers of a run in the order in which they are called."""
+    handlers: list[Handles] = []
+    for state, moment, who, words, *plugin in facts.get("handlers", ()):
+        # format 1 did not store the plugin: it is what stands before the name of its method
+        handlers.append(Handles(state, moment, who, words, plugin[0] if plugin else who.rpartition(".")[0]))
+    return handlers
+
+
 class _Roll:
     """Goes through the handlers of a turn in order, and says what became of each.
 
@@ -173,7 +205,8 @@ class _Roll:
                     self._gone.add(event.plugin)
                 case _:
                     pass
-        handlers = {who for _, _, who, _ in self._facts.get("handlers", ())}
+        self._handlers = handlers_of(source.facts)
+        handlers = {handler.who for handler in self._handlers}
         # the body of a detour, and what is called while the run is paused, come before the handlers of a turn
         self._leave(lambda event: event.handler not in handlers and event.moment != "guard")
 
@@ -184,13 +217,13 @@ class _Roll:
             yield Called(moment, state, OWN, "", "raised" if raising == "" else "called")
             if raising == "":
                 return
-        rows: Sequence[tuple[str, str, str, str]] = self._facts.get("handlers", ())
-        for other_state, other_edge, who, words in rows:
-            if (other_edge, other_state) == (moment, state):
+        for handler in self._handlers:
+            who = handler.who
+            if (handler.moment, handler.state) == (moment, state):
                 made = self._made.get((moment, state, who))
                 call = made.pop(0) if made else None
-                outcome = "raised" if who == raising or self._detaches(who) else self._outcome(who, words, call)
-                yield Called(moment, state, who, words, outcome, None if call is None else call.duration_ns)
+                outcome = "raised" if who == raising or self._detaches(who) else self._outcome(handler, call)
+                yield Called(moment, state, who, handler.filter, outcome, None if call is None else call.duration_ns)
                 if who == raising:
                     return
                 self._leave(lambda event, who=who: event.handler == who)
@@ -199,12 +232,12 @@ class _Roll:
         """Says that the guards have been asked."""
         self._leave(lambda event: event.moment == "guard")
 
-    def _outcome(self, who: str, words: str, call: Call | None) -> Outcome:
+    def _outcome(self, handler: Handles, call: Call | None) -> Outcome:
         if call is not None:
             return "called"
-        if any(who.startswith(f"{plugin}.") for plugin in self._gone):
+        if handler.plugin in self._gone:
             return "detached"
-        if words:
+        if handler.filter:
             return "held back" if traced(self._facts) else "open"
         return "called"
 

@@ -6,9 +6,18 @@ from operator import attrgetter
 from typing import Protocol
 
 from heptad.run.state import RunState
+from heptad.table import State
 
 MID_STEP = frozenset({"process_batch", "after_step", "optimizer_update"})
 """Where no run pauses and no snapshot is taken, because a step or an update is under way."""
+
+
+def in_mid_step(state: State) -> bool:
+    """Return whether a step or an update is under way in a state; in a detour, whether one is in the state it leaves.
+
+    After the body of `after_step` and `optimizer_update` nothing is: a detour from there is between two turns.
+    """
+    return state.name in MID_STEP or state.after == "process_batch"
 
 
 class HasPosition(Protocol):

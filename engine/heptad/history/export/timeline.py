@@ -23,7 +23,6 @@ from heptad.history.transition import Transition
 from heptad.record.chunk import Call, Chunk, View
 from heptad.record.events import Event
 from heptad.record.values import Recorded
-from heptad.table import State, Table
 
 Entry = dict[str, Any]
 
@@ -82,7 +81,7 @@ class _Track:
         place = self._view.first - chunk.seq
         at = self._decoder.counters(chunk, place - 1)
         node = self._source.table.states[int(self._source.effects.sources[chunk.arcs()[place]])]
-        scope, left = _scope(self._source.table, node), node.kind == "detour"  # a detour comes after its scope's work
+        scope, left = node.after or node.name, bool(node.after)  # a detour comes after the work of the scope it leaves
         if scope in _NO_EPOCH or (left and scope == "after_epoch"):
             return
         yield self._opens("epoch", at.epoch)
@@ -177,14 +176,6 @@ def _start(view: View) -> int:
     chunk = view.chunks[0]
     place = view.first - chunk.seq
     return chunk.offset + (int(chunk.times()[place - 1]) if place else chunk.clock)
-
-
-def _scope(table: Table, node: State) -> str:
-    """Return the name of a scope; for a detour, of the scope that it leaves from."""
-    if node.kind != "detour":
-        return node.name
-    into = (table.states[table.index[arc.source]] for arc in table.arcs if arc.dest == node.name)
-    return next(state.name for state in into if state.kind != "detour")
 
 
 def _seq(note: Event) -> int:

@@ -17,7 +17,7 @@ from typing import Any, cast
 
 import numpy as np
 
-from heptad.errors import LogError
+from heptad.errors import LogError, TableError
 from heptad.history.journal import schema
 from heptad.history.journal.inserting import WIDTH, insert, marks
 from heptad.history.journal.meta import get_meta, put_meta
@@ -71,7 +71,7 @@ class FileWriter:
         """Read what the file holds."""
         ask = self._connection
         self._upgrade()
-        if get_meta(ask, "table") != json.loads(json.dumps(table.to_plain())):  # as JSON has it: lists for tuples
+        if not _holds(ask, table):
             raise LogError(f"{self._path} holds a run with another table of states (other detours); name another file")
         last = ask.execute("SELECT seq, count FROM chunk ORDER BY seq DESC LIMIT 1").fetchone()
         self.end: int | None = None if last is None else last[0] + last[1]
@@ -315,6 +315,14 @@ def _first(connection: sqlite3.Connection, statement: str, *values: Any) -> Any:
     """Return the first column of the first row."""
     row = connection.execute(statement, values).fetchone()
     return None if row is None else row[0]
+
+
+def _holds(connection: sqlite3.Connection, table: Table) -> bool:
+    """Return whether a file holds a run with this table; version 1 stored less of it."""
+    try:
+        return Table.from_plain(get_meta(connection, "table")).to_plain() == table.to_plain()
+    except (TableError, KeyError, TypeError):
+        return False
 
 
 def _encoded(items: Sequence[Any]) -> str:
