@@ -29,6 +29,7 @@ WITHOUT_TORCH = ("errors", "table", "record", "history", "cli")
 BY_NAME = {
     "heptad": "public names, when they are first asked for",
     "heptad.plugin": "as above",
+    "heptad.checkpoints": "as above",
     "heptad.testing": "as above",
     "heptad_plugins": "as above",
     "heptad.errors": "advice from `diagnose`, when something has failed",
@@ -322,7 +323,7 @@ def test_a_package_is_a_docstring_or_loads_its_names_lazily(package: str, path: 
 
 
 def test_public_packages_are_lazy():
-    assert set(lazy()) == {*PUBLIC, "heptad.testing", "heptad_plugins"}
+    assert set(lazy()) == {*PUBLIC, "heptad.checkpoints", "heptad.testing", "heptad_plugins"}
 
 
 @pytest.mark.parametrize("package", lazy())

@@ -415,7 +415,7 @@ def pressed():
 def test_ctrl_c_pauses_and_raises(pressed):
     """`run()` raises KeyboardInterrupt once the run is paused, `on_pause` called; `run()` again goes on."""
     engine, observer = build(3, AtEdge(press, moments=[("enter", "process_batch")], only=4))
-    with pytest.raises(KeyboardInterrupt, match=r"paused in before_step; Engine\.run\(\) goes on from there"):
+    with pytest.raises(KeyboardInterrupt, match=r"paused in before_step; Engine\.run\(\) continues from there"):
         engine.run()
     assert (engine.current.state, engine.current.paused) == ("before_step", "Ctrl-C")
     assert (observer.paused, observer.opened, observer.closed) == (1, 1, 1)

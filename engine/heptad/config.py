@@ -73,14 +73,14 @@ else:
 ComputeLoss = Callable[[nn.Module, Any], "torch.Tensor | LossOutput"]
 
 
-def _plain(value: object) -> object:
+def _plain_integer(value: object) -> object:
     """Make numpy's integers plain; the strict check judges all else."""
     return value.item() if isinstance(value, np.integer) else value
 
 
-Count = Annotated[int, BeforeValidator(_plain), Field(ge=0)]
-Positive = Annotated[int, BeforeValidator(_plain), Field(ge=1)]
-Seed = Annotated[int, BeforeValidator(_plain), Field(ge=0, le=2**64 - 1)]  # torch takes 64 bits
+Count = Annotated[int, BeforeValidator(_plain_integer), Field(ge=0)]
+Positive = Annotated[int, BeforeValidator(_plain_integer), Field(ge=1)]
+Seed = Annotated[int, BeforeValidator(_plain_integer), Field(ge=0, le=2**64 - 1)]  # torch takes 64 bits
 
 
 class _Checked(BaseModel):

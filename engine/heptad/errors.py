@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
+from functools import lru_cache
 from importlib import import_module
 from typing import Any, cast
 
@@ -99,9 +100,10 @@ def in_a_line(error: BaseException) -> str:
     return f"{kind(error)}: {message}" if message else kind(error)
 
 
-def is_tensor(value: Any) -> bool:
-    """Return whether a value is a tensor of torch, without importing torch."""
-    return any(cls.__module__ == "torch" and cls.__name__ == "Tensor" for cls in type(value).__mro__)
+@lru_cache(maxsize=64)  # asked for each value that is recorded: an answer that is known costs no Python call
+def is_tensor_class(cls: type) -> bool:
+    """Return whether a class is torch's Tensor or derived from it, without importing torch."""
+    return any(base.__module__ == "torch" and base.__name__ == "Tensor" for base in cls.__mro__)
 
 
 DEPTH = 3
@@ -120,7 +122,7 @@ def summarize(value: Any, depth: int = DEPTH) -> str:
 
 
 def _summary(value: Any, depth: int) -> str:
-    if is_tensor(value):
+    if is_tensor_class(cast("Any", type(value))):
         device = "" if value.device.type == "cpu" else f" on {value.device}"
         return f"{str(value.dtype).removeprefix('torch.')} of shape {tuple(value.shape)}{device}"
     name = f"a {kind(value)}"
@@ -129,7 +131,9 @@ def _summary(value: Any, depth: int) -> str:
         return _container(name, len(held), (f"{key!r}: {_summary(held[key], depth - 1)}" for key in held), depth)
     if isinstance(value, list | tuple):
         items = cast("list[Any]", value)
-        if items and not any(is_tensor(item) or isinstance(item, Mapping | list | tuple) for item in items):
+        if items and not any(
+            is_tensor_class(cast("Any", type(item))) or isinstance(item, Mapping | list | tuple) for item in items
+        ):
             return f"{name} of {len(items)} {' or '.join(dict.fromkeys(map(kind, items)))}"
         return _container(name, len(items), (_summary(item, depth - 1) for item in items), depth)
     return name

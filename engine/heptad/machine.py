@@ -176,7 +176,7 @@ class Machine(transitions.Machine):
         scope = cast("type[_Scope]", self.state_cls)
         super().__init__(
             model=_Model(run),
-            states=[scope(state.name, bodies.get(state.name, _nothing)) for state in table.states],
+            states=[scope(state.name, bodies.get(state.name, _bookend)) for state in table.states],
             initial=table.start.name,
             auto_transitions=False,
         )
@@ -247,7 +247,7 @@ class _Model:
         self._run.position.node = self._run.table.index[name]
 
 
-def _nothing(run: Run) -> None:
+def _bookend(run: Run) -> None:
     """The body of a bookend."""
     del run
 

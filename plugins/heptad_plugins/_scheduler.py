@@ -54,15 +54,15 @@ def check_monitor(scheduler: LRScheduler, monitor: str | None, error: type[Engin
         )
 
 
-def from_format_1(value: Any) -> Any:
+def scheduler_from_format_1(value: Any) -> Any:
     """Return a scheduler's state as it was; checkpoints of older versions hold tuples and dicts as tagged lists."""
     if isinstance(value, list):
-        return [from_format_1(item) for item in cast("list[Any]", value)]
+        return [scheduler_from_format_1(item) for item in cast("list[Any]", value)]
     if isinstance(value, dict) and len(tagged := cast("dict[str, list[Any]]", value)) == 1:
         ((tag, items),) = tagged.items()
         if tag == "tuple":
-            return tuple(from_format_1(item) for item in items)
+            return tuple(scheduler_from_format_1(item) for item in items)
         if tag in ("dict", "Counter"):
-            pairs: dict[Any, Any] = {key: from_format_1(item) for key, item in items}
+            pairs: dict[Any, Any] = {key: scheduler_from_format_1(item) for key, item in items}
             return Counter(pairs) if tag == "Counter" else pairs
     return cast("Any", value)

@@ -122,12 +122,10 @@ class Journal(Plugin):
 
     def on_exit_optimizer_update(self, run: Run) -> None:
         """Record the loss and the learning rates, unless somebody did since the update before."""
-        if self._values and not run.update_skipped:
-            names = run.names_recorded(self._seen)
-            for name, value in (("loss", run.loss), *self._rates.items()):
-                if value is not None and name not in names:
-                    run.record(name, value)
-        self._seen = run.record_count
+        if not self._values:
+            return
+        values = {} if run.update_skipped else {"loss": run.loss, **self._rates}
+        self._seen = run.record_defaults(values, self._seen)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the number of values recorded up to the last update."""

@@ -12,7 +12,7 @@ from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 from heptad import EngineError, Plugin, PluginError, Run
 from heptad.plugin import monitored
 from heptad_plugins._options import one_of, whole_number
-from heptad_plugins._scheduler import check_monitor, from_format_1, takes_length
+from heptad_plugins._scheduler import check_monitor, scheduler_from_format_1, takes_length
 
 Build = Callable[[Optimizer, int], LRScheduler] | Callable[[Optimizer], LRScheduler]
 
@@ -144,7 +144,7 @@ class LRSchedule(Plugin):
         if state is not None:
             # torch warns if a scheduler steps before its optimizer; it cannot know of the steps before the restart
             self._scheduler.optimizer.__dict__["_opt_called"] = True
-            self._scheduler.load_state_dict(from_format_1(state["scheduler"]))
+            self._scheduler.load_state_dict(scheduler_from_format_1(state["scheduler"]))
         return self._scheduler
 
     def _build(self, run: Run) -> LRScheduler:

@@ -14,7 +14,8 @@ from disk import CountedFiles, number_of, refusing, same, snapshot, stored
 
 import heptad.checkpoints.files
 from heptad import CheckpointError
-from heptad.checkpoints.store import Entry, Store, is_checkpoint
+from heptad.checkpoints.layout import is_checkpoint
+from heptad.checkpoints.store import Entry, Store
 from heptad.run.snapshot import Snapshot
 
 

@@ -102,7 +102,7 @@ class _Encoder:
         return path
 
     def _refusal(self, path: Path, what: str) -> CheckpointError:
-        return CheckpointError(f"{_place(self._where, path)} {what}")
+        return CheckpointError(f"{_where(self._where, path)} {what}")
 
     def _str(self, value: str, path: Path, what: str = "is the text") -> str:
         try:
@@ -265,7 +265,7 @@ def _contiguous(shape: Iterable[int]) -> tuple[int, ...]:
     return tuple(reversed(strides))
 
 
-def _place(where: str, path: Path) -> str:
+def _where(where: str, path: Path) -> str:
     return where + "".join(f"[{_shown(key, repr)}]" for key in path)
 
 
@@ -298,7 +298,7 @@ class _Decoder:
             raise self._damage(path) from error
 
     def _damage(self, path: Path) -> CheckpointError:
-        return CheckpointError(f"{_place(self._where, path)} is nothing that a checkpoint of this format holds")
+        return CheckpointError(f"{_where(self._where, path)} is nothing that a checkpoint of this format holds")
 
     def _list(self, plain: Any, path: Path) -> list[Any]:
         if not isinstance(plain, list) or len(path) > 2 * MOST_DEPTH:

@@ -71,7 +71,7 @@ def restore(
     if stored.position.node != "before_loop":  # whose body builds the optimizers
         build(run)
         check_optimizers(run, sections.optimizers, stored.position.optimizers)
-    findings = _remarks(*environment_differences(stored.environment, environment(run.runtime.device)))
+    findings = _findings(*environment_differences(stored.environment, environment(run.runtime.device)))
     run.runtime.feed.seed = stored.position.seed
     read = run.runtime.feed.restore(stored.data)
     _restore_plugins(run, manager, sections.plugins, stored.detached, findings)
@@ -82,10 +82,10 @@ def restore(
     run.buffer.recorded.restore(stored.values.columns())
     _restore_position(run, detours, subscriptions, stored.position)
     cut = _cut_short(run, stored.identity.config.get("max_updates"))
-    return [*findings, *_remarks(read, cut)]
+    return [*findings, *_findings(read, cut)]
 
 
-def _remarks(*texts: str | None) -> list[Finding]:
+def _findings(*texts: str | None) -> list[Finding]:
     return [partial(Remark, text=text) for text in texts if text]
 
 
@@ -179,7 +179,7 @@ def _restore_plugins(
             continue
         if plugin.name not in states:
             plugin.on_begin(run)
-            findings += _remarks(f"the plugin {plugin.name} has no state in the checkpoint: it begins here")
+            findings += _findings(f"the plugin {plugin.name} has no state in the checkpoint: it begins here")
             continue
         try:
             own = plugin_state(plugin)
@@ -204,6 +204,6 @@ def _restore_plugins(
         manager.detach(name)
     here = {plugin.name for plugin in manager.plugins}
     absent = [name for name in states if name not in here]
-    findings += _remarks(
+    findings += _findings(
         *(f"the plugin {name} of the checkpoint is not here: its state is left out" for name in absent)
     )

@@ -22,7 +22,6 @@ from typing import Any, cast
 
 from heptad.checkpoints import tensors
 from heptad.checkpoints.files import Files, Written, read_file, reason, remove_tree, told, write_file
-from heptad.checkpoints.layout import is_checkpoint as is_checkpoint
 from heptad.checkpoints.lock import Lock
 from heptad.checkpoints.manifest import (
     MANIFEST,

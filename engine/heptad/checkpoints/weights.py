@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from heptad.checkpoints.store import Store, is_checkpoint
+from heptad.checkpoints.layout import is_checkpoint
+from heptad.checkpoints.store import Store
 from heptad.errors import CheckpointError, kind
 from heptad.run.snapshot import Snapshot
 
@@ -104,7 +105,7 @@ def _average(path: Path, snapshot: Snapshot) -> Any:
 
 def _fill(path: Path, network: nn.Module, held: Mapping[str, Tensor], optional: Iterable[str]) -> None:
     given = {_plain(name): tensor for name, tensor in held.items()}
-    own = _named_tensors(network)
+    own = _tensors_by_name(network)
     lazy = [name for name, tensor in own.items() if is_lazy(tensor) or tensor.is_meta]
     if lazy:
         raise CheckpointError(
@@ -146,7 +147,7 @@ def _not_persistent(network: nn.Module) -> set[str]:
     return {_plain(name) for name in left_out}
 
 
-def _named_tensors(network: nn.Module) -> dict[str, Tensor]:
+def _tensors_by_name(network: nn.Module) -> dict[str, Tensor]:
     parameters, buffers = network.named_parameters, network.named_buffers
     named = chain(parameters(remove_duplicate=False), buffers(remove_duplicate=False))
     return {_plain(name): tensor for name, tensor in named}

@@ -178,9 +178,9 @@ def _first_parting(
         found = _remarks(sources, notes, begin, stop if parts is None else parts + 1, heard)
         if found is not None:
             seq, parted = found
-            return seq, (*parted, *(_path(sources, views, seq) if seq == parts else ()))
+            return seq, (*parted, *(_path_parting(sources, views, seq) if seq == parts else ()))
         if parts is not None:
-            return parts, _path(sources, views, parts)
+            return parts, _path_parting(sources, views, parts)
         begin = stop
     if views[0].end == views[1].end:
         return _remarks(sources, notes, begin, _EVER, heard) or (None, ())  # those of the turn under way
@@ -223,7 +223,7 @@ def _columns(source: Source, view: View, first: int, numbers: dict[tuple[Any, ..
         yield np.stack([shared[block.arcs], *(counters[name] for name in _COUNTED)])
 
 
-def _path(sources: tuple[Source, Source], views: tuple[View, View], seq: int) -> tuple[Parting, ...]:
+def _path_parting(sources: tuple[Source, Source], views: tuple[View, View], seq: int) -> tuple[Parting, ...]:
     """Says what differs in the transition of that number: the first guard that says otherwise, else all of it."""
     told = tuple(explain(source, view, seq) for source, view in zip(sources, views, strict=True))
     here, there = (each.transition for each in told)
@@ -232,14 +232,14 @@ def _path(sources: tuple[Source, Source], views: tuple[View, View], seq: int) ->
             if one != other:  # the same guard with another answer, or in one run a guard that the other lacks
                 names = dict.fromkeys(guard[0] for guard in (other, one) if guard is not None)
                 return tuple(Parting("guard", name, *(_said(each, name) for each in told)) for name in names)
-    return (Parting("transition", "", *(_place(row) for row in (here, there))),)
+    return (Parting("transition", "", *(_place_of(row) for row in (here, there))),)
 
 
 def _said(told: Explanation, guard: str) -> str:
     return next((tried.said for tried in told.tried if tried.guard == guard), "not asked")
 
 
-def _place(row: Transition) -> str:
+def _place_of(row: Transition) -> str:
     at = f"epoch {row.epoch} batch {row.batch_index} step {row.step} update {row.update}"
     return f"{row.source} -> {row.dest} ({at})"
 

@@ -12,7 +12,7 @@ from typing import Any, cast
 
 import numpy as np
 
-from heptad.errors import EngineError, is_tensor
+from heptad.errors import EngineError, is_tensor_class
 from heptad.record.counters import Counters
 
 _NAN = float("nan")
@@ -179,7 +179,7 @@ class RecordedValues:
 
 def _number(name: str, value: Any) -> Any:
     """Return a float, or a copy of a tensor that is not on the CPU (no device sync)."""
-    if is_tensor(value):
+    if is_tensor_class(cast("Any", type(value))):
         if value.dim():
             raise EngineError(f"record('{name}', …) takes a number or a 0-dim tensor, got shape {tuple(value.shape)}")
         if not value.is_cpu:

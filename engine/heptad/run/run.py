@@ -455,6 +455,23 @@ class Run:
         """
         self.buffer.recorded.record(name, value, self.seq, self.counters())
 
+    def record_defaults(self, values: Mapping[str, float | torch.Tensor | None], since: int) -> int:
+        """Record values under those of their names that nobody has recorded lately.
+
+        Args:
+            values: By name, each as for `record`; `None` is left out.
+            since: How many values to look past; what this call returned the last time.
+
+        Returns:
+            How many values are recorded now.
+        """
+        recorded = self.buffer.recorded
+        taken, seq, at = recorded.names(since), self.seq, self.counters()
+        for name, value in values.items():
+            if value is not None and name not in taken:
+                recorded.record(name, value, seq, at)
+        return len(recorded)
+
     def note(self, text: str) -> None:
         """Bind a note to the transition under way; it is for rare events, `record` is for values.
 
@@ -541,14 +558,14 @@ class Run:
     def _repr_html_(self) -> str:
         from heptad.history.html import table  # noqa: PLC0415 - for notebooks
 
-        told = {
+        shown = {
             "state": f"{self.state}{f' (paused: {self.paused})' if self.paused else ''}",
             "reason": self.reason or "",
             "epoch, batch": f"{self.epoch}, {self.batch_index}",
             "step, update": f"{self.step}, {self.update}",
             **{name: f"{value:.6g}" for name, value in self.metrics.items()},
         }
-        return table("run", (), told.items())
+        return table("run", (), shown.items())
 
 
 def in_words(verb: str, text: str) -> str:

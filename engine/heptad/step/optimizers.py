@@ -72,12 +72,17 @@ class Optimizers(tuple[Optimizer, ...]):
         Args:
             of: Leave out the groups of all other optimizers; the numbers stay.
         """
-        groups = [(optimizer, group) for optimizer in self for group in optimizer.param_groups]
-        return {
-            f"lr/{number}" if len(groups) > 1 else "lr": _copy(group["lr"])
-            for number, (optimizer, group) in enumerate(groups)
-            if "lr" in group and (of is None or optimizer is of)
-        }
+        rates: dict[str, float | Tensor] = {}  # by loops: a comprehension is a call, and loggers ask at every update
+        several = len(self) > 1 or len(self[0].param_groups) > 1
+        number = 0
+        for optimizer in self:
+            for group in optimizer.param_groups:
+                if "lr" in group and (of is None or optimizer is of):
+                    rate = group["lr"]
+                    name = f"lr/{number}" if several else "lr"
+                    rates[name] = rate.detach().clone() if isinstance(rate, Tensor) else rate
+                number += 1
+        return rates
 
     def describe(self) -> list[dict[str, Any]]:
         """Return the class of each and the plain options of its parameter groups."""
@@ -122,10 +127,6 @@ class Optimizers(tuple[Optimizer, ...]):
         for optimizer, stored in zip(self, states, strict=True):
             _add_groups(optimizer, stored, parameters)
             _restore_state(optimizer, stored["state"])
-
-
-def _copy(rate: float | Tensor) -> float | Tensor:
-    return rate.detach().clone() if isinstance(rate, Tensor) else rate
 
 
 def _clears_plainly(optimizer: object) -> bool:

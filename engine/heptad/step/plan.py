@@ -136,7 +136,7 @@ class _Shadow(Run):
         return super().__getattribute__(name)
 
 
-def _nothing(run: Run) -> None:
+def _left_out(run: Run) -> None:
     del run
 
 
@@ -242,7 +242,7 @@ class Planner:
     def _body(self, name: str) -> Body:
         if name in self._table.origin:
             return self._visits[self._table.origin[name]].count
-        return _BODIES.get(name, _nothing)
+        return _BODIES.get(name, _left_out)
 
     def _choose(self, name: str, known: bool) -> tuple[Arc, str | None]:
         for arc in self._table.leaving[name]:

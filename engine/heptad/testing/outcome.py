@@ -40,7 +40,7 @@ class RunOutcome:
         records = [(r.name, [r.value, r.seq, r.epoch, r.step, r.update]) for r in run.records()]
         return cls(
             [(t.seq, t.source, t.dest, dict(t.guards), t.epoch, t.batch_index, t.step, t.update) for t in run.log],
-            [(n.seq, n.kind, str(n)) for n in run.log.notes() if n.kind not in ("pause", "interrupt")],
+            [(n.seq, n.kind, str(n)) for n in run.log.notes() if n.kind != "pause"],
             {name: encode([row for other, row in records if other == name], "values") for name in run.metrics},
             _with_copies(encode(dict(run.network.state_dict()), "weights")),
             {name: _with_copies(encode(part, f"state_dict()[{name!r}]")) for name, part in state.items()},
