@@ -17,8 +17,9 @@ from hypothesis import strategies as st
 from torch import nn
 
 from heptad import CheckpointError
-from heptad.checkpoints.codec import MOST_DEPTH, decode, encode
-from heptad.checkpoints.manifest import read_json, write_json
+from heptad.checkpoints.decoding import decode
+from heptad.checkpoints.encoding import MOST_DEPTH, encode
+from heptad.checkpoints.strict_json import read_json, write_json
 from heptad.checkpoints.tensors import DTYPES, parse, pieces
 
 

@@ -152,7 +152,7 @@ def test_without_a_sound_one_nothing_is_loaded(tmp_path: Path):
     (path / "manifest.json").unlink()
     network = filled(5)
     for directory, which in ((tmp_path, "newest"), (tmp_path, "best"), (path, "newest"), (tmp_path / "no", "newest")):
-        with pytest.raises(CheckpointError, match=r"manifest.json is missing|no is no directory"):
+        with pytest.raises(CheckpointError, match=r"manifest.json is missing|no is not a directory"):
             load_weights(directory, network, which)  # pyright: ignore[reportArgumentType]
     assert values(network) == {5}
 
