@@ -140,7 +140,7 @@ def test_a_damaged_one_is_passed_over_with_a_warning(tmp_path: Path, which: Any,
     second = saved(tmp_path, 2, watched(0.1))
     (second / file).write_bytes(b"")
     network = filled(0)
-    with pytest.warns(UserWarning, match=f"{first} is loaded, for .* damaged: {second / file}") as caught:
+    with pytest.warns(UserWarning, match=f"{first} is loaded, because .* damaged: {second / file}") as caught:
         assert load_weights(tmp_path, network, which=which) == first
     assert caught[0].filename == __file__
     assert values(network) == {1}
