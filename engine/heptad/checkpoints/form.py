@@ -36,9 +36,8 @@ class Stored(BaseModel):
 
         `model_dump` would go into the values as well: a Counter in the state of a plugin would become a dict.
         """
-        return {
-            field.alias or name: _plain_value(getattr(self, name)) for name, field in type(self).model_fields.items()
-        }
+        fields = type(self).model_fields
+        return {field.serialization_alias or name: _plain_value(getattr(self, name)) for name, field in fields.items()}
 
 
 def _plain_value(value: Any) -> Any:
