@@ -8,7 +8,8 @@ from typing import Any
 
 from builders import STATES
 from heptad import Plugin, Run, on_enter
-from heptad.checkpoints.codec import decode, encode
+from heptad.checkpoints.decoding import decode
+from heptad.checkpoints.encoding import encode
 
 
 class Reborn(Plugin):

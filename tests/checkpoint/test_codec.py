@@ -17,8 +17,9 @@ from hypothesis import strategies as st
 from torch import nn
 
 from heptad import CheckpointError
-from heptad.checkpoints.codec import MOST_DEPTH, decode, encode
-from heptad.checkpoints.manifest import read_json, write_json
+from heptad.checkpoints.decoding import decode
+from heptad.checkpoints.encoding import MOST_DEPTH, encode
+from heptad.checkpoints.strict_json import read_json, write_json
 from heptad.checkpoints.tensors import DTYPES, parse, pieces
 
 
@@ -292,9 +293,9 @@ Pair = namedtuple("Pair", "one other")
         ([nn.UninitializedParameter()], "is a UninitializedParameter"),
         ({Colour.RED: 1}, r"plugins has the key <Colour.RED: 1>, a Colour"),
         ({"a": {(1, torch.float32): 1}}, r"plugins\['a'\]\[.*\] has the key torch.float32, a dtype"),
-        (["\ud800"], r"plugins\[0\] is the text '\\ud800', which is no valid Unicode"),
-        ({"\ud800": torch.ones(1)}, r"plugins has the key '\\ud800', which is no valid Unicode"),
-        ({("\ud800",): torch.ones(1)}, "no valid Unicode"),
+        (["\ud800"], r"plugins\[0\] is the text '\\ud800', which is not valid Unicode"),
+        ({"\ud800": torch.ones(1)}, r"plugins has the key '\\ud800', which is not valid Unicode"),
+        ({("\ud800",): torch.ones(1)}, "not valid Unicode"),
         ([np.zeros(1, dtype="complex128")], "is an array of dtype complex128"),
         ([np.zeros(1, dtype=">f4")], "is an array of dtype >f4"),
         ([np.array(["a"])], "is an array of dtype <U1"),
@@ -396,5 +397,5 @@ def test_nesting_that_no_encoder_wrote_is_refused(tag: str):
         plain = {"array": {"array": plain}, "tuple": {"tuple": [plain]}, "dict": {"dict": {"a": plain}}}.get(
             tag, {"sparse": [plain, 1, [], True]}
         )
-    with pytest.raises(CheckpointError, match="nothing that a checkpoint of this format holds"):
+    with pytest.raises(CheckpointError, match="is not a value of this format"):
         decode(plain, {}, "state")

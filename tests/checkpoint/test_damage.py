@@ -142,7 +142,7 @@ def test_with_no_sound_checkpoint_left_the_error_says_what_was_found(tmp_path: P
     assert [line.split(" is ")[0].split(" holds ")[0].strip() for line in lines] == [
         str(third / "manifest.json"), str(second / "network.safetensors"), str(first / "state.json"),
     ]  # fmt: skip
-    assert "no JSON" in lines[0]
+    assert "is not readable JSON" in lines[0]
     assert "4 bytes" in lines[1]
     assert "missing" in lines[2]
 
@@ -187,7 +187,7 @@ def test_a_pickle_in_place_of_a_file_is_refused_and_does_not_run(tmp_path: Path,
         if digest_fits and path.name != "manifest.json":
             put(path.parent, path.name, content)
         if digest_fits and path.name != "manifest.json":
-            with pytest.raises(CheckpointError, match=f"{path.name} is (no safetensors file|not what a checkpoint)"):
+            with pytest.raises(CheckpointError, match=f"{path.name} is (not a safetensors file|not what a checkpoint)"):
                 store.newest_sound()
         else:
             assert_named_and_passed_over(store, path)
@@ -220,7 +220,7 @@ FACTS = {"size": 0, "sha256": hashlib.sha256(b"").hexdigest()}
         (lambda manifest: manifest.update(format=True), "format"),
         (lambda manifest: manifest.update(format=0), "format"),
         (lambda manifest: manifest.pop("summary"), "summary"),
-        (lambda manifest: manifest["summary"].update(seq={"eval": "1"}), r"summary\['seq'\] is nothing that"),
+        (lambda manifest: manifest["summary"].update(seq={"eval": "1"}), r"summary\['seq'\] is not a value of this"),
         (lambda manifest: manifest["summary"].update(seq={"tensor": "first.bias"}), r"summary\['seq'\]"),
     ],
 )
@@ -236,13 +236,13 @@ def test_a_manifest_that_nobody_wrote_is_refused(tmp_path: Path, change: Callabl
 @pytest.mark.parametrize(
     ("content", "text"),
     [
-        (b"", "no JSON"),
-        (b"[]\n", "no JSON object"),
-        (b"\xff", "no JSON"),
-        (b'{"format": 1, "format": 1}', "the key 'format' stands twice"),
-        (b'{"format": NaN}', "NaN is no number of JSON"),
-        (b"[" * 100_000, "no JSON"),
-        (b'{"format": ' + b"1" * 5000 + b"}", "no JSON"),
+        (b"", "is not readable JSON"),
+        (b"[]\n", "is not a JSON object"),
+        (b"\xff", "is not readable JSON"),
+        (b'{"format": 1, "format": 1}', "the key 'format' is there twice"),
+        (b'{"format": NaN}', "NaN is not a number of JSON"),
+        (b"[" * 100_000, "is not readable JSON"),
+        (b'{"format": ' + b"1" * 5000 + b"}", "is not readable JSON"),
         (b" " * ((1 << 20) + 1), "larger than was written: 1,048,577 bytes, where at most 1,048,576"),
     ],
     ids=["empty", "list", "bytes", "twice", "NaN", "deep", "long number", "long file"],
@@ -258,13 +258,17 @@ def test_a_manifest_that_is_none_is_refused(tmp_path: Path, content: bytes, text
 @pytest.mark.parametrize(
     ("name", "content", "text"),
     [
-        ("state.json", b'{"sections":{"network":{"dict":{"a":1,"a":2}}}}', "the key 'a' stands twice"),
+        ("state.json", b'{"sections":{"network":{"dict":{"a":1,"a":2}}}}', "the key 'a' is there twice"),
         ("state.json", b'{"sections":' + b'{"a":' * 50_000, "state.json is not what"),
         ("state.json", b'{"sections":{"../x":1}}', "state.json is not what"),
         ("state.json", b'{"sections":{}}', "network.safetensors belongs to no section"),
-        ("state.json", b'{"sections":{"network":1,"optimizers":{"eval":"1"}}}', r"optimizers is nothing that"),
-        ("network.safetensors", (10 << 30).to_bytes(8, "little") + b"{}", "network.safetensors is no safetensors"),
-        ("network.safetensors", b"", "network.safetensors is no safetensors"),
+        ("state.json", b'{"sections":{"network":1,"optimizers":{"eval":"1"}}}', r"optimizers is not a value of this"),
+        (
+            "network.safetensors",
+            (10 << 30).to_bytes(8, "little") + b"{}",
+            "network.safetensors is not a safetensors file",
+        ),
+        ("network.safetensors", b"", "network.safetensors is not a safetensors file"),
     ],
 )
 def test_files_that_nobody_wrote_are_refused(tmp_path: Path, name: str, content: bytes, text: str):

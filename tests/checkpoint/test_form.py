@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,8 @@ import pytest
 import torch
 
 from heptad import CheckpointError
-from heptad.checkpoints.store import Store
+from heptad.checkpoints import Store
+from heptad.checkpoints.form import Stored, read_form
 from scenario import build
 
 KEPT = Path(__file__).parent / "run_of_format_1"
@@ -104,3 +106,55 @@ def test_a_place_in_any_data_has_a_form(feed, tmp_path):
         path = Store(tmp_path / name).save(snapshot).path
         with pytest.raises(CheckpointError, match=f"{name}: Field required"):
             build(tmp_path / "b", feed=feed, at="after_step").run(resume=path)
+
+
+LATER = {
+    ("network", "first"),
+    ("network", "classes"),
+    ("criterion", "first"),
+    ("criterion", "classes"),
+    ("run", "detached"),
+}
+"""Fields that came after the kept checkpoint was written."""
+
+
+def keys(sections: dict[str, Any]) -> set[tuple[str, ...]]:
+    """Return the names of the fields of sections, and of the parts of the position."""
+    position = sections["run"]["position"]
+    return {
+        *((name, field) for name, section in sections.items() if name != "plugins" for field in section),
+        *(("position", field) for field in position),
+        *(("position", part, field) for part in ("placed", "window") for field in position[part]),
+        *(("plugins", field) for plugin in sections["plugins"].values() for field in plugin),
+        *(("optimizer", field) for one in sections["optimizers"]["states"] for field in one),
+        *(("values", field) for field in sections["run"]["values"]),
+    }
+
+
+def test_what_is_captured_has_the_fields_of_format_1(tmp_path):
+    """With the names that they have on disk, and the later ones."""
+    (kept,) = Store(KEPT).entries()
+    now = build(tmp_path, at="after_step").run(until=lambda run: run.step == 4).snapshot().sections
+    assert keys(now) - keys(Store(KEPT).load(kept).sections) <= LATER
+    assert keys(Store(KEPT).load(kept).sections) <= keys(now)
+
+
+def test_a_checkpoint_without_classes_has_them_from_its_parts():
+    """They came later; the text of a part begins with its class."""
+    (kept,) = Store(KEPT).entries()
+    _, sections = read_form(kept.path, Store(KEPT).load(kept))
+    assert sections.network is not None
+    assert sections.network.classes == {
+        "": "Sequential", "0": "Linear", "1": "BatchNorm1d", "2": "ReLU", "3": "Dropout", "4": "Linear"
+    }  # fmt: skip
+
+
+def test_a_value_keeps_its_type_in_the_plain_form():
+    """What a plugin stores is not gone into: a Counter stays a Counter."""
+
+    class Holder(Stored):
+        state: Any
+
+    state = {"counts": Counter("aab"), "size": torch.Size((2, 3))}
+    plain = Holder(state=state).plain()
+    assert plain["state"] is state

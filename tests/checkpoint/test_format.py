@@ -13,7 +13,7 @@ import torch
 from test_codec import alike
 
 from heptad import load_weights
-from heptad.checkpoints.codec import _Decoder
+from heptad.checkpoints.decoding import ValueDecoder
 from heptad.checkpoints.store import Store
 from heptad.checkpoints.tensors import DTYPES
 from heptad.run.snapshot import Snapshot
@@ -71,7 +71,7 @@ def test_it_holds_one_of_everything():
     """Each kind of JSON object that the codec knows, and each dtype."""
     path = KEPT / "checkpoint-00000001"
     text = (path / "state.json").read_text()
-    assert [tag for tag in _Decoder._kinds if f'{{"{tag}":' not in text] == []
+    assert [tag for tag in ValueDecoder._kinds if f'{{"{tag}":' not in text] == []
     content = (path / "values.safetensors").read_bytes()
     assert [name for name in DTYPES.values() if f'"dtype":"{name}"'.encode() not in content] == []
 

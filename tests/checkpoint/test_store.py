@@ -12,11 +12,9 @@ import safetensors.torch
 import torch
 from disk import CountedFiles, number_of, refusing, same, snapshot, stored
 
-import heptad.checkpoints.files
+import heptad.checkpoints.digest
 from heptad import CheckpointError
-from heptad.checkpoints.layout import is_checkpoint
-from heptad.checkpoints.store import Entry, Store
-from heptad.run.snapshot import Snapshot
+from heptad.checkpoints import Entry, Snapshot, Store, is_checkpoint
 
 
 def names(directory: Path) -> list[str]:
@@ -92,7 +90,7 @@ def test_with_no_checkpoint_the_error_says_so(tmp_path: Path):
     """And tells an empty directory from one that is not there."""
     with pytest.raises(CheckpointError, match="holds no checkpoint"):
         Store(tmp_path).newest_sound()
-    with pytest.raises(CheckpointError, match="nowhere is no directory"):
+    with pytest.raises(CheckpointError, match="nowhere is not a directory"):
         Store(tmp_path / "nowhere").newest_sound()
 
 
@@ -144,7 +142,7 @@ def test_large_tensors_are_hashed_beside_the_writing(tmp_path: Path):
 
 def test_what_waits_to_be_hashed_is_limited(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """With room for less than one tensor writing and hashing go in step, and what is loaded is what was saved."""
-    monkeypatch.setattr(heptad.checkpoints.files, "_MOST_LAG", 1000)
+    monkeypatch.setattr(heptad.checkpoints.digest, "_MOST_LAG", 1000)
     store = Store(tmp_path)
     large = {"tensors": {str(number): torch.full((300_000,), float(number)) for number in range(5)}}
     assert same(store.load(store.save(Snapshot({}, {"network": large}))).sections["network"], large)

@@ -91,7 +91,7 @@ def test_what_is_no_safetensors_file_is_an_error_that_names_it():
     outside = whole[:8] + whole[8 : 8 + length].replace(b"[0,16]", b"[0,99]") + whole[8 + length :]
     unknown = whole[:8] + whole[8 : 8 + length].replace(b'"F32"', b'"F99"') + whole[8 + length :]
     for wrong in (b"", whole[:-1], whole + b"0", huge, outside, unknown, b"\x80\x04pickle"):
-        with pytest.raises(CheckpointError, match=r"^network.safetensors is no safetensors file: "):
+        with pytest.raises(CheckpointError, match=r"^network.safetensors is not a safetensors file: "):
             parse(wrong, "network.safetensors")
 
 

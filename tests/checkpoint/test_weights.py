@@ -140,7 +140,7 @@ def test_a_damaged_one_is_passed_over_with_a_warning(tmp_path: Path, which: Any,
     second = saved(tmp_path, 2, watched(0.1))
     (second / file).write_bytes(b"")
     network = filled(0)
-    with pytest.warns(UserWarning, match=f"{first} is loaded, for .* damaged: {second / file}") as caught:
+    with pytest.warns(UserWarning, match=f"{first} is loaded, because .* damaged: {second / file}") as caught:
         assert load_weights(tmp_path, network, which=which) == first
     assert caught[0].filename == __file__
     assert values(network) == {1}
@@ -152,7 +152,7 @@ def test_without_a_sound_one_nothing_is_loaded(tmp_path: Path):
     (path / "manifest.json").unlink()
     network = filled(5)
     for directory, which in ((tmp_path, "newest"), (tmp_path, "best"), (path, "newest"), (tmp_path / "no", "newest")):
-        with pytest.raises(CheckpointError, match=r"manifest.json is missing|no is no directory"):
+        with pytest.raises(CheckpointError, match=r"manifest.json is missing|no is not a directory"):
             load_weights(directory, network, which)  # pyright: ignore[reportArgumentType]
     assert values(network) == {5}
 

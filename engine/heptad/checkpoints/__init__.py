@@ -6,7 +6,7 @@ A name is loaded when it is first asked for; `__init__.pyi` gives type checkers 
 from importlib import import_module
 
 _HOMES = {
-    "Entry": "checkpoints.store",
+    "Entry": "checkpoints.entry",
     "Files": "checkpoints.files",
     "Snapshot": "run.snapshot",
     "Store": "checkpoints.store",

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from time import time
 from typing import Any
 
-from heptad.checkpoints.codec import encode
+from heptad.checkpoints.encoding import encode
 from heptad.checkpoints.form import (
     StoredBeginning,
     StoredCounters,

@@ -36,9 +36,8 @@ class Stored(BaseModel):
 
         `model_dump` would go into the values as well: a Counter in the state of a plugin would become a dict.
         """
-        return {
-            field.alias or name: _plain_value(getattr(self, name)) for name, field in type(self).model_fields.items()
-        }
+        fields = type(self).model_fields
+        return {field.serialization_alias or name: _plain_value(getattr(self, name)) for name, field in fields.items()}
 
 
 def _plain_value(value: Any) -> Any:
@@ -47,9 +46,9 @@ def _plain_value(value: Any) -> Any:
         case Stored():
             return value.plain()
         case [Stored(), *_]:
-            return [_plain_value(part) for part in value]
-        case dict() if any(isinstance(part, Stored) for part in value.values()):
-            return {name: _plain_value(part) for name, part in value.items()}
+            return [_plain_value(part) for part in cast("list[Any]", value)]
+        case dict() if any(isinstance(part, Stored) for part in cast("dict[str, Any]", value).values()):
+            return {name: _plain_value(part) for name, part in cast("dict[str, Any]", value).items()}
         case _:
             return value
 
@@ -116,7 +115,7 @@ class StoredModule(Stored):
 class StoredOptimizer(Stored):
     """An optimizer: its class, the names of its parameters by group, and its `state_dict`."""
 
-    kind: str = Field(alias="class")
+    kind: str = Field(validation_alias="class", serialization_alias="class")
     parameters: list[list[str]]
     state: Any
 
@@ -132,7 +131,7 @@ class StoredOptimizers(Stored):
 class StoredPlugin(Stored):
     """A plugin that is not detached."""
 
-    kind: str = Field(alias="class")
+    kind: str = Field(validation_alias="class", serialization_alias="class")
     observes: Any
     state: Any
 
@@ -176,7 +175,7 @@ class StoredWindow(Stored):
 class StoredOptions(Stored):
     """What an optimizer was built with: its class, and the plain options of each parameter group."""
 
-    kind: str = Field(alias="class")
+    kind: str = Field(validation_alias="class", serialization_alias="class")
     groups: list[dict[str, Any]]
 
 

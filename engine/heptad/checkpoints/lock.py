@@ -1,4 +1,4 @@
-"""`Lock`: one run at a time writes to a directory of checkpoints."""
+"""`Lock`: only one run at a time writes to a directory of checkpoints."""
 
 from __future__ import annotations
 
@@ -7,40 +7,39 @@ import os
 import weakref
 from pathlib import Path
 
-from heptad.checkpoints.files import told
+from heptad.checkpoints.files import os_errors_explained
+from heptad.checkpoints.layout import LOCK
 from heptad.errors import CheckpointError
-
-NAME = ".lock"
 
 
 class Lock:
-    """A lock on a file in a directory, which the operating system lets go of when the process ends, however it ends.
+    """A lock on a file in a directory; the operating system releases it when the process ends, however it ends.
 
-    The file stays: removing it would let two runs lock two files of one name. A child made by `fork` (a worker of a
-    loader) does not hold it, so that one that outlives its parent does not keep the directory locked.
+    The file is never removed: two runs could then lock two files of one name. A child made by `fork`, such as a worker
+    of a loader, does not hold the lock, so a worker that outlives its parent does not keep the directory locked.
     """
 
     def __init__(self, directory: Path) -> None:
-        self._path = directory / NAME
-        self._release: weakref.finalize[..., Lock] | None = None  # called too when this is forgotten
+        self._path = directory / LOCK
+        self._release: weakref.finalize[..., Lock] | None = None  # called too when this object is collected
         self._knows_forks = False
 
     @property
     def held(self) -> bool:
-        """Whether it is held here."""
+        """Whether this object holds it."""
         return self._release is not None
 
     def acquire(self) -> None:
-        """Takes the lock; the directory must be there.
+        """Acquire the lock; the directory must be there.
 
         Raises:
             CheckpointError: If another process, or another store in this one, holds it; or the file cannot be locked.
         """
-        import fcntl  # noqa: PLC0415 - Windows has none: there this package can be imported, and only this cannot be done
+        import fcntl  # noqa: PLC0415 - Windows lacks it: importing this module works there, locking does not
 
         if self.held:
             return
-        with told("locking", self._path):
+        with os_errors_explained("locking", self._path):
             descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -56,7 +55,7 @@ class Lock:
         if not self._knows_forks:
             self._knows_forks = True
             own = weakref.ref(self)
-            os.register_at_fork(after_in_child=lambda: _forget(own()))
+            os.register_at_fork(after_in_child=lambda: _release_in_child(own()))
 
     def _refusal(self, holder: str) -> str:
         who = "another Checkpoint in this process" if holder == str(os.getpid()) else f"the process {holder or '?'}"
@@ -66,13 +65,13 @@ class Lock:
         )
 
     def release(self) -> None:
-        """Lets go of it, if it is held here."""
+        """Release it, if this object holds it."""
         release, self._release = self._release, None
         if release is not None:
             release()
 
 
-def _forget(lock: Lock | None) -> None:
-    """In a child: the lock stays with the parent, for the system drops it when the last copy of it is closed."""
+def _release_in_child(lock: Lock | None) -> None:
+    """Close a forked child's copy: the system releases the lock when the last copy is closed."""
     if lock is not None:
         lock.release()

@@ -15,37 +15,21 @@ import safetensors
 import torch
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
 
-from heptad.checkpoints.files import Written
-from heptad.errors import CheckpointError
-
-FORMAT = 1
-"""The version of what is on disk. A newer one is refused."""
-
-MANIFEST = "manifest.json"
-STATE = "state.json"
-SUFFIX = ".safetensors"
-SECTION = r"[a-z][a-z0-9_]{0,63}"
+from heptad.checkpoints.damage import DamagedError, NewerFormatError
+from heptad.checkpoints.layout import FORMAT, SECTION, STATE
+from heptad.checkpoints.strict_json import read_json
 
 MOST_MANIFEST = 1 << 20
 """Bytes: a longer manifest is not read."""
 
-MOST_SUMMARY = MOST_MANIFEST // 2
-"""Bytes: a longer summary is not written."""
-
-MOST_STATE = 1 << 28
-"""Bytes: longer state is not written, and not read."""
-
-
-class DamagedError(CheckpointError):
-    """What a checkpoint holds is not what was written, or not all of it."""
-
-
-class NewerFormatError(CheckpointError):
-    """A sound checkpoint of a later version."""
-
 
 class FileFacts(BaseModel):
-    """What a file must come to."""
+    """What a file holds.
+
+    Attributes:
+        size: Bytes.
+        sha256: The digest of its content, in hexadecimal.
+    """
 
     model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
 
@@ -59,8 +43,8 @@ class Manifest(BaseModel):
     Attributes:
         format: See `FORMAT`.
         created_by: The versions of what wrote it.
-        summary: Plain data by name, as the codec writes it.
-        files: By name; a name is one of a fixed form, so that none leads out of the directory.
+        summary: Plain data by name, encoded.
+        files: By name, which has a fixed form, so that none leads out of the directory.
     """
 
     model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
@@ -71,32 +55,28 @@ class Manifest(BaseModel):
     files: dict[Annotated[str, StringConstraints(pattern=rf"^(state\.json|{SECTION}\.safetensors)$")], FileFacts]
 
 
-def write_manifest(summary: dict[str, Any], written: dict[str, Written]) -> bytes:
-    """Returns the content of the file."""
-    rest = {
-        "format": FORMAT,
-        "created_by": _versions(),
-        "summary": summary,
-        "files": {name: {"size": file.size, "sha256": file.sha256} for name, file in written.items()},
-    }
+def write_manifest(summary: dict[str, Any], written: dict[str, FileFacts]) -> bytes:
+    """Return the content of the file."""
+    manifest = Manifest(format=FORMAT, created_by=_versions(), summary=summary, files=written)
+    rest = manifest.model_dump()
     return _canonical({**rest, "digest": _digest(rest)})
 
 
 def summary_size(summary: dict[str, Any]) -> int:
-    """Returns how many bytes a summary takes in a manifest."""
+    """Return how many bytes a summary takes in a manifest."""
     return len(_canonical(summary))
 
 
 def read_manifest(content: bytes) -> Manifest:
-    """Returns the manifest that a file holds.
+    """Return the manifest that a file holds.
 
     Raises:
         DamagedError: If it is not, byte for byte, what was written.
-        NewerFormatError: If a later version wrote it. Its digest is made in the same way, in every version.
+        NewerFormatError: If a later version wrote it. The digest is made in the same way in every version.
     """
     found = read_json(content)
     if not isinstance(found, dict):
-        raise DamagedError("is no JSON object")
+        raise DamagedError("is not a JSON object")
     rest = cast("dict[str, Any]", found)
     if _canonical(rest) != content:
         raise DamagedError("is not in the form in which it was written")
@@ -113,43 +93,14 @@ def read_manifest(content: bytes) -> Manifest:
     except ValidationError as error:
         found = error.errors(include_url=False)[0]
         place = ".".join(map(str, found["loc"]))
-        raise DamagedError(f"is no manifest: {place}: {found['msg']}, got {found['input']!r:.100}") from error
+        raise DamagedError(f"is not a manifest: {place}: {found['msg']}, got {found['input']!r:.100}") from error
     if STATE not in manifest.files:
-        raise DamagedError(f"is no manifest: it lists no {STATE}")
+        raise DamagedError(f"is not a manifest: it lists no {STATE}")
     return manifest
 
 
-def write_json(value: Any) -> bytes:
-    """Returns a value as JSON in ASCII; numbers that JSON has no form for are an error."""
-    return json.dumps(value, separators=(",", ":"), allow_nan=False).encode()
-
-
-def read_json(content: bytes) -> Any:
-    """Returns the value that JSON stands for.
-
-    Raises:
-        DamagedError: If it is none, holds a key twice or a number that JSON has no form for, or is nested too deep.
-    """
-    try:
-        return json.loads(content.decode(), object_pairs_hook=_object, parse_constant=_constant)
-    except (ValueError, RecursionError) as error:  # text that is no UTF-8 is a ValueError too
-        raise DamagedError(f"is no JSON that can be read: {error}") from error
-
-
-def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        names = [name for name, _ in pairs]
-        raise ValueError(f"the key {next(name for name in names if names.count(name) > 1)!r} stands twice in an object")
-    return found
-
-
-def _constant(name: str) -> Any:
-    raise ValueError(f"{name} is no number of JSON")
-
-
 def _canonical(value: dict[str, Any]) -> bytes:
-    """Returns the one form of a manifest: ASCII, one value a line, keys in the order in which they stand."""
+    """Return the one form of a manifest: ASCII, one value a line, keys in the order in which they are given."""
     return json.dumps(value, indent=1).encode() + b"\n"
 
 

@@ -1,4 +1,4 @@
-"""`Snapshot`: what a checkpoint holds, and the form in which it is written."""
+"""`PackedSnapshot`: a snapshot in the form in which it is written."""
 
 from __future__ import annotations
 
@@ -11,26 +11,25 @@ from typing import Annotated, Any, cast
 from pydantic import BaseModel, ConfigDict, StringConstraints, ValidationError
 from torch import Tensor
 
-from heptad.checkpoints import codec, tensors
-from heptad.checkpoints.manifest import (
-    MANIFEST,
-    MOST_STATE,
-    MOST_SUMMARY,
-    SECTION,
-    STATE,
-    SUFFIX,
-    DamagedError,
-    Manifest,
-    read_json,
-    summary_size,
-    write_json,
-)
+from heptad.checkpoints import tensors
+from heptad.checkpoints.damage import DamagedError
+from heptad.checkpoints.decoding import decode
+from heptad.checkpoints.encoding import encode
+from heptad.checkpoints.layout import MANIFEST, SECTION, STATE, SUFFIX
+from heptad.checkpoints.manifest import MOST_MANIFEST, Manifest, summary_size
+from heptad.checkpoints.strict_json import read_json, write_json
 from heptad.errors import CheckpointError
 from heptad.run.snapshot import Snapshot
 
+_MOST_SUMMARY = MOST_MANIFEST // 2
+"""Bytes: a longer summary is not written."""
+
+_MOST_STATE = 1 << 28
+"""Bytes: longer state is not written."""
+
 
 @dataclass(frozen=True, slots=True)
-class Packed:
+class PackedSnapshot:
     """A snapshot, ready to be written.
 
     Attributes:
@@ -45,69 +44,76 @@ class Packed:
 
     @property
     def size(self) -> int:
-        """Bytes that it needs on disk, but for headers and manifest."""
+        """Bytes that it needs on disk, without headers and manifest."""
         held = [tensor for section in self.tensors.values() for tensor in section.values()]
         return len(self.state) + sum(tensor.numel() * tensor.element_size() for tensor in held)
 
 
-class _State(BaseModel):
-    """`state.json`: all that is no tensor, by section, as the codec writes it."""
+class _StateFile(BaseModel):
+    """`state.json`: all that is not a tensor, by section, encoded."""
 
     model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
 
     sections: dict[Annotated[str, StringConstraints(pattern=f"^{SECTION}$")], Any]
 
 
-def pack(snapshot: Snapshot) -> Packed:
-    """Returns the form in which a snapshot is written; nothing is copied.
+def pack_snapshot(snapshot: Snapshot) -> PackedSnapshot:
+    """Return the form in which a snapshot is written; nothing is copied.
 
     Raises:
         CheckpointError: If something in it cannot be stored, with its place.
     """
-    summary, held = codec.encode(snapshot.summary, "summary")
-    plain = cast("dict[str, Any] | None", summary.get("dict"))
-    if plain is None:
-        raise CheckpointError("a summary is a dict whose keys are str")
-    if held:
-        raise CheckpointError(f"the summary holds a tensor, {min(held)}; it is plain data, and tensors go in sections")
-    if summary_size(plain) > MOST_SUMMARY:
-        raise CheckpointError(
-            f"the summary comes to {summary_size(plain):,} bytes of JSON, and {MOST_SUMMARY:,} are stored at most; "
-            "put what is long in a section"
-        )
+    summary = _pack_summary(snapshot.summary)
     sections: dict[str, Any] = {}
     found: dict[str, dict[str, Tensor]] = {}
     for name, value in snapshot.sections.items():
         if not re.fullmatch(SECTION, name):
             raise CheckpointError(
-                f"{name!r} names no section: that is a small letter, then small letters, digits and _"
+                f"{name!r} names no section: a name is a small letter, then small letters, digits and _"
             )
-        sections[name], held = codec.encode(value, name)
+        sections[name], held = encode(value, name)
         if held:
             found[name] = held
     state = write_json({"sections": sections})
-    if len(state) > MOST_STATE:
+    if len(state) > _MOST_STATE:
         raise CheckpointError(
-            f"what is no tensor comes to {len(state):,} bytes of JSON, and {MOST_STATE:,} are stored at most; "
-            "long lists of numbers are better kept as tensors"
+            f"what is not a tensor comes to {len(state):,} bytes of JSON, and {_MOST_STATE:,} are stored at most; "
+            "store long lists of numbers as tensors"
         )
-    return Packed(plain, state, found)
+    return PackedSnapshot(summary, state, found)
 
 
-def unpack(path: Path, manifest: Manifest, content: dict[str, bytes], wanted: Collection[str] | None) -> Snapshot:
-    """Returns the snapshot that files, verified before, stand for.
+def _pack_summary(summary: dict[str, Any]) -> dict[str, Any]:
+    encoded, held = encode(summary, "summary")
+    plain = cast("dict[str, Any] | None", encoded.get("dict"))
+    if plain is None:
+        raise CheckpointError("a summary is a dict whose keys are str")
+    if held:
+        raise CheckpointError(f"the summary holds a tensor, {min(held)}; it is plain data, and tensors go in sections")
+    if summary_size(plain) > _MOST_SUMMARY:
+        raise CheckpointError(
+            f"the summary comes to {summary_size(plain):,} bytes of JSON, and {_MOST_SUMMARY:,} are stored at most; "
+            "put what is long in a section"
+        )
+    return plain
+
+
+def unpack_snapshot(
+    path: Path, manifest: Manifest, content: dict[str, bytes], wanted: Collection[str] | None
+) -> Snapshot:
+    """Return the snapshot that verified files hold.
 
     Args:
         path: The checkpoint's directory, for messages.
         manifest: Its manifest.
-        content: Of the files by name; taken out as they are read, so that memory is not needed twice.
+        content: Of the files by name; taken out as it is parsed, so that memory is not needed twice.
         wanted: The sections to return, those that there are; all if `None`.
 
     Raises:
-        CheckpointError: If they stand for none. That is no damage, for the files are what was written.
+        CheckpointError: If they hold none. That is not damage: the files are what was written.
     """
     try:
-        state = _State.model_validate(read_json(content.pop(STATE)))
+        state = _StateFile.model_validate(read_json(content.pop(STATE)))
     except (DamagedError, ValidationError) as error:
         raise CheckpointError(f"{path / STATE} is not what a checkpoint of this format holds: {error}") from error
     stray = manifest.files.keys() - {STATE} - {f"{name}{SUFFIX}" for name in state.sections}
@@ -118,10 +124,10 @@ def unpack(path: Path, manifest: Manifest, content: dict[str, bytes], wanted: Co
         if wanted is None or name in wanted:
             file = f"{name}{SUFFIX}"
             held = tensors.parse(content.pop(file), str(path / file)) if file in content else {}
-            sections[name] = codec.decode(plain, held, f"{path / STATE}: {name}")
-    return Snapshot(read_summary(path, manifest), sections)
+            sections[name] = decode(plain, held, f"{path / STATE}: {name}")
+    return Snapshot(unpack_summary(path, manifest), sections)
 
 
-def read_summary(path: Path, manifest: Manifest) -> dict[str, Any]:
-    """Returns the summary that a manifest holds."""
-    return codec.decode({"dict": manifest.summary}, {}, f"{path / MANIFEST}: summary")
+def unpack_summary(path: Path, manifest: Manifest) -> dict[str, Any]:
+    """Return the summary that a manifest holds."""
+    return decode({"dict": manifest.summary}, {}, f"{path / MANIFEST}: summary")

@@ -1,68 +1,31 @@
 """`Store`: checkpoints in a directory, each whole or not there.
 
 A checkpoint is a directory `checkpoint-00000012` with a `manifest.json`, a `state.json` and a safetensors file for each
-section that holds tensors. It is written under a temporary name and synced, then renamed, and the renaming is synced: a
-process that is killed at any point leaves it whole or not there. Reading verifies size and SHA-256 of every file before
-anything is parsed, and nothing on the way is a pickle. Only who writes needs the lock.
+section that holds tensors. A process that is killed at any point leaves it whole or not there, see `Store._commit`.
+Reading verifies size and SHA-256 of every file before anything is parsed, and never unpickles. Only a writer needs the
+lock.
 """
 
 from __future__ import annotations
 
 import errno
-import hashlib
-import math
 import os
-import re
 import shutil
 from collections.abc import Callable, Collection, Generator, Iterable
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
-from heptad.checkpoints import tensors
-from heptad.checkpoints.files import Files, Written, read_file, reason, remove_tree, told, write_file
+from heptad.checkpoints.damage import DamagedError
+from heptad.checkpoints.entry import Entry, rank
+from heptad.checkpoints.files import Files, os_errors_explained, remove_tree
+from heptad.checkpoints.layout import TEMPORARY, is_there, name_of, number_of
 from heptad.checkpoints.lock import Lock
-from heptad.checkpoints.manifest import (
-    MANIFEST,
-    MOST_MANIFEST,
-    STATE,
-    SUFFIX,
-    DamagedError,
-    Manifest,
-    NewerFormatError,
-    read_manifest,
-    write_manifest,
-)
-from heptad.checkpoints.packed import Packed, pack, read_summary, unpack
+from heptad.checkpoints.packed import PackedSnapshot, pack_snapshot
+from heptad.checkpoints.reading import read_checkpoint, read_summary
+from heptad.checkpoints.writing import write_checkpoint
 from heptad.errors import CheckpointError
 from heptad.run.snapshot import Snapshot
-
-_NAME = re.compile(r"checkpoint-(\d{8,18})")
-_TEMPORARY = ".temporary-"
-
-_DAMAGE = {
-    errno.ENOENT: "is missing",
-    errno.ELOOP: "is a link, which is not followed",
-    errno.EIO: "cannot be read: the medium is damaged",
-    errno.EINVAL: "is not a regular file",
-    errno.ENXIO: "is not a regular file",
-    errno.EISDIR: "is not a regular file",
-}
-"""What says of a checkpoint that it is damaged. Other errors (no right to read it, too many open files) say nothing."""
-
-
-@dataclass(frozen=True, slots=True, order=True)
-class Entry:
-    """A checkpoint in a directory.
-
-    Attributes:
-        number: Grows by one with each that is written.
-        path: Its directory.
-    """
-
-    number: int
-    path: Path
 
 
 class Store:
@@ -85,10 +48,10 @@ class Store:
     # -- who may write
 
     def lock(self) -> None:
-        """Makes this the one that writes to the directory, and removes what a killed process left half written.
+        """Lock the directory for writing, and remove what a killed process left half written.
 
         Raises:
-            CheckpointError: If another run holds the directory, with its process number.
+            CheckpointError: If another run holds the lock, with its process number.
         """
         if not self._lock.held:
             self._make_directory()
@@ -100,12 +63,12 @@ class Store:
                 raise
 
     def unlock(self) -> None:
-        """Lets others write to it."""
+        """Release the lock."""
         self._lock.release()
 
     @contextmanager
     def _locked(self) -> Generator[None, None, None]:
-        """Locks for the length of a call, where it is not locked; what was left half written is removed either way."""
+        """Hold the lock for a call, and remove what was left half written."""
         held = self._lock.held
         if held:
             self._sweep()
@@ -120,66 +83,58 @@ class Store:
     # -- what there is
 
     def entries(self) -> list[Entry]:
-        """Returns the checkpoints by number, the oldest first; none is opened.
+        """Return the checkpoints by number, the oldest first; none is opened.
 
         Raises:
             CheckpointError: If the directory cannot be listed.
         """
-        with told("listing", self.directory):
+        with os_errors_explained("listing", self.directory):
             try:
                 names = self._files.names(self.directory)
             except FileNotFoundError:
                 return []
-        found = ((_NAME.fullmatch(name), self.directory / name) for name in names)
-        return sorted(Entry(int(match[1]), path) for match, path in found if match)
+        numbered = ((number_of(name), self.directory / name) for name in names)
+        return sorted(Entry(number, path) for number, path in numbered if number is not None)
 
     # -- writing
 
     def save(self, snapshot: Snapshot) -> Entry:
-        """Writes a checkpoint with the number after the highest one, and returns when it is durable.
+        """Write a checkpoint with the number after the highest one, and return when it is durable.
 
-        The tensors are read while this goes on, and nobody may change them. A save that fails leaves no checkpoint, and
-        the earlier ones as they are.
+        The tensors are read meanwhile, and must not change. If saving fails, there is no new checkpoint, and the
+        earlier ones stay as they are.
 
         Raises:
-            CheckpointError: If something cannot be stored, before anything is written; or the operating system refuses
-                something, with path and cause. Nothing is tried again: what the system says after a failed sync
-                is not to be relied on, so the next save writes new files.
+            CheckpointError: If something cannot be stored, before anything is written; or if the operating system
+                refuses something, with path and cause. Nothing is tried again: after a failed sync the system may
+                report success for data that it lost, so the next save writes new files.
         """
-        packed = pack(snapshot)
+        packed = pack_snapshot(snapshot)
         with self._locked():
             number = max((entry.number for entry in self.entries()), default=0) + 1
-            entry = Entry(number, self.directory / f"checkpoint-{number:08d}")
-            temporary = self.directory / f"{_TEMPORARY}{entry.path.name}-{os.getpid()}"
+            entry = Entry(number, self.directory / name_of(number))
             with self._explained(packed):
-                with self._given_up(temporary):
-                    self._write(temporary, packed)
-                    with told("renaming the finished checkpoint to", entry.path):
-                        self._files.rename(temporary, entry.path)
-                with self._given_up(entry.path), told("syncing", self.directory):
-                    self._files.sync_directory(self.directory)
+                self._commit(entry.path, packed)
         return entry
 
-    def _write(self, temporary: Path, packed: Packed) -> None:
-        with told("making", temporary):
-            self._files.make_directory(temporary)
-        written: dict[str, Written] = {}
-        for name, held in packed.tensors.items():
-            file = f"{name}{SUFFIX}"
-            written[file] = self._put(temporary / file, *tensors.pieces(held, name))
-        written[STATE] = self._put(temporary / STATE, len(packed.state), [memoryview(packed.state)])
-        manifest = write_manifest(packed.summary, written)
-        self._put(temporary / MANIFEST, len(manifest), [memoryview(manifest)])
-        with told("syncing", temporary):
-            self._files.sync_directory(temporary)
+    def _commit(self, path: Path, packed: PackedSnapshot) -> None:
+        """Write a checkpoint so that it is whole or not there, wherever the process is killed.
 
-    def _put(self, path: Path, size: int, content: Iterable[memoryview]) -> Written:
-        with told("writing", path):
-            return write_file(self._files, path, size, content)
+        The order is the protocol. Content and names are synced before the directory gets its real name, else a power
+        failure could leave that name with empty files in it. The rename is atomic. It is synced before this returns,
+        since the caller then removes older checkpoints.
+        """
+        temporary = self.directory / f"{TEMPORARY}{path.name}-{os.getpid()}"
+        with self._removed_on_error(temporary):
+            write_checkpoint(self._files, temporary, packed)
+            with os_errors_explained("renaming the finished checkpoint to", path):
+                self._files.rename(temporary, path)
+        with self._removed_on_error(path), os_errors_explained("syncing", self.directory):
+            self._files.sync_directory(self.directory)
 
     @contextmanager
-    def _given_up(self, path: Path) -> Generator[None, None, None]:
-        """Removes a directory if it cannot be finished; where that fails too, the next save does it."""
+    def _removed_on_error(self, path: Path) -> Generator[None, None, None]:
+        """Remove a directory if it cannot be finished; if that fails too, the next save does it."""
         try:
             yield
         except BaseException:
@@ -188,8 +143,8 @@ class Store:
             raise
 
     @contextmanager
-    def _explained(self, packed: Packed) -> Generator[None, None, None]:
-        """Adds to an error what has become of the other checkpoints, and where the disk is full, by how much."""
+    def _explained(self, packed: PackedSnapshot) -> Generator[None, None, None]:
+        """Add to an error what has become of the other checkpoints, and if the disk is full, by how much."""
         try:
             yield
         except CheckpointError as error:
@@ -203,24 +158,25 @@ class Store:
             raise CheckpointError(text) from cause
 
     def _make_directory(self) -> None:
+        """Make the directory and its missing parents; each new name is synced in its parent."""
         missing: list[Path] = []
         path = self.directory.absolute()
         while not path.exists():
             missing.append(path)
             path = path.parent
         for path in reversed(missing):
-            with told("making", path), suppress(FileExistsError):
+            with os_errors_explained("making", path), suppress(FileExistsError):
                 self._files.make_directory(path)
-            with told("syncing", path.parent):
+            with os_errors_explained("syncing", path.parent):
                 self._files.sync_directory(path.parent)
 
     # -- removing
 
     def rotate(self, keep_last: int, keep_best: int = 0) -> list[Entry]:
-        """Removes all but the newest checkpoints and the best; call it when the newer one is durable.
+        """Remove all but the newest checkpoints and the best; call it when the newest is durable.
 
-        Removed are also those that this store found damaged, which count as none of those to keep (where there are
-        others), and what a killed process left half written or half removed.
+        Checkpoints that this store found damaged count as none of those to keep. They are removed too, if there are
+        others, and so is what a killed process left half written or half removed.
 
         Args:
             keep_last: How many of the newest stay, at least 1.
@@ -234,58 +190,47 @@ class Store:
         """
         with self._locked():
             entries = self.entries()
-            ranked = best(self._summaries(entries, [])) if keep_best else []
+            ranked = rank(self._summaries(entries, [])) if keep_best else []
             sound = [entry for entry in entries if entry not in self._damaged]
             keep = {*sound[-max(keep_last, 1) :], *[entry for entry in ranked if entry in sound][:keep_best]}
             gone = [entry for entry in entries if entry not in keep] if sound else []
-            for entry in gone:
-                with told("removing", entry.path):
-                    self._remove(entry.path)
+            self._remove_entries(gone)
         return gone
 
     def clear(self) -> None:
-        """Removes all checkpoints."""
+        """Remove all checkpoints."""
         with self._locked():
-            for entry in self.entries():
-                with told("removing", entry.path):
-                    self._remove(entry.path)
+            self._remove_entries(self.entries())
 
-    def _summaries(self, entries: Iterable[Entry], damage: list[str]) -> list[tuple[Entry, dict[str, Any]]]:
-        """Returns the summaries of those whose manifest is sound, and adds to a list what is wrong with the others."""
-        found: list[tuple[Entry, dict[str, Any]]] = []
+    def _remove_entries(self, entries: Iterable[Entry]) -> None:
         for entry in entries:
-            try:
-                found.append((entry, self.summary(entry)))
-            except DamagedError as error:
-                if _exists(entry.path):
-                    self._damaged.add(entry)
-                    damage.append(str(error))
-        return found
+            with os_errors_explained("removing", entry.path):
+                self._remove(entry.path)
 
     def _remove(self, path: Path) -> None:
-        """Takes a directory out of sight first, at once, so that no half of it is ever taken for a checkpoint."""
+        """Remove a directory. It is renamed first, atomically, so that half of it is never taken for a checkpoint."""
         hidden = path
-        if not path.name.startswith(_TEMPORARY):
-            hidden = path.with_name(f"{_TEMPORARY}{path.name}-removed")
+        if not path.name.startswith(TEMPORARY):
+            hidden = path.with_name(f"{TEMPORARY}{path.name}-removed")
             self._files.rename(path, hidden)
         if hidden.is_dir() and not hidden.is_symlink():
             remove_tree(self._files, hidden)
-        elif _exists(hidden):
+        elif is_there(hidden):
             self._files.remove(hidden)
 
     def _sweep(self) -> None:
-        """Removes what is under a temporary name. Under the lock no living process writes there."""
-        with told("listing", self.directory):
+        """Remove what has a temporary name. Under the lock no living process writes there."""
+        with os_errors_explained("listing", self.directory):
             names = self._files.names(self.directory)
         for name in names:
-            if name.startswith(_TEMPORARY):
-                with told("removing", self.directory / name):
+            if name.startswith(TEMPORARY):
+                with os_errors_explained("removing", self.directory / name):
                     self._remove(self.directory / name)
 
     # -- reading
 
     def load(self, entry: Entry | str | Path, sections: Collection[str] | None = None) -> Snapshot:
-        """Returns what a checkpoint holds; its tensors are on the CPU.
+        """Return what a checkpoint holds; its tensors are on the CPU.
 
         Args:
             entry: The checkpoint, or the path of its directory, which may lie elsewhere.
@@ -294,41 +239,30 @@ class Store:
         Raises:
             CheckpointError: If it is not, bit for bit, what was written; the message names the file and what is wrong.
         """
-        path = _path(entry)
-        content: dict[str, bytes] = {}
-        with self._opened(path) as directory:
-            manifest = self._manifest(path, directory)
-            for name, facts in manifest.files.items():
-                held = self._read(path, directory, name, facts.size)
-                _verify(path / name, held, Written(facts.size, facts.sha256))
-                if sections is None or name == STATE or name.removesuffix(SUFFIX) in sections:
-                    content[name] = held
-        return unpack(path, manifest, content, sections)
+        return read_checkpoint(self._files, _path_of(entry), sections)
 
     def summary(self, entry: Entry | str | Path) -> dict[str, Any]:
-        """Returns the summary of a checkpoint; only its manifest is read and verified.
+        """Return the summary of a checkpoint; only its manifest is read and verified.
 
         Raises:
             CheckpointError: As `load`.
         """
-        path = _path(entry)
-        with self._opened(path) as directory:
-            return read_summary(path, self._manifest(path, directory))
+        return read_summary(self._files, _path_of(entry))
 
     def newest_sound(self, sections: Collection[str] | None = None) -> tuple[Entry, Snapshot, list[str]]:
-        """Returns the newest checkpoint that is as it was written, what it holds, and what is wrong with newer ones.
+        """Return the newest checkpoint that is as it was written, what it holds, and what is wrong with newer ones.
 
         Args:
             sections: As for `load`.
 
         Raises:
             CheckpointError: If there is none, with all that was found; if a later version of Heptad wrote the newest;
-                or if the system refuses to read it for a reason that is no damage.
+                or if the system refuses to read it for a reason that is not damage.
         """
         return self._first_sound(lambda damage: self.entries()[::-1], sections)
 
     def best_sound(self, sections: Collection[str] | None = None) -> tuple[Entry, Snapshot, list[str]]:
-        """Returns the checkpoint with the best monitored value, as `newest_sound` returns the newest.
+        """Return the checkpoint with the best monitored value, as `newest_sound` returns the newest.
 
         Raises:
             CheckpointError: Also if none was written with a monitored value.
@@ -336,7 +270,7 @@ class Store:
 
         def ranked(damage: list[str]) -> list[Entry]:
             entries = self.entries()
-            found = best(self._summaries(entries, damage))
+            found = rank(self._summaries(entries, damage))
             if entries and not found and not damage:
                 raise CheckpointError(
                     f"no checkpoint in {self.directory} was written with a monitored value, so none is the best; "
@@ -349,7 +283,7 @@ class Store:
     def _first_sound(
         self, ranked: Callable[[list[str]], list[Entry]], sections: Collection[str] | None
     ) -> tuple[Entry, Snapshot, list[str]]:
-        """Returns the first that is sound of what `ranked` gives, which adds to a list what it finds damaged."""
+        """Return the first sound one of what `ranked` returns, which adds what it finds damaged to a list."""
         damage: list[str] = []
         entries = ranked(damage)
         while entries:
@@ -357,7 +291,7 @@ class Store:
             try:
                 return entry, self.load(entry, sections), damage
             except DamagedError as error:
-                if not _exists(entry.path):  # a run that goes on has removed it: there are newer ones now
+                if not is_there(entry.path):  # a run that writes here has removed it: there are newer ones now
                     damage = []
                     entries = ranked(damage)
                     continue
@@ -366,83 +300,21 @@ class Store:
         if damage:
             found = "".join(f"\n  {line}" for line in damage)
             raise CheckpointError(f"{self.directory} holds no sound checkpoint; what there is:{found}")
-        what = "holds no checkpoint" if self.directory.is_dir() else "is no directory"
+        what = "holds no checkpoint" if self.directory.is_dir() else "is not a directory"
         raise CheckpointError(f"{self.directory} {what}")
 
-    @contextmanager
-    def _opened(self, path: Path) -> Generator[int, None, None]:
-        """Holds the directory open, so that all files are of one checkpoint whatever is renamed meanwhile."""
-        try:
-            directory = self._files.open_directory(path)
-        except (FileNotFoundError, NotADirectoryError) as error:
-            what = "is not there" if isinstance(error, FileNotFoundError) else "is a link, or not a directory"
-            raise DamagedError(f"{path} {what}") from error
-        except OSError as error:
-            raise _unreadable(path, error) from error
-        try:
-            yield directory
-        finally:
-            self._files.close(directory)
-
-    def _read(self, path: Path, directory: int, name: str, most: int) -> bytes:
-        try:
-            return read_file(self._files, directory, name, most)
-        except OSError as error:
-            raise _unreadable(path / name, error) from error
-
-    def _manifest(self, path: Path, directory: int) -> Manifest:
-        content = self._read(path, directory, MANIFEST, MOST_MANIFEST)
-        try:
-            return read_manifest(content)
-        except (DamagedError, NewerFormatError) as error:
-            raise type(error)(f"{path / MANIFEST} {error}") from error.__cause__
+    def _summaries(self, entries: Iterable[Entry], damage: list[str]) -> list[tuple[Entry, dict[str, Any]]]:
+        """Return the summaries of those with a sound manifest, and add what is wrong with the others to a list."""
+        found: list[tuple[Entry, dict[str, Any]]] = []
+        for entry in entries:
+            try:
+                found.append((entry, self.summary(entry)))
+            except DamagedError as error:
+                if is_there(entry.path):
+                    self._damaged.add(entry)
+                    damage.append(str(error))
+        return found
 
 
-def _exists(path: Path) -> bool:
-    return path.is_symlink() or path.exists()
-
-
-def _path(entry: Entry | str | Path) -> Path:
+def _path_of(entry: Entry | str | Path) -> Path:
     return entry.path if isinstance(entry, Entry) else Path(entry)
-
-
-def _unreadable(path: Path, error: OSError) -> CheckpointError:
-    """Returns the error for a file that cannot be read."""
-    if error.errno == errno.EFBIG:
-        return DamagedError(f"{path} is larger than was written: {error.strerror}")
-    if error.errno in _DAMAGE:
-        return DamagedError(f"{path} {_DAMAGE[error.errno]}")
-    return CheckpointError(f"reading {path} failed: {reason(error)}")
-
-
-def _verify(path: Path, content: bytes, expected: Written) -> None:
-    if len(content) != expected.size:
-        raise DamagedError(f"{path} holds {len(content):,} bytes, but {expected.size:,} were written")
-    found = hashlib.sha256(content).hexdigest()
-    if found != expected.sha256:
-        raise DamagedError(f"{path} is not what was written: its SHA-256 is {found}, not {expected.sha256}")
-
-
-def best(summaries: Iterable[tuple[Entry, dict[str, Any]]]) -> list[Entry]:
-    """Returns the checkpoints by their monitored value, the best first, of equals the newest.
-
-    Compared are those that monitor what the newest of them does; NaN is no value.
-
-    Args:
-        summaries: Checkpoints with their summaries, see `Snapshot.summary`.
-    """
-    found = [(entry, monitor) for entry, summary in summaries if (monitor := _monitor(summary)) is not None]
-    if not found:
-        return []
-    name, mode, _ = max(found)[1]
-    sign = 1 if mode == "min" else -1
-    ranked = [(sign * monitor[2], -entry.number, entry) for entry, monitor in found if monitor[:2] == (name, mode)]
-    return [entry for _, _, entry in sorted(ranked)]
-
-
-def _monitor(summary: dict[str, Any]) -> tuple[str, str, float] | None:
-    match summary.get("monitor"):
-        case {"name": str(name), "mode": "min" | "max" as mode, "value": int() | float() as value}:
-            return None if math.isnan(value) else (name, cast("str", mode), float(value))
-        case _:
-            return None

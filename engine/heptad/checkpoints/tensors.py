@@ -2,7 +2,7 @@
 
 The library's own writer neither streams through `Files` nor hashes nor syncs; a test holds this one against its reader.
 The format: 8 bytes with the length of the header, the header (JSON: dtype, shape and place of each tensor, by name,
-filled up with blanks), the bytes of all tensors one after the other, little end first.
+padded with blanks), the bytes of all tensors one after the other, little-endian.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ DTYPES: dict[torch.dtype, str] = {
     torch.uint8: "U8",
     torch.bool: "BOOL",
 }
-"""What the format can hold, and the library can read, by the format's names."""
+"""The dtypes that the format can hold and the library can read, with the format's names."""
 
 RESERVED = "__metadata__"
 """A name that means something else in the header, so that no tensor can have it."""
@@ -54,10 +54,10 @@ _PIECE = 1 << 20
 
 
 def pieces(tensors: Mapping[str, Tensor], where: str) -> tuple[int, Iterator[memoryview]]:
-    """Returns the size of a file with these tensors, and its content piece by piece.
+    """Return the size of a file with these tensors, and its content piece by piece.
 
-    A tensor that is on the CPU and contiguous is not copied, unless it is small; of others one copy is alive at a time,
-    and those that wait to be hashed.
+    A large tensor that is contiguous and on the CPU is not copied. Of others one copy is alive at a time, beside those
+    that wait to be hashed.
 
     Args:
         tensors: By name; dense, each of a dtype in `DTYPES`.
@@ -82,14 +82,14 @@ def pieces(tensors: Mapping[str, Tensor], where: str) -> tuple[int, Iterator[mem
             f"reads {_MOST_HEADER:,} at most; join tensors, or give them shorter names"
         )
     head = len(text).to_bytes(8, "little") + text
-    return len(head) + end, _joined(head, (tensor for _, tensor in ordered))
+    return len(head) + end, _join_small(head, (tensor for _, tensor in ordered))
 
 
-def _joined(head: bytes, tensors: Iterator[Tensor]) -> Iterator[memoryview]:
-    """Yields large tensors as they are, and small ones joined, so that a thousand biases are one call to the system."""
+def _join_small(head: bytes, tensors: Iterator[Tensor]) -> Iterator[memoryview]:
+    """Yield large tensors as they are, and small ones joined, so that a thousand biases are one system call."""
     waiting, size = [memoryview(head)], len(head)
     for tensor in tensors:
-        view = _bytes(tensor)
+        view = _bytes_of(tensor)
         if len(view) < _PIECE:
             waiting.append(view)
             size += len(view)
@@ -102,20 +102,22 @@ def _joined(head: bytes, tensors: Iterator[Tensor]) -> Iterator[memoryview]:
         yield memoryview(b"".join(waiting))
 
 
-def _bytes(tensor: Tensor) -> memoryview:
-    """Returns a tensor's elements in the order of its indices; from another device this waits for them."""
+def _bytes_of(tensor: Tensor) -> memoryview:
+    """Return a tensor's elements in the order of its indices (a device sync, if it is not on the CPU)."""
     plain = tensor.detach().resolve_conj().resolve_neg().cpu().contiguous()
-    flat = plain.as_strided((plain.numel(),), (1,))  # one element counts as contiguous whatever its strides are
+    flat = plain.as_strided(
+        (plain.numel(),), (1,)
+    )  # view() refuses the odd strides that a contiguous tensor of one element may have
     return memoryview(cast("Any", flat.view(torch.uint8).numpy()))
 
 
 def parse(content: bytes, where: str) -> dict[str, Tensor]:
-    """Returns the tensors in the content of a file, by name, on the CPU and contiguous.
+    """Return the tensors in the content of a file, by name, on the CPU and contiguous.
 
     Raises:
         CheckpointError: If it is not what the safetensors library reads.
     """
     try:
         return load(content)
-    except Exception as error:  # the library raises its own, KeyError, ValueError and RuntimeError
-        raise CheckpointError(f"{where} is no safetensors file: {error}") from error
+    except Exception as error:  # the library raises errors of its own, KeyError, ValueError and RuntimeError
+        raise CheckpointError(f"{where} is not a safetensors file: {error}") from error

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from heptad.checkpoints.layout import is_checkpoint
+from heptad.checkpoints.modules import describe_tensor
 from heptad.checkpoints.store import Store
 from heptad.errors import CheckpointError, kind
 from heptad.run.snapshot import Snapshot
@@ -24,7 +25,7 @@ _MOST_NAMED = 20
 
 
 def load_weights(directory: str | Path, network: nn.Module, which: Literal["newest", "best", "ema"] = "newest") -> Path:
-    """Loads the weights of a checkpoint into a network: parameters, and buffers, those too that are not persistent.
+    """Load the weights of a checkpoint into a network: parameters and buffers, not persistent ones too.
 
     All or nothing: names, shapes and dtypes are compared before anything is changed, and must be equal; a tensor that
     has several names (tied weights) may stand under one of them or all. The tensors of the network stay where they are
@@ -44,32 +45,32 @@ def load_weights(directory: str | Path, network: nn.Module, which: Literal["newe
     Raises:
         CheckpointError: If there is no such checkpoint, or it does not fit the network, with all the differences.
     """
-    _check(directory, network)
+    _check_arguments(directory, network)
     if which not in WHICH:
         raise CheckpointError(f"load_weights(which=…) is one of {', '.join(map(repr, WHICH))}, got {which!r}")
     path, snapshot = _chosen(Path(directory), which)
     section: Mapping[str, Any] = snapshot.sections.get("network", {})
-    given = _average(path, snapshot) if which == "ema" else section.get("tensors")
+    given = _ema_tensors(path, snapshot) if which == "ema" else section.get("tensors")
     if not isinstance(given, Mapping):
         raise CheckpointError(f"{path} holds no weights of a network")
-    _fill(path, network, cast("Mapping[str, Tensor]", given), section.get("not_persistent", ()))
+    _fill_network(path, network, cast("Mapping[str, Tensor]", given), section.get("not_persistent", ()))
     return path
 
 
-def _check(directory: object, network: object) -> None:
-    """Raises CheckpointError for arguments that are none."""
-    told = "load_weights(directory, network)"
+def _check_arguments(directory: object, network: object) -> None:
+    """Refuse arguments of other kinds."""
+    call = "load_weights(directory, network)"
     if isinstance(directory, nn.Module) and isinstance(network, str | os.PathLike):
-        raise CheckpointError(f"{told} takes the directory first, then the network; here they are the other way round")
+        raise CheckpointError(f"{call} takes the directory first, then the network; here they are swapped")
     if not isinstance(directory, str | os.PathLike):
-        raise CheckpointError(f"{told} takes a directory of checkpoints as a str or a Path, got {kind(directory)}")
+        raise CheckpointError(f"{call} takes a directory of checkpoints as a str or a Path, got {kind(directory)}")
     if isinstance(network, type):
-        raise CheckpointError(f"{told} takes a network, got the class {network.__name__}; make one of it")
+        raise CheckpointError(f"{call} takes a network, got the class {network.__name__}; make one of it")
     found = kind(network)
     if isinstance(network, Mapping):
-        raise CheckpointError(f"{told} takes the network itself and not its state_dict(), got {found}")
+        raise CheckpointError(f"{call} takes the network itself and not its state_dict(), got {found}")
     if not isinstance(network, nn.Module):
-        raise CheckpointError(f"{told} takes a network, an nn.Module, got {found}")
+        raise CheckpointError(f"{call} takes a network, an nn.Module, got {found}")
     path = Path(cast("str", directory))
     if path.is_file():
         if is_checkpoint(path.parent):
@@ -88,11 +89,11 @@ def _chosen(path: Path, which: str) -> tuple[Path, Snapshot]:
     entry, snapshot, damage = (store.best_sound if which == "best" else store.newest_sound)(sections)
     if damage:
         text = "; ".join(damage)
-        warnings.warn(f"{entry.path} is loaded, for what comes before it is damaged: {text}", stacklevel=3)
+        warnings.warn(f"{entry.path} is loaded, because what comes before it is damaged: {text}", stacklevel=3)
     return entry.path, snapshot
 
 
-def _average(path: Path, snapshot: Snapshot) -> Any:
+def _ema_tensors(path: Path, snapshot: Snapshot) -> Any:
     plugins: Mapping[str, Any] = snapshot.sections.get("plugins", {})
     if "EMA" not in plugins:
         there = ", ".join(sorted(plugins)) or "none"
@@ -103,13 +104,13 @@ def _average(path: Path, snapshot: Snapshot) -> Any:
     return cast("Mapping[str, Any]", state)["tensors"]
 
 
-def _fill(path: Path, network: nn.Module, held: Mapping[str, Tensor], optional: Iterable[str]) -> None:
-    given = {_plain(name): tensor for name, tensor in held.items()}
+def _fill_network(path: Path, network: nn.Module, held: Mapping[str, Tensor], optional: Iterable[str]) -> None:
+    given = {_unwrapped(name): tensor for name, tensor in held.items()}
     own = _tensors_by_name(network)
     lazy = [name for name, tensor in own.items() if is_lazy(tensor) or tensor.is_meta]
     if lazy:
         raise CheckpointError(
-            f"this {kind(network)} has no memory yet for {_named(lazy)}; run one batch through a lazy network, or "
+            f"this {kind(network)} has no memory yet for {_list_names(lazy)}; run one batch through a lazy network, or "
             "network.to_empty(device=…) for one on the meta device, and load then"
         )
     shared: dict[int, list[str]] = {}  # tied weights: the names of each tensor, of which the checkpoint may hold one
@@ -117,10 +118,10 @@ def _fill(path: Path, network: nn.Module, held: Mapping[str, Tensor], optional: 
         shared.setdefault(id(tensor), []).append(name)
     both = [[name for name in names if name in given] for names in shared.values()]
     absent = {name for names, found in zip(shared.values(), both, strict=True) if not found for name in names}
-    missing = absent - _not_persistent(network)
-    unexpected = given.keys() - own.keys() - {_plain(name) for name in optional}
+    missing = absent - _left_out_of_state_dict(network)
+    unexpected = given.keys() - own.keys() - {_unwrapped(name) for name in optional}
     other = [
-        f"{name} is {_told(given[name])} in the checkpoint, {_told(own[name])} in the network"
+        f"{name} is {describe_tensor(given[name])} in the checkpoint, {describe_tensor(own[name])} in the network"
         for name in own
         if name in given and (given[name].shape, given[name].dtype) != (own[name].shape, own[name].dtype)
     ]
@@ -128,10 +129,10 @@ def _fill(path: Path, network: nn.Module, held: Mapping[str, Tensor], optional: 
         f"{first} and {name} are one tensor in the network, and two that differ in the checkpoint"
         for first, *rest in filter(None, both)
         for name in rest
-        if not _same(given[first], given[name])
+        if not _equal_in_bits(given[first], given[name])
     ]
-    lines = [f"the checkpoint lacks {_named(sorted(missing))}"] if missing else []
-    lines += [f"the network lacks {_named(sorted(unexpected))}"] if unexpected else []
+    lines = [f"the checkpoint lacks {_list_names(sorted(missing))}"] if missing else []
+    lines += [f"the network lacks {_list_names(sorted(unexpected))}"] if unexpected else []
     lines += other[:_MOST_NAMED] + ([f"and {len(other) - _MOST_NAMED} more"] if len(other) > _MOST_NAMED else [])
     if lines:
         text = "".join(f"\n  {line}" for line in lines)
@@ -141,25 +142,25 @@ def _fill(path: Path, network: nn.Module, held: Mapping[str, Tensor], optional: 
             own[first].copy_(given[first])
 
 
-def _not_persistent(network: nn.Module) -> set[str]:
-    """Returns the names of the buffers that `state_dict` leaves out."""
+def _left_out_of_state_dict(network: nn.Module) -> set[str]:
+    """Return the names of the buffers that `state_dict` leaves out."""
     left_out = {name for name, _ in network.named_buffers(remove_duplicate=False)} - network.state_dict().keys()
-    return {_plain(name) for name in left_out}
+    return {_unwrapped(name) for name in left_out}
 
 
 def _tensors_by_name(network: nn.Module) -> dict[str, Tensor]:
     parameters, buffers = network.named_parameters, network.named_buffers
     named = chain(parameters(remove_duplicate=False), buffers(remove_duplicate=False))
-    return {_plain(name): tensor for name, tensor in named}
+    return {_unwrapped(name): tensor for name, tensor in named}
 
 
-def _plain(name: str) -> str:
-    """Returns the name of a tensor without what `torch.compile` puts around a network, or around a part of one."""
+def _unwrapped(name: str) -> str:
+    """Return the name of a tensor without the wrappers of `torch.compile`, around a network or a part of one."""
     return ".".join(part for part in name.split(".") if part != "_orig_mod")
 
 
-def _same(one: Tensor, other: Tensor) -> bool:
-    """Tells whether two tensors are the same in shape, dtype and bits, NaN included."""
+def _equal_in_bits(one: Tensor, other: Tensor) -> bool:
+    """Return whether two tensors are equal in shape, dtype and bits, NaN included."""
     if (one.shape, one.dtype) != (other.shape, other.dtype):
         return False
     flat = (tensor.clone(memory_format=torch.contiguous_format).reshape(-1) for tensor in (one, other))
@@ -167,10 +168,6 @@ def _same(one: Tensor, other: Tensor) -> bool:
     return torch.equal(first, second)
 
 
-def _named(names: list[str]) -> str:
+def _list_names(names: list[str]) -> str:
     more = f" and {len(names) - _MOST_NAMED} more" if len(names) > _MOST_NAMED else ""
     return ", ".join(names[:_MOST_NAMED]) + more
-
-
-def _told(tensor: Tensor) -> str:
-    return f"{str(tensor.dtype).removeprefix('torch.')} {tuple(tensor.shape)}"

@@ -1,0 +1,47 @@
+"""`Entry`: a checkpoint in a directory, and the order of checkpoints by their monitored value."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Entry:
+    """A checkpoint in a directory.
+
+    Attributes:
+        number: Grows by one with each that is written.
+        path: Its directory.
+    """
+
+    number: int
+    path: Path
+
+
+def rank(summaries: Iterable[tuple[Entry, dict[str, Any]]]) -> list[Entry]:
+    """Return the checkpoints by their monitored value, the best first, of equals the newest.
+
+    Only those are compared that monitor what the newest of them does. NaN is not a value.
+
+    Args:
+        summaries: Checkpoints with their summaries, see `Snapshot.summary`.
+    """
+    found = [(entry, monitor) for entry, summary in summaries if (monitor := _monitor_of(summary)) is not None]
+    if not found:
+        return []
+    name, mode, _ = max(found)[1]
+    sign = 1 if mode == "min" else -1
+    ranked = [(sign * monitor[2], -entry.number, entry) for entry, monitor in found if monitor[:2] == (name, mode)]
+    return [entry for _, _, entry in sorted(ranked)]
+
+
+def _monitor_of(summary: dict[str, Any]) -> tuple[str, str, float] | None:
+    match summary.get("monitor"):
+        case {"name": str(name), "mode": "min" | "max" as mode, "value": int() | float() as value}:
+            return None if math.isnan(value) else (name, cast("str", mode), float(value))
+        case _:
+            return None
