@@ -448,6 +448,7 @@ def test_the_schema_is_documented():
         connection.execute(statement)
     names = [name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type IN ('table', 'view')")]
     assert len(names) > 20
+    assert f"`user_version` is the version of the schema, {schema.VERSION}." in PAGE
     for name in names:
         shown = "superseded_…" if name.startswith("superseded_") else name
         assert f"`{shown}`" in (schema.__doc__ or "")

@@ -6,7 +6,7 @@ Which thread may touch what:
 - The thread `heptad-journal` opens the file, and alone has the connection. It reads the log where `LogBuffer` says that
   any thread may: the packed chunks, the open chunk, recorded values, calls.
 - `_wake` guards what both write: the chunks and the calls that wait, and the counts of `flush`.
-- Notes are taken without a lock, because a signal handler may make one: `deque` appends and pops atomically.
+- Events are taken without a lock, because a signal handler may emit one: a `deque` appends and pops atomically.
 """
 
 from __future__ import annotations

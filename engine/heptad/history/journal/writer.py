@@ -133,8 +133,8 @@ class FileWriter:
             values: How many recorded values the checkpoint holds.
         """
         ask = self._connection
-        # A stop is stored at the transition whose guards see it first, its note at the one under way. A stop asked for
-        # on entry to the state of the checkpoint (its note is at seq - 1) is seen at seq, and yet came before it.
+        # A stop is stored at the transition whose guards see it first, its event at the one under way. A stop asked for
+        # on entry to the state of the checkpoint (its event is at seq - 1) is seen at seq, and yet came before it.
         entered = _first(ask, "SELECT count(*) FROM note WHERE kind = 'stop' AND seq = ?", seq - 1)
         ask.execute("DELETE FROM stop WHERE seq >= ?", (seq + 1 if entered else seq,))
         for name in schema.SUPERSEDED:
