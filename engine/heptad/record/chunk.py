@@ -180,7 +180,7 @@ def durations(chunk: Chunk) -> Ints:
 
 
 def _latest(where: npt.NDArray[np.bool_], values: Ints, before: int) -> Ints:
-    """Return at each place the value at the last place up to it where `where` holds; `before` where there is none.
+    """Return at each place the value at the last place up to it where `where` holds; `before` at those in front of it.
 
     A running maximum gives that, because neither the values nor `before` ever exceed a later value.
     """

@@ -26,12 +26,14 @@ from heptad.history.journal.packing import pack_turns
 from heptad.history.journal.shortened import ShortenedChunk
 from heptad.history.journal.versions import installed
 from heptad.record.chunk import Call, Chunk, Effects, Failure, durations
+from heptad.record.counters import Counters
 from heptad.record.event_codec import to_plain
 from heptad.record.events import Event
 from heptad.record.values import Columns
 from heptad.table import Table
 
-_COUNTERS = ("epoch", "batch_index", "step", "update")
+_COUNTERS = Counters._fields[:4]
+"""Those in the rows. `window` is stored with chunks and failures only."""
 
 
 class FileWriter:
