@@ -66,7 +66,6 @@ FOR_THE_ENGINE = {
     "cells",
     "fault",
     "machine_class",
-    "start",
     "store",
 }
 """Members without an underscore that are used only inside the engine."""
