@@ -57,17 +57,7 @@ GIVEN = (
 MADE_BY_THE_ENGINE = {"Run", "TransitionLog", "JournalRecorder", *(given.__name__ for given in GIVEN)}
 """Classes whose constructors are not shown."""
 
-FOR_THE_ENGINE = {
-    "emit",
-    "plan_windows",
-    "counters",
-    "fail",
-    "seq",
-    "cells",
-    "fault",
-    "machine_class",
-    "store",
-}
+FOR_THE_ENGINE = {"emit", "plan_windows", "counters", "fail", "seq", "cells", "fault", "machine_class", "store"}
 """Members without an underscore that are used only inside the engine."""
 
 ALIASES = {
