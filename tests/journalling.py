@@ -29,7 +29,7 @@ SECOND = 1_000_000_000
 
 
 class Reporter(Plugin):
-    """Appends every transition to a file as soon as it is made: its number, its arc, its time."""
+    """Append every transition to a file as soon as it is made: its number, its arc, its time."""
 
     def __init__(self, path: Path) -> None:
         self.file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
@@ -44,7 +44,7 @@ for _state in STATES:
 
 
 class Pace(Plugin):
-    """Lets a step take a while, now and then a long while."""
+    """Make each step take a while, and one in a hundred a long while."""
 
     def __init__(self, seconds: float, seed: int) -> None:
         self.seconds, self.random = seconds, random.Random(seed)
@@ -54,7 +54,7 @@ class Pace(Plugin):
 
 
 def train(folder: Path, seed: int) -> None:
-    """Trains until it is killed: slowly, fast, or with a file that lacks at most 7 transitions."""
+    """Train until it is killed: slowly, fast, or with a file that lacks at most 7 transitions."""
     flush_every = 7 if seed % 5 == 4 else None
     plugins: list[Plugin] = [Journal(folder / "run.journal", flush_every), Reporter(folder / "true path")]
     if seed % 5 != 3:
@@ -63,7 +63,7 @@ def train(folder: Path, seed: int) -> None:
 
 
 def kill(folder: Path, seeds: int, together: int) -> None:
-    """Trains in that many processes, some at a time, and kills each at a moment drawn by its number."""
+    """Train in that many processes, some at a time, and kill each at a moment drawn by its number."""
     small_engine(2).run()  # the first step of a process imports for seconds; those that are forked have it done
     for first in range(0, seeds, together):
         begun = {seed: begin(folder / str(seed), seed) for seed in range(first, min(first + together, seeds))}
@@ -78,11 +78,11 @@ def kill(folder: Path, seeds: int, together: int) -> None:
 
 
 def begin(folder: Path, seed: int) -> int:
-    """Forks a process that trains, and waits until it has made its first transition."""
+    """Fork a process that trains, and wait until it has made its first transition."""
     folder.mkdir()
     child = os.fork()
     if not child:
-        signal.alarm(30)  # whatever becomes of the process that is to kill it
+        signal.alarm(30)  # in case the process that should kill it does not
         try:
             train(folder, seed)
         finally:
@@ -93,7 +93,7 @@ def begin(folder: Path, seed: int) -> int:
 
 
 def read(folder: Path, steps: int) -> None:
-    """Trains while another process reads the file in a loop, and a third has it open in one long transaction."""
+    """Train while another process reads the file in a loop, and a third keeps it open in one long transaction."""
     small_engine(2).run()
     path = folder / "run.journal"
     ready, done = os.pipe(), os.pipe()
@@ -126,14 +126,14 @@ def read(folder: Path, steps: int) -> None:
 
 
 def finished(done: int) -> bool:
-    """Tells whether the other end of a pipe was closed."""
+    """Return whether the other end of a pipe was closed."""
     import select
 
     return bool(select.select([done], [], [], 0)[0])
 
 
 def loop(path: Path, ready: int, done: int) -> None:
-    """Reads all over and over, on one connection and on new ones; each time the log is a longer beginning."""
+    """Read the whole log again and again, on one connection and on new ones: each time a longer beginning."""
     kept = FileSource(path)
     os.write(ready, b"r")
     ends: list[int] = []
@@ -156,7 +156,7 @@ def loop(path: Path, ready: int, done: int) -> None:
 
 
 def hold(path: Path, ready: int, done: int) -> None:
-    """Has the file open in SQL, in one transaction, until the run is over."""
+    """Keep the file open in SQL, in one transaction, until the run is over."""
     connection = sqlite3.connect(path, isolation_level=None)
     connection.execute("BEGIN")
     before = connection.execute("SELECT count(*) FROM transitions").fetchone()
@@ -167,7 +167,7 @@ def hold(path: Path, ready: int, done: int) -> None:
 
 
 def full(folder: Path, on_error: Any) -> None:
-    """Trains until the file may not grow any more."""
+    """Train until the file may not grow any more."""
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (400_000, 400_000))
     journal = Journal(folder / "run.journal", flush_every=50, on_error=on_error)
@@ -183,7 +183,7 @@ def full(folder: Path, on_error: Any) -> None:
 
 
 def leave(folder: Path) -> None:
-    """Makes some turns and ends without closing anything."""
+    """Make some turns and end without closing anything."""
     engine = small_engine(batches(5), [Journal(folder / "run.journal")])
     for _ in range(10):
         engine.advance()

@@ -1,4 +1,4 @@
-"""The file of a log: what a run wrote is what is read back, and what is damaged, foreign or newer is told apart."""
+"""The file of a log: what a run wrote is what is read back, and what is damaged, foreign or newer is refused."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from heptad_plugins import Journal
 
 
 def write(path: Path, run: Run) -> None:
-    """Writes what a run's memory holds to a file, at once."""
+    """Write what a run's memory holds to a file, at once."""
     memory = run.buffer
     writer = FileWriter(path, run.table, run.id)
     writer.begin(memory.view().first, None)
@@ -46,7 +46,7 @@ def write(path: Path, run: Run) -> None:
 
 
 def assert_same(path: Path, run: Run) -> None:
-    """All that a log can tell is the same from a file as from the live run."""
+    """Every answer is the same from a file as from the live run."""
     live, source = run.buffer, FileSource(path)
     log = TransitionLog(source)
     assert list(log) == list(run.log)
@@ -77,7 +77,7 @@ def same_values(one: list[Any], other: list[Any]) -> bool:
 
 
 def rows(path: Path, statement: str, *values: Any) -> list[Any]:
-    """Asks a file in SQL."""
+    """Ask a file in SQL."""
     connection = sqlite3.connect(f"file:{path}?mode=ro", uri=True)
     try:
         return connection.execute(statement, values).fetchall()
@@ -105,7 +105,7 @@ def as_json(guards: Any) -> str:
 
 
 class Talker(Witness):
-    """Records values of every kind, and notes, some of them odd."""
+    """Record values of every kind, and note something, some of them odd."""
 
     def on_exit_process_batch(self, run: Run) -> None:
         run.record("number", run.step)
@@ -146,7 +146,7 @@ def test_a_run_written_by_journal_is_read_back_as_it_was(plan: Plan, chunk: int,
         assert [path.name for path in Path(folder).iterdir()] == ["run.journal"]
 
 
-def test_memory_that_lets_go_of_its_beginning_leaves_it_in_the_file(tmp_path):
+def test_the_file_keeps_what_memory_drops(tmp_path):
     """The file holds all transitions, notes and calls, whatever `log_capacity` is."""
     small = small_engine(
         400, [Journal(tmp_path / "a", values=False), Talker()], log_capacity=1, trace_handlers=True, epochs=4
@@ -157,8 +157,8 @@ def test_memory_that_lets_go_of_its_beginning_leaves_it_in_the_file(tmp_path):
     assert len(small.current.log) == 1 < len(log)
     assert log.path() == whole.current.log.path()
     assert [note.text for note in log.notes()] == [note.text for note in whole.current.log.notes()]
-    told = [(call.seq, call.who, call.moment) for call in FileSource(tmp_path / "a").calls(0, 1 << 62)]
-    assert told == [(call.seq, call.who, call.moment) for call in whole.current.buffer.calls(0, 1 << 62)]
+    calls = [(call.seq, call.who, call.moment) for call in FileSource(tmp_path / "a").calls(0, 1 << 62)]
+    assert calls == [(call.seq, call.who, call.moment) for call in whole.current.buffer.calls(0, 1 << 62)]
 
 
 def test_only_what_a_question_needs_is_read(tmp_path):
@@ -226,7 +226,7 @@ def test_text_with_half_a_surrogate_pair_is_written_out(tmp_path):
     path = tmp_path / "run"
     write(path, engine.current)
     source = FileSource(path)
-    assert source.events(0)[0].text == written_out
+    assert source.events(0)[0].text == odd  # an event is read from its JSON, which can hold it
     assert [value.name for value in source.values()] == [written_out]
     assert source.failure is not None
     assert source.failure.error == f"ValueError: {written_out}"
@@ -250,7 +250,7 @@ def test_a_name_with_half_a_surrogate_pair_is_found_again(tmp_path):
 
 
 def written(folder: Path, steps: int = 3, traced: bool = False) -> Path:
-    """Returns the file of a finished run."""
+    """Return the file of a finished run."""
     path = folder / "run.journal"
     engine = small_engine(steps, [Talker()], trace_handlers=traced)
     engine.on_exit("after_loop")(lambda run: 1 / 0)
@@ -324,14 +324,14 @@ WRONG = {
 
 
 @pytest.mark.parametrize("how", WRONG)
-def test_a_file_that_is_no_sound_log_is_told_apart(how, tmp_path):
+def test_a_file_that_is_not_a_sound_log_is_refused(how, tmp_path):
     """The message names the file and what was found, and the file is left as it is."""
-    spoil, told = WRONG[how]
+    spoil, message = WRONG[how]
     path = written(tmp_path, steps=600 if "missing chunk" in how else 3, traced="call" in how)
     spoil(path)
     before = path.read_bytes() if path.is_file() else None
-    with pytest.raises(LogError, match=told) as caught:
-        told_of(TransitionLog.load(path))
+    with pytest.raises(LogError, match=message) as caught:
+        explained(TransitionLog.load(path))
     assert str(path) in str(caught.value)
     assert isinstance(caught.value, EngineError)
     assert (path.read_bytes() if path.is_file() else None) == before
@@ -341,17 +341,17 @@ def test_a_file_that_is_no_sound_log_is_told_apart(how, tmp_path):
 def test_flipped_bits_are_never_read_as_another_run(seed, tmp_path):
     """A byte changed anywhere in the file: an error that says so, or the same log."""
     path = written(tmp_path)
-    expected = told_of(TransitionLog.load(path))
+    expected = explained(TransitionLog.load(path))
     content = bytearray(path.read_bytes())
     place = (seed * 7919) % 100 if seed < 20 else (seed * 104_729) % len(content)
     content[place] ^= 1 << seed % 8
     path.write_bytes(content)
     with suppress(LogError):
-        assert told_of(TransitionLog.load(path)) == expected
+        assert explained(TransitionLog.load(path)) == expected
     assert path.read_bytes() == bytes(content)
 
 
-def told_of(log: TransitionLog) -> list[str]:
+def explained(log: TransitionLog) -> list[str]:
     return [str(log.explain(transition.seq)) for transition in log]
 
 
@@ -408,7 +408,7 @@ def test_a_file_on_which_a_run_died_is_read_and_left_alone(died: Path):
         assert [died.with_name(name).read_bytes() for name in names] == before
 
 
-def test_a_writer_may_go_on_where_another_died(died: Path):
+def test_a_writer_may_continue_where_another_died(died: Path):
     """A dead process holds no lock."""
     source = FileSource(died)
     writer = FileWriter(died, source.table, source.run)
@@ -448,6 +448,7 @@ def test_the_schema_is_documented():
         connection.execute(statement)
     names = [name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type IN ('table', 'view')")]
     assert len(names) > 20
+    assert f"`user_version` is the version of the schema, {schema.VERSION}." in PAGE
     for name in names:
         shown = "superseded_…" if name.startswith("superseded_") else name
         assert f"`{shown}`" in (schema.__doc__ or "")
@@ -521,7 +522,7 @@ def test_the_answers_are_those_of_the_library(asked):
     log = TransitionLog.load(asked)
     time, around = (statement for _, statement in QUESTIONS[:2])
     assert {(source, stays, round(seconds * 1e9)) for source, stays, seconds, _ in rows(asked, time)} == {
-        (state, told.count, told.total_ns) for state, told in log.durations().items()
+        (state, stays.count, stays.total_ns) for state, stays in log.durations().items()
     }
     assert [row[0] for row in rows(asked, around)] == [t.seq for t in log.where(update=range(99, 101))]
     assert len(QUESTIONS) == PAGE.count("```sql")

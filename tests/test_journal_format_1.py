@@ -14,9 +14,11 @@ from typing import Any
 
 import pytest
 
-from heptad import TransitionLog
+from heptad import LogError, TransitionLog
 from heptad.history.journal.reader import FileSource
 from heptad.history.journal.writer import FileWriter
+from heptad.record.events import Note, Stop
+from heptad.table import evaluation_table
 
 FOLDER = Path(__file__).parent / "journal" / "format_1"
 NAMES = ["finished", "failed"]
@@ -158,6 +160,29 @@ def test_a_resumed_run_continues_the_file(seq: int, path: Path, expected: dict[s
     assert transitions(TransitionLog.load(path))[:seq] == expected["transitions"][:seq]
     assert TransitionLog.load(path).path() == expected["path"]
     assert values(FileSource(path)) == [value for value in expected["values"] if value[2] < seq]
+
+
+def test_a_file_that_is_continued_is_upgraded(path: Path):
+    assert in_sql(path, "PRAGMA user_version") == [[1]]
+    resume(path, 19).close(finished=True)
+    assert in_sql(path, "PRAGMA user_version") == [[2]]
+
+
+def test_events_from_before_and_after_the_upgrade_are_read(path: Path, expected: dict[str, Any]):
+    added = Stop(30, 1, "enough"), Note(31, 2, "caf\udce9")
+    writer = resume(path, 30)
+    writer.events(added)
+    writer.commit()
+    writer.close(finished=True)
+    before = [[seq, at] for seq, _, _, at in expected["notes"] if seq < 30]
+    assert [[event.seq, event.time_ns] for event in TransitionLog.load(path).notes()] == [*before, [30, 1], [31, 2]]
+    assert FileSource(path).events(30) == list(added)
+
+
+def test_a_file_that_is_refused_is_not_upgraded(path: Path):
+    with pytest.raises(LogError, match="another table of states"):
+        FileWriter(path, evaluation_table(), "another")
+    assert in_sql(path, "PRAGMA user_version") == [[1]]
 
 
 def test_what_is_made_again_is_kept_apart(path: Path, expected: dict[str, Any]):

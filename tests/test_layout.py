@@ -30,7 +30,6 @@ BY_NAME = {
     "heptad": "public names, when they are first asked for",
     "heptad.checkpoints": "as above",
     "heptad.plugin": "as above",
-    "heptad.checkpoints": "as above",
     "heptad.testing": "as above",
     "heptad_plugins": "as above",
     "heptad.errors": "advice from `diagnose`, when something has failed",

@@ -42,7 +42,7 @@ CHAPTERS = {
 }
 """The names of `heptad.__all__`, in the order in which a reader meets them."""
 
-BESIDE = ("Filter", "monitored", "metrics_mistake", "Store", "Follower", "Unfinished")
+BESIDE = ("Filter", "monitored", "metrics_mistake", "Store", "Follower", "JournalFile", "JournalRecorder", "Unfinished")
 """The names of `heptad.plugin.__all__` that stand nowhere else on the page."""
 
 GIVEN = (
@@ -54,7 +54,7 @@ GIVEN = (
 )  # fmt: skip
 """Types of what public calls and attributes return. Users do not construct them, so they are in no `__all__`."""
 
-MADE_BY_THE_ENGINE = {"Run", "TransitionLog", *(given.__name__ for given in GIVEN)}
+MADE_BY_THE_ENGINE = {"Run", "TransitionLog", "JournalRecorder", *(given.__name__ for given in GIVEN)}
 """Classes whose constructors are not shown."""
 
 FOR_THE_ENGINE = {"emit", "plan_windows", "counters", "fail", "seq", "cells", "fault", "machine_class", "store"}

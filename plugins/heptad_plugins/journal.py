@@ -1,4 +1,4 @@
-"""`Journal` observes the run: every transition, note and recorded value in an SQLite file, while the run goes on."""
+"""`Journal` observes the run: every transition, event and recorded value in an SQLite file, while the run is driven."""
 
 from __future__ import annotations
 
@@ -13,39 +13,39 @@ from heptad_plugins._options import path_of, whole_number
 
 
 class Journal(Plugin):
-    """Writes the whole log of a run to a file that survives a kill and can be read while the run goes on.
+    """Write the whole log of a run to a file that survives a kill and can be read meanwhile.
 
-    `TransitionLog.load(path)` reads it back, from any process; so does SQL (`docs/journal.md`). It is written by a
-    thread of its own, four times a second and whenever some thousand transitions have come: a process that is killed
-    leaves a file that opens and lacks at most the last second, or `flush_every` transitions. The file is never behind
-    a checkpoint, nor behind a run that was paused or has returned.
+    `TransitionLog.load(path)` reads it, in any process, and so does SQL (`docs/journal.md`). A thread of its own writes
+    it, four times a second and after some thousand transitions. A process that is killed leaves a file that can be read
+    and lacks the last second at most, or `flush_every` transitions. The file is never behind a checkpoint, nor behind a
+    run that is paused or has returned.
 
-    A run that is resumed from a checkpoint goes on in its file: what the file held beyond the checkpoint is kept apart,
-    in tables named `superseded_…`, and the path reads as one. So is all that it held where `resume="auto"` finds no
-    checkpoint yet, because the attempt before was killed too early. Any other file that is not empty is left alone.
+    A run that is resumed from a checkpoint continues its file. What the file held beyond the checkpoint moves to tables
+    named `superseded_…`, and the path reads as one. If `resume="auto"` finds no checkpoint yet, because the attempt
+    before was killed too early, everything in the file moves there. Any other file that is not empty is left alone.
 
-    For each update it records `loss`, the loss of the newest step, and `lr`, the learning rate that the update was made
-    with, of several parameter groups `lr/0`, `lr/1`, … over all optimizers, unless somebody recorded these names since
-    the update before. These are recorded values as all others are: `Run.metrics` and other loggers have them too.
+    For each update it records `loss`, the loss of the newest step, and `lr`, the learning rate of the update (with
+    several parameter groups `lr/0`, `lr/1`, …, over all optimizers), unless a value of that name was recorded since the
+    update before. They are recorded values like all others: `Run.metrics` and other loggers have them too.
 
-    Costs the run 0.1 µs a transition and, for the recorded values, 4 µs an update; the thread that writes takes 1 µs of
-    another core for a transition and as much for a value. Values that are on a device are waited for by that thread,
-    not by the run. Where transitions come faster than they can be written for long, the run waits. What a plugin
-    records or notes in `close`, where it is closed after this one, is not in the file.
+    It costs the run 0.1 µs a transition and, for the recorded values, 4 µs an update. The thread that writes takes 1 µs
+    of another core for a transition, and as much for a value; it, not the run, syncs with the device for values there.
+    If transitions come faster than they can be written, the run waits. What a plugin records in `close`, if it is
+    closed after this one, is not in the file.
 
     Args:
-        path: The file; its folders are made.
-        flush_every: Transitions that may be missing after a kill; the run waits after so many until they are written,
-            about 0.3 ms. `None` leaves it at the last second.
-        overwrite: Lets go of another run's log in the file.
+        path: The file; missing folders are made.
+        flush_every: Transitions that the file may lack after a kill. The run waits after that many until they are
+            written, about 0.3 ms. `None` for those of the last second.
+        overwrite: Whether to discard another run's log in the file.
         values: Whether to record `loss` and `lr`.
-        on_error: `"detach"` lets the run go on if the file cannot be written; what was written stays readable.
+        on_error: With `"detach"` the run continues if the file cannot be written. What was written stays readable.
 
     Raises:
-        PluginError: When built, for an option that does not fit; when the run is opened, for a file that it may not
-            write to: another run's, another program's, one that another process is writing, one that lacks transitions
-            which the resumed run has made.
-        LogError: In the run, from the next step or `close`, after an error of the disk, if the file was removed, or for
+        PluginError: When built, for a wrong option. When the run is opened, for a file that it may not have: another
+            run's, another program's, one that another process is writing, one that lacks transitions which the resumed
+            run made.
+        LogError: In the run, from the next step or `close`: after an error of the disk, if the file was removed, or for
             something that cannot be written.
     """
 
@@ -89,7 +89,7 @@ class Journal(Plugin):
         try:
             self._recorder = self._file.record(run, self._flush_every)
         except LogError as error:
-            raise PluginError(f"Journal: {error}") from error
+            raise PluginError(f"Journal: {error}") from error.__cause__
 
     def close(self, run: Run) -> None:
         """Write what is left and close the file.
@@ -142,5 +142,5 @@ def _raise_error(recorder: JournalRecorder) -> None:
         recorder.check()
     except LogError as error:
         raise LogError(
-            f"Journal: {error}; with on_error='detach' a run goes on without its journal"
+            f"Journal: {error}; with on_error='detach' a run continues without its journal"
         ) from error.__cause__

@@ -1,4 +1,4 @@
-"""`Journal`: a file that survives a kill, may be read meanwhile, goes on with its run, and guards what it holds."""
+"""`Journal`: a file that survives a kill, may be read meanwhile, continues with its run, and guards what it holds."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ KILLED = 50
 
 
 def process(*arguments: object, timeout: float = 120) -> str:
-    """Runs `tests/journalling.py` and returns what it printed."""
+    """Run `tests/journalling.py` and return what it printed."""
     command = [sys.executable, str(HERE / "journalling.py"), *map(str, arguments)]
     done = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=timeout, check=False)
     assert done.returncode == 0, done.stderr
@@ -95,16 +95,16 @@ def test_a_killed_run_leaves_a_file_that_lacks_at_most_the_last_second(killed, s
 
 def test_a_reader_beside_the_run_sees_whole_beginnings_and_delays_nothing(tmp_path):
     """One that reads all in a loop, and one that keeps a transaction open until the run has ended."""
-    told = json.loads(process("read", tmp_path, 700))
-    assert told["codes"] == [0, 0]
-    assert told["same"]
-    assert told["loops"] >= 4
-    assert told["ends"] >= 3
-    assert told["end"] > 11_000
+    report = json.loads(process("read", tmp_path, 700))
+    assert report["codes"] == [0, 0]
+    assert report["same"]
+    assert report["loops"] >= 4
+    assert report["ends"] >= 3
+    assert report["end"] > 11_000
 
 
 def test_the_file_is_written_in_the_middle_of_a_long_body(tmp_path):
-    """Without another turn; a body of torch's lets go of the interpreter, as this one does by sleeping."""
+    """Without another turn; a body of torch's releases the interpreter, as this one does by sleeping."""
     path = tmp_path / "run.journal"
     found: list[bool] = []
 
@@ -123,7 +123,7 @@ def test_the_file_is_written_in_the_middle_of_a_long_body(tmp_path):
 @pytest.mark.parametrize("chunk", [4, 1024])
 @pytest.mark.parametrize("most", [1, 7])
 def test_flush_every_says_how_many_may_be_missing(most, chunk, tmp_path, monkeypatch):
-    """At every event of the run, whatever else makes the loop look up."""
+    """At every event of the run, whatever else makes the loop return."""
     monkeypatch.setattr(heptad.record.buffer, "CHUNK", chunk)
     monkeypatch.setattr(heptad.history.journal.recorder, "INTERVAL", 1e6)
     path = tmp_path / "run.journal"
@@ -242,24 +242,24 @@ def test_forked_processes_leave_the_file_alone(tmp_path):
 
 
 @pytest.mark.parametrize("on_error", ["raise", "detach"])
-def test_where_the_disk_is_full_the_run_ends_or_goes_on_without(on_error, tmp_path):
+def test_where_the_disk_is_full_the_run_ends_or_continues_without(on_error, tmp_path):
     """The error names the file and what to do; what was written stays readable."""
-    told = json.loads(process("full", tmp_path, on_error))
+    report = json.loads(process("full", tmp_path, on_error))
     path = tmp_path / "run.journal"
-    said = told["error"] if on_error == "raise" else " ".join(told["notes"])
-    assert f"{path} cannot be written any more: " in said
-    assert "can be read" in said
-    assert "on_error='detach'" in said
-    assert told["state"] == ("failed" if on_error == "raise" else "finished")
-    assert len(told["notes"]) == (on_error == "detach")
+    message = report["error"] if on_error == "raise" else " ".join(report["notes"])
+    assert f"{path} cannot be written any more: " in message
+    assert "can be read" in message
+    assert "on_error='detach'" in message
+    assert report["state"] == ("failed" if on_error == "raise" else "finished")
+    assert len(report["notes"]) == (on_error == "detach")
     log = TransitionLog.load(path)
     assert len(log) > 500
-    assert log.path() == told["path"][: len(log) + 1]
-    assert f"before {len(log)} are in it" in said
+    assert log.path() == report["path"][: len(log) + 1]
+    assert f"before {len(log)} are in it" in message
 
 
 def breaks_after(monkeypatch: pytest.MonkeyPatch, commits: int) -> None:
-    """Lets writing fail from then on as it does on a full disk."""
+    """Make writing fail from then on, as it does on a full disk."""
     commit, count = FileWriter.commit, [0]
 
     def failing(self: FileWriter) -> None:
@@ -302,7 +302,7 @@ def test_an_error_that_comes_last_is_raised_by_close(tmp_path, monkeypatch):
 
 
 def test_a_run_does_not_wait_for_a_writer_that_is_gone(tmp_path, monkeypatch):
-    """Chunks that nobody will write are let go of."""
+    """Chunks that nobody will write are dropped."""
     breaks_after(monkeypatch, 1)
     monkeypatch.setattr(heptad.record.buffer, "CHUNK", 3)
     monkeypatch.setattr(heptad.history.journal.recorder, "WAITING", 2)
@@ -354,11 +354,11 @@ def test_a_file_that_is_removed_meanwhile_is_said_to_be_gone(tmp_path):
 
 
 def test_a_file_that_holds_another_run_is_refused(tmp_path):
-    """The message names the ways on; the file is left as it was; `overwrite` lets go of it."""
+    """The message names the ways on; the file is left as it was; `overwrite` discards it."""
     path = tmp_path / "run.journal"
     small_engine(3, [Journal(path)]).run()
     before = path.read_bytes()
-    with pytest.raises(PluginError, match=r"name another file, remove this one, say overwrite=True, or go on with"):
+    with pytest.raises(PluginError, match=r"name another file, remove this one, say overwrite=True, or resume that"):
         small_engine(4, [Journal(path)]).run()
     assert path.read_bytes() == before
     run = small_engine(4, [Journal(path, overwrite=True)]).run()
@@ -388,7 +388,7 @@ def test_a_second_run_of_the_same_object_is_written_whole(tmp_path):
     assert log.calls() == run.log.calls() != []
 
 
-def test_the_same_object_goes_on_from_a_checkpoint_in_another_engine(tmp_path):
+def test_the_same_object_resumes_in_another_engine(tmp_path):
     """What the run that failed had written beyond it is kept apart, as it is for a fresh object."""
     path = tmp_path / "run.journal"
     journal = Journal(path)
@@ -466,10 +466,10 @@ def test_options_are_checked_when_it_is_built():
         Journal("run.journal", flush_every=0)
 
 
-# -- going on
+# -- continuing
 
 
-def test_a_paused_run_goes_on_in_its_file(tmp_path):
+def test_a_paused_run_continues_its_file(tmp_path):
     """One session, however often it is paused; what is noted and recorded meanwhile is not lost."""
     path = tmp_path / "run.journal"
     engine = small_engine(4, [Journal(path)])
@@ -488,7 +488,7 @@ def test_a_paused_run_goes_on_in_its_file(tmp_path):
 
 
 class Late(Journal):
-    """A journal that is not opened until it is told to be, for a run that stands for one that was resumed."""
+    """A journal that opens only when `late` is False: for a run that stands for one that was resumed."""
 
     late = True
 
@@ -501,7 +501,7 @@ Late.name = "Journal"
 
 
 def resumed(path: Path, identity: str, seq: int, *, broken: bool = False, **options: Any) -> Engine:
-    """Returns an engine as it is after its run was resumed before that transition."""
+    """Return an engine as it is after its run was resumed before that transition."""
     journal = Late(path, **options)
     engine = training(journal, broken=broken)
     run = engine.current
@@ -516,7 +516,7 @@ def resumed(path: Path, identity: str, seq: int, *, broken: bool = False, **opti
 
 
 def training(journal: Plugin, *, broken: bool = False) -> Engine:
-    """Returns an engine whose run grows its windows and is asked to stop; a broken one fails before."""
+    """Return an engine whose run grows its windows and is asked to stop; a broken one fails before."""
     engine = small_engine(7, [journal], epochs=3)
     engine.on_exit("after_step")(lambda run: run.record("step", run.step))
     engine.on_enter("before_step")(lambda run: run.set_accumulation(2) if run.step == 4 else None)
@@ -535,7 +535,7 @@ def failed_run(path: Path) -> Run:
 
 @pytest.mark.parametrize("chunk", [5, 1024])
 @pytest.mark.parametrize("seq", [1, 2, 19, 20, 33, 50])
-def test_a_resumed_run_goes_on_in_its_file_and_reads_as_one_path(seq, chunk, tmp_path, monkeypatch):
+def test_a_resumed_run_continues_its_file_which_reads_as_one_path(seq, chunk, tmp_path, monkeypatch):
     """What it made again is kept apart, and says what happened before the run died."""
     monkeypatch.setattr(heptad.record.buffer, "CHUNK", chunk)
     path = tmp_path / "run.journal"
@@ -592,7 +592,7 @@ def test_a_run_may_die_and_be_resumed_again_and_again(tmp_path):
     assert records(log) == records(training(Journal(tmp_path / "whole")).run().log)
 
 
-def test_a_resumed_run_may_be_paused_and_go_on(tmp_path):
+def test_a_resumed_run_may_be_paused_and_continued(tmp_path):
     """Opening the file a second time supersedes nothing."""
     path = tmp_path / "run.journal"
     died = failed_run(path)
@@ -615,7 +615,7 @@ def test_a_resumed_run_needs_all_transitions_before_it(tmp_path):
 
 
 def test_a_resumed_run_may_begin_a_new_file(tmp_path):
-    """It begins where the run goes on, and holds the values that the run has kept."""
+    """It begins where the run continues, and holds the values that the run has kept."""
     path = tmp_path / "run.journal"
     engine = resumed(path, "0123", 30)
     run = engine.run()

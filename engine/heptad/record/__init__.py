@@ -1,1 +1,1 @@
-"""What is kept while a run is driven: arcs and times, recorded values, calls, events. Needs no torch."""
+"""What is kept while a run is driven: arcs and times, recorded values, calls, events. No module here needs torch."""

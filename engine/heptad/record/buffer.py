@@ -1,6 +1,13 @@
-"""Where a run writes its log: two plain lists that are packed, a chunk at a time, into 10 bytes a transition.
+"""`LogBuffer`: the log while it is written. Two plain lists, packed a chunk at a time into 10 bytes a transition.
 
-The machine appends an arc's number and the time to `arcs` and `times`; nothing else is done while training goes on.
+For each transition the machine appends the number of its arc to `arcs`, then the time to `times`, and that is all.
+
+Which thread may touch what:
+
+- The thread that drives the run appends, and calls whatever changes the log.
+- Any thread may call `view`, `open_chunk`, `events`, `values`, `columns`, `calls` and so on, without a lock. Appending
+  is atomic, an arc is appended before its time, and chunks are replaced by one assignment of `_written`.
+- A signal handler may add an event in the middle of any of this: it appends to `_events` and nothing else.
 """
 
 from __future__ import annotations
@@ -24,14 +31,14 @@ from heptad.table import Table
 P = ParamSpec("P")
 
 CHUNK = 1024
-"""Transitions that are packed at once. While a chunk is open each of its transitions costs about 50 bytes."""
+"""Transitions that are packed together. In the open chunk each takes about 50 bytes: two pointers and an int object."""
 
 _MOST_ARCS = 1 << 16
 
 
 @dataclass(frozen=True, slots=True)
 class PackedChunk:
-    """A `Chunk` in memory."""
+    """A `Chunk` in memory: two bytes for the number of an arc, eight for a time in nanoseconds."""
 
     seq: int
     clock: int
@@ -46,16 +53,16 @@ class PackedChunk:
         return len(self._times)
 
     def arcs(self) -> Ints:
-        """Returns the number of the arc taken, for each transition."""
+        """Return the number of the arc taken, for each transition."""
         return np.frombuffer(self._arcs, dtype=np.uint16).astype(np.int64)
 
     def times(self) -> Ints:
-        """Returns monotonic nanoseconds, for each transition."""
+        """Return monotonic nanoseconds, for each transition."""
         return np.frombuffer(self._times, dtype=np.int64)
 
 
 class OpenChunk:
-    """The chunk that is being written. Once it is packed nothing touches it again, so a reader may still hold it."""
+    """The chunk that is being written. It is not changed once it is packed, so a reader may still hold it."""
 
     __slots__ = ("arcs", "clock", "counters", "gaps", "offset", "seq", "skipped", "times")
 
@@ -70,8 +77,8 @@ class OpenChunk:
         self.gaps: list[tuple[int, int]] = []
 
     def packed(self) -> PackedChunk:
-        """Returns what stands in it now."""
-        times = array("q", self.times)  # first: an arc is appended before its time, so there is one for each
+        """Return its transitions up to now, from any thread."""
+        times = array("q", self.times)  # times before arcs: an arc is appended first, so that each time has one
         arcs = array("H", self.arcs[: len(times)])
         skipped = tuple(place for place in self.skipped if place < len(times))
         gaps = tuple(gap for gap in self.gaps if gap[0] < len(times))
@@ -79,19 +86,15 @@ class OpenChunk:
 
 
 class Follower(Protocol):
-    """Takes the log while it is written, on the thread that drives the run.
-
-    Attributes:
-        limit: Transitions after which it wants `settled` to be called at the latest.
-    """
+    """Takes the log while it is written. All of it is called on the thread that drives the run."""
 
     @property
     def limit(self) -> int:
-        """See above."""
+        """Transitions after which `settled` must be called at the latest."""
         ...
 
     def packed(self, chunk: PackedChunk) -> None:
-        """Takes a chunk that is full."""
+        """Take a full chunk."""
         ...
 
     def noted(self, event: Event) -> None:
@@ -99,15 +102,12 @@ class Follower(Protocol):
         ...
 
     def settled(self) -> None:
-        """Called between two turns, after at most `limit` of them."""
+        """Do what is due; called between two turns, after at most `limit` of them."""
         ...
 
 
 class LogBuffer:
-    """The part of the log that is written: chunks, the open chunk, events, paused time, the failure.
-
-    What is written last is one assignment of `_written`, so that a reader, in another thread or in a signal handler,
-    sees the log before or after it and never between.
+    """The log while it is written: packed chunks, the open chunk, events, paused time, the failure.
 
     Args:
         table: The table of the run.
@@ -117,13 +117,15 @@ class LogBuffer:
 
     def __init__(self, table: Table, capacity: int, read: Callable[[Sequence[Any]], list[float]] = read_each) -> None:
         if len(table.arcs) + len(table.states) > _MOST_ARCS:
-            raise TableError(f"the log tells {_MOST_ARCS} arcs and states apart, this table has {len(table.arcs)} arcs")
+            raise TableError(
+                f"the log numbers at most {_MOST_ARCS} arcs and states, this table has {len(table.arcs)} arcs"
+            )
         self.table = table
         self.effects = Effects(table)
         self.capacity = capacity
         self.facts: dict[str, Any] = {}
         self.windows: list[tuple[int, int]] = []
-        """From which transition on windows hold how many steps."""
+        """Pairs: from this transition on, windows hold that many steps."""
         self.stops: list[int] = []
         """The transitions whose guards are the first to see that a stop was asked for."""
         self.failure: Failure | None = None
@@ -135,6 +137,7 @@ class LogBuffer:
         self._paused_at: int | None = monotonic_ns()
         self._node = table.index[table.start.name]
         packed: tuple[PackedChunk, ...] = ()
+        # One assignment of both: a reader sees the log as it was before a chunk was packed or after, never in between.
         self._written = packed, OpenChunk(0, self._paused_at, self._offset, Counters())
 
     def __reduce__(self) -> NoReturn:
@@ -144,11 +147,11 @@ class LogBuffer:
         )
 
     def restore(self, seq: int, node: int, counters: Counters) -> None:
-        """Lets an empty log begin where a checkpoint was taken.
+        """Begin an empty log where a checkpoint was taken.
 
         Args:
-            seq: The number that the next transition is to have.
-            node: The state that the run is in.
+            seq: The number of the next transition.
+            node: The number of the state that the run is in.
             counters: What they stand at.
         """
         self._paused_at = monotonic_ns()
@@ -156,21 +159,21 @@ class LogBuffer:
         self._written = (), OpenChunk(seq, self._paused_at, self._offset, counters)
 
     def follow(self, follower: Follower) -> None:
-        """Lets a follower take all chunks and events from now on."""
+        """Hand all chunks and events from now on to a follower."""
         self._followers = (*self._followers, follower)
 
     def leave(self, follower: Follower) -> None:
-        """Ends that."""
+        """Stop handing the log to a follower; one that does not follow is passed over."""
         self._followers = tuple(other for other in self._followers if other is not follower)
 
     @property
     def arcs(self) -> list[int]:
-        """Numbers of the arcs of the open chunk; the machine appends to it."""
+        """Numbers of the arcs of the open chunk; the machine appends to the list."""
         return self._written[1].arcs
 
     @property
     def times(self) -> list[int]:
-        """Monotonic nanoseconds of each of them; appended to last."""
+        """Monotonic nanoseconds of each; the machine appends here after `arcs`."""
         return self._written[1].times
 
     @property
@@ -181,12 +184,12 @@ class LogBuffer:
 
     @property
     def room(self) -> int:
-        """How many transitions may be made until the log is to be settled; at least 1."""
+        """How many transitions may be made before the next `settle`; at least 1."""
         room = CHUNK - len(self.times)
         return max(1, min((room, *(follower.limit for follower in self._followers))))
 
     def go(self) -> None:
-        """Starts the clock, at the beginning or after pausing: the time since then belongs to no state."""
+        """Start the clock, at the beginning or after a pause. The time of the pause belongs to no state."""
         if self._paused_at is None:
             return
         now, chunk = monotonic_ns(), self._written[1]
@@ -197,7 +200,7 @@ class LogBuffer:
         self._paused_at = None
 
     def pause(self) -> None:
-        """Stops the clock."""
+        """Stop the clock."""
         if self._paused_at is None:
             self._paused_at = monotonic_ns()
 
@@ -221,28 +224,28 @@ class LogBuffer:
             follower.noted(event)
 
     def skip(self) -> None:
-        """Says that the update of the turn under way is skipped, so that reading does not count it."""
+        """Mark the update of the turn under way as skipped: who derives `update` from the path leaves it out."""
         chunk = self._written[1]
         chunk.skipped.append(len(chunk.times))
 
     def mend(self) -> int:
-        """Drops a record that a second Ctrl-C cut in two, and returns the state that the log ends in."""
+        """Drop an arc whose time is missing, which a second Ctrl-C leaves; return the state that the log ends in."""
         arcs = self.arcs
         del arcs[len(self.times) :]
         return int(self.effects.dests[arcs[-1]]) if arcs else self._node
 
     def fail(self, failure: Failure, node: int) -> None:
-        """Records the transition from a node to `failed`."""
+        """Record the transition from a node to `failed`, which has a number after those of the arcs."""
         self.failure = failure
         self.arcs.append(len(self.table.arcs) + node)
         self.times.append(monotonic_ns())
         self.emit(Failed, failure.seq, failure)
 
     def settle(self, counters: Callable[[], Counters]) -> None:
-        """Packs the open chunk if it is full, lets the oldest go, and tells the followers.
+        """Pack the open chunk if it is full, drop the oldest chunks, and call the followers. Between two turns.
 
         Args:
-            counters: Tells what they stand at, between two turns.
+            counters: Returns what the counters stand at.
         """
         if len(self.times) >= CHUNK:
             self._pack(counters())
@@ -256,15 +259,16 @@ class LogBuffer:
         newest = chunk.packed()
         for follower in self._followers:
             follower.packed(newest)
+        # Whole chunks are kept, so a little more than `capacity`: those without which less than that would be left.
         kept = tuple(old for old in (*packed, newest) if end - old.seq - len(old) < self.capacity)
         self._written = kept, OpenChunk(end, chunk.times[-1], self._offset, counters)
         if self._events and self._events[0].seq < kept[0].seq:
             self._events = [event for event in self._events if event.seq >= kept[0].seq]
         if len(kept) <= len(packed):
-            self.traced.let_go(kept[0].seq)
+            self.traced.drop(kept[0].seq)
 
     def view(self) -> View:
-        """Returns the log as it stands; at any time, from any thread."""
+        """Return the log as it stands, at any time, from any thread."""
         packed, chunk = self._written
         last = chunk.packed()
         end = last.seq + len(last)
@@ -273,7 +277,7 @@ class LogBuffer:
         return View(chunks, max(oldest, end - self.capacity), end)
 
     def open_chunk(self) -> PackedChunk:
-        """Returns what stands in the chunk that is being written; at any time, from any thread."""
+        """Return the open chunk as it stands, at any time, from any thread."""
         return self._written[1].packed()
 
     def events(self, first: int) -> list[Event]:
@@ -281,21 +285,21 @@ class LogBuffer:
         return [event for event in self._events if event.seq >= first]
 
     def values(self, first: int = 0) -> list[Recorded]:
-        """Returns the recorded values from the one of that number on; waits for those still on their device."""
+        """Return the recorded values from the one of that number on; syncs with the device of those still there."""
         return self.recorded.since(first)
 
     def columns(self, first: int) -> Columns:
-        """Returns the same by column."""
+        """Return them by column."""
         return self.recorded.columns(first)
 
     def values_between(self, first: int, end: int) -> list[Recorded]:
-        """Returns the values recorded in the turns of these transitions; waits for those still on their device."""
+        """Return the values recorded in the turns of these transitions; syncs with the device of those still there."""
         return self.recorded.between(first, end)
 
     def calls_since(self, number: int) -> list[Call]:
-        """Returns the handlers' calls but for the first `number` of the run, of those that are kept."""
+        """Return the calls of handlers that are kept, without the first `number` of the run."""
         return self.traced.since(number, self._offset)
 
     def calls(self, first: int, end: int) -> list[Call]:
-        """Returns the handlers' calls in the turns of these transitions, where they were traced."""
+        """Return the calls of handlers in the turns of these transitions, if they were traced."""
         return self.traced.between(first, end, self._offset)

@@ -1,7 +1,7 @@
-"""What a log is made of, in memory and on disk: chunks of arcs and times, and what can be told from them.
+"""What a log is made of, in memory and on disk: chunks of arcs and times, and what follows from them.
 
-Guards, states and counters are not stored: the arc says which guards were asked and what they said, and the counters
-follow from the path. `Effects` knows how.
+Guards, states and counters are not stored. The number of the arc says which guards were asked and what they answered,
+and `Effects` derives the counters from the path.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ class Chunk(Protocol):
 
     Attributes:
         seq: The number of the first.
-        clock: When the transition before it was made, or the run begun, in nanoseconds on the clock of `times`.
-        offset: What is to be added to that clock for nanoseconds since the Unix epoch.
+        clock: When the transition before it was made, or the run began, in nanoseconds on the clock of `times`.
+        offset: What to add to that clock for nanoseconds since the Unix epoch.
         counters: What the counters stood at then.
         skipped: The places of those whose update was skipped.
         gaps: The time that the run was paused before a transition: its place, and nanoseconds.
@@ -47,11 +47,11 @@ class Chunk(Protocol):
     def __len__(self) -> int: ...
 
     def arcs(self) -> Ints:
-        """Returns the number of the arc taken, for each transition."""
+        """Return the number of the arc taken, for each transition."""
         ...
 
     def times(self) -> Ints:
-        """Returns when each transition was made, in nanoseconds."""
+        """Return when each transition was made, in nanoseconds."""
         ...
 
 
@@ -125,7 +125,7 @@ class Effects:
     """What leaving each state does to the counters, as arrays over the arcs of a table."""
 
     def __init__(self, table: Table) -> None:
-        # A failure is no arc of the table. Its number is that of the state it happened in, counted on from the arcs.
+        # Numbers 0 … n - 1 are the n arcs of the table; n + k is the failure in the state of number k, no arc of it.
         sources = [arc.source for arc in table.arcs] + [state.name for state in table.states]
         self.sources = np.array([table.index[name] for name in sources], dtype=np.int64)
         self.dests = np.array(
@@ -143,7 +143,16 @@ class Effects:
         self.closes_window = self.counts_update | self.counts_epoch | self.opens_epoch
 
     def counters(self, chunk: Chunk, failure: Failure | None) -> dict[str, Ints]:
-        """Replays a chunk: for each transition the counters after the body of its source."""
+        """Return the counters after the body of the source of each transition of a chunk.
+
+        Running sums of what each arc counts, from what stood before the chunk. `batch_index` and `window` restart: they
+        are the steps since the last arc that opened an epoch, or closed a window. The counters at a failure are those
+        stored with it, because its body may be half done.
+
+        Args:
+            chunk: The chunk.
+            failure: Where the run failed, if it did.
+        """
         base = chunk.counters
         arcs = chunk.arcs()
         steps = base.step + np.cumsum(self.counts_step[arcs])
@@ -163,7 +172,7 @@ class Effects:
 
 
 def durations(chunk: Chunk) -> Ints:
-    """Returns nanoseconds spent in the source of each transition, paused time left out."""
+    """Return nanoseconds spent in the source of each transition, without the time that the run was paused."""
     spent = np.diff(chunk.times(), prepend=chunk.clock)
     for place, paused in chunk.gaps:
         spent[place] -= paused
@@ -171,5 +180,8 @@ def durations(chunk: Chunk) -> Ints:
 
 
 def _latest(where: npt.NDArray[np.bool_], values: Ints, before: int) -> Ints:
-    """Returns at each place the value at the last place where `where` held (values never fall), `before` at first."""
+    """Return at each place the value at the last place up to it where `where` holds; `before` at those in front of it.
+
+    A running maximum gives that, because neither the values nor `before` ever exceed a later value.
+    """
     return np.maximum.accumulate(np.where(where, values, before))

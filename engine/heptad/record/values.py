@@ -1,4 +1,4 @@
-"""Recorded values: what `Run.record` was given, in order, on its device until somebody reads it."""
+"""`RecordedValues`: what `Run.record` was given, in order, each value on its device until somebody reads it."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from heptad.record.counters import Counters
 
 _NAN = float("nan")
 _PENDING = 4096
-"""Device tensors that are kept before they are fetched together; the oldest of them is long computed by then."""
+"""Device tensors that wait at most. With that many all are read, and the device is synced; most are long computed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +43,7 @@ class Recorded:
 
 @dataclass(frozen=True, slots=True)
 class Columns:
-    """Recorded values by column, which costs a tenth of a `Recorded` for each.
+    """Recorded values by column: a tenth of the memory of as many `Recorded`.
 
     Attributes:
         names: All names.
@@ -112,13 +112,13 @@ class RecordedValues:
             self._fetch()
 
     def _known(self, name: Any) -> int:
-        """Gives a new name its number."""
+        """Return the number of a name, which may be new."""
         if not isinstance(name, str) or not name:
             raise EngineError(f"a value is recorded under a name that is a non-empty str, got {name!r}")
         return self._names.setdefault(name, len(self._names))
 
     def history(self, name: str) -> list[float]:
-        """Returns all values of a name, oldest first; none for a name that was never recorded."""
+        """Return all values of a name, oldest first; none for a name that was never recorded."""
         if name not in self._names:
             return []
         self._fetch()
@@ -126,17 +126,17 @@ class RecordedValues:
         return cast("list[float]", np.array(self._value)[mine].tolist())
 
     def newest(self) -> dict[str, float]:
-        """Returns the newest value of every name."""
+        """Return the newest value of every name."""
         self._fetch()
         return {name: self._value[row] for name, row in self._newest.items()}
 
     def since(self, first: int) -> list[Recorded]:
-        """Returns all values from the one of that number on, oldest first."""
+        """Return all values from the one of that number on, oldest first."""
         end = len(self)
-        return self._read(range(max(first, 0), end)) if first < end else []  # mostly a logger asks for nothing new
+        return self._read(range(max(first, 0), end)) if first < end else []  # most often nothing is new to a logger
 
     def between(self, first: int, end: int) -> list[Recorded]:
-        """Returns those recorded in the turns of the transitions from `first` to before `end`."""
+        """Return those recorded in the turns of the transitions from `first` to before `end`."""
         rows = range(len(self))
         places = (bisect_left(rows, seq, key=lambda row: self._place[4 * row]) for seq in (first, end))
         return self._read(range(*places))
@@ -147,14 +147,14 @@ class RecordedValues:
         return [Recorded(names[self._name[row]], self._value[row], *self._place[4 * row : 4 * row + 4]) for row in rows]
 
     def columns(self, first: int) -> Columns:
-        """Returns the same by column."""
+        """Return them by column, from the one of that number on."""
         end = len(self)
         self._fetch()
         name, value, place = self._name[first:end], self._value[first:end], self._place[4 * first : 4 * end]
         return Columns(list(self._names), name, value, place)
 
     def names(self, first: int) -> set[str]:
-        """Returns the names that were recorded from the value of that number on; waits for no device."""
+        """Return the names that were recorded from the value of that number on (no device sync)."""
         if len(self._name) <= first:
             return set()
         newer = self._name[first:]
@@ -168,8 +168,8 @@ class RecordedValues:
         self._newest = {columns.names[number]: row for row, number in enumerate(self._name)}
 
     def _fetch(self) -> None:
-        """Moves values off their device, which waits for it."""
-        with self._lock:  # else a second reader would believe them to be there already
+        """Read the values that are still on their device, with one device sync."""
+        with self._lock:  # so that a second reader waits until they are there
             items = [self._pending.popleft() for _ in range(len(self._pending))]
             if items:
                 read = self._read_tensors([tensor for _, tensor in items])
@@ -183,7 +183,7 @@ def _number(name: str, value: Any) -> Any:
         if value.dim():
             raise EngineError(f"record('{name}', …) takes a number or a 0-dim tensor, got shape {tuple(value.shape)}")
         if not value.is_cpu:
-            return value.detach().clone()  # the caller may go on to write into it
+            return value.detach().clone()  # a copy: the caller may write into it later
         value = value.item()
         if type(value) is float:
             return value

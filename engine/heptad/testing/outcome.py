@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from heptad.checkpoints.codec import encode
+from heptad.checkpoints.encoding import encode
 from heptad.data.generators import cpu_states
 from heptad.engine import Engine
 from heptad.plugin.contract import Plugin

@@ -108,7 +108,7 @@ class JournalFile:
             return "restart"
         raise LogError(
             f"{self._path} holds the log of another run; name another file, remove this one, say overwrite=True, or "
-            "go on with that run: engine.run(resume=…)"
+            "resume that run: engine.run(resume=…)"
         )
 
     def _holds(self, run: JournaledRun) -> bool:

@@ -10,7 +10,7 @@ from heptad.history.journal import schema
 
 
 def get_meta(connection: sqlite3.Connection, key: str) -> Any:
-    """Return a fact; `None` where there is none.
+    """Return a fact; `None` if the file has no such fact.
 
     Raises:
         ValueError: If it does not fit its checksum.

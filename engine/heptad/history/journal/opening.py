@@ -1,4 +1,4 @@
-"""Opening the file of a log to write: make it where there is none, switch to write-ahead mode, take the lock."""
+"""Opening the file of a log to write: make it if it is missing, switch to write-ahead mode, take the lock."""
 
 from __future__ import annotations
 

@@ -6,7 +6,7 @@ Which thread may touch what:
 - The thread `heptad-journal` opens the file, and alone has the connection. It reads the log where `LogBuffer` says that
   any thread may: the packed chunks, the open chunk, recorded values, calls.
 - `_wake` guards what both write: the chunks and the calls that wait, and the counts of `flush`.
-- Notes are taken without a lock, because a signal handler may make one: `deque` appends and pops atomically.
+- Events are taken without a lock, because a signal handler may emit one: a `deque` appends and pops atomically.
 """
 
 from __future__ import annotations
@@ -41,19 +41,9 @@ class JournalRecorder:
 
     A forked child has neither the thread nor a use for the connection, so nothing in it can touch the file.
 
-    Args:
-        log: The log that is followed.
-        path: The file, for messages.
-        adopt: Opens the file. It is called once, on the thread that writes, while `start` waits.
-        flush_every: Transitions that the file may lack after a kill; `None` for those of the last second.
-        earlier: The recorder that wrote the same run to the file before it was paused.
-
     Attributes:
         error: What writing raised. Nothing more is written then.
         end: The number of the first transition that is not in the file.
-        last_event: The last event that was taken.
-        calls: How many calls of handlers were taken.
-        session: The number of the session in the file.
     """
 
     def __init__(
@@ -64,6 +54,15 @@ class JournalRecorder:
         flush_every: int | None = None,
         earlier: JournalRecorder | None = None,
     ) -> None:
+        """Prepare to follow a log.
+
+        Args:
+            log: The log.
+            path: The file, for messages.
+            adopt: Opens the file. It is called once, on the thread that writes, while `start` waits.
+            flush_every: Transitions that the file may lack after a kill; `None` for those of the last second.
+            earlier: The recorder that wrote the same run to the file before it was paused.
+        """
         self._log = log
         self._path = path
         self._adopt = adopt
@@ -78,6 +77,7 @@ class JournalRecorder:
         self._raised = False
         self.error: BaseException | None = None
         self.end: int | None = None
+        # What the recorder after the next pause continues from: the last event and the calls taken, and the session.
         self.last_event: Event | None = earlier.last_event if earlier else None
         self.calls = earlier.calls if earlier else 0
         self.session = earlier.session if earlier else 0

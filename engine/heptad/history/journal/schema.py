@@ -16,8 +16,8 @@ batch_index, step, "update"` |
 | `notes` | note: `seq, time_ns, at, kind, text` |
 | `recorded` | recorded value: `number, name, value, seq, epoch, step, "update"`; NaN is NULL |
 | `calls` | call of a handler, where they were traced: `seq, who, edge, state, time_ns, duration_ns` |
-| `superseded` | transition that the run made again after it was resumed from before it: `session` and the columns of \
-`transitions`, without `duration_ns` |
+| `superseded` | transition that the run made again, after it was resumed from before it: `session` and the \
+columns of `transitions`, without `duration_ns` |
 
 Tables behind them:
 
@@ -34,15 +34,14 @@ Tables behind them:
 | `failure` | where the run failed |
 | `accumulation` | from which transition on windows hold how many steps |
 | `stop` | the transitions whose guards are the first to see that a stop was asked for |
-| `superseded_…` | what the run had written beyond the checkpoint it was resumed from; `session` is the resumed one |
+| `superseded_…` | what the run had written beyond the checkpoint that it was resumed from, by session |
 
 SQLite has no NaN, so NaN is NULL, and no -0.0, which is 0.0. Half a surrogate pair in a text, as in names of files that
 are not UTF-8, is written out as an escape. The first writers of version 1 had blobs for -0.0 and for such texts; these
 are read.
 
 A reader needs no lock: in write-ahead mode it sees the file as it was when its transaction began. The writer holds the
-one lock for writing while it has the file open. `user_version` is the version of the schema; a reader refuses
-a newer one.
+one lock for writing while it has the file open. `user_version` is the version of the schema. A newer one is refused.
 """
 
 from __future__ import annotations

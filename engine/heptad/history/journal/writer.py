@@ -26,12 +26,14 @@ from heptad.history.journal.packing import pack_turns
 from heptad.history.journal.shortened import ShortenedChunk
 from heptad.history.journal.versions import installed
 from heptad.record.chunk import Call, Chunk, Effects, Failure, durations
+from heptad.record.counters import Counters
 from heptad.record.event_codec import to_plain
 from heptad.record.events import Event
 from heptad.record.values import Columns
 from heptad.table import Table
 
-_COUNTERS = ("epoch", "batch_index", "step", "update")
+_COUNTERS = Counters._fields[:4]
+"""Those in the rows. `window` is stored with chunks and failures only."""
 
 
 class FileWriter:
@@ -133,8 +135,8 @@ class FileWriter:
             values: How many recorded values the checkpoint holds.
         """
         ask = self._connection
-        # A stop is stored at the transition whose guards see it first, its note at the one under way. A stop asked for
-        # on entry to the state of the checkpoint (its note is at seq - 1) is seen at seq, and yet came before it.
+        # A stop is stored at the transition whose guards see it first, its event at the one under way. A stop asked for
+        # on entry to the state of the checkpoint (its event is at seq - 1) is seen at seq, and yet came before it.
         entered = _first(ask, "SELECT count(*) FROM note WHERE kind = 'stop' AND seq = ?", seq - 1)
         ask.execute("DELETE FROM stop WHERE seq >= ?", (seq + 1 if entered else seq,))
         for name in schema.SUPERSEDED:
