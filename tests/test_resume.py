@@ -26,7 +26,7 @@ from torch.utils.data import (
     TensorDataset,
 )
 
-from builders import Plan, Unsized, batches, plans, records, small_engine, small_network
+from builders import Plan, Unsized, batches, plans, records, sgd, small_components, small_engine, small_network
 from heptad import (
     CheckpointError,
     Components,
@@ -319,10 +319,7 @@ def test_another_run_is_refused_field_by_field(field, tmp_path):
 
 
 def components(model: nn.Module, optimizer: Any = None, **parts: Any) -> Components:
-    given = {"loader": batches(4), "criterion": nn.CrossEntropyLoss(), **parts}
-    return Components(
-        network=model, optimizer=optimizer or (lambda net: torch.optim.SGD(net.parameters(), lr=0.1)), **given
-    )
+    return small_components(model, **{"loader": batches(4), "optimizer": optimizer or sgd, **parts})
 
 
 def engine_of(directory: Path, parts: Components, plugins: Any = (), **config: Any) -> Engine:
