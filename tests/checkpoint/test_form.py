@@ -11,7 +11,7 @@ import torch
 
 from heptad import CheckpointError
 from heptad.checkpoints.store import Store
-from scenario import build
+from scenario import full_engine
 
 KEPT = Path(__file__).parent / "run_of_format_1"
 
@@ -68,7 +68,7 @@ def test_what_no_run_has_stored_is_refused(what, tmp_path):
     snapshot = Store(KEPT).load(kept)
     change(snapshot.sections)
     Store(tmp_path / "a").save(snapshot)
-    engine = build(tmp_path / "a")
+    engine = full_engine(tmp_path / "a")
     before = [parameter.clone() for parameter in engine.current.network.parameters()]
     random = torch.get_rng_state()
     with pytest.raises(CheckpointError, match=says):
@@ -87,13 +87,13 @@ def test_a_summary_that_is_none_is_refused(tmp_path):
     with pytest.raises(
         CheckpointError, match=f"{path.name} is sound, but it is not the checkpoint of a run: run: Field required"
     ):
-        build(tmp_path).run(resume="auto")
+        full_engine(tmp_path).run(resume="auto")
 
 
 @pytest.mark.parametrize("feed", ["dataset", "stream", "loader", "unsized", "stateful"])
 def test_a_place_in_any_data_has_a_form(feed, tmp_path):
     """A part of it that is missing is told, whatever the data come from."""
-    build(tmp_path / "a", feed=feed, at="after_step").run(until=lambda run: run.step == 4)
+    full_engine(tmp_path / "a", feed=feed, at="after_step").run(until=lambda run: run.step == 4)
     store = Store(tmp_path / "a")
     newest = store.entries()[-1]
     for name in store.load(newest).sections["run"]["data"]:
@@ -103,4 +103,4 @@ def test_a_place_in_any_data_has_a_form(feed, tmp_path):
         del snapshot.sections["run"]["data"][name]
         path = Store(tmp_path / name).save(snapshot).path
         with pytest.raises(CheckpointError, match=f"{name}: Field required"):
-            build(tmp_path / "b", feed=feed, at="after_step").run(resume=path)
+            full_engine(tmp_path / "b", feed=feed, at="after_step").run(resume=path)
