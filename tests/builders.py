@@ -27,7 +27,7 @@ STATES = (
 
 
 def small_network(dtype: torch.dtype = torch.float32) -> nn.Module:
-    """Returns a linear layer with weights that are the same in every test."""
+    """Return a linear layer with weights that are the same in every test."""
     network = nn.Linear(FEATURES, CLASSES, dtype=dtype)
     with torch.no_grad():
         for number, parameter in enumerate(network.parameters()):
@@ -38,7 +38,7 @@ def small_network(dtype: torch.dtype = torch.float32) -> nn.Module:
 
 
 def batches(count: int, size: int = 2, dtype: torch.dtype = torch.float32) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    """Returns `count` different batches of (data, target)."""
+    """Return `count` different batches of (data, target)."""
     generator = torch.Generator().manual_seed(count * 1000 + size)
     return [
         (
@@ -59,6 +59,31 @@ class Unsized:
         return iter(self.items)
 
 
+def sgd(network: nn.Module) -> torch.optim.Optimizer:
+    """Return an optimizer of a network's parameters."""
+    return torch.optim.SGD(network.parameters(), lr=0.1)
+
+
+def small_components(network: Any = None, **given: Any) -> Components:
+    """Return components around a small network, over three batches unless data are given.
+
+    Args:
+        network: In place of the small one.
+        given: Other fields; one that is `...` is left out.
+    """
+    fields = {"network": small_network() if network is None else network, "optimizer": sgd}
+    if not {"dataset", "loader"} & given.keys():
+        fields["loader"] = batches(3)
+    if "compute_loss" not in given:
+        fields["criterion"] = nn.CrossEntropyLoss()
+    return Components(**{name: value for name, value in {**fields, **given}.items() if value is not ...})
+
+
+def small_config(**config: Any) -> RunConfig:
+    """Return a configuration, one epoch long where it says no end."""
+    return RunConfig(**config if {"epochs", "max_updates"} & config.keys() else {"epochs": 1, **config})
+
+
 def small_engine(
     loader: Any = 3,
     plugins: Any = (),
@@ -67,27 +92,31 @@ def small_engine(
     engine_class: type[Engine] = Engine,
     **config: Any,
 ) -> Engine:
-    """Returns an engine over `loader`, or over that many batches, one epoch long unless told otherwise."""
+    """Return an engine over `loader`, or over that many batches, one epoch long where no end is given."""
     network = small_network() if network is None else network
-    loader = batches(loader) if isinstance(loader, int) else loader
-    if "epochs" not in config and "max_updates" not in config:
-        config["epochs"] = 1
-    components = Components(
-        network=network,
-        loader=loader,
-        criterion=nn.CrossEntropyLoss(),
+    components = small_components(
+        network,
+        loader=batches(loader) if isinstance(loader, int) else loader,
         optimizer=torch.optim.SGD(network.parameters(), lr=0.1, momentum=0.9),
     )
-    return engine_class(components, RunConfig(**config), plugins=plugins)
+    return engine_class(components, small_config(**config), plugins=plugins)
+
+
+def dataset_engine(
+    dataset: Any, plugins: Any = (), *, network: nn.Module | None = None, collate_fn: Any = None, **config: Any
+) -> Engine:
+    """Return an engine over a dataset in batches of two, one epoch long where no end is given."""
+    components = small_components(network, dataset=dataset, collate_fn=collate_fn)
+    return Engine(components, small_config(**{"batch_size": 2, **config}), plugins=plugins)
 
 
 def weights(network: nn.Module) -> list[torch.Tensor]:
-    """Returns copies of all parameters and buffers."""
+    """Return copies of all parameters and buffers."""
     return [tensor.detach().clone() for tensor in network.state_dict().values()]
 
 
 def equal(one: list[torch.Tensor], other: list[torch.Tensor]) -> bool:
-    """Tells whether two lists of tensors are the same, bit for bit."""
+    """Return whether two lists of tensors are the same, bit for bit."""
     return len(one) == len(other) and all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
 
 
@@ -102,7 +131,7 @@ class Clock:
 
 
 class Witness(Plugin):
-    """Writes down every moment in order: ("enter" | "exit", state), and what the run said there."""
+    """A plugin that notes every moment in order: ("enter" | "exit", state), and the counters there."""
 
     def __init__(self, states: tuple[str, ...] = STATES, name: str = "Witness") -> None:
         self.name = name
@@ -155,7 +184,7 @@ class Planned(Exception):
 
 
 class Actor:
-    """Hears every moment of an engine after all plugins, writes it down, and acts at chosen events, counted from 0.
+    """A handler of every moment, called after all plugins: notes each, and acts at chosen events, counted from 0.
 
     Attributes:
         heard: (moment, state, epoch, batch_index, step, update) of every event.
@@ -192,17 +221,17 @@ class Actor:
 
 
 def records(log: Iterable[Transition]) -> list[tuple[Any, ...]]:
-    """Returns transitions without their times."""
+    """Return transitions without their times."""
     return [(t.seq, t.source, t.dest, dict(t.guards), t.epoch, t.batch_index, t.step, t.update) for t in log]
 
 
 def remarks(run: Run) -> list[tuple[int, str, str]]:
-    """Returns the notes of a run without their times."""
+    """Return the notes of a run without their times."""
     return [(note.seq, note.kind, note.text) for note in run.log.notes()]
 
 
 def drive(engine: Engine) -> BaseException | None:
-    """Runs an engine to its end, on from wherever it pauses; returns what it raised."""
+    """Run an engine to its end, on from wherever it pauses; return what it raised."""
     try:
         while not engine.current.ended:
             engine.run()
@@ -230,7 +259,7 @@ class Plan:
     acts: dict[int, str]
 
     def build(self, engine_class: type[Engine] = Engine, plugins: Iterable[Plugin] = ()) -> tuple[Engine, Actor]:
-        """Returns an engine for this plan, and the actor that hears it."""
+        """Return an engine for this plan, and the actor that hears it."""
         loader = Unsized(batches(self.batches)) if self.unsized else self.batches
         sides = [
             Side(_side(f"side_{number}", after, every), name=f"side {number}")
@@ -246,7 +275,7 @@ def _side(state: str, after: list[str], every: int | None) -> Detour:
 
 @st.composite
 def plans(draw: st.DrawFn) -> Plan:
-    """Draws a run: small, but with all that makes a difference to its path."""
+    """Draw a run: small, but with all that makes a difference to its path."""
     config = {
         "accumulation": draw(st.integers(1, 4)),
         "remainder": draw(st.sampled_from(["extend", "flush", "drop"])),

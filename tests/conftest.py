@@ -6,6 +6,8 @@ import pytest
 import torch
 from hypothesis import HealthCheck, settings
 
+from builders import Clock
+
 torch.set_num_threads(1)
 settings.register_profile(
     "heptad", deadline=None, derandomize=True, print_blob=True, suppress_health_check=[HealthCheck.too_slow]
@@ -17,6 +19,15 @@ settings.load_profile("heptad")
 def _seeded():
     """Start every test from the same global random state."""
     torch.manual_seed(0)
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """The clock that the machine and the log read, in nanoseconds."""
+    clock = Clock(10**9)
+    for name in ("heptad.machine.monotonic_ns", "heptad.record.buffer.monotonic_ns"):
+        monkeypatch.setattr(name, clock)
+    return clock
 
 
 @pytest.fixture(scope="module")

@@ -24,7 +24,7 @@ from heptad import Engine, Plugin, Run, TransitionLog, on_enter, on_exit
 from heptad.checkpoints.files import Files
 from heptad.machine import Body, Machine
 from heptad_plugins import Checkpoint, GracefulStop, Journal
-from scenario import EVERYWHERE, build, outcome, path_of
+from scenario import EVERYWHERE, full_engine, outcome, path_of
 
 FILE_OPERATIONS = [name for name in vars(Files) if not name.startswith("_") and callable(getattr(Files, name))]
 
@@ -121,7 +121,7 @@ def ticking_engine(directory: Path, ticks: Ticks, *, plugins: tuple[Plugin, ...]
     checkpoint = Checkpoint(directory, at=options.pop("places", EVERYWHERE), **options.pop("keep", {}))
     checkpoint.store = type(checkpoint.store)(directory, ticking_files(ticks))
     members = (*plugins, ticking_plugin(ticks, STATES))
-    return build(directory, members, checkpoint=checkpoint, engine_class=TickingEngine, **options)
+    return full_engine(directory, members, checkpoint=checkpoint, engine_class=TickingEngine, **options)
 
 
 class Signal(Plugin):

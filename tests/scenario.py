@@ -127,7 +127,7 @@ FEEDS: dict[str, Callable[[], dict[str, Any]]] = {
 """What the data may come from."""
 
 
-def build(
+def full_engine(
     directory: Path,
     plugins: Iterable[Plugin] = (),
     *,

@@ -18,7 +18,19 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, IterableDataset, Subset, TensorDataset
 
-from builders import CLASSES, FEATURES, STATES, Unsized, batches, small_engine, small_network
+from builders import (
+    CLASSES,
+    FEATURES,
+    STATES,
+    Unsized,
+    batches,
+    dataset_engine,
+    sgd,
+    small_components,
+    small_config,
+    small_engine,
+    small_network,
+)
 from heptad import (
     Components,
     ConfigError,
@@ -40,11 +52,7 @@ from heptad.step.optimizers import optimizer_mistake
 NETWORK = small_network()
 DATASET = TensorDataset(torch.randn(6, FEATURES), torch.arange(6) % CLASSES)
 BATCHES = batches(3)
-
-
-def sgd(network: nn.Module) -> torch.optim.Optimizer:
-    """Returns an optimizer of a network's parameters."""
-    return torch.optim.SGD(network.parameters(), lr=0.1)
+components = partial(small_components, network=NETWORK)
 
 
 def scheduled(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
@@ -58,20 +66,14 @@ def mean_loss(network: nn.Module, batch: Any) -> torch.Tensor:
     return nn.functional.cross_entropy(network(batch[0]), batch[1])
 
 
-def components(**changes: Any) -> Components:
-    """Returns components over a loader, with changes; a change to `...` leaves the field out."""
-    fields = {"network": NETWORK, "loader": BATCHES, "criterion": nn.CrossEntropyLoss(), "optimizer": sgd, **changes}
-    return Components(**{name: value for name, value in fields.items() if value is not ...})
-
-
 def over_dataset(dataset: Any = DATASET, **config: Any) -> Engine:
-    """Returns an engine over a dataset."""
-    return Engine(components(loader=..., dataset=dataset), RunConfig(**{"epochs": 1, "batch_size": 2, **config}))
+    """Return an engine over a dataset."""
+    return dataset_engine(dataset, network=NETWORK, **config)
 
 
 def over_loader(loader: Any = BATCHES, **config: Any) -> Engine:
-    """Returns an engine over a loader."""
-    return Engine(components(loader=loader), RunConfig(**{"epochs": 1, **config}))
+    """Return an engine over a loader."""
+    return Engine(components(loader=loader), small_config(**config))
 
 
 class OnlyIndexed:
@@ -134,7 +136,7 @@ TABLE: dict[str, tuple[Callable[[], Any], type[EngineError], list[str]]] = {
     ),
     # Components
     "both dataset and loader": (
-        lambda: components(dataset=DATASET),
+        lambda: components(dataset=DATASET, loader=BATCHES),
         ConfigError,
         ["dataset and loader are both given; give one of them"],
     ),
@@ -144,7 +146,7 @@ TABLE: dict[str, tuple[Callable[[], Any], type[EngineError], list[str]]] = {
         ["neither dataset nor loader is given; give one of them"],
     ),
     "both criterion and compute_loss": (
-        lambda: components(compute_loss=mean_loss),
+        lambda: components(compute_loss=mean_loss, criterion=nn.CrossEntropyLoss()),
         ConfigError,
         ["criterion and compute_loss are both given; give one of them"],
     ),
@@ -278,7 +280,7 @@ TABLE: dict[str, tuple[Callable[[], Any], type[EngineError], list[str]]] = {
         ["Components.loader must be a re-iterable of batches, got a int"],
     ),
     "windows that no pass can fill": (
-        lambda: over_loader(epochs=None, max_updates=5, accumulation=4, remainder="drop"),
+        lambda: over_loader(max_updates=5, accumulation=4, remainder="drop"),
         DataError,
         ["a pass has 3 batches, fewer than accumulation=4", "use remainder='extend' or 'flush'"],
     ),

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
-from builders import CLASSES, FEATURES, Unsized, Witness, batches, equal, records, weights
+from builders import CLASSES, FEATURES, Unsized, Witness, batches, equal, records, small_components, weights
 from heptad import Components, ConfigError, DataError, Engine, EngineError, LossOutput, Plugin, Run, RunConfig
 
 
@@ -81,19 +81,19 @@ def in_threes() -> list[Any]:
     return [(VALID.tensors[0][at : at + 3], VALID.tensors[1][at : at + 3]) for at in (0, 3, 6)]
 
 
-def build(plugins: tuple[Plugin, ...] = (), *, compute_loss: Any = None, loader: Any = None, **config: Any) -> Engine:
-    """Returns an engine that trains a `Part` on a loader, or on eight samples in batches of three."""
+def part_engine(
+    plugins: tuple[Plugin, ...] = (), *, loader: Any = None, compute_loss: Any = None, **config: Any
+) -> Engine:
+    """Return an engine that trains a `Part` on a loader, or on eight samples in batches of three."""
     torch.manual_seed(3)
     network = Part()
-    components = Components(
-        network=network,
-        **({"dataset": TRAIN} if loader is None else {"loader": loader}),
-        **({"compute_loss": compute_loss} if compute_loss else {"criterion": nn.CrossEntropyLoss()}),
-        optimizer=torch.optim.SGD(network.parameters(), lr=0.1, momentum=0.9),
-    )
-    return Engine(
-        components, RunConfig(**{"epochs": 2, **({"batch_size": 3} if loader is None else {}), **config}), plugins
-    )
+    given = {"dataset": TRAIN} if loader is None else {"loader": loader}
+    if compute_loss is not None:
+        given["compute_loss"] = compute_loss
+    size = {"batch_size": 3} if loader is None else {}
+    optimizer = torch.optim.SGD(network.parameters(), lr=0.1, momentum=0.9)
+    components = small_components(network, optimizer=optimizer, **given)
+    return Engine(components, RunConfig(**{"epochs": 2, **size, **config}), plugins)
 
 
 def right(output: torch.Tensor, batch: Any) -> torch.Tensor:
@@ -155,7 +155,7 @@ DATA: dict[str, Callable[[], Any]] = {
 @pytest.mark.parametrize("name", DATA)
 def test_means_are_those_of_a_hand_computation(name):
     """Every batch counts by its samples, the last smaller one included, whatever form the data have."""
-    engine = build()
+    engine = part_engine()
     found = engine.evaluate(DATA[name](), {"accuracy": right})
     assert found == by_hand(engine.current.network)
     assert [type(value) for value in found.values()] == [float, float]
@@ -163,7 +163,7 @@ def test_means_are_those_of_a_hand_computation(name):
 
 def test_means_are_those_of_the_samples_as_one_batch():
     """The split into batches does not show."""
-    engine = build()
+    engine = part_engine()
     found = engine.evaluate(VALID, {"accuracy": right})
     whole = engine.evaluate([VALID.tensors], {"accuracy": right})
     assert found == pytest.approx(whole, rel=1e-6)
@@ -173,7 +173,7 @@ def test_means_are_those_of_the_samples_as_one_batch():
 def test_a_metric_may_be_a_value_a_sample_a_mean_or_a_number():
     """All three count by the samples of their batch."""
     metrics = {"samples": right, "mean": share, "number": lambda output, batch: share(output, batch).item()}
-    found = build().evaluate(VALID, metrics)
+    found = part_engine().evaluate(VALID, metrics)
     assert list(found) == ["loss", "samples", "mean", "number"]
     assert found["samples"] == found["mean"] == found["number"]
 
@@ -186,7 +186,7 @@ def test_metrics_see_the_batch_and_its_output_by_name():
         given.append((output, batch))
         return 2.0
 
-    engine = build()
+    engine = part_engine()
     found = engine.evaluate(VALID, {"two": keep})
     assert found["two"] == 2.0
     engine.current.network.eval()
@@ -208,7 +208,7 @@ def test_means_are_weighed_by_the_weight_that_compute_loss_gives(of):
         output = network(batch[0])
         return LossOutput(nn.functional.cross_entropy(output, batch[1]), weight=of(tokens(batch)), output=output)
 
-    engine = build(compute_loss=loss)
+    engine = part_engine(compute_loss=loss)
     found = engine.evaluate(VALID, {"accuracy": right})
     assert found == by_hand(engine.current.network, tokens)
 
@@ -220,13 +220,13 @@ def test_without_a_weight_every_batch_counts_the_same(wrap):
     def loss(network: nn.Module, batch: Any) -> Any:
         return wrap(nn.functional.cross_entropy(network(batch[0]), batch[1]))
 
-    engine = build(compute_loss=loss)
+    engine = part_engine(compute_loss=loss)
     assert engine.evaluate(VALID)["loss"] == by_hand(engine.current.network, lambda batch: 1.0)["loss"]
 
 
 def test_the_network_is_evaluated_in_evaluation_mode_without_gradients():
     """Every submodule is in evaluation mode and no graph is built."""
-    engine = build()
+    engine = part_engine()
     seen: list[tuple[set[bool], bool]] = []
     engine.current.network.head.register_forward_hook(
         lambda module, given, output: seen.append(
@@ -240,13 +240,15 @@ def test_the_network_is_evaluated_in_evaluation_mode_without_gradients():
 def test_nothing_is_shuffled_or_dropped():
     """The engine's own `shuffle` and `drop_last` are for training."""
     seen: list[torch.Tensor] = []
-    build(shuffle=True, drop_last=True).evaluate(VALID, {"keep": lambda output, batch: seen.append(batch[0]) or 0.0})
+    part_engine(shuffle=True, drop_last=True).evaluate(
+        VALID, {"keep": lambda output, batch: seen.append(batch[0]) or 0.0}
+    )
     assert equal(seen, [data for data, _ in in_threes()])
 
 
 def test_random_transforms_are_the_same_in_every_evaluation():
     """What an evaluation measures changes with the network only."""
-    engine = build()
+    engine = part_engine()
     first = engine.evaluate(NoisySamples())
     torch.rand(5), np.random.rand(5), random.random()
     assert engine.evaluate(NoisySamples()) == first
@@ -254,7 +256,7 @@ def test_random_transforms_are_the_same_in_every_evaluation():
 
 def test_workers_fetch_the_data_of_an_evaluation_too():
     """`num_workers` holds for an evaluation and changes nothing in it."""
-    assert build(num_workers=2).evaluate(NoisySamples()) == build().evaluate(NoisySamples())
+    assert part_engine(num_workers=2).evaluate(NoisySamples()) == part_engine().evaluate(NoisySamples())
 
 
 # -- what is left as it was
@@ -274,7 +276,7 @@ SIDE_DATA: dict[str, Callable[[], Any]] = {
 @pytest.mark.parametrize("name", SIDE_DATA)
 def test_modes_random_state_weights_and_buffers_are_put_back(verb, name):
     """A submodule that was frozen in evaluation mode stays so, all others stay in training mode."""
-    engine = build()
+    engine = part_engine()
     network = engine.current.network.train()
     network.frozen.eval()
     before = global_state(), modes(network), weights(network)
@@ -288,7 +290,7 @@ def test_modes_random_state_weights_and_buffers_are_put_back(verb, name):
 @pytest.mark.parametrize("verb", VERBS)
 def test_modes_are_put_back_where_the_evaluation_fails(verb):
     """An error in the data or in the network leaves nothing behind."""
-    engine = build()
+    engine = part_engine()
     network = engine.current.network.train()
     network.frozen.eval()
     before = global_state(), modes(network)
@@ -312,7 +314,7 @@ def test_training_has_the_same_bits_with_and_without_an_evaluation_at_every_upda
 
     def train(*, evaluating: bool) -> tuple[Run, Witness]:
         witness = Witness()
-        engine = build((Frozen(), witness), accumulation=2, drop_last=False)
+        engine = part_engine((Frozen(), witness), accumulation=2, drop_last=False)
         if evaluating:
             subscribe = engine.on_enter if moment == "enter" else engine.on_exit
             for state in ("process_batch", "optimizer_update"):
@@ -329,7 +331,7 @@ def test_training_has_the_same_bits_with_and_without_an_evaluation_at_every_upda
 def test_no_handler_of_the_training_hears_an_evaluation():
     """It is a run of its own; the training run stays where it is, with an empty log."""
     witness = Witness()
-    engine = build((witness,))
+    engine = part_engine((witness,))
     engine.evaluate(VALID)
     list(engine.predict(VALID))
     assert (witness.seen, witness.opened, witness.closed) == ([], 0, 0)
@@ -338,7 +340,7 @@ def test_no_handler_of_the_training_hears_an_evaluation():
 
 def test_a_run_is_evaluated_before_after_and_while_it_is_paused():
     """An evaluation may be asked for at any time, and measures the weights of that time."""
-    engine = build()
+    engine = part_engine()
     losses = [engine.evaluate(VALID)["loss"]]
     for until in ("optimizer_update", "after_epoch", None):
         run = engine.run(until=until)
@@ -354,7 +356,7 @@ def test_a_run_is_evaluated_before_after_and_while_it_is_paused():
 @pytest.mark.parametrize("name", DATA)
 def test_predict_yields_the_output_of_each_batch_in_order(name):
     """One output a batch, in the data's own order, in evaluation mode, without gradients."""
-    engine = build()
+    engine = part_engine()
     found = list(engine.predict(DATA[name]()))
     network = engine.current.network.eval()
     with torch.no_grad():
@@ -364,7 +366,7 @@ def test_predict_yields_the_output_of_each_batch_in_order(name):
 
 def test_predict_takes_data_without_targets():
     """A batch, or a dataset's sample, may be a bare tensor."""
-    engine = build()
+    engine = part_engine()
     expected = list(engine.predict(VALID))
     assert equal(list(engine.predict(VALID.tensors[0])), expected)
     assert equal(list(engine.predict([data for data, _ in in_threes()])), expected)
@@ -372,7 +374,7 @@ def test_predict_takes_data_without_targets():
 
 def test_predict_reads_a_batch_when_its_output_is_asked_for():
     """It is lazy: of the data no more is read than was asked for, and between two outputs the modes are the run's."""
-    engine = build()
+    engine = part_engine()
     network = engine.current.network.train()
     asked: list[int] = []
 
@@ -401,7 +403,7 @@ def test_predict_yields_the_output_that_compute_loss_gives():
         output = network(batch["x"])
         return LossOutput(nn.functional.cross_entropy(output, batch["y"]), output=output)
 
-    engine = build(compute_loss=loss, loader=batches(3))
+    engine = part_engine(compute_loss=loss, loader=batches(3))
     found = list(engine.predict([{"x": data, "y": target} for data, target in in_threes()]))
     network = engine.current.network.eval()
     with torch.no_grad():
@@ -410,7 +412,7 @@ def test_predict_yields_the_output_that_compute_loss_gives():
 
 def test_predict_needs_an_output():
     """A `compute_loss` that gives a bare loss has nothing to yield."""
-    engine = build(compute_loss=lambda network, batch: network(batch[0]).mean())
+    engine = part_engine(compute_loss=lambda network, batch: network(batch[0]).mean())
     with pytest.raises(EngineError, match=r"predict needs a compute_loss that returns LossOutput\(value, output=…\)"):
         next(engine.predict(VALID))
 
@@ -437,21 +439,21 @@ def test_data_that_cannot_be_evaluated_are_an_error(wrong, verb):
     """The data of an evaluation are held to what those of training are held to."""
     data, error, match = WRONG[wrong]
     with pytest.raises(error, match=match):
-        VERBS[verb](build(), data())
+        VERBS[verb](part_engine(), data())
 
 
 @pytest.mark.parametrize("verb", VERBS)
 def test_a_dataset_needs_a_batch_size(verb):
     """An engine that was given a loader has none; the error says to pass a loader here too."""
     with pytest.raises(ConfigError, match=r"holds samples, and this engine has no batch_size.*pass a DataLoader"):
-        VERBS[verb](build(loader=batches(3)), VALID)
+        VERBS[verb](part_engine(loader=batches(3)), VALID)
 
 
 @pytest.mark.parametrize("metrics", [{"loss": right}, {"accuracy": 0.5}], ids=["the name loss", "no function"])
 def test_metrics_are_functions_by_a_name_of_their_own(metrics):
     """`loss` is always measured, and a metric is called with output and batch."""
     with pytest.raises(ConfigError, match="metrics maps names to functions"):
-        build().evaluate(VALID, metrics)
+        part_engine().evaluate(VALID, metrics)
 
 
 def test_what_the_data_raise_is_raised_unchanged_and_says_where():
@@ -464,7 +466,7 @@ def test_what_the_data_raise_is_raised_unchanged_and_says_where():
                 raise error
             return VALID[index]
 
-    engine = build()
+    engine = part_engine()
     with pytest.raises(OSError, match="gone") as caught:
         engine.evaluate(Torn())
     assert caught.value is error

@@ -8,8 +8,8 @@ import heptad.engine
 import heptad.ranks.strategy
 import heptad.run.guards
 import heptad.step.bodies
-from builders import CLASSES, FEATURES, STATES, Unsized, batches, small_network
-from heptad import Components, Detour, Engine, EngineError, LossOutput, Plugin, RunConfig, on_exit
+from builders import CLASSES, FEATURES, STATES, Unsized, batches, small_components, small_network
+from heptad import Detour, Engine, EngineError, LossOutput, Plugin, RunConfig, on_exit
 
 ERRORS = (ValueError, StopIteration, KeyboardInterrupt, SystemExit)
 NAMES = ("First", "Middle", "Last")
@@ -76,17 +76,6 @@ def callers(tape, failing=None, **how):
     return [Caller(name, tape, **(how if name == failing else {})) for name in NAMES]
 
 
-def components(network=None, **given):
-    """Returns components around a small network, over three batches unless told otherwise."""
-    network = small_network() if network is None else network
-    standard = {"network": network, "optimizer": torch.optim.SGD(network.parameters(), lr=0.1)}
-    if "dataset" not in given and "loader" not in given:
-        standard["loader"] = batches(3)
-    if "compute_loss" not in given:
-        standard["criterion"] = nn.CrossEntropyLoss()
-    return Components(**(standard | given))
-
-
 def raising(error):
     """Returns a function that raises, whatever it is called with."""
 
@@ -141,7 +130,7 @@ def check_failed(engine, plugins, state, counts):
 def straight():
     """The handler calls of a run of two epochs of two batches in which nothing fails."""
     tape = []
-    Engine(components(loader=batches(2)), RunConfig(epochs=2), callers(tape)).run()
+    Engine(small_components(loader=batches(2)), RunConfig(epochs=2), callers(tape)).run()
     return tape
 
 
@@ -154,7 +143,7 @@ def test_a_handler_fails(straight, state, moment, name, kind):
     error, tape = kind("oh"), []
     event = EVENTS.get(state, 4)
     plugins = callers(tape, name, fails_at=(moment, state), event=event, error=error)
-    engine = Engine(components(loader=batches(2)), RunConfig(epochs=2), plugins)
+    engine = Engine(small_components(loader=batches(2)), RunConfig(epochs=2), plugins)
     counts = LAST_EVENT[moment, state]
 
     run = caught(engine, error)
@@ -174,7 +163,7 @@ def test_a_function_that_fails_is_named():
     """A function that was subscribed is named by its own name."""
     error, tape = ValueError("oh"), []
     plugins = callers(tape)
-    engine = Engine(components(), RunConfig(epochs=1), plugins)
+    engine = Engine(small_components(), RunConfig(epochs=1), plugins)
 
     @engine.on_exit("process_batch")
     def breaks(run):
@@ -194,7 +183,7 @@ def test_a_filter_that_fails_is_its_handlers():
         def report(self, run):
             """Never called."""
 
-    run = caught(Engine(components(), RunConfig(epochs=1), [Filtered()]), error)
+    run = caught(Engine(small_components(), RunConfig(epochs=1), [Filtered()]), error)
     assert error.__notes__ == [f"heptad: in Filtered.report on exit of after_step {at((0, 2, 2, 1))}"]
     assert run.log.path()[-2:] == ["after_step", "failed"]
 
@@ -205,7 +194,7 @@ def test_the_engines_own_handler_fails(monkeypatch):
     monkeypatch.setattr(heptad.ranks.strategy, "scale", raising(error))
     plugins = callers(tape)
     uneven = [*batches(1, size=2), *batches(1, size=1)]
-    engine = Engine(components(loader=uneven), RunConfig(epochs=1, accumulation=2), plugins)
+    engine = Engine(small_components(loader=uneven), RunConfig(epochs=1, accumulation=2), plugins)
     caught(engine, error)
     assert error.__notes__ == [f"heptad: on entry to optimizer_update {at((0, 2, 2, 0))}"]
     assert tape[-1] == ("Last", "exit", "after_step")
@@ -244,7 +233,7 @@ def test_a_failure_in_process_batch_tells_what_the_batch_looked_like(batch):
     """Types and shapes, no values; what cannot be looked at is named by its type, and hides nothing."""
     given, words = BATCHES[batch]
     error = ValueError("oh")
-    caught(Engine(components(loader=[given], compute_loss=raising(error)), RunConfig(epochs=1)), error)
+    caught(Engine(small_components(loader=[given], compute_loss=raising(error)), RunConfig(epochs=1)), error)
     assert error.__notes__ == [
         f"heptad: in the body of process_batch {at((0, 0, 0, 0))}",
         f"heptad: the batch: {words}",
@@ -255,9 +244,9 @@ def test_it_tells_what_the_output_looked_like_where_there_is_one():
     """A criterion and a handler on exit fail after the forward pass; a network fails before there is an output."""
     told = [f"heptad: the batch: {PAIR}", f"heptad: the output: float32 of shape (2, {CLASSES})"]
     error = ValueError("oh")
-    caught(Engine(components(loader=batches(1), criterion=raising(error)), RunConfig(epochs=1)), error)
+    caught(Engine(small_components(loader=batches(1), criterion=raising(error)), RunConfig(epochs=1)), error)
     assert error.__notes__[1:] == told
-    engine = Engine(components(loader=batches(1)), RunConfig(epochs=1))
+    engine = Engine(small_components(loader=batches(1)), RunConfig(epochs=1))
     error = ValueError("oh")
     engine.on_exit("process_batch")(lambda run: raising(error)())
     caught(engine, error)
@@ -267,18 +256,18 @@ def test_it_tells_what_the_output_looked_like_where_there_is_one():
 @pytest.mark.parametrize("error", [KeyboardInterrupt(), SystemExit()])
 def test_it_tells_nothing_of_the_step_where_nothing_failed(error):
     """An interrupt is about no batch."""
-    caught(Engine(components(criterion=raising(error)), RunConfig(epochs=1)), error)
+    caught(Engine(small_components(criterion=raising(error)), RunConfig(epochs=1)), error)
     assert error.__notes__ == [f"heptad: in the body of process_batch {at((0, 0, 0, 0))}"]
 
 
 def test_a_failure_in_the_data_tells_which_sample_it_was():
     """A dataset that raises gets a note with the sample's number; batches that cannot be made tell of what."""
     error = ValueError("oh")
-    caught(Engine(components(dataset=Samples(error)), RunConfig(epochs=1, batch_size=2, shuffle=False)), error)
+    caught(Engine(small_components(dataset=Samples(error)), RunConfig(epochs=1, batch_size=2, shuffle=False)), error)
     place = f"heptad: in the body of before_step {at((0, 0, 0, 0))}"
     assert error.__notes__ == ["heptad: while sample 0 of the Samples was read", place]
     error = ValueError("oh")
-    given = components(dataset=[1, 2, 3], collate_fn=raising(error))
+    given = small_components(dataset=[1, 2, 3], collate_fn=raising(error))
     caught(Engine(given, RunConfig(epochs=1, batch_size=2, shuffle=False)), error)
     assert error.__notes__ == ["heptad: while a batch was made of a list of 2 int", place]
 
@@ -355,24 +344,24 @@ def failing_backward(error):
 def failing_update(method, error):
     """Returns components whose optimizer raises."""
     network = small_network()
-    return components(network, optimizer=Update(network, method, error))
+    return small_components(network, optimizer=Update(network, method, error))
 
 
 BODIES = {
-    "placing the network": ("before_loop", (0, 0, 0, 0), lambda e: components(Network("to", e))),
-    "building the optimizer": ("before_loop", (0, 0, 0, 0), lambda e: components(optimizer=raising(e))),
-    "initialising weights": ("before_loop", (0, 0, 0, 0), lambda e: components(init_weights=raising(e))),
-    "training mode": ("before_loop", (0, 0, 0, 0), lambda e: components(Network("train", e))),
-    "opening a pass": ("before_epoch", (0, 0, 0, 0), lambda e: components(loader=Loader(e))),
-    "opening an unsized pass": ("before_epoch", (0, 0, 0, 0), lambda e: components(loader=UnsizedLoader(e))),
-    "fetching a sample": ("before_step", (0, 0, 0, 0), lambda e: components(dataset=Samples(e))),
-    "collating": ("before_step", (0, 0, 0, 0), lambda e: components(dataset=[1, 2, 3, 4], collate_fn=raising(e))),
-    "the forward pass": ("process_batch", (0, 0, 0, 0), lambda e: components(Network("forward", e))),
-    "the criterion": ("process_batch", (0, 0, 0, 0), lambda e: components(criterion=raising(e))),
-    "the loss": ("process_batch", (0, 0, 0, 0), lambda e: components(compute_loss=raising(e))),
-    "the backward pass": ("process_batch", (0, 0, 0, 0), lambda e: components(compute_loss=failing_backward(e))),
+    "placing the network": ("before_loop", (0, 0, 0, 0), lambda e: small_components(Network("to", e))),
+    "building the optimizer": ("before_loop", (0, 0, 0, 0), lambda e: small_components(optimizer=raising(e))),
+    "initialising weights": ("before_loop", (0, 0, 0, 0), lambda e: small_components(init_weights=raising(e))),
+    "training mode": ("before_loop", (0, 0, 0, 0), lambda e: small_components(Network("train", e))),
+    "opening a pass": ("before_epoch", (0, 0, 0, 0), lambda e: small_components(loader=Loader(e))),
+    "opening an unsized pass": ("before_epoch", (0, 0, 0, 0), lambda e: small_components(loader=UnsizedLoader(e))),
+    "fetching a sample": ("before_step", (0, 0, 0, 0), lambda e: small_components(dataset=Samples(e))),
+    "collating": ("before_step", (0, 0, 0, 0), lambda e: small_components(dataset=[1, 2, 3, 4], collate_fn=raising(e))),
+    "the forward pass": ("process_batch", (0, 0, 0, 0), lambda e: small_components(Network("forward", e))),
+    "the criterion": ("process_batch", (0, 0, 0, 0), lambda e: small_components(criterion=raising(e))),
+    "the loss": ("process_batch", (0, 0, 0, 0), lambda e: small_components(compute_loss=raising(e))),
+    "the backward pass": ("process_batch", (0, 0, 0, 0), lambda e: small_components(compute_loss=failing_backward(e))),
     "the update": ("optimizer_update", (0, 1, 1, 0), lambda e: failing_update("step", e)),
-    "evaluation mode": ("after_loop", (1, 3, 3, 3), lambda e: components(Network("eval", e))),
+    "evaluation mode": ("after_loop", (1, 3, 3, 3), lambda e: small_components(Network("eval", e))),
 }
 """What of the user's can raise in a body: the state, the counters then, and components that do it."""
 
@@ -427,7 +416,7 @@ def test_a_body_fails_when_it_is_half_done(monkeypatch, state, counts, kind):
     else:
         monkeypatch.setitem(heptad.step.bodies.BODIES, state, fails)
     plugins = callers([])
-    engine = Engine(components(), RunConfig(epochs=1), plugins)
+    engine = Engine(small_components(), RunConfig(epochs=1), plugins)
     check_body(engine, plugins, error, state, counts)
 
 
@@ -437,17 +426,14 @@ def test_a_loader_fails_where_a_plain_loop_has_it(loader, kind):
     """The third batch fails in the third `before_step`, also where it was read ahead."""
     error = kind("oh")
     plugins = callers([])
-    engine = Engine(components(loader=loader(error, at=2)), RunConfig(epochs=1), plugins)
+    engine = Engine(small_components(loader=loader(error, at=2)), RunConfig(epochs=1), plugins)
     check_body(engine, plugins, error, "before_step", (0, 2, 2, 2))
 
 
-@pytest.mark.parametrize("kind", [ValueError, KeyboardInterrupt, SystemExit])
-def test_a_loader_fails_at_its_end(kind):
-    """A loader with a length that raises after its last batch fails where the epoch is closed."""
-    error = kind("oh")
-    plugins = callers([])
-    engine = Engine(components(loader=Loader(error, at=3)), RunConfig(epochs=1), plugins)
-    check_body(engine, plugins, error, "after_epoch", (0, 3, 3, 3))
+def test_a_loader_with_a_length_is_not_asked_beyond_it():
+    """So what it would raise after its last batch is not met."""
+    engine = Engine(small_components(loader=Loader(ValueError("oh"), at=3)), RunConfig(epochs=1))
+    assert engine.run().state == "finished"
 
 
 # -- guards
@@ -467,7 +453,7 @@ def test_a_guard_fails(monkeypatch, guard, state, counts, kind):
     error, tape = kind("oh"), []
     monkeypatch.setitem(heptad.run.guards.GUARDS, guard, raising(error))
     plugins = callers(tape)
-    engine = Engine(components(), RunConfig(epochs=1), plugins)
+    engine = Engine(small_components(), RunConfig(epochs=1), plugins)
     run = caught(engine, error)
     assert error.__notes__ == [f"heptad: in the guard {guard} asked in {state} {at(counts)}"]
     assert tape[-3:] == [(name, "exit", state) for name in NAMES]
@@ -498,7 +484,7 @@ def test_a_guard_fails_later(monkeypatch, guard, call, place, answered):
 
     monkeypatch.setitem(heptad.run.guards.GUARDS, guard, fails)
     plugins = callers([])
-    engine = Engine(components(), RunConfig(epochs=1, accumulation=3), plugins)
+    engine = Engine(small_components(), RunConfig(epochs=1, accumulation=3), plugins)
     run = caught(engine, error)
     assert error.__notes__ == [f"heptad: in the guard {guard} asked in {state} {at(counts)}"]
     assert run.log[-1].guards == answered
@@ -524,7 +510,7 @@ def test_the_guard_of_a_detour_fails(kind):
     """The note names the guard, and the plugin that it is of."""
     error, tape = kind("oh"), []
     plugins = [*callers(tape), Side(when=raising(error))]
-    engine = Engine(components(), RunConfig(epochs=1), plugins)
+    engine = Engine(small_components(), RunConfig(epochs=1), plugins)
     caught(engine, error)
     assert error.__notes__ == [f"heptad: in Side in the guard side_due asked in after_step {at((0, 1, 1, 0))}"]
     assert tape[-3:] == [(name, "exit", "after_step") for name in NAMES]
@@ -536,7 +522,7 @@ def test_the_body_of_a_detour_fails(kind):
     """The run fails in the detour's state, and the note names the plugin that brought it."""
     error, tape = kind("oh"), []
     plugins = [*callers(tape), Side(body=raising(error))]
-    engine = Engine(components(), RunConfig(epochs=1), plugins)
+    engine = Engine(small_components(), RunConfig(epochs=1), plugins)
     caught(engine, error)
     assert error.__notes__ == [f"heptad: in Side in the body of side {at((0, 1, 1, 0))}"]
     check_failed(engine, plugins, "side", (0, 1, 1, 0))
@@ -572,7 +558,7 @@ def test_a_plugin_fails_to_open(name, kind, verb):
     """Nothing has run then: every plugin is closed once, and the run can still be started."""
     error = kind("oh")
     plugins = [Doors(each, open_error=error if each == name else None) for each in NAMES]
-    engine = Engine(components(), RunConfig(epochs=1), plugins)
+    engine = Engine(small_components(), RunConfig(epochs=1), plugins)
     with pytest.raises(kind) as info:
         getattr(engine, verb)()
     assert info.value is error
@@ -592,7 +578,7 @@ def test_a_plugin_fails_to_close(name, kind):
     """The others are closed all the same; the run, which has finished, stays finished."""
     error = kind("oh")
     plugins = [Doors(each, close_error=error if each == name else None) for each in NAMES]
-    engine = Engine(components(), RunConfig(epochs=1), plugins)
+    engine = Engine(small_components(), RunConfig(epochs=1), plugins)
     run = caught(engine, error)
     assert error.__notes__ == [f"heptad: in {name}.close"]
     assert [plugin.closed for plugin in plugins] == [1, 1, 1]
@@ -603,7 +589,7 @@ def test_several_plugins_fail_to_close():
     """Their exceptions come as a group, in the order in which plugins are closed: the last first."""
     errors = {"First": ValueError("one"), "Last": KeyError("two")}
     plugins = [Doors(name, close_error=errors.get(name)) for name in NAMES]
-    engine = Engine(components(), RunConfig(epochs=1), plugins)
+    engine = Engine(small_components(), RunConfig(epochs=1), plugins)
     with pytest.raises(ExceptionGroup, match="several plugins failed to close") as info:
         engine.run()
     assert info.value.exceptions == (errors["Last"], errors["First"])
@@ -616,7 +602,7 @@ def test_an_interrupt_among_several_that_fail_to_close():
     errors = {"First": ValueError("one"), "Last": KeyboardInterrupt("two")}
     plugins = [Doors(name, close_error=errors.get(name)) for name in NAMES]
     with pytest.raises(BaseExceptionGroup) as info:
-        Engine(components(), RunConfig(epochs=1), plugins).run()
+        Engine(small_components(), RunConfig(epochs=1), plugins).run()
     assert not isinstance(info.value, Exception)
     assert info.value.exceptions == (errors["Last"], errors["First"])
 
@@ -626,7 +612,7 @@ def test_a_plugin_fails_to_close_after_a_failure(verb):
     """The first exception is the one that is raised; it tells of the second in a note and as its context."""
     error, other = ValueError("oh"), KeyError("door")
     plugins = [Doors("First"), Doors("Middle", close_error=other), Doors("Last")]
-    engine = Engine(components(init_weights=raising(error)), RunConfig(epochs=1), plugins)
+    engine = Engine(small_components(init_weights=raising(error)), RunConfig(epochs=1), plugins)
     with pytest.raises(ValueError) as info:
         while True:
             getattr(engine, verb)()
@@ -643,7 +629,7 @@ def test_a_failure_while_turning_one_by_one():
     """A turn of `advance()` that fails closes the plugins, once; leaving the engine's `with` does not again."""
     error, tape = ValueError("oh"), []
     plugins = callers(tape)
-    with Engine(components(criterion=raising(error)), RunConfig(epochs=1), plugins) as engine:
+    with Engine(small_components(criterion=raising(error)), RunConfig(epochs=1), plugins) as engine:
         with pytest.raises(ValueError) as info:
             while True:
                 engine.advance()
@@ -657,7 +643,7 @@ def test_a_failure_after_pausing():
     """A run that was paused and fails when it goes on has its plugins closed once for each call of `run()`."""
     error, tape = ValueError("oh"), []
     plugins = callers(tape)
-    engine = Engine(components(criterion=raising(error)), RunConfig(epochs=1), plugins)
+    engine = Engine(small_components(criterion=raising(error)), RunConfig(epochs=1), plugins)
     engine.run(until="process_batch")
     run = caught(engine, error)
     assert [plugin.closed for plugin in plugins] == [2, 2, 2]
@@ -666,7 +652,7 @@ def test_a_failure_after_pausing():
 
 def test_the_data_read_ahead_fail_only_if_they_are_taken():
     """A stop before the step that would take a broken batch ends the run in order."""
-    engine = Engine(components(loader=UnsizedLoader(ValueError("oh"), at=1)), RunConfig(epochs=1))
+    engine = Engine(small_components(loader=UnsizedLoader(ValueError("oh"), at=1)), RunConfig(epochs=1))
 
     @engine.on_exit("after_step")
     def stop(run):
@@ -677,4 +663,4 @@ def test_the_data_read_ahead_fail_only_if_they_are_taken():
 
 def test_an_unsized_loader_may_be_read_to_its_end():
     """A StopIteration of the iterator is the end of the data, not a failure."""
-    assert Engine(components(loader=Unsized(batches(2))), RunConfig(epochs=2)).run().update == 4
+    assert Engine(small_components(loader=Unsized(batches(2))), RunConfig(epochs=2)).run().update == 4

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
-from builders import STATES, Witness, small_network
+from builders import STATES, Witness, small_components, small_network
 from heptad import Components, Detour, Engine, LossOutput, Plugin, Run, RunConfig, on_enter, on_exit
 
 
@@ -386,15 +386,8 @@ def test_a_dataset_is_freed_with_its_engine(data, until):
     given = data()
     rows = weakref.ref(given["dataset"] if "dataset" in given else given["loader"].dataset)
     network = small_network()
-    engine = Engine(
-        Components(
-            network=network,
-            criterion=nn.CrossEntropyLoss(),
-            optimizer=torch.optim.SGD(network.parameters(), lr=0.1),
-            **given,
-        ),
-        RunConfig(epochs=1, **({"batch_size": 2} if "dataset" in given else {})),
-    )
+    size = {"batch_size": 2} if "dataset" in given else {}
+    engine = Engine(small_components(network, **given), RunConfig(epochs=1, **size))
     references = [weakref.ref(network), rows]
     run = engine.run(until=until)
     batch = run.batch

@@ -32,6 +32,7 @@ import heptad.machine
 import heptad.record.buffer
 from builders import (
     Actor,
+    Clock,
     Plan,
     Planned,
     Side,
@@ -49,17 +50,14 @@ UNIX = 1_700_000_000 * 10**9
 """Where the Unix clock of these tests stands while their monotonic clock stands at 0."""
 
 
-class Clock:
-    """A clock that stands still until it is told to go on, and the time that it spent in each stay."""
+class TickingClock(Clock):
+    """A clock that moves on when a test asks it to, and the time that it spent in each stay."""
 
     def __init__(self) -> None:
-        self.now = 0
+        super().__init__(0)
         self.ticks = 0
         self.spent: Counter[int] = Counter()
         self.entered: dict[int, int] = {}
-
-    def __call__(self) -> int:
-        return self.now
 
     def tick(self, run: Run) -> None:
         """Goes on by an amount that differs each time, spent in the state that the run is in."""
@@ -74,9 +72,9 @@ class Clock:
 
 
 @contextmanager
-def clock_and_chunks(chunk: int = heptad.record.buffer.CHUNK) -> Iterator[Clock]:
+def clock_and_chunks(chunk: int = heptad.record.buffer.CHUNK) -> Iterator[TickingClock]:
     """Puts a clock of the tests' own in place of the machine's, and packs that many transitions at once."""
-    clock = Clock()
+    clock = TickingClock()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(heptad.machine, "monotonic_ns", clock)
         patch.setattr(heptad.record.buffer, "monotonic_ns", clock)
@@ -85,7 +83,7 @@ def clock_and_chunks(chunk: int = heptad.record.buffer.CHUNK) -> Iterator[Clock]
         yield clock
 
 
-def watched(clock: Clock, asked: list[tuple[int, str, bool, dict[str, Any]]]) -> type[Engine]:
+def watched(clock: TickingClock, asked: list[tuple[int, str, bool, dict[str, Any]]]) -> type[Engine]:
     """Returns an engine that writes down each guard that is asked: (transition, guard, answer, what it looked at)."""
 
     class Watching(Machine):
@@ -133,7 +131,7 @@ def looked_at(guard: str, run: Run) -> dict[str, Any]:
 class Ticks(Plugin):
     """Lets time go by on every moment of the engine's own states, and notes when each was entered."""
 
-    def __init__(self, clock: Clock) -> None:
+    def __init__(self, clock: TickingClock) -> None:
         self.clock = clock
 
 
@@ -155,7 +153,7 @@ def _ticking() -> None:
 _ticking()
 
 
-def driven(engine: Engine, clock: Clock) -> BaseException | None:
+def driven(engine: Engine, clock: TickingClock) -> BaseException | None:
     """Runs an engine to its end, with time going by before it starts and wherever it is paused."""
     error = None
     while error is None and not engine.current.ended:

@@ -14,8 +14,8 @@ import pytest
 import torch
 from torch import nn
 
-from builders import STATES, Unsized, Witness, batches, small_engine, small_network, weights
-from heptad import Components, Detour, Engine, EngineError, Plugin, RunConfig, Transition
+from builders import STATES, Unsized, Witness, batches, records, small_components, small_engine, small_network, weights
+from heptad import Detour, Engine, EngineError, Plugin, RunConfig, Transition
 
 EVERY_STATE = (*STATES, "side")
 MID_STEP = {"process_batch", "after_step", "optimizer_update"}
@@ -67,7 +67,7 @@ for _edge, _state in EDGES:
     setattr(AtEdge, f"on_{_edge}_{_state}", _handler(_edge, _state))
 
 
-def build(k=1, *plugins):
+def observed_engine(k=1, *plugins):
     """Returns an engine over two epochs of four batches, with dropout and a detour, and its observer.
 
     With k = 3 the epochs are extended.
@@ -83,21 +83,16 @@ def outcome(engine, observer):
     return {
         "state": run.state,
         "weights": [tensor.tolist() for tensor in weights(run.network)],
-        "records": records(run),
+        "records": records(run.log),
         "calls": observer.seen,
         "counters": observer.counters,
         "visits": observer.visits,
     }
 
 
-def records(run):
-    """Returns the transitions without their times."""
-    return [(t.seq, t.source, t.dest, dict(t.guards), t.epoch, t.batch_index, t.step, t.update) for t in run.log]
-
-
 def straight(k=1):
     """Returns the outcome of the run that nobody pauses."""
-    engine, observer = build(k)
+    engine, observer = observed_engine(k)
     engine.run()
     return outcome(engine, observer)
 
@@ -128,7 +123,7 @@ def pause_notes(run):
 class TestPausedAfterEveryTurn:
     def test_by_a_predicate(self, k):
         """`run(until=…)` with a predicate that always holds pauses after every turn, in any state."""
-        engine, observer = build(k)
+        engine, observer = observed_engine(k)
         pauses = finish(engine, lambda: engine.run(until=lambda run: True))
         expected = straight(k)
         assert outcome(engine, observer) == expected
@@ -138,7 +133,7 @@ class TestPausedAfterEveryTurn:
 
     def test_by_advance(self, k):
         """`advance()` makes one turn and returns it; plugins are opened once and closed by the last turn."""
-        engine, observer = build(k)
+        engine, observer = observed_engine(k)
         made = []
         pauses = finish(engine, lambda: made.append(engine.advance()))
         expected = straight(k)
@@ -151,7 +146,7 @@ class TestPausedAfterEveryTurn:
 
     def test_by_each_state_in_turn(self, k):
         """`run(until=state)` pauses on reaching that state, after at least one turn."""
-        engine, observer = build(k)
+        engine, observer = observed_engine(k)
         asked = cycle([state for state in EVERY_STATE[1:] if state != "after_loop"])
         wanted = []
 
@@ -167,7 +162,7 @@ class TestPausedAfterEveryTurn:
     @pytest.mark.parametrize("state", EVERY_STATE)
     def test_by_one_state_every_time(self, k, state):
         """Asked for the state that it is in, a run goes on to the next visit to it."""
-        engine, observer = build(k)
+        engine, observer = observed_engine(k)
         pauses = finish(engine, lambda: engine.run(until=state))
         expected = straight(k)
         assert outcome(engine, observer) == expected
@@ -175,7 +170,7 @@ class TestPausedAfterEveryTurn:
 
     def test_by_an_interrupt_at_every_edge(self, k):
         """Handlers that interrupt at every moment pause the run wherever it may be paused."""
-        engine, observer = build(k, AtEdge(lambda run: run.pause("again")))
+        engine, observer = observed_engine(k, AtEdge(lambda run: run.pause("again")))
         pauses = finish(engine, engine.run)
         expected = straight(k)
         assert outcome(engine, observer) == expected
@@ -193,7 +188,7 @@ class TestPausedAfterEveryTurn:
             requested.append(run.seq)
             run.pause("now")
 
-        engine, observer = build(k, AtEdge(ask, moments=[(moment, state)]))
+        engine, observer = observed_engine(k, AtEdge(ask, moments=[(moment, state)]))
         finish(engine, engine.run)
         expected = straight(k)
         assert outcome(engine, observer) == expected
@@ -212,7 +207,7 @@ class TestPausedAfterEveryTurn:
 @pytest.mark.parametrize("state", sorted(MID_STEP))
 def test_an_interrupt_never_pauses_in_mid_step(state):
     """Asked for in mid-step it pauses in the state that follows the update."""
-    engine, observer = build(1, AtEdge(lambda run: run.pause("now"), moments=[("enter", state)], only=0))
+    engine, observer = observed_engine(1, AtEdge(lambda run: run.pause("now"), moments=[("enter", state)], only=0))
     run = engine.run()
     assert (run.state, run.paused) == ("before_step", "now")
     assert (run.step, run.update) == (1, 1)
@@ -236,7 +231,7 @@ def test_an_interrupt_never_pauses_in_a_detour_in_mid_step():
 
 def test_an_interrupt_in_the_last_turn_pauses_nothing():
     """A run that ends in that turn is finished, and is not paused."""
-    engine, observer = build(1, AtEdge(lambda run: run.pause("late"), moments=[("exit", "after_loop")]))
+    engine, observer = observed_engine(1, AtEdge(lambda run: run.pause("late"), moments=[("exit", "after_loop")]))
     run = engine.run()
     assert (run.state, run.paused, observer.paused) == ("finished", None, 0)
 
@@ -244,7 +239,7 @@ def test_an_interrupt_in_the_last_turn_pauses_nothing():
 def test_the_reason_is_gone_while_the_run_goes_on():
     """`Run.paused` is the reason while the run is paused, and None while it is being driven."""
     seen = []
-    engine, _ = build(1, AtEdge(lambda run: seen.append(run.paused)))
+    engine, _ = observed_engine(1, AtEdge(lambda run: seen.append(run.paused)))
     assert engine.current.paused is None
     assert engine.run(until="after_step").paused == "until after_step"
     engine.run()
@@ -253,7 +248,7 @@ def test_the_reason_is_gone_while_the_run_goes_on():
 
 def test_a_pause_is_a_note_of_the_turn_before_it():
     """Pausing appends no record: the note is bound to the transition that led to where the run stands."""
-    engine, _ = build()
+    engine, _ = observed_engine()
     run = engine.run(until="process_batch")
     before = len(run.log)
     (note,) = run.log.notes("pause")
@@ -265,7 +260,7 @@ def test_a_pause_is_a_note_of_the_turn_before_it():
 
 def test_plugins_are_opened_and_closed_with_each_call():
     """Each `run()` opens the plugins before its first turn and closes them when it returns."""
-    engine, observer = build()
+    engine, observer = observed_engine()
     engine.run(until="process_batch")
     assert (observer.opened, observer.closed) == (1, 1)
     engine.run()
@@ -274,7 +269,7 @@ def test_plugins_are_opened_and_closed_with_each_call():
 
 def test_advance_and_run_take_turns():
     """A run that `advance()` has begun is taken over by `run()`, which closes what was opened."""
-    engine, observer = build()
+    engine, observer = observed_engine()
     for _ in range(5):
         engine.advance()
     assert (observer.opened, observer.closed) == (1, 0)
@@ -287,14 +282,14 @@ def test_advance_and_run_take_turns():
 
 def test_until_finished_is_no_pause():
     """A run that has reached its end is finished, whatever it was to be driven to."""
-    engine, _ = build()
+    engine, _ = observed_engine()
     run = engine.run(until="finished")
     assert (run.state, run.paused, run.log.notes("pause")) == ("finished", None, [])
 
 
 def test_an_unknown_state_is_refused():
     """`run(until=…)` names the nearest state, and nothing has run."""
-    engine, _ = build()
+    engine, _ = observed_engine()
     with pytest.raises(EngineError, match=r"no such state; did you mean 'after_step'\?"):
         engine.run(until="after_stop")
     with pytest.raises(EngineError, match="until must be a state or a predicate of the run, got 7"):
@@ -304,7 +299,7 @@ def test_an_unknown_state_is_refused():
 
 def test_a_predicate_that_fails_leaves_the_run_alone():
     """What it raises comes out; it is no part of the run, which goes on afterwards."""
-    engine, observer = build()
+    engine, observer = observed_engine()
     with pytest.raises(ZeroDivisionError):
         engine.run(until=lambda run: 1 // 0)
     assert engine.current.state == "before_loop"
@@ -320,7 +315,7 @@ def test_a_plugin_that_fails_on_pause_leaves_the_run_paused():
         def on_pause(self, run):
             raise OSError("the disk is full")
 
-    engine, observer = build(1, Full(), AtEdge(lambda run: run.pause("save"), only=20))
+    engine, observer = observed_engine(1, Full(), AtEdge(lambda run: run.pause("save"), only=20))
     with pytest.raises(OSError, match="the disk is full"):
         engine.run()
     assert engine.current.paused == "save"
@@ -330,25 +325,6 @@ def test_a_plugin_that_fails_on_pause_leaves_the_run_paused():
 
 
 # -- time
-
-
-class Clock:
-    """A clock that stands still unless it is moved."""
-
-    def __init__(self):
-        self.now = 10**9
-
-    def __call__(self):
-        return self.now
-
-
-@pytest.fixture
-def clock(monkeypatch):
-    """The clock that the machine and the log read."""
-    clock = Clock()
-    for name in ("heptad.machine.monotonic_ns", "heptad.record.buffer.monotonic_ns"):
-        monkeypatch.setattr(name, clock)
-    return clock
 
 
 def timed(clock, plugins, drive):
@@ -414,7 +390,7 @@ def pressed():
 
 def test_ctrl_c_pauses_and_raises(pressed):
     """`run()` raises KeyboardInterrupt once the run is paused, `on_pause` called; `run()` again goes on."""
-    engine, observer = build(3, AtEdge(press, moments=[("enter", "process_batch")], only=4))
+    engine, observer = observed_engine(3, AtEdge(press, moments=[("enter", "process_batch")], only=4))
     with pytest.raises(KeyboardInterrupt, match=r"paused in before_step; Engine\.run\(\) continues from there"):
         engine.run()
     assert (engine.current.state, engine.current.paused) == ("before_step", "Ctrl-C")
@@ -426,7 +402,7 @@ def test_ctrl_c_pauses_and_raises(pressed):
 
 def test_ctrl_c_comes_before_until(pressed):
     """A state that the run was to be driven to does not keep KeyboardInterrupt from being raised."""
-    engine, observer = build(1, AtEdge(press, moments=[("enter", "after_step")], only=0))
+    engine, observer = observed_engine(1, AtEdge(press, moments=[("enter", "after_step")], only=0))
     with pytest.raises(KeyboardInterrupt):
         engine.run(until="after_step")
     assert engine.current.paused == "Ctrl-C"
@@ -436,7 +412,7 @@ def test_ctrl_c_comes_before_until(pressed):
 
 def test_ctrl_c_between_two_turns(pressed):
     """Pressed while the predicate of `until=` is asked, it is not left for the next `run()`."""
-    engine, observer = build()
+    engine, observer = observed_engine()
 
     def reached(run):
         if run.step == 2:
@@ -456,7 +432,7 @@ def test_ctrl_c_is_not_lost_to_another_interrupt(pressed):
         press(run)
         run.pause("another reason")
 
-    engine, observer = build(1, AtEdge(both, only=20))
+    engine, observer = observed_engine(1, AtEdge(both, only=20))
     with pytest.raises(KeyboardInterrupt):
         engine.run()
     assert observer.paused == 1
@@ -466,7 +442,7 @@ def test_ctrl_c_is_not_lost_to_another_interrupt(pressed):
 
 def test_ctrl_c_in_the_last_turn_is_not_swallowed(pressed):
     """No turn follows in which to pause: the run is finished, and KeyboardInterrupt is raised."""
-    engine, observer = build(1, AtEdge(press, moments=[("exit", "after_loop")]))
+    engine, observer = observed_engine(1, AtEdge(press, moments=[("exit", "after_loop")]))
     with pytest.raises(KeyboardInterrupt):
         engine.run()
     assert outcome(engine, observer) == straight()
@@ -489,7 +465,7 @@ def test_a_second_ctrl_c_raises_at_once(pressed, state, counts):
         press(run)
         raise AssertionError("the second one raised nothing")
 
-    engine, observer = build(1, AtEdge(twice, moments=[("exit", state)], only=1))
+    engine, observer = observed_engine(1, AtEdge(twice, moments=[("exit", state)], only=1))
     with pytest.raises(KeyboardInterrupt) as info:
         engine.run()
     run = engine.current
@@ -504,7 +480,7 @@ def test_a_second_ctrl_c_raises_at_once(pressed, state, counts):
 
 def test_a_second_ctrl_c_on_the_way(pressed):
     """Where the first was pressed in mid-step, the second is heard in a later turn."""
-    engine, _ = build(1, AtEdge(press, moments=[("enter", "process_batch"), ("exit", "after_step")]))
+    engine, _ = observed_engine(1, AtEdge(press, moments=[("enter", "process_batch"), ("exit", "after_step")]))
     with pytest.raises(KeyboardInterrupt):
         engine.run()
     assert engine.current.log.path()[-3:] == ["process_batch", "after_step", "failed"]
@@ -520,7 +496,7 @@ def test_a_second_ctrl_c_while_plugins_save(pressed):
             press(run)
             done.append(run)
 
-    engine, _ = build(1, Slow(), AtEdge(press, only=20))
+    engine, _ = observed_engine(1, Slow(), AtEdge(press, only=20))
     with pytest.raises(KeyboardInterrupt):
         engine.run()
     assert done == []
@@ -538,7 +514,7 @@ def test_a_second_ctrl_c_in_the_middle_of_a_record(pressed, monkeypatch):
         return time.monotonic_ns()
 
     monkeypatch.setattr("heptad.machine.monotonic_ns", clock)
-    engine, _ = build()
+    engine, _ = observed_engine()
     with pytest.raises(KeyboardInterrupt):
         engine.run()
     run = engine.current
@@ -553,7 +529,7 @@ def test_an_ignored_ctrl_c_stays_ignored():
     """Where Ctrl-C is ignored, as under nohup, it neither pauses nor raises."""
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
-        engine, observer = build(1, AtEdge(press, only=20))
+        engine, observer = observed_engine(1, AtEdge(press, only=20))
         engine.run()
         assert signal.getsignal(signal.SIGINT) == signal.SIG_IGN
     finally:
@@ -567,7 +543,7 @@ def test_the_handler_is_put_back_after_a_failure(pressed):
     def fail(run):
         raise ValueError("oh")
 
-    engine, _ = build(1, AtEdge(fail, only=20))
+    engine, _ = observed_engine(1, AtEdge(fail, only=20))
     with pytest.raises(ValueError, match="oh"):
         engine.run()
     press(None)
@@ -621,7 +597,7 @@ def moments():
         expected = straight(k)
         moments = [moment for moment in EDGES if moment != last]
         moment = choose.randrange(len(expected["calls"]) - 1)
-        engine, observer = build(k, AtEdge(press, moments=moments, only=moment))
+        engine, observer = observed_engine(k, AtEdge(press, moments=moments, only=moment))
         try:
             engine.run()
         except KeyboardInterrupt:
@@ -670,7 +646,7 @@ def gates():
     other = Witness()
     expected = engine_of(other)
     expected.run()
-    assert records(engine.current) == records(expected.current)
+    assert records(engine.current.log) == records(expected.current.log)
     assert witness.seen == other.seen
     assert [t.tolist() for t in weights(engine.current.network)] == [
         t.tolist() for t in weights(expected.current.network)
@@ -702,7 +678,7 @@ def in_thread(function):
 def test_a_run_in_another_thread():
     """Away from the main thread the run is the same, and Ctrl-C is left as it is."""
     handlers = []
-    engine, observer = build(1, AtEdge(lambda run: handlers.append(signal.getsignal(signal.SIGINT))))
+    engine, observer = observed_engine(1, AtEdge(lambda run: handlers.append(signal.getsignal(signal.SIGINT))))
     before = signal.getsignal(signal.SIGINT)
     assert in_thread(engine.run) is engine.current
     assert outcome(engine, observer) == straight()
@@ -711,14 +687,14 @@ def test_a_run_in_another_thread():
 
 def test_a_paused_run_goes_on_in_another_thread():
     """A run belongs to no thread."""
-    engine, observer = build(3)
+    engine, observer = observed_engine(3)
     finish(engine, lambda: in_thread(lambda: engine.run(until="process_batch")))
     assert outcome(engine, observer) == straight(3)
 
 
 def test_an_interrupt_from_another_thread():
     """A thread beside the run, such as a timer's, may pause it."""
-    engine, observer = build(1, AtEdge(lambda run: in_thread(lambda: run.pause("timer")), only=20))
+    engine, observer = observed_engine(1, AtEdge(lambda run: in_thread(lambda: run.pause("timer")), only=20))
     run = engine.run()
     assert run.paused == "timer"
     engine.run()
@@ -729,7 +705,7 @@ def test_an_interrupt_from_another_thread():
 def test_a_second_thread_may_not_drive(verb):
     """`run()` and `advance()` are refused while another thread is driving, and the run goes on."""
     errors = []
-    engine, observer = build(1, AtEdge(lambda run: errors.append(in_thread(getattr(engine, verb))), only=20))
+    engine, observer = observed_engine(1, AtEdge(lambda run: errors.append(in_thread(getattr(engine, verb))), only=20))
     engine.run()
     (error,) = errors
     assert isinstance(error, EngineError)
@@ -741,7 +717,7 @@ def test_a_second_thread_may_not_drive(verb):
 @pytest.mark.parametrize("drive", ["run", "advance"])
 def test_a_handler_may_not_drive(drive, verb):
     """`run()` and `advance()` are refused in a handler; one that lets the error through has failed like any other."""
-    engine, observer = build(1, AtEdge(lambda run: getattr(engine, verb)(), moments=[("exit", "after_step")]))
+    engine, observer = observed_engine(1, AtEdge(lambda run: getattr(engine, verb)(), moments=[("exit", "after_step")]))
     with pytest.raises(EngineError, match=rf"^{verb}\(\) was called from a handler while the run is being driven"):
         while True:
             getattr(engine, drive)()
@@ -753,7 +729,7 @@ def test_two_engines_in_turn():
     """Nothing of one run is left for the next."""
     expected = straight()
     for _ in range(2):
-        engine, observer = build()
+        engine, observer = observed_engine()
         engine.run()
         assert outcome(engine, observer) == expected
 
@@ -767,7 +743,7 @@ def test_two_engines_that_alternate():
         for engine in pair:
             engine.advance()
     for engine in pair:
-        assert records(engine.current) == records(alone.current)
+        assert records(engine.current.log) == records(alone.current.log)
         assert [t.tolist() for t in weights(engine.current.network)] == [
             t.tolist() for t in weights(alone.current.network)
         ]
@@ -779,7 +755,7 @@ def test_two_engines_that_alternate():
 @pytest.mark.parametrize("verb", ["run", "advance"])
 def test_a_finished_run_does_not_go_on(verb):
     """An engine drives one run: the error says what to do for another."""
-    engine, _ = build()
+    engine, _ = observed_engine()
     engine.run()
     message = rf"^{verb}\(\) was called on a run that is finished \(epochs=2 complete\).*build a new Engine"
     with pytest.raises(EngineError, match=message):
@@ -788,7 +764,7 @@ def test_a_finished_run_does_not_go_on(verb):
 
 def test_closing_what_advance_left_open():
     """`close()` closes the plugins once; a further call has nothing to do, and the run may still go on."""
-    engine, observer = build()
+    engine, observer = observed_engine()
     engine.advance()
     engine.close()
     engine.close()
@@ -799,14 +775,14 @@ def test_closing_what_advance_left_open():
 
 def test_an_engine_that_was_never_run_is_closed():
     """There is nothing to close then."""
-    engine, observer = build()
+    engine, observer = observed_engine()
     engine.close()
     assert (engine.current.state, observer.opened, observer.closed) == ("idle", 0, 0)
 
 
 def test_with_closes_the_engine():
     """Leaving the block closes what `advance()` left open, also when the block raises."""
-    engine, observer = build()
+    engine, observer = observed_engine()
     with engine as entered:
         assert entered is engine
         engine.advance()
@@ -842,19 +818,14 @@ def test_a_run_that_was_closed_in_any_state_goes_on(given, state):
     """`close()` in mid-epoch loses no batch: the run that goes on is the one that was never closed."""
 
     def engine_of():
-        network = small_network()
-        optimizer = torch.optim.SGD(network.parameters(), lr=0.1)
         size = {"batch_size": 2} if "dataset" in given else {}
-        return Engine(
-            Components(network=network, criterion=nn.CrossEntropyLoss(), optimizer=optimizer, **given),
-            RunConfig(epochs=2, **size),
-        )
+        return Engine(small_components(**given), RunConfig(epochs=2, **size))
 
     expected = engine_of().run()
     with engine_of() as engine:
         engine.run(until=state)
     assert engine.run().state == "finished"
-    assert records(engine.current) == records(expected)
+    assert records(engine.current.log) == records(expected.log)
     assert [t.tolist() for t in weights(engine.current.network)] == [t.tolist() for t in weights(expected.network)]
 
 

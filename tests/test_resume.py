@@ -26,7 +26,7 @@ from torch.utils.data import (
     TensorDataset,
 )
 
-from builders import Plan, Unsized, batches, plans, records, small_engine, small_network
+from builders import Clock, Plan, Unsized, batches, plans, records, sgd, small_components, small_engine, small_network
 from heptad import (
     CheckpointError,
     Components,
@@ -42,12 +42,12 @@ from heptad import (
 )
 from heptad.checkpoints.store import Store
 from heptad_plugins import Checkpoint, CSVLogger, EarlyStopping, Evaluate, GradientClipping, Journal, Progress
-from scenario import build, held_out, network, outcome
+from scenario import full_engine, held_out, network, outcome
 
 
 def begun(directory: Path, until: Any = lambda run: run.step == 4, **options: Any) -> None:
     """Trains to somewhere in the first epoch, with a checkpoint wherever one may be."""
-    build(directory, **options).run(until=until)
+    full_engine(directory, **options).run(until=until)
 
 
 # -- the way in
@@ -56,11 +56,11 @@ def begun(directory: Path, until: Any = lambda run: run.step == 4, **options: An
 @pytest.mark.parametrize("way", ["auto", "the directory", "one checkpoint"])
 def test_three_ways_to_say_where_from(way, tmp_path):
     """The newest of the run's own, of a directory, or one that is named; each is the run that was not interrupted."""
-    straight = build(tmp_path / "straight")
+    straight = full_engine(tmp_path / "straight")
     straight.run()
     begun(tmp_path / "a")
     newest = Store(tmp_path / "a").entries()[-1].path
-    engine = build(tmp_path / "a")
+    engine = full_engine(tmp_path / "a")
     run = engine.run(resume={"auto": "auto", "the directory": tmp_path / "a", "one checkpoint": newest}[way])
     assert outcome(engine) == outcome(straight)
     assert run.resumed_from == str(newest)
@@ -72,7 +72,7 @@ def test_three_ways_to_say_where_from(way, tmp_path):
 
 def test_auto_begins_at_the_start_where_there_is_none(tmp_path):
     """And the log says so."""
-    engine = build(tmp_path / "a")
+    engine = full_engine(tmp_path / "a")
     run = engine.run(resume="auto")
     assert [note.text for note in run.log.notes("resume")] == [
         "there is no checkpoint yet: the run begins at its start"
@@ -82,15 +82,15 @@ def test_auto_begins_at_the_start_where_there_is_none(tmp_path):
 
 def test_an_older_checkpoint_supersedes_the_newer_ones(tmp_path):
     """Those that are written then have higher numbers, so the newest is that of the run that went on."""
-    straight = build(tmp_path / "straight")
+    straight = full_engine(tmp_path / "straight")
     straight.run()
     keep = Checkpoint(tmp_path / "a", at="after_step", keep_last=100)
-    build(tmp_path / "a", checkpoint=keep).run(until=lambda run: run.step == 8)
+    full_engine(tmp_path / "a", checkpoint=keep).run(until=lambda run: run.step == 8)
     entries = Store(tmp_path / "a").entries()
-    again = build(tmp_path / "a", checkpoint=Checkpoint(tmp_path / "a", at="after_step", keep_last=100))
+    again = full_engine(tmp_path / "a", checkpoint=Checkpoint(tmp_path / "a", at="after_step", keep_last=100))
     again.run(resume=entries[2].path, until=lambda run: run.step == 5)
     assert Store(tmp_path / "a").entries()[-1].number > entries[-1].number
-    last = build(tmp_path / "a", checkpoint=Checkpoint(tmp_path / "a", at="after_step"))
+    last = full_engine(tmp_path / "a", checkpoint=Checkpoint(tmp_path / "a", at="after_step"))
     last.run(resume="auto")
     skip = {"plugins"}  # another place to store has another state
     assert {k: v for k, v in outcome(last).items() if k not in skip} == {
@@ -100,7 +100,7 @@ def test_an_older_checkpoint_supersedes_the_newer_ones(tmp_path):
 
 def rerun(directory: Path) -> Engine:
     """Returns the engine of the same table, run through."""
-    engine = build(directory, checkpoint=Checkpoint(directory, at="after_step"))
+    engine = full_engine(directory, checkpoint=Checkpoint(directory, at="after_step"))
     engine.run()
     return engine
 
@@ -128,7 +128,7 @@ def test_what_cannot_be_resumed_from_is_told(resume, error, says, tmp_path):
         )
         where: Any = "auto"
     else:
-        engine, where = build(tmp_path / "a"), tmp_path / resume
+        engine, where = full_engine(tmp_path / "a"), tmp_path / resume
     with pytest.raises(error, match=says):
         engine.run(resume=where)
     assert engine.current.state == "idle"
@@ -137,7 +137,7 @@ def test_what_cannot_be_resumed_from_is_told(resume, error, says, tmp_path):
 def test_a_run_that_has_begun_is_not_resumed(tmp_path):
     """It goes on with `run()`."""
     begun(tmp_path / "a")
-    engine = build(tmp_path / "b")
+    engine = full_engine(tmp_path / "b")
     engine.run(until="before_step")
     with pytest.raises(EngineError, match=r"in before_step; call run\(\) to continue it"):
         engine.run(resume=tmp_path / "a")
@@ -159,11 +159,11 @@ class Flaky(Plugin):
 @pytest.mark.parametrize("way", ["run()", "run(resume='auto')", "run(resume=its path)", "advance()"])
 def test_a_plugin_that_does_not_open_loses_no_random_state(way, tmp_path):
     """The run is where the checkpoint is by then; whatever goes on from there begins with its generators."""
-    straight = build(tmp_path / "straight")
+    straight = full_engine(tmp_path / "straight")
     straight.run()
     begun(tmp_path / "a")
     newest = Store(tmp_path / "a").entries()[-1].path
-    engine = build(tmp_path / "a", [Flaky()])
+    engine = full_engine(tmp_path / "a", [Flaky()])
     with pytest.raises(OSError, match="cannot be reached"):
         engine.run(resume="auto")
     torch.manual_seed(99)  # what the process did in between
@@ -182,7 +182,7 @@ def test_a_run_that_did_not_open_stays_at_its_checkpoint(tmp_path):
     """It is told so where another one is named then."""
     begun(tmp_path / "a")
     before, newest = (entry.path for entry in Store(tmp_path / "a").entries())
-    engine = build(tmp_path / "a", [Flaky()])
+    engine = full_engine(tmp_path / "a", [Flaky()])
     with pytest.raises(OSError, match="cannot be reached"):
         engine.run(resume="auto")
     with pytest.raises(
@@ -197,15 +197,15 @@ def test_a_directory_belongs_to_one_run(tmp_path):
     begun(tmp_path / "a")
     before = Store(tmp_path / "a").entries()
     with pytest.raises(CheckpointError, match=r"of another run .*resume='auto'.*another directory.*overwrite=True"):
-        build(tmp_path / "a").run()
+        full_engine(tmp_path / "a").run()
     assert Store(tmp_path / "a").entries() == before
-    build(tmp_path / "a", checkpoint=Checkpoint(tmp_path / "a", at="after_epoch", overwrite=True)).run()
+    full_engine(tmp_path / "a", checkpoint=Checkpoint(tmp_path / "a", at="after_epoch", overwrite=True)).run()
     (first, *_) = Store(tmp_path / "a").entries()
     assert Store(tmp_path / "a").summary(first)["epoch"] == 1
     begun(tmp_path / "b")
     shutil.copytree(tmp_path / "b", tmp_path / "c")
     with pytest.raises(CheckpointError, match="of another run"):
-        build(tmp_path / "a").run(resume=tmp_path / "c")  # resumed, but the directory is that of another
+        full_engine(tmp_path / "a").run(resume=tmp_path / "c")  # resumed, but the directory is that of another
 
 
 def test_two_runs_at_once_are_refused(tmp_path):
@@ -216,12 +216,12 @@ def test_two_runs_at_once_are_refused(tmp_path):
         @on_exit("after_step", once=True)
         def begin(self, run: Run) -> None:
             with pytest.raises(CheckpointError) as caught:
-                build(tmp_path / "a").run(resume="auto")
+                full_engine(tmp_path / "a").run(resume="auto")
             refused.append(str(caught.value))
 
-    build(tmp_path / "a", [Second()]).run()
+    full_engine(tmp_path / "a", [Second()]).run()
     assert "is in use" in refused[0]
-    engine = build(tmp_path / "a")  # the lock went with the run
+    engine = full_engine(tmp_path / "a")  # the lock went with the run
     engine.run(resume="auto")
 
 
@@ -235,12 +235,12 @@ def flip(path: Path) -> None:
 @pytest.mark.parametrize("name", ["manifest.json", "state.json", "network.safetensors", "run.safetensors"])
 def test_a_damaged_one_is_named_and_the_one_before_taken(name, tmp_path):
     """The run is the one that was not interrupted all the same; what is wrong stands in the log."""
-    straight = build(tmp_path / "straight")
+    straight = full_engine(tmp_path / "straight")
     straight.run()
     begun(tmp_path / "a")
     before, newest = Store(tmp_path / "a").entries()
     flip(newest.path / name)
-    engine = build(tmp_path / "a")
+    engine = full_engine(tmp_path / "a")
     run = engine.run(resume="auto")
     assert run.resumed_from == str(before.path)
     assert any(newest.path.name in note.text and name in note.text for note in run.log.notes("resume"))
@@ -252,7 +252,7 @@ def test_where_all_are_damaged_nothing_is_begun(tmp_path):
     begun(tmp_path / "a")
     for entry in Store(tmp_path / "a").entries():
         flip(entry.path / "run.safetensors")
-    engine = build(tmp_path / "a")
+    engine = full_engine(tmp_path / "a")
     with pytest.raises(CheckpointError, match=r"checkpoint-\d+.*run\.safetensors") as caught:
         engine.run(resume="auto")
     assert str(caught.value).count("run.safetensors") == 2
@@ -308,7 +308,7 @@ def test_another_run_is_refused_field_by_field(field, tmp_path):
         if "at" in options
         else Checkpoint(tmp_path / "b", at=("after_step", "optimizer_update", "after_epoch"))
     )
-    engine = build(tmp_path / "b", checkpoint=checkpoint, **options)
+    engine = full_engine(tmp_path / "b", checkpoint=checkpoint, **options)
     before = [parameter.clone() for parameter in engine.current.network.parameters()]
     with pytest.raises(CheckpointError, match=says) as caught:
         engine.run(resume=tmp_path / "a")
@@ -319,10 +319,7 @@ def test_another_run_is_refused_field_by_field(field, tmp_path):
 
 
 def components(model: nn.Module, optimizer: Any = None, **parts: Any) -> Components:
-    given = {"loader": batches(4), "criterion": nn.CrossEntropyLoss(), **parts}
-    return Components(
-        network=model, optimizer=optimizer or (lambda net: torch.optim.SGD(net.parameters(), lr=0.1)), **given
-    )
+    return small_components(model, **{"loader": batches(4), "optimizer": optimizer or sgd, **parts})
 
 
 def engine_of(directory: Path, parts: Components, plugins: Any = (), **config: Any) -> Engine:
@@ -560,7 +557,7 @@ def test_what_changes_bits_is_noted(tmp_path):
     begun(tmp_path / "a")
     torch.set_num_threads(2)
     try:
-        run = build(tmp_path / "a").run(resume="auto")
+        run = full_engine(tmp_path / "a").run(resume="auto")
     finally:
         torch.set_num_threads(1)
     assert any(
@@ -575,22 +572,24 @@ def test_what_changes_bits_is_noted(tmp_path):
 @pytest.mark.parametrize("at", ["after_epoch", "after_step", "optimizer_update"])
 def test_a_finished_run_goes_on_for_another_epoch(at, tmp_path):
     """It equals one that was asked for that many."""
-    longer = build(tmp_path / "longer", checkpoint=Checkpoint(tmp_path / "longer", at=at), schedule=False, epochs=3)
+    longer = full_engine(
+        tmp_path / "longer", checkpoint=Checkpoint(tmp_path / "longer", at=at), schedule=False, epochs=3
+    )
     longer.run()
-    build(tmp_path / "a", checkpoint=Checkpoint(tmp_path / "a", at=at), schedule=False, epochs=2).run()
-    again = build(tmp_path / "a", checkpoint=Checkpoint(tmp_path / "a", at=at), schedule=False, epochs=3)
+    full_engine(tmp_path / "a", checkpoint=Checkpoint(tmp_path / "a", at=at), schedule=False, epochs=2).run()
+    again = full_engine(tmp_path / "a", checkpoint=Checkpoint(tmp_path / "a", at=at), schedule=False, epochs=3)
     again.run(resume="auto")
     assert outcome(again) == outcome(longer)
 
 
 def test_more_updates_may_be_asked_for(tmp_path):
     """A run that ended at max_updates goes on; one that was stopped stays stopped."""
-    build(tmp_path / "a", schedule=False, max_updates=2).run()
-    run = build(tmp_path / "a", schedule=False, max_updates=4).run(resume="auto")
+    full_engine(tmp_path / "a", schedule=False, max_updates=2).run()
+    run = full_engine(tmp_path / "a", schedule=False, max_updates=4).run(resume="auto")
     assert (run.update, run.reason) == (4, "max_updates=4 reached")
-    stopped = build(tmp_path / "b", [Stops()], schedule=False)
+    stopped = full_engine(tmp_path / "b", [Stops()], schedule=False)
     stopped.run()
-    run = build(tmp_path / "b", [Stops()], schedule=False, epochs=9).run(resume="auto")
+    run = full_engine(tmp_path / "b", [Stops()], schedule=False, epochs=9).run(resume="auto")
     assert (run.epoch, run.reason) == (1, "enough")
 
 
@@ -1304,9 +1303,9 @@ KEPT = Path(__file__).parent / "checkpoint" / "run_of_format_1"
 def test_a_run_that_was_kept_as_files_goes_on(tmp_path):
     """In mid-window, as version 0.1.0 wrote it; every later version must be able to. Bits may be those of a machine."""
     shutil.copytree(KEPT, tmp_path / "a")
-    engine = build(tmp_path / "a")
+    engine = full_engine(tmp_path / "a")
     run = engine.run(resume="auto")
-    straight = build(tmp_path / "b")
+    straight = full_engine(tmp_path / "b")
     straight.run()
     assert (run.state, run.epoch, run.step, run.update) == ("finished", 2, 18, 6)
     assert records(run.log) == records(straight.current.log)[run.log[0].seq :]
@@ -1343,16 +1342,15 @@ def test_a_monitor_that_nobody_records_is_told(tmp_path):
 
 def test_seconds_have_to_pass(tmp_path, monkeypatch):
     """At each place, but only when that long has passed since the last one; the clock is read by a handler."""
-    now = 0.0
-    monkeypatch.setattr("heptad_plugins.checkpoint.monotonic", lambda: now)
+    clock = Clock()
+    monkeypatch.setattr("heptad_plugins.checkpoint.monotonic", clock)
 
-    class Clock(Plugin):
+    class Works(Plugin):
         def on_exit_process_batch(self, run: Run) -> None:
-            nonlocal now
-            now += 10.0
+            clock.now += 10.0
 
     checkpoint = Checkpoint(tmp_path, at="after_step", seconds=25.0, keep_last=99)
-    Engine(components(small_network(), loader=batches(10)), RunConfig(epochs=1), [Clock(), checkpoint]).run()
+    small_engine(10, [Works(), checkpoint]).run()
     store = Store(tmp_path)
     assert [store.summary(entry)["step"] for entry in store.entries()] == [3, 6, 9]
 
@@ -1381,7 +1379,7 @@ def test_options_are_checked_when_it_is_built(options, says, tmp_path):
 def test_nothing_is_missing_from_the_log_of_a_resumed_run(tmp_path):
     """Questions about it answer: guards with what they saw, counters, notes."""
     begun(tmp_path / "a", until=lambda run: run.step == 6)
-    run = build(tmp_path / "a", [Progress(file=None)]).run(resume="auto")
+    run = full_engine(tmp_path / "a", [Progress(file=None)]).run(resume="auto")
     assert run.log[0].seq > 0
     assert [t.seq for t in run.log] == list(range(run.log[0].seq, run.log[-1].seq + 1))
     for transition in run.log:

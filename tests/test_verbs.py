@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from builders import STATES, Unsized, batches, small_engine, small_network, weights
+from builders import STATES, Unsized, batches, small_components, small_config, small_engine, small_network, weights
 from heptad import Components, ConfigError, DataError, Engine, EngineError, LossOutput, Plugin, RunConfig
 from heptad.plugin import Pause
 
@@ -27,17 +27,8 @@ def on(engine, moment, state, act, event=1):
 
 
 def engine_of(compute_loss, count=3, **config):
-    """Returns an engine whose loss is the function's."""
-    network = small_network()
-    return Engine(
-        Components(
-            network=network,
-            loader=batches(count),
-            compute_loss=compute_loss,
-            optimizer=torch.optim.SGD(network.parameters(), lr=0.1),
-        ),
-        RunConfig(**({"epochs": 1} | config)),
-    )
+    """Return an engine whose loss is the function's."""
+    return Engine(small_components(compute_loss=compute_loss, loader=batches(count)), small_config(**config))
 
 
 def at_every_edge(act):

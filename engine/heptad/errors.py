@@ -139,10 +139,6 @@ def _summary(value: Any, depth: int) -> str:
     return name
 
 
-def _is_looked_into(item: Any) -> bool:
-    return is_tensor_class(cast("Any", type(item))) or isinstance(item, Mapping | list | tuple)
-
-
 def _container(name: str, size: int, parts: Iterable[str], depth: int) -> str:
     name = f"{name} of {size}"
     if depth <= 0 or not size:

@@ -89,7 +89,7 @@ class Journal(Plugin):
         try:
             self._recorder = self._file.record(run, self._flush_every)
         except LogError as error:
-            raise PluginError(f"Journal: {error}") from error.__cause__
+            raise PluginError(f"Journal: {error}") from error.__cause__  # an OSError, or nothing
 
     def close(self, run: Run) -> None:
         """Write what is left and close the file.

@@ -13,7 +13,7 @@ import torch
 from heptad import CheckpointError
 from heptad.checkpoints import Store
 from heptad.checkpoints.form import Stored, read_form
-from scenario import build
+from scenario import full_engine
 
 KEPT = Path(__file__).parent / "run_of_format_1"
 
@@ -70,7 +70,7 @@ def test_what_no_run_has_stored_is_refused(what, tmp_path):
     snapshot = Store(KEPT).load(kept)
     change(snapshot.sections)
     Store(tmp_path / "a").save(snapshot)
-    engine = build(tmp_path / "a")
+    engine = full_engine(tmp_path / "a")
     before = [parameter.clone() for parameter in engine.current.network.parameters()]
     random = torch.get_rng_state()
     with pytest.raises(CheckpointError, match=says):
@@ -89,13 +89,13 @@ def test_a_summary_that_is_none_is_refused(tmp_path):
     with pytest.raises(
         CheckpointError, match=f"{path.name} is sound, but it is not the checkpoint of a run: run: Field required"
     ):
-        build(tmp_path).run(resume="auto")
+        full_engine(tmp_path).run(resume="auto")
 
 
 @pytest.mark.parametrize("feed", ["dataset", "stream", "loader", "unsized", "stateful"])
 def test_a_place_in_any_data_has_a_form(feed, tmp_path):
     """A part of it that is missing is told, whatever the data come from."""
-    build(tmp_path / "a", feed=feed, at="after_step").run(until=lambda run: run.step == 4)
+    full_engine(tmp_path / "a", feed=feed, at="after_step").run(until=lambda run: run.step == 4)
     store = Store(tmp_path / "a")
     newest = store.entries()[-1]
     for name in store.load(newest).sections["run"]["data"]:
@@ -105,7 +105,7 @@ def test_a_place_in_any_data_has_a_form(feed, tmp_path):
         del snapshot.sections["run"]["data"][name]
         path = Store(tmp_path / name).save(snapshot).path
         with pytest.raises(CheckpointError, match=f"{name}: Field required"):
-            build(tmp_path / "b", feed=feed, at="after_step").run(resume=path)
+            full_engine(tmp_path / "b", feed=feed, at="after_step").run(resume=path)
 
 
 LATER = {
@@ -134,7 +134,7 @@ def keys(sections: dict[str, Any]) -> set[tuple[str, ...]]:
 def test_what_is_captured_has_the_fields_of_format_1(tmp_path):
     """With the names that they have on disk, and the later ones."""
     (kept,) = Store(KEPT).entries()
-    now = build(tmp_path, at="after_step").run(until=lambda run: run.step == 4).snapshot().sections
+    now = full_engine(tmp_path, at="after_step").run(until=lambda run: run.step == 4).snapshot().sections
     assert keys(now) - keys(Store(KEPT).load(kept).sections) <= LATER
     assert keys(Store(KEPT).load(kept).sections) <= keys(now)
 

@@ -151,15 +151,6 @@ def shares(directory: Path) -> list[tuple[int, dict[str, float]]]:
     return sorted(points.items())
 
 
-@pytest.fixture
-def clock(monkeypatch):
-    """The clock that the machine and the log read."""
-    clock = Clock(10**9)
-    for name in ("heptad.machine.monotonic_ns", "heptad.record.buffer.monotonic_ns"):
-        monkeypatch.setattr(name, clock)
-    return clock
-
-
 def timed(clock: Clock, logger: Plugin, epochs: int = 3) -> Engine:
     """Returns an engine whose forward pass takes 3 ms, its data 1 ms, its evaluation 8 ms, all else no time."""
     engine = small_engine(4, [Evaluate(batches(2)), logger], epochs=epochs)
