@@ -46,11 +46,11 @@ class PackedChunk:
         return len(self._times)
 
     def arcs(self) -> Ints:
-        """Returns the number of the arc taken, for each transition."""
+        """Return the number of the arc taken, for each transition."""
         return np.frombuffer(self._arcs, dtype=np.uint16).astype(np.int64)
 
     def times(self) -> Ints:
-        """Returns monotonic nanoseconds, for each transition."""
+        """Return monotonic nanoseconds, for each transition."""
         return np.frombuffer(self._times, dtype=np.int64)
 
 
@@ -70,7 +70,7 @@ class OpenChunk:
         self.gaps: list[tuple[int, int]] = []
 
     def packed(self) -> PackedChunk:
-        """Returns what stands in it now."""
+        """Return what stands in it now."""
         times = array("q", self.times)  # first: an arc is appended before its time, so there is one for each
         arcs = array("H", self.arcs[: len(times)])
         skipped = tuple(place for place in self.skipped if place < len(times))
@@ -79,7 +79,7 @@ class OpenChunk:
 
 
 class Follower(Protocol):
-    """Takes the log while it is written, on the thread that drives the run.
+    """Take the log while it is written, on the thread that drives the run.
 
     Attributes:
         limit: Transitions after which it wants `settled` to be called at the latest.
@@ -91,7 +91,7 @@ class Follower(Protocol):
         ...
 
     def packed(self, chunk: PackedChunk) -> None:
-        """Takes a chunk that is full."""
+        """Take a chunk that is full."""
         ...
 
     def noted(self, event: Event) -> None:
@@ -160,7 +160,7 @@ class LogBuffer:
         self._followers = (*self._followers, follower)
 
     def leave(self, follower: Follower) -> None:
-        """Ends that."""
+        """End that."""
         self._followers = tuple(other for other in self._followers if other is not follower)
 
     @property
@@ -186,7 +186,7 @@ class LogBuffer:
         return max(1, min((room, *(follower.limit for follower in self._followers))))
 
     def go(self) -> None:
-        """Starts the clock, at the beginning or after pausing: the time since then belongs to no state."""
+        """Start the clock, at the beginning or after pausing: the time since then belongs to no state."""
         if self._paused_at is None:
             return
         now, chunk = monotonic_ns(), self._written[1]
@@ -197,7 +197,7 @@ class LogBuffer:
         self._paused_at = None
 
     def pause(self) -> None:
-        """Stops the clock."""
+        """Stop the clock."""
         if self._paused_at is None:
             self._paused_at = monotonic_ns()
 
@@ -226,20 +226,20 @@ class LogBuffer:
         chunk.skipped.append(len(chunk.times))
 
     def mend(self) -> int:
-        """Drops a record that a second Ctrl-C cut in two, and returns the state that the log ends in."""
+        """Drop a record that a second Ctrl-C cut in two, and returns the state that the log ends in."""
         arcs = self.arcs
         del arcs[len(self.times) :]
         return int(self.effects.dests[arcs[-1]]) if arcs else self._node
 
     def fail(self, failure: Failure, node: int) -> None:
-        """Records the transition from a node to `failed`."""
+        """Record the transition from a node to `failed`."""
         self.failure = failure
         self.arcs.append(len(self.table.arcs) + node)
         self.times.append(monotonic_ns())
         self.emit(Failed, failure.seq, failure)
 
     def settle(self, counters: Callable[[], Counters]) -> None:
-        """Packs the open chunk if it is full, lets the oldest go, and tells the followers.
+        """Pack the open chunk if it is full, lets the oldest go, and tells the followers.
 
         Args:
             counters: Tells what they stand at, between two turns.
@@ -264,7 +264,7 @@ class LogBuffer:
             self.traced.let_go(kept[0].seq)
 
     def view(self) -> View:
-        """Returns the log as it stands; at any time, from any thread."""
+        """Return the log as it stands; at any time, from any thread."""
         packed, chunk = self._written
         last = chunk.packed()
         end = last.seq + len(last)
@@ -273,7 +273,7 @@ class LogBuffer:
         return View(chunks, max(oldest, end - self.capacity), end)
 
     def open_chunk(self) -> PackedChunk:
-        """Returns what stands in the chunk that is being written; at any time, from any thread."""
+        """Return what stands in the chunk that is being written; at any time, from any thread."""
         return self._written[1].packed()
 
     def events(self, first: int) -> list[Event]:
@@ -281,21 +281,21 @@ class LogBuffer:
         return [event for event in self._events if event.seq >= first]
 
     def values(self, first: int = 0) -> list[Recorded]:
-        """Returns the recorded values from the one of that number on; waits for those still on their device."""
+        """Return the recorded values from the one of that number on; waits for those still on their device."""
         return self.recorded.since(first)
 
     def columns(self, first: int) -> Columns:
-        """Returns the same by column."""
+        """Return the same by column."""
         return self.recorded.columns(first)
 
     def values_between(self, first: int, end: int) -> list[Recorded]:
-        """Returns the values recorded in the turns of these transitions; waits for those still on their device."""
+        """Return the values recorded in the turns of these transitions; waits for those still on their device."""
         return self.recorded.between(first, end)
 
     def calls_since(self, number: int) -> list[Call]:
-        """Returns the handlers' calls but for the first `number` of the run, of those that are kept."""
+        """Return the handlers' calls but for the first `number` of the run, of those that are kept."""
         return self.traced.since(number, self._offset)
 
     def calls(self, first: int, end: int) -> list[Call]:
-        """Returns the handlers' calls in the turns of these transitions, where they were traced."""
+        """Return the handlers' calls in the turns of these transitions, where they were traced."""
         return self.traced.between(first, end, self._offset)

@@ -26,16 +26,16 @@ class Calls:
         return gone + len(rows) // _FIELDS
 
     def handler(self, who: str, moment: str, state: str) -> int:
-        """Returns a number for a handler on a moment."""
+        """Return a number for a handler on a moment."""
         self._handlers.append((who, moment, state))
         return len(self._handlers) - 1
 
     def add(self, seq: int, handler: int, began_ns: int, duration_ns: int) -> None:
-        """Adds a call; times on the monotonic clock."""
+        """Add a call; times on the monotonic clock."""
         self._kept[1].extend((seq, handler, began_ns, duration_ns))
 
     def between(self, first: int, end: int, offset: int) -> list[Call]:
-        """Returns the calls in the turns of the transitions from `first` to before `end`, in order.
+        """Return the calls in the turns of the transitions from `first` to before `end`, in order.
 
         Args:
             first: The first transition.
@@ -47,7 +47,7 @@ class Calls:
         return self._told(rows, begin, _place(rows, end, begin), offset)
 
     def since(self, number: int, offset: int) -> list[Call]:
-        """Returns the calls from the one of that number on, of those that are kept, in the order in which they ended.
+        """Return the calls from the one of that number on, of those that are kept, in the order in which they ended.
 
         Args:
             number: How many calls of the run to leave out.
@@ -57,7 +57,7 @@ class Calls:
         return self._told(rows, max(number - gone, 0), len(rows) // _FIELDS, offset)
 
     def let_go(self, before: int) -> None:
-        """Drops the calls of transitions before that number."""
+        """Drop the calls of transitions before that number."""
         gone, rows = self._kept
         if rows and rows[0] < before:
             place = _place(rows, before)
@@ -71,6 +71,6 @@ class Calls:
 
 
 def _place(rows: array[int], seq: int, since: int = 0) -> int:
-    """Returns the place of the first call in the turn of a transition from `seq` on."""
+    """Return the place of the first call in the turn of a transition from `seq` on."""
     places = range(since, len(rows) // _FIELDS)
     return since + bisect_left(places, seq, key=lambda place: rows[_FIELDS * place])

@@ -47,11 +47,11 @@ class Chunk(Protocol):
     def __len__(self) -> int: ...
 
     def arcs(self) -> Ints:
-        """Returns the number of the arc taken, for each transition."""
+        """Return the number of the arc taken, for each transition."""
         ...
 
     def times(self) -> Ints:
-        """Returns when each transition was made, in nanoseconds."""
+        """Return when each transition was made, in nanoseconds."""
         ...
 
 
@@ -143,7 +143,7 @@ class Effects:
         self.closes_window = self.counts_update | self.counts_epoch | self.opens_epoch
 
     def counters(self, chunk: Chunk, failure: Failure | None) -> dict[str, Ints]:
-        """Replays a chunk: for each transition the counters after the body of its source."""
+        """Replay a chunk: for each transition the counters after the body of its source."""
         base = chunk.counters
         arcs = chunk.arcs()
         steps = base.step + np.cumsum(self.counts_step[arcs])
@@ -163,7 +163,7 @@ class Effects:
 
 
 def durations(chunk: Chunk) -> Ints:
-    """Returns nanoseconds spent in the source of each transition, paused time left out."""
+    """Return nanoseconds spent in the source of each transition, paused time left out."""
     spent = np.diff(chunk.times(), prepend=chunk.clock)
     for place, paused in chunk.gaps:
         spent[place] -= paused
@@ -171,5 +171,5 @@ def durations(chunk: Chunk) -> Ints:
 
 
 def _latest(where: npt.NDArray[np.bool_], values: Ints, before: int) -> Ints:
-    """Returns at each place the value at the last place where `where` held (values never fall), `before` at first."""
+    """Return at each place the value at the last place where `where` held (values never fall), `before` at first."""
     return np.maximum.accumulate(np.where(where, values, before))

@@ -90,7 +90,7 @@ class RecordedValues:
         return len(self._place) // 4
 
     def record(self, name: str, value: Any, seq: int, at: Counters) -> None:
-        """Adds a value.
+        """Add a value.
 
         Raises:
             EngineError: If the name is empty or the value is neither a number nor a 0-dim tensor.
@@ -118,7 +118,7 @@ class RecordedValues:
         return self._names.setdefault(name, len(self._names))
 
     def history(self, name: str) -> list[float]:
-        """Returns all values of a name, oldest first; none for a name that was never recorded."""
+        """Return all values of a name, oldest first; none for a name that was never recorded."""
         if name not in self._names:
             return []
         self._fetch()
@@ -126,17 +126,17 @@ class RecordedValues:
         return cast("list[float]", np.array(self._value)[mine].tolist())
 
     def newest(self) -> dict[str, float]:
-        """Returns the newest value of every name."""
+        """Return the newest value of every name."""
         self._fetch()
         return {name: self._value[row] for name, row in self._newest.items()}
 
     def since(self, first: int) -> list[Recorded]:
-        """Returns all values from the one of that number on, oldest first."""
+        """Return all values from the one of that number on, oldest first."""
         end = len(self)
         return self._read(range(max(first, 0), end)) if first < end else []  # mostly a logger asks for nothing new
 
     def between(self, first: int, end: int) -> list[Recorded]:
-        """Returns those recorded in the turns of the transitions from `first` to before `end`."""
+        """Return those recorded in the turns of the transitions from `first` to before `end`."""
         rows = range(len(self))
         places = (bisect_left(rows, seq, key=lambda row: self._place[4 * row]) for seq in (first, end))
         return self._read(range(*places))
@@ -147,14 +147,14 @@ class RecordedValues:
         return [Recorded(names[self._name[row]], self._value[row], *self._place[4 * row : 4 * row + 4]) for row in rows]
 
     def columns(self, first: int) -> Columns:
-        """Returns the same by column."""
+        """Return the same by column."""
         end = len(self)
         self._fetch()
         name, value, place = self._name[first:end], self._value[first:end], self._place[4 * first : 4 * end]
         return Columns(list(self._names), name, value, place)
 
     def names(self, first: int) -> set[str]:
-        """Returns the names that were recorded from the value of that number on; waits for no device."""
+        """Return the names that were recorded from the value of that number on; waits for no device."""
         if len(self._name) <= first:
             return set()
         newer = self._name[first:]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -13,6 +13,7 @@ from heptad.data.generators import cpu_states
 from heptad.engine import Engine
 from heptad.plugin.contract import Plugin
 from heptad.plugin.manager import plugin_state
+from heptad.record.events import Event, Pause
 
 Encoded = tuple[Any, dict[str, Tensor]]
 """A value as a checkpoint stores it, which can be compared: JSON, and the tensors in it by name."""
@@ -23,7 +24,7 @@ class RunOutcome:
     """What a run left behind: its path, events but for pauses, recorded values, weights, state and generators."""
 
     path: list[tuple[Any, ...]]
-    events: list[tuple[int, str, str]]
+    events: list[Event]
     values: dict[str, Encoded]
     weights: Encoded
     state: dict[str, Encoded]
@@ -40,7 +41,7 @@ class RunOutcome:
         records = [(r.name, [r.value, r.seq, r.epoch, r.step, r.update]) for r in run.records()]
         return cls(
             [(t.seq, t.source, t.dest, dict(t.guards), t.epoch, t.batch_index, t.step, t.update) for t in run.log],
-            [(n.seq, n.kind, str(n)) for n in run.log.notes() if n.kind not in ("pause", "interrupt")],
+            [replace(event, time_ns=0) for event in run.log.notes() if not isinstance(event, Pause)],
             {name: encode([row for other, row in records if other == name], "values") for name in run.metrics},
             _with_copies(encode(dict(run.network.state_dict()), "weights")),
             {name: _with_copies(encode(part, f"state_dict()[{name!r}]")) for name, part in state.items()},
