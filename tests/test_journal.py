@@ -226,7 +226,7 @@ def test_text_with_half_a_surrogate_pair_is_written_out(tmp_path):
     path = tmp_path / "run"
     write(path, engine.current)
     source = FileSource(path)
-    assert source.events(0)[0].text == written_out
+    assert source.events(0)[0].text == odd  # its data are JSON, which escapes
     assert [value.name for value in source.values()] == [written_out]
     assert source.failure is not None
     assert source.failure.error == f"ValueError: {written_out}"
