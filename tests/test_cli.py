@@ -100,7 +100,7 @@ def test_why_did_the_optimizer_not_step_the_update_was_skipped(ask: Ask, tmp_pat
 
     journalled(tmp_path / "run.db", 4, act)
     answer = ask("explain", tmp_path / "run.db", "--source", "optimizer_update", "--step", 2)
-    assert "the update was skipped, the weights and `update` stood still: the gradient holds NaN" in answer.out
+    assert "the update was skipped, the weights and `update` did not change: the gradient holds NaN" in answer.out
     assert "the gradient holds NaN" in ask("show", tmp_path / "run.db", "--notes").out
 
 

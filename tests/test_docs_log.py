@@ -41,4 +41,4 @@ def run_the_page(capsys: pytest.CaptureFixture[str]) -> None:
     assert all(printed)
     assert commands == {"explain", "show", "stats", "diff", "export", "diagram"}
     assert "update_due: no (steps in the window 1, accumulation 4" in printed[0]
-    assert "the update was skipped, the weights and `update` stood still: only to show" in printed[1]
+    assert "the update was skipped, the weights and `update` did not change: only to show" in printed[1]

@@ -344,7 +344,7 @@ def test_str_of_an_explanation_reads_well():
     assert str(log.explain(last)).splitlines()[1:] == [
         "    to optimizer_update if update_due: yes "
         "(steps in the window 1, accumulation 1, remainder extend, batches 1, in a pass 2)",
-        "    on exit of after_step: Rare.look (every 2, not written down whether it was due)",
+        "    on exit of after_step: Rare.look (every 2, not recorded whether it was due)",
         "    on exit of after_step: Noisy.on_exit_after_step (raised)",
         f"    on entry to optimizer_update: {OWN}",
         "    on entry to optimizer_update: Noisy.on_enter_optimizer_update (detached)",
@@ -521,7 +521,7 @@ def test_diff_says_where_one_log_ends_and_the_other_goes_on():
     engine = small_engine(3)
     engine.run(until="after_epoch")
     found = engine.current.log.diff(small_engine(3).run().log, ignore=["pause"])
-    assert [str(part) for part in found.parted] == ["end: the log ends with #14 here, it goes on to #16 there"]
+    assert [str(part) for part in found.parted] == ["end: the log ends with #14 here, the log continues to #16 there"]
     assert (found.here, [t.dest for t in found.there]) == ((), ["after_loop", "finished"])
 
 

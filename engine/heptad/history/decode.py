@@ -20,7 +20,7 @@ Row = TypeVar("Row", Recorded, Call, Event)
 
 
 class Decoder:
-    """Makes `Transition` objects of what a source holds."""
+    """Makes `Transition` objects from what a source holds."""
 
     def __init__(self, source: Source) -> None:
         self._source = source
@@ -29,7 +29,7 @@ class Decoder:
         self._guards = [table.asked(arc) for arc in table.arcs]
 
     def decode(self, chunk: Chunk, places: Ints) -> list[Transition]:
-        """Returns the transitions at these places of a chunk."""
+        """Return the transitions at these places of a chunk."""
         if not len(places):
             return []
         effects, shown = self._source.effects, self._shown
@@ -51,7 +51,7 @@ class Decoder:
         ]
 
     def at(self, view: View, seqs: Iterable[int]) -> list[Transition]:
-        """Returns the transitions of these numbers, in this order; all of them must be in the view."""
+        """Return the transitions of these numbers, in this order; all of them must be in the view."""
         order = list(seqs)
         wanted: dict[int, tuple[Chunk, list[int]]] = {}
         for seq in order:
@@ -61,19 +61,19 @@ class Decoder:
         return [read[seq] for seq in order]
 
     def all(self, view: View) -> Iterator[Transition]:
-        """Yields all transitions of a view, a chunk in memory at a time."""
+        """Yield all transitions of a view, a chunk in memory at a time."""
         for chunk in view.chunks:
             yield from self.decode(chunk, np.flatnonzero(kept(chunk, view)))
 
     def guards(self, arc: int) -> dict[str, bool]:
-        """Returns which guards were asked where an arc, or the failure of that number, was taken; what they said."""
+        """Return the guards that were asked for an arc, or for the failure of that number, with their answers."""
         if arc < len(self._guards):
             return dict(self._guards[arc])
         failure = self._source.failure
         return dict(failure.guards) if failure else {}
 
     def counters(self, chunk: Chunk, place: int) -> Counters:
-        """Returns the counters after the body of the source of one transition; at place -1 those before the first."""
+        """Return the counters after the body of the source of one transition; at place -1 those before the first."""
         if place < 0:
             return chunk.counters
         columns = self._source.effects.counters(chunk, self._source.failure)
@@ -81,17 +81,17 @@ class Decoder:
 
 
 def kept(chunk: Chunk, view: View) -> npt.NDArray[np.bool_]:
-    """Returns a mask of what of a chunk is kept."""
+    """Return a mask of the transitions of a chunk that are kept."""
     return np.arange(chunk.seq, chunk.seq + len(chunk)) >= view.first
 
 
 def holding(view: View, seq: int) -> Chunk:
-    """Returns the chunk that holds a transition."""
+    """Return the chunk that holds a transition."""
     return view.chunks[bisect_right(view.chunks, seq, key=seq_of) - 1]
 
 
 def seq_of(chunk: Chunk) -> int:
-    """Returns the number of the first transition of a chunk, to search by."""
+    """Return the number of the first transition of a chunk, to search by."""
     return chunk.seq
 
 
@@ -116,19 +116,19 @@ class Block:
         return len(self.arcs)
 
     def of(self, columns: Iterable[Ints]) -> Ints:
-        """Returns a column of the block, given that of each chunk."""
+        """Return a column of the block, given that of each chunk."""
         return np.concatenate(list(columns))[self._cut :]
 
     def spent(self) -> Ints:
-        """Returns nanoseconds spent in the source of each, paused time left out."""
+        """Return nanoseconds spent in the source of each, paused time left out."""
         return self.of(durations(chunk) for chunk in self.chunks)
 
     def times(self) -> Ints:
-        """Returns when each was made, in nanoseconds since the Unix epoch."""
+        """Return when each was made, in nanoseconds since the Unix epoch."""
         return self.of(chunk.times() + chunk.offset for chunk in self.chunks)
 
     def counters(self, source: Source) -> dict[str, Ints]:
-        """Returns the counters after the body of the source of each."""
+        """Return the counters after the body of the source of each."""
         columns = [source.effects.counters(chunk, source.failure) for chunk in self.chunks]
         return {name: self.of(column[name] for column in columns) for name in Counters._fields}
 
@@ -138,7 +138,7 @@ BLOCK = 64
 
 
 def blocks(view: View) -> Iterator[Block]:
-    """Yields a view in blocks: about 65,000 transitions, 2 MB, at a time."""
+    """Yield a view in blocks: about 65,000 transitions, 2 MB, at a time."""
     for begin in range(0, len(view.chunks), BLOCK):
         end = min(begin + BLOCK, len(view.chunks))
         chunks = [view.chunks[place] for place in range(begin, end)]
@@ -148,12 +148,12 @@ def blocks(view: View) -> Iterator[Block]:
 
 
 def ints(column: Ints) -> list[int]:
-    """Returns a column as Python's numbers."""
+    """Return a column as Python's numbers."""
     return cast("list[int]", column.tolist())
 
 
 def by_seq(rows: Iterable[Row]) -> dict[int, list[Row]]:
-    """Returns values, calls or notes by the transitions that they belong to."""
+    """Return values, calls or events by the transitions that they belong to."""
     found: dict[int, list[Row]] = {}
     for row in rows:
         found.setdefault(row.seq, []).append(row)

@@ -1,7 +1,7 @@
-"""Where two runs part: the first turn that differs in a note, a recorded value, a guard's answer or the transition.
+"""Where two runs part: the first turn that differs in an event, a recorded value, a guard's answer or the transition.
 
-Both logs are read side by side, a block at a time, and compared by the names of states and guards, so that runs with
-other plugins, or of another version, can be held against each other too. Times are no differences.
+Both logs are read side by side, a block at a time. They are compared by the names of states and guards, so that runs
+with other plugins, or of another version, can be compared too. Times do not count as differences.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ BEFORE, AFTER = 3, 3
 """Transitions that are shown around the place where two runs part."""
 
 HOW_KEPT = ("log_capacity", "trace_handlers")
-"""Facts that say how a log is kept and nothing of what the run does."""
+"""Facts about how a log is kept, which do not change what the run does."""
 
 _EVER = 1 << 62
 _COUNTED = ("epoch", "batch_index", "step", "update")
@@ -38,11 +38,11 @@ _COUNTED = ("epoch", "batch_index", "step", "update")
 
 @dataclass(frozen=True, slots=True)
 class Fact:
-    """Something that two runs were told, or are made of, differently.
+    """A fact that differs between two runs: a setting, an optimizer, a handler, an arc.
 
     Attributes:
         name: Such as `"optimizers[0].groups[0].lr"`, `"handlers on exit of after_step"` or `"arcs from after_step"`.
-        here: What it is in this log; `None` where it is nothing.
+        here: What it is in this log; `None` where this log lacks it.
         there: What it is in the other one.
     """
 
@@ -59,7 +59,7 @@ class Parting:
     """One thing that differs in the first turn that does.
 
     Attributes:
-        kind: `"note"`, `"value"`, `"guard"`, `"transition"`, or `"end"` where one log ends and the other goes on.
+        kind: `"note"`, `"value"`, `"guard"`, `"transition"`, or `"end"` where one log ends before the other.
         name: The note's kind, the value's name, the guard's name; else empty.
         here: What this log says, in words.
         there: What the other one says.
@@ -76,16 +76,16 @@ class Parting:
 
 @dataclass(frozen=True, slots=True)
 class Diff:
-    """What two logs differ in. It is true where they differ, false where they are the same but for times.
+    """The differences of two logs. It is true where they differ, false where only times do.
 
     Attributes:
-        facts: What the runs were told, or are made of, differently: configuration, optimizers, handlers, the table.
+        facts: The facts that differ: configuration, optimizers, handlers, the table.
         seq: The number of the first turn that differs; `None` where none does.
-        parted: What differs in it: notes, values, the guard, the transition.
+        parted: What differs in it: events, values, the guard, the transition.
         before: The last transitions that both have in common, from this log.
         here: The transitions from there on in this log.
         there: Those in the other one.
-        first: The first transition that was compared: both logs hold it.
+        first: The first transition that was compared; both logs hold it.
         end: The one after the last that both hold.
     """
 
@@ -124,7 +124,7 @@ class Diff:
         return f"<Diff: {where}, {len(self.facts)} facts differ>"
 
     def to_plain(self) -> dict[str, Any]:
-        """Returns it as plain data."""
+        """Return the differences as plain data."""
         return {
             "same": self.same,
             "facts": [asdict(fact) for fact in self.facts],
@@ -139,12 +139,12 @@ class Diff:
 
 
 def diff(one: Source, other: Source, ignore: Iterable[str] = ()) -> Diff:
-    """Compares two logs, where both hold a transition.
+    """Compare the transitions that two logs both hold.
 
     Args:
         one: "Here".
         other: "There".
-        ignore: Patterns, such as `"*_per_second"`: values of these names and notes of these kinds are left out.
+        ignore: Patterns, such as `"*_per_second"`: values of these names and events of these kinds are ignored.
     """
     patterns = tuple(ignore)
 
@@ -172,10 +172,10 @@ def diff(one: Source, other: Source, ignore: Iterable[str] = ()) -> Diff:
 def _first_parting(
     sources: tuple[Source, Source], views: tuple[View, View], first: int, end: int, heard: Callable[[str], bool]
 ) -> tuple[int | None, tuple[Parting, ...]]:
-    notes = tuple([note for note in source.events(first) if heard(note.kind)] for source in sources)
+    events = tuple([event for event in source.events(first) if heard(event.kind)] for source in sources)
     begin = first
     for stop, parts in _side_by_side(sources, views, first, end):
-        found = _remarks(sources, notes, begin, stop if parts is None else parts + 1, heard)
+        found = _remarks(sources, events, begin, stop if parts is None else parts + 1, heard)
         if found is not None:
             seq, parted = found
             return seq, (*parted, *(_path_parting(sources, views, seq) if seq == parts else ()))
@@ -183,17 +183,15 @@ def _first_parting(
             return parts, _path_parting(sources, views, parts)
         begin = stop
     if views[0].end == views[1].end:
-        return _remarks(sources, notes, begin, _EVER, heard) or (None, ())  # those of the turn under way
-    ends = [
-        f"the log ends with #{view.end - 1}" if view.end == end else f"it goes on to #{view.end - 1}" for view in views
-    ]
+        return _remarks(sources, events, begin, _EVER, heard) or (None, ())  # those of the turn under way
+    ends = [f"the log {'ends with' if view.end == end else 'continues to'} #{view.end - 1}" for view in views]
     return end, (Parting("end", "", *ends),)
 
 
 def _side_by_side(
     sources: tuple[Source, Source], views: tuple[View, View], first: int, end: int
 ) -> Iterator[tuple[int, int | None]]:
-    """Yields how far both logs have been read, and where their paths part before that, which ends it."""
+    """Yield how far both logs have been read; last, with it, where their paths part."""
     numbers: dict[tuple[Any, ...], int] = {}
     ones, others = (_columns(source, view, first, numbers) for source, view in zip(sources, views, strict=True))
     one = other = np.empty((1 + len(_COUNTED), 0), dtype=np.int64)
@@ -212,7 +210,7 @@ def _side_by_side(
 
 
 def _columns(source: Source, view: View, first: int, numbers: dict[tuple[Any, ...], int]) -> Iterator[Ints]:
-    """Yields block after block, from a transition on, the arcs by numbers that both logs share, and the counters."""
+    """Yield, block by block from a transition on, the arcs by numbers that both logs share, and the counters."""
     table, decoder = source.table, Decoder(source)
     shared = np.empty(len(source.effects.sources), dtype=np.int64)
     for arc, (start, end) in enumerate(zip(ints(source.effects.sources), ints(source.effects.dests), strict=True)):
@@ -224,19 +222,19 @@ def _columns(source: Source, view: View, first: int, numbers: dict[tuple[Any, ..
 
 
 def _path_parting(sources: tuple[Source, Source], views: tuple[View, View], seq: int) -> tuple[Parting, ...]:
-    """Says what differs in the transition of that number: the first guard that says otherwise, else all of it."""
-    told = tuple(explain(source, view, seq) for source, view in zip(sources, views, strict=True))
-    here, there = (each.transition for each in told)
+    """Return what differs in the transition of that number: the first guard with another answer, else all of it."""
+    explained = tuple(explain(source, view, seq) for source, view in zip(sources, views, strict=True))
+    here, there = (each.transition for each in explained)
     if here.source == there.source:
         for one, other in zip_longest(here.guards.items(), there.guards.items()):
             if one != other:  # the same guard with another answer, or in one run a guard that the other lacks
                 names = dict.fromkeys(guard[0] for guard in (other, one) if guard is not None)
-                return tuple(Parting("guard", name, *(_said(each, name) for each in told)) for name in names)
+                return tuple(Parting("guard", name, *(_said(each, name) for each in explained)) for name in names)
     return (Parting("transition", "", *(_place_of(row) for row in (here, there))),)
 
 
-def _said(told: Explanation, guard: str) -> str:
-    return next((tried.said for tried in told.tried if tried.guard == guard), "not asked")
+def _said(explained: Explanation, guard: str) -> str:
+    return next((tried.said for tried in explained.tried if tried.guard == guard), "not asked")
 
 
 def _place_of(row: Transition) -> str:
@@ -244,20 +242,20 @@ def _place_of(row: Transition) -> str:
     return f"{row.source} -> {row.dest} ({at})"
 
 
-# -- notes and values
+# -- events and values
 
 
 def _remarks(
     sources: tuple[Source, Source],
-    notes: tuple[list[Event], ...],
+    events: tuple[list[Event], ...],
     first: int,
     end: int,
     heard: Callable[[str], bool],
 ) -> tuple[int, tuple[Parting, ...]] | None:
-    """Returns the first turn from `first` to before `end` whose notes or values differ, and what differs."""
-    one, other = (_by_turn(told, ((e.kind, replace(e, time_ns=0)) for e in told), first, end) for told in notes)
+    """Return the first turn from `first` to before `end` whose events or values differ, and what differs."""
+    one, other = (_by_turn(rows, ((e.kind, replace(e, time_ns=0)) for e in rows), first, end) for rows in events)
     recorded = [[v for v in source.values_between(first, end) if heard(v.name)] for source in sources]
-    mine, theirs = (_by_turn(told, ((v.name, v.value) for v in told), first, end) for told in recorded)
+    mine, theirs = (_by_turn(rows, ((v.name, v.value) for v in rows), first, end) for rows in recorded)
     seqs = sorted({*one, *other, *mine, *theirs})
     for seq in seqs:
         parted = [
@@ -270,10 +268,10 @@ def _remarks(
 
 
 def _by_turn(
-    rows: Sequence[Event | Recorded], told: Iterable[tuple[str, Any]], first: int, end: int
+    rows: Sequence[Event | Recorded], pairs: Iterable[tuple[str, Any]], first: int, end: int
 ) -> dict[int, list[tuple[str, Any]]]:
     turns: dict[int, list[tuple[str, Any]]] = {}
-    for row, pair in zip(rows, told, strict=True):
+    for row, pair in zip(rows, pairs, strict=True):
         if first <= row.seq < end:
             turns.setdefault(row.seq, []).append(pair)
     return turns
@@ -285,7 +283,7 @@ def _pairs(
     other: list[tuple[str, Any]],
     words: Callable[[Any], str],
 ) -> Iterator[Parting]:
-    """Yields the first of the notes or values of a turn that differs."""
+    """Yield the first of the events or values of a turn that differs."""
     for place in range(max(len(one), len(other))):
         here, there = (rows[place] if place < len(rows) else None for rows in (one, other))
         if here is not None and there is not None and here[0] == there[0]:
@@ -299,7 +297,7 @@ def _pairs(
 
 
 def _bits(value: Any) -> Any:
-    """Returns what tells two values apart: NaN equals NaN, and 0.0 is not -0.0."""
+    """Return what a value is compared by: NaN equals NaN, and 0.0 is not -0.0."""
     return pack("d", value) if isinstance(value, float) else value
 
 
@@ -333,7 +331,7 @@ def _unequal(here: Mapping[str, Any], there: Mapping[str, Any]) -> Iterator[Fact
 
 
 def _edges(handlers: Sequence[Sequence[str]]) -> dict[str, list[str]]:
-    """Returns who is called on each moment of each state, in order."""
+    """Return who is called on each moment of each state, in order."""
     moments: dict[str, list[str]] = {}
     for state, moment, who, words, *_ in handlers:
         name = f"handlers on {'exit of' if moment == 'exit' else 'entry to'} {state}"
@@ -342,7 +340,7 @@ def _edges(handlers: Sequence[Sequence[str]]) -> dict[str, list[str]]:
 
 
 def _flat(value: Any, name: str = "") -> dict[str, Any]:
-    """Returns nested plain data as paths and what stands at their ends."""
+    """Return nested plain data as a flat mapping from paths to values."""
     if isinstance(value, Mapping):
         parts = [(f"{name}.{key}" if name else str(key), v) for key, v in cast("Mapping[Any, Any]", value).items()]
     elif isinstance(value, list | tuple):

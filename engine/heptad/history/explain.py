@@ -1,4 +1,4 @@
-"""Why a transition went where it went, and who was called: arcs tried, guards asked, values seen, handlers, notes."""
+"""Why a transition went where it went, and who was called: arcs tried, guards asked, values seen, handlers, events."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ class Called:
         who: Plugin and method, the function, or the engine itself.
         filter: Which of the moment's events it hears, in words; empty for all.
         outcome: `"called"`; `"raised"`, which ended the run or detached the plugin; `"held back"` by its filter;
-            `"open"` where its filter decided and nobody wrote down how (`RunConfig(trace_handlers=True)` does);
+            `"open"` where its filter decided and the log does not say how (`RunConfig(trace_handlers=True)` does);
             `"detached"` before.
         duration_ns: How long the call took, where handlers were traced.
     """
@@ -73,16 +73,16 @@ class Called:
     duration_ns: int | None = None
 
     def __str__(self) -> str:
-        told = [self.filter] if self.filter else []
+        more = [self.filter] if self.filter else []
         if self.outcome == "open":
-            told.append("not written down whether it was due")
+            more.append("not recorded whether it was due")
         elif self.outcome != "called":
-            told.append(self.outcome)
+            more.append(self.outcome)
         if self.duration_ns is not None:
-            told.append(f"{self.duration_ns / 1e3:,.1f} µs")
+            more.append(f"{self.duration_ns / 1e3:,.1f} µs")
         moment = "on exit of" if self.moment == "exit" else "on entry to"
-        more = f" ({', '.join(told)})" if told else ""
-        return f"{moment} {self.state}: {self.who}{more}"
+        words = f" ({', '.join(more)})" if more else ""
+        return f"{moment} {self.state}: {self.who}{words}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,10 +92,10 @@ class Explanation:
     Attributes:
         transition: The transition.
         tried: The arcs that were tried for it, from top to bottom.
-        notes: The notes made in its turn.
+        notes: The events of its turn.
         calls: The exit handlers of the source, then the entry handlers of the destination, in order.
         values: The values recorded in its turn.
-        skipped: Why this update was left out, so that weights and `update` stood still; `None` for one that was not.
+        skipped: Why this update was skipped, so that weights and `update` did not change; `None` for one that was not.
     """
 
     transition: Transition
@@ -108,7 +108,7 @@ class Explanation:
     def __str__(self) -> str:
         lines = [str(self.transition)]
         if self.skipped is not None:
-            lines.append(f"    the update was skipped, the weights and `update` stood still: {self.skipped}")
+            lines.append(f"    the update was skipped, the weights and `update` did not change: {self.skipped}")
         lines += [f"    {part}" for part in (*self.tried, *self.calls)]
         lines += [f"    recorded {value.name} = {value.value:.6g}" for value in self.values]
         lines += [f"    {note.kind}: {note.text}" for note in self.notes]
@@ -116,7 +116,7 @@ class Explanation:
 
 
 def explain(source: Source, view: View, seq: int) -> Explanation:
-    """Says why a transition, which must be in the view, went where it went."""
+    """Return why a transition, which must be in the view, took its arc."""
     chunk = holding(view, seq)
     place = seq - chunk.seq
     decoder = Decoder(source)
@@ -184,7 +184,7 @@ def handlers_of(facts: Mapping[str, Any]) -> list[Handles]:
 
 
 class _Roll:
-    """Goes through the handlers of a turn in order, and says what became of each.
+    """The handlers of a turn in order, with what became of each.
 
     A plugin that was detached is not called again: `_gone` holds those that were detached before, `_going` by its event
     each that is detached in this turn.
@@ -211,7 +211,7 @@ class _Roll:
         self._leave(lambda event: event.handler not in handlers and event.moment != "guard")
 
     def moment(self, moment: str, state: str, failed: Failure | None) -> Iterator[Called]:
-        """Yields the handlers of a moment, up to the one that ended the run if one did."""
+        """Yield the handlers of a moment, up to the one that ended the run if one did."""
         raising = failed.who if failed is not None and failed.moment == moment else None
         if (moment, state) == ("enter", "optimizer_update"):
             yield Called(moment, state, OWN, "", "raised" if raising == "" else "called")
@@ -229,7 +229,7 @@ class _Roll:
                 self._leave(lambda event, who=who: event.handler == who)
 
     def chosen(self) -> None:
-        """Says that the guards have been asked."""
+        """Take into account what was detached while the guards were asked."""
         self._leave(lambda event: event.moment == "guard")
 
     def _outcome(self, handler: Handles, call: Call | None) -> Outcome:
@@ -250,7 +250,7 @@ class _Roll:
 
 
 def _called(source: Source, transition: Transition) -> Iterator[Called]:
-    """Yields the handlers of the two moments, with what became of each; a failure cuts them off."""
+    """Yield the handlers of the two moments, with what became of each; a failure cuts them off."""
     seq, failed = transition.seq, source.failure
     roll = _Roll(source, seq)
     if failed is not None and failed.seq == seq:
@@ -264,10 +264,10 @@ def _called(source: Source, transition: Transition) -> Iterator[Called]:
 
 
 def values_seen(guard: str, at: Counters, facts: Mapping[str, Any], accumulation: int, stopped: bool) -> dict[str, Any]:
-    """Returns what one of the engine's guards looked at, told from the counters at that moment.
+    """Return what one of the engine's guards looked at, as the counters at that moment say.
 
     Args:
-        guard: The guard's name; for another than the engine's own nothing is known.
+        guard: The guard's name; for another than the engine's own the result is empty.
         at: The counters after the body of the state that was being left.
         facts: What the run was asked for, and the number of batches in a pass where it is known.
         accumulation: The steps that the window holds when it is full.

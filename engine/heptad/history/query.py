@@ -49,7 +49,7 @@ class TransitionLog(Sequence[Transition]):
 
     @classmethod
     def load(cls, path: str | Path) -> TransitionLog:
-        """Returns the log in a file that `Journal` wrote, or is writing: all questions work on it as on `run.log`.
+        """Return the log in a file that `Journal` wrote, or is writing: all questions work on it as on `run.log`.
 
         Nothing is read whole: each question reads what it needs, at the moment it is asked. The file is not altered.
 
@@ -97,7 +97,7 @@ class TransitionLog(Sequence[Transition]):
     # -- questions
 
     def tail(self, n: int = 10) -> list[Transition]:
-        """Returns the last `n` transitions, oldest first."""
+        """Return the last `n` transitions, oldest first."""
         return self[-n:] if n > 0 else []
 
     def where(
@@ -111,7 +111,7 @@ class TransitionLog(Sequence[Transition]):
         update: int | range | None = None,
         limit: int | None = None,
     ) -> list[Transition]:
-        """Returns the transitions that match all of what is given; counters match a number or a `range`.
+        """Return the transitions that match all of what is given; counters match a number or a `range`.
 
         Of a file only the parts are read in which `epoch`, `step` and `update` can be what they are to be.
 
@@ -144,7 +144,7 @@ class TransitionLog(Sequence[Transition]):
         return [row for rows in (reversed(found) if backwards else found) for row in rows]
 
     def path(self) -> list[str]:
-        """Returns the states in the order in which the run was in them, the first source included."""
+        """Return the states in the order in which the run was in them, the first source included."""
         states, effects = self.source.table.states, self.source.effects
         names: list[str] = []
         for block in blocks(self.source.view()):
@@ -154,31 +154,36 @@ class TransitionLog(Sequence[Transition]):
         return names
 
     def counts(self) -> Counter[str]:
-        """Returns how often each state was entered; one that never was counts 0."""
+        """Return how often each state was entered; one that never was counts 0."""
         return summary.counts(self.source, self.source.view())
 
     def durations(self) -> dict[str, summary.Duration]:
-        """Returns for each state how long the run stayed in it, for every stay that has ended."""
+        """Return for each state how long the run stayed in it, for every stay that has ended."""
         return summary.stays(self.source, self.source.view())
 
     def call_durations(self) -> dict[str, summary.Duration]:
-        """Returns for each handler how long its calls took, the one with the most time first.
+        """Return for each handler how long its calls took, the one with the most time first.
 
         Empty where calls were not traced: see `RunConfig.trace_handlers`.
         """
         return summary.calls(self.source, self.source.view())
 
     def notes(self, kind: str | None = None) -> list[Event]:
-        """Returns the notes of the transitions that are kept, or those of one kind."""
-        notes = self.source.events(self.source.view().first)
-        return [note for note in notes if kind is None or note.kind == kind]
+        """Return the events of the transitions that are kept, or those of one kind, oldest first.
+
+        Args:
+            kind: Such as `"stop"`, `"pause"`, `"skip"`, `"extend"`, `"drop"`, `"detach"`, `"resume"`, `"untrained"`,
+                `"accumulation"`, `"failure"`, or `"note"` for what `Run.note` was given.
+        """
+        events = self.source.events(self.source.view().first)
+        return [event for event in events if kind is None or event.kind == kind]
 
     def values(self, name: str | None = None) -> list[Recorded]:
-        """Returns all recorded values, or those of one name; waits for those that are still on their device."""
+        """Return all recorded values, or those of one name; waits for those that are still on their device."""
         return [value for value in self.source.values() if name is None or value.name == name]
 
     def calls(self, first: int = 0, end: int | None = None) -> list[Call]:
-        """Returns the calls of handlers in the turns of some transitions, where they were traced.
+        """Return the calls of handlers in the turns of some transitions, where they were traced.
 
         Args:
             first: The number of the first transition, of those that are kept.
@@ -187,7 +192,7 @@ class TransitionLog(Sequence[Transition]):
         return self.source.calls(max(first, self.source.view().first), _EVER if end is None else end)
 
     def explain(self, seq: int) -> explain.Explanation:
-        """Says why a transition went where it went, and who was called.
+        """Return why a transition took its arc, and who was called.
 
         Args:
             seq: The transition's number.
@@ -212,12 +217,12 @@ class TransitionLog(Sequence[Transition]):
         return explain.explain(self.source, view, number)
 
     def diff(self, other: TransitionLog, ignore: Iterable[str] = ()) -> diff.Diff:
-        """Finds where this run and another one part, and what they were told differently.
+        """Find where this run and another one part, and which facts of them differ.
 
         Args:
             other: The log of the other run; that of a live run and one from a file may be compared.
-            ignore: Patterns such as `"*_per_second"`: recorded values of these names and notes of these kinds are left
-                out, because they tell of time.
+            ignore: Patterns such as `"*_per_second"`: recorded values of these names and events of these kinds are
+                ignored, because they measure time.
 
         Returns:
             What differs; it is false where nothing does but times.
@@ -251,7 +256,7 @@ class TransitionLog(Sequence[Transition]):
         return Path(path)
 
     def to_trace(self, path: str | Path) -> Path:
-        """Writes the log in the Chrome trace format, which https://ui.perfetto.dev and chrome://tracing open.
+        """Write the log in the Chrome trace format, which https://ui.perfetto.dev and chrome://tracing open.
 
         Epochs, windows, steps, states and traced handlers lie within each other; recorded values are counters.
 
@@ -265,7 +270,7 @@ class TransitionLog(Sequence[Transition]):
         return Path(path)
 
     def to_dataframe(self) -> pandas.DataFrame:
-        """Returns a pandas data frame with a row for each transition, in the columns of `Transition`.
+        """Return a pandas data frame with a row for each transition, in the columns of `Transition`.
 
         States and guards are categories; guards are words, such as `"update_due=no batches_remain=yes"`. Recorded
         values make a frame as they are: `pandas.DataFrame(log.values())`.
@@ -281,7 +286,7 @@ def _held(view: View) -> str:
 
 
 def _number_or_range(name: str, value: object) -> int | range:
-    """Returns what a counter is to be.
+    """Return the number or the range that a counter must match.
 
     Raises:
         EngineError: If it is something else.

@@ -1,4 +1,4 @@
-"""Which transitions meet a condition. Chunks that cannot hold one are passed over unread, found by bisection."""
+"""Select transitions by conditions. Chunks that cannot hold one are skipped unread; bisection finds them."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from heptad.record.counters import Counters
 from heptad.table import Table
 
 _NEVER_FALL = ("epoch", "step", "update")
-"""Counters that only grow, so that a chunk's first and the next one's first say what lies between."""
+"""Counters that only grow, so that the first values of a chunk and of the next one bound what lies between."""
 
 
 @dataclass(frozen=True, slots=True)
 class Conditions:
-    """What a transition must be like.
+    """The conditions that a transition must meet.
 
     Attributes:
         source: The state that was left; any where it is `None`.
@@ -35,7 +35,7 @@ class Conditions:
     counters: Mapping[str, int | range]
 
     def arcs(self, source: Source) -> npt.NDArray[np.bool_] | None:
-        """Returns which arcs, failures behind them, lead as asked; `None` where all do.
+        """Return a mask of the arcs, then of the failures, that meet both states; `None` where all do.
 
         Raises:
             EngineError: If a state is not one of the table's.
@@ -52,13 +52,13 @@ class Conditions:
 def selected(
     source: Source, view: View, conditions: Conditions, backwards: bool = False
 ) -> Iterator[tuple[Chunk, Ints]]:
-    """Yields chunk after chunk the places of the transitions that meet the conditions.
+    """Yield chunk after chunk the places of the transitions that meet the conditions.
 
     Args:
         source: The log.
-        view: What of it is looked at.
-        conditions: What they must be like.
-        backwards: Begins with the last chunk; places within a chunk are in order either way.
+        view: The part of the log to look at.
+        conditions: What a transition must meet.
+        backwards: Begin with the last chunk. Places within a chunk are in order either way.
 
     Raises:
         EngineError: If a state is not one of the table's.
@@ -80,7 +80,7 @@ def selected(
 
 
 def _span(view: View, counters: Mapping[str, int | range]) -> range:
-    """Returns which chunks can hold a transition with these counters."""
+    """Return the range of the chunks that can hold a transition with these counters."""
     begin, end = max(bisect_right(view.chunks, view.first, key=seq_of) - 1, 0), len(view.chunks)
     for name in _NEVER_FALL:
         wanted = counters.get(name)
@@ -97,7 +97,7 @@ def _span(view: View, counters: Mapping[str, int | range]) -> range:
 
 
 def _before(place: int) -> Callable[[Chunk], int]:
-    """Returns what tells a counter before the first transition of a chunk."""
+    """Return a function that reads a counter as it was before the first transition of a chunk."""
     return lambda chunk: chunk.counters[place]
 
 

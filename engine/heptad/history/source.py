@@ -45,7 +45,7 @@ class Source(Protocol):
         ...
 
     def view(self) -> View:
-        """Returns the log as it stands; at any time, from any thread."""
+        """Return the log as it is now; at any time, from any thread."""
         ...
 
     def events(self, first: int) -> list[Event]:
@@ -53,13 +53,13 @@ class Source(Protocol):
         ...
 
     def values(self, first: int = 0) -> list[Recorded]:
-        """Returns the recorded values from the one of that number on, oldest first."""
+        """Return the recorded values from the one of that number on, oldest first."""
         ...
 
     def values_between(self, first: int, end: int) -> list[Recorded]:
-        """Returns the values recorded in the turns of the transitions from `first` to before `end`, oldest first."""
+        """Return the values recorded in the turns of the transitions from `first` to before `end`, oldest first."""
         ...
 
     def calls(self, first: int, end: int) -> list[Call]:
-        """Returns the handlers' calls in the turns of these transitions, where they were traced."""
+        """Return the handlers' calls in the turns of these transitions, where they were traced."""
         ...

@@ -1,4 +1,4 @@
-"""What a log adds up to: how often each state was entered, how long the run stayed in it, how long handlers took.
+"""Summaries of a log: how often each state was entered, how long the run stayed in it, how long handlers took.
 
 Chunks are read in blocks. What is kept for a median and a 99th percentile that are exact is 4 bytes a transition.
 """
@@ -18,7 +18,7 @@ from heptad.history.source import Source
 from heptad.record.chunk import Ints, View
 
 SLOWEST = 5
-"""How many of the longest stays are told with their numbers."""
+"""How many of the longest stays are kept, with the transitions that ended them."""
 
 _CALLS_AT_ONCE = 1 << 16
 """Transitions whose handler calls are read together."""
@@ -56,7 +56,7 @@ class Stays:
         return bool(self._parts)
 
     def add(self, spent: Ints, seqs: Ints) -> None:
-        """Takes some more, at least one, in nanoseconds, with the transitions that they ended in."""
+        """Add one duration or more, in nanoseconds, with the transitions that ended them."""
         longest, shortest = int(spent.max()), int(spent.min())
         small = shortest >= 0 and longest < 1 << 32  # half the bytes for a stay below 4.3 s
         self._parts.append(cast("npt.NDArray[np.unsignedinteger]", spent.astype(np.uint32) if small else spent.copy()))
@@ -67,7 +67,7 @@ class Stays:
         self._slowest = sorted(found, key=lambda stay: (-stay[1], stay[0]))[:SLOWEST]
 
     def summary(self) -> Duration:
-        """Returns what they add up to, and lets go of them."""
+        """Return their summary, and release them."""
         total = sum(int(part.sum(dtype=np.int64)) for part in self._parts)
         stays = np.concatenate(self._parts)
         self._parts = []
@@ -76,19 +76,19 @@ class Stays:
 
 
 def counts(source: Source, view: View) -> Counter[str]:
-    """Returns how often each state was entered; one that never was counts 0."""
+    """Return how often each state was entered; one that never was counts 0."""
     entries = np.zeros(len(source.table.states), dtype=np.int64)
     for block in blocks(view):
         entries += np.bincount(source.effects.dests[block.arcs], minlength=len(entries))
-    told: Counter[str] = Counter()
+    entered: Counter[str] = Counter()
     for state, number in zip(source.table.states, ints(entries), strict=True):
         if number:
-            told[state.shown] += number
-    return told
+            entered[state.shown] += number
+    return entered
 
 
 def stays(source: Source, view: View) -> dict[str, Duration]:
-    """Returns for each state how long the run stayed in it, for every stay that has ended."""
+    """Return for each state how long the run stayed in it, for every stay that has ended."""
     names = list(dict.fromkeys(state.shown for state in source.table.states))
     number = np.array([names.index(state.shown) for state in source.table.states])
     collected = [Stays() for _ in names]
@@ -102,7 +102,7 @@ def stays(source: Source, view: View) -> dict[str, Duration]:
 
 
 def calls(source: Source, view: View) -> dict[str, Duration]:
-    """Returns for each handler how long its calls took, where they were traced; the one with the most time first."""
+    """Return for each handler how long its calls took, where they were traced; the one with the most time first."""
     collected: dict[str, Stays] = {}
     if not traced(source.facts):
         return {}
@@ -113,10 +113,10 @@ def calls(source: Source, view: View) -> dict[str, Duration]:
         for name, rows in found.items():
             columns = np.array(rows, dtype=np.int64)
             collected.setdefault(name, Stays()).add(columns[:, 0], columns[:, 1])
-    told = {name: stay.summary() for name, stay in collected.items()}
-    return dict(sorted(told.items(), key=lambda row: -row[1].total_ns))
+    by_name = {name: stay.summary() for name, stay in collected.items()}
+    return dict(sorted(by_name.items(), key=lambda row: -row[1].total_ns))
 
 
 def traced(facts: Mapping[str, object]) -> bool:
-    """Tells whether calls of handlers were kept."""
+    """Return whether calls of handlers were traced."""
     return bool(facts.get("trace_handlers"))

@@ -1,4 +1,4 @@
-"""`Transition`: what one line of the log says of one turn."""
+"""`Transition`: one line of the log, for one turn of the machine."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Transition:
         duration_ns: Nanoseconds spent in `source`, from becoming the state to leaving it, paused time left out.
         source: The state that was left.
         dest: The state that was entered.
-        guards: Which guards were asked, in order, and what each said.
+        guards: The guards that were asked, in order, each with its answer.
         epoch: Complete epochs after the body of `source`; so are the next three.
         batch_index: Complete steps in the epoch.
         step: Complete steps in the run.
@@ -41,7 +41,7 @@ class Transition:
     COLUMNS: ClassVar[tuple[str, ...]] = (
         "seq", "source", "dest", "epoch", "batch", "step", "update", "µs in source", "guards",
     )  # fmt: skip
-    """What `cells` holds."""
+    """The titles of `cells`."""
 
     def __str__(self) -> str:
         asked = self.answers()
@@ -58,11 +58,11 @@ class Transition:
         return table(f"transition #{self.seq}", self.COLUMNS, [self.cells()])
 
     def answers(self) -> str:
-        """Returns which guards were asked and what they said, in words."""
+        """Return the guards that were asked and their answers, in words."""
         return ", ".join(f"{name}={'yes' if answer else 'no'}" for name, answer in self.guards.items())
 
     def cells(self) -> tuple[str, ...]:
-        """Returns what a row of a table shows of it, in the order of `COLUMNS`."""
+        """Return the cells of its row in a table, in the order of `COLUMNS`."""
         counters = (self.epoch, self.batch_index, self.step, self.update)
         spent = f"{self.duration_ns / 1e3:,.1f}"
         return (str(self.seq), self.source, self.dest, *map(str, counters), spent, self.answers())

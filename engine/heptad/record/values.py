@@ -90,7 +90,7 @@ class RecordedValues:
         return len(self._place) // 4
 
     def record(self, name: str, value: Any, seq: int, at: Counters) -> None:
-        """Adds a value.
+        """Add a value.
 
         Raises:
             EngineError: If the name is empty or the value is neither a number nor a 0-dim tensor.

@@ -13,6 +13,7 @@ from heptad.data.generators import cpu_states
 from heptad.engine import Engine
 from heptad.plugin.contract import Plugin
 from heptad.plugin.manager import plugin_state
+from heptad.record.events import Event
 
 Encoded = tuple[Any, dict[str, Tensor]]
 """A value as a checkpoint stores it, which can be compared: JSON, and the tensors in it by name."""
@@ -23,7 +24,7 @@ class RunOutcome:
     """What a run left behind: its path, events but for pauses, recorded values, weights, state and generators."""
 
     path: list[tuple[Any, ...]]
-    events: list[tuple[int, str, str]]
+    events: list[Event]
     values: dict[str, Encoded]
     weights: Encoded
     state: dict[str, Encoded]

@@ -355,6 +355,6 @@ def _event(row: Sequence[Any]) -> Event:
     what = f"an event of transition {row[0]}"
     if data is not None:
         schema.checked(row, what)
-        return from_plain(json.loads(schema.read_text(data)))
+        return from_plain(json.loads(data))
     seq, kind, text, time_ns = schema.checked((*words, crc), what)
     return from_format_1(seq, kind, schema.read_text(text), time_ns)

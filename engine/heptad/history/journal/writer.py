@@ -182,11 +182,10 @@ class FileWriter:
 
     def events(self, events: Iterable[Event]) -> None:
         """Add events."""
-        rows: list[tuple[Any, ...]] = []
-        for one in events:
-            data = json.dumps(to_plain(one), ensure_ascii=False)  # half a surrogate pair stays what it is
-            texts = schema.stored_text(one.text), one.time_ns, schema.stored_text(data)
-            rows.append(schema.signed(one.seq, one.kind, *texts))
+        rows = [
+            schema.signed(one.seq, one.kind, schema.stored_text(one.text), one.time_ns, json.dumps(to_plain(one)))
+            for one in events
+        ]
         self._connection.executemany(
             f"INSERT INTO note (seq, kind, text, time_ns, data, crc) VALUES ({marks(6)})", rows
         )
