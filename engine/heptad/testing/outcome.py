@@ -41,7 +41,7 @@ class RunOutcome:
         records = [(r.name, [r.value, r.seq, r.epoch, r.step, r.update]) for r in run.records()]
         return cls(
             [(t.seq, t.source, t.dest, dict(t.guards), t.epoch, t.batch_index, t.step, t.update) for t in run.log],
-            [(n.seq, n.kind, str(n)) for n in run.log.notes() if n.kind != "pause"],
+            [replace(event, time_ns=0) for event in run.log.notes() if not isinstance(event, Pause)],
             {name: encode([row for other, row in records if other == name], "values") for name in run.metrics},
             _with_copies(encode(dict(run.network.state_dict()), "weights")),
             {name: _with_copies(encode(part, f"state_dict()[{name!r}]")) for name, part in state.items()},
