@@ -211,6 +211,14 @@ def test_minus_zero_is_zero_in_the_file(tmp_path):
     assert rows(path, "SELECT value, typeof(value) FROM recorded") == [(0, "real")]
 
 
+def test_a_run_that_recorded_minus_zero_does_not_differ_from_its_file(tmp_path):
+    """The sign that the file lacks is no difference."""
+    run, path = small_engine(1).current, tmp_path / "run"
+    run.record("minus zero", -0.0)
+    write(path, run)
+    assert not TransitionLog.load(path).diff(run.log)
+
+
 def test_text_with_half_a_surrogate_pair_is_written_out(tmp_path):
     """SQLite holds no such text, and a name of a file that is not UTF-8 must not end a run."""
     odd, written_out = "caf\udce9 ü \U0001f600", "caf\\udce9 ü \U0001f600"

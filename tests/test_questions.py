@@ -22,7 +22,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from builders import Plan, Side, drive, plans, records, small_engine
-from heptad import Components, Detour, Engine, EngineError, Plugin, Run, RunConfig, TransitionLog, on_exit
+from heptad import Components, Detour, Engine, EngineError, Plugin, Run, RunConfig, TransitionLog, on_enter, on_exit
 from heptad.errors import LogError
 from heptad.history.explain import OWN, Called
 from heptad.history.export import jsonl, timeline
@@ -330,6 +330,25 @@ def test_explain_names_no_handler_of_a_plugin_detached_before_the_checkpoint(tmp
     called = [call for row in run.log for call in run.log.explain(row.seq).calls if call.who.startswith("Noisy.")]
     assert called
     assert {call.outcome for call in called} == {"detached"}
+
+
+def test_explain_tells_on_which_moment_of_a_turn_a_handler_of_both_raised():
+    """Not by the handler's name alone, which is the same on both."""
+
+    class Both(Plugin):
+        on_error = "detach"
+
+        @on_exit("before_step")
+        @on_enter("process_batch")
+        def look(self, run: Run) -> None:
+            if run.state == "process_batch":
+                raise ValueError("not here")
+
+    log = small_engine(1, [Both()]).run().log
+    assert calls(log, log.notes("detach")[0].seq) == [
+        ("exit", "Both.look", "called", False),
+        ("enter", "Both.look", "raised", False),
+    ]
 
 
 def test_str_of_an_explanation_reads_well():

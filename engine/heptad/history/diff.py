@@ -12,7 +12,6 @@ from dataclasses import asdict, dataclass, replace
 from fnmatch import fnmatchcase
 from itertools import zip_longest
 from operator import attrgetter
-from struct import pack
 from typing import Any, Literal, cast
 
 import numpy as np
@@ -287,7 +286,7 @@ def _pairs(
     for place in range(max(len(one), len(other))):
         here, there = (rows[place] if place < len(rows) else None for rows in (one, other))
         if here is not None and there is not None and here[0] == there[0]:
-            if _bits(here[1]) != _bits(there[1]):
+            if not _is_same(here[1], there[1]):
                 yield Parting(kind, here[0], words(here[1]), words(there[1]))
                 return
         else:
@@ -296,9 +295,9 @@ def _pairs(
             return
 
 
-def _bits(value: Any) -> Any:
-    """Return what a value is compared by: NaN equals NaN, and 0.0 is not -0.0."""
-    return pack("d", value) if isinstance(value, float) else value
+def _is_same(one: Any, other: Any) -> bool:
+    """Return whether two values are the same: NaN is NaN. A journal keeps no sign of zero, so 0.0 is -0.0."""
+    return one == other or (one != one and other != other)  # noqa: PLR0124 - only NaN differs from itself
 
 
 # -- facts

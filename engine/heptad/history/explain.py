@@ -222,11 +222,11 @@ class _Roll:
             if (handler.moment, handler.state) == (moment, state):
                 made = self._made.get((moment, state, who))
                 call = made.pop(0) if made else None
-                outcome = "raised" if who == raising or self._detaches(who) else self._outcome(handler, call)
+                outcome = "raised" if who == raising or self._detaches(who, moment) else self._outcome(handler, call)
                 yield Called(moment, state, who, handler.filter, outcome, None if call is None else call.duration_ns)
                 if who == raising:
                     return
-                self._leave(lambda event, who=who: event.handler == who)
+                self._leave(lambda event, who=who: _raised(event, who, moment))
 
     def chosen(self) -> None:
         """Take into account what was detached while the guards were asked."""
@@ -241,12 +241,17 @@ class _Roll:
             return "held back" if traced(self._facts) else "open"
         return "called"
 
-    def _detaches(self, who: str) -> bool:
-        return any(event.handler == who for event in self._going)
+    def _detaches(self, who: str, moment: str) -> bool:
+        return any(_raised(event, who, moment) for event in self._going)
 
     def _leave(self, which: Callable[[Detach], bool]) -> None:
         self._gone.update(event.plugin for event in self._going if which(event))
         self._going = [event for event in self._going if not which(event)]
+
+
+def _raised(event: Detach, who: str, moment: str) -> bool:
+    """Return whether a handler is the one that was detached: one of both moments has one name."""
+    return event.handler == who and event.moment in (moment, "")
 
 
 def _called(source: Source, transition: Transition) -> Iterator[Called]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -13,7 +13,7 @@ from heptad.data.generators import cpu_states
 from heptad.engine import Engine
 from heptad.plugin.contract import Plugin
 from heptad.plugin.manager import plugin_state
-from heptad.record.events import Event
+from heptad.record.events import Event, Pause
 
 Encoded = tuple[Any, dict[str, Tensor]]
 """A value as a checkpoint stores it, which can be compared: JSON, and the tensors in it by name."""
