@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from heptad.cli.main import COMMANDS
+from heptad.history.drawing import markdown, markdown_of_bodies
 from heptad.table import training_table
 from pages import ROUNDS, Session, has_figures
 
@@ -24,7 +25,7 @@ def test_every_python_block_runs(tmp_path, monkeypatch, capsys):
 
 @pytest.mark.parametrize(
     ("part", "expected"),
-    [("table", training_table().markdown()), ("bodies", training_table().markdown_of_bodies())],
+    [("table", markdown(training_table())), ("bodies", markdown_of_bodies(training_table()))],
 )
 def test_the_state_table_is_that_of_the_code(part, expected):
     """What the README prints between its marks is what the table says of itself."""

@@ -8,6 +8,7 @@ import pytest
 
 from builders import small_engine
 from heptad import Arc, Detour, EngineError, State, TableError
+from heptad.history.drawing import markdown, mermaid
 from heptad.table import GUARDS, Table, evaluation_table, training_table
 
 START, WORK, REST = State("start", "start"), State("work"), State("rest")
@@ -203,7 +204,7 @@ SAVE = Detour("checkpoint", "after_step", lambda run: True, lambda run: None)
 
 def test_the_mermaid_diagram_of_the_training_table():
     """The diagram, written out: the start and the end are marked, guards stand on the arcs."""
-    assert training_table().mermaid().splitlines() == [
+    assert mermaid(training_table()).splitlines() == [
         "stateDiagram-v2",
         "    [*] --> idle",
         *(f"    {source} --> {dest}{f': {guard}' if guard else ''}" for source, guard, dest in TRAINING),
@@ -216,10 +217,10 @@ def test_diagram_and_markdown_agree_with_the_table(detours: list[Detour]):
     """Read back, both pictures hold the arcs of the table and nothing else, detours under the name that users see."""
     built = training_table(detours)
     arcs = [(built.shown[arc.source], arc.guard or "", built.shown[arc.dest]) for arc in built.arcs]
-    lines = [re.fullmatch(r"    (\w+) --> (\w+)(?:: (\w+))?", line) for line in built.mermaid().splitlines()]
+    lines = [re.fullmatch(r"    (\w+) --> (\w+)(?:: (\w+))?", line) for line in mermaid(built).splitlines()]
     drawn = [(found[1], found[3] or "", found[2]) for found in lines if found]
     assert drawn == list(dict.fromkeys(arcs))
-    head, rule, *cells = built.markdown().splitlines()
+    head, rule, *cells = markdown(built).splitlines()
     assert (head, rule) == ("| from | if | to |", "|---|---|---|")
     assert [tuple(cell.strip() for cell in line.strip("|").split("|")) for line in cells] == arcs
 
@@ -236,7 +237,7 @@ def test_a_table_lists_the_guards_that_an_arc_was_tried_behind():
 
 def test_an_engine_draws_the_table_that_it_runs():
     """`Engine.diagram()` is the table's diagram."""
-    assert small_engine().diagram() == training_table().mermaid()
+    assert small_engine().diagram() == mermaid(training_table())
 
 
 def test_the_engines_guards_are_three():

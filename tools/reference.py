@@ -21,7 +21,7 @@ from heptad.checkpoints import store
 from heptad.history import diff, explain, summary
 from heptad.plugin import listing
 from heptad.record import chunk, events, values
-from heptad.run import snapshot
+from heptad.run import snapshot, view
 from heptad.step import plan
 
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "reference.md"
@@ -46,7 +46,7 @@ BESIDE = ("Filter", "monitored", "metrics_mistake", "Store", "Follower", "Journa
 """The names of `heptad.plugin.__all__` that stand nowhere else on the page."""
 
 GIVEN = (
-    events.Event, values.Recorded, chunk.Call, summary.Duration,
+    values.Recorded, chunk.Call, summary.Duration,
     explain.Explanation, explain.Tried, explain.Called,
     diff.Diff, diff.Fact, diff.Parting,
     plan.PlannedTurn, plan.PlannedCall, listing.SubscriptionTable, listing.Subscribed,
@@ -54,7 +54,9 @@ GIVEN = (
 )  # fmt: skip
 """Types of what public calls and attributes return. Users do not construct them, so they are in no `__all__`."""
 
-MADE_BY_THE_ENGINE = {"Run", "TransitionLog", "JournalRecorder", *(given.__name__ for given in GIVEN)}
+MADE_BY_THE_ENGINE = {
+    "Run", "TransitionLog", "JournalRecorder", "Event", *events.EVENTS, *(given.__name__ for given in GIVEN),
+}  # fmt: skip
 """Classes whose constructors are not shown."""
 
 FOR_THE_ENGINE = {"emit", "plan_windows", "counters", "fail", "seq", "cells", "fault", "machine_class", "store"}
@@ -91,6 +93,8 @@ def page() -> str:
         parts += [entry(getattr(heptad, name)) for name in names]
     parts += ["## What plugins need beside these\n", "From `heptad.plugin`, which has the names above as well.\n"]
     parts += [entry(getattr(heptad.plugin, name)) for name in BESIDE]
+    parts += ["## Events\n", "From `heptad.plugin`; `TransitionLog.notes()` returns them.\n"]
+    parts += [entry(events.Event), *(entry(event) for event in events.EVENTS.values())]
     parts += ["## The conformance kit\n", "From `heptad.testing`.\n", entry(testing.check_plugin)]
     parts += ["## Plugins\n", "From `heptad_plugins`; [their own page](../plugins/README.md) has an example of each.\n"]
     parts += [entry(getattr(heptad_plugins, name)) for name in sorted(heptad_plugins.__all__, key=str.lower)]
@@ -105,6 +109,10 @@ def entry(thing: type | object, *, where: bool = False) -> str:
     if isinstance(node, Function):
         return f"### `{node.name}`\n\n{signature(node.name, node)}\n{text(node)}"
     assert isinstance(node, ast.ClassDef)
+    if thing is heptad.Run:  # what can be read of a run stands in its base
+        (base,) = ast.parse(inspect.getsource(view.RunView)).body
+        assert isinstance(base, ast.ClassDef)
+        node.body += [of for of in base.body if isinstance(of, Function)]
     lines = [f"### `{node.name}`\n"]
     if where:
         lines.append(f"In `{thing.__module__}`.\n")

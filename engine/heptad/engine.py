@@ -17,6 +17,7 @@ from heptad.config import Components, RunConfig, check_together, is_optimizer, l
 from heptad.data.build import build_feed
 from heptad.data.placement import read_numbers, resolve_device
 from heptad.errors import EngineError, PluginError, kind, nearest
+from heptad.history.drawing import mermaid
 from heptad.history.transition import Transition
 from heptad.machine import Body, Guard, Machine
 from heptad.plugin.contract import Mark, Plugin, Predicate, titled
@@ -268,7 +269,7 @@ class Engine:
 
     def diagram(self) -> str:
         """Return the table, detours included, as a Mermaid state diagram."""
-        return self.current.table.mermaid()
+        return mermaid(self.current.table)
 
     # -- functions as handlers
 

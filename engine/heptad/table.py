@@ -125,32 +125,6 @@ class Table:
         ]
         return cls(states, arcs, plain["guards"], plain["origin"])
 
-    def mermaid(self) -> str:
-        """Return the table as a Mermaid state diagram."""
-        lines = ["stateDiagram-v2"]
-        for state in self.states:
-            if state.kind == "start":
-                lines.append(f"    [*] --> {state.shown}")
-        for arc in self.arcs:
-            label = f": {arc.guard}" if arc.guard else ""
-            lines.append(f"    {self.shown[arc.source]} --> {self.shown[arc.dest]}{label}")
-        for state in self.states:
-            if state.kind == "end":
-                lines.append(f"    {state.shown} --> [*]")
-        return "\n".join(dict.fromkeys(lines))
-
-    def markdown(self) -> str:
-        """Return the table as Markdown, arcs in the order in which they are tried."""
-        rows = ["| from | if | to |", "|---|---|---|"]
-        rows += [f"| {self.shown[arc.source]} | {arc.guard or ''} | {self.shown[arc.dest]} |" for arc in self.arcs]
-        return "\n".join(rows)
-
-    def markdown_of_bodies(self) -> str:
-        """Return what the engine does in each of its states, as Markdown."""
-        rows = ["| state | what the engine does in it |", "|---|---|"]
-        rows += [f"| {state.shown} | {state.body} |" for state in self.states if state.body]
-        return "\n".join(rows)
-
     def _check(self) -> None:
         self._check_names()
         for state in self.states:

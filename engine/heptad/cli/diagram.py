@@ -6,6 +6,7 @@ import argparse
 
 from heptad.cli.arguments import takes_journals
 from heptad.cli.output import print_json, print_line
+from heptad.history.drawing import mermaid
 from heptad.history.query import TransitionLog
 
 
@@ -18,7 +19,7 @@ def run(arguments: argparse.Namespace) -> int:
     """Run the command."""
     table = TransitionLog.load(arguments.file).source.table
     if arguments.json:
-        print_json({"mermaid": table.mermaid(), "table": table.to_plain()})
+        print_json({"mermaid": mermaid(table), "table": table.to_plain()})
     else:
-        print_line(table.mermaid())
+        print_line(mermaid(table))
     return 0

@@ -100,7 +100,7 @@ _Parse = Callable[[int, int, _Found], Event]
 
 _IN_WORDS: dict[str, Callable[[int, int, str], Event]] = {
     "stop": Stop,
-    "pause": Pause,
+    "park": Pause,
     "skip_update": Skip,
     "untrained": lambda seq, time_ns, text: Untrained(seq, time_ns),
 }

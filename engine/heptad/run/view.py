@@ -1,0 +1,293 @@
+"""`RunView`: all that can be read of a run. Properties and questions; nothing here changes anything but `batch`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from copy import copy
+from typing import TYPE_CHECKING, Any, cast
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+
+from heptad.config import Components, RunConfig
+from heptad.errors import EngineError
+from heptad.record.buffer import LogBuffer
+from heptad.record.values import Recorded
+from heptad.run.guards import batches_remain, epochs_remain, update_due
+from heptad.run.runtime import Runtime
+from heptad.run.state import RunState
+from heptad.table import Table
+
+if TYPE_CHECKING:
+    from heptad.history.query import TransitionLog
+
+
+class RunView:
+    """What can be read of a run; `Run` adds what it can be asked to do. Never made by itself.
+
+    A counter says how many are complete, which is also the index from 0 of the one under way: on entry to
+    `process_batch` of the very first step, `step` is 0; on exit of `after_step` it is 1.
+    """
+
+    __slots__ = ()
+
+    if TYPE_CHECKING:
+        table: Table
+        config: RunConfig
+        runtime: Runtime
+        buffer: LogBuffer
+        position: RunState
+        _log: TransitionLog | None
+
+    # -- where the run is
+
+    @property
+    def state(self) -> str:
+        """The state that the run is in, as users see it."""
+        return self.table.states[self.position.node].shown
+
+    @property
+    def log(self) -> TransitionLog:
+        """The log: every transition so far."""
+        if self._log is None:
+            from heptad.history.query import TransitionLog  # noqa: PLC0415 - asking the log is no part of the loop
+
+            self._log = TransitionLog(self.buffer)
+        return self._log
+
+    @property
+    def ended(self) -> bool:
+        """Whether the run is finished or failed."""
+        return self.table.states[self.position.node].kind in ("end", "failed")
+
+    @property
+    def reason(self) -> str | None:
+        """Why the run ended, or is going to: what `stop` was given, the failure, or which limit was reached."""
+        return self.position.reason
+
+    @property
+    def epoch(self) -> int:
+        """Complete epochs; grows in the body of `after_epoch`."""
+        return self.position.epoch
+
+    @property
+    def batch_index(self) -> int:
+        """Complete steps in the epoch; grows in the body of `after_step`, returns to 0 in that of `before_epoch`."""
+        return self.position.batch_index
+
+    @property
+    def step(self) -> int:
+        """Complete steps (micro-batches) of the run; grows in the body of `after_step`."""
+        return self.position.step
+
+    @property
+    def update(self) -> int:
+        """Complete optimizer updates; grows in the body of `optimizer_update`."""
+        return self.position.update
+
+    @property
+    def samples(self) -> int:
+        """Samples in the complete steps; grows in the body of `after_step`."""
+        return self.position.samples
+
+    @property
+    def accumulation(self) -> int:
+        """Steps in the open window when it is full, or in the next one where none is open."""
+        window = self.position.window
+        return window.size if window.steps else window.next_size
+
+    @property
+    def steps_per_epoch(self) -> int | None:
+        """Steps in an epoch at the present accumulation, its extension included; `None` where it cannot be known."""
+        batches = self.runtime.feed.batches
+        if batches is None:
+            return None
+        if self.config.remainder == "flush":
+            return batches
+        return self._updates_of(batches) * self.accumulation
+
+    @property
+    def total_updates(self) -> int | None:
+        """Updates that the run will have made at its end, if nothing stops it and none is skipped.
+
+        `None` where it cannot be known, because the length of the data is not.
+        """
+        at, config = self.position, self.config
+        batches = self.runtime.feed.batches
+        if config.epochs is None:
+            return config.max_updates
+        if batches is None:
+            return None
+        if at.window.resized:  # what is done stands; the rest is made with the present accumulation
+            total = at.update + self._updates_ahead(batches, config.epochs)
+        else:
+            total = config.epochs * self._updates_of(batches)
+        return total if config.max_updates is None else min(total, config.max_updates)
+
+    def _updates_of(self, batches: int) -> int:
+        """Updates that this many batches make, from a closed window on."""
+        size = self.position.window.next_size
+        return batches // size if self.config.remainder == "drop" else -(-batches // size)
+
+    def _updates_ahead(self, batches: int, epochs: int) -> int:
+        at = self.position
+        now = 0
+        if at.epoch_open:
+            open_steps = at.window.steps
+            left = at.remaining - (at.window.size - open_steps if open_steps else 0)
+            now = (1 if open_steps else 0) + (self._updates_of(left) if left > 0 and not at.extending else 0)
+        return now + (epochs - at.epoch - (1 if at.epoch_open else 0)) * self._updates_of(batches)
+
+    # -- guards
+
+    @property
+    def update_due(self) -> bool:
+        """Guard: the window is full, or holds what is left and `remainder="flush"`."""
+        return update_due(self)
+
+    @property
+    def batches_remain(self) -> bool:
+        """Guard: another step follows in this epoch."""
+        return batches_remain(self)
+
+    @property
+    def epochs_remain(self) -> bool:
+        """Guard: another epoch follows."""
+        return epochs_remain(self)
+
+    # -- current values
+
+    @property
+    def batch(self) -> Any:
+        """The batch of the step, placed; a handler on entry to `process_batch` may replace it. `None` between steps."""
+        return self.position.batch
+
+    @batch.setter
+    def batch(self, batch: Any) -> None:
+        self.position.batch = batch
+
+    @property
+    def output(self) -> Any:
+        """What the network gave for this step, detached; `None` after `after_step`."""
+        return detached(self.position.output)
+
+    @property
+    def loss(self) -> torch.Tensor | None:
+        """The loss of the newest step: a scalar, detached, on its device, not scaled for accumulation."""
+        loss = self.position.loss
+        return None if loss is None else loss.detach()
+
+    @property
+    def network(self) -> nn.Module:
+        """The network."""
+        return self.runtime.network
+
+    @property
+    def optimizer(self) -> Optimizer:
+        """The optimizer; of several the first.
+
+        Raises:
+            EngineError: Before `before_loop` has built it.
+        """
+        if not self.runtime.optimizers:
+            raise EngineError("run.optimizer exists from the body of before_loop on; subscribe to its exit or later")
+        return self.runtime.optimizers[0]
+
+    @property
+    def optimizers(self) -> tuple[Optimizer, ...]:
+        """All optimizers, in the order in which they step."""
+        return tuple(self.runtime.optimizers)
+
+    @property
+    def update_skipped(self) -> bool:
+        """Whether the newest `optimizer_update` left the weights alone because `skip_update` was called."""
+        return self.position.skipped
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        """The newest recorded value of every name (waits for values that are still on a device)."""
+        return self.buffer.recorded.newest()
+
+    def history(self, name: str) -> list[float]:
+        """Return all values recorded under a name, oldest first (waits for values that are still on a device)."""
+        return self.buffer.recorded.history(name)
+
+    def records(self, since: int = 0) -> list[Recorded]:
+        """Return the recorded values with the place of each, oldest first.
+
+        Args:
+            since: How many to leave out; a logger passes how many it has seen.
+        """
+        return self.buffer.recorded.since(since)
+
+    @property
+    def pause_requested(self) -> bool:
+        """Whether the run is going to pause; the body of a long detour looks at it between its parts."""
+        return self.position.pause_requested is not None
+
+    # -- what it works with
+
+    @property
+    def components(self) -> Components:
+        """The `Components` that the engine was given."""
+        return self.runtime.components
+
+    @property
+    def device(self) -> torch.device:
+        """The device that network and batches are placed on."""
+        return self.runtime.device
+
+    @property
+    def epoch_open(self) -> bool:
+        """Whether an epoch is under way: from the body of `before_epoch` to that of `after_epoch`."""
+        return self.position.epoch_open
+
+    def parameter_groups(self, of: Optimizer | None = None) -> list[dict[str, Any]]:
+        """Return the parameter groups of all optimizers, or of one of them; these themselves, not copies."""
+        return self.runtime.optimizers.groups(of)
+
+    def learning_rates(self, of: Optimizer | None = None) -> dict[str, float | torch.Tensor]:
+        """Return the learning rates by name, those that are tensors copied.
+
+        Args:
+            of: Leave out the groups of all other optimizers; the names stay.
+
+        Returns:
+            `lr`; of several parameter groups, over all optimizers, `lr/0`, `lr/1` and so on.
+        """
+        return self.runtime.optimizers.learning_rates(of)
+
+    def optimized_parameters(self) -> list[nn.Parameter]:
+        """Return the parameters that the optimizers hold, each once, in the order of their groups."""
+        return self.runtime.optimizers.held()
+
+    @property
+    def reading_seconds(self) -> float:
+        """Seconds spent on reading ahead, for data of unknown length: after the handlers on exit of a state."""
+        return self.position.reading_ns / 1e9
+
+    @property
+    def record_count(self) -> int:
+        """How many values were recorded so far; what `records` and `names_recorded` take as `since`."""
+        return len(self.buffer.recorded)
+
+    def names_recorded(self, since: int = 0) -> set[str]:
+        """Return the names of the recorded values but for the first `since` (no device sync)."""
+        return self.buffer.recorded.names(since)
+
+
+def detached(value: Any) -> Any:
+    """Return a tensor, or a container of tensors, detached from its graph; anything else as it is."""
+    if isinstance(value, torch.Tensor):
+        return value.detach()
+    if isinstance(value, dict):
+        items = cast("dict[Any, Any]", value)
+        clone = copy(items)  # keeps a class of its own, such as a model's named outputs
+        for key, item in items.items():
+            clone[key] = detached(item)
+        return clone
+    if isinstance(value, tuple | list):
+        kind, parts = cast("Any", type(value)), [detached(item) for item in cast("Sequence[Any]", value)]  # pyright: ignore[reportUnknownArgumentType] - the user's own class
+        return kind(*parts) if hasattr(kind, "_fields") else kind(parts)
+    return value
