@@ -46,7 +46,7 @@ BESIDE = ("Filter", "monitored", "metrics_mistake", "Store", "Follower", "Journa
 """The names of `heptad.plugin.__all__` that stand nowhere else on the page."""
 
 GIVEN = (
-    events.Event, values.Recorded, chunk.Call, summary.Duration,
+    events.Event, *events.EVENTS.values(), values.Recorded, chunk.Call, chunk.Failure, summary.Duration,
     explain.Explanation, explain.Tried, explain.Called,
     diff.Diff, diff.Fact, diff.Parting,
     plan.PlannedTurn, plan.PlannedCall, listing.SubscriptionTable, listing.Subscribed,
