@@ -250,3 +250,17 @@ def test_states_and_arcs_are_frozen():
     for thing, field in ((WORK, "name"), (SOUND[0], "dest"), (SAVE, "when")):
         with pytest.raises(AttributeError, match="cannot assign"):
             setattr(thing, field, None)
+
+
+def test_a_detour_of_a_table_stored_without_it_gets_the_state_that_it_leaves():
+    """Journals of version 1 hold four columns of a state."""
+    places = ("peek", ("after_step", "after_epoch")), ("look", "after_step")
+    table = training_table([Detour(*place, lambda run: True, lambda run: None) for place in places])
+    plain = table.to_plain()
+    old = plain | {"states": [row[:4] for row in plain["states"]]}
+    assert Table.from_plain(old).to_plain() == plain
+    assert {state.name: state.after for state in table.states if state.after} == {
+        "peek@after_step": "after_step",
+        "look@after_step": "after_step",
+        "peek@after_epoch": "after_epoch",
+    }

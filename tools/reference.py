@@ -46,7 +46,7 @@ BESIDE = ("Filter", "monitored", "metrics_mistake", "Store", "Follower", "Journa
 """The names of `heptad.plugin.__all__` that stand nowhere else on the page."""
 
 GIVEN = (
-    values.Recorded, chunk.Call, summary.Duration,
+    events.Event, *events.EVENTS.values(), values.Recorded, chunk.Call, chunk.Failure, summary.Duration,
     explain.Explanation, explain.Tried, explain.Called,
     diff.Diff, diff.Fact, diff.Parting,
     plan.PlannedTurn, plan.PlannedCall, listing.SubscriptionTable, listing.Subscribed,
@@ -55,7 +55,7 @@ GIVEN = (
 """Types of what public calls and attributes return. Users do not construct them, so they are in no `__all__`."""
 
 MADE_BY_THE_ENGINE = {
-    "Run", "TransitionLog", "JournalRecorder", "Event", *events.EVENTS, *(given.__name__ for given in GIVEN),
+    "Run", "TransitionLog", "JournalRecorder", *(given.__name__ for given in GIVEN),
 }  # fmt: skip
 """Classes whose constructors are not shown."""
 
@@ -93,8 +93,6 @@ def page() -> str:
         parts += [entry(getattr(heptad, name)) for name in names]
     parts += ["## What plugins need beside these\n", "From `heptad.plugin`, which has the names above as well.\n"]
     parts += [entry(getattr(heptad.plugin, name)) for name in BESIDE]
-    parts += ["## Events\n", "From `heptad.plugin`; `TransitionLog.notes()` returns them.\n"]
-    parts += [entry(events.Event), *(entry(event) for event in events.EVENTS.values())]
     parts += ["## The conformance kit\n", "From `heptad.testing`.\n", entry(testing.check_plugin)]
     parts += ["## Plugins\n", "From `heptad_plugins`; [their own page](../plugins/README.md) has an example of each.\n"]
     parts += [entry(getattr(heptad_plugins, name)) for name in sorted(heptad_plugins.__all__, key=str.lower)]

@@ -89,10 +89,11 @@ def train_and_die(folder: Path, epochs: int) -> None:
     engine.run()
 
 
-def compare(folder: Path, epochs: int) -> Run:
-    """Train once undisturbed and once killed and resumed, print whether the weights are equal, return the first run."""
+def compare(folder: Path, epochs: int) -> Engine:
+    """Train once undisturbed and once killed and resumed, print whether the weights are equal, return the first."""
     print("First act: a run that nothing disturbs.", flush=True)
-    run = build_engine(folder / "first", epochs).run()
+    engine = build_engine(folder / "first", epochs)
+    run = engine.run()
 
     print("\nSecond act: the same in another process, killed half-way, resumed in this one.", flush=True)
     killed = folder / "killed"
@@ -105,13 +106,14 @@ def compare(folder: Path, epochs: int) -> Run:
     print("The weights of the two runs, bit for bit:")
     for (name, one), other in pairs:
         print(f"    {name:10}{'the same' if torch.equal(one, other) else 'DIFFERENT'}")
-    return run
+    return engine
 
 
-def report(run: Run) -> None:
+def report(engine: Engine) -> None:
     """Print what a run says of itself: its states, where the time went, the last transitions."""
+    run = engine.current
     print(f"\n{run.reason}: accuracy on the held-out images {run.metrics['valid/accuracy']:.4f}")
-    print(f"\nThis run is a state machine; its table, as a Mermaid diagram:\n\n{run.table.mermaid()}")
+    print(f"\nThis run is a state machine; its table, as a Mermaid diagram:\n\n{engine.diagram()}")
     print(f"\nWhere the time went:\n\n{'state':18}{'entered':>9}{'median':>13}{'in all':>12}")
     durations = run.log.durations()
     for state, entered in run.log.counts().items():
@@ -134,11 +136,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     torch.set_num_threads(1)  # a network this small gains nothing from more
     if options.die:
         train_and_die(options.folder, options.epochs)
-    run = compare(options.folder, options.epochs)
-    report(run)
+    engine = compare(options.folder, options.epochs)
+    report(engine)
     journal = options.folder / "first" / "log.journal"
     print(
-        f"\nAll {len(run.log):,} transitions are in its journal. Ask it where the time went, why the\n"
+        f"\nAll {len(engine.current.log):,} transitions are in its journal. Ask it where the time went, why the\n"
         "first step made no update, and where the two runs part:\n\n"
         f"    heptad stats {journal}\n"
         f"    heptad explain {journal} --source after_step --step 1\n"
