@@ -17,7 +17,7 @@ from killing import MEMORY, in_child, live, trial
 
 
 def main() -> int:
-    """Returns 0 if none differs."""
+    """Return 0 if none differs."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--every", type=int, default=1, help="take each n-th moment (default: all)")
     asked = parser.parse_args()

@@ -48,7 +48,7 @@ class Ticks:
 
 
 def ticking_files(ticks: Ticks) -> Files:
-    """Returns the operations on files, each of which ticks."""
+    """Return the operations on files, each of which ticks."""
 
     def ticking(name: str) -> Callable[..., Any]:
         def operation(self: Files, *args: Any, **kwargs: Any) -> Any:
@@ -61,7 +61,7 @@ def ticking_files(ticks: Ticks) -> Files:
 
 
 def ticking_machine(ticks: Ticks) -> type[Machine]:
-    """Returns a machine whose bodies tick at both ends."""
+    """Return a machine whose bodies tick at both ends."""
 
     class TickingMachine(Machine):
         def __init__(self, run: Run, bodies: Mapping[str, Body], *args: Any, **kwargs: Any) -> None:
@@ -79,7 +79,7 @@ def ticking_machine(ticks: Ticks) -> type[Machine]:
 
 
 def ticking_plugin(ticks: Ticks, states: tuple[str, ...]) -> Plugin:
-    """Returns a plugin that ticks on every moment, and hooks into forward, backward and the optimizer's step."""
+    """Return a plugin that ticks on every moment, and hooks into forward, backward and the optimizer's step."""
     methods: dict[str, Any] = {"name": "Ticking", "observes": True}
     for state in states:
         for moment, mark in (("enter", on_enter), ("exit", on_exit)):
@@ -113,7 +113,7 @@ STATES = (
 
 
 def ticking_engine(directory: Path, ticks: Ticks, *, plugins: tuple[Plugin, ...] = (), **options: Any) -> Engine:
-    """Returns the engine of the scenario, all of whose moments tick."""
+    """Return the engine of the scenario, all of whose moments tick."""
 
     class TickingEngine(Engine):
         machine_class = ticking_machine(ticks)
@@ -145,7 +145,7 @@ def live(
     raised: tuple[signal.Signals, int] | None = None,
     **options: Any,
 ) -> Any:
-    """Trains, in this process, to the end or to the moment at which it is killed; returns what became of the run.
+    """Train in this process, to the end or to the moment at which it is killed; return what became of the run.
 
     With a journal, the log is the one that all processes have written together; else the last one's. With a signal
     that is raised in a step, returns what `run()` raised.
@@ -161,24 +161,28 @@ def live(
     except SystemExit as error:
         return f"SystemExit({error.code})"
     log = TransitionLog.load(file) if journal else run.log
-    notes = [[note.seq, note.kind, note.text] for note in log.notes() if note.kind not in TOLD_OF_RESUMING]
-    told = {"path": path_of(log), "notes": notes, "values": [list(map(str, astuple(value))) for value in log.values()]}
-    return {"outcome": outcome(engine), "log": told, "labels": ticks.labels, "resumed": run.resumed_from}
+    notes = [[note.seq, note.kind, note.text] for note in log.notes() if note.kind not in KINDS_OF_RESUMING]
+    history = {
+        "path": path_of(log),
+        "notes": notes,
+        "values": [list(map(str, astuple(value))) for value in log.values()],
+    }
+    return {"outcome": outcome(engine), "log": history, "labels": ticks.labels, "resumed": run.resumed_from}
 
 
-TOLD_OF_RESUMING = ("resume", "pause")
+KINDS_OF_RESUMING = ("resume", "pause")
 """Notes that only a run has that was interrupted."""
 
 
 @cache
 def warm() -> None:
-    """Lets torch import here, once, what it imports in the first step; in each child that would take two seconds."""
+    """Make torch import here, once, what it imports in the first step: in each child that would take two seconds."""
     with tempfile.TemporaryDirectory() as name:
         live(Path(name) / "checkpoints", None, None, journal=True)
 
 
 def in_child(function: Callable[[], Any]) -> Any:
-    """Returns what a function returns in a forked child; `None` if that was killed.
+    """Return what a function returns in a forked child; `None` if that was killed.
 
     Raises:
         AssertionError: If the child failed, with its traceback.
@@ -198,20 +202,20 @@ def in_child(function: Callable[[], Any]) -> Any:
         if os.WIFSIGNALED(status):
             assert os.WTERMSIG(status) == signal.SIGKILL, f"the child was ended by signal {os.WTERMSIG(status)}"
             return None
-        told = json.loads(answer.read())
-    assert "failed" not in told, told["failed"]
-    return told["result"]
+        report = json.loads(answer.read())
+    assert "failed" not in report, report["failed"]
+    return report["result"]
 
 
 def differences(lived: Mapping[str, Any], resumed: Mapping[str, Any], *, journal: bool = False) -> list[str]:
-    """Returns in what a resumed run differs from the one that was never interrupted.
+    """Return in what a resumed run differs from the one that was never interrupted.
 
     A journal holds the whole log; without one, what the last process has of it is compared.
     """
-    found = [name for name, told in lived["outcome"].items() if resumed["outcome"][name] != told]
-    for name, told in resumed["log"].items():
+    found = [name for name, digest in lived["outcome"].items() if resumed["outcome"][name] != digest]
+    for name, rows in resumed["log"].items():
         whole = lived["log"][name]
-        if told != (whole if journal else whole[len(whole) - len(told) :]):
+        if rows != (whole if journal else whole[len(whole) - len(rows) :]):
             found.append(f"the {name} in the log")
     return found
 
@@ -221,7 +225,7 @@ MEMORY = "/dev/shm" if Path("/dev/shm").is_dir() else None
 
 
 def trial(at: int, lived: Mapping[str, Any], **options: Any) -> list[str]:
-    """Kills a run at one moment and resumes it; returns in what it differs from the one that lived."""
+    """Kill a run at one moment and resumes it; returns in what it differs from the one that lived."""
     with tempfile.TemporaryDirectory(prefix="killed-", dir=MEMORY) as folder:
         directory = Path(folder) / "checkpoints"
         dead = in_child(lambda: live(directory, at, None, **options))

@@ -64,7 +64,7 @@ MISTAKES: dict[str, Mistake] = {}
 
 
 def mistake(error: type[BaseException], *parts: str) -> Callable[[Code], Code]:
-    """Puts a function into the list."""
+    """Put a function into the list."""
 
     def put(code: Code) -> Code:
         MISTAKES[code.__name__] = Mistake(code, error, parts)
@@ -98,7 +98,7 @@ def components(**changes: Any) -> Components:
 
 
 def train(*plugins: Any, config: dict[str, Any] | None = None, **changes: Any) -> Engine:
-    """Trains an epoch of 6 steps, with changes."""
+    """Train an epoch of 6 steps, with changes."""
     engine = Engine(components(**changes), RunConfig(**{"epochs": 1, "batch_size": 4, **(config or {})}), plugins)
     engine.run()
     return engine

@@ -29,11 +29,11 @@ class Session:
         self._names: dict[str, object] = {"print": self._print}
 
     def blocks(self, languages: str = "python") -> Iterator[re.Match[str]]:
-        """Yields the blocks: group 1 is the language, group 2 the content."""
+        """Yield the blocks: group 1 is the language, group 2 the content."""
         return re.finditer(rf"```({languages})\n(.*?)```", self.text, re.DOTALL)
 
     def run(self, block: re.Match[str]) -> None:
-        """Runs a block of Python; an error names the page's own line.
+        """Run a block of Python; an error names the page's own line.
 
         Raises:
             AssertionError: If a line with a figure in the comment behind its `print` printed something else; `…` in
@@ -48,7 +48,7 @@ class Session:
             assert re.search(rf"(?<!\w){said}(?!\w)", found), f"{self._page.name}:{line} prints {found!r}"
 
     def run_all(self) -> int:
-        """Runs all blocks of Python; returns how many there are."""
+        """Run all blocks of Python; returns how many there are."""
         return len([self.run(block) for block in self.blocks()])
 
     def _print(self, *values: object, **options: Any) -> None:
@@ -57,5 +57,5 @@ class Session:
 
 
 def has_figures(page: Path) -> bool:
-    """Tells whether a page says behind a `print` what figures it prints."""
+    """Return whether a page says behind a `print` what figures it prints."""
     return bool(_FIGURE.search(page.read_text(encoding="utf-8")))

@@ -62,7 +62,7 @@ _edges()
 
 
 def through_checkpoint(state: Any) -> Any:
-    """Returns a state as a checkpoint gives it back: encoded, written as JSON, and decoded."""
+    """Return a state as a checkpoint gives it back: encoded, written as JSON, and decoded."""
     plain, tensors = encode(state, "state")
     copies = {name: tensor.clone() for name, tensor in tensors.items()}
     return decode(json.loads(json.dumps(plain)), copies, "state")

@@ -68,7 +68,7 @@ class Noise(Plugin):
             parameter.grad.add_(torch.randn_like(parameter.grad), alpha=0.01)
 
     @on_exit("after_step", every=4)
-    def tell(self, run: Run) -> None:
+    def report(self, run: Run) -> None:
         assert run.loss is not None
         run.record("every fourth loss", run.loss)
 
@@ -86,7 +86,7 @@ class Noise(Plugin):
 
 
 def network() -> nn.Module:
-    """Returns a network with dropout and batch norm."""
+    """Return a network with dropout and batch norm."""
     with torch.random.fork_rng():
         torch.manual_seed(5)
         return nn.Sequential(
@@ -95,7 +95,7 @@ def network() -> nn.Module:
 
 
 def held_out() -> list[tuple[torch.Tensor, torch.Tensor]]:
-    """Returns three batches to evaluate on."""
+    """Return three batches to evaluate on."""
     generator = torch.Generator().manual_seed(12)
     return [
         (torch.randn(4, FEATURES, generator=generator), torch.randint(0, CLASSES, (4,), generator=generator))
@@ -104,7 +104,7 @@ def held_out() -> list[tuple[torch.Tensor, torch.Tensor]]:
 
 
 def stateful() -> Any:
-    """Returns torchdata's loader, which can tell its place."""
+    """Return torchdata's loader, which knows its place."""
     from torchdata.stateful_dataloader import StatefulDataLoader
 
     with warnings.catch_warnings(), torch.random.fork_rng():
@@ -138,7 +138,7 @@ def full_engine(
     schedule: bool = True,
     **config: Any,
 ) -> Engine:
-    """Returns the engine of the scenario; its checkpoints are in `directory`."""
+    """Return the engine of the scenario; its checkpoints are in `directory`."""
     model = network()
     given = FEEDS[feed]()
     own = {"batch_size": SIZE, "num_workers": 2 if feed == "workers" else 0} if "dataset" in given else {}
@@ -165,7 +165,7 @@ def full_engine(
 
 
 def outcome(engine: Engine) -> dict[str, str]:
-    """Returns digests of all that two runs are compared by, a name for each."""
+    """Return digests of all that two runs are compared by, a name for each."""
     run = engine.current
     plugins = {plugin.name: plugin for plugin in engine._roster.plugins}
     parts: dict[str, Any] = {
@@ -180,32 +180,32 @@ def outcome(engine: Engine) -> dict[str, str]:
 
 
 def digest(value: Any) -> str:
-    """Returns a digest of plain data, arrays and tensors, of every bit."""
-    told = hashlib.sha256()
+    """Return a digest of plain data, arrays and tensors, of every bit."""
+    hashed = hashlib.sha256()
 
-    def tell(part: Any) -> None:
+    def add(part: Any) -> None:
         if isinstance(part, torch.Tensor):
-            told.update(f"{part.dtype}{tuple(part.shape)}".encode())
-            told.update(part.detach().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+            hashed.update(f"{part.dtype}{tuple(part.shape)}".encode())
+            hashed.update(part.detach().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
         elif isinstance(part, np.ndarray):
-            told.update(part.tobytes())
+            hashed.update(part.tobytes())
         elif isinstance(part, dict):
             for key, item in part.items():
-                told.update(repr(key).encode())
-                tell(item)
+                hashed.update(repr(key).encode())
+                add(item)
         elif isinstance(part, list | tuple):
-            told.update(f"{len(part)}[".encode())
+            hashed.update(f"{len(part)}[".encode())
             for item in part:
-                tell(item)
+                add(item)
         else:
-            told.update(repr(part).encode())
+            hashed.update(repr(part).encode())
 
-    tell(value)
-    return told.hexdigest()[:16]
+    add(value)
+    return hashed.hexdigest()[:16]
 
 
 def path_of(log: Iterable[Transition]) -> list[Any]:
-    """Returns transitions without their times."""
+    """Return transitions without their times."""
     return [
         [t.seq, t.source, t.dest, json.dumps(dict(t.guards)), t.epoch, t.batch_index, t.step, t.update] for t in log
     ]

@@ -59,24 +59,42 @@ def load(name):
     return runpy.run_path(str(EXAMPLES / f"{name}.py"))
 
 
-def test_digits_learns_dies_resumes_and_explains_itself(tmp_path, monkeypatch, capsys):
-    """Accuracy of at least 0.97, bits that SIGKILL did not change, entries of states, ten transitions, a journal."""
+@pytest.fixture(scope="module")
+def digits(tmp_path_factory):
+    """The folder in which the example was run over the remains of a killed run, its output and its error stream."""
+    folder = tmp_path_factory.mktemp("digits")
     begun = [sys.executable, EXAMPLES / "digits.py", "--die", "--epochs=2", "--folder=runs/digits/first"]
-    assert subprocess.run(begun, cwd=tmp_path, stderr=subprocess.DEVNULL, check=False).returncode == -signal.SIGKILL
-    out, err = run_example("digits", tmp_path, "--epochs=6")  # begins anew, whatever lies there
-    assert number(r"accuracy on the held-out images (\S+)$", out) >= 0.97
-    assert "ended by SIGKILL" in out
-    assert number(r"resumed from checkpoint-0*(\d+)", out) == 3
-    assert out.count("the same") == 7  # six tensors, and the heading of the second act
-    assert "DIFFERENT" not in out
-    assert "stateDiagram-v2" in out
-    assert number(r"^optimizer_update +(\d+) .* µs .* s$", out) == 6 * 23
-    assert len(re.findall(r"^#\d+ +\w+ -> \w+", out, re.MULTILINE)) == 10
-    assert err.count("epoch ") == 6 + 3 + 3
-    (command,) = re.findall(r"^    heptad (stats .*)$", out, re.MULTILINE)
-    monkeypatch.chdir(tmp_path)
-    assert heptad_command(command.split()) == 0
-    assert re.search(r"^ optimizer_update +138 ", capsys.readouterr().out, re.MULTILINE)
+    assert subprocess.run(begun, cwd=folder, stderr=subprocess.DEVNULL, check=False).returncode == -signal.SIGKILL
+    return folder, *run_example("digits", folder, "--epochs=6")
+
+
+class TestDigits:
+    """The example that trains on digits, is killed, resumes and explains itself."""
+
+    def test_it_learns(self, digits):
+        _, out, err = digits
+        assert number(r"accuracy on the held-out images (\S+)$", out) >= 0.97
+        assert err.count("epoch ") == 6 + 3 + 3
+
+    def test_a_kill_changes_no_bit(self, digits):
+        _, out, _ = digits
+        assert "ended by SIGKILL" in out
+        assert number(r"resumed from checkpoint-0*(\d+)", out) == 3
+        assert out.count("the same") == 7  # six tensors, and the heading of the second act
+        assert "DIFFERENT" not in out
+
+    def test_it_shows_its_machine_and_its_path(self, digits):
+        _, out, _ = digits
+        assert "stateDiagram-v2" in out
+        assert number(r"^optimizer_update +(\d+) .* µs .* s$", out) == 6 * 23
+        assert len(re.findall(r"^#\d+ +\w+ -> \w+", out, re.MULTILINE)) == 10
+
+    def test_the_command_that_it_names_shows_its_updates(self, digits, monkeypatch, capsys):
+        folder, out, _ = digits
+        (command,) = re.findall(r"^    heptad (stats .*)$", out, re.MULTILINE)
+        monkeypatch.chdir(folder)
+        assert heptad_command(command.split()) == 0
+        assert re.search(r"^ optimizer_update +138 ", capsys.readouterr().out, re.MULTILINE)
 
 
 def test_language_model_learns_from_text_and_writes_some(tmp_path):

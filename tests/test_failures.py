@@ -555,7 +555,7 @@ class Doors(Plugin):
 @pytest.mark.parametrize("kind", ERRORS)
 @pytest.mark.parametrize("name", NAMES)
 def test_a_plugin_fails_to_open(name, kind, verb):
-    """Nothing has run then: every plugin is closed once, and the run can still be started."""
+    """Nothing has run then, and every plugin is closed once."""
     error = kind("oh")
     plugins = [Doors(each, open_error=error if each == name else None) for each in NAMES]
     engine = Engine(small_components(), RunConfig(epochs=1), plugins)
@@ -567,6 +567,14 @@ def test_a_plugin_fails_to_open(name, kind, verb):
     assert [plugin.opened for plugin in plugins] == [int(NAMES.index(each) <= NAMES.index(name)) for each in NAMES]
     assert (engine.current.state, engine.current.log.path()) == ("idle", [])
 
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_run_that_did_not_open_can_be_started_again(name):
+    """Once the plugin opens, the run is made, and every plugin closed once more."""
+    plugins = [Doors(each, open_error=ValueError("oh") if each == name else None) for each in NAMES]
+    engine = Engine(small_components(), RunConfig(epochs=1), plugins)
+    with pytest.raises(ValueError, match="oh"):
+        engine.run()
     plugins[NAMES.index(name)].open_error = None
     assert engine.run().state == "finished"
     assert [plugin.closed for plugin in plugins] == [2, 2, 2]

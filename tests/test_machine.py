@@ -41,7 +41,7 @@ from stock import StockEngine, StockMachine
 
 
 def observed(engine: Engine, actor: Actor) -> dict[str, Any]:
-    """Runs an engine to its end, on from where it pauses, and returns all that can be told of it but times."""
+    """Run an engine to its end, on from where it pauses, and return all that it leaves but times."""
     error = drive(engine)
     run = engine.current
     return {
@@ -55,20 +55,20 @@ def observed(engine: Engine, actor: Actor) -> dict[str, Any]:
 
 
 def outcome(engine_class: type[Engine], *, loader: Any = 3, acts: Any = None, **config: Any) -> dict[str, Any]:
-    """Runs an engine with two plugins and an actor, and returns what was observed."""
+    """Run an engine with two plugins and an actor, and returns what was observed."""
     first, last = Witness(name="first"), Witness(name="last")
     engine = small_engine(loader, [first, last], engine_class=engine_class, **config)
-    told = observed(engine, Actor(engine, acts))
-    return told | {"first": first.seen, "last": last.seen, "counters": first.counters}
+    found = observed(engine, Actor(engine, acts))
+    return found | {"first": first.seen, "last": last.seen, "counters": first.counters}
 
 
 def both(make: Callable[[], dict[str, Any]]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Returns what the stock and what the compiled dispatch made of the same arguments, built anew for each."""
+    """Return what the stock and what the compiled dispatch made of the same arguments, built anew for each."""
     return outcome(StockEngine, **make()), outcome(Engine, **make())
 
 
 def step_detour(state: str, after: Any, every: int | None) -> Detour:
-    """Returns a detour that is due at every multiple, or where an odd number of steps is done."""
+    """Return a detour that is due at every multiple, or where an odd number of steps is done."""
     return Detour(state, after, lambda run: every is not None or run.step % 2 == 1, lambda run: None, every=every)
 
 
@@ -98,7 +98,7 @@ def test_stock_equals_compiled_on_the_training_table(n: int, k: int, remainder: 
 )
 @pytest.mark.parametrize("unsized", [False, True])
 def test_stock_equals_compiled_at_limits(config: dict[str, Any], unsized: bool):
-    """Runs of no epoch, runs cut by `max_updates`, and runs over data of unknown length are the same too."""
+    """Run of no epoch, runs cut by `max_updates`, and runs over data of unknown length are the same too."""
     loader = Unsized(batches(3)) if unsized else 3
     stock, compiled = both(lambda: {"loader": loader, **config})
     assert stock == compiled
@@ -116,7 +116,7 @@ def test_stock_equals_compiled_whatever_a_handler_does(act: str):
 
 
 def counted(original: Callable[[Run], Any], fail_at: int) -> Callable[[Run], Any]:
-    """Returns a function that does what the original does, and raises at one of its calls, counted from 1."""
+    """Return a function that does what the original does, and raises at one of its calls, counted from 1."""
     calls = 0
 
     def call(run: Run) -> Any:
@@ -195,7 +195,7 @@ def test_stock_equals_compiled_with_detours(plan: Plan):
 
 @st.composite
 def tables(draw: st.DrawFn) -> Table:
-    """Draws a sound table: 1 to 7 states between start and end, some shown under one name, up to 4 guards."""
+    """Draw a sound table: 1 to 7 states between start and end, some shown under one name, up to 4 guards."""
     count = draw(st.integers(1, 7))
     names = [f"s{number}" for number in range(count)]
     guards = [f"g{number}" for number in range(4)]
@@ -217,7 +217,7 @@ def tables(draw: st.DrawFn) -> Table:
 
 
 def scripted(machine_class: type[Machine], table: Table, seed: int, portions: list[int], fail_at: int | None) -> Any:
-    """Drives a table by a seeded script, some turns at a time, and returns what was called, logged and raised."""
+    """Drive a table by a seeded script, some turns at a time, and returns what was called, logged and raised."""
     parts = small_engine().current.runtime
     run = Run(table, RunConfig(epochs=1), parts, LogBuffer(table, 1000))
     calls: list[tuple[str, str, int]] = []
@@ -323,7 +323,7 @@ def test_a_turn_is_body_exit_guards_record_entry(machine_class: type[Machine]):
 
 
 def machine_of(table: Table) -> tuple[Run, Machine, dict[str, Callable[[Run], bool]]]:
-    """Returns a run over a table and its compiled machine, with a guard of its own for each of the table's."""
+    """Return a run over a table and its compiled machine, with a guard of its own for each of the table's."""
     run = Run(table, RunConfig(epochs=1), small_engine().current.runtime, LogBuffer(table, 1000))
     guards = {name: GUARDS.get(name, lambda run: False) for name in table.guards}
     return run, Machine(run, {}, guards), guards

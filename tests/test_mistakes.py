@@ -49,8 +49,8 @@ def test_a_mistake_gets_a_message_that_helps(name, tmp_path):
     frames = traceback.extract_tb(error.__traceback__)
     assert name in [frame.name for frame in frames if frame.filename == mistakes.__file__]
     assert longest_row(frames) <= BETWEEN
-    told = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
-    assert told is None or isinstance(told, OSError)  # nothing of our own was met on the way
+    shown = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
+    assert shown is None or isinstance(shown, OSError)  # nothing of our own was met on the way
 
 
 def test_there_are_many_of_them_and_each_says_something():

@@ -536,13 +536,11 @@ def failed_run(path: Path) -> Run:
 @pytest.mark.parametrize("chunk", [5, 1024])
 @pytest.mark.parametrize("seq", [1, 2, 19, 20, 33, 50])
 def test_a_resumed_run_continues_its_file_which_reads_as_one_path(seq, chunk, tmp_path, monkeypatch):
-    """What it made again is kept apart, and says what happened before the run died."""
+    """It is the path of the run that never died: transitions, values, notes, explanations and durations."""
     monkeypatch.setattr(heptad.record.buffer, "CHUNK", chunk)
     path = tmp_path / "run.journal"
     died = failed_run(path)
-    engine = resumed(path, died.id, seq)
-    kept = len(engine.current.records())
-    run = engine.run()
+    run = resumed(path, died.id, seq).run()
     whole = training(Journal(tmp_path / "whole")).run()
     log, source = TransitionLog.load(path), FileSource(path)
     assert records(log) == records(whole.log)
@@ -561,7 +559,16 @@ def test_a_resumed_run_continues_its_file_which_reads_as_one_path(seq, chunk, tm
     ]
     spent = [duration for (duration,) in asked(path, "SELECT duration_ns FROM transitions ORDER BY seq")]
     assert spent == [t.duration_ns for t in log]
-    # what was made again
+
+
+@pytest.mark.parametrize("seq", [1, 2, 19, 20, 33, 50])
+def test_what_a_resumed_run_made_again_is_kept_apart(seq, tmp_path):
+    """The tables of what was superseded say what happened before the run died."""
+    path = tmp_path / "run.journal"
+    died = failed_run(path)
+    engine = resumed(path, died.id, seq)
+    kept = len(engine.current.records())
+    engine.run()
     assert asked(path, "SELECT session, seq, source, dest FROM superseded ORDER BY seq") == [
         (2, t.seq, t.source, t.dest) for t in list(died.log)[seq:]
     ]
