@@ -114,6 +114,7 @@ LATER = {
     ("criterion", "first"),
     ("criterion", "classes"),
     ("run", "detached"),
+    ("position", "events"),
 }
 """Fields that came after the kept checkpoint was written."""
 
