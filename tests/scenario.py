@@ -167,7 +167,7 @@ def full_engine(
 def outcome(engine: Engine) -> dict[str, str]:
     """Return digests of all that two runs are compared by, a name for each."""
     run = engine.current
-    plugins = {plugin.name: plugin for plugin in engine._roster.plugins}
+    plugins = {plugin.name: plugin for plugin in engine._manager.plugins}
     parts: dict[str, Any] = {
         "weights": {**dict(run.network.named_parameters()), **dict(run.network.named_buffers())},
         "optimizer": [optimizer.state_dict() for optimizer in run.optimizers],

@@ -28,6 +28,7 @@ from builders import batches, drive, small_engine
 from heptad import Detour, LogError, Run, TransitionLog
 from heptad.cli import follow, output
 from heptad.cli.main import COMMANDS, main
+from heptad.history.table_form import table_to_plain
 from heptad_plugins import Journal
 
 
@@ -188,6 +189,7 @@ import os, signal, sys
 import torch
 from builders import small_engine
 from heptad_plugins import Journal
+from heptad.history.table_form import table_to_plain
 
 torch.set_num_threads(1)
 engine = small_engine(9, [Journal(sys.argv[1], flush_every=1)])
@@ -396,7 +398,7 @@ def test_diagram_is_the_table_of_the_run(ask: Ask, tmp_path: Path):
     engine.run()
     assert ask("diagram", tmp_path / "run.db").out == f"{engine.diagram()}\n"
     answer = json.loads(ask("diagram", tmp_path / "run.db", "--json").out)
-    assert (answer["mermaid"], answer["table"]) == (engine.diagram(), engine.current.table.to_plain())
+    assert (answer["mermaid"], answer["table"]) == (engine.diagram(), table_to_plain(engine.current.table))
     assert "sample --> after_loop" in answer["mermaid"]
 
 

@@ -27,6 +27,7 @@ from heptad.errors import LogError
 from heptad.history.explain import OWN, Called
 from heptad.history.export import jsonl, timeline
 from heptad.history.source import Source
+from heptad.history.table_form import table_to_plain
 from heptad.record.chunk import View
 from heptad.record.events import StillDetached
 from heptad_plugins import Checkpoint, Journal, LRSchedule
@@ -63,7 +64,7 @@ def assert_same(one: TransitionLog, other: TransitionLog) -> None:
         {"epoch": 0, "limit": -2},
     ):
         assert other.where(**asked) == one.where(**asked)
-    assert other.source.table.to_plain() == one.source.table.to_plain()
+    assert table_to_plain(other.source.table) == table_to_plain(one.source.table)
     assert json.dumps(dict(other.source.facts)) == json.dumps(dict(one.source.facts))
     assert not one.diff(other)
     assert not other.diff(one)

@@ -31,6 +31,7 @@ from heptad.plugin.verify import verify
 from heptad.ranks.strategy import Alone, Strategy
 from heptad.record.buffer import LogBuffer
 from heptad.record.events import Pause
+from heptad.run.determinism import deterministic
 from heptad.run.guards import GUARDS, in_mid_step
 from heptad.run.run import Run
 from heptad.run.runtime import Runtime
@@ -75,24 +76,23 @@ class Engine:
                 raise EngineError(f"Engine takes Components, RunConfig and plugins in this order, got a {kind(value)}")
         given = [part for part in listed(components.optimizer) if is_optimizer(part)]
         check_together(components, config, optimizer_mistakes(given, components.network))
-        self._roster = PluginManager(plugins)
+        self._manager = PluginManager(plugins)
         self._components = components
         self._config = config
         self._strategy: Strategy = Alone()
         device = resolve_device(config.device)
         runtime = Runtime(components, build_feed(components, config), device, Optimizers())
         runtime.evaluator = self._evaluator(device)
-        detours = self._roster.detours_given
+        detours = self._manager.detours_given
         table = training_table([detour for _, detour in detours])
         self.current = Run(table, config, runtime, LogBuffer(table, config.log_capacity, read_numbers))
         self._machine = self._build_machine(detours)
         self._subscriptions: list[Subscription] = []
-        for subscription in self._roster.subscriptions():
+        for subscription in self._manager.subscriptions():
             self._subscribe(subscription)
-        self._resumption = Resumption(self._roster, self._visits, self._subscriptions)
+        self._resumption = Resumption(self._manager, self._visits, self._subscriptions)
         self.current.capture = self._resumption.capture
-        self._reading = False
-        """Whether data of unknown length are being read ahead."""
+        self._reading = False  # whether data of unknown length are being read ahead
         self._driver: int | None = None
         self._guard = threading.Lock()
 
@@ -104,11 +104,11 @@ class Engine:
         visits = self._visits = [DetourState(detour) for _, detour in detours]
         for position, (plugin, _) in enumerate(detours):
             guard = guard_of([detour for _, detour in detours], position)
-            guards[guard] = self._roster.wrap_guard(plugin, guard, visits[position].due)
+            guards[guard] = self._manager.wrap_guard(plugin, guard, visits[position].due)
             owners[guard] = titled(plugin)
         for node, position in table.origin.items():
             plugin, detour = detours[position]
-            bodies[node] = self._roster.wrap_body(plugin, detour.state, visits[position].body)
+            bodies[node] = self._manager.wrap_body(plugin, detour.state, visits[position].body)
             owners[node] = titled(plugin)
         # The engine is the first to be called on entry to optimizer_update: plugins see the gradient that is applied.
         first = Subscription(None, "", Mark("enter", "optimizer_update"), self._strategy.reduce)
@@ -145,7 +145,7 @@ class Engine:
             if resume is not None:
                 self._resumption.resume(run, resume, partial(build, strategy=self._strategy))
             self._resumption.begin(run)
-            with self._roster.opened(run), self._feed_closed_at_the_end(), CtrlC(run) as ctrl_c:
+            with self._manager.opened(run), self._feed_closed_at_the_end(), CtrlC(run) as ctrl_c:
                 self._settle()
                 self._drive(reached, f"until {until}" if isinstance(until, str) else "until a predicate held")
             if ctrl_c.pressed:
@@ -171,17 +171,17 @@ class Engine:
         with self._driving("advance"):
             try:
                 self._resumption.begin(self.current)
-                self._roster.open(self.current)
+                self._manager.open(self.current)
                 self._settle()
                 self._drive(lambda run: True, BY_ADVANCE)
             except BaseException as error:
                 self.current.runtime.feed.close()
-                self._roster.close_after(error, self.current)
+                self._manager.close_after(error, self.current)
                 raise
             if self.current.ended:
                 self.close()
             elif self.current.paused != BY_ADVANCE:  # by an interrupt, as in run(): going on opens them again
-                self._roster.close(self.current)
+                self._manager.close(self.current)
         return self.current.log[-1]
 
     def close(self) -> None:
@@ -193,7 +193,7 @@ class Engine:
             feed.close()
         else:
             feed.rest()
-        self._roster.close(self.current)
+        self._manager.close(self.current)
 
     def __enter__(self) -> Self:
         return self
@@ -249,7 +249,7 @@ class Engine:
         def idle(subscription: Subscription) -> str:
             if subscription.mark.state not in known:
                 return f"no plugin brings {subscription.mark.state}"
-            detached = subscription.plugin is not None and self._roster.is_detached(subscription.plugin)
+            detached = subscription.plugin is not None and self._manager.is_detached(subscription.plugin)
             return "detached" if detached else ""
 
         return tabulate(
@@ -262,9 +262,9 @@ class Engine:
         What handlers will do (a stop, a skipped update) cannot be planned. A guard that reads more of the run than its
         position and counters is shown as a condition; one that reads something else is asked as it stands now.
         """
-        detours = [detour for _, detour in self._roster.detours_given]
+        detours = [detour for _, detour in self._manager.detours_given]
         guards = [guard_of(detours, position) for position in range(len(detours))]
-        called = [row for row in self._subscriptions if row.plugin is None or not self._roster.is_detached(row.plugin)]
+        called = [row for row in self._subscriptions if row.plugin is None or not self._manager.is_detached(row.plugin)]
         return Planner(self.current, self._visits, guards, called).turns()
 
     def diagram(self) -> str:
@@ -309,7 +309,7 @@ class Engine:
         verify(subscription, self.current.table)
         if self._config.trace_handlers:
             trace(subscription, self.current)
-        self._roster.wrap(subscription)
+        self._manager.wrap(subscription)
         self._subscriptions.append(subscription)
         self._machine.subscribe(subscription)
         mark, facts = subscription.mark, self.current.buffer.facts
@@ -344,7 +344,7 @@ class Engine:
                 if at.pause_requested is not None and self._may_pause():
                     self._pause(*at.pause_requested)
                     at.pause_requested = None
-                    self._roster.pause(run)
+                    self._manager.pause(run)
                     return
                 if here and (at.pause_requested is None or pause == BY_ADVANCE):
                     self._pause(pause)
@@ -389,7 +389,7 @@ class Engine:
                 )
             self._driver = threading.get_ident()
         try:
-            with _deterministic(self._config.deterministic):
+            with deterministic(self._config.deterministic):
                 yield
         finally:
             self._driver = None
@@ -404,19 +404,5 @@ class Engine:
                 self.current.runtime.feed.close()
 
     def __repr__(self) -> str:
-        names = ", ".join(plugin.name for plugin in self._roster.plugins)
+        names = ", ".join(plugin.name for plugin in self._manager.plugins)
         return f"<Engine {self.current!r} with {names or 'no plugins'}>"
-
-
-@contextmanager
-def _deterministic(asked: bool) -> Generator[None]:
-    """Use torch's deterministic algorithms for the length of a block."""
-    if not asked:
-        yield
-        return
-    before, warns = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
-    torch.use_deterministic_algorithms(True)
-    try:
-        yield
-    finally:
-        torch.use_deterministic_algorithms(before, warn_only=warns)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal, Protocol
+from typing import Literal, Protocol
 
 from heptad.errors import TableError, nearest
 
@@ -96,34 +96,6 @@ class Table:
             if tried is arc:
                 break
         return answers
-
-    def to_plain(self) -> dict[str, Any]:
-        """Return the table as plain data, from which `from_plain` makes it again."""
-        return {
-            "states": [[state.name, state.kind, state.body, state.shown, state.after] for state in self.states],
-            "arcs": [[arc.source, arc.dest, arc.guard] for arc in self.arcs],
-            "guards": list(self.guards),
-            "origin": self.origin,
-        }
-
-    @classmethod
-    def from_plain(cls, plain: Mapping[str, Any]) -> Table:
-        """Return the table that `to_plain` was given.
-
-        Rows of states without `after`, as journals of version 1 hold them, get it from the arcs.
-
-        Raises:
-            TableError: If it is not a table that could be built.
-        """
-        arcs = [Arc(*row) for row in plain["arcs"]]
-        states = [State(*row) for row in plain["states"]]
-        scopes = {state.name for state in states if state.kind == "scope"}
-        left = {arc.dest: arc.source for arc in arcs if arc.source in scopes}
-        states = [
-            replace(state, after=left.get(state.name, "")) if state.kind == "detour" and not state.after else state
-            for state in states
-        ]
-        return cls(states, arcs, plain["guards"], plain["origin"])
 
     def _check(self) -> None:
         self._check_names()

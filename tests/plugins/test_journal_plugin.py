@@ -227,7 +227,7 @@ def test_forked_processes_leave_the_file_alone(tmp_path):
         child = os.fork()
         if not child:
             plugins.clear()
-            engine._roster.plugins = ()
+            engine._manager.plugins = ()
             gc.collect()
             os._exit(0)
         os.waitpid(child, 0)

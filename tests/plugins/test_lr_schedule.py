@@ -13,7 +13,7 @@ from builders import Unsized, batches, equal, small_engine, small_network, weigh
 from heptad import Components, Engine, EngineError, Plugin, PluginError, RunConfig
 from heptad.step.optimizers import Optimizers
 from heptad.testing import check_plugin
-from heptad_plugins._scheduler import from_format_1
+from heptad_plugins._scheduler import scheduler_from_format_1
 from heptad_plugins.evaluate import Evaluate
 from heptad_plugins.lr_schedule import LRSchedule
 from rebirth import Reborn
@@ -402,5 +402,5 @@ def test_a_function_that_asks_for_the_length_itself_follows_a_change_of_accumula
 )  # fmt: skip
 def test_a_state_of_a_checkpoint_of_the_first_version_is_read(stored: Any, scheduler: Any):
     """There tuples, dicts and Counters were tagged lists."""
-    assert from_format_1(stored) == scheduler
-    assert from_format_1(scheduler) == scheduler
+    assert scheduler_from_format_1(stored) == scheduler
+    assert scheduler_from_format_1(scheduler) == scheduler

@@ -245,7 +245,7 @@ def test_measuring_begins_anew_where_a_run_goes_on_in_mid_epoch():
     clock = NewestClock()
     engine = build(clock)
     engine.run(until=lambda run: run.step == 2 and run.state == "before_step")
-    throughput = next(plugin for plugin in engine._roster.plugins if isinstance(plugin, Throughput))
+    throughput = next(plugin for plugin in engine._manager.plugins if isinstance(plugin, Throughput))
     fresh = Throughput()
     fresh._all.clock = fresh._waiting.clock = clock
     throughput.__dict__.update(fresh.__dict__)

@@ -8,6 +8,7 @@ from heptad.cli.arguments import takes_journals
 from heptad.cli.output import print_json, print_line
 from heptad.history.drawing import mermaid
 from heptad.history.query import TransitionLog
+from heptad.history.table_form import table_to_plain
 
 
 def add_to(parser: argparse.ArgumentParser) -> None:
@@ -19,7 +20,7 @@ def run(arguments: argparse.Namespace) -> int:
     """Run the command."""
     table = TransitionLog.load(arguments.file).source.table
     if arguments.json:
-        print_json({"mermaid": mermaid(table), "table": table.to_plain()})
+        print_json({"mermaid": mermaid(table), "table": table_to_plain(table)})
     else:
         print_line(mermaid(table))
     return 0

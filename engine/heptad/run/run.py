@@ -22,7 +22,7 @@ from heptad.record.events import Accumulation, Event, Note, Skip, Stop
 from heptad.run.runtime import Evaluates, Runtime
 from heptad.run.snapshot import Snapshot
 from heptad.run.state import initial_state
-from heptad.run.view import RunView
+from heptad.run.view import RunView, in_words
 from heptad.table import Table
 
 if TYPE_CHECKING:
@@ -309,33 +309,3 @@ class Run(RunView):
                 f"run.{name} cannot be set: a handler acts through the run's verbs (stop, pause, skip_update, "
                 "set_accumulation, record, note); what a plugin remembers belongs on the plugin"
             ) from None
-
-    def __repr__(self) -> str:
-        paused = f" (paused: {self.paused})" if self.paused else ""
-        return (
-            f"<Run in {self.state}{paused}: epoch {self.epoch}, batch {self.batch_index}, step {self.step}, "
-            f"update {self.update}>"
-        )
-
-    def _repr_html_(self) -> str:
-        from heptad.history.html import table  # noqa: PLC0415 - for notebooks
-
-        shown = {
-            "state": f"{self.state}{f' (paused: {self.paused})' if self.paused else ''}",
-            "reason": self.reason or "",
-            "epoch, batch": f"{self.epoch}, {self.batch_index}",
-            "step, update": f"{self.step}, {self.update}",
-            **{name: f"{value:.6g}" for name, value in self.metrics.items()},
-        }
-        return table("run", (), shown.items())
-
-
-def in_words(verb: str, text: str) -> str:
-    """Return the text that a verb was given.
-
-    Raises:
-        EngineError: If it is no text: the log could not hold it, and nobody could read it.
-    """
-    if not isinstance(text, str):  # pyright: ignore[reportUnnecessaryIsInstance] - for callers without a type checker
-        raise EngineError(f"run.{verb}(…) takes a text, got {text!r}; values go to run.record(name, value)")
-    return text

@@ -38,6 +38,7 @@ class RunView:
         runtime: Runtime
         buffer: LogBuffer
         position: RunState
+        paused: str | None
         _log: TransitionLog | None
 
     # -- where the run is
@@ -275,6 +276,36 @@ class RunView:
     def names_recorded(self, since: int = 0) -> set[str]:
         """Return the names of the recorded values but for the first `since` (no device sync)."""
         return self.buffer.recorded.names(since)
+
+    def __repr__(self) -> str:
+        paused = f" (paused: {self.paused})" if self.paused else ""
+        return (
+            f"<Run in {self.state}{paused}: epoch {self.epoch}, batch {self.batch_index}, step {self.step}, "
+            f"update {self.update}>"
+        )
+
+    def _repr_html_(self) -> str:
+        from heptad.history.html import table  # noqa: PLC0415 - for notebooks
+
+        shown = {
+            "state": f"{self.state}{f' (paused: {self.paused})' if self.paused else ''}",
+            "reason": self.reason or "",
+            "epoch, batch": f"{self.epoch}, {self.batch_index}",
+            "step, update": f"{self.step}, {self.update}",
+            **{name: f"{value:.6g}" for name, value in self.metrics.items()},
+        }
+        return table("run", (), shown.items())
+
+
+def in_words(verb: str, text: str) -> str:
+    """Return the text that a verb was given.
+
+    Raises:
+        EngineError: If it is no text: the log could not hold it, and nobody could read it.
+    """
+    if not isinstance(text, str):  # pyright: ignore[reportUnnecessaryIsInstance] - for callers without a type checker
+        raise EngineError(f"run.{verb}(…) takes a text, got {text!r}; values go to run.record(name, value)")
+    return text
 
 
 def detached(value: Any) -> Any:

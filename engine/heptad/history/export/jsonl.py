@@ -17,6 +17,7 @@ from heptad.history.decode import Decoder, by_seq
 from heptad.history.export.output import Target, replacing
 from heptad.history.export.rows import call_row, json_number, note_row, transition_row, value_row
 from heptad.history.source import Source
+from heptad.history.table_form import table_to_plain
 from heptad.record.chunk import View
 
 FORMAT = "heptad log"
@@ -39,7 +40,7 @@ def _log_header(source: Source, view: View) -> Mapping[str, Any]:
     return {
         "format": FORMAT,
         "version": VERSION,
-        "table": source.table.to_plain(),
+        "table": table_to_plain(source.table),
         "facts": _finite(dict(source.facts)),
         "failure": None if source.failure is None else asdict(source.failure),
         "notes": [note_row(note) for note in source.events(view.end)],

@@ -10,6 +10,7 @@ from heptad.history.journal import schema
 from heptad.history.journal.head import check_head
 from heptad.history.journal.lock import BUSY_MS, lock
 from heptad.history.journal.meta import put_meta
+from heptad.history.table_form import table_to_plain
 from heptad.table import Table
 
 
@@ -55,7 +56,7 @@ def _make_log(connection: sqlite3.Connection, table: Table, run: str) -> bool:
     for statement in schema.statements():
         connection.execute(statement)
     put_meta(connection, "run", run)
-    put_meta(connection, "table", table.to_plain())
+    put_meta(connection, "table", table_to_plain(table))
     connection.executemany("INSERT INTO arc VALUES (?, ?, ?, ?, ?)", schema.arcs(table))
     connection.execute("COMMIT")
     return True

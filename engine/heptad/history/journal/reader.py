@@ -28,6 +28,7 @@ from heptad.history.journal.head import check_head, size_beside
 from heptad.history.journal.lock import BUSY_MS
 from heptad.history.journal.meta import get_meta
 from heptad.history.journal.packing import unpack_turns
+from heptad.history.table_form import table_from_plain
 from heptad.record.chunk import Call, Effects, Failure, Ints, View
 from heptad.record.counters import Counters
 from heptad.record.event_codec import from_format_1, from_plain
@@ -69,7 +70,7 @@ class FileSource:
         with self._reading():
             self._connection = self._connect()
             weakref.finalize(self, self._connection.close)
-            self._table = Table.from_plain(self._meta("table"))
+            self._table = table_from_plain(self._meta("table"))
             self._run = str(self._meta("run"))
         self._effects = Effects(self._table)
         self._arcs = len(self._table.arcs) + len(self._table.states)

@@ -25,6 +25,7 @@ from heptad.history.journal.opening import open_to_write
 from heptad.history.journal.packing import pack_turns
 from heptad.history.journal.shortened import ShortenedChunk
 from heptad.history.journal.versions import installed
+from heptad.history.table_form import table_from_plain, table_to_plain
 from heptad.record.chunk import Call, Chunk, Effects, Failure, durations
 from heptad.record.counters import Counters
 from heptad.record.event_codec import to_plain
@@ -321,7 +322,7 @@ def _first(connection: sqlite3.Connection, statement: str, *values: Any) -> Any:
 def _holds(connection: sqlite3.Connection, table: Table) -> bool:
     """Return whether a file holds a run with this table; version 1 stored less of it."""
     try:
-        return Table.from_plain(get_meta(connection, "table")).to_plain() == table.to_plain()
+        return table_to_plain(table_from_plain(get_meta(connection, "table"))) == table_to_plain(table)
     except (TableError, KeyError, TypeError):
         return False
 

@@ -1,0 +1,38 @@
+"""A table as plain data, as journals and exports hold it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from heptad.table import Arc, State, Table
+
+
+def table_to_plain(table: Table) -> dict[str, Any]:
+    """Return a table as plain data, from which `table_from_plain` makes it again."""
+    return {
+        "states": [[state.name, state.kind, state.body, state.shown, state.after] for state in table.states],
+        "arcs": [[arc.source, arc.dest, arc.guard] for arc in table.arcs],
+        "guards": list(table.guards),
+        "origin": table.origin,
+    }
+
+
+def table_from_plain(plain: Mapping[str, Any]) -> Table:
+    """Return the table that `table_to_plain` was given.
+
+    Rows of states without `after`, as journals of version 1 hold them, get it from the arcs.
+
+    Raises:
+        TableError: If it is not a table that could be built.
+    """
+    arcs = [Arc(*row) for row in plain["arcs"]]
+    states = [State(*row) for row in plain["states"]]
+    scopes = {state.name for state in states if state.kind == "scope"}
+    left = {arc.dest: arc.source for arc in arcs if arc.source in scopes}
+    states = [
+        replace(state, after=left.get(state.name, "")) if state.kind == "detour" and not state.after else state
+        for state in states
+    ]
+    return Table(states, arcs, plain["guards"], plain["origin"])
