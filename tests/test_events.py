@@ -43,7 +43,7 @@ PLACE = "(epoch 0, batch 1, step 2, update 3)"
 
 OLD: dict[tuple[str, str], Event] = {
     ("stop", "enough"): Stop(*AT, "enough"),
-    ("pause", "Ctrl-C"): Pause(*AT, "Ctrl-C"),
+    ("park", "Ctrl-C"): Pause(*AT, "Ctrl-C"),
     ("skip_update", "too large"): Skip(*AT, "too large"),
     ("note", "half way"): Note(*AT, "half way"),
     ("untrained", "no parameter that the optimizer holds has a gradient, …"): Untrained(*AT),

@@ -16,7 +16,7 @@ from heptad.checkpoints.resumption import Resumption
 from heptad.config import Components, RunConfig, check_together, is_optimizer, listed
 from heptad.data.build import build_feed
 from heptad.data.placement import read_numbers, resolve_device
-from heptad.errors import EngineError, PluginError, kind, nearest
+from heptad.errors import EngineError, PluginError, kind
 from heptad.history.drawing import mermaid
 from heptad.history.transition import Transition
 from heptad.machine import Body, Guard, Machine
@@ -36,6 +36,7 @@ from heptad.run.guards import GUARDS, in_mid_step
 from heptad.run.run import Run
 from heptad.run.runtime import Runtime
 from heptad.run.signals import CtrlC
+from heptad.run.until import Until, until_predicate
 from heptad.step.bodies import BODIES, READERS, before_loop, build
 from heptad.step.evaluator import Evaluator
 from heptad.step.metrics import Metric
@@ -44,7 +45,6 @@ from heptad.step.plan import PlannedTurn, Planner
 from heptad.table import guard_of, training_table
 
 F = TypeVar("F", bound=Callable[[Run], object])
-Until = Callable[[Run], bool]
 
 BY_ADVANCE = "advance"
 """Why a run is paused that `advance` has driven."""
@@ -139,7 +139,7 @@ class Engine:
             BaseException: What a body, a guard or a handler raised, unchanged but for a note that names the place. The
                 run has failed then.
         """
-        reached = self._reached(until)
+        reached = until_predicate(until, self.current.table)
         run = self.current
         with self._driving("run"):
             if resume is not None:
@@ -244,17 +244,7 @@ class Engine:
 
     def subscriptions(self) -> SubscriptionTable:
         """Return who is called on which moment of which state, in order, with its filter; print it for a table."""
-        known = self.current.table.scopes()
-
-        def idle(subscription: Subscription) -> str:
-            if subscription.mark.state not in known:
-                return f"no plugin brings {subscription.mark.state}"
-            detached = subscription.plugin is not None and self._manager.is_detached(subscription.plugin)
-            return "detached" if detached else ""
-
-        return tabulate(
-            ((subscription, idle(subscription)) for subscription in self._subscriptions), self.current.table
-        )
+        return tabulate(self._subscriptions, self._manager, self.current.table)
 
     def plan(self) -> Iterator[PlannedTurn]:
         """Yield the turns and calls to come, from where the run is, touching neither data nor network.
@@ -328,29 +318,32 @@ class Engine:
     # -- the loop
 
     def _drive(self, reached: Until | None, pause: str) -> None:
-        """Turns until the run ends or pauses."""
-        run, at, memory = self.current, self.current.position, self.current.buffer
+        """Make turns until the run ends or pauses."""
+        run, at, buffer = self.current, self.current.position, self.current.buffer
         run.paused = None
-        memory.go()
+        buffer.go()
         try:
             while True:
                 at.halt = False
+                # Turn by turn only where each has to be looked at; else up to a chunk of the log, without coming back.
                 one_by_one = reached is not None or at.pause_requested is not None
-                self._machine.drive(run, 1 if one_by_one else memory.room)
-                memory.settle(run.counters)
+                self._machine.drive(run, 1 if one_by_one else buffer.room)
+                buffer.settle(run.counters)  # between two turns, where counters and path agree
                 if run.ended:
                     return
                 here = reached is not None and reached(run)
+                # A requested pause comes before `until`, so that plugins are called; in mid-step it waits, and `until`
+                # waits with it. `advance` promised one turn, and pauses even there.
                 if at.pause_requested is not None and self._may_pause():
                     self._pause(*at.pause_requested)
                     at.pause_requested = None
-                    self._manager.pause(run)
+                    self._manager.pause(run)  # after the event, so that what plugins store holds it
                     return
                 if here and (at.pause_requested is None or pause == BY_ADVANCE):
                     self._pause(pause)
                     return
         finally:
-            memory.pause()
+            buffer.pause()
 
     def _pause(self, reason: str, requested: int | None = None) -> None:
         run = self.current
@@ -360,16 +353,6 @@ class Engine:
 
     def _may_pause(self) -> bool:
         return not in_mid_step(self.current.table.states[self.current.position.node])
-
-    def _reached(self, until: str | Until | None) -> Until | None:
-        if until is None or not isinstance(until, str):
-            if until is not None and not callable(until):
-                raise EngineError(f"until must be a state or a predicate of the run, got {until!r}")
-            return until
-        table = self.current.table
-        if not table.named(until):
-            raise EngineError(f"run(until='{until}'): there is no such state{nearest(until, table.shown.values())}")
-        return lambda run: run.state == until
 
     @contextmanager
     def _driving(self, verb: str) -> Generator[None]:

@@ -128,12 +128,14 @@ class Journal(Plugin):
         self._seen = run.record_defaults(values, self._seen)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the number of values recorded up to the last update."""
-        return {"seen": self._seen}
+        """Return what the next update needs: how many values were recorded, and the rates if one is under way."""
+        return {"seen": self._seen, "rates": dict(self._rates)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore it."""
         self._seen = state["seen"]
+        rates = state.get("rates")
+        self._rates = rates if isinstance(rates, dict) else {}  # version 0.1.0 stored a list, of no further use
 
 
 def _raise_error(recorder: JournalRecorder) -> None:

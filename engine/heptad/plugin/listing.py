@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import overload
 
 from heptad.plugin.contract import Moment
+from heptad.plugin.manager import PluginManager
 from heptad.plugin.subscription import Subscription
 from heptad.table import Table
 
@@ -61,11 +62,15 @@ class SubscriptionTable(Sequence[Subscribed]):
         return f"<SubscriptionTable: {len(self)} handlers>"
 
 
-def tabulate(subscriptions: Iterable[tuple[Subscription, str]], table: Table) -> SubscriptionTable:
-    """Return the table of subscriptions, given each with the reason why it is never called, or an empty string."""
+def tabulate(subscriptions: Iterable[Subscription], manager: PluginManager, table: Table) -> SubscriptionTable:
+    """Return the table of subscriptions, with the reason why one is never called."""
     moments: dict[tuple[str, Moment], list[Subscribed]] = {}
-    for subscription, idle in subscriptions:
-        mark = subscription.mark
+    for subscription in subscriptions:
+        mark, idle = subscription.mark, ""
+        if mark.state not in table.scopes():
+            idle = f"no plugin brings {mark.state}"
+        elif subscription.plugin is not None and manager.is_detached(subscription.plugin):
+            idle = "detached"
         rows = moments.setdefault((mark.state, mark.moment), [])
         order = 0 if idle else 1 + sum(not row.idle for row in rows)
         rows.append(Subscribed(mark.state, mark.moment, order, subscription.who, mark.words(), idle))

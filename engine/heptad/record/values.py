@@ -179,7 +179,7 @@ class RecordedValues:
 
 def _number(name: str, value: Any) -> Any:
     """Return a float, or a copy of a tensor that is not on the CPU (no device sync)."""
-    if is_tensor_class(cast("Any", type(value))):
+    if is_tensor_class(type(value)):  # pyright: ignore[reportUnknownArgumentType] - a cast is a call
         if value.dim():
             raise EngineError(f"record('{name}', …) takes a number or a 0-dim tensor, got shape {tuple(value.shape)}")
         if not value.is_cpu:

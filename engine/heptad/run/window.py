@@ -54,16 +54,17 @@ class Window:
         Raises:
             EngineError: If the weight is not positive, or the window mixes steps with and without a weight.
         """
+        # What `backward` is handed is the gradient of the loss with respect to itself: handing in r / k scales every
+        # gradient of this step by r / k, as multiplying the loss would, less a forward and a backward operation.
         relative = self._relative(weight)
-        if isinstance(relative, torch.Tensor):
+        if isinstance(relative, torch.Tensor):  # stays on its device: no sync
             loss.backward((relative / self.size).to(loss.device, loss.dtype).reshape(loss.shape))
         elif relative != 1.0:
             loss.backward(torch.full_like(loss, relative / self.size))
         elif self.size == 1:
             loss.backward()  # alone in its window a step weighs nothing
         else:
-            # The gradient handed to the loss is 1 / k, to the bit what dividing the loss by k hands on, without the
-            # division's forward and backward.
+            # 1 / k, to the bit what dividing the loss by k hands on; kept, since the window asks for it k times
             seed = self._seeds.get((loss.dtype, loss.device))
             if seed is None:
                 seed = self._seeds[loss.dtype, loss.device] = torch.full_like(loss, 1.0 / self.size).detach()
@@ -87,7 +88,7 @@ class Window:
         else:
             _check_weight(weight)
             relative = _ratio(weight, self.first if self.first is not None else weight)
-        self.total = self.total + relative
+        self.total = self.total + relative  # not +=, which would write into a tensor that a checkpoint may hold
         return relative
 
 
