@@ -58,14 +58,20 @@ def test_every_file_that_the_architecture_names_exists():
     assert len(names) > len(READING_PATH)
 
 
+def lines_of(name: str) -> int:
+    """Return how many lines a file of the engine has."""
+    return len((ENGINE / name).read_text(encoding="utf-8").splitlines())
+
+
 @pytest.mark.parametrize("name", READING_PATH)
 def test_the_reading_path_gives_the_lines_of_each_file(name: str):
-    assert len((ENGINE / name).read_text(encoding="utf-8").splitlines()) == int(READING_PATH[name])
+    """To ten lines, so that a comment more does not change the page."""
+    assert lines_of(name) == pytest.approx(int(READING_PATH[name]), abs=10)
 
 
 def test_the_core_is_read_in_at_most_1800_lines():
     assert len(READING_PATH) >= 5
-    assert sum(map(int, READING_PATH.values())) <= 1_800
+    assert sum(map(lines_of, READING_PATH)) <= 1_800
 
 
 def test_the_plugin_keeps_the_contract(capsys: pytest.CaptureFixture[str]):
