@@ -82,6 +82,7 @@ class Installed:
         self.elsewhere.mkdir()
         # PYTHONPATH and the editable install are what the repository is found by
         self.variables = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
+        self.variables["PYTHONUTF8"] = "1"  # what it prints is read as UTF-8, whatever the locale
         subprocess.run([sys.executable, "-m", "venv", "--without-pip", self.home], check=True)
         pip = [sys.executable, "-m", "pip", "--python", str(self.home / "bin" / "python"), "--quiet"]
         # before the other packages can be seen: among them pip would find the editable install, and take it away
@@ -95,7 +96,7 @@ class Installed:
         """Return what a program of the environment prints; it is run in another folder."""
         command = [str(self.home / "bin" / program), *arguments]
         done = subprocess.run(
-            command, cwd=self.elsewhere, env=self.variables, check=False, capture_output=True, text=True
+            command, cwd=self.elsewhere, env=self.variables, check=False, capture_output=True, encoding="utf-8"
         )
         assert done.returncode == 0, done.stderr
         return done.stdout
