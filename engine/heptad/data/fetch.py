@@ -20,7 +20,7 @@ default_collate = cast("Collate", _default_collate)
 
 
 class Fetch(Protocol):
-    """Makes a batch of the samples at `indices`, int64 of shape (samples,), under the seed of that batch."""
+    """Make a batch of the samples at `indices`, int64 of shape (samples,), under the seed of that batch."""
 
     random: bool
     """Whether fetching may draw random numbers, so that the seed matters."""

@@ -153,7 +153,7 @@ class Run(RunView):
         self.position.end(reason)
 
     def pause(self, reason: str) -> None:
-        """Pauses the run at the end of this turn, or up to three turns later where it would be in mid-step.
+        """Pause the run at the end of this turn, or up to three turns later where it would be in mid-step.
 
         Args:
             reason: Why, in words. Once the run pauses, it stands in the log and in `Run.paused`.
@@ -166,7 +166,7 @@ class Run(RunView):
         self.position.halt = True
 
     def skip_update(self, reason: str) -> None:
-        """Leaves the weights alone in this update: the gradients are dropped and `update` does not grow.
+        """Leave the weights alone in this update: the gradients are dropped and `update` does not grow.
 
         Args:
             reason: Why, in words; it stands in the log.
@@ -206,7 +206,7 @@ class Run(RunView):
         self.plan_windows()
 
     def record(self, name: str, value: float | torch.Tensor) -> None:
-        """Records a value under a name.
+        """Record a value under a name.
 
         Args:
             name: Such as `"valid/accuracy"`.
