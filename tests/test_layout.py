@@ -38,10 +38,10 @@ BY_NAME = {
 }
 """The modules that import by a name that is worked out, which no test here can follow, and what they import."""
 
-PUBLIC = {"heptad", "heptad.checkpoints", "heptad.plugin"}
+PUBLIC = {"heptad", "heptad.plugin"}
 """What plugins import from the engine."""
 
-INSIDE = {"runtime", "position", "buffer", "run_state"}
+INSIDE = {"runtime", "position", "buffer"}
 """Attributes of the engine's objects that have no underscore and are no part of the contract."""
 
 EXPORTED = [
@@ -464,3 +464,32 @@ def test_importing_changes_nothing_in_the_process(package: str):
     assert told["before"] == told["after"]
     assert told["rich"] is False
     assert told["plugins"] is (package == "heptad_plugins")
+
+
+# -- what has one place
+
+
+def lines_with(pattern: str) -> set[str]:
+    """Return the modules of both packages in which a line matches, comments and docstrings left out."""
+    found: set[str] = set()
+    for package in PACKAGES:
+        for name, path in modules(package).items():
+            code = ast.unparse(ast.parse(path.read_text(encoding="utf-8")))
+            if re.search(pattern, code):
+                found.add(name)
+    return found
+
+
+@pytest.mark.parametrize(
+    ("pattern", "homes"),
+    [
+        (r"\.param_groups\b", {"heptad.step.optimizers"}),
+        (r"\bif .*world > 1", set()),
+        (r"\b(self|at|position)\.ending = True", {"heptad.run.state"}),
+        (r"\b(self|at|position)\.reason = (?!None|\(False)", {"heptad.run.state"}),
+        (r"_forward\(", {"heptad.step.function"}),
+    ],
+)
+def test_it_has_one_place(pattern: str, homes: set[str]):
+    """Parameter groups are walked, the network is called, and a run is ended in one module each."""
+    assert lines_with(pattern) == homes

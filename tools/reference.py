@@ -42,7 +42,17 @@ CHAPTERS = {
 }
 """The names of `heptad.__all__`, in the order in which a reader meets them."""
 
-BESIDE = ("Filter", "monitored", "metrics_mistake", "Store", "Follower", "JournalFile", "JournalRecorder", "Unfinished")
+BESIDE = (
+    "Filter",
+    "monitored",
+    "metrics_mistake",
+    "Store",
+    "Follower",
+    "PackedChunk",
+    "JournalFile",
+    "JournalRecorder",
+    "Unfinished",
+)
 """The names of `heptad.plugin.__all__` that stand nowhere else on the page."""
 
 GIVEN = (
@@ -59,7 +69,18 @@ MADE_BY_THE_ENGINE = {
 }  # fmt: skip
 """Classes whose constructors are not shown."""
 
-FOR_THE_ENGINE = {"emit", "plan_windows", "counters", "fail", "seq", "cells", "fault", "machine_class", "store"}
+FOR_THE_ENGINE = {
+    "emit",
+    "plan_windows",
+    "counters",
+    "fail",
+    "seq",
+    "cells",
+    "fault",
+    "machine_class",
+    "strategy_class",
+    "store",
+}
 """Members without an underscore that are used only inside the engine."""
 
 ALIASES = {

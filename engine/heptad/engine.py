@@ -69,6 +69,7 @@ class Engine:
     """
 
     machine_class: type[Machine] = Machine
+    strategy_class: Callable[[], Strategy] = Alone
 
     def __init__(self, components: Components, config: RunConfig, plugins: Sequence[Plugin] = ()) -> None:
         for value, expected in ((components, Components), (config, RunConfig)):
@@ -79,9 +80,9 @@ class Engine:
         self._manager = PluginManager(plugins)
         self._components = components
         self._config = config
-        self._strategy: Strategy = Alone()
+        self._strategy = self.strategy_class()
         device = resolve_device(config.device)
-        runtime = Runtime(components, build_feed(components, config), device, Optimizers())
+        runtime = Runtime(components, build_feed(components, config, self._strategy.share()), device, Optimizers())
         runtime.evaluator = self._evaluator(device)
         detours = self._manager.detours_given
         table = training_table([detour for _, detour in detours])

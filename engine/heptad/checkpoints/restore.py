@@ -125,9 +125,11 @@ def _restore_position(
 def _restore_ending(run: Run, stored: StoredPosition) -> None:
     """Work out whether the run is ending: `max_updates` may be another now, a stop that was asked for stays."""
     at, limit = run.position, run.config.max_updates
-    reached = limit is not None and at.update >= limit
-    at.ending = stored.stopped or reached
-    at.reason = stored.reason if stored.stopped else f"max_updates={limit} reached" if reached else None
+    at.ending, at.reason = False, None
+    if stored.stopped:
+        at.end(stored.reason or "")
+    elif limit is not None and at.update >= limit:
+        at.end(f"max_updates={limit} reached")
 
 
 def _restore_log(run: Run, stored: StoredPosition) -> None:

@@ -22,8 +22,13 @@ from heptad.data.stream import StreamSource
 from heptad.errors import ConfigError, DataError, counted, diagnose
 
 
-def build_feed(components: Components, config: RunConfig) -> Feed:
+def build_feed(components: Components, config: RunConfig, share: tuple[int, int] = (0, 1)) -> Feed:
     """Return the feed of a training run.
+
+    Args:
+        components: Whose data are read.
+        config: How.
+        share: Which part of a dataset is this process's: its rank, and the number of ranks.
 
     Raises:
         ConfigError: If the configuration asks for what the data decide.
@@ -32,7 +37,7 @@ def build_feed(components: Components, config: RunConfig) -> Feed:
     if components.loader is not None:
         feed = build_loader_feed(components.loader)
     else:
-        feed = build_dataset_feed(components.dataset, components.collate_fn, config)
+        feed = build_dataset_feed(components.dataset, components.collate_fn, config, share=share)
     _check_passes(components.loader if components.loader is not None else components.dataset, feed.batches, config)
     k = config.accumulation
     if config.remainder == "drop" and config.epochs is None and feed.batches is not None and feed.batches < k:
@@ -44,14 +49,18 @@ def build_feed(components: Components, config: RunConfig) -> Feed:
 
 
 def build_dataset_feed(
-    dataset: Any, collate: Collate | None, config: RunConfig, field: str = "Components.dataset"
+    dataset: Any,
+    collate: Collate | None,
+    config: RunConfig,
+    field: str = "Components.dataset",
+    share: tuple[int, int] = (0, 1),
 ) -> Feed:
     """Return the feed over a dataset of samples, map-style or iterable; `field` is what messages call it."""
     _refuse_other_things(dataset, field)
     if is_a(dataset, DataLoader) or (is_a(dataset, dict | UserDict) and 0 not in dataset):
         raise DataError(diagnose("no_dataset", dataset, field))
     if hasattr(dataset, "__getitem__") and not is_a(dataset, IterableDataset):
-        return SizedFeed(_index_cursor(dataset, collate, config, field))
+        return SizedFeed(_index_cursor(dataset, collate, config, field, share))
     if not hasattr(dataset, "__iter__"):
         raise DataError(diagnose("no_dataset", dataset, field))
     if config.shuffle and "shuffle" in config.model_fields_set:
@@ -59,7 +68,9 @@ def build_dataset_feed(
     return StreamFeed(IteratorCursor(StreamSource(dataset, config, collate)), seeded=True)
 
 
-def _index_cursor(dataset: Any, collate: Collate | None, config: RunConfig, field: str) -> IndexCursor:
+def _index_cursor(
+    dataset: Any, collate: Collate | None, config: RunConfig, field: str, share: tuple[int, int]
+) -> IndexCursor:
     samples, size = _length(dataset), config.batch_size or 1
     if not samples or (config.drop_last and samples < size):
         raise DataError(diagnose("too_few_samples", dataset, field, samples, size))
@@ -70,6 +81,7 @@ def _index_cursor(dataset: Any, collate: Collate | None, config: RunConfig, fiel
         drop_last=config.drop_last,
         shuffle=config.shuffle,
         workers=config.num_workers,
+        share=share,
     )
 
 

@@ -19,14 +19,26 @@ from heptad.errors import DataError
 class IndexCursor:
     """A place in a pass: the order is a function of the key, so a place is a number and nothing is replayed.
 
+    The order knows no rank: of the batches of a pass, numbered 0, 1, 2, …, rank r of w takes r, w + r, 2 w + r, …
+
     Attributes:
         batches: Batches in a pass.
     """
 
     def __init__(
-        self, fetch: Fetch, samples: int, batch_size: int, *, drop_last: bool, shuffle: bool, workers: int
+        self,
+        fetch: Fetch,
+        samples: int,
+        batch_size: int,
+        *,
+        drop_last: bool,
+        shuffle: bool,
+        workers: int,
+        share: tuple[int, int] = (0, 1),
     ) -> None:
-        self.batches: int | None = samples // batch_size if drop_last else -(-samples // batch_size)
+        self._rank, self._world = share
+        whole = samples // batch_size if drop_last else -(-samples // batch_size)
+        self.batches: int | None = whole // self._world  # those that every rank has one of
         self._fetch = fetch
         self._samples = samples
         self._batch_size = batch_size
@@ -75,9 +87,9 @@ class IndexCursor:
             raise DataError(f"the pass has {self._stop} batches and one more was asked for")
         if self._workers:
             return self._take_from_workers()
-        place = self._next
-        batch = self._fetch(self._indices(place), batch_seed(*self._key, place) if self._fetch.random else 0)
-        self._next = place + 1
+        number = self._next * self._world + self._rank
+        batch = self._fetch(self._indices(number), batch_seed(*self._key, number) if self._fetch.random else 0)
+        self._next += 1
         return batch
 
     def end(self) -> None:
@@ -97,7 +109,8 @@ class IndexCursor:
     def jobs(self) -> Iterator[tuple[Any, int]]:
         """Yield, for each batch of the open pass that was not taken yet, its indices and its seed."""
         for place in range(self._next, self._stop):
-            yield self._indices(place).numpy(), batch_seed(*self._key, place)
+            number = place * self._world + self._rank
+            yield self._indices(number).numpy(), batch_seed(*self._key, number)
 
     def _go_to(self, key: PassKey, place: int, stop: int) -> None:
         self._key = key
@@ -107,8 +120,8 @@ class IndexCursor:
         if self._workers and place < stop:
             self._start_workers()
 
-    def _indices(self, place: int) -> torch.Tensor:
-        start = place * self._batch_size
+    def _indices(self, number: int) -> torch.Tensor:
+        start = number * self._batch_size
         return self._order.narrow(0, start, min(self._batch_size, self._samples - start))
 
     def _take_from_workers(self) -> Any:

@@ -32,6 +32,7 @@ _HOMES = {
         ),
         "record.events",
     ),
+    "PackedChunk": "record.buffer",
     "Plugin": "plugin.contract",
     "Recorded": "record.values",
     "Snapshot": "run.snapshot",

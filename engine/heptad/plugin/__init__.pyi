@@ -9,6 +9,7 @@ from heptad.plugin.detour import Detour as Detour
 from heptad.plugin.filter import Filter as Filter
 from heptad.plugin.lookup import monitored as monitored
 from heptad.record.buffer import Follower as Follower
+from heptad.record.buffer import PackedChunk as PackedChunk
 from heptad.record.events import Accumulation as Accumulation
 from heptad.record.events import Detach as Detach
 from heptad.record.events import Drop as Drop

@@ -286,7 +286,7 @@ class Run(RunView):
         self.buffer.fail(failure, at.node)
         at.node = self.table.index["failed"]
         at.entering = False
-        at.reason = line
+        at.end(line, failed=True)
         add_note(error, str(failure))
         if failure.state == "process_batch" and isinstance(error, Exception):  # what errors of shape are about
             for name, value in step:

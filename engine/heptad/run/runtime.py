@@ -12,6 +12,7 @@ from torch.optim import Optimizer
 
 from heptad.config import Components
 from heptad.data.feed import Feed
+from heptad.run.state import RunState
 
 
 class OptimizerSet(Protocol):
@@ -68,6 +69,27 @@ class OptimizerSet(Protocol):
         ...
 
 
+class StepFunction(Protocol):
+    """What runs the network on one batch: batch to loss, weight, output and samples.
+
+    Attributes:
+        giver: Who returns the loss, as messages name it: `"criterion"` or `"compute_loss"`.
+    """
+
+    giver: str
+
+    def __call__(self, at: RunState) -> None:
+        """Run the network on `at.batch`, and leave `output`, `loss`, `weight`, `samples_now` and `logs` in `at`.
+
+        They are left one by one, so that an error message can show the output that a criterion failed on.
+        """
+        ...
+
+    def predict(self, batch: Any) -> Any:
+        """Return the network's output for a batch, of which no loss is asked."""
+        ...
+
+
 class Evaluates(Protocol):
     """Evaluates a network over data; the engine's `Evaluator`."""
 
@@ -107,9 +129,9 @@ class Runtime:
     feed: Feed
     device: torch.device
     optimizers: OptimizerSet
-    step: Any = None
     announce: Callable[[bool], None] | None = None
     evaluator: Evaluates | None = None
+    step: StepFunction = field(init=False)
     places: bool = field(init=False)
     network: nn.Module = field(init=False)
     forward: Any = field(init=False)

@@ -88,10 +88,15 @@ class RunState:
     skip: str | None = None
     skipped: bool = False
 
-    def end(self, reason: str) -> None:
-        """Start no new window: the run ends in order. The first reason stays."""
+    def end(self, reason: str, *, failed: bool = False) -> None:
+        """Start no new window: the run ends in order. The first reason stays, unless the run fails.
+
+        Args:
+            reason: Why.
+            failed: The run has failed.
+        """
         self.ending = True
-        self.reason = self.reason or reason
+        self.reason = reason if failed else self.reason or reason
 
 
 def initial_state(config: RunConfig) -> RunState:
@@ -103,5 +108,6 @@ def initial_state(config: RunConfig) -> RunState:
         extends=config.remainder == "extend",
         flushes=config.remainder == "flush",
     )
-    at.ending = config.max_updates == 0
+    if config.max_updates == 0:
+        at.end("max_updates=0 reached")
     return at

@@ -100,7 +100,9 @@ def process_batch(run: Run) -> None:
     at, runtime = run.position, run.runtime
     window = at.window
     if runtime.announce is not None:  # before the forward pass, which prepares what the backward pass will reduce
-        runtime.announce(window.steps + 1 == window.size or (at.flushes and at.remaining == 1))
+        # (a stream cannot know its last batch here: with several ranks, it is to be read before the step)
+        last = at.sized and at.remaining == 1
+        runtime.announce(window.steps + 1 == window.size or (at.flushes and last))
     at.output = at.loss = None  # the graph of the step before goes before that of this one comes
     step = runtime.step
     step(at)

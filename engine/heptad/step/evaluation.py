@@ -17,7 +17,7 @@ from heptad.data.generators import preserved
 from heptad.data.placement import count_samples, place
 from heptad.errors import ConfigError, DataError, Unfinished, kind
 from heptad.run.run import Run
-from heptad.step.function import StepFunction
+from heptad.run.runtime import StepFunction
 from heptad.step.metrics import Metrics, as_tensor, blamed, target_of
 
 

@@ -5,36 +5,16 @@ Training, evaluation and prediction share it, so that precision and compilation 
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 
 from heptad.config import Components, LossOutput
 from heptad.data.placement import count_samples
 from heptad.errors import DataError, EngineError, diagnose
+from heptad.run.runtime import StepFunction
 from heptad.run.state import RunState
 from heptad.step.weighing import weigher
-
-
-class StepFunction(Protocol):
-    """What runs the network on one batch.
-
-    Attributes:
-        giver: Who returns the loss, as messages name it: `"criterion"` or `"compute_loss"`.
-    """
-
-    giver: str
-
-    def __call__(self, at: RunState) -> None:
-        """Run the network on `at.batch`, and leave `output`, `loss`, `weight`, `samples_now` and `logs` in `at`.
-
-        They are left one by one, so that an error message can show the output that a criterion failed on.
-        """
-        ...
-
-    def predict(self, batch: Any) -> Any:
-        """Return the network's output for a batch, of which no loss is asked."""
-        ...
 
 
 def build_step(components: Components, forward: Any, *, weighs: bool) -> StepFunction:

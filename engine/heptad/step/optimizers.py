@@ -73,7 +73,7 @@ class Optimizers(tuple[Optimizer, ...]):
             of: Leave out the groups of all other optimizers; the numbers stay.
         """
         rates: dict[str, float | Tensor] = {}  # by loops: a comprehension is a call, and loggers ask at every update
-        several = len(self) > 1 or len(self[0].param_groups) > 1
+        several = len(self) > 1 or (len(self) == 1 and len(self[0].param_groups) > 1)
         number = 0
         for optimizer in self:
             for group in optimizer.param_groups:
