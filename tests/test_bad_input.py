@@ -493,7 +493,7 @@ def test_a_dict_of_samples_by_number_is_a_dataset():
     assert over_dataset(dict(enumerate(DATASET))).run().step == 3
 
 
-def test_messages_call_the_data_what_they_are_told_to():
+def test_messages_call_the_data_by_the_given_name():
     """Data that are no component are not called so."""
     config = RunConfig(epochs=1, batch_size=7)
     for build in (

@@ -27,7 +27,7 @@ def at_steps(*steps: int) -> Callable[[Run], bool]:
 
 
 def detour(state: str, after: Any, when: Any = always, body: Any = nothing, **counting: Any) -> Detour:
-    """Returns a detour that is always due and does nothing, unless told otherwise."""
+    """Return a detour that by default is always due and does nothing."""
     return Detour(state, after, when, body, **counting)
 
 
@@ -348,7 +348,7 @@ def test_what_is_no_detour_is_refused():
         small_engine(plugins=[Side("evaluate")])
 
 
-def test_two_detours_of_one_state_are_told_apart_by_their_guards():
+def test_two_detours_of_one_state_are_distinguished_by_their_guards():
     """Two plugins may add the same state: users see one, the log says whose guard led there."""
     engine = ran(detour("look", "after_step", at_steps(1)), detour("look", "after_epoch"), loader=2)
     arrived = [

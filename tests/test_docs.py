@@ -28,7 +28,7 @@ ROOT = Path(__file__).resolve().parent.parent
 DOCS = ROOT / "docs"
 PAGES = sorted(DOCS.glob("*.md"))
 LINKED = (*PAGES, ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", ROOT / "plugins" / "README.md")
-TOLD_AS_A_SESSION = ("tutorial.md", "how-to.md", "explanation.md")
+WRITTEN_AS_A_SESSION = ("tutorial.md", "how-to.md", "explanation.md")
 
 
 def test_the_reference_is_that_of_the_code():
@@ -89,7 +89,7 @@ def test_relative_links_lead_to_files_and_headings_that_exist(page: Path):
         assert not heading or heading in anchors(target), link
 
 
-@pytest.mark.parametrize("name", TOLD_AS_A_SESSION)
+@pytest.mark.parametrize("name", WRITTEN_AS_A_SESSION)
 def test_the_python_on_a_page_runs_from_top_to_bottom(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """One session a page, in an empty folder, and once more in the same; what it claims it prints or asserts."""
     monkeypatch.chdir(tmp_path)
@@ -123,10 +123,10 @@ def test_a_message_says_of_a_hook_what_the_tables_say(hook: str):
     """The message to who brings a callback along is how each table that has the hook begins."""
     with pytest.raises(PluginError) as caught:
         subscriptions_of(type("Brought", (Plugin,), {hook: lambda self, run: None})())
-    _, _, told = str(caught.value).partition("; here it would be ")
-    assert told
+    _, _, text = str(caught.value).partition("; here it would be ")
+    assert text
     for serves in (serves for name, serves in rows_of_hooks() if name == hook):
-        assert re.match(rf"{re.escape(told)}($|[:;,. ])", serves), serves
+        assert re.match(rf"{re.escape(text)}($|[:;,. ])", serves), serves
 
 
 @pytest.mark.parametrize(

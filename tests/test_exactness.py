@@ -41,7 +41,7 @@ def deep_network() -> nn.Module:
 
 
 def shuffled(samples: int) -> DataLoader[Any]:
-    """Returns a new loader that shuffles by the global generator, as a `DataLoader` does unless told otherwise."""
+    """Return a new loader that shuffles by the global generator, as a `DataLoader` does by default."""
     generator = torch.Generator().manual_seed(2)
     data = torch.randn(samples, FEATURES, generator=generator)
     target = torch.randint(0, CLASSES, (samples,), generator=generator)

@@ -242,15 +242,15 @@ def test_a_failure_in_process_batch_tells_what_the_batch_looked_like(batch):
 
 def test_it_tells_what_the_output_looked_like_where_there_is_one():
     """A criterion and a handler on exit fail after the forward pass; a network fails before there is an output."""
-    told = [f"heptad: the batch: {PAIR}", f"heptad: the output: float32 of shape (2, {CLASSES})"]
+    notes = [f"heptad: the batch: {PAIR}", f"heptad: the output: float32 of shape (2, {CLASSES})"]
     error = ValueError("oh")
     caught(Engine(small_components(loader=batches(1), criterion=raising(error)), RunConfig(epochs=1)), error)
-    assert error.__notes__[1:] == told
+    assert error.__notes__[1:] == notes
     engine = Engine(small_components(loader=batches(1)), RunConfig(epochs=1))
     error = ValueError("oh")
     engine.on_exit("process_batch")(lambda run: raising(error)())
     caught(engine, error)
-    assert error.__notes__[1:] == told
+    assert error.__notes__[1:] == notes
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt(), SystemExit()])
@@ -532,7 +532,7 @@ def test_the_body_of_a_detour_fails(kind):
 
 
 class Doors(Plugin):
-    """Counts how often it is opened and closed, and fails at one or both if told to."""
+    """Counts how often it is opened and closed, and fails at one or both if asked to."""
 
     def __init__(self, name, open_error=None, close_error=None):
         self.name = name

@@ -243,11 +243,11 @@ def assert_readable(log: TransitionLog, folder: Path) -> None:
     assert log.counts() == Counter(t.dest for t in rows)
     for name in {t.source for t in rows}:
         stays = [t.duration_ns for t in rows if t.source == name]
-        told = log.durations()[name]
-        assert (told.count, told.total_ns, told.max_ns) == (len(stays), sum(stays), max(stays))
-        assert told.mean_ns == pytest.approx(np.mean(stays))
-        assert told.median_ns == pytest.approx(np.median(stays))
-        assert told.p99_ns == pytest.approx(np.percentile(stays, 99))
+        summary = log.durations()[name]
+        assert (summary.count, summary.total_ns, summary.max_ns) == (len(stays), sum(stays), max(stays))
+        assert summary.mean_ns == pytest.approx(np.mean(stays))
+        assert summary.median_ns == pytest.approx(np.median(stays))
+        assert summary.p99_ns == pytest.approx(np.percentile(stays, 99))
         assert log.where(source=name) == [t for t in rows if t.source == name]
     assert set(log.durations()) == {t.source for t in rows}
     assert log.where() == rows
@@ -257,7 +257,7 @@ def assert_readable(log: TransitionLog, folder: Path) -> None:
     header, *lines = map(json.loads, log.to_jsonl(folder / "log.jsonl").read_text().splitlines())
     assert header["format"] == "heptad log"
     kept = {t.seq: [n for n in log.notes() if n.seq == t.seq] for t in rows}
-    notes = {seq: [{"kind": n.kind, "text": n.text, "time_ns": n.time_ns} for n in told] for seq, told in kept.items()}
+    notes = {seq: [{"kind": n.kind, "text": n.text, "time_ns": n.time_ns} for n in held] for seq, held in kept.items()}
     assert [line.pop("notes") for line in lines] == list(notes.values())
     assert [Transition(**line) for line in lines] == rows
     for line in (repr(log), *map(str, rows), *map(str, log.notes()), *map(str, log.durations().values())):
@@ -477,7 +477,7 @@ def test_a_log_is_indexed_as_a_list_is():
 
 
 def test_tail_returns_the_last_oldest_first():
-    """Ten unless told otherwise, all where there are fewer, none for 0."""
+    """Ten by default, all where there are fewer, none for 0."""
     log = staged()
     assert [t.seq for t in log.tail()] == list(range(19, 29))
     assert [t.seq for t in log.tail(2)] == [27, 28]

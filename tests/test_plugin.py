@@ -594,7 +594,7 @@ def test_a_plugin_that_fails_to_close_keeps_no_other_from_closing():
     assert engine.current.state == "finished"
 
 
-def test_several_plugins_that_fail_to_close_are_all_told_of():
+def test_several_plugins_that_fail_to_close_are_all_reported():
     """None hides another."""
     engine, _ = living("close", "", "close")
     with pytest.raises(BaseExceptionGroup, match="several plugins failed to close") as caught:
@@ -703,7 +703,7 @@ def test_a_body_that_nobody_would_wait_for_is_refused():
         small_engine(2, [plugin()])
 
 
-def test_a_function_is_told_the_shape_of_a_function():
+def test_a_function_is_shown_the_shape_of_a_function():
     """It has no `self`."""
     with pytest.raises(PluginError, match=r"write it as \(run\)$"):
 

@@ -261,14 +261,14 @@ class Closed(Exception):
 
 
 class Untold(Exception):
-    """Cannot be told."""
+    """Cannot be turned into text."""
 
     def __str__(self) -> str:
         raise ValueError("in __str__")
 
 
 @pytest.mark.parametrize("raised", [Closed(5), Untold()])
-def test_an_exception_that_cannot_be_told_of_comes_out_as_it_is(raised: Exception):
+def test_an_exception_that_cannot_be_described_comes_out_as_it_is(raised: Exception):
     """From a handler, into `failed`; from `close()`, after which the others are closed all the same."""
     closed = []
 
@@ -298,7 +298,7 @@ def test_an_exception_that_cannot_be_told_of_comes_out_as_it_is(raised: Exceptio
         assert (engine.current.state, closed) == (state, [state])
 
 
-def test_an_observer_whose_exception_cannot_be_told_is_detached():
+def test_an_observer_whose_exception_cannot_be_described_is_detached():
     """The log names the class."""
 
     class Observer(Plugin):

@@ -51,7 +51,7 @@ def assert_same(one: TransitionLog, other: TransitionLog) -> None:
     assert other.durations() == one.durations()
     assert other.call_durations() == one.call_durations()
     assert other.notes() == one.notes()
-    assert [told(value) for value in other.values()] == [told(value) for value in one.values()]
+    assert [comparable(value) for value in other.values()] == [comparable(value) for value in one.values()]
     assert other.calls() == one.calls()
     assert other.calls(3, 9) == [call for call in one.calls() if 3 <= call.seq < 9]
     for row in rows:
@@ -70,8 +70,8 @@ def assert_same(one: TransitionLog, other: TransitionLog) -> None:
     assert not other.diff(one)
 
 
-def told(value: Any) -> tuple[Any, ...]:
-    """Returns a recorded value as something that is equal where it is NaN."""
+def comparable(value: Any) -> tuple[Any, ...]:
+    """Return the fields of a recorded value with the value as text, so that NaN equals NaN."""
     return (value.name, str(value.value), value.seq, value.epoch, value.step, value.update)
 
 
@@ -294,7 +294,7 @@ class Rare(Plugin):
 
 
 def calls(log: TransitionLog, seq: int) -> list[tuple[str, str, str, bool]]:
-    """Returns who was called in a turn: (moment, who, outcome, whether a time is told)."""
+    """Returns who was called in a turn: (moment, who, outcome, whether a time is given)."""
     return [(c.moment, c.who, c.outcome, c.duration_ns is not None) for c in log.explain(seq).calls]
 
 
@@ -397,9 +397,9 @@ def test_explain_of_a_failure_names_the_handlers_up_to_it(moment: str, state: st
         getattr(engine, f"on_{moment}")(state)(function)
     assert type(drive(engine)) is ValueError
     for seq, called in expected.items():
-        told = engine.current.log.explain(seq).calls
-        assert [(c.moment, c.who) for c in told] == called
-        assert [c.outcome for c in told] == ["called", "raised"][: len(called)]
+        found = engine.current.log.explain(seq).calls
+        assert [(c.moment, c.who) for c in found] == called
+        assert [c.outcome for c in found] == ["called", "raised"][: len(called)]
 
 
 def test_explain_a_skipped_update():
@@ -559,7 +559,7 @@ def test_diff_of_runs_with_other_detours_compares_by_name():
 
 
 def test_a_capped_log_is_compared_where_both_hold_something():
-    """The range that was compared is told."""
+    """The message names the range that was compared."""
     found = staged(5).diff(staged(5, log_capacity=8))
     assert (found.same, found.first, found.end) == (True, 17, 25)
 
@@ -746,7 +746,7 @@ def test_questions_about_what_is_not_there_are_refused():
         log.where(source="sample", limit=1)
     with pytest.raises(EngineError, match="does not hold transition #99"):
         log.explain(99)
-    for other, told in ((Run, "type"), ("first.db", "str"), (small_engine(1).run(), "Run")):
-        with pytest.raises(EngineError, match=rf"diff takes the other run's TransitionLog, got {told}; .*run\.log"):
+    for other, name in ((Run, "type"), ("first.db", "str"), (small_engine(1).run(), "Run")):
+        with pytest.raises(EngineError, match=rf"diff takes the other run's TransitionLog, got {name}; .*run\.log"):
             log.diff(other)  # pyright: ignore[reportArgumentType]
     assert records(log.where(limit=2)) == records(log[:2])

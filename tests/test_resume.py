@@ -113,7 +113,7 @@ def rerun(directory: Path) -> Engine:
         ("none of ours", EngineError, "this engine has none; add Checkpoint"),
     ],
 )
-def test_what_cannot_be_resumed_from_is_told(resume, error, says, tmp_path):
+def test_what_cannot_be_resumed_from_is_reported(resume, error, says, tmp_path):
     """A directory that is not there, or holds none; `"auto"` without the plugin."""
     (tmp_path / "empty").mkdir()
     if resume == "none of ours":
@@ -179,7 +179,7 @@ def test_a_plugin_that_does_not_open_loses_no_random_state(way, tmp_path):
 
 
 def test_a_run_that_did_not_open_stays_at_its_checkpoint(tmp_path):
-    """It is told so where another one is named then."""
+    """The message says so when another checkpoint is named afterwards."""
     begun(tmp_path / "a")
     before, newest = (entry.path for entry in Store(tmp_path / "a").entries())
     engine = full_engine(tmp_path / "a", [Flaky()])
@@ -193,7 +193,7 @@ def test_a_run_that_did_not_open_stays_at_its_checkpoint(tmp_path):
 
 
 def test_a_directory_belongs_to_one_run(tmp_path):
-    """One that does not resume is refused, and told the ways on; with `overwrite=True` it takes the directory."""
+    """One that does not resume is refused with the possible remedies; with `overwrite=True` it takes the directory."""
     begun(tmp_path / "a")
     before = Store(tmp_path / "a").entries()
     with pytest.raises(CheckpointError, match=r"of another run .*resume='auto'.*another directory.*overwrite=True"):
@@ -209,7 +209,7 @@ def test_a_directory_belongs_to_one_run(tmp_path):
 
 
 def test_two_runs_at_once_are_refused(tmp_path):
-    """The second is told who holds the directory."""
+    """The message to the second says who holds the directory."""
     refused: list[str] = []
 
     class Second(Plugin):
@@ -419,9 +419,9 @@ def test_observers_may_come_and_go_and_others_may_not(tmp_path):
     plugins = [CSVLogger(tmp_path / "a.csv"), GradientClipping(max_norm=1.0)]
     engine_of(tmp_path / "c", components(small_network()), plugins).run(until=lambda run: run.step == 3)
     run = engine_of(tmp_path / "c", components(small_network()), [EarlyStopping("a", every=9)]).run(resume="auto")
-    told = [note.text for note in run.log.notes("resume")]
-    assert "the plugin EarlyStopping has no state in the checkpoint: it begins here" in told
-    assert "the plugin CSVLogger of the checkpoint is not here: its state is left out" in told
+    notes = [note.text for note in run.log.notes("resume")]
+    assert "the plugin EarlyStopping has no state in the checkpoint: it begins here" in notes
+    assert "the plugin CSVLogger of the checkpoint is not here: its state is left out" in notes
     engine_of(tmp_path / "d", components(small_network()), [Keeps()]).run(until=lambda run: run.step == 3)
     with pytest.raises(CheckpointError, match=r"plugins: Keeps \(a Keeps\) changes the run and is in the checkpoint"):
         engine_of(tmp_path / "d", components(small_network())).run(resume="auto")
@@ -508,9 +508,9 @@ def test_a_detached_plugin_stays_detached(place, step, tmp_path):
     assert records(run.log) == records(straight.current.log)[run.log[0].seq :]
     expected = [(n.seq, n.text) for n in straight.current.log.notes("detach") if n.seq >= run.log[0].seq]
     assert [(n.seq, n.text) for n in run.log.notes("detach")] == expected
-    told = "the plugin Fails was detached before the checkpoint was taken: it is called no more"
+    text = "the plugin Fails was detached before the checkpoint was taken: it is called no more"
     gone = step >= 4
-    assert (told in [note.text for note in run.log.notes("resume")]) is gone
+    assert (text in [note.text for note in run.log.notes("resume")]) is gone
     assert again.calls == (["close"] if gone else ["open", "close"])
 
 
@@ -600,7 +600,7 @@ class Stops(Plugin):
 
 
 @pytest.mark.parametrize(
-    ("updates", "remainder", "sized", "told"),
+    ("updates", "remainder", "sized", "text"),
     [
         (4, "extend", True, "epoch 1 was cut short by max_updates=4, after 2 of its 5 batches, and is counted"),
         (4, "extend", False, "epoch 1 may have been cut short by max_updates=4, after 2 batches, and is counted"),
@@ -611,7 +611,7 @@ class Stops(Plugin):
     ],
 )
 @pytest.mark.parametrize("paused", [False, True])
-def test_an_epoch_that_was_cut_short_is_told(updates, remainder, sized, told, paused, tmp_path):
+def test_an_epoch_that_was_cut_short_is_reported(updates, remainder, sized, text, paused, tmp_path):
     """With more updates the run goes on behind it, and is not the one that was asked for them at once."""
 
     def make(limit: int) -> Engine:
@@ -629,7 +629,7 @@ def test_an_epoch_that_was_cut_short_is_told(updates, remainder, sized, told, pa
     run = make(updates + 2).run(resume="auto")
     assert run.update == updates + 2
     notes = [note.text for note in run.log.notes("resume") if "short" in note.text]
-    assert [note.startswith(told) for note in notes] == ([True] if told else [])
+    assert [note.startswith(text) for note in notes] == ([True] if text else [])
 
 
 def test_every_keeps_its_phase(tmp_path):
@@ -776,8 +776,8 @@ def test_the_optimizers_state_keeps_its_precision(nested, tmp_path):
                 for parameter in group["params"]:
                     state = self.state[parameter]
                     if nested:
-                        deep = state.setdefault("deep", OrderedDict(rows=[{"told": "sums"}]))
-                        assert (type(deep), deep["rows"][0].get("told")) == (OrderedDict, "sums")
+                        deep = state.setdefault("deep", OrderedDict(rows=[{"kept": "sums"}]))
+                        assert (type(deep), deep["rows"][0].get("kept")) == (OrderedDict, "sums")
                         state = deep["rows"][0]
                     state.setdefault("sum", torch.zeros_like(parameter, dtype=torch.float32))
                     state["sum"] += parameter.grad.float() / 3
@@ -920,17 +920,17 @@ def test_what_a_run_makes_of_its_network_comes_back(what, step, tmp_path):
         assert run.network.shift.stride() == (0, 1)  # type: ignore[operator] - a tensor
 
 
-def test_an_option_that_nobody_puts_back_is_told(tmp_path):
+def test_an_option_that_nobody_puts_back_is_reported(tmp_path):
     """It was changed during the run, so the network is the same one; but nobody knows how to change it again."""
 
     def run_of(**given: Any) -> Run:
         return engine_of(tmp_path, components(three()), [Anneals(keeps=False)]).run(**given)
 
     run_of(until=lambda run: run.step == 3)
-    told = [note.text for note in run_of(resume="auto").log.notes("resume")]
+    notes = [note.text for note in run_of(resume="auto").log.notes("resume")]
     assert (
         "network.1 was Dropout(p=0.2, inplace=False) when the checkpoint was taken and is Dropout(p=0.4, inplace=False)"
-        in told[-1]
+        in notes[-1]
     )
     with pytest.raises(
         CheckpointError, match=r"network.1: Dropout\(p=.*\(Dropout\(p=0.4, .*when the run began\), ReLU"
@@ -954,7 +954,7 @@ def test_a_module_that_was_put_in_place_of_another_is_not_overlooked(tmp_path):
         engine_of(tmp_path, components(three()), [Replaces()]).run(resume="auto")
 
 
-def test_a_network_without_memory_is_told(tmp_path):
+def test_a_network_without_memory_is_reported(tmp_path):
     """A lazy module has no shapes to compare before it has seen a batch; once it has, the run goes on."""
 
     def lazy() -> nn.Module:
@@ -1191,7 +1191,7 @@ def test_what_data_carry_from_pass_to_pass_comes_back(what, step, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("loader", "told"),
+    ("loader", "text"),
     [
         (
             lambda: DataLoader(SAMPLES, 2, sampler=Passes()),
@@ -1207,7 +1207,7 @@ def test_what_data_carry_from_pass_to_pass_comes_back(what, step, tmp_path):
         (lambda: DataLoader(SAMPLES, 2, shuffle=True), ""),
     ],
 )
-def test_what_cannot_be_verified_is_told(loader, told, tmp_path):
+def test_what_cannot_be_verified_is_reported(loader, text, tmp_path):
     """What may carry something from pass to pass and does not tell it; in the first pass there is nothing to carry."""
 
     def notes(step: int) -> str:
@@ -1218,7 +1218,7 @@ def test_what_cannot_be_verified_is_told(loader, told, tmp_path):
             return " ".join(note.text for note in run.log.notes("resume"))
 
     assert "verified" not in notes(3)
-    assert (told in notes(7)) if told else ("verified" not in notes(7))
+    assert (text in notes(7)) if text else ("verified" not in notes(7))
 
 
 class Pair(NamedTuple):
@@ -1271,7 +1271,7 @@ def test_a_batch_that_the_loader_would_not_give_again_is_refused(tmp_path):
         engine_of(tmp_path, parts, remainder="flush").run()
 
 
-def test_data_that_end_before_the_place_are_told(tmp_path):
+def test_data_that_end_before_the_place_are_reported(tmp_path):
     """Of unknown length, and shorter than they were."""
     parts = components(small_network(), loader=Unsized(batches(4)))
     engine_of(tmp_path, parts).run(until=lambda run: run.step == 4)
@@ -1332,7 +1332,7 @@ def test_the_newest_and_the_best_are_kept(tmp_path):
     assert kept == {2: 1.0, 3: 2.0, 4: 5.0, 5: 4.0}
 
 
-def test_a_monitor_that_nobody_records_is_told(tmp_path):
+def test_a_monitor_that_nobody_records_is_reported(tmp_path):
     """When the first epoch ends."""
     checkpoint = Checkpoint(tmp_path, monitor="valid/los")
     engine = Engine(components(small_network()), RunConfig(epochs=1), [Evaluate(held_out()), checkpoint])

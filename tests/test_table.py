@@ -18,7 +18,7 @@ SOUND = (Arc("start", "work"), Arc("work", "rest", "tired"), Arc("work", "end"),
 
 
 def table(states=(START, WORK, REST, END, FAILED), arcs=SOUND, guards=("tired", "bored")) -> Table:
-    """Returns a small table, sound unless told otherwise."""
+    """Return a small table, by default a sound one."""
     return Table(states, arcs, guards)
 
 

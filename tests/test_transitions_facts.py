@@ -69,7 +69,7 @@ def test_advancing_from_a_callback_recurses_99_deep():
 
 
 def test_a_trigger_without_a_passing_guard_returns_false_silently(caplog: pytest.LogCaptureFixture):
-    """Where no guard holds nothing happens and nobody is told."""
+    """Where no guard holds nothing happens and no observer is called."""
     model = Model()
     built = transitions.Machine(model, states=["a", "b"], initial="a", auto_transitions=False)
     built.add_transition("go", "a", "b", conditions=[lambda: False])

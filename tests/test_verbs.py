@@ -51,8 +51,8 @@ def test_stop_gives_the_reason():
     on(engine, "exit", "process_batch", lambda run: run.stop("two"), event=2)
     run = engine.run()
     assert (run.state, run.reason, run.step, run.update) == ("finished", "one", 3, 1)
-    told = [(note.text, run.log[note.seq].source, run.log[note.seq].dest) for note in run.log.notes("stop")]
-    assert told == [("one", "before_step", "process_batch"), ("two", "process_batch", "after_step")]
+    notes = [(note.text, run.log[note.seq].source, run.log[note.seq].dest) for note in run.log.notes("stop")]
+    assert notes == [("one", "before_step", "process_batch"), ("two", "process_batch", "after_step")]
 
 
 def test_stop_before_the_run():
@@ -567,7 +567,7 @@ def test_nothing_else_of_a_run_can_be_set(name):
 
 
 @pytest.mark.parametrize("given", [None, 0.5, torch.ones(2, requires_grad=True), torch.ones(())])
-def test_a_loss_that_is_none_in_a_later_step_is_told_as_in_the_first(given):
+def test_a_loss_that_is_none_in_a_later_step_is_reported_as_in_the_first(given):
     """A `compute_loss` may return something else only now and then."""
     calls = []
 
@@ -580,14 +580,14 @@ def test_a_loss_that_is_none_in_a_later_step_is_told_as_in_the_first(given):
     assert len(calls) == 3
 
 
-def test_a_batch_that_is_no_pair_in_a_later_step_is_told_as_in_the_first():
+def test_a_batch_that_is_no_pair_in_a_later_step_is_reported_as_in_the_first():
     """A loader may yield something else only now and then."""
     data, target = batches(1)[0]
     with pytest.raises(DataError, match=r"a batch must be \(data, target\), got a tuple of 3"):
         small_engine([(data, target), (data, target, target)]).run()
 
 
-def test_a_backward_pass_of_the_users_own_is_told_of():
+def test_a_backward_pass_of_the_users_own_is_reported():
     """Torch's advice to retain the graph would double the gradient."""
 
     def compute_loss(network, batch):
@@ -653,7 +653,7 @@ def test_a_window_that_was_begun_keeps_its_size_where_the_data_cannot_fill_anoth
     assert (run.step, run.update) == (4, 2)
 
 
-def test_a_backward_pass_that_fails_in_a_way_that_cannot_be_told_comes_out_as_it_is():
+def test_a_backward_pass_that_fails_in_a_way_that_cannot_be_described_comes_out_as_it_is():
     """What is looked for in its message must not hide it."""
 
     class Untold(Exception):

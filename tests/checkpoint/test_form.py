@@ -1,4 +1,4 @@
-"""The form of a checkpoint: what is well signed and yet was never a run's is told before anything is changed."""
+"""The form of a checkpoint: signed content that never came from a run is refused before anything changes."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ def test_a_summary_that_is_none_is_refused(tmp_path):
 
 @pytest.mark.parametrize("feed", ["dataset", "stream", "loader", "unsized", "stateful"])
 def test_a_place_in_any_data_has_a_form(feed, tmp_path):
-    """A part of it that is missing is told, whatever the data come from."""
+    """A missing part is reported, whatever the data come from."""
     full_engine(tmp_path / "a", feed=feed, at="after_step").run(until=lambda run: run.step == 4)
     store = Store(tmp_path / "a")
     newest = store.entries()[-1]

@@ -19,7 +19,7 @@ from heptad.checkpoints.tensors import DTYPES, parse, pieces
 
 
 def content(held: dict[str, Tensor]) -> bytes:
-    """Returns the whole file, once its size is the one that was told."""
+    """Return the whole file, after checking that it has the size that `pieces` gives."""
     size, parts = pieces(held, "network")
     whole = b"".join(parts)
     assert len(whole) == size

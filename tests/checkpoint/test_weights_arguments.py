@@ -43,10 +43,10 @@ WRONG: dict[str, tuple[Callable[[Path, nn.Module], tuple[Any, Any]], str]] = {
 
 
 @pytest.mark.parametrize("how", WRONG)
-def test_arguments_that_are_none_are_told_apart(how: str, tmp_path: Path):
+def test_arguments_that_are_wrong_are_distinguished(how: str, tmp_path: Path):
     """The message says what was given, and what to give."""
-    arguments, told = WRONG[how]
-    with pytest.raises(CheckpointError, match=told):
+    arguments, message = WRONG[how]
+    with pytest.raises(CheckpointError, match=message):
         load_weights(*arguments(tmp_path, nn.Linear(2, 2)))
 
 

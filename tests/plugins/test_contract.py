@@ -35,7 +35,7 @@ def test_an_epoch_is_open_from_before_epoch_to_after_epoch():
     ]  # fmt: skip
 
 
-def test_the_names_of_recorded_values_are_told_from_a_count_on():
+def test_the_names_of_recorded_values_are_shown_from_a_count_on():
     run = small_engine(1).current
     run.record("a", 1.0)
     count = run.record_count

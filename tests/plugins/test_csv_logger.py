@@ -187,7 +187,7 @@ def test_a_name_may_hold_anything(name, tmp_path):
     assert [(cell[0], cell[-1]) for cell in cells(path) if cell[0] != "loss"] == [(name, "1.5"), ("later", "2.5")]
 
 
-def test_a_value_named_like_a_column_of_the_position_is_told_apart(tmp_path):
+def test_a_value_named_like_a_column_of_the_position_is_kept_apart(tmp_path):
     """The position stays what it was."""
     path = tmp_path / "log.csv"
     values = {0: [("epoch", 7.0), ("step", 8.0)]}
@@ -418,7 +418,7 @@ def test_a_file_with_values_in_it_is_refused(tmp_path):
 @pytest.mark.parametrize("overwrite", [False, True])
 @pytest.mark.parametrize("held", [b"mine", b"import torch\n", b"\n", b"step,update\n", b'"' * 200_001, b"\x00\xff"])
 def test_a_file_that_is_none_of_ours_is_never_touched(held, overwrite, resume, tmp_path):
-    """Whatever the option says, and also where the run was told to go on if it can."""
+    """Whatever the option says, and also where the run was asked to resume if it can."""
     path = tmp_path / "common.py"
     path.write_bytes(held)
     engine = small_engine(1, [CSVLogger(path, overwrite=overwrite), Checkpoint(tmp_path / "checkpoints")])

@@ -580,12 +580,12 @@ def test_a_failing_metric_ends_the_run(at):
     with pytest.raises(ZeroDivisionError, match="planned") as raised:
         engine.run()
     step = {"after_epoch": 2, "after_step": 1}[at]
-    told = raised.value.__notes__[2:4]
-    assert [note.split(": ")[1] for note in told] == ["the batch", "the output"]
+    shown = raised.value.__notes__[2:4]
+    assert [note.split(": ")[1] for note in shown] == ["the batch", "the output"]
     assert raised.value.__notes__ == [
         "heptad: in metrics['bad']",
         "heptad: in the evaluation in the body of process_batch (epoch 0, batch 0, step 0, update 0)",
-        *told,
+        *shown,
         f"heptad: in Evaluate 'valid' in the body of evaluate (epoch 0, batch {step}, step {step}, update "
         f"{engine.current.update})",
     ]

@@ -120,20 +120,20 @@ for _name in (*STATES, "side"):
 
 
 class Reporter(Plugin):
-    """Writes down what it is told of the end of `run()`, and where the run stood."""
+    """Records which hooks are called at the end of `run()`, and the state of the run at each."""
 
     runs_after = ("GracefulStop",)
 
     def __init__(self, name: str = "Reporter") -> None:
         self.name = name
-        self.told: list[Any] = []
+        self.called: list[Any] = []
 
     def on_pause(self, run: Run) -> None:
         handled = getattr(signal.getsignal(SIGTERM), "__qualname__", "")
-        self.told.append(["on_pause", run.state, run.paused, handled == "GracefulStop._handle"])
+        self.called.append(["on_pause", run.state, run.paused, handled == "GracefulStop._handle"])
 
     def close(self, run: Run) -> None:
-        self.told.append(["close", run.state])
+        self.called.append(["close", run.state])
 
 
 def hooked_engine(hooks: Hooks, *plugins: Plugin) -> Engine:
@@ -162,7 +162,11 @@ def scene(hooks: Hooks) -> dict[str, Any]:
     try:
         engine.run()
     except SystemExit as error:
-        report = {"code": error.code, "told": reporter.told[:], "put back": signal.getsignal(SIGTERM) is signal.SIG_DFL}
+        report = {
+            "code": error.code,
+            "called": reporter.called[:],
+            "put back": signal.getsignal(SIGTERM) is signal.SIG_DFL,
+        }
         hooks.at = lambda number, where: None
         if not engine.current.ended:
             engine.run()
@@ -180,7 +184,7 @@ def at_moment(moment: int) -> Hooks:
 
 
 def at_gate(gate: str, nth: int) -> Hooks:
-    """Returns hooks that say which process this is at the n-th moment of a kind, and wait there to be told to go on."""
+    """Returns hooks that say which process this is at the n-th moment of a kind, and wait there to be released."""
     seen: list[str] = []
 
     def at(number: int, where: str) -> None:
@@ -260,7 +264,7 @@ def check(report: dict[str, Any], expected: list[Any]) -> str:
     """Checks what a process says of its end; returns the state that its run was in then."""
     assert report["code"] == 143
     assert report["put back"]
-    *pause, (closed, state) = report["told"]
+    *pause, (closed, state) = report["called"]
     assert closed == "close"
     assert pause == ([] if state == "finished" else [["on_pause", state, "SIGTERM", True]])
     assert state not in MID_STEP
@@ -349,23 +353,23 @@ def raises_exit(engine: Engine, code: int = 143, **options: Any) -> Run:
     return engine.current
 
 
-def test_run_raises_once_all_have_been_told_and_closed(strays):
+def test_run_raises_after_every_plugin_was_called_and_closed(strays):
     """First `on_pause` of every plugin, then `close` of every plugin, then SystemExit(143) out of `run()`."""
-    told: list[str] = []
+    called: list[str] = []
 
-    class Told(Plugin):
+    class Records(Plugin):
         def __init__(self, name: str) -> None:
             self.name = name
 
         def on_pause(self, run: Run) -> None:
-            told.append(f"{self.name} pause")
+            called.append(f"{self.name} pause")
 
         def close(self, run: Run) -> None:
-            told.append(f"{self.name} close")
+            called.append(f"{self.name} close")
 
-    engine = small_engine(3, [Told("a"), GracefulStop(), Killer("enter", "process_batch"), Told("b")])
+    engine = small_engine(3, [Records("a"), GracefulStop(), Killer("enter", "process_batch"), Records("b")])
     run = raises_exit(engine)
-    assert told == ["a pause", "b pause", "b close", "a close"]
+    assert called == ["a pause", "b pause", "b close", "a close"]
     assert (run.state, run.paused, run.step, run.update) == ("before_step", "SIGTERM", 1, 1)
     assert [note.text for note in run.log.notes("pause")] == ["SIGTERM"]
     assert strays == []
@@ -404,7 +408,7 @@ def test_a_signal_in_the_last_turn_lets_the_run_finish(strays):
     """There is nothing to save; the program ends all the same."""
     reporter = Reporter()
     run = raises_exit(small_engine(3, [GracefulStop(), reporter, Killer("exit", "after_loop")]))
-    assert (run.state, run.paused, reporter.told) == ("finished", None, [["close", "finished"]])
+    assert (run.state, run.paused, reporter.called) == ("finished", None, [["close", "finished"]])
 
 
 def test_a_signal_while_plugins_close_is_not_lost(strays):
@@ -462,7 +466,7 @@ def test_under_advance_the_turn_that_pauses_raises(strays):
 
 @pytest.mark.parametrize(("moment", "state"), [("enter", "process_batch"), ("exit", "optimizer_update")])
 def test_a_second_signal_raises_at_once(moment, state, strays):
-    """The run has failed there: nobody is told of a pause, all are closed."""
+    """The run has failed there: `on_pause` is not called, every plugin is closed."""
 
     def twice(run: Run) -> None:
         kill()

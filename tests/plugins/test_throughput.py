@@ -34,7 +34,7 @@ def _reading_takes_the_time_of_the_clock(monkeypatch: pytest.MonkeyPatch):
 
 
 class Slow:
-    """A loader whose batches take their time: 4 of 2 samples, unless told otherwise."""
+    """A loader whose batches take their time: 4 of 2 samples, by default."""
 
     def __init__(self, clock: Clock, count: int = 4) -> None:
         self.clock, self.count = clock, count
@@ -143,7 +143,7 @@ def test_they_stand_at_the_end_of_their_epoch():
     ]
 
 
-def test_updates_are_told_from_steps():
+def test_updates_are_distinguished_from_steps():
     """With accumulation 2 an epoch has half as many updates as steps; skipped updates are none."""
 
     class Skip(Plugin):
