@@ -405,11 +405,11 @@ def test_max_updates_counts_only_updates_that_were_made():
     assert (run.update, run.step) == (3, 10)
 
 
-EDGES = [(moment, state) for state in STATES for moment in ("enter", "exit")]
-EDGES.remove(("enter", "optimizer_update"))
+MOMENTS = [(moment, state) for state in STATES for moment in ("enter", "exit")]
+MOMENTS.remove(("enter", "optimizer_update"))
 
 
-@pytest.mark.parametrize(("moment", "state"), EDGES)
+@pytest.mark.parametrize(("moment", "state"), MOMENTS)
 def test_skip_update_is_legal_on_entry_to_optimizer_update_only(moment, state):
     """On every other moment it is an `EngineError` that says where the run is, and nothing is skipped."""
     refused: list[str] = []

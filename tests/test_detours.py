@@ -368,7 +368,7 @@ def test_a_detour_whose_guard_would_have_the_name_of_one_of_the_engines_is_refus
 # -- handlers
 
 
-def test_handlers_hear_the_edges_of_a_detours_state():
+def test_handlers_hear_the_moments_of_a_detours_state():
     """On entry before its body, on exit after it, whichever source it came from."""
     heard: list[str] = []
 
@@ -424,7 +424,7 @@ def test_a_detour_does_not_change_what_other_handlers_hear():
     assert alone.counters == beside.counters
 
 
-def test_a_run_pauses_in_a_detour_and_goes_on_from_there():
+def test_a_run_pauses_in_a_detour_and_continues_from_there():
     """A detour is a state like all else: a run can stand in it."""
     engine = small_engine(Unsized(batches(2)), [Side(detour("evaluate", "after_epoch"))])
     run = engine.run(until="evaluate")

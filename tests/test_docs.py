@@ -105,7 +105,7 @@ def rows_of_hooks() -> list[tuple[str, str]]:
     return [(hook, serves.replace("`", "")) for hooks, serves in rows for hook in re.findall(r"`([^`]+)`", hooks)]
 
 
-def test_the_edges_that_serve_for_the_hooks_of_others_are_edges():
+def test_the_moments_that_serve_for_the_hooks_of_others_exist():
     """Each state in the tables of `how-to.md` is one whose entry and exit a plugin can hear."""
     states: set[str] = set()
     for _, serves in rows_of_hooks():

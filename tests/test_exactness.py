@@ -256,7 +256,7 @@ def extended(loader: DataLoader[Any], k: int) -> Iterator[Any]:
 @each_kind
 @each_k
 @pytest.mark.parametrize("batches", [1, 5])
-def test_an_extended_epoch_has_the_bits_of_a_loop_that_goes_on_with_a_further_pass(build, kind, k, batches):
+def test_an_extended_epoch_has_the_bits_of_a_loop_that_continues_with_a_further_pass(build, kind, k, batches):
     """With `remainder="extend"` the loader is walked again, as far as the last window needs it."""
     loader = shuffled(batches * BATCH)
     expected = plain_accumulation(build, lambda: extended(loader, k), epochs=2, k=k)
@@ -295,7 +295,7 @@ def test_where_the_length_is_unknown_dropped_steps_run_and_are_left_out_of_every
     assert_same(expected, actual)
 
 
-def test_without_a_seed_a_run_goes_on_from_the_global_generator():
+def test_without_a_seed_a_run_continues_from_the_global_generator():
     """With `seed=None` the generators are left alone, so the caller's own seed counts."""
     expected = plain_loop(OPTIMIZERS["adamw"], shuffled(40), epochs=2)
 

@@ -67,8 +67,8 @@ def _handler(moment, state):
 
 
 for _state in STATES:
-    for _edge in ("enter", "exit"):
-        setattr(Caller, f"on_{_edge}_{_state}", _handler(_edge, _state))
+    for _moment in ("enter", "exit"):
+        setattr(Caller, f"on_{_moment}_{_state}", _handler(_moment, _state))
 
 
 def callers(tape, failing=None, **how):
@@ -255,7 +255,7 @@ def test_it_tells_what_the_output_looked_like_where_there_is_one():
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt(), SystemExit()])
 def test_it_tells_nothing_of_the_step_where_nothing_failed(error):
-    """An interrupt is about no batch."""
+    """KeyboardInterrupt and SystemExit are not caused by a batch."""
     caught(Engine(small_components(criterion=raising(error)), RunConfig(epochs=1)), error)
     assert error.__notes__ == [f"heptad: in the body of process_batch {at((0, 0, 0, 0))}"]
 
@@ -605,8 +605,8 @@ def test_several_plugins_fail_to_close():
     assert engine.current.state == "finished"
 
 
-def test_an_interrupt_among_several_that_fail_to_close():
-    """A group with a KeyboardInterrupt in it is none that `except Exception` would swallow."""
+def test_a_keyboard_interrupt_among_several_that_fail_to_close():
+    """A group that holds a KeyboardInterrupt is not caught by `except Exception`."""
     errors = {"First": ValueError("one"), "Last": KeyboardInterrupt("two")}
     plugins = [Doors(name, close_error=errors.get(name)) for name in NAMES]
     with pytest.raises(BaseExceptionGroup) as info:
@@ -648,7 +648,7 @@ def test_a_failure_while_turning_one_by_one():
 
 
 def test_a_failure_after_pausing():
-    """A run that was paused and fails when it goes on has its plugins closed once for each call of `run()`."""
+    """A run that was paused and fails when it continues has its plugins closed once for each call of `run()`."""
     error, tape = ValueError("oh"), []
     plugins = callers(tape)
     engine = Engine(small_components(criterion=raising(error)), RunConfig(epochs=1), plugins)

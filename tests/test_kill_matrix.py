@@ -50,7 +50,7 @@ def moments(variant: str, count: int, *, of_files: bool) -> list[int]:
 
 
 @pytest.mark.parametrize("place", range(20))
-def test_killed_on_an_edge_or_in_a_body(place):
+def test_killed_on_a_moment_or_in_a_body(place):
     """On entry to a state, at both ends of its body and within it, on its exit."""
     at = moments("journal", 20, of_files=False)[place]
     assert trial(at, lived("journal"), **VARIANTS["journal"]) == [], lived("journal")["labels"][at]

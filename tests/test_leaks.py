@@ -22,8 +22,8 @@ from heptad import Components, Detour, Engine, LossOutput, Plugin, Run, RunConfi
 def _no_collector():
     """Turns the cycle collector off: what it alone could free counts as leaked.
 
-    Before that an optimizer is built: the first one of a process lets torch import modules, and an import error that it
-    catches there keeps the frames of its callers in a cycle of torch's own.
+    Before that an optimizer is built: the first one of a process makes torch import modules, and an import error that
+    it catches there keeps the frames of its callers in a cycle of torch's own.
     """
     torch.optim.AdamW([torch.zeros(1)])
     gc.collect()
@@ -141,7 +141,7 @@ def test_a_run_that_is_still_held_keeps_its_network():
 
 
 @each_kind
-def test_no_batch_outlives_its_step_while_the_run_goes_on(sized):
+def test_no_batch_outlives_its_step_while_the_run_continues(sized):
     """At each forward the batch of that step is the only one there: none is kept, and none is read ahead yet."""
     alive: list[int] = []
 
@@ -170,8 +170,8 @@ def test_a_run_paused_in_any_state_is_freed(sized, state):
 
 
 @each_kind
-def test_a_run_that_an_interrupt_paused_is_freed(sized):
-    """Paused by `interrupt`, with `on_pause` called."""
+def test_a_run_that_a_handler_paused_is_freed(sized):
+    """Paused by `pause()`, with `on_pause` called."""
     witness = Witness()
     some = held((witness,), sized=sized)
     some.engine.on_enter("process_batch", once=True)(lambda run: run.pause("enough"))

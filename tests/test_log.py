@@ -60,14 +60,14 @@ class TickingClock(Clock):
         self.entered: dict[int, int] = {}
 
     def tick(self, run: Run) -> None:
-        """Goes on by an amount that differs each time, spent in the state that the run is in."""
+        """Advances by an amount that differs each time, spent in the state that the run is in."""
         self.ticks += 1
         amount = 1 + self.ticks * 7919 % 1013
         self.now += amount
         self.spent[run.buffer.seq] += amount
 
     def skip(self) -> None:
-        """Goes on while the run is not being driven."""
+        """Advances while the run is not being driven."""
         self.now += 10**9
 
 
@@ -129,7 +129,7 @@ def looked_at(guard: str, run: Run) -> dict[str, Any]:
 
 
 class Ticks(Plugin):
-    """Lets time go by on every moment of the engine's own states, and notes when each was entered."""
+    """Advances the clock on every moment of the engine's own states, and notes when each was entered."""
 
     def __init__(self, clock: TickingClock) -> None:
         self.clock = clock
@@ -719,7 +719,7 @@ def test_a_note_made_on_entry_belongs_to_the_transition_that_led_there():
 # -- pausing
 
 
-@pytest.mark.parametrize("verb", ["advance", "until", "interrupt"])
+@pytest.mark.parametrize("verb", ["advance", "until", "pause"])
 def test_a_run_paused_after_every_turn_has_the_log_of_a_straight_run(verb: str):
     """The same transitions with the same durations: the time spent paused belongs to no state."""
 
@@ -730,7 +730,7 @@ def test_a_run_paused_after_every_turn_has_the_log_of_a_straight_run(verb: str):
                 clock.skip()
                 if verb == "advance" and pauses:
                     engine.advance()
-                elif verb == "interrupt" and pauses:
+                elif verb == "pause" and pauses:
                     engine.current.pause("again")
                     engine.run()
                 else:
@@ -745,7 +745,7 @@ def test_a_run_paused_after_every_turn_has_the_log_of_a_straight_run(verb: str):
     assert len(paused.notes("pause")) >= 10
 
 
-# -- while the run goes on
+# -- while the run continues
 
 
 def test_a_handler_reads_the_log_up_to_the_turn_it_is_in():
@@ -877,7 +877,7 @@ def test_sums_are_read_right_whatever_the_run_does_meanwhile(capacity: int):
 
 
 @pytest.mark.parametrize("capacity", [1_000_000, 96])
-def test_what_is_written_while_the_run_goes_on_is_without_gaps(capacity: int, tmp_path: Path):
+def test_what_is_written_while_the_run_continues_is_without_gaps(capacity: int, tmp_path: Path):
     """`to_jsonl` writes consecutive transitions, whatever is added and dropped while it writes."""
     written = asked_meanwhile(lambda log: log.to_jsonl(tmp_path / "log.jsonl"), 112, capacity)
     seqs = [json.loads(line)["seq"] for line in written.read_text().splitlines()[1:]]
@@ -906,7 +906,7 @@ def test_what_a_signal_handler_notes_while_a_chunk_is_packed_is_bound_to_the_rig
 
 
 @pytest.mark.parametrize("capacity", [1_000_000, 1_500])
-def test_another_thread_reads_a_sound_log_while_the_run_goes_on(capacity: int):
+def test_another_thread_reads_a_sound_log_while_the_run_continues(capacity: int):
     """Whenever it looks, it sees a snapshot: whole transitions, in order, none twice, none missing."""
     engine = null_engine(10_000, log_capacity=capacity)
     errors: list[BaseException] = []

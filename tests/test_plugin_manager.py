@@ -92,7 +92,7 @@ def test_wishes_of_the_wrong_type_are_an_error(field, value):
         small_engine(plugins=[made])
 
 
-def test_handlers_of_an_edge_are_called_in_that_order():
+def test_handlers_of_a_moment_are_called_in_that_order():
     """The order holds for calls and opening; closing is its reverse."""
     seen: list[str] = []
 
@@ -146,7 +146,7 @@ class Fragile(Plugin):
 
 
 @pytest.mark.parametrize("place", ["open", "on_pause", "guard", "body", "handler", "close"])
-def test_a_plugin_that_may_fail_is_detached_and_the_run_goes_on(place):
+def test_a_plugin_that_may_fail_is_detached_and_the_run_continues(place):
     """It is called no more but for `close`; its detour's guard is False from then on; the log says so."""
     fragile = Fragile(place)
     engine = small_engine(3, [fragile])
@@ -260,14 +260,14 @@ class Closed(Exception):
         raise TypeError("no notes here")
 
 
-class Untold(Exception):
+class Unprintable(Exception):
     """Cannot be turned into text."""
 
     def __str__(self) -> str:
         raise ValueError("in __str__")
 
 
-@pytest.mark.parametrize("raised", [Closed(5), Untold()])
+@pytest.mark.parametrize("raised", [Closed(5), Unprintable()])
 def test_an_exception_that_cannot_be_described_comes_out_as_it_is(raised: Exception):
     """From a handler, into `failed`; from `close()`, after which the others are closed all the same."""
     closed = []
@@ -305,11 +305,11 @@ def test_an_observer_whose_exception_cannot_be_described_is_detached():
         on_error = "detach"
 
         def on_exit_after_step(self, run: Run) -> None:
-            raise Untold
+            raise Unprintable
 
     run = small_engine(2, [Observer()]).run()
     assert [note.text for note in run.log.notes("detach")] == [
-        "Observer.on_exit_after_step raised Untold; Observer is called no more"
+        "Observer.on_exit_after_step raised Unprintable; Observer is called no more"
     ]
 
 

@@ -299,7 +299,7 @@ def calls(log: TransitionLog, seq: int) -> list[tuple[str, str, str, bool]]:
 
 
 @pytest.mark.parametrize("traced", [False, True])
-def test_explain_names_the_handlers_of_both_edges_in_order(traced: bool):
+def test_explain_names_the_handlers_of_both_moments_in_order(traced: bool):
     """Exit handlers of the source, the engine's own and the entry handlers of the destination; what became of each."""
     engine = small_engine(2, [Rare(), Noisy()], trace_handlers=traced)
     log = engine.run().log
@@ -536,8 +536,8 @@ def test_diff_finds_a_note_another_note_and_one_that_is_missing():
     assert not one.diff(none, ignore=["note"])
 
 
-def test_diff_says_where_one_log_ends_and_the_other_goes_on():
-    """A run that was killed or is still going on is a beginning of the other."""
+def test_diff_says_where_one_log_ends_and_the_other_continues():
+    """A run that was killed or is still running is a beginning of the other."""
     engine = small_engine(3)
     engine.run(until="after_epoch")
     found = engine.current.log.diff(small_engine(3).run().log, ignore=["pause"])

@@ -55,7 +55,7 @@ def begun(directory: Path, until: Any = lambda run: run.step == 4, **options: An
 
 @pytest.mark.parametrize("way", ["auto", "the directory", "one checkpoint"])
 def test_three_ways_to_say_where_from(way, tmp_path):
-    """The newest of the run's own, of a directory, or one that is named; each is the run that was not interrupted."""
+    """The newest of the run's own, of a directory, or one that is named; each continues like the uninterrupted run."""
     straight = full_engine(tmp_path / "straight")
     straight.run()
     begun(tmp_path / "a")
@@ -70,7 +70,7 @@ def test_three_ways_to_say_where_from(way, tmp_path):
     assert records(run.log) == records(straight.current.log)[run.log[0].seq :]
 
 
-def test_auto_begins_at_the_start_where_there_is_none(tmp_path):
+def test_auto_begins_at_the_start_without_a_checkpoint(tmp_path):
     """And the log says so."""
     engine = full_engine(tmp_path / "a")
     run = engine.run(resume="auto")
@@ -81,7 +81,7 @@ def test_auto_begins_at_the_start_where_there_is_none(tmp_path):
 
 
 def test_an_older_checkpoint_supersedes_the_newer_ones(tmp_path):
-    """Those that are written then have higher numbers, so the newest is that of the run that went on."""
+    """Those that are written then have higher numbers, so the newest is that of the run that continued."""
     straight = full_engine(tmp_path / "straight")
     straight.run()
     keep = Checkpoint(tmp_path / "a", at="after_step", keep_last=100)
@@ -135,7 +135,7 @@ def test_what_cannot_be_resumed_from_is_reported(resume, error, says, tmp_path):
 
 
 def test_a_run_that_has_begun_is_not_resumed(tmp_path):
-    """It goes on with `run()`."""
+    """It continues with `run()`."""
     begun(tmp_path / "a")
     engine = full_engine(tmp_path / "b")
     engine.run(until="before_step")
@@ -158,7 +158,7 @@ class Flaky(Plugin):
 
 @pytest.mark.parametrize("way", ["run()", "run(resume='auto')", "run(resume=its path)", "advance()"])
 def test_a_plugin_that_does_not_open_loses_no_random_state(way, tmp_path):
-    """The run is where the checkpoint is by then; whatever goes on from there begins with its generators."""
+    """The run is where the checkpoint is by then; whatever continues from there begins with its generators."""
     straight = full_engine(tmp_path / "straight")
     straight.run()
     begun(tmp_path / "a")
@@ -234,7 +234,7 @@ def flip(path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["manifest.json", "state.json", "network.safetensors", "run.safetensors"])
 def test_a_damaged_one_is_named_and_the_one_before_taken(name, tmp_path):
-    """The run is the one that was not interrupted all the same; what is wrong stands in the log."""
+    """The run still equals the uninterrupted one; what is wrong stands in the log."""
     straight = full_engine(tmp_path / "straight")
     straight.run()
     begun(tmp_path / "a")
@@ -497,7 +497,7 @@ class Fails(Plugin):
 @pytest.mark.parametrize("place", ["a handler", "a body", "state_dict"])
 @pytest.mark.parametrize("step", [3, 4, 6])
 def test_a_detached_plugin_stays_detached(place, step, tmp_path):
-    """It is part of the run's state: path and notes are those of the run that was not interrupted. It is closed."""
+    """It is part of the run's state: path and notes are those of the uninterrupted run. It is closed."""
     straight = engine_of(tmp_path / "s", components(small_network()), [Fails(place)])
     straight.run()
     assert len(straight.current.log.notes("detach")) == 1
@@ -515,7 +515,7 @@ def test_a_detached_plugin_stays_detached(place, step, tmp_path):
 
 
 def test_an_observer_that_refuses_its_state_is_detached(tmp_path):
-    """One that the run can do without does not keep it from going on; the log says so."""
+    """One that the run can do without does not keep it from continuing; the log says so."""
 
     class Refuses(Fails):
         name = "Fails"
@@ -553,7 +553,7 @@ def test_an_error_in_a_state_dict_names_the_plugin(tmp_path):
 
 
 def test_what_changes_bits_is_noted(tmp_path):
-    """Another number of threads: the run goes on, and the log says in what it differs."""
+    """Another number of threads: the run continues, and the log says in what it differs."""
     begun(tmp_path / "a")
     torch.set_num_threads(2)
     try:
@@ -566,11 +566,11 @@ def test_what_changes_bits_is_noted(tmp_path):
     )
 
 
-# -- going on
+# -- continuing
 
 
 @pytest.mark.parametrize("at", ["after_epoch", "after_step", "optimizer_update"])
-def test_a_finished_run_goes_on_for_another_epoch(at, tmp_path):
+def test_a_finished_run_continues_for_another_epoch(at, tmp_path):
     """It equals one that was asked for that many."""
     longer = full_engine(
         tmp_path / "longer", checkpoint=Checkpoint(tmp_path / "longer", at=at), schedule=False, epochs=3
@@ -583,7 +583,7 @@ def test_a_finished_run_goes_on_for_another_epoch(at, tmp_path):
 
 
 def test_more_updates_may_be_asked_for(tmp_path):
-    """A run that ended at max_updates goes on; one that was stopped stays stopped."""
+    """A run that ended at max_updates continues; one that was stopped stays stopped."""
     full_engine(tmp_path / "a", schedule=False, max_updates=2).run()
     run = full_engine(tmp_path / "a", schedule=False, max_updates=4).run(resume="auto")
     assert (run.update, run.reason) == (4, "max_updates=4 reached")
@@ -612,7 +612,7 @@ class Stops(Plugin):
 )
 @pytest.mark.parametrize("paused", [False, True])
 def test_an_epoch_that_was_cut_short_is_reported(updates, remainder, sized, text, paused, tmp_path):
-    """With more updates the run goes on behind it, and is not the one that was asked for them at once."""
+    """With more updates the run continues behind it, and is not the one that was asked for them at once."""
 
     def make(limit: int) -> Engine:
         loader = batches(5) if sized else Unsized(batches(5))
@@ -671,7 +671,7 @@ def test_every_keeps_its_phase(tmp_path):
 @settings(max_examples=25)
 @given(plan=plans())
 def test_from_wherever_a_run_pauses(plan: Plan):
-    """Random runs, with detours, stops, failures and interrupts, taken down and built anew at each place they pause."""
+    """Random runs, with detours, stops, failures and pauses, taken down and built anew at each place they pause."""
     straight, actor = plan.build()
     drive_all(straight)
     with tempfile.TemporaryDirectory() as folder:
@@ -704,7 +704,7 @@ def test_from_wherever_a_run_pauses(plan: Plan):
 
 
 class Store_(Plugin):
-    """Stores a checkpoint wherever an interrupt pauses the run."""
+    """Stores a checkpoint wherever a handler pauses the run."""
 
     observes = True
 
@@ -851,7 +851,7 @@ class Anneals(Plugin):
 
 
 class Adds(Plugin):
-    """Lets the optimizer hold a further layer from the second epoch on."""
+    """Adds a further layer to the optimizer from the second epoch on."""
 
     def on_enter_before_epoch(self, run: Run) -> None:
         if run.epoch == 1:
@@ -955,7 +955,7 @@ def test_a_module_that_was_put_in_place_of_another_is_not_overlooked(tmp_path):
 
 
 def test_a_network_without_memory_is_reported(tmp_path):
-    """A lazy module has no shapes to compare before it has seen a batch; once it has, the run goes on."""
+    """A lazy module has no shapes to compare before it has seen a batch; once it has, the run continues."""
 
     def lazy() -> nn.Module:
         return nn.Sequential(nn.LazyLinear(8), nn.Linear(8, 3))
@@ -1066,7 +1066,7 @@ def test_what_cannot_be_stored_is_refused_by_name(tmp_path):
 
 
 def test_a_loader_is_walked_to_its_place_and_the_log_says_so(tmp_path):
-    """One that cannot tell where it is; one with a generator of its own goes on in its order."""
+    """One that cannot tell where it is; one with a generator of its own continues in its order."""
 
     def make(directory: Path) -> Engine:
         data = TensorDataset(torch.cat([x for x, _ in batches(4)]), torch.cat([y for _, y in batches(4)]))
@@ -1300,7 +1300,7 @@ def test_no_snapshot_is_taken_where_there_can_be_none(where, tmp_path):
 KEPT = Path(__file__).parent / "checkpoint" / "run_of_format_1"
 
 
-def test_a_run_that_was_kept_as_files_goes_on(tmp_path):
+def test_a_run_that_was_kept_as_files_continues(tmp_path):
     """In mid-window, as version 0.1.0 wrote it; every later version must be able to. Bits may be those of a machine."""
     shutil.copytree(KEPT, tmp_path / "a")
     engine = full_engine(tmp_path / "a")

@@ -87,7 +87,7 @@ class CountedFiles(Files):
     def _counted(self, name: str, *arguments: Any) -> Any:
         self.calls.append((name, *arguments))
         if len(self.calls) == self.place or (self.ever and self.struck):
-            if name == "close":  # which lets go of the descriptor even where it fails
+            if name == "close":  # which releases the descriptor even where it fails
                 Files.close(self, *arguments)
             self.strike(name)
         return getattr(Files, name)(self, *arguments)

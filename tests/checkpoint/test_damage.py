@@ -247,7 +247,7 @@ def test_a_manifest_that_nobody_wrote_is_refused(tmp_path: Path, change: Callabl
     ],
     ids=["empty", "list", "bytes", "twice", "NaN", "deep", "long number", "long file"],
 )
-def test_a_manifest_that_is_none_is_refused(tmp_path: Path, content: bytes, text: str):
+def test_an_invalid_manifest_is_refused(tmp_path: Path, content: bytes, text: str):
     """Whatever it is instead, it is an error of one kind."""
     path = stored(tmp_path, 1).entries()[0].path
     (path / "manifest.json").write_bytes(content)

@@ -46,7 +46,7 @@ MALFORMED: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
     "an epoch in words": (lambda s: PLACED(s).update(epoch="x"), "run.position.placed.epoch: .*got 'x'"),
     "a step below 0": (lambda s: PLACED(s).update(step=-1), r"run.position.placed.step: .*got -1"),
     "a window of no steps": (lambda s: POSITION(s)["window"].update(size=0), r"run.position.window.size: .*got 0"),
-    "a state that is none": (lambda s: POSITION(s).update(node="sleep"), "was in 'sleep', where no run can be resumed"),
+    "an unknown state": (lambda s: POSITION(s).update(node="sleep"), "was in 'sleep', where no run can be resumed"),
     "an end": (lambda s: POSITION(s).update(node="finished"), "was in 'finished', where no run can be resumed"),
     "the start": (lambda s: POSITION(s).update(node="idle"), "was in 'idle', where no run can be resumed"),
     "too many detours": (lambda s: POSITION(s)["visits"].append(0), r"counts \d+ detours, and there are \d+"),
@@ -80,7 +80,7 @@ def test_what_no_run_has_stored_is_refused(what, tmp_path):
     assert engine.current.state == "idle"
 
 
-def test_a_summary_that_is_none_is_refused(tmp_path):
+def test_an_invalid_summary_is_refused(tmp_path):
     """The newest is found by it."""
     (kept,) = Store(KEPT).entries()
     snapshot = Store(KEPT).load(kept)

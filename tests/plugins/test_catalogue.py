@@ -185,7 +185,7 @@ def test_each_declared_pair_holds_in_all_orders_of_five(first, second, tmp_path)
             assert found.index(plugins[first].name) < found.index(plugins[second].name)
 
 
-def on_one_edge(folder: Path) -> dict[tuple[str, str], set[str]]:
+def on_one_moment(folder: Path) -> dict[tuple[str, str], set[str]]:
     """Returns which shipped plugins have a handler on each moment where several do."""
     moments: dict[tuple[str, str], set[str]] = {}
     for name, plugin in shipped(folder).items():
@@ -194,14 +194,14 @@ def on_one_edge(folder: Path) -> dict[tuple[str, str], set[str]]:
     return {moment: names for moment, names in moments.items() if len(names) > 1}
 
 
-EDGES = on_one_edge(Path())
+MOMENTS = on_one_moment(Path())
 
 
-@pytest.mark.parametrize("moment", EDGES, ids=" ".join)
-def test_the_calls_of_an_edge_keep_each_declared_pair_in_all_orders(moment, tmp_path):
+@pytest.mark.parametrize("moment", MOMENTS, ids=" ".join)
+def test_the_calls_of_a_moment_keep_each_declared_pair_in_all_orders(moment, tmp_path):
     """All the plugins that have a handler there, five at a time, in every order of the list."""
     plugins, names = shipped(tmp_path), {plugin.name: name for name, plugin in shipped(tmp_path).items()}
-    for some in itertools.combinations(sorted(EDGES[moment]), min(5, len(EDGES[moment]))):
+    for some in itertools.combinations(sorted(MOMENTS[moment]), min(5, len(MOMENTS[moment]))):
         pairs = [pair for pair in PAIRS if set(pair) <= set(some)]
         for order in itertools.permutations(some):
             called = [
@@ -352,7 +352,7 @@ def test_an_instance_that_is_given_to_a_second_engine_begins_anew(name, fails, t
 
 
 @pytest.mark.parametrize("name", [name for name in NAMES if not name.startswith("Checkpoint")])
-def test_an_instance_that_goes_on_from_a_checkpoint_in_a_second_engine_is_like_a_fresh_one(name, tmp_path):
+def test_an_instance_that_continues_from_a_checkpoint_in_a_second_engine_is_like_a_fresh_one(name, tmp_path):
     """What the run that failed left in it is gone, also what is in no checkpoint."""
     used_folder, fresh_folder = tmp_path / "used", tmp_path / "fresh"
     used = makers(used_folder)[name]()
@@ -417,7 +417,7 @@ def test_loggers_see_the_metrics_of_the_epoch(tmp_path):
         assert reads.epochs == 3
 
 
-def test_every_observer_may_be_let_to_fail(tmp_path):
+def test_every_observer_may_be_allowed_to_fail(tmp_path):
     """`on_error="detach"` is an option of each, by keyword."""
     made = makers(tmp_path)
     for name in OBSERVERS:

@@ -40,7 +40,7 @@ def epochs_run(values, make, step=None):
     ],
 )
 def test_stops_after_so_many_looks_without_improvement(options, values, epochs):
-    """The count begins anew at each improvement; NaN is none."""
+    """The count begins anew at each improvement; NaN is not an improvement."""
     assert epochs_run(values, lambda: EarlyStopping("error", **options))[0] == epochs
 
 

@@ -28,7 +28,7 @@ from heptad_plugins.time_limit import TimeLimit
 from programs import environment
 
 MID_STEP = {"process_batch", "after_step", "optimizer_update"}
-"""Where no interrupt pauses."""
+"""The states in which a run never pauses."""
 SEED = 10
 """What the moments of the signals are drawn by."""
 GATES = (("forward", 2), ("fetch", 5), ("before the step", 3))
@@ -110,13 +110,13 @@ class Moments(Plugin):
         self.hooks.moment("side")
 
 
-def _edge(moment: str, state: str) -> Any:
+def _moment(moment: str, state: str) -> Any:
     return lambda self, run: self.hooks.moment(f"{moment} {state}")
 
 
 for _name in (*STATES, "side"):
     for _kind in ("enter", "exit"):
-        setattr(Moments, f"on_{_kind}_{_name}", _edge(_kind, _name))
+        setattr(Moments, f"on_{_kind}_{_name}", _moment(_kind, _name))
 
 
 class Reporter(Plugin):
@@ -155,7 +155,7 @@ def outcome(run: Run) -> list[Any]:
 
 
 def scene(hooks: Hooks) -> dict[str, Any]:
-    """Runs until a signal ends it, says what happened, and goes on to the end of the run."""
+    """Runs until a signal ends it, says what happened, and continues to the end of the run."""
     reporter = Reporter()
     engine = hooked_engine(hooks, reporter)
     report: dict[str, Any] = {}
@@ -254,7 +254,7 @@ def real_processes(ctrl_c: None) -> dict[str, Any]:
 
 
 def straight() -> tuple[list[Any], list[str]]:
-    """Returns the outcome of the run that nobody interrupts, and its moments."""
+    """Returns the outcome of the run that no signal ends, and its moments."""
     moments: list[str] = []
     engine = hooked_engine(Hooks(lambda number, where: moments.append(where)))
     return outcome(engine.run()), moments
@@ -273,7 +273,7 @@ def check(report: dict[str, Any], expected: list[Any]) -> str:
 
 
 def test_thirty_seeded_moments(real_processes):
-    """Whenever it comes, the process exits with 143; its run was paused between two steps and can go on to the bit."""
+    """Whenever it comes, the process exits with 143; its run was paused between two steps and can continue exactly."""
     expected, moments = straight()
     kinds = {moments[moment] for moment in real_processes["drawn"]}
     assert {"fetch", "forward", "backward", "guard", "side", "after the step"} <= kinds
@@ -377,8 +377,8 @@ def test_run_raises_after_every_plugin_was_called_and_closed(strays):
 
 @pytest.mark.parametrize("state", STATES)
 @pytest.mark.parametrize("moment", ["enter", "exit"])
-def test_no_edge_leads_to_a_pause_in_mid_step(moment, state, strays):
-    """Neither in the state where the signal came nor in the next; going on gives the bits of the straight run."""
+def test_no_moment_leads_to_a_pause_in_mid_step(moment, state, strays):
+    """Neither in the state where the signal came nor in the next; continuing gives the bits of the straight run."""
     engine = small_engine(3, [GracefulStop(), Killer(moment, state)], epochs=2)
     run = raises_exit(engine)
     assert run.state not in MID_STEP
@@ -387,7 +387,7 @@ def test_no_edge_leads_to_a_pause_in_mid_step(moment, state, strays):
     assert outcome(run) == outcome(small_engine(3, epochs=2).run())
 
 
-def test_without_exit_run_returns_and_goes_on(strays):
+def test_without_exit_run_returns_and_continues(strays):
     """As often as a signal comes."""
     engine = small_engine(4, [GracefulStop(exit=False), Killer("enter", "process_batch", event=None)])
     states = []
@@ -404,7 +404,7 @@ def test_a_signal_comes_before_until(strays):
     assert raises_exit(engine, until="after_step").paused == "SIGTERM"
 
 
-def test_a_signal_in_the_last_turn_lets_the_run_finish(strays):
+def test_a_run_finishes_after_a_signal_in_the_last_turn(strays):
     """There is nothing to save; the program ends all the same."""
     reporter = Reporter()
     run = raises_exit(small_engine(3, [GracefulStop(), reporter, Killer("exit", "after_loop")]))
@@ -425,7 +425,7 @@ def test_a_signal_while_plugins_close_is_not_lost(strays):
 
 
 def test_a_signal_during_an_evaluation_pauses_in_it(strays):
-    """It ends at its next batch; when the run goes on it begins anew, and its values are those of the straight run."""
+    """It ends at its next batch; when the run continues it begins anew, with the values of the straight run."""
     armed = [True]
 
     def metric(output: Any, batch: Any) -> Any:

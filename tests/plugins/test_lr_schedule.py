@@ -306,7 +306,7 @@ def new_optimizer(run):
 @pytest.mark.parametrize("build", EACH)
 @pytest.mark.parametrize("renew", [None, new_optimizer])
 @pytest.mark.parametrize("step", [0, 4, 6, 20])
-def test_built_anew_from_its_state_it_goes_on_as_if_nothing_had_been(build, renew, step):
+def test_built_anew_from_its_state_it_continues_as_if_nothing_had_been(build, renew, step):
     """Rates and weights are those of the unbroken run, wherever it is rebuilt, with the old optimizer or a new one."""
     config = {"epochs": 3, "accumulation": 3}
     unbroken = small_engine(7, [LRSchedule(build)], **config).run()

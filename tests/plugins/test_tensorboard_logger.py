@@ -220,7 +220,7 @@ def test_a_log_that_forgets_still_gives_shares(tmp_path):
 
 
 def test_what_is_there_after_an_epoch_is_on_disk(tmp_path):
-    """It can be read while the run goes on."""
+    """It can be read while the run continues."""
     engine = small_engine(3, [TensorBoardLogger(tmp_path), Evaluate(batches(1))], epochs=2)
     seen = []
 
@@ -279,7 +279,7 @@ class Resumed(Reborn):
 
 @pytest.mark.parametrize("step", [1, 3, 4])
 def test_a_resumed_run_writes_nothing_twice(step, tmp_path):
-    """Built anew from its state it goes on where it was."""
+    """Built anew from its state it continues where it was."""
     run = small_engine(3, [Records(), Resumed(tmp_path, step)], epochs=2).run()
     scalars = read(tmp_path)
     assert [update for update, _ in scalars["loss"]] == [1, 2, 3, 4, 5, 6]
@@ -320,7 +320,7 @@ def test_without_tensorboard_the_error_names_the_extra(monkeypatch, tmp_path):
 
 
 def test_a_directory_that_cannot_be_made_may_cost_the_logger_alone(tmp_path):
-    """With `on_error="detach"` the run goes on, and the log says so."""
+    """With `on_error="detach"` the run continues, and the log says so."""
     (tmp_path / "file").touch()
     run = small_engine(2, [TensorBoardLogger(tmp_path / "file" / "events", on_error="detach")]).run()
     assert run.state == "finished"

@@ -56,7 +56,7 @@ class Sized(Slow):
 
 
 class Busy(Plugin):
-    """Lets time go by on exit of states: (state, seconds)."""
+    """Advances the clock on exit of states, by a number of seconds for each state."""
 
     def __init__(self, clock: Clock, **seconds: float) -> None:
         self.clock, self.seconds = clock, seconds
@@ -74,24 +74,24 @@ for _state in STATES:
 
 
 class OnPause(Plugin):
-    """Interrupts on exit of a state at some counts of steps, and lets time go by while the run is paused and opened."""
+    """Pauses on exit of a state at some counts of steps, and advances the clock while the run is paused."""
 
     def __init__(self, clock: Clock, state: str = "after_step", steps: tuple[int, ...] = ()) -> None:
         self.clock, self.state, self.steps = clock, state, steps
 
     def on_exit_after_step(self, run: Run) -> None:
-        self._interrupt("after_step", run)
+        self._pause("after_step", run)
 
     def on_exit_before_step(self, run: Run) -> None:
-        self._interrupt("before_step", run)
+        self._pause("before_step", run)
 
     def on_exit_after_epoch(self, run: Run) -> None:
-        self._interrupt("after_epoch", run)
+        self._pause("after_epoch", run)
 
     def on_pause(self, run: Run) -> None:
         self.clock.now += 500.0
 
-    def _interrupt(self, state: str, run: Run) -> None:
+    def _pause(self, state: str, run: Run) -> None:
         if state == self.state and run.step in self.steps:
             run.pause("asked by the test")
 
@@ -240,7 +240,7 @@ def test_what_other_plugins_do_on_pause_is_left_out(state, by_advance):
     assert figures(engine.current) == STRAIGHT
 
 
-def test_measuring_begins_anew_where_a_run_goes_on_in_mid_epoch():
+def test_measuring_begins_anew_where_a_run_continues_in_mid_epoch():
     """A plugin that was built anew in mid-epoch knows nothing of the time before; its figures are over the rest."""
     clock = NewestClock()
     engine = build(clock)
@@ -301,7 +301,7 @@ def test_a_stopwatch_adds_up_the_time_between_start_and_stop():
 
 @pytest.mark.parametrize("going", [False, True])
 def test_a_stopwatch_can_be_put(going):
-    """It goes on if it goes, and stands if it stands."""
+    """It keeps running if it was running, and stays stopped if it was stopped."""
     clock = NewestClock()
     watch = Stopwatch(clock)
     watch.start()
