@@ -56,7 +56,7 @@ components = partial(small_components, network=NETWORK)
 
 
 def scheduled(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
-    """Returns an optimizer after a scheduler of torch has put a function in the place of its `step`."""
+    """Return an optimizer after a scheduler of torch has put a function in the place of its `step`."""
     torch.optim.lr_scheduler.StepLR(optimizer, 1)
     return optimizer
 

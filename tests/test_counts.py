@@ -41,7 +41,7 @@ class Idle:
 
 
 def counting_engine(batches: int, *, sized: bool = True, plugins: tuple[Plugin, ...] = (), **config: Any) -> Engine:
-    """Returns an engine in which a step costs next to nothing."""
+    """Return an engine in which a step costs next to nothing."""
     network = Scalar()
     items = [torch.empty(size) for size in SIZES[:batches]]
     components = Components(

@@ -22,7 +22,7 @@ def nothing(run: Run) -> None:
 
 
 def at_steps(*steps: int) -> Callable[[Run], bool]:
-    """Returns a guard that holds after these steps."""
+    """Return a guard that holds after these steps."""
     return lambda run: run.step in steps
 
 
@@ -32,14 +32,14 @@ def detour(state: str, after: Any, when: Any = always, body: Any = nothing, **co
 
 
 def ran(*detours: Detour, loader: Any = 3, **config: Any) -> Engine:
-    """Returns an engine with a plugin of its own for each detour, after its run."""
+    """Return an engine with a plugin of its own for each detour, after its run."""
     engine = small_engine(loader, [Side(d, name=f"side {number}") for number, d in enumerate(detours)], **config)
     engine.run()
     return engine
 
 
 def visits(engine: Engine, state: str) -> list[tuple[int, int]]:
-    """Returns (step, update) of each stay in a detour's state."""
+    """Return (step, update) of each stay in a detour's state."""
     return [(t.step, t.update) for t in engine.current.log.where(source=state)]
 
 

@@ -73,7 +73,7 @@ def test_the_reference_has_every_type_that_its_calls_and_attributes_give():
 
 
 def anchors(path: Path) -> set[str]:
-    """Returns what the headings of a page can be linked by, as code hosts make it."""
+    """Return what the headings of a page can be linked by, as code hosts make it."""
     text = re.sub(r"```.*?```", "", path.read_text(encoding="utf-8"), flags=re.DOTALL)
     headings = re.findall(r"^#+ (.+)$", text, re.MULTILINE)
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
@@ -98,7 +98,7 @@ def test_the_python_on_a_page_runs_from_top_to_bottom(name: str, tmp_path: Path,
 
 
 def rows_of_hooks() -> list[tuple[str, str]]:
-    """Returns a row for each hook in the tables of `how-to.md`: its name, and what serves for it as plain text."""
+    """Return a row for each hook in the tables of `how-to.md`: its name, and what serves for it as plain text."""
     text = (DOCS / "how-to.md").read_text(encoding="utf-8")
     tables = text[text.index("### Lightning") : text.index("### The order of the moments")]
     rows = re.findall(r"^\| (`.+?) \| (.+) \|$", tables, re.MULTILINE)

@@ -33,7 +33,7 @@ criterion = nn.CrossEntropyLoss()
 
 
 def deep_network() -> nn.Module:
-    """Returns a network with weights of its own, batch norm (buffers) and dropout (random numbers in each step)."""
+    """Return a network with weights of its own, batch norm (buffers) and dropout (random numbers in each step)."""
     torch.manual_seed(1)
     return nn.Sequential(
         nn.Linear(FEATURES, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Dropout(0.3), nn.Linear(16, CLASSES)
@@ -72,7 +72,7 @@ def outcome(network: nn.Module, optimizer: torch.optim.Optimizer, losses: list[t
 
 
 def same(one: Any, other: Any) -> bool:
-    """Tells whether two nested values are the same, tensors bit for bit."""
+    """Tell whether two nested values are the same, tensors bit for bit."""
     if isinstance(one, torch.Tensor):
         return isinstance(other, torch.Tensor) and one.dtype == other.dtype and torch.equal(one, other)
     if isinstance(one, dict):
@@ -83,7 +83,7 @@ def same(one: Any, other: Any) -> bool:
 
 
 def assert_same(expected: Outcome, actual: Outcome) -> None:
-    """Compares part by part, so that a failure says which part differs; and the end is that of a finished run."""
+    """Compare part by part, so that a failure says which part differs; and the end is that of a finished run."""
     assert len(expected.losses) == len(actual.losses)
     assert same(expected.losses, actual.losses), "losses"
     assert same(expected.weights, actual.weights), "weights and buffers"
@@ -363,7 +363,7 @@ class Acting(IterableDataset[Any]):
 
 
 def acted_by_hand(network: nn.Module, loader: Iterable[Any], k: int, remainder: str, epochs: int) -> None:
-    """Trains by a plain loop: each batch is fetched when it is needed, and not before."""
+    """Train by a plain loop: each batch is fetched when it is needed, and not before."""
     optimizer = torch.optim.SGD(network.parameters(), lr=0.5)
     for _ in range(epochs):
         batches, steps, extending = iter(loader), 0, False

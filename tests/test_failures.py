@@ -51,7 +51,7 @@ class Caller(Plugin):
         self.closed += 1
 
     def called(self, moment, state):
-        """Writes a call down, and raises if it is the one."""
+        """Write a call down, and raise if it is the one."""
         self.tape.append((self.name, moment, state))
         if self.fails_at == (moment, state):
             self.left -= 1
@@ -72,12 +72,12 @@ for _state in STATES:
 
 
 def callers(tape, failing=None, **how):
-    """Returns three plugins on one tape, of which the one of that name fails."""
+    """Return three plugins on one tape, of which the one of that name fails."""
     return [Caller(name, tape, **(how if name == failing else {})) for name in NAMES]
 
 
 def raising(error):
-    """Returns a function that raises, whatever it is called with."""
+    """Return a function that raises, whatever it is called with."""
 
     def call(*args, **kwargs):
         raise error
@@ -86,22 +86,22 @@ def raising(error):
 
 
 def counters(record):
-    """Returns the counters of a run or a transition."""
+    """Return the counters of a run or a transition."""
     return (record.epoch, record.batch_index, record.step, record.update)
 
 
 def at(counts):
-    """Returns counters as the note on an exception words them."""
+    """Return counters as the note on an exception words them."""
     return "(epoch {}, batch {}, step {}, update {})".format(*counts)
 
 
 def places(error):
-    """Returns the notes on an exception, but for those that tell what a step or a sample looked like."""
+    """Return the notes on an exception, but for those that tell what a step or a sample looked like."""
     return [note for note in error.__notes__ if not note.startswith(("heptad: the ", "heptad: while "))]
 
 
 def caught(engine, error):
-    """Drives an engine, and checks that this very object comes out of it."""
+    """Drive an engine, and check that this very object comes out of it."""
     with pytest.raises(type(error)) as info:
         engine.run()
     assert info.value is error
@@ -109,7 +109,7 @@ def caught(engine, error):
 
 
 def check_failed(engine, plugins, state, counts):
-    """Checks what holds after any failure in a state."""
+    """Check what holds after any failure in a state."""
     run = engine.current
     last = run.log[-1]
     assert run.state == "failed"
@@ -331,7 +331,7 @@ class Update(torch.optim.SGD):
 
 
 def failing_backward(error):
-    """Returns a `compute_loss` through which no gradient flows back."""
+    """Return a `compute_loss` through which no gradient flows back."""
 
     def compute_loss(network, batch):
         loss = network(batch[0]).mean()
@@ -342,7 +342,7 @@ def failing_backward(error):
 
 
 def failing_update(method, error):
-    """Returns components whose optimizer raises."""
+    """Return components whose optimizer raises."""
     network = small_network()
     return small_components(network, optimizer=Update(network, method, error))
 
@@ -367,7 +367,7 @@ BODIES = {
 
 
 def check_body(engine, plugins, error, state, counts):
-    """Drives an engine whose body in this state raises, and checks what holds then."""
+    """Drive an engine whose body in this state raises, and check what holds then."""
     run = caught(engine, error)
     assert places(error) == [f"heptad: in the body of {state} {at(counts)}"]
     assert plugins[0].tape[-3:] == [(name, "enter", state) for name in NAMES]

@@ -60,20 +60,20 @@ class TickingClock(Clock):
         self.entered: dict[int, int] = {}
 
     def tick(self, run: Run) -> None:
-        """Advances by an amount that differs each time, spent in the state that the run is in."""
+        """Advance by an amount that differs each time, spent in the state that the run is in."""
         self.ticks += 1
         amount = 1 + self.ticks * 7919 % 1013
         self.now += amount
         self.spent[run.buffer.seq] += amount
 
     def skip(self) -> None:
-        """Advances while the run is not being driven."""
+        """Advance while the run is not being driven."""
         self.now += 10**9
 
 
 @contextmanager
 def clock_and_chunks(chunk: int = heptad.record.buffer.CHUNK) -> Iterator[TickingClock]:
-    """Puts a clock of the tests' own in place of the machine's, and packs that many transitions at once."""
+    """Put a clock of the tests' own in place of the machine's, and pack that many transitions at once."""
     clock = TickingClock()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(heptad.machine, "monotonic_ns", clock)
@@ -84,7 +84,7 @@ def clock_and_chunks(chunk: int = heptad.record.buffer.CHUNK) -> Iterator[Tickin
 
 
 def watched(clock: TickingClock, asked: list[tuple[int, str, bool, dict[str, Any]]]) -> type[Engine]:
-    """Returns an engine that writes down each guard that is asked: (transition, guard, answer, what it looked at)."""
+    """Return an engine that writes down each guard that is asked: (transition, guard, answer, what it looked at)."""
 
     class Watching(Machine):
         """A machine whose guards are watched."""
@@ -110,7 +110,7 @@ def watched(clock: TickingClock, asked: list[tuple[int, str, bool, dict[str, Any
 
 
 def looked_at(guard: str, run: Run) -> dict[str, Any]:
-    """Returns what a guard looks at, read from the live run."""
+    """Return what a guard looks at, read from the live run."""
     window, config = run.position.window, run.config
     batches_now = {"batches": run.batch_index, "in a pass": run.runtime.feed.batches or "unknown"}
     limits: dict[str, Any] = {"stop asked for": any(note.kind == "stop" for note in run.log.notes())}
@@ -154,7 +154,7 @@ _ticking()
 
 
 def driven(engine: Engine, clock: TickingClock) -> BaseException | None:
-    """Runs an engine to its end, with time going by before it starts and wherever it is paused."""
+    """Run an engine to its end, with time going by before it starts and wherever it is paused."""
     error = None
     while error is None and not engine.current.ended:
         clock.skip()
@@ -166,7 +166,7 @@ def driven(engine: Engine, clock: TickingClock) -> BaseException | None:
 
 
 def heard_according_to(log: TransitionLog, error: BaseException | None) -> list[tuple[Any, ...]]:
-    """Returns the events that handlers must have heard if the log is right: exits and entries with counters."""
+    """Return the events that handlers must have heard if the log is right: exits and entries with counters."""
     events: list[tuple[Any, ...]] = []
     for t in log:
         counters = (t.epoch, t.batch_index, t.step, t.update)
@@ -178,7 +178,7 @@ def heard_according_to(log: TransitionLog, error: BaseException | None) -> list[
 
 
 def held(log: TransitionLog) -> list[tuple[int, str, bool]]:
-    """Returns (transition, guard, answer) for all guards in a log."""
+    """Return (transition, guard, answer) for all guards in a log."""
     return [(t.seq, name, answer) for t in log for name, answer in t.guards.items()]
 
 
@@ -302,21 +302,21 @@ class NullLoss(torch.Tensor):
     """A scalar whose backward pass does nothing."""
 
     def backward(self, *arguments: Any, **keywords: Any) -> None:
-        """Does nothing."""
+        """Do nothing."""
 
 
 class NullOptimizer(torch.optim.SGD):
     """An optimizer that does nothing."""
 
     def step(self, closure: Any = None) -> None:
-        """Does nothing."""
+        """Do nothing."""
 
     def zero_grad(self, set_to_none: bool = True) -> None:
-        """Does nothing."""
+        """Do nothing."""
 
 
 def null_engine(steps: int, plugins: Any = (), **config: Any) -> Engine:
-    """Returns an engine whose steps take no time: a run of four transitions a step, and five more."""
+    """Return an engine whose steps take no time: a run of four transitions a step, and five more."""
     network = nn.Linear(1, 1)
     loss = torch.Tensor._make_subclass(NullLoss, torch.zeros(()), True)
     components = Components(
@@ -329,7 +329,7 @@ def null_engine(steps: int, plugins: Any = (), **config: Any) -> Engine:
 
 
 def allocated(steps: int, plugins: Any = (), **config: Any) -> tuple[int, int]:
-    """Returns how many transitions a run makes, and the bytes that are allocated in it and kept."""
+    """Return how many transitions a run makes, and the bytes that are allocated in it and kept."""
     engine = null_engine(steps, plugins, **config)
     gc.collect()
     tracemalloc.start()
@@ -425,7 +425,7 @@ def test_the_notes_that_a_capped_log_keeps_are_those_of_its_transitions():
 
 
 def staged() -> TransitionLog:
-    """Returns the log of a run of two epochs of three batches, two to an update."""
+    """Return the log of a run of two epochs of three batches, two to an update."""
     return small_engine(3, accumulation=2, remainder="flush", epochs=2).run().log
 
 
@@ -509,7 +509,7 @@ def test_reprs_say_where_things_stand():
 
 
 def tried(log: TransitionLog, seq: int) -> list[tuple[str, str | None, bool | None, dict[str, Any]]]:
-    """Returns what `explain` says was tried for a transition."""
+    """Return what `explain` says was tried for a transition."""
     return [(t.dest, t.guard, t.answer, dict(t.values)) for t in log.explain(seq).tried]
 
 
@@ -780,7 +780,7 @@ def test_reading_in_handlers_changes_nothing(tmp_path: Path):
 
 
 def one_turn(run: Run) -> bool:
-    """Pauses a run after a turn."""
+    """Pause a run after a turn."""
     return True
 
 
@@ -799,7 +799,7 @@ READERS = {
 
 @contextmanager
 def turns_between_lines(engine: Engine) -> Iterator[None]:
-    """Makes a turn of the run before every line of the code that reads its log, as another thread might."""
+    """Make a turn of the run before every line of the code that reads its log, as another thread might."""
 
     def trace(frame: FrameType, event: str, argument: object) -> Any:
         if frame.f_code.co_filename not in READERS:
@@ -817,7 +817,7 @@ def turns_between_lines(engine: Engine) -> Iterator[None]:
 
 
 def asked_meanwhile(ask: Callable[[TransitionLog], Any], turns: int, capacity: int) -> Any:
-    """Returns what a log answers after that many turns, with further turns made while it is being read."""
+    """Return what a log answers after that many turns, with further turns made while it is being read."""
     with clock_and_chunks(16):
         engine = null_engine(5_000, log_capacity=capacity)
         engine.run(until=lambda run: run.buffer.seq == turns)
@@ -829,7 +829,7 @@ def asked_meanwhile(ask: Callable[[TransitionLog], Any], turns: int, capacity: i
 
 
 def oldest_explained(log: TransitionLog) -> list[Transition]:
-    """Returns the oldest transition, by `explain`; none where that refused because it was gone by then."""
+    """Return the oldest transition, by `explain`; none where that refused because it was gone by then."""
     try:
         return [log.explain(log[0].seq).transition]
     except EngineError:

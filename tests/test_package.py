@@ -53,7 +53,7 @@ CLASSIFIERS = {
 
 
 def build(target: str, folder: Path) -> Path:
-    """Builds from the repository with hatchling, which reads nothing from the network; returns the one file."""
+    """Build from the repository with hatchling, which reads nothing from the network; return the one file."""
     command = [sys.executable, "-m", "hatchling", "build", "--target", target, "--directory", str(folder)]
     subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
     (built,) = folder.iterdir()

@@ -68,7 +68,7 @@ for _moment, _state in MOMENTS:
 
 
 def observed_engine(k=1, *plugins):
-    """Returns an engine over two epochs of four batches, with dropout and a detour, and its observer.
+    """Return an engine over two epochs of four batches, with dropout and a detour, and its observer.
 
     With k = 3 the epochs are extended.
     """
@@ -78,7 +78,7 @@ def observed_engine(k=1, *plugins):
 
 
 def outcome(engine, observer):
-    """Returns all that must not depend on pausing: state, weights, records without times, handler calls."""
+    """Return all that must not depend on pausing: state, weights, records without times, handler calls."""
     run = engine.current
     return {
         "state": run.state,
@@ -91,14 +91,14 @@ def outcome(engine, observer):
 
 
 def straight(k=1):
-    """Returns the outcome of the run that nobody pauses."""
+    """Return the outcome of the run that nobody pauses."""
     engine, observer = observed_engine(k)
     engine.run()
     return outcome(engine, observer)
 
 
 def finish(engine, drive):
-    """Drives until the run has ended; returns where it was paused, and why."""
+    """Drive until the run has ended; return where it was paused, and why."""
     pauses = []
     while not engine.current.ended:
         drive()
@@ -112,7 +112,7 @@ def finish(engine, drive):
 
 
 def pause_notes(run):
-    """Returns what the log says about pausing: where it was, and why."""
+    """Return what the log says about pausing: where it was, and why."""
     return [(run.log[note.seq].dest, note.text) for note in run.log.notes("pause")]
 
 
@@ -328,7 +328,7 @@ def test_a_plugin_that_fails_on_pause_leaves_the_run_paused():
 
 
 def timed(clock, plugins, drive):
-    """Returns the durations of a run in which each moment takes 5 ns and each pause a second."""
+    """Return the durations of a run in which each moment takes 5 ns and each pause a second."""
 
     def moment(run):
         clock.now += 5
@@ -551,7 +551,7 @@ def test_the_handler_is_put_back_after_a_failure(pressed):
 
 
 def child(*arguments):
-    """Starts this file as a program of its own, which ends by itself or is ended after a while."""
+    """Start this file as a program of its own, which ends by itself or is ended after a while."""
     process = subprocess.Popen(
         [sys.executable, "-W", "error", str(Path(__file__)), *arguments],
         stdout=subprocess.PIPE,
@@ -564,7 +564,7 @@ def child(*arguments):
 
 
 def ended(process, timer):
-    """Waits for the program's end; returns its exit status, what it printed, and what it complained of."""
+    """Wait for the program's end; return its exit status, what it printed, and what it complained of."""
     out, complaints = process.communicate()
     timer.cancel()
     return process.returncode, out, complaints
@@ -660,7 +660,7 @@ def gates():
 
 
 def in_thread(function):
-    """Calls a function in a thread, waits for it, and returns its result or what it raised."""
+    """Call a function in a thread, wait for it, and return its result or what it raised."""
     results = []
 
     def call():

@@ -16,7 +16,7 @@ from heptad_plugins import Checkpoint
 
 
 def calls_of(*plugins: Any, loader: Any = 4, **config: Any) -> list[Any]:
-    """Returns what the plugins wrote into the list `calls` that they share, after a run of four steps."""
+    """Return what the plugins wrote into the list `calls` that they share, after a run of four steps."""
     calls: list[Any] = []
     for plugin in plugins:
         plugin.calls = calls
@@ -441,7 +441,7 @@ class Living(Plugin):
 
 
 def living(*fails: str) -> tuple[Any, list[tuple[str, str, str]]]:
-    """Returns an engine over the plugins a, b and c, of which each may fail at one verb, and what they write."""
+    """Return an engine over the plugins a, b and c, of which each may fail at one verb, and what they write."""
     lives: list[tuple[str, str, str]] = []
     wrong = [*fails, "", "", ""]
     return small_engine(2, [Living(name, lives, wrong[i]) for i, name in enumerate("abc")]), lives

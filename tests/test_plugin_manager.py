@@ -15,14 +15,14 @@ from heptad.plugin.order import ordered
 
 
 def plugin(name: str, *, after: tuple = (), before: tuple = ()) -> Plugin:
-    """Returns a plugin of that name and those wishes."""
+    """Return a plugin of that name and those wishes."""
     made = Plugin()
     made.name, made.runs_after, made.runs_before = name, after, before
     return made
 
 
 def names(plugins) -> str:
-    """Returns the names, in order."""
+    """Return the names, in order."""
     return "".join(one.name for one in plugins)
 
 

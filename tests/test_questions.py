@@ -34,7 +34,7 @@ from heptad_plugins import Checkpoint, Journal, LRSchedule
 
 
 def journalled(plan: Plan, folder: Path, **config: Any) -> tuple[TransitionLog, TransitionLog]:
-    """Returns the live log of a run and that of its journal."""
+    """Return the live log of a run and that of its journal."""
     plan.config.update(config)
     engine, _ = plan.build(plugins=[Journal(folder / "run.db")])
     drive(engine)
@@ -139,7 +139,7 @@ def test_a_file_that_cannot_be_written_leaves_the_one_that_was_there(tmp_path: P
 
 @contextmanager
 def read_from(pipe: Path) -> Iterator[list[bytes]]:
-    """Makes a named pipe and reads from it until the end of a block; the list holds then what came."""
+    """Make a named pipe and read from it until the end of a block; the list holds then what came."""
     os.mkfifo(pipe)
     read: list[bytes] = []
     reader = threading.Thread(target=lambda: read.append(pipe.read_bytes()), daemon=True)
@@ -294,7 +294,7 @@ class Rare(Plugin):
 
 
 def calls(log: TransitionLog, seq: int) -> list[tuple[str, str, str, bool]]:
-    """Returns who was called in a turn: (moment, who, outcome, whether a time is given)."""
+    """Return who was called in a turn: (moment, who, outcome, whether a time is given)."""
     return [(c.moment, c.who, c.outcome, c.duration_ns is not None) for c in log.explain(seq).calls]
 
 
@@ -415,7 +415,7 @@ def test_explain_a_skipped_update():
 
 
 def staged(count: int = 3, plugins: Any = (), act: Callable[[Run], None] | None = None, **config: Any) -> TransitionLog:
-    """Returns the log of a seeded run, in which something may be done on exit of `after_step`."""
+    """Return the log of a seeded run, in which something may be done on exit of `after_step`."""
     engine = small_engine(count, plugins, **config)
     if act is not None:
         act.__qualname__ = "act"
@@ -487,7 +487,7 @@ def test_diff_finds_another_order_of_handlers():
 
 
 def with_rate(rate: float, plugins: Any = ()) -> TransitionLog:
-    """Returns the log of a run with that learning rate, in which nobody records anything."""
+    """Return the log of a run with that learning rate, in which nobody records anything."""
     network = torch.nn.Linear(4, 3)
     components = Components(
         network=network,
@@ -568,7 +568,7 @@ def test_a_capped_log_is_compared_where_both_hold_something():
 
 
 def intervals(events: list[dict[str, Any]]) -> list[tuple[int, int, str, str]]:
-    """Returns the spans of a trace as (begin, end, kind, name) in nanoseconds; each `E` must close the newest `B`."""
+    """Return the spans of a trace as (begin, end, kind, name) in nanoseconds; each `E` must close the newest `B`."""
     spans: list[tuple[int, int, str, str]] = []
     stack: list[dict[str, Any]] = []
     for event in events:

@@ -46,7 +46,7 @@ from scenario import full_engine, held_out, network, outcome
 
 
 def begun(directory: Path, until: Any = lambda run: run.step == 4, **options: Any) -> None:
-    """Trains to somewhere in the first epoch, with a checkpoint wherever one may be."""
+    """Train to somewhere in the first epoch, with a checkpoint wherever one may be."""
     full_engine(directory, **options).run(until=until)
 
 
@@ -99,7 +99,7 @@ def test_an_older_checkpoint_supersedes_the_newer_ones(tmp_path):
 
 
 def rerun(directory: Path) -> Engine:
-    """Returns the engine of the same table, run through."""
+    """Return the engine of the same table, run through."""
     engine = full_engine(directory, checkpoint=Checkpoint(directory, at="after_step"))
     engine.run()
     return engine
@@ -226,7 +226,7 @@ def test_two_runs_at_once_are_refused(tmp_path):
 
 
 def flip(path: Path) -> None:
-    """Flips a bit in the middle of a file."""
+    """Flip a bit in the middle of a file."""
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 1
     path.write_bytes(bytes(content))
@@ -860,14 +860,14 @@ class Adds(Plugin):
 
 
 def three() -> nn.Module:
-    """Returns a network whose middle has an option and no tensors."""
+    """Return a network whose middle has an option and no tensors."""
     with torch.random.fork_rng():
         torch.manual_seed(3)
         return nn.Sequential(nn.Linear(4, 8), nn.Dropout(0.4), nn.Linear(8, 3))
 
 
 def ready() -> nn.Module:
-    """Returns a lazy network that has seen a batch."""
+    """Return a lazy network that has seen a batch."""
     with torch.random.fork_rng():
         torch.manual_seed(3)
         model = nn.Sequential(nn.LazyLinear(8), nn.Linear(8, 3))
@@ -1149,7 +1149,7 @@ class DrawsStream(IterableDataset[Any]):
 
 
 def in_parts() -> Dataset[Any]:
-    """Returns the dataset that draws, within others."""
+    """Return the dataset that draws, within others."""
     return ConcatDataset([Subset(Draws(), range(5)), Subset(Draws(), range(3))])
 
 

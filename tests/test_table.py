@@ -157,7 +157,7 @@ TRAINING = [
 
 
 def rows(built: Table) -> list[tuple[str, str, str]]:
-    """Returns the arcs of a table as (from, if, to)."""
+    """Return the arcs of a table as (from, if, to)."""
     return [(arc.source, arc.guard or "", arc.dest) for arc in built.arcs]
 
 

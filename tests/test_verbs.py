@@ -14,7 +14,7 @@ from heptad.plugin import Pause
 
 
 def on(engine, moment, state, act, event=1):
-    """Subscribes a function to the n-th event of a moment, and returns the engine."""
+    """Subscribe a function to the n-th event of a moment, and return the engine."""
     left = [event]
 
     def handler(run):
@@ -241,7 +241,7 @@ def test_the_logs_of_a_loss_are_recorded():
 
 
 def updates_at(engine):
-    """Returns after which steps a run makes its updates."""
+    """Return after which steps a run makes its updates."""
     seen = []
     engine.on_exit("optimizer_update")(lambda run: seen.append(run.step))
     run = engine.run()
@@ -367,7 +367,7 @@ def test_total_updates_follows_a_new_accumulation(remainder, moment, state):
 
 
 def said_after_a_change(count, before, after, *, remainder, moment, state):
-    """Changes k at the first event of a moment; returns what was said at each moment from then on, and what came."""
+    """Change k at the first event of a moment; return what was said at each moment from then on, and what came."""
     seen, changed = [], []
 
     def change(run):

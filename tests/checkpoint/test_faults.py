@@ -19,14 +19,14 @@ from heptad.checkpoints.store import Store
 
 
 def save_and_rotate(directory: Path, files: Files) -> None:
-    """Does what a run does at a checkpoint, the third in its directory."""
+    """Do what a run does at a checkpoint, the third in its directory."""
     store = Store(directory, files)
     store.save(snapshot(3))
     store.rotate(2)
 
 
 def temporary(directory: Path) -> list[str]:
-    """Returns what is in a directory beside its checkpoints and the lock."""
+    """Return what is in a directory beside its checkpoints and the lock."""
     return [path.name for path in directory.iterdir() if not path.name.startswith(("checkpoint-", ".lock"))]
 
 
@@ -53,7 +53,7 @@ def assert_continues(directory: Path) -> None:
 
 
 def places(tmp_path: Path) -> Iterator[tuple[int, Path]]:
-    """Yields 1, 2, 3 … with a directory of two checkpoints each, until all operations have had their turn."""
+    """Yield 1, 2, 3 … with a directory of two checkpoints each, until all operations have had their turn."""
     files = CountedFiles()
     stored(tmp_path / "two", 2)
     shutil.copytree(tmp_path / "two", tmp_path / "0")

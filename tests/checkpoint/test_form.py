@@ -19,7 +19,7 @@ KEPT = Path(__file__).parent / "run_of_format_1"
 
 
 def section(*names: str) -> Callable[[dict[str, Any]], dict[str, Any]]:
-    """Returns what leads to a part of the sections of a checkpoint."""
+    """Return what leads to a part of the sections of a checkpoint."""
 
     def part(sections: dict[str, Any]) -> dict[str, Any]:
         for name in names:

@@ -34,13 +34,13 @@ class Holder:
         os.close(receive)
 
     def kill(self) -> None:
-        """Kills it and waits until it is dead."""
+        """Kill it and wait until it is dead."""
         os.kill(self.pid, signal.SIGKILL)
         os.waitpid(self.pid, 0)
 
 
 def locked(directory: Path) -> Store:
-    """Returns a store that holds the lock."""
+    """Return a store that holds the lock."""
     store = Store(directory)
     store.lock()
     return store

@@ -18,7 +18,7 @@ from heptad.checkpoints import Entry, Snapshot, Store, is_checkpoint
 
 
 def names(directory: Path) -> list[str]:
-    """Returns what is in a directory, sorted."""
+    """Return what is in a directory, sorted."""
     return sorted(path.name for path in directory.iterdir())
 
 

@@ -16,14 +16,14 @@ from heptad.run.snapshot import Snapshot
 
 
 def saved(directory: Path, network: nn.Module) -> Path:
-    """Writes a checkpoint of a network."""
+    """Write a checkpoint of a network."""
     tensors = dict((*network.named_parameters(), *network.named_buffers()))
     section = {"tensors": {name: tensor.detach() for name, tensor in tensors.items()}}
     return Store(directory).save(Snapshot({}, {"network": section, "plugins": {}})).path
 
 
 def file(folder: Path) -> Path:
-    """Returns the file that torch.save wrote."""
+    """Return the file that torch.save wrote."""
     torch.save(nn.Linear(2, 2).state_dict(), folder / "x.pt")
     return folder / "x.pt"
 

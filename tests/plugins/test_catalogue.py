@@ -58,7 +58,7 @@ class Terminal(io.StringIO):
 
 
 def makers(folder: Path) -> dict[str, Any]:
-    """Returns what builds each shipped plugin, with the options of every form that it has."""
+    """Return what builds each shipped plugin, with the options of every form that it has."""
     held_out = batches(2)
     files = itertools.count()
 
@@ -107,7 +107,7 @@ def test_every_shipped_plugin_keeps_the_contract(name, tmp_path):
 
 
 def forgetful(plugin: Plugin) -> Plugin:
-    """Returns the plugin, without its memory."""
+    """Return the plugin, without its memory."""
     plugin.state_dict = dict  # type: ignore[method-assign] - an empty one
     plugin.load_state_dict = lambda state: None  # type: ignore[method-assign]
     return plugin
@@ -139,12 +139,12 @@ def test_the_first_line_says_whether_it_observes_or_changes_the_run(path):
 
 
 def shipped(folder: Path) -> dict[str, Plugin]:
-    """Returns one of each, by class name."""
+    """Return one of each, by class name."""
     return {name: make() for name, make in makers(folder).items() if " " not in name}
 
 
 def declared(folder: Path) -> list[tuple[str, str]]:
-    """Returns every pair (first, second) that a shipped plugin asks for."""
+    """Return every pair (first, second) that a shipped plugin asks for."""
     plugins = shipped(folder)
     pairs = [(str(other), name) for name, plugin in plugins.items() for other in plugin.runs_after]
     pairs += [(name, str(other)) for name, plugin in plugins.items() for other in plugin.runs_before]
@@ -186,7 +186,7 @@ def test_each_declared_pair_holds_in_all_orders_of_five(first, second, tmp_path)
 
 
 def on_one_moment(folder: Path) -> dict[tuple[str, str], set[str]]:
-    """Returns which shipped plugins have a handler on each moment where several do."""
+    """Return which shipped plugins have a handler on each moment where several do."""
     moments: dict[tuple[str, str], set[str]] = {}
     for name, plugin in shipped(folder).items():
         for found in PluginManager([plugin]).subscriptions():
@@ -243,7 +243,7 @@ class Noisy(torch.utils.data.Dataset):
 
 
 def build(plugins: list[Plugin], *, accumulation: int = 1, uneven: bool = False) -> Engine:
-    """Returns an engine over a network with dropout and batch norm."""
+    """Return an engine over a network with dropout and batch norm."""
     torch.manual_seed(1)
     layers = nn.Linear(FEATURES, 8), nn.BatchNorm1d(8), nn.Dropout(0.3), nn.Linear(8, CLASSES)
     network = nn.Sequential(*layers)
@@ -276,7 +276,7 @@ OBSERVERS = (
 
 
 def bits(run: Run) -> Iterator[bytes]:
-    """Yields all that a run leaves behind, as bytes: weights and buffers, the optimizer's state, the generators."""
+    """Yield all that a run leaves behind, as bytes: weights and buffers, the optimizer's state, the generators."""
     state: dict[int, dict[str, Any]] = run.optimizer.state_dict()["state"]
     assert state
     for tensor in [*run.network.state_dict().values(), *(value for held in state.values() for value in held.values())]:
@@ -326,13 +326,13 @@ class Beside(Side):
 
 
 def beside(name: str, plugin: Plugin, *others: Plugin, fails: int | None = None) -> Engine:
-    """Returns an engine for a plugin of the list; a guard gets a NaN to find in the second of six updates."""
+    """Return an engine for a plugin of the list; a guard gets a NaN to find in the second of six updates."""
     nan = 3 if name.startswith("NonFiniteGuard") else None
     return build([Beside(nan, fails), plugin, *others], accumulation=2, uneven=True)
 
 
 def left_by(engine: Engine, plugin: Plugin, resume: str | None = None) -> tuple[Any, ...]:
-    """Runs an engine, and returns what a plugin can make of a run; of what measures time whether it is more than 0."""
+    """Run an engine, and return what a plugin can make of a run; of what measures time whether it is more than 0."""
     run = engine.run(resume=resume)
     values = [(record.name, record.update, record.value) for record in run.records()]
     values = [(name, update, value > 0 if name in TIMES else repr(value)) for name, update, value in values]

@@ -105,7 +105,7 @@ def test_a_run_evaluates_as_its_engine_does(kind: type[Evaluates]):
 
 
 def pausing(kind: type[Evaluates]) -> Evaluates:
-    """Returns a plugin whose second batch asks for a pause, once."""
+    """Return a plugin whose second batch asks for a pause, once."""
     plugin = kind(batches(3))
     plugin.batches = 0
 

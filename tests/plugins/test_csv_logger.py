@@ -58,7 +58,7 @@ for _state in STATES:
 
 
 def read(path: Path) -> list[dict[str, str]]:
-    """Returns the rows of a file, without the cells that are empty; every row has all columns."""
+    """Return the rows of a file, without the cells that are empty; every row has all columns."""
     with path.open(newline="", encoding="utf-8") as file:
         header, *rows = csv.reader(file)
     assert all(len(row) == len(header) for row in rows)
@@ -72,7 +72,7 @@ def header(path: Path) -> list[str]:
 
 
 def cells(path: Path) -> list[tuple[str, int, int, int, str]]:
-    """Returns (name, step, update, epoch, text) of every value, row by row."""
+    """Return (name, step, update, epoch, text) of every value, row by row."""
     return [
         (name, *(int(row[place]) for place in PLACE), text)
         for row in read(path)
@@ -82,7 +82,7 @@ def cells(path: Path) -> list[tuple[str, int, int, int, str]]:
 
 
 def recorded(run: Run) -> list[tuple[str, int, int, int, str]]:
-    """Returns the same of every value that a run has recorded."""
+    """Return the same of every value that a run has recorded."""
     return [(value.name, value.step, value.update, value.epoch, repr(value.value)) for value in run.records()]
 
 
@@ -352,7 +352,7 @@ def test_a_resumed_run_continues_with_the_file(step, tmp_path):
 
 
 def resumed(path: Path, held: bytes) -> None:
-    """Makes four steps; before the third the logger is built anew, over a file that holds something else by then."""
+    """Make four steps; before the third the logger is built anew, over a file that holds something else by then."""
     small_engine(4, [Records("exit", "after_step"), Resumed(path, 2, held)]).run()
 
 
@@ -580,7 +580,7 @@ def test_logs_of_a_loss_function_have_a_column(tmp_path):
 
 
 def scene(folder: Path, moment: int) -> None:
-    """Makes a run that is killed at one of its moments: every moment, and beside every write."""
+    """Make a run that is killed at one of its moments: every moment, and beside every write."""
     rows = folder / f"{moment}.csv"
     counted = itertools.count()
 
@@ -609,7 +609,7 @@ def scene(folder: Path, moment: int) -> None:
 
 
 def program(folder: Path) -> None:
-    """Forks off a run for every moment, until one ends by itself."""
+    """Fork off a run for every moment, until one ends by itself."""
     torch.set_num_threads(1)
     torch.optim.SGD([torch.zeros(1, requires_grad=True)]).zero_grad()  # imports what would take each of them seconds
     for moment in itertools.count():

@@ -15,7 +15,7 @@ NAN = math.nan
 
 
 def epochs_run(values, make, step=None):
-    """Returns how many epochs a run makes whose value of `error` in each epoch is given, and why it ended."""
+    """Return how many epochs a run makes whose value of `error` in each epoch is given, and why it ended."""
     plugin = make() if step is None else Reborn(make, step)
     engine = small_engine(1, [plugin], epochs=len(values))
     engine.on_exit("after_step")(lambda run: run.record("error", values[run.epoch]))

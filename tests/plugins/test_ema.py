@@ -14,7 +14,7 @@ from rebirth import Reborn, through_checkpoint
 
 
 def normed_network():
-    """Returns a network with parameters, averages of batch norm, a count, indices, and a buffer that is not saved."""
+    """Return a network with parameters, averages of batch norm, a count, indices, and a buffer that is not saved."""
     torch.manual_seed(1)
     network = nn.Sequential(nn.Linear(4, 5), nn.BatchNorm1d(5), nn.Linear(5, 3))
     network.register_buffer("indices", torch.arange(1000))
@@ -24,7 +24,7 @@ def normed_network():
 
 
 def tensors(network):
-    """Returns copies of all parameters and buffers by name."""
+    """Return copies of all parameters and buffers by name."""
     return {name: t.detach().clone() for name, t in [*network.named_parameters(), *network.named_buffers()]}
 
 
@@ -33,7 +33,7 @@ def same(one, other):
 
 
 def evaluation(look, after="after_epoch"):
-    """Returns a plugin that adds a state `evaluate` in which `look` is called with the run."""
+    """Return a plugin that adds a state `evaluate` in which `look` is called with the run."""
     return Side(Detour("evaluate", after, lambda run: True, look))
 
 

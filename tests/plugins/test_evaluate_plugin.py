@@ -30,7 +30,7 @@ class Noise(nn.Module):
 
 
 def lively_network():
-    """Returns a network that remembers every forward pass, in its buffers or in the random generators."""
+    """Return a network that remembers every forward pass, in its buffers or in the random generators."""
     torch.manual_seed(1)
     return nn.Sequential(Noise(), nn.Linear(FEATURES, 8), nn.BatchNorm1d(8), nn.Dropout(0.5), nn.Linear(8, CLASSES))
 
@@ -51,7 +51,7 @@ class Transformed(Dataset):
 
 
 def engine_over(data, plugins=(), network=None, compute_loss=None, **config):
-    """Returns an engine over a dataset in batches of 4, or over a loader."""
+    """Return an engine over a dataset in batches of 4, or over a loader."""
     network = network or small_network()
     loader = isinstance(data, DataLoader)
     components = Components(
@@ -65,7 +65,7 @@ def engine_over(data, plugins=(), network=None, compute_loss=None, **config):
 
 
 def mean_loss(network, items):
-    """Returns the loss over all samples of some batches as one."""
+    """Return the loss over all samples of some batches as one."""
     data, target = (torch.cat(part) for part in zip(*items, strict=True))
     return nn.functional.cross_entropy(network(data), target).item()
 
@@ -370,7 +370,7 @@ def test_it_comes_before_those_that_read_its_values(name):
 
 
 def ran_with(plugins, *, loader=False, k=1, **config):
-    """Returns the weights and the losses of a run that remembers every disturbance."""
+    """Return the weights and the losses of a run that remembers every disturbance."""
     data = DataLoader(Transformed(22), batch_size=4, shuffle=True) if loader else Transformed(22)
     engine = engine_over(data, plugins, lively_network(), epochs=2, accumulation=k, **config)
     losses = []
@@ -475,7 +475,7 @@ class Pausing:
 
 
 def paused_run(batch, at, k=1, valid=None):
-    """Returns an engine whose evaluation is paused at a batch, and the metric that does it."""
+    """Return an engine whose evaluation is paused at a batch, and the metric that does it."""
     metric = Pausing(batch)
     metrics = {"accuracy": metric, "object": torchmetrics.Accuracy("multiclass", num_classes=CLASSES)}
     valid = valid or batches(3, size=4)
@@ -485,7 +485,7 @@ def paused_run(batch, at, k=1, valid=None):
 
 
 def outcome(run):
-    """Returns all that a pause must not change."""
+    """Return all that a pause must not change."""
     return run.log.path(), run.history("valid/loss"), run.history("valid/accuracy"), run.history("valid/object")
 
 

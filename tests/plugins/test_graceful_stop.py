@@ -137,7 +137,7 @@ class Reporter(Plugin):
 
 
 def hooked_engine(hooks: Hooks, *plugins: Plugin) -> Engine:
-    """Returns an engine over two epochs of four batches, extended to whole windows of three."""
+    """Return an engine over two epochs of four batches, extended to whole windows of three."""
     network = Hooked(hooks)
     optimizer = HookedSGD(network.parameters(), lr=0.1, momentum=0.9)
     optimizer.hooks = hooks
@@ -149,13 +149,13 @@ def hooked_engine(hooks: Hooks, *plugins: Plugin) -> Engine:
 
 
 def outcome(run: Run) -> list[Any]:
-    """Returns the bits of the weights, and the path, as plain data."""
+    """Return the bits of the weights, and the path, as plain data."""
     bits = [tensor.numpy().tobytes().hex() for tensor in run.network.state_dict().values()]
     return [run.state, bits, run.log.path()]
 
 
 def scene(hooks: Hooks) -> dict[str, Any]:
-    """Runs until a signal ends it, says what happened, and continues to the end of the run."""
+    """Run until a signal ends it, say what happened, and continue to the end of the run."""
     reporter = Reporter()
     engine = hooked_engine(hooks, reporter)
     report: dict[str, Any] = {}
@@ -174,17 +174,17 @@ def scene(hooks: Hooks) -> dict[str, Any]:
 
 
 def send(text: object) -> None:
-    """Writes a line for the tests to read."""
+    """Write a line for the tests to read."""
     os.write(1, (json.dumps(text) + "\n").encode())
 
 
 def at_moment(moment: int) -> Hooks:
-    """Returns hooks that send the signal to their own process at a moment."""
+    """Return hooks that send the signal to their own process at a moment."""
     return Hooks(lambda number, where: os.kill(os.getpid(), SIGTERM) if number == moment else None)
 
 
 def at_gate(gate: str, nth: int) -> Hooks:
-    """Returns hooks that say which process this is at the n-th moment of a kind, and wait there to be released."""
+    """Return hooks that say which process this is at the n-th moment of a kind, and wait there to be released."""
     seen: list[str] = []
 
     def at(number: int, where: str) -> None:
@@ -198,7 +198,7 @@ def at_gate(gate: str, nth: int) -> Hooks:
 
 
 def program(gates: list[tuple[str, int]], moments: list[int]) -> None:
-    """Makes a run that a signal ends for each gate and for each moment, each in a process of its own.
+    """Make a run that a signal ends for each gate and for each moment, each in a process of its own.
 
     The processes are forked off before anything was trained. Each ends as any Python does that a SystemExit leaves.
     """
@@ -223,7 +223,7 @@ if __name__ == "__main__":
 
 @pytest.fixture(scope="module")
 def real_processes(ctrl_c: None) -> dict[str, Any]:
-    """Starts this file as a program, sends the signals that are to come from outside, and returns what was said."""
+    """Start this file as a program, send the signals that are to come from outside, and return what was said."""
     drawn = random.Random(SEED).sample(range(len(straight()[1])), 30)
     process = subprocess.Popen(
         [sys.executable, __file__, json.dumps([GATES, drawn])],
@@ -254,14 +254,14 @@ def real_processes(ctrl_c: None) -> dict[str, Any]:
 
 
 def straight() -> tuple[list[Any], list[str]]:
-    """Returns the outcome of the run that no signal ends, and its moments."""
+    """Return the outcome of the run that no signal ends, and its moments."""
     moments: list[str] = []
     engine = hooked_engine(Hooks(lambda number, where: moments.append(where)))
     return outcome(engine.run()), moments
 
 
 def check(report: dict[str, Any], expected: list[Any]) -> str:
-    """Checks what a process says of its end; returns the state that its run was in then."""
+    """Check what a process says of its end; return the state that its run was in then."""
     assert report["code"] == 143
     assert report["put back"]
     *pause, (closed, state) = report["called"]
@@ -315,7 +315,7 @@ def strays() -> Iterator[list[int]]:
 
 
 def kill(number: int = SIGTERM) -> None:
-    """Sends a signal to this process; it is heard before this returns."""
+    """Send a signal to this process; it is heard before this returns."""
     os.kill(os.getpid(), number)
 
 
@@ -346,7 +346,7 @@ for _name in STATES:
 
 
 def raises_exit(engine: Engine, code: int = 143, **options: Any) -> Run:
-    """Runs an engine that a signal ends."""
+    """Run an engine that a signal ends."""
     with pytest.raises(SystemExit) as caught:
         engine.run(**options)
     assert caught.value.code == code

@@ -19,7 +19,7 @@ BAD = [math.nan, math.inf, -math.inf]
 
 
 def poisoned(count, *bad, value=math.nan):
-    """Returns batches, those of these numbers with a value that is not finite in their data."""
+    """Return batches, those of these numbers with a value that is not finite in their data."""
     return [
         (data.clone().index_fill_(0, torch.tensor(0), value) if number in bad else data, target)
         for number, (data, target) in enumerate(batches(count))

@@ -97,7 +97,7 @@ class OnPause(Plugin):
 
 
 def build(clock: Clock, *plugins: Plugin, loader: Any = None, every: int = 1, epochs: int = 2, **config: Any) -> Engine:
-    """Returns an engine in which a step waits 2 s for its batch, works for 5 s, and an update takes 1 s more."""
+    """Return an engine in which a step waits 2 s for its batch, works for 5 s, and an update takes 1 s more."""
     throughput = Throughput(every)
     throughput._all.clock = throughput._waiting.clock = clock
     busy = Busy(clock, process_batch=5.0, optimizer_update=1.0)
@@ -106,7 +106,7 @@ def build(clock: Clock, *plugins: Plugin, loader: Any = None, every: int = 1, ep
 
 
 def drive(engine: Engine, clock: Clock, **until: Any) -> Run:
-    """Runs to the end, on from wherever it pauses; 10,000 s go by in each pause."""
+    """Run to the end, on from wherever it pauses; 10,000 s go by in each pause."""
     while not engine.current.ended:
         engine.run(**until)
         clock.now += 10_000.0
@@ -114,7 +114,7 @@ def drive(engine: Engine, clock: Clock, **until: Any) -> Run:
 
 
 def figures(run: Run) -> dict[str, list[float]]:
-    """Returns what was recorded, by name."""
+    """Return what was recorded, by name."""
     return {name: run.history(name) for name in FIGURES}
 
 

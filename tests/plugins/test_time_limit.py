@@ -50,14 +50,14 @@ class Work(Plugin):
 
 
 def limited(clock: ReadClock, *options: Any) -> TimeLimit:
-    """Returns the plugin with that clock."""
+    """Return the plugin with that clock."""
     plugin = TimeLimit(*options)
     plugin._watch.clock = clock
     return plugin
 
 
 def build(clock: ReadClock, limit: Plugin, *plugins: Plugin, work: Work | None = None, **config: Any) -> Engine:
-    """Returns an engine over 10 batches, with steps of a second."""
+    """Return an engine over 10 batches, with steps of a second."""
     return small_engine(10, [work or Work(clock), limit, *plugins], **config)
 
 
@@ -126,7 +126,7 @@ def test_the_time_of_an_evaluation_counts_at_once():
 
 
 def pauses(engine: Engine, clock: ReadClock, pause: float = 10_000.0) -> list[tuple[str, int, str | None]]:
-    """Runs to the end, with a pause wherever it pauses; returns where that was, at which step, and why."""
+    """Run to the end, with a pause wherever it pauses; return where that was, at which step, and why."""
     found: list[tuple[str, int, str | None]] = []
     while not engine.current.ended:
         run = engine.run()
