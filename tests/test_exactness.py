@@ -72,7 +72,7 @@ def outcome(network: nn.Module, optimizer: torch.optim.Optimizer, losses: list[t
 
 
 def same(one: Any, other: Any) -> bool:
-    """Tell whether two nested values are the same, tensors bit for bit."""
+    """Return whether two nested values are the same, tensors bit for bit."""
     if isinstance(one, torch.Tensor):
         return isinstance(other, torch.Tensor) and one.dtype == other.dtype and torch.equal(one, other)
     if isinstance(one, dict):

@@ -96,7 +96,7 @@ def at(counts):
 
 
 def places(error):
-    """Return the notes on an exception, but for those that tell what a step or a sample looked like."""
+    """Return the notes on an exception, except those that describe a step or a sample."""
     return [note for note in error.__notes__ if not note.startswith(("heptad: the ", "heptad: while "))]
 
 
@@ -229,7 +229,7 @@ BATCHES = {
 
 
 @pytest.mark.parametrize("batch", BATCHES)
-def test_a_failure_in_process_batch_tells_what_the_batch_looked_like(batch):
+def test_a_failure_in_process_batch_describes_the_batch(batch):
     """Types and shapes, no values; what cannot be looked at is named by its type, and hides nothing."""
     given, words = BATCHES[batch]
     error = ValueError("oh")
@@ -240,7 +240,7 @@ def test_a_failure_in_process_batch_tells_what_the_batch_looked_like(batch):
     ]
 
 
-def test_it_tells_what_the_output_looked_like_where_there_is_one():
+def test_it_describes_the_output_where_there_is_one():
     """A criterion and a handler on exit fail after the forward pass; a network fails before there is an output."""
     notes = [f"heptad: the batch: {PAIR}", f"heptad: the output: float32 of shape (2, {CLASSES})"]
     error = ValueError("oh")
@@ -254,14 +254,14 @@ def test_it_tells_what_the_output_looked_like_where_there_is_one():
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt(), SystemExit()])
-def test_it_tells_nothing_of_the_step_where_nothing_failed(error):
+def test_it_says_nothing_of_the_step_where_nothing_failed(error):
     """KeyboardInterrupt and SystemExit are not caused by a batch."""
     caught(Engine(small_components(criterion=raising(error)), RunConfig(epochs=1)), error)
     assert error.__notes__ == [f"heptad: in the body of process_batch {at((0, 0, 0, 0))}"]
 
 
-def test_a_failure_in_the_data_tells_which_sample_it_was():
-    """A dataset that raises gets a note with the sample's number; batches that cannot be made tell of what."""
+def test_a_failure_in_the_data_says_which_sample_it_was():
+    """A dataset that raises gets a note with the sample's number; batches that cannot be made are described."""
     error = ValueError("oh")
     caught(Engine(small_components(dataset=Samples(error)), RunConfig(epochs=1, batch_size=2, shuffle=False)), error)
     place = f"heptad: in the body of before_step {at((0, 0, 0, 0))}"
@@ -617,7 +617,7 @@ def test_a_keyboard_interrupt_among_several_that_fail_to_close():
 
 @pytest.mark.parametrize("verb", ["run", "advance"])
 def test_a_plugin_fails_to_close_after_a_failure(verb):
-    """The first exception is the one that is raised; it tells of the second in a note and as its context."""
+    """The first exception is the one that is raised; it carries the second in a note and as its context."""
     error, other = ValueError("oh"), KeyError("door")
     plugins = [Doors("First"), Doors("Middle", close_error=other), Doors("Last")]
     engine = Engine(small_components(init_weights=raising(error)), RunConfig(epochs=1), plugins)

@@ -333,7 +333,7 @@ def test_explain_names_no_handler_of_a_plugin_detached_before_the_checkpoint(tmp
     assert {call.outcome for call in called} == {"detached"}
 
 
-def test_explain_tells_on_which_moment_of_a_turn_a_handler_of_both_raised():
+def test_explain_says_on_which_moment_of_a_turn_a_handler_of_both_raised():
     """Not by the handler's name alone, which is the same on both."""
 
     class Both(Plugin):
@@ -666,7 +666,7 @@ def test_a_trace_has_counters_and_names_what_it_shows(tmp_path: Path):
 
 
 def test_a_paused_state_says_how_long_it_was_paused(tmp_path: Path):
-    """Its span is as long as the run was in it; its args tell what of that was paused."""
+    """Its span is as long as the run was in it; its args give the paused part of that."""
     engine = small_engine(2)
     engine.run(until="before_step")
     engine.run()

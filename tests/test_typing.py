@@ -1,4 +1,4 @@
-"""What a type checker tells a user: nothing where the public names are used right, something for each mistake."""
+"""What a type checker reports to a user: nothing where the public names are used right, something for each mistake."""
 
 import ast
 import json

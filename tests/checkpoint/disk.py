@@ -1,4 +1,4 @@
-"""Snapshots to write, a state of values that tells them apart, and files whose operations fail or kill."""
+"""Snapshots to write, a state of values that distinguishes them, and files whose operations fail or kill."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def number_of(found: Snapshot) -> int:
 
 
 def same(one: Any, other: Any) -> bool:
-    """Tell whether two nested values have the same types, the same bits and, if tensors, the same strides."""
+    """Return whether two nested values have the same types, the same bits and, if tensors, the same strides."""
     if type(one) is not type(other):
         return False
     if isinstance(one, torch.Tensor):

@@ -36,7 +36,7 @@ def bits(tensor: torch.Tensor) -> bytes:
 
 
 def alike(one: Any, other: Any) -> bool:
-    """Tell whether two values are the same in type, order, bits, shape and strides."""
+    """Return whether two values are the same in type, order, bits, shape and strides."""
     if type(one) is not type(other):
         return False
     if isinstance(one, torch.Tensor):

@@ -87,7 +87,7 @@ def test_the_newest_is_taken(tmp_path: Path):
 
 
 def test_with_no_checkpoint_the_error_says_so(tmp_path: Path):
-    """And tells an empty directory from one that is not there."""
+    """And it distinguishes an empty directory from a missing one."""
     with pytest.raises(CheckpointError, match="holds no checkpoint"):
         Store(tmp_path).newest_sound()
     with pytest.raises(CheckpointError, match="nowhere is not a directory"):

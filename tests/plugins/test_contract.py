@@ -46,7 +46,7 @@ def test_the_names_of_recorded_values_are_shown_from_a_count_on():
 
 
 class Follows:
-    """Takes down what a log hands over."""
+    """Records what a log hands over."""
 
     limit = 1 << 62
 
