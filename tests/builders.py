@@ -152,7 +152,7 @@ class Witness(Plugin):
         self.paused += 1
 
 
-def _edges() -> None:
+def _moments() -> None:
     def handler(moment: str, state: str):
         def call(self: Witness, run: Any) -> None:
             self.seen.append((moment, state))
@@ -165,7 +165,7 @@ def _edges() -> None:
             setattr(Witness, f"on_{moment}_{state}", handler(moment, state))
 
 
-_edges()
+_moments()
 
 
 class Side(Plugin):
@@ -204,7 +204,7 @@ class Actor:
             self.heard.append((moment, state, run.epoch, run.batch_index, run.step, run.update))
             if act == "stop":
                 run.stop("asked by the actor")
-            elif act == "interrupt":
+            elif act == "pause":
                 run.pause("asked by the actor")
             elif act == "grow":
                 run.set_accumulation(run.accumulation + 1)
@@ -283,7 +283,7 @@ def plans(draw: st.DrawFn) -> Plan:
         "max_updates": draw(st.none() | st.integers(0, 6)),
     }
     sources = st.lists(st.sampled_from(STATES), min_size=1, max_size=3, unique=True)
-    acts = st.sampled_from(["stop", "interrupt", "interrupt", "fail", "skip", "grow"])
+    acts = st.sampled_from(["stop", "pause", "pause", "fail", "skip", "grow"])
     return Plan(
         batches=draw(st.integers(1, 6)),
         unsized=draw(st.booleans()),

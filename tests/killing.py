@@ -171,7 +171,7 @@ def live(
 
 
 KINDS_OF_RESUMING = ("resume", "pause")
-"""Notes that only a run has that was interrupted."""
+"""The kinds of note that only a paused or resumed run has."""
 
 
 @cache
@@ -208,7 +208,7 @@ def in_child(function: Callable[[], Any]) -> Any:
 
 
 def differences(lived: Mapping[str, Any], resumed: Mapping[str, Any], *, journal: bool = False) -> list[str]:
-    """Return in what a resumed run differs from the one that was never interrupted.
+    """Return in what a resumed run differs from an uninterrupted one.
 
     A journal holds the whole log; without one, what the last process has of it is compared.
     """

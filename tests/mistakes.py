@@ -791,7 +791,7 @@ def a_detour_from_an_unknown_state(folder: Path) -> None:
 
 
 @mistake(PluginError, "Sample.detours() must return Detour objects, got a tuple")
-def a_detour_that_is_none(folder: Path) -> None:
+def a_detour_of_the_wrong_type(folder: Path) -> None:
     class Sample(Plugin):
         def detours(self) -> Any:
             return [("sample", "after_epoch")]

@@ -46,7 +46,7 @@ class Reborn(Plugin):
         self.inner.close(run)
 
 
-def _edges() -> None:
+def _moments() -> None:
     def handler(name: str) -> Callable[[Reborn, Run], None]:
         def call(self: Reborn, run: Run) -> None:
             getattr(self.inner, name, lambda run: None)(run)
@@ -58,7 +58,7 @@ def _edges() -> None:
             setattr(Reborn, f"on_{moment}_{state}", handler(f"on_{moment}_{state}"))
 
 
-_edges()
+_moments()
 
 
 def through_checkpoint(state: Any) -> Any:

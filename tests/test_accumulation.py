@@ -26,7 +26,7 @@ criterion = nn.CrossEntropyLoss()
 
 
 def double_network() -> nn.Module:
-    """Returns a network in float64 in which a sample's gradient depends on no other sample."""
+    """Return a network in float64 in which a sample's gradient depends on no other sample."""
     torch.manual_seed(3)
     return nn.Sequential(
         nn.Linear(FEATURES, 8, dtype=torch.float64), nn.Tanh(), nn.Linear(8, CLASSES, dtype=torch.float64)
@@ -34,7 +34,7 @@ def double_network() -> nn.Module:
 
 
 def batches_of(sizes: Sequence[int]) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    """Returns a batch of (data, target) for each number of samples."""
+    """Return a batch of (data, target) for each number of samples."""
     generator = torch.Generator().manual_seed(4)
     return [
         (
@@ -46,7 +46,7 @@ def batches_of(sizes: Sequence[int]) -> list[tuple[torch.Tensor, torch.Tensor]]:
 
 
 def token_batches(tokens: Sequence[int]) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    """Returns a batch of two padded sequences for each number of tokens; the target of padding is ignored."""
+    """Return a batch of two padded sequences for each number of tokens; the target of padding is ignored."""
     generator = torch.Generator().manual_seed(5)
     made: list[tuple[torch.Tensor, torch.Tensor]] = []
     for count in tokens:
@@ -405,11 +405,11 @@ def test_max_updates_counts_only_updates_that_were_made():
     assert (run.update, run.step) == (3, 10)
 
 
-EDGES = [(moment, state) for state in STATES for moment in ("enter", "exit")]
-EDGES.remove(("enter", "optimizer_update"))
+MOMENTS = [(moment, state) for state in STATES for moment in ("enter", "exit")]
+MOMENTS.remove(("enter", "optimizer_update"))
 
 
-@pytest.mark.parametrize(("moment", "state"), EDGES)
+@pytest.mark.parametrize(("moment", "state"), MOMENTS)
 def test_skip_update_is_legal_on_entry_to_optimizer_update_only(moment, state):
     """On every other moment it is an `EngineError` that says where the run is, and nothing is skipped."""
     refused: list[str] = []
@@ -459,7 +459,7 @@ def test_a_window_with_and_without_weights_is_an_error(first):
 
 
 def refused(weight: Any, k: int, good: int) -> Run:
-    """Drives a run whose first step, or second, gives an impossible weight."""
+    """Drive a run whose first step, or second, gives an impossible weight."""
     given = iter([8] * good + [weight] * 4)
     engine = accumulating_engine(
         batches_of([8] * 4),
@@ -552,7 +552,7 @@ class Counting(nn.Module):
 
 @pytest.fixture
 def no_collector():
-    """Turns the cycle collector off, so that only what nothing refers to is freed."""
+    """Turn the cycle collector off, so that only what nothing refers to is freed."""
     gc.collect()
     gc.disable()
     yield

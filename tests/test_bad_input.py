@@ -56,7 +56,7 @@ components = partial(small_components, network=NETWORK)
 
 
 def scheduled(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
-    """Returns an optimizer after a scheduler of torch has put a function in the place of its `step`."""
+    """Return an optimizer after a scheduler of torch has put a function in the place of its `step`."""
     torch.optim.lr_scheduler.StepLR(optimizer, 1)
     return optimizer
 
@@ -129,7 +129,7 @@ TABLE: dict[str, tuple[Callable[[], Any], type[EngineError], list[str]]] = {
     "seed=-1": (lambda: RunConfig(epochs=1, seed=-1), ConfigError, ["RunConfig.seed must be at least 0, got -1"]),
     "log_capacity=0": (lambda: RunConfig(epochs=1, log_capacity=0), ConfigError, ["log_capacity must be at least 1"]),
     "shuffle=1": (lambda: RunConfig(epochs=1, shuffle=1), ConfigError, ["shuffle must be True or False, got 1"]),
-    "a device that is none": (
+    "a device of the wrong type": (
         lambda: RunConfig(epochs=1, device=0),
         ConfigError,
         ["RunConfig.device must be 'auto' or a device that torch knows", "got 0"],
@@ -237,7 +237,7 @@ TABLE: dict[str, tuple[Callable[[], Any], type[EngineError], list[str]]] = {
         DataError,
         ["OnlyIndexed", "has __getitem__ but no length; give it __len__"],
     ),
-    "a dataset that is none": (
+    "a dataset of the wrong type": (
         lambda: over_dataset(7),
         DataError,
         ["Components.dataset must have __getitem__ and __len__, or __iter__; got an int"],
@@ -274,7 +274,7 @@ TABLE: dict[str, tuple[Callable[[], Any], type[EngineError], list[str]]] = {
         DataError,
         ["sample 1 of the Subset cannot be read: its index is -3, and the dataset within has 2 samples"],
     ),
-    "a loader that is none": (
+    "a loader of the wrong type": (
         lambda: over_loader(7),
         DataError,
         ["Components.loader must be a re-iterable of batches, got a int"],
@@ -493,7 +493,7 @@ def test_a_dict_of_samples_by_number_is_a_dataset():
     assert over_dataset(dict(enumerate(DATASET))).run().step == 3
 
 
-def test_messages_call_the_data_what_they_are_told_to():
+def test_messages_call_the_data_by_the_given_name():
     """Data that are no component are not called so."""
     config = RunConfig(epochs=1, batch_size=7)
     for build in (
@@ -654,7 +654,7 @@ def test_a_handler_for_a_state_of_a_shipped_detour_is_idle_without_it(state):
 
 
 @pytest.mark.parametrize("verb", ["run", "advance"])
-def test_driving_is_refused_from_a_handler_that_catches_the_error_and_the_run_goes_on(verb):
+def test_driving_is_refused_from_a_handler_that_catches_the_error_and_the_run_continues(verb):
     """A handler may survive its mistake: the run was not touched by it."""
     engine = small_engine()
 
@@ -714,7 +714,7 @@ def test_driving_is_refused_when_the_run_has_failed(verb):
 @pytest.mark.parametrize(
     ("until", "match"), [("after_stp", "did you mean 'after_step'"), (3, "a state or a predicate")]
 )
-def test_a_place_to_pause_that_is_none_is_refused_before_the_first_turn(until, match):
+def test_an_invalid_place_to_pause_is_refused_before_the_first_turn(until, match):
     """`until` is a state or a predicate."""
     engine = small_engine()
     with pytest.raises(EngineError, match=match):

@@ -1,4 +1,4 @@
-"""The conformance kit: sound plugins pass, each kind of fault is caught and told in words."""
+"""The conformance kit: sound plugins pass, each kind of fault is caught and described in words."""
 
 from __future__ import annotations
 
@@ -140,7 +140,7 @@ def test_a_sound_plugin_passes(make):
         (Breaks, "run straight through, it raised ZeroDivisionError: planned at test_conformance.py:"),
     ],
 )
-def test_a_fault_is_told_in_words(make, words):
+def test_a_fault_is_described_in_words(make, words):
     """What was done, what came of it, and where."""
     with pytest.raises(PluginError) as caught:
         check_plugin(make)

@@ -41,7 +41,7 @@ class Idle:
 
 
 def counting_engine(batches: int, *, sized: bool = True, plugins: tuple[Plugin, ...] = (), **config: Any) -> Engine:
-    """Returns an engine in which a step costs next to nothing."""
+    """Return an engine in which a step costs next to nothing."""
     network = Scalar()
     items = [torch.empty(size) for size in SIZES[:batches]]
     components = Components(
@@ -167,7 +167,7 @@ def moments_of(log: list[Transition]) -> list[tuple[str, str, int, int, int, int
     ]
 
 
-def test_live_counters_equal_those_of_the_log_at_every_edge(driven):
+def test_live_counters_equal_those_of_the_log_at_every_moment(driven):
     """On exit of a turn's source and on entry to its destination a handler reads what the log later says of it."""
     for case in driven:
         witness = case.witness
@@ -210,10 +210,10 @@ class Totals(Plugin):
     """Writes down at every moment of a step and of an epoch what the run foretells."""
 
     def __init__(self) -> None:
-        self.foretold: set[tuple[int | None, int | None]] = set()
+        self.predicted: set[tuple[int | None, int | None]] = set()
 
     def look(self, run: Run) -> None:
-        self.foretold.add((run.total_updates, run.steps_per_epoch))
+        self.predicted.add((run.total_updates, run.steps_per_epoch))
 
     on_exit_before_loop = on_enter_before_epoch = on_exit_before_step = on_exit_process_batch = look
     on_exit_after_step = on_enter_optimizer_update = on_exit_optimizer_update = on_enter_after_epoch = look
@@ -222,7 +222,7 @@ class Totals(Plugin):
 
 @pytest.mark.parametrize("remainder", REMAINDERS)
 @pytest.mark.parametrize(("epochs", "most"), [(1, None), (3, None), (2, 4), (2, 1), (None, 5)])
-def test_total_updates_and_steps_per_epoch_are_foretold_from_the_first_to_the_last_edge(remainder, epochs, most):
+def test_total_updates_and_steps_per_epoch_are_predicted_from_the_first_to_the_last_moment(remainder, epochs, most):
     """Where the data have a length, both equal the closed form at every moment, and the updates that were made."""
     for n, k in product((1, 2, 5, 6), (1, 2, 4)):
         epoch = epoch_of(n, k, remainder, sized=True)
@@ -236,7 +236,7 @@ def test_total_updates_and_steps_per_epoch_are_foretold_from_the_first_to_the_la
         )
         assert expected == (engine.current.total_updates, engine.current.steps_per_epoch), f"n={n} k={k}"
         run = engine.run()
-        assert {expected} == watch.foretold, f"n={n} k={k}"
+        assert {expected} == watch.predicted, f"n={n} k={k}"
         assert expected[0] == run.update, f"n={n} k={k}"
 
 
@@ -261,7 +261,7 @@ class Changes(Totals):
         if run.step in self.changes:
             run.set_accumulation(self.changes[run.step])
         if run.step == max(self.changes):
-            self.foretold.clear()
+            self.predicted.clear()
         self.look(run)
 
 
@@ -276,4 +276,4 @@ def test_total_updates_is_what_the_run_comes_to_after_set_accumulation_too(remai
     watch = Changes(changes)
     run = counting_engine(8, plugins=(watch,), epochs=2, accumulation=2, remainder=remainder).run()
     assert run.step > max(changes)
-    assert {run.update} == {updates for updates, _ in watch.foretold}
+    assert {run.update} == {updates for updates, _ in watch.predicted}

@@ -159,7 +159,7 @@ def test_an_epoch_is_a_function_of_its_number_and_not_of_what_ran_before(dataset
 
 
 def test_the_extension_of_an_epoch_is_the_pass_of_its_number():
-    """An extended epoch goes on with pass 1 of that epoch, whose order is not that of pass 0."""
+    """An extended epoch continues with pass 1 of that epoch, whose order is not that of pass 0."""
     [epoch] = epochs_of(Noisy(), accumulation=4, drop_last=False)
     first = [data for data, _ in pass_of(Noisy(), 0, 0, drop_last=False)]
     second = [data for data, _ in pass_of(Noisy(), 0, 1, drop_last=False)]

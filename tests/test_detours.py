@@ -22,24 +22,24 @@ def nothing(run: Run) -> None:
 
 
 def at_steps(*steps: int) -> Callable[[Run], bool]:
-    """Returns a guard that holds after these steps."""
+    """Return a guard that holds after these steps."""
     return lambda run: run.step in steps
 
 
 def detour(state: str, after: Any, when: Any = always, body: Any = nothing, **counting: Any) -> Detour:
-    """Returns a detour that is always due and does nothing, unless told otherwise."""
+    """Return a detour that by default is always due and does nothing."""
     return Detour(state, after, when, body, **counting)
 
 
 def ran(*detours: Detour, loader: Any = 3, **config: Any) -> Engine:
-    """Returns an engine with a plugin of its own for each detour, after its run."""
+    """Return an engine with a plugin of its own for each detour, after its run."""
     engine = small_engine(loader, [Side(d, name=f"side {number}") for number, d in enumerate(detours)], **config)
     engine.run()
     return engine
 
 
 def visits(engine: Engine, state: str) -> list[tuple[int, int]]:
-    """Returns (step, update) of each stay in a detour's state."""
+    """Return (step, update) of each stay in a detour's state."""
     return [(t.step, t.update) for t in engine.current.log.where(source=state)]
 
 
@@ -348,7 +348,7 @@ def test_what_is_no_detour_is_refused():
         small_engine(plugins=[Side("evaluate")])
 
 
-def test_two_detours_of_one_state_are_told_apart_by_their_guards():
+def test_two_detours_of_one_state_are_distinguished_by_their_guards():
     """Two plugins may add the same state: users see one, the log says whose guard led there."""
     engine = ran(detour("look", "after_step", at_steps(1)), detour("look", "after_epoch"), loader=2)
     arrived = [
@@ -368,7 +368,7 @@ def test_a_detour_whose_guard_would_have_the_name_of_one_of_the_engines_is_refus
 # -- handlers
 
 
-def test_handlers_hear_the_edges_of_a_detours_state():
+def test_handlers_hear_the_moments_of_a_detours_state():
     """On entry before its body, on exit after it, whichever source it came from."""
     heard: list[str] = []
 
@@ -424,7 +424,7 @@ def test_a_detour_does_not_change_what_other_handlers_hear():
     assert alone.counters == beside.counters
 
 
-def test_a_run_pauses_in_a_detour_and_goes_on_from_there():
+def test_a_run_pauses_in_a_detour_and_continues_from_there():
     """A detour is a state like all else: a run can stand in it."""
     engine = small_engine(Unsized(batches(2)), [Side(detour("evaluate", "after_epoch"))])
     run = engine.run(until="evaluate")

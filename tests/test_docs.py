@@ -28,7 +28,7 @@ ROOT = Path(__file__).resolve().parent.parent
 DOCS = ROOT / "docs"
 PAGES = sorted(DOCS.glob("*.md"))
 LINKED = (*PAGES, ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", ROOT / "plugins" / "README.md")
-TOLD_AS_A_SESSION = ("tutorial.md", "how-to.md", "explanation.md")
+WRITTEN_AS_A_SESSION = ("tutorial.md", "how-to.md", "explanation.md")
 
 
 def test_the_reference_is_that_of_the_code():
@@ -73,7 +73,7 @@ def test_the_reference_has_every_type_that_its_calls_and_attributes_give():
 
 
 def anchors(path: Path) -> set[str]:
-    """Returns what the headings of a page can be linked by, as code hosts make it."""
+    """Return what the headings of a page can be linked by, as code hosts make it."""
     text = re.sub(r"```.*?```", "", path.read_text(encoding="utf-8"), flags=re.DOTALL)
     headings = re.findall(r"^#+ (.+)$", text, re.MULTILINE)
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
@@ -89,7 +89,7 @@ def test_relative_links_lead_to_files_and_headings_that_exist(page: Path):
         assert not heading or heading in anchors(target), link
 
 
-@pytest.mark.parametrize("name", TOLD_AS_A_SESSION)
+@pytest.mark.parametrize("name", WRITTEN_AS_A_SESSION)
 def test_the_python_on_a_page_runs_from_top_to_bottom(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """One session a page, in an empty folder, and once more in the same; what it claims it prints or asserts."""
     monkeypatch.chdir(tmp_path)
@@ -98,14 +98,14 @@ def test_the_python_on_a_page_runs_from_top_to_bottom(name: str, tmp_path: Path,
 
 
 def rows_of_hooks() -> list[tuple[str, str]]:
-    """Returns a row for each hook in the tables of `how-to.md`: its name, and what serves for it as plain text."""
+    """Return a row for each hook in the tables of `how-to.md`: its name, and what serves for it as plain text."""
     text = (DOCS / "how-to.md").read_text(encoding="utf-8")
     tables = text[text.index("### Lightning") : text.index("### The order of the moments")]
     rows = re.findall(r"^\| (`.+?) \| (.+) \|$", tables, re.MULTILINE)
     return [(hook, serves.replace("`", "")) for hooks, serves in rows for hook in re.findall(r"`([^`]+)`", hooks)]
 
 
-def test_the_edges_that_serve_for_the_hooks_of_others_are_edges():
+def test_the_moments_that_serve_for_the_hooks_of_others_exist():
     """Each state in the tables of `how-to.md` is one whose entry and exit a plugin can hear."""
     states: set[str] = set()
     for _, serves in rows_of_hooks():
@@ -123,10 +123,10 @@ def test_a_message_says_of_a_hook_what_the_tables_say(hook: str):
     """The message to who brings a callback along is how each table that has the hook begins."""
     with pytest.raises(PluginError) as caught:
         subscriptions_of(type("Brought", (Plugin,), {hook: lambda self, run: None})())
-    _, _, told = str(caught.value).partition("; here it would be ")
-    assert told
+    _, _, text = str(caught.value).partition("; here it would be ")
+    assert text
     for serves in (serves for name, serves in rows_of_hooks() if name == hook):
-        assert re.match(rf"{re.escape(told)}($|[:;,. ])", serves), serves
+        assert re.match(rf"{re.escape(text)}($|[:;,. ])", serves), serves
 
 
 @pytest.mark.parametrize(

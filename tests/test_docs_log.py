@@ -23,7 +23,7 @@ def test_python_and_commands_run_in_the_order_in_which_they_stand(
 
 
 def run_the_page(capsys: pytest.CaptureFixture[str]) -> None:
-    """Runs all blocks of both languages."""
+    """Run all blocks of both languages."""
     session = Session(PAGE)
     commands: set[str] = set()
     printed: list[str] = []

@@ -18,7 +18,7 @@ from heptad import Components, ConfigError, DataError, Engine, EngineError, Loss
 
 
 def dataset(samples: int) -> TensorDataset:
-    """Returns random samples."""
+    """Return random samples."""
     data = torch.randn(samples, FEATURES, generator=torch.Generator().manual_seed(samples))
     return TensorDataset(data, torch.arange(samples) % CLASSES)
 
@@ -77,7 +77,7 @@ class Sized(Unsized):
 
 
 def in_threes() -> list[Any]:
-    """Returns the validation samples as batches of 3, 3 and 1."""
+    """Return the validation samples as batches of 3, 3 and 1."""
     return [(VALID.tensors[0][at : at + 3], VALID.tensors[1][at : at + 3]) for at in (0, 3, 6)]
 
 
@@ -107,7 +107,7 @@ def share(output: torch.Tensor, batch: Any) -> torch.Tensor:
 
 
 def by_hand(network: nn.Module, weigh: Callable[[Any], float] = lambda batch: len(batch[1])) -> dict[str, float]:
-    """Returns the means over the validation batches, written out."""
+    """Return the means over the validation batches, written out."""
     modes = {module: module.training for module in network.modules()}
     network.eval()
     loss = hits = total = 0.0
@@ -123,18 +123,18 @@ def by_hand(network: nn.Module, weigh: Callable[[Any], float] = lambda batch: le
 
 
 def global_state() -> tuple[int, ...]:
-    """Returns hashes of the states of the global generators of torch, numpy and python."""
+    """Return hashes of the states of the global generators of torch, numpy and python."""
     _, keys, place, *_ = np.random.get_state()
     return hash(tuple(torch.get_rng_state().tolist())), hash((*keys.tolist(), place)), hash(random.getstate())
 
 
 def modes(network: nn.Module) -> dict[str, bool]:
-    """Returns the mode of every submodule by name."""
+    """Return the mode of every submodule by name."""
     return {name: module.training for name, module in network.named_modules()}
 
 
 def shuffled() -> DataLoader:
-    """Returns a loader that draws its order from the global generator."""
+    """Return a loader that draws its order from the global generator."""
     return DataLoader(VALID, batch_size=3, shuffle=True)
 
 

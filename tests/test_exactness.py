@@ -33,7 +33,7 @@ criterion = nn.CrossEntropyLoss()
 
 
 def deep_network() -> nn.Module:
-    """Returns a network with weights of its own, batch norm (buffers) and dropout (random numbers in each step)."""
+    """Return a network with weights of its own, batch norm (buffers) and dropout (random numbers in each step)."""
     torch.manual_seed(1)
     return nn.Sequential(
         nn.Linear(FEATURES, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Dropout(0.3), nn.Linear(16, CLASSES)
@@ -41,7 +41,7 @@ def deep_network() -> nn.Module:
 
 
 def shuffled(samples: int) -> DataLoader[Any]:
-    """Returns a new loader that shuffles by the global generator, as a `DataLoader` does unless told otherwise."""
+    """Return a new loader that shuffles by the global generator, as a `DataLoader` does by default."""
     generator = torch.Generator().manual_seed(2)
     data = torch.randn(samples, FEATURES, generator=generator)
     target = torch.randint(0, CLASSES, (samples,), generator=generator)
@@ -72,7 +72,7 @@ def outcome(network: nn.Module, optimizer: torch.optim.Optimizer, losses: list[t
 
 
 def same(one: Any, other: Any) -> bool:
-    """Tells whether two nested values are the same, tensors bit for bit."""
+    """Return whether two nested values are the same, tensors bit for bit."""
     if isinstance(one, torch.Tensor):
         return isinstance(other, torch.Tensor) and one.dtype == other.dtype and torch.equal(one, other)
     if isinstance(one, dict):
@@ -83,7 +83,7 @@ def same(one: Any, other: Any) -> bool:
 
 
 def assert_same(expected: Outcome, actual: Outcome) -> None:
-    """Compares part by part, so that a failure says which part differs; and the end is that of a finished run."""
+    """Compare part by part, so that a failure says which part differs; and the end is that of a finished run."""
     assert len(expected.losses) == len(actual.losses)
     assert same(expected.losses, actual.losses), "losses"
     assert same(expected.weights, actual.weights), "weights and buffers"
@@ -256,7 +256,7 @@ def extended(loader: DataLoader[Any], k: int) -> Iterator[Any]:
 @each_kind
 @each_k
 @pytest.mark.parametrize("batches", [1, 5])
-def test_an_extended_epoch_has_the_bits_of_a_loop_that_goes_on_with_a_further_pass(build, kind, k, batches):
+def test_an_extended_epoch_has_the_bits_of_a_loop_that_continues_with_a_further_pass(build, kind, k, batches):
     """With `remainder="extend"` the loader is walked again, as far as the last window needs it."""
     loader = shuffled(batches * BATCH)
     expected = plain_accumulation(build, lambda: extended(loader, k), epochs=2, k=k)
@@ -295,7 +295,7 @@ def test_where_the_length_is_unknown_dropped_steps_run_and_are_left_out_of_every
     assert_same(expected, actual)
 
 
-def test_without_a_seed_a_run_goes_on_from_the_global_generator():
+def test_without_a_seed_a_run_continues_from_the_global_generator():
     """With `seed=None` the generators are left alone, so the caller's own seed counts."""
     expected = plain_loop(OPTIMIZERS["adamw"], shuffled(40), epochs=2)
 
@@ -363,7 +363,7 @@ class Acting(IterableDataset[Any]):
 
 
 def acted_by_hand(network: nn.Module, loader: Iterable[Any], k: int, remainder: str, epochs: int) -> None:
-    """Trains by a plain loop: each batch is fetched when it is needed, and not before."""
+    """Train by a plain loop: each batch is fetched when it is needed, and not before."""
     optimizer = torch.optim.SGD(network.parameters(), lr=0.5)
     for _ in range(epochs):
         batches, steps, extending = iter(loader), 0, False

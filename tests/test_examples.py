@@ -20,7 +20,7 @@ NAMES = sorted(path.stem for path in EXAMPLES.glob("*.py"))
 
 
 def run_example(name, folder, *options):
-    """Runs an example in a folder of its own; returns what it printed and what it wrote to the error stream."""
+    """Run an example in a folder of its own; return what it printed and what it wrote to the error stream."""
     done = subprocess.run(
         [sys.executable, EXAMPLES / f"{name}.py", *options],
         cwd=folder,
@@ -35,7 +35,7 @@ def run_example(name, folder, *options):
 
 
 def shape_of(text):
-    """Returns the lines without what depends on size and machine: numbers, widths, text that a model wrote.
+    """Return the lines without what depends on size and machine: numbers, widths, text that a model wrote.
 
     Lines that are alike then and follow each other count once, since a longer run prints more of them.
     """
@@ -49,13 +49,13 @@ def shape_of(text):
 
 
 def number(pattern, text):
-    """Returns the one number that a pattern finds."""
+    """Return the one number that a pattern finds."""
     (found,) = re.findall(pattern, text, re.MULTILINE)
     return float(found.replace(",", ""))
 
 
 def load(name):
-    """Returns what an example defines, without running it."""
+    """Return what an example defines, without running it."""
     return runpy.run_path(str(EXAMPLES / f"{name}.py"))
 
 

@@ -51,7 +51,7 @@ class Caller(Plugin):
         self.closed += 1
 
     def called(self, moment, state):
-        """Writes a call down, and raises if it is the one."""
+        """Write a call down, and raise if it is the one."""
         self.tape.append((self.name, moment, state))
         if self.fails_at == (moment, state):
             self.left -= 1
@@ -67,17 +67,17 @@ def _handler(moment, state):
 
 
 for _state in STATES:
-    for _edge in ("enter", "exit"):
-        setattr(Caller, f"on_{_edge}_{_state}", _handler(_edge, _state))
+    for _moment in ("enter", "exit"):
+        setattr(Caller, f"on_{_moment}_{_state}", _handler(_moment, _state))
 
 
 def callers(tape, failing=None, **how):
-    """Returns three plugins on one tape, of which the one of that name fails."""
+    """Return three plugins on one tape, of which the one of that name fails."""
     return [Caller(name, tape, **(how if name == failing else {})) for name in NAMES]
 
 
 def raising(error):
-    """Returns a function that raises, whatever it is called with."""
+    """Return a function that raises, whatever it is called with."""
 
     def call(*args, **kwargs):
         raise error
@@ -86,22 +86,22 @@ def raising(error):
 
 
 def counters(record):
-    """Returns the counters of a run or a transition."""
+    """Return the counters of a run or a transition."""
     return (record.epoch, record.batch_index, record.step, record.update)
 
 
 def at(counts):
-    """Returns counters as the note on an exception words them."""
+    """Return counters as the note on an exception words them."""
     return "(epoch {}, batch {}, step {}, update {})".format(*counts)
 
 
 def places(error):
-    """Returns the notes on an exception, but for those that tell what a step or a sample looked like."""
+    """Return the notes on an exception, except those that describe a step or a sample."""
     return [note for note in error.__notes__ if not note.startswith(("heptad: the ", "heptad: while "))]
 
 
 def caught(engine, error):
-    """Drives an engine, and checks that this very object comes out of it."""
+    """Drive an engine, and check that this very object comes out of it."""
     with pytest.raises(type(error)) as info:
         engine.run()
     assert info.value is error
@@ -109,7 +109,7 @@ def caught(engine, error):
 
 
 def check_failed(engine, plugins, state, counts):
-    """Checks what holds after any failure in a state."""
+    """Check what holds after any failure in a state."""
     run = engine.current
     last = run.log[-1]
     assert run.state == "failed"
@@ -229,7 +229,7 @@ BATCHES = {
 
 
 @pytest.mark.parametrize("batch", BATCHES)
-def test_a_failure_in_process_batch_tells_what_the_batch_looked_like(batch):
+def test_a_failure_in_process_batch_describes_the_batch(batch):
     """Types and shapes, no values; what cannot be looked at is named by its type, and hides nothing."""
     given, words = BATCHES[batch]
     error = ValueError("oh")
@@ -240,28 +240,28 @@ def test_a_failure_in_process_batch_tells_what_the_batch_looked_like(batch):
     ]
 
 
-def test_it_tells_what_the_output_looked_like_where_there_is_one():
+def test_it_describes_the_output_where_there_is_one():
     """A criterion and a handler on exit fail after the forward pass; a network fails before there is an output."""
-    told = [f"heptad: the batch: {PAIR}", f"heptad: the output: float32 of shape (2, {CLASSES})"]
+    notes = [f"heptad: the batch: {PAIR}", f"heptad: the output: float32 of shape (2, {CLASSES})"]
     error = ValueError("oh")
     caught(Engine(small_components(loader=batches(1), criterion=raising(error)), RunConfig(epochs=1)), error)
-    assert error.__notes__[1:] == told
+    assert error.__notes__[1:] == notes
     engine = Engine(small_components(loader=batches(1)), RunConfig(epochs=1))
     error = ValueError("oh")
     engine.on_exit("process_batch")(lambda run: raising(error)())
     caught(engine, error)
-    assert error.__notes__[1:] == told
+    assert error.__notes__[1:] == notes
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt(), SystemExit()])
-def test_it_tells_nothing_of_the_step_where_nothing_failed(error):
-    """An interrupt is about no batch."""
+def test_it_says_nothing_of_the_step_where_nothing_failed(error):
+    """KeyboardInterrupt and SystemExit are not caused by a batch."""
     caught(Engine(small_components(criterion=raising(error)), RunConfig(epochs=1)), error)
     assert error.__notes__ == [f"heptad: in the body of process_batch {at((0, 0, 0, 0))}"]
 
 
-def test_a_failure_in_the_data_tells_which_sample_it_was():
-    """A dataset that raises gets a note with the sample's number; batches that cannot be made tell of what."""
+def test_a_failure_in_the_data_says_which_sample_it_was():
+    """A dataset that raises gets a note with the sample's number; batches that cannot be made are described."""
     error = ValueError("oh")
     caught(Engine(small_components(dataset=Samples(error)), RunConfig(epochs=1, batch_size=2, shuffle=False)), error)
     place = f"heptad: in the body of before_step {at((0, 0, 0, 0))}"
@@ -331,7 +331,7 @@ class Update(torch.optim.SGD):
 
 
 def failing_backward(error):
-    """Returns a `compute_loss` through which no gradient flows back."""
+    """Return a `compute_loss` through which no gradient flows back."""
 
     def compute_loss(network, batch):
         loss = network(batch[0]).mean()
@@ -342,7 +342,7 @@ def failing_backward(error):
 
 
 def failing_update(method, error):
-    """Returns components whose optimizer raises."""
+    """Return components whose optimizer raises."""
     network = small_network()
     return small_components(network, optimizer=Update(network, method, error))
 
@@ -367,7 +367,7 @@ BODIES = {
 
 
 def check_body(engine, plugins, error, state, counts):
-    """Drives an engine whose body in this state raises, and checks what holds then."""
+    """Drive an engine whose body in this state raises, and check what holds then."""
     run = caught(engine, error)
     assert places(error) == [f"heptad: in the body of {state} {at(counts)}"]
     assert plugins[0].tape[-3:] == [(name, "enter", state) for name in NAMES]
@@ -532,7 +532,7 @@ def test_the_body_of_a_detour_fails(kind):
 
 
 class Doors(Plugin):
-    """Counts how often it is opened and closed, and fails at one or both if told to."""
+    """Counts how often it is opened and closed, and fails at one or both if asked to."""
 
     def __init__(self, name, open_error=None, close_error=None):
         self.name = name
@@ -605,8 +605,8 @@ def test_several_plugins_fail_to_close():
     assert engine.current.state == "finished"
 
 
-def test_an_interrupt_among_several_that_fail_to_close():
-    """A group with a KeyboardInterrupt in it is none that `except Exception` would swallow."""
+def test_a_keyboard_interrupt_among_several_that_fail_to_close():
+    """A group that holds a KeyboardInterrupt is not caught by `except Exception`."""
     errors = {"First": ValueError("one"), "Last": KeyboardInterrupt("two")}
     plugins = [Doors(name, close_error=errors.get(name)) for name in NAMES]
     with pytest.raises(BaseExceptionGroup) as info:
@@ -617,7 +617,7 @@ def test_an_interrupt_among_several_that_fail_to_close():
 
 @pytest.mark.parametrize("verb", ["run", "advance"])
 def test_a_plugin_fails_to_close_after_a_failure(verb):
-    """The first exception is the one that is raised; it tells of the second in a note and as its context."""
+    """The first exception is the one that is raised; it carries the second in a note and as its context."""
     error, other = ValueError("oh"), KeyError("door")
     plugins = [Doors("First"), Doors("Middle", close_error=other), Doors("Last")]
     engine = Engine(small_components(init_weights=raising(error)), RunConfig(epochs=1), plugins)
@@ -648,7 +648,7 @@ def test_a_failure_while_turning_one_by_one():
 
 
 def test_a_failure_after_pausing():
-    """A run that was paused and fails when it goes on has its plugins closed once for each call of `run()`."""
+    """A run that was paused and fails when it continues has its plugins closed once for each call of `run()`."""
     error, tape = ValueError("oh"), []
     plugins = callers(tape)
     engine = Engine(small_components(criterion=raising(error)), RunConfig(epochs=1), plugins)

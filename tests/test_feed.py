@@ -276,8 +276,8 @@ def test_the_length_of_a_loader_is_asked_anew_in_every_pass():
 
 
 @pytest.mark.parametrize("kind", ["dataset", "workers", "sized loader", "unsized loader"])
-def test_a_paused_run_goes_on_after_the_engine_was_closed(kind):
-    """`close()` lets worker processes go; the run goes on in mid-epoch with the batch that comes next."""
+def test_a_paused_run_continues_after_the_engine_was_closed(kind):
+    """`close()` ends the worker processes; the run continues in mid-epoch with the batch that comes next."""
 
     def build() -> Engine:
         if kind in ("dataset", "workers"):

@@ -37,20 +37,20 @@ def folder() -> Iterator[Path]:
 
 @cache
 def lived(variant: str) -> dict[str, Any]:
-    """Returns what becomes of the run if nobody kills it."""
+    """Return what becomes of the run if nobody kills it."""
     with tempfile.TemporaryDirectory(prefix="lived-", dir=MEMORY) as name:
         return in_child(lambda: live(Path(name) / "checkpoints", None, None, **VARIANTS[variant]))
 
 
 def moments(variant: str, count: int, *, of_files: bool) -> list[int]:
-    """Returns a sample of the moments of a run: those within the writing of a checkpoint, or all others."""
+    """Return a sample of the moments of a run: those within the writing of a checkpoint, or all others."""
     labels = lived(variant)["labels"]
     found = [number for number, label in enumerate(labels) if label.endswith("of a file") == of_files]
     return sorted(random.Random(f"{variant} {of_files}").sample(found, count))
 
 
 @pytest.mark.parametrize("place", range(20))
-def test_killed_on_an_edge_or_in_a_body(place):
+def test_killed_on_a_moment_or_in_a_body(place):
     """On entry to a state, at both ends of its body and within it, on its exit."""
     at = moments("journal", 20, of_files=False)[place]
     assert trial(at, lived("journal"), **VARIANTS["journal"]) == [], lived("journal")["labels"][at]
@@ -102,7 +102,7 @@ FORGOTTEN = {
 
 
 def in_another_place() -> dict[str, Any]:
-    """Returns states of the random generators that are not those of the run."""
+    """Return states of the random generators that are not those of the run."""
     from heptad.data.generators import global_states, preserved, seed_all
 
     with preserved():

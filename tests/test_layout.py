@@ -435,7 +435,7 @@ def after_import(package: str) -> dict[str, object]:
 import json, random, signal, sys, threading
 import numpy, torch
 
-def told():
+def found():
     return {{
         "threads": sorted(thread.name for thread in threading.enumerate()),
         "signals": [str(signal.getsignal(number)) for number in sorted(signal.valid_signals())],
@@ -448,9 +448,9 @@ def told():
     }}
 
 torch.manual_seed(0)
-before = told()
+before = found()
 import {package}
-print(json.dumps({{"before": before, "after": told(), "plugins": "heptad_plugins" in sys.modules,
+print(json.dumps({{"before": before, "after": found(), "plugins": "heptad_plugins" in sys.modules,
                    "rich": "rich" in sys.modules}}))
 """
     done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
@@ -460,10 +460,10 @@ print(json.dumps({{"before": before, "after": told(), "plugins": "heptad_plugins
 @pytest.mark.parametrize("package", PACKAGES)
 def test_importing_changes_nothing_in_the_process(package: str):
     """No thread is started, no signal handler installed, no generator drawn from, no global setting changed."""
-    told = after_import(package)
-    assert told["before"] == told["after"]
-    assert told["rich"] is False
-    assert told["plugins"] is (package == "heptad_plugins")
+    found = after_import(package)
+    assert found["before"] == found["after"]
+    assert found["rich"] is False
+    assert found["plugins"] is (package == "heptad_plugins")
 
 
 # -- what has one place

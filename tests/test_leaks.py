@@ -20,10 +20,10 @@ from heptad import Components, Detour, Engine, LossOutput, Plugin, Run, RunConfi
 
 @pytest.fixture(autouse=True, scope="module")
 def _no_collector():
-    """Turns the cycle collector off: what it alone could free counts as leaked.
+    """Turn the cycle collector off: what it alone could free counts as leaked.
 
-    Before that an optimizer is built: the first one of a process lets torch import modules, and an import error that it
-    catches there keeps the frames of its callers in a cycle of torch's own.
+    Before that an optimizer is built: the first one of a process makes torch import modules, and an import error that
+    it catches there keeps the frames of its callers in a cycle of torch's own.
     """
     torch.optim.AdamW([torch.zeros(1)])
     gc.collect()
@@ -81,7 +81,7 @@ class Held:
         }
 
     def alive(self) -> list[str]:
-        """Drops engine and run, and returns what is still there."""
+        """Drop engine and run, and return what is still there."""
         self.engine = None  # type: ignore[assignment]
         left = [name for name, reference in self.references.items() if reference() is not None]
         return left + [f"batch {number}" for number, batch in enumerate(self.loader.made) if batch() is not None]
@@ -95,7 +95,7 @@ def loss_of(network: nn.Module, batch: Batch) -> LossOutput:
 def held(
     plugins: tuple[Plugin, ...] = (), *, sized: bool = True, fails: bool = False, loss: Any = loss_of, **config: Any
 ) -> Held:
-    """Returns an engine over batches that nothing else holds; its last updates leave a window open at the end."""
+    """Return an engine over batches that nothing else holds; its last updates leave a window open at the end."""
     network = small_network()
     loader = (WeakSized if sized else Weak)(fails)
     components = Components(
@@ -141,7 +141,7 @@ def test_a_run_that_is_still_held_keeps_its_network():
 
 
 @each_kind
-def test_no_batch_outlives_its_step_while_the_run_goes_on(sized):
+def test_no_batch_outlives_its_step_while_the_run_continues(sized):
     """At each forward the batch of that step is the only one there: none is kept, and none is read ahead yet."""
     alive: list[int] = []
 
@@ -170,8 +170,8 @@ def test_a_run_paused_in_any_state_is_freed(sized, state):
 
 
 @each_kind
-def test_a_run_that_an_interrupt_paused_is_freed(sized):
-    """Paused by `interrupt`, with `on_pause` called."""
+def test_a_run_that_a_handler_paused_is_freed(sized):
+    """Paused by `pause()`, with `on_pause` called."""
     witness = Witness()
     some = held((witness,), sized=sized)
     some.engine.on_enter("process_batch", once=True)(lambda run: run.pause("enough"))
@@ -247,7 +247,7 @@ PLACES = ("open", "close", "detour", "guard", "enter", "exit", "update", "exit o
 
 
 def fail(some: Held, error: type[BaseException], drive: Callable[[Engine], object]) -> str:
-    """Drives until the error comes, drops it, and returns the state that the run is left in."""
+    """Drive until the error comes, drop it, and return the state that the run is left in."""
     try:
         while True:
             drive(some.engine)

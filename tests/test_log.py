@@ -60,20 +60,20 @@ class TickingClock(Clock):
         self.entered: dict[int, int] = {}
 
     def tick(self, run: Run) -> None:
-        """Goes on by an amount that differs each time, spent in the state that the run is in."""
+        """Advance by an amount that differs each time, spent in the state that the run is in."""
         self.ticks += 1
         amount = 1 + self.ticks * 7919 % 1013
         self.now += amount
         self.spent[run.buffer.seq] += amount
 
     def skip(self) -> None:
-        """Goes on while the run is not being driven."""
+        """Advance while the run is not being driven."""
         self.now += 10**9
 
 
 @contextmanager
 def clock_and_chunks(chunk: int = heptad.record.buffer.CHUNK) -> Iterator[TickingClock]:
-    """Puts a clock of the tests' own in place of the machine's, and packs that many transitions at once."""
+    """Put a clock of the tests' own in place of the machine's, and pack that many transitions at once."""
     clock = TickingClock()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(heptad.machine, "monotonic_ns", clock)
@@ -84,7 +84,7 @@ def clock_and_chunks(chunk: int = heptad.record.buffer.CHUNK) -> Iterator[Tickin
 
 
 def watched(clock: TickingClock, asked: list[tuple[int, str, bool, dict[str, Any]]]) -> type[Engine]:
-    """Returns an engine that writes down each guard that is asked: (transition, guard, answer, what it looked at)."""
+    """Return an engine that writes down each guard that is asked: (transition, guard, answer, what it looked at)."""
 
     class Watching(Machine):
         """A machine whose guards are watched."""
@@ -110,7 +110,7 @@ def watched(clock: TickingClock, asked: list[tuple[int, str, bool, dict[str, Any
 
 
 def looked_at(guard: str, run: Run) -> dict[str, Any]:
-    """Returns what a guard looks at, read from the live run."""
+    """Return what a guard looks at, read from the live run."""
     window, config = run.position.window, run.config
     batches_now = {"batches": run.batch_index, "in a pass": run.runtime.feed.batches or "unknown"}
     limits: dict[str, Any] = {"stop asked for": any(note.kind == "stop" for note in run.log.notes())}
@@ -129,7 +129,7 @@ def looked_at(guard: str, run: Run) -> dict[str, Any]:
 
 
 class Ticks(Plugin):
-    """Lets time go by on every moment of the engine's own states, and notes when each was entered."""
+    """Advances the clock on every moment of the engine's own states, and notes when each was entered."""
 
     def __init__(self, clock: TickingClock) -> None:
         self.clock = clock
@@ -154,7 +154,7 @@ _ticking()
 
 
 def driven(engine: Engine, clock: TickingClock) -> BaseException | None:
-    """Runs an engine to its end, with time going by before it starts and wherever it is paused."""
+    """Run an engine to its end, with time going by before it starts and wherever it is paused."""
     error = None
     while error is None and not engine.current.ended:
         clock.skip()
@@ -166,7 +166,7 @@ def driven(engine: Engine, clock: TickingClock) -> BaseException | None:
 
 
 def heard_according_to(log: TransitionLog, error: BaseException | None) -> list[tuple[Any, ...]]:
-    """Returns the events that handlers must have heard if the log is right: exits and entries with counters."""
+    """Return the events that handlers must have heard if the log is right: exits and entries with counters."""
     events: list[tuple[Any, ...]] = []
     for t in log:
         counters = (t.epoch, t.batch_index, t.step, t.update)
@@ -178,7 +178,7 @@ def heard_according_to(log: TransitionLog, error: BaseException | None) -> list[
 
 
 def held(log: TransitionLog) -> list[tuple[int, str, bool]]:
-    """Returns (transition, guard, answer) for all guards in a log."""
+    """Return (transition, guard, answer) for all guards in a log."""
     return [(t.seq, name, answer) for t in log for name, answer in t.guards.items()]
 
 
@@ -243,11 +243,11 @@ def assert_readable(log: TransitionLog, folder: Path) -> None:
     assert log.counts() == Counter(t.dest for t in rows)
     for name in {t.source for t in rows}:
         stays = [t.duration_ns for t in rows if t.source == name]
-        told = log.durations()[name]
-        assert (told.count, told.total_ns, told.max_ns) == (len(stays), sum(stays), max(stays))
-        assert told.mean_ns == pytest.approx(np.mean(stays))
-        assert told.median_ns == pytest.approx(np.median(stays))
-        assert told.p99_ns == pytest.approx(np.percentile(stays, 99))
+        summary = log.durations()[name]
+        assert (summary.count, summary.total_ns, summary.max_ns) == (len(stays), sum(stays), max(stays))
+        assert summary.mean_ns == pytest.approx(np.mean(stays))
+        assert summary.median_ns == pytest.approx(np.median(stays))
+        assert summary.p99_ns == pytest.approx(np.percentile(stays, 99))
         assert log.where(source=name) == [t for t in rows if t.source == name]
     assert set(log.durations()) == {t.source for t in rows}
     assert log.where() == rows
@@ -257,7 +257,7 @@ def assert_readable(log: TransitionLog, folder: Path) -> None:
     header, *lines = map(json.loads, log.to_jsonl(folder / "log.jsonl").read_text().splitlines())
     assert header["format"] == "heptad log"
     kept = {t.seq: [n for n in log.notes() if n.seq == t.seq] for t in rows}
-    notes = {seq: [{"kind": n.kind, "text": n.text, "time_ns": n.time_ns} for n in told] for seq, told in kept.items()}
+    notes = {seq: [{"kind": n.kind, "text": n.text, "time_ns": n.time_ns} for n in held] for seq, held in kept.items()}
     assert [line.pop("notes") for line in lines] == list(notes.values())
     assert [Transition(**line) for line in lines] == rows
     for line in (repr(log), *map(str, rows), *map(str, log.notes()), *map(str, log.durations().values())):
@@ -302,21 +302,21 @@ class NullLoss(torch.Tensor):
     """A scalar whose backward pass does nothing."""
 
     def backward(self, *arguments: Any, **keywords: Any) -> None:
-        """Does nothing."""
+        """Do nothing."""
 
 
 class NullOptimizer(torch.optim.SGD):
     """An optimizer that does nothing."""
 
     def step(self, closure: Any = None) -> None:
-        """Does nothing."""
+        """Do nothing."""
 
     def zero_grad(self, set_to_none: bool = True) -> None:
-        """Does nothing."""
+        """Do nothing."""
 
 
 def null_engine(steps: int, plugins: Any = (), **config: Any) -> Engine:
-    """Returns an engine whose steps take no time: a run of four transitions a step, and five more."""
+    """Return an engine whose steps take no time: a run of four transitions a step, and five more."""
     network = nn.Linear(1, 1)
     loss = torch.Tensor._make_subclass(NullLoss, torch.zeros(()), True)
     components = Components(
@@ -329,7 +329,7 @@ def null_engine(steps: int, plugins: Any = (), **config: Any) -> Engine:
 
 
 def allocated(steps: int, plugins: Any = (), **config: Any) -> tuple[int, int]:
-    """Returns how many transitions a run makes, and the bytes that are allocated in it and kept."""
+    """Return how many transitions a run makes, and the bytes that are allocated in it and kept."""
     engine = null_engine(steps, plugins, **config)
     gc.collect()
     tracemalloc.start()
@@ -425,7 +425,7 @@ def test_the_notes_that_a_capped_log_keeps_are_those_of_its_transitions():
 
 
 def staged() -> TransitionLog:
-    """Returns the log of a run of two epochs of three batches, two to an update."""
+    """Return the log of a run of two epochs of three batches, two to an update."""
     return small_engine(3, accumulation=2, remainder="flush", epochs=2).run().log
 
 
@@ -477,7 +477,7 @@ def test_a_log_is_indexed_as_a_list_is():
 
 
 def test_tail_returns_the_last_oldest_first():
-    """Ten unless told otherwise, all where there are fewer, none for 0."""
+    """Ten by default, all where there are fewer, none for 0."""
     log = staged()
     assert [t.seq for t in log.tail()] == list(range(19, 29))
     assert [t.seq for t in log.tail(2)] == [27, 28]
@@ -509,7 +509,7 @@ def test_reprs_say_where_things_stand():
 
 
 def tried(log: TransitionLog, seq: int) -> list[tuple[str, str | None, bool | None, dict[str, Any]]]:
-    """Returns what `explain` says was tried for a transition."""
+    """Return what `explain` says was tried for a transition."""
     return [(t.dest, t.guard, t.answer, dict(t.values)) for t in log.explain(seq).tried]
 
 
@@ -719,7 +719,7 @@ def test_a_note_made_on_entry_belongs_to_the_transition_that_led_there():
 # -- pausing
 
 
-@pytest.mark.parametrize("verb", ["advance", "until", "interrupt"])
+@pytest.mark.parametrize("verb", ["advance", "until", "pause"])
 def test_a_run_paused_after_every_turn_has_the_log_of_a_straight_run(verb: str):
     """The same transitions with the same durations: the time spent paused belongs to no state."""
 
@@ -730,7 +730,7 @@ def test_a_run_paused_after_every_turn_has_the_log_of_a_straight_run(verb: str):
                 clock.skip()
                 if verb == "advance" and pauses:
                     engine.advance()
-                elif verb == "interrupt" and pauses:
+                elif verb == "pause" and pauses:
                     engine.current.pause("again")
                     engine.run()
                 else:
@@ -745,7 +745,7 @@ def test_a_run_paused_after_every_turn_has_the_log_of_a_straight_run(verb: str):
     assert len(paused.notes("pause")) >= 10
 
 
-# -- while the run goes on
+# -- while the run continues
 
 
 def test_a_handler_reads_the_log_up_to_the_turn_it_is_in():
@@ -780,7 +780,7 @@ def test_reading_in_handlers_changes_nothing(tmp_path: Path):
 
 
 def one_turn(run: Run) -> bool:
-    """Pauses a run after a turn."""
+    """Pause a run after a turn."""
     return True
 
 
@@ -799,7 +799,7 @@ READERS = {
 
 @contextmanager
 def turns_between_lines(engine: Engine) -> Iterator[None]:
-    """Makes a turn of the run before every line of the code that reads its log, as another thread might."""
+    """Make a turn of the run before every line of the code that reads its log, as another thread might."""
 
     def trace(frame: FrameType, event: str, argument: object) -> Any:
         if frame.f_code.co_filename not in READERS:
@@ -817,7 +817,7 @@ def turns_between_lines(engine: Engine) -> Iterator[None]:
 
 
 def asked_meanwhile(ask: Callable[[TransitionLog], Any], turns: int, capacity: int) -> Any:
-    """Returns what a log answers after that many turns, with further turns made while it is being read."""
+    """Return what a log answers after that many turns, with further turns made while it is being read."""
     with clock_and_chunks(16):
         engine = null_engine(5_000, log_capacity=capacity)
         engine.run(until=lambda run: run.buffer.seq == turns)
@@ -829,7 +829,7 @@ def asked_meanwhile(ask: Callable[[TransitionLog], Any], turns: int, capacity: i
 
 
 def oldest_explained(log: TransitionLog) -> list[Transition]:
-    """Returns the oldest transition, by `explain`; none where that refused because it was gone by then."""
+    """Return the oldest transition, by `explain`; none where that refused because it was gone by then."""
     try:
         return [log.explain(log[0].seq).transition]
     except EngineError:
@@ -877,7 +877,7 @@ def test_sums_are_read_right_whatever_the_run_does_meanwhile(capacity: int):
 
 
 @pytest.mark.parametrize("capacity", [1_000_000, 96])
-def test_what_is_written_while_the_run_goes_on_is_without_gaps(capacity: int, tmp_path: Path):
+def test_what_is_written_while_the_run_continues_is_without_gaps(capacity: int, tmp_path: Path):
     """`to_jsonl` writes consecutive transitions, whatever is added and dropped while it writes."""
     written = asked_meanwhile(lambda log: log.to_jsonl(tmp_path / "log.jsonl"), 112, capacity)
     seqs = [json.loads(line)["seq"] for line in written.read_text().splitlines()[1:]]
@@ -906,7 +906,7 @@ def test_what_a_signal_handler_notes_while_a_chunk_is_packed_is_bound_to_the_rig
 
 
 @pytest.mark.parametrize("capacity", [1_000_000, 1_500])
-def test_another_thread_reads_a_sound_log_while_the_run_goes_on(capacity: int):
+def test_another_thread_reads_a_sound_log_while_the_run_continues(capacity: int):
     """Whenever it looks, it sees a snapshot: whole transitions, in order, none twice, none missing."""
     engine = null_engine(10_000, log_capacity=capacity)
     errors: list[BaseException] = []

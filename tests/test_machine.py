@@ -105,9 +105,9 @@ def test_stock_equals_compiled_at_limits(config: dict[str, Any], unsized: bool):
     assert compiled["state"][0] == "finished"
 
 
-@pytest.mark.parametrize("act", ["stop", "interrupt", "fail", "skip", "grow"])
+@pytest.mark.parametrize("act", ["stop", "pause", "fail", "skip", "grow"])
 def test_stock_equals_compiled_whatever_a_handler_does(act: str):
-    """A stop, an interrupt, a failure, a skipped update and a new window, at each event of a run in turn."""
+    """A stop, a pause, a failure, a skipped update and a new window, at each event of a run in turn."""
     events = len(outcome(Engine, accumulation=2)["heard"])
     assert events == 36
     for event in range(events):

@@ -53,7 +53,7 @@ CLASSIFIERS = {
 
 
 def build(target: str, folder: Path) -> Path:
-    """Builds from the repository with hatchling, which reads nothing from the network; returns the one file."""
+    """Build from the repository with hatchling, which reads nothing from the network; return the one file."""
     command = [sys.executable, "-m", "hatchling", "build", "--target", target, "--directory", str(folder)]
     subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
     (built,) = folder.iterdir()
@@ -202,9 +202,9 @@ import heptad, heptad_plugins
 print()
 print(json.dumps({"packages": [heptad.__file__, heptad_plugins.__file__], "path": sys.path}))
 """
-    *shown, told = installed.run("python", "-c", code).strip().splitlines()
+    *shown, last = installed.run("python", "-c", code).strip().splitlines()
     assert any("accuracy on the held-out images" in line for line in shown)
-    found = json.loads(told)
+    found = json.loads(last)
     assert all(Path(path).is_relative_to(installed.home) for path in found["packages"])
     assert not any(Path(path).is_relative_to(root) for path in found["path"] if path for root in PACKAGES.values())
 
@@ -233,6 +233,6 @@ def test_the_demo_without_its_extra_names_it(
     monkeypatch.delitem(sys.modules, "heptad_plugins.examples.digits", raising=False)
     monkeypatch.setitem(sys.modules, missing, None)
     assert main(["demo", f"--folder={tmp_path}"]) == 2
-    told = capsys.readouterr().err
-    assert told.startswith("heptad: the demo needs an extra; install it with: pip install 'heptad[demo]' (")
-    assert told.count("\n") == 1
+    message = capsys.readouterr().err
+    assert message.startswith("heptad: the demo needs an extra; install it with: pip install 'heptad[demo]' (")
+    assert message.count("\n") == 1

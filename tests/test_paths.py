@@ -86,7 +86,7 @@ TWO_EPOCHS = [
 
 
 def stopping(engine, moment, state, event=1):
-    """Subscribes a stop at the n-th event of a moment, and returns the engine."""
+    """Subscribe a stop at the n-th event of a moment, and return the engine."""
     left = [event]
 
     def stop(run):
@@ -99,12 +99,12 @@ def stopping(engine, moment, state, event=1):
 
 
 def sized(count):
-    """Returns so many batches as a list."""
+    """Return so many batches as a list."""
     return batches(count)
 
 
 def unsized(count):
-    """Returns so many batches as an iterable without a length."""
+    """Return so many batches as an iterable without a length."""
     return Unsized(batches(count))
 
 

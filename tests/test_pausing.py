@@ -1,4 +1,4 @@
-"""Pausing, by `until=`, `advance()`, `interrupt` or Ctrl-C: a paused run is the same as one that never was."""
+"""Pausing, by `until=`, `advance()`, `pause()` or Ctrl-C: a paused run is the same as one that never was."""
 
 import os
 import random
@@ -19,8 +19,8 @@ from heptad import Detour, Engine, EngineError, Plugin, RunConfig, Transition
 
 EVERY_STATE = (*STATES, "side")
 MID_STEP = {"process_batch", "after_step", "optimizer_update"}
-"""Where no interrupt pauses."""
-EDGES = [(moment, state) for state in EVERY_STATE for moment in ("enter", "exit")]
+"""The states in which a run never pauses."""
+MOMENTS = [(moment, state) for state in EVERY_STATE for moment in ("enter", "exit")]
 
 
 class Observer(Witness):
@@ -43,10 +43,10 @@ class Observer(Witness):
         self.seen.append(("exit", "side"))
 
 
-class AtEdge(Plugin):
+class AtMoment(Plugin):
     """Calls a function at every event of the moments that it is given, or at the n-th of them (from 0) alone."""
 
-    def __init__(self, act, moments=EDGES, only=None):
+    def __init__(self, act, moments=MOMENTS, only=None):
         self.act = act
         self.moments = moments
         self.only = only
@@ -63,12 +63,12 @@ def _handler(moment, state):
     return lambda self, run: self.called(moment, state, run)
 
 
-for _edge, _state in EDGES:
-    setattr(AtEdge, f"on_{_edge}_{_state}", _handler(_edge, _state))
+for _moment, _state in MOMENTS:
+    setattr(AtMoment, f"on_{_moment}_{_state}", _handler(_moment, _state))
 
 
 def observed_engine(k=1, *plugins):
-    """Returns an engine over two epochs of four batches, with dropout and a detour, and its observer.
+    """Return an engine over two epochs of four batches, with dropout and a detour, and its observer.
 
     With k = 3 the epochs are extended.
     """
@@ -78,7 +78,7 @@ def observed_engine(k=1, *plugins):
 
 
 def outcome(engine, observer):
-    """Returns all that must not depend on pausing: state, weights, records without times, handler calls."""
+    """Return all that must not depend on pausing: state, weights, records without times, handler calls."""
     run = engine.current
     return {
         "state": run.state,
@@ -91,14 +91,14 @@ def outcome(engine, observer):
 
 
 def straight(k=1):
-    """Returns the outcome of the run that nobody pauses."""
+    """Return the outcome of the run that nobody pauses."""
     engine, observer = observed_engine(k)
     engine.run()
     return outcome(engine, observer)
 
 
 def finish(engine, drive):
-    """Drives until the run has ended; returns where it was paused, and why."""
+    """Drive until the run has ended; return where it was paused, and why."""
     pauses = []
     while not engine.current.ended:
         drive()
@@ -112,11 +112,11 @@ def finish(engine, drive):
 
 
 def pause_notes(run):
-    """Returns what the log says about pausing: where it was, and why."""
+    """Return what the log says about pausing: where it was, and why."""
     return [(run.log[note.seq].dest, note.text) for note in run.log.notes("pause")]
 
 
-# -- until=, advance(), interrupt: the same as the straight run
+# -- until=, advance(), pause(): the same as the straight run
 
 
 @pytest.mark.parametrize("k", [1, 3])
@@ -161,16 +161,16 @@ class TestPausedAfterEveryTurn:
 
     @pytest.mark.parametrize("state", EVERY_STATE)
     def test_by_one_state_every_time(self, k, state):
-        """Asked for the state that it is in, a run goes on to the next visit to it."""
+        """Asked for the state that it is in, a run continues to the next visit to it."""
         engine, observer = observed_engine(k)
         pauses = finish(engine, lambda: engine.run(until=state))
         expected = straight(k)
         assert outcome(engine, observer) == expected
         assert pauses == [(state, f"until {state}") for row in expected["records"] if row[2] == state]
 
-    def test_by_an_interrupt_at_every_edge(self, k):
-        """Handlers that interrupt at every moment pause the run wherever it may be paused."""
-        engine, observer = observed_engine(k, AtEdge(lambda run: run.pause("again")))
+    def test_by_a_pause_at_every_moment(self, k):
+        """Handlers that ask for a pause at every moment pause the run wherever it may be paused."""
+        engine, observer = observed_engine(k, AtMoment(lambda run: run.pause("again")))
         pauses = finish(engine, engine.run)
         expected = straight(k)
         assert outcome(engine, observer) == expected
@@ -179,16 +179,16 @@ class TestPausedAfterEveryTurn:
         assert pause_notes(engine.current) == pauses
         assert observer.paused == len(pauses)
 
-    @pytest.mark.parametrize(("moment", "state"), EDGES)
-    def test_by_an_interrupt_at_one_edge(self, k, moment, state):
-        """An interrupt pauses at the end of its turn, or of the first turn after it that leads out of a step."""
+    @pytest.mark.parametrize(("moment", "state"), MOMENTS)
+    def test_by_a_pause_at_one_moment(self, k, moment, state):
+        """The run pauses at the end of the turn of the request, or of the first later turn that leads out of a step."""
         requested: list[int] = []
 
         def ask(run):
             requested.append(run.seq)
             run.pause("now")
 
-        engine, observer = observed_engine(k, AtEdge(ask, moments=[(moment, state)]))
+        engine, observer = observed_engine(k, AtMoment(ask, moments=[(moment, state)]))
         finish(engine, engine.run)
         expected = straight(k)
         assert outcome(engine, observer) == expected
@@ -205,17 +205,17 @@ class TestPausedAfterEveryTurn:
 
 
 @pytest.mark.parametrize("state", sorted(MID_STEP))
-def test_an_interrupt_never_pauses_in_mid_step(state):
+def test_a_run_never_pauses_in_mid_step(state):
     """Asked for in mid-step it pauses in the state that follows the update."""
-    engine, observer = observed_engine(1, AtEdge(lambda run: run.pause("now"), moments=[("enter", state)], only=0))
+    engine, observer = observed_engine(1, AtMoment(lambda run: run.pause("now"), moments=[("enter", state)], only=0))
     run = engine.run()
     assert (run.state, run.paused) == ("before_step", "now")
     assert (run.step, run.update) == (1, 1)
     assert observer.paused == 1
 
 
-def test_an_interrupt_never_pauses_in_a_detour_in_mid_step():
-    """A detour that leaves from `process_batch` stands where a graph is alive: the run goes on."""
+def test_a_run_never_pauses_in_a_detour_in_mid_step():
+    """A detour that leaves from `process_batch` stands where a graph is alive: the run continues."""
 
     class Peek(Plugin):
         def detours(self):
@@ -229,17 +229,17 @@ def test_an_interrupt_never_pauses_in_a_detour_in_mid_step():
     assert pauses == [("before_step", "now"), ("before_step", "now"), ("after_epoch", "now")]
 
 
-def test_an_interrupt_in_the_last_turn_pauses_nothing():
+def test_a_pause_in_the_last_turn_has_no_effect():
     """A run that ends in that turn is finished, and is not paused."""
-    engine, observer = observed_engine(1, AtEdge(lambda run: run.pause("late"), moments=[("exit", "after_loop")]))
+    engine, observer = observed_engine(1, AtMoment(lambda run: run.pause("late"), moments=[("exit", "after_loop")]))
     run = engine.run()
     assert (run.state, run.paused, observer.paused) == ("finished", None, 0)
 
 
-def test_the_reason_is_gone_while_the_run_goes_on():
+def test_the_reason_is_gone_while_the_run_continues():
     """`Run.paused` is the reason while the run is paused, and None while it is being driven."""
     seen = []
-    engine, _ = observed_engine(1, AtEdge(lambda run: seen.append(run.paused)))
+    engine, _ = observed_engine(1, AtMoment(lambda run: seen.append(run.paused)))
     assert engine.current.paused is None
     assert engine.run(until="after_step").paused == "until after_step"
     engine.run()
@@ -298,7 +298,7 @@ def test_an_unknown_state_is_refused():
 
 
 def test_a_predicate_that_fails_leaves_the_run_alone():
-    """What it raises comes out; it is no part of the run, which goes on afterwards."""
+    """What it raises comes out; it is no part of the run, which continues afterwards."""
     engine, observer = observed_engine()
     with pytest.raises(ZeroDivisionError):
         engine.run(until=lambda run: 1 // 0)
@@ -309,13 +309,13 @@ def test_a_predicate_that_fails_leaves_the_run_alone():
 
 
 def test_a_plugin_that_fails_on_pause_leaves_the_run_paused():
-    """What `on_pause` raises comes out; the run is paused all the same and goes on afterwards."""
+    """What `on_pause` raises comes out; the run is paused all the same and continues afterwards."""
 
     class Full(Plugin):
         def on_pause(self, run):
             raise OSError("the disk is full")
 
-    engine, observer = observed_engine(1, Full(), AtEdge(lambda run: run.pause("save"), only=20))
+    engine, observer = observed_engine(1, Full(), AtMoment(lambda run: run.pause("save"), only=20))
     with pytest.raises(OSError, match="the disk is full"):
         engine.run()
     assert engine.current.paused == "save"
@@ -328,12 +328,12 @@ def test_a_plugin_that_fails_on_pause_leaves_the_run_paused():
 
 
 def timed(clock, plugins, drive):
-    """Returns the durations of a run in which each moment takes 5 ns and each pause a second."""
+    """Return the durations of a run in which each moment takes 5 ns and each pause a second."""
 
     def moment(run):
         clock.now += 5
 
-    engine = small_engine(3, [Observer(), *plugins, AtEdge(moment)])
+    engine = small_engine(3, [Observer(), *plugins, AtMoment(moment)])
     while not engine.current.ended:
         drive(engine)
         clock.now += 10**9
@@ -389,8 +389,8 @@ def pressed():
 
 
 def test_ctrl_c_pauses_and_raises(pressed):
-    """`run()` raises KeyboardInterrupt once the run is paused, `on_pause` called; `run()` again goes on."""
-    engine, observer = observed_engine(3, AtEdge(press, moments=[("enter", "process_batch")], only=4))
+    """`run()` raises KeyboardInterrupt once the run is paused, `on_pause` called; `run()` again continues."""
+    engine, observer = observed_engine(3, AtMoment(press, moments=[("enter", "process_batch")], only=4))
     with pytest.raises(KeyboardInterrupt, match=r"paused in before_step; Engine\.run\(\) continues from there"):
         engine.run()
     assert (engine.current.state, engine.current.paused) == ("before_step", "Ctrl-C")
@@ -402,7 +402,7 @@ def test_ctrl_c_pauses_and_raises(pressed):
 
 def test_ctrl_c_comes_before_until(pressed):
     """A state that the run was to be driven to does not keep KeyboardInterrupt from being raised."""
-    engine, observer = observed_engine(1, AtEdge(press, moments=[("enter", "after_step")], only=0))
+    engine, observer = observed_engine(1, AtMoment(press, moments=[("enter", "after_step")], only=0))
     with pytest.raises(KeyboardInterrupt):
         engine.run(until="after_step")
     assert engine.current.paused == "Ctrl-C"
@@ -425,14 +425,14 @@ def test_ctrl_c_between_two_turns(pressed):
     assert outcome(engine, observer) == straight()
 
 
-def test_ctrl_c_is_not_lost_to_another_interrupt(pressed):
+def test_ctrl_c_is_not_lost_to_another_pause(pressed):
     """Where a handler asks to pause in the same turn, KeyboardInterrupt is raised all the same."""
 
     def both(run):
         press(run)
         run.pause("another reason")
 
-    engine, observer = observed_engine(1, AtEdge(both, only=20))
+    engine, observer = observed_engine(1, AtMoment(both, only=20))
     with pytest.raises(KeyboardInterrupt):
         engine.run()
     assert observer.paused == 1
@@ -442,7 +442,7 @@ def test_ctrl_c_is_not_lost_to_another_interrupt(pressed):
 
 def test_ctrl_c_in_the_last_turn_is_not_swallowed(pressed):
     """No turn follows in which to pause: the run is finished, and KeyboardInterrupt is raised."""
-    engine, observer = observed_engine(1, AtEdge(press, moments=[("exit", "after_loop")]))
+    engine, observer = observed_engine(1, AtMoment(press, moments=[("exit", "after_loop")]))
     with pytest.raises(KeyboardInterrupt):
         engine.run()
     assert outcome(engine, observer) == straight()
@@ -465,13 +465,13 @@ def test_a_second_ctrl_c_raises_at_once(pressed, state, counts):
         press(run)
         raise AssertionError("the second one raised nothing")
 
-    engine, observer = observed_engine(1, AtEdge(twice, moments=[("exit", state)], only=1))
+    engine, observer = observed_engine(1, AtMoment(twice, moments=[("exit", state)], only=1))
     with pytest.raises(KeyboardInterrupt) as info:
         engine.run()
     run = engine.current
     assert (run.state, run.paused) == ("failed", None)
     assert (run.log[-1].source, run.log[-1].dest) == (state, "failed")
-    assert info.value.__notes__ == [f"heptad: in AtEdge.on_exit_{state} on exit of {state} {counts}"]
+    assert info.value.__notes__ == [f"heptad: in AtMoment.on_exit_{state} on exit of {state} {counts}"]
     assert (observer.paused, observer.closed) == (0, 1)
     assert pressed == []
     with pytest.raises(EngineError, match="build a new Engine"):
@@ -480,7 +480,7 @@ def test_a_second_ctrl_c_raises_at_once(pressed, state, counts):
 
 def test_a_second_ctrl_c_on_the_way(pressed):
     """Where the first was pressed in mid-step, the second is heard in a later turn."""
-    engine, _ = observed_engine(1, AtEdge(press, moments=[("enter", "process_batch"), ("exit", "after_step")]))
+    engine, _ = observed_engine(1, AtMoment(press, moments=[("enter", "process_batch"), ("exit", "after_step")]))
     with pytest.raises(KeyboardInterrupt):
         engine.run()
     assert engine.current.log.path()[-3:] == ["process_batch", "after_step", "failed"]
@@ -496,7 +496,7 @@ def test_a_second_ctrl_c_while_plugins_save(pressed):
             press(run)
             done.append(run)
 
-    engine, _ = observed_engine(1, Slow(), AtEdge(press, only=20))
+    engine, _ = observed_engine(1, Slow(), AtMoment(press, only=20))
     with pytest.raises(KeyboardInterrupt):
         engine.run()
     assert done == []
@@ -529,7 +529,7 @@ def test_an_ignored_ctrl_c_stays_ignored():
     """Where Ctrl-C is ignored, as under nohup, it neither pauses nor raises."""
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
-        engine, observer = observed_engine(1, AtEdge(press, only=20))
+        engine, observer = observed_engine(1, AtMoment(press, only=20))
         engine.run()
         assert signal.getsignal(signal.SIGINT) == signal.SIG_IGN
     finally:
@@ -543,7 +543,7 @@ def test_the_handler_is_put_back_after_a_failure(pressed):
     def fail(run):
         raise ValueError("oh")
 
-    engine, _ = observed_engine(1, AtEdge(fail, only=20))
+    engine, _ = observed_engine(1, AtMoment(fail, only=20))
     with pytest.raises(ValueError, match="oh"):
         engine.run()
     press(None)
@@ -551,7 +551,7 @@ def test_the_handler_is_put_back_after_a_failure(pressed):
 
 
 def child(*arguments):
-    """Starts this file as a program of its own, which ends by itself or is ended after a while."""
+    """Start this file as a program of its own, which ends by itself or is ended after a while."""
     process = subprocess.Popen(
         [sys.executable, "-W", "error", str(Path(__file__)), *arguments],
         stdout=subprocess.PIPE,
@@ -564,7 +564,7 @@ def child(*arguments):
 
 
 def ended(process, timer):
-    """Waits for the program's end; returns its exit status, what it printed, and what it complained of."""
+    """Wait for the program's end; return its exit status, what it printed, and what it complained of."""
     out, complaints = process.communicate()
     timer.cancel()
     return process.returncode, out, complaints
@@ -589,15 +589,15 @@ def test_ctrl_c_from_another_process():
 
 
 def moments():
-    """The program of the first of these: interrupts a run at 30 seeded moments, one run each."""
+    """The program of the first of these: pauses a run at 30 seeded moments, one run each."""
     choose = random.Random(0)
     last = ("exit", "after_loop")  # no turn follows in which to pause
     for number in range(30):
         k = (1, 3)[number % 2]
         expected = straight(k)
-        moments = [moment for moment in EDGES if moment != last]
+        moments = [moment for moment in MOMENTS if moment != last]
         moment = choose.randrange(len(expected["calls"]) - 1)
-        engine, observer = observed_engine(k, AtEdge(press, moments=moments, only=moment))
+        engine, observer = observed_engine(k, AtMoment(press, moments=moments, only=moment))
         try:
             engine.run()
         except KeyboardInterrupt:
@@ -628,7 +628,7 @@ class Gate(Plugin):
 
 
 def gates():
-    """The program of the second: goes on after every Ctrl-C, of which there comes one an epoch."""
+    """The program of the second: continues after every Ctrl-C, of which there comes one an epoch."""
 
     def engine_of(*plugins):
         network = nn.Sequential(nn.Dropout(0.5), small_network())
@@ -660,7 +660,7 @@ def gates():
 
 
 def in_thread(function):
-    """Calls a function in a thread, waits for it, and returns its result or what it raised."""
+    """Call a function in a thread, wait for it, and return its result or what it raised."""
     results = []
 
     def call():
@@ -678,23 +678,23 @@ def in_thread(function):
 def test_a_run_in_another_thread():
     """Away from the main thread the run is the same, and Ctrl-C is left as it is."""
     handlers = []
-    engine, observer = observed_engine(1, AtEdge(lambda run: handlers.append(signal.getsignal(signal.SIGINT))))
+    engine, observer = observed_engine(1, AtMoment(lambda run: handlers.append(signal.getsignal(signal.SIGINT))))
     before = signal.getsignal(signal.SIGINT)
     assert in_thread(engine.run) is engine.current
     assert outcome(engine, observer) == straight()
     assert set(handlers) == {before}
 
 
-def test_a_paused_run_goes_on_in_another_thread():
+def test_a_paused_run_continues_in_another_thread():
     """A run belongs to no thread."""
     engine, observer = observed_engine(3)
     finish(engine, lambda: in_thread(lambda: engine.run(until="process_batch")))
     assert outcome(engine, observer) == straight(3)
 
 
-def test_an_interrupt_from_another_thread():
+def test_a_pause_from_another_thread():
     """A thread beside the run, such as a timer's, may pause it."""
-    engine, observer = observed_engine(1, AtEdge(lambda run: in_thread(lambda: run.pause("timer")), only=20))
+    engine, observer = observed_engine(1, AtMoment(lambda run: in_thread(lambda: run.pause("timer")), only=20))
     run = engine.run()
     assert run.paused == "timer"
     engine.run()
@@ -703,9 +703,11 @@ def test_an_interrupt_from_another_thread():
 
 @pytest.mark.parametrize("verb", ["run", "advance"])
 def test_a_second_thread_may_not_drive(verb):
-    """`run()` and `advance()` are refused while another thread is driving, and the run goes on."""
+    """`run()` and `advance()` are refused while another thread is driving, and the run continues."""
     errors = []
-    engine, observer = observed_engine(1, AtEdge(lambda run: errors.append(in_thread(getattr(engine, verb))), only=20))
+    engine, observer = observed_engine(
+        1, AtMoment(lambda run: errors.append(in_thread(getattr(engine, verb))), only=20)
+    )
     engine.run()
     (error,) = errors
     assert isinstance(error, EngineError)
@@ -716,8 +718,10 @@ def test_a_second_thread_may_not_drive(verb):
 @pytest.mark.parametrize("verb", ["run", "advance"])
 @pytest.mark.parametrize("drive", ["run", "advance"])
 def test_a_handler_may_not_drive(drive, verb):
-    """`run()` and `advance()` are refused in a handler; one that lets the error through has failed like any other."""
-    engine, observer = observed_engine(1, AtEdge(lambda run: getattr(engine, verb)(), moments=[("exit", "after_step")]))
+    """`run()` and `advance()` are refused in a handler; one that does not catch the error has failed like any other."""
+    engine, observer = observed_engine(
+        1, AtMoment(lambda run: getattr(engine, verb)(), moments=[("exit", "after_step")])
+    )
     with pytest.raises(EngineError, match=rf"^{verb}\(\) was called from a handler while the run is being driven"):
         while True:
             getattr(engine, drive)()
@@ -753,7 +757,7 @@ def test_two_engines_that_alternate():
 
 
 @pytest.mark.parametrize("verb", ["run", "advance"])
-def test_a_finished_run_does_not_go_on(verb):
+def test_a_finished_run_does_not_continue(verb):
     """An engine drives one run: the error says what to do for another."""
     engine, _ = observed_engine()
     engine.run()
@@ -763,7 +767,7 @@ def test_a_finished_run_does_not_go_on(verb):
 
 
 def test_closing_what_advance_left_open():
-    """`close()` closes the plugins once; a further call has nothing to do, and the run may still go on."""
+    """`close()` closes the plugins once; a further call has nothing to do, and the run may still continue."""
     engine, observer = observed_engine()
     engine.advance()
     engine.close()
@@ -814,8 +818,8 @@ class Rows(torch.utils.data.Dataset):
     ids=["dataset", "list", "unsized", "DataLoader"],
 )
 @pytest.mark.parametrize("state", EVERY_STATE[1:-1])
-def test_a_run_that_was_closed_in_any_state_goes_on(given, state):
-    """`close()` in mid-epoch loses no batch: the run that goes on is the one that was never closed."""
+def test_a_run_that_was_closed_in_any_state_continues(given, state):
+    """`close()` in mid-epoch loses no batch: the run that continues is the one that was never closed."""
 
     def engine_of():
         size = {"batch_size": 2} if "dataset" in given else {}

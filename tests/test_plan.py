@@ -48,8 +48,8 @@ class Calls(Plugin):
         self.seen.append("Calls.on_exit_optimizer_update")
 
 
-def told(turns) -> list[tuple]:
-    """Returns what a planned turn and a transition have in common."""
+def shared(turns) -> list[tuple]:
+    """Return the fields that planned turns and transitions share."""
     return [(t.source, t.dest, t.epoch, t.batch_index, t.step, t.update) for t in turns]
 
 
@@ -78,7 +78,7 @@ def test_a_plan_without_conditions_is_what_the_run_then_does(n, k, remainder, ep
     plan = list(engine.plan())
     assert plugin.seen == []
     run = engine.run()
-    assert told(plan) == told(run.log[done:])
+    assert shared(plan) == shared(run.log[done:])
     assert all(turn.condition is None for turn in plan)
     assert [call.who for turn in plan for call in (*turn.exit_calls, *turn.enter_calls)] == plugin.seen
 

@@ -16,7 +16,7 @@ from heptad_plugins import Checkpoint
 
 
 def calls_of(*plugins: Any, loader: Any = 4, **config: Any) -> list[Any]:
-    """Returns what the plugins wrote into the list `calls` that they share, after a run of four steps."""
+    """Return what the plugins wrote into the list `calls` that they share, after a run of four steps."""
     calls: list[Any] = []
     for plugin in plugins:
         plugin.calls = calls
@@ -89,7 +89,7 @@ def test_marks_return_the_function_as_it_was():
     assert look(None) == "seen"
 
 
-def test_a_method_whose_name_begins_with_on_must_name_an_edge():
+def test_a_method_whose_name_begins_with_on_must_name_a_moment():
     """A name that begins with `on_` and names no moment is a mistake, because it would never be called."""
 
     class Typo(Plugin):
@@ -120,8 +120,8 @@ def test_a_method_whose_name_begins_with_on_must_name_an_edge():
     ],
 )
 @pytest.mark.parametrize("way", ["mark", "function"])
-def test_filters_let_events_through(filters: dict[str, Any], steps: list[int], way: str):
-    """`every` counts events, `when` is asked at those it lets through, `once` counts only a call."""
+def test_filters_select_events(filters: dict[str, Any], steps: list[int], way: str):
+    """`every` counts events, `when` is asked at those it selects, `once` counts only a call."""
     calls: list[int] = []
 
     class Filtered(Plugin):
@@ -136,7 +136,7 @@ def test_filters_let_events_through(filters: dict[str, Any], steps: list[int], w
     assert calls == steps
 
 
-def test_when_is_asked_only_at_the_events_that_every_lets_through():
+def test_when_is_asked_only_at_the_events_that_every_selects():
     """A predicate that costs something is not asked in vain; after `once` it is asked no more."""
     asked: list[int] = []
 
@@ -154,7 +154,7 @@ def test_when_is_asked_only_at_the_events_that_every_lets_through():
 
 
 def test_every_counts_the_events_of_the_run_over_epochs_and_pausing():
-    """The count goes on from epoch to epoch, and where the run was paused."""
+    """The count continues from epoch to epoch, and where the run was paused."""
 
     class Third(Plugin):
         @on_exit("after_step", every=3)
@@ -189,7 +189,7 @@ def test_every_instance_counts_for_itself():
 @pytest.mark.parametrize("once", [False, True])
 @pytest.mark.parametrize("every", [1, 2, 3, 5])
 @pytest.mark.parametrize("before", range(12))
-def test_a_filter_goes_on_from_where_another_had_counted(before: int, every: int, once: bool):
+def test_a_filter_continues_from_where_another_had_counted(before: int, every: int, once: bool):
     """The state of one filter, restored in a new one: together they hear what one alone would."""
     run = small_engine().current
     heard: list[int] = []
@@ -339,13 +339,13 @@ class Letter(Plugin):
 
 
 @pytest.mark.parametrize("letters", ["abc", "cab"])
-def test_handlers_of_one_edge_run_in_the_order_of_the_plugins(letters: str):
+def test_handlers_of_one_moment_run_in_the_order_of_the_plugins(letters: str):
     """The list of plugins is the order, on entry and on exit alike."""
     expected = [(letter, moment) for moment in ("enter", "exit") for letter in letters]
     assert calls_of(*map(Letter, letters)) == expected
 
 
-def test_two_handlers_of_one_plugin_on_an_edge_run_in_the_order_of_the_class():
+def test_two_handlers_of_one_plugin_on_a_moment_run_in_the_order_of_the_class():
     """All handlers of a plugin stand together, in the order in which its class defines them."""
 
     class Twice(Plugin):
@@ -441,7 +441,7 @@ class Living(Plugin):
 
 
 def living(*fails: str) -> tuple[Any, list[tuple[str, str, str]]]:
-    """Returns an engine over the plugins a, b and c, of which each may fail at one verb, and what they write."""
+    """Return an engine over the plugins a, b and c, of which each may fail at one verb, and what they write."""
     lives: list[tuple[str, str, str]] = []
     wrong = [*fails, "", "", ""]
     return small_engine(2, [Living(name, lives, wrong[i]) for i, name in enumerate("abc")]), lives
@@ -458,7 +458,7 @@ def test_plugins_are_opened_in_order_and_closed_in_reverse():
 
 
 def test_every_call_of_run_opens_and_closes():
-    """A paused run's plugins are closed, and opened again when it goes on; `until` calls no `on_pause`."""
+    """A paused run's plugins are closed, and opened again when it continues; `until` calls no `on_pause`."""
     engine, lives = living()
     engine.run(until="after_step")
     engine.run()
@@ -594,7 +594,7 @@ def test_a_plugin_that_fails_to_close_keeps_no_other_from_closing():
     assert engine.current.state == "finished"
 
 
-def test_several_plugins_that_fail_to_close_are_all_told_of():
+def test_several_plugins_that_fail_to_close_are_all_reported():
     """None hides another."""
     engine, _ = living("close", "", "close")
     with pytest.raises(BaseExceptionGroup, match="several plugins failed to close") as caught:
@@ -703,7 +703,7 @@ def test_a_body_that_nobody_would_wait_for_is_refused():
         small_engine(2, [plugin()])
 
 
-def test_a_function_is_told_the_shape_of_a_function():
+def test_a_function_is_shown_the_shape_of_a_function():
     """It has no `self`."""
     with pytest.raises(PluginError, match=r"write it as \(run\)$"):
 

@@ -15,14 +15,14 @@ from heptad.plugin.order import ordered
 
 
 def plugin(name: str, *, after: tuple = (), before: tuple = ()) -> Plugin:
-    """Returns a plugin of that name and those wishes."""
+    """Return a plugin of that name and those wishes."""
     made = Plugin()
     made.name, made.runs_after, made.runs_before = name, after, before
     return made
 
 
 def names(plugins) -> str:
-    """Returns the names, in order."""
+    """Return the names, in order."""
     return "".join(one.name for one in plugins)
 
 
@@ -92,7 +92,7 @@ def test_wishes_of_the_wrong_type_are_an_error(field, value):
         small_engine(plugins=[made])
 
 
-def test_handlers_of_an_edge_are_called_in_that_order():
+def test_handlers_of_a_moment_are_called_in_that_order():
     """The order holds for calls and opening; closing is its reverse."""
     seen: list[str] = []
 
@@ -146,7 +146,7 @@ class Fragile(Plugin):
 
 
 @pytest.mark.parametrize("place", ["open", "on_pause", "guard", "body", "handler", "close"])
-def test_a_plugin_that_may_fail_is_detached_and_the_run_goes_on(place):
+def test_a_plugin_that_may_fail_is_detached_and_the_run_continues(place):
     """It is called no more but for `close`; its detour's guard is False from then on; the log says so."""
     fragile = Fragile(place)
     engine = small_engine(3, [fragile])
@@ -260,15 +260,15 @@ class Closed(Exception):
         raise TypeError("no notes here")
 
 
-class Untold(Exception):
-    """Cannot be told."""
+class Unprintable(Exception):
+    """Cannot be turned into text."""
 
     def __str__(self) -> str:
         raise ValueError("in __str__")
 
 
-@pytest.mark.parametrize("raised", [Closed(5), Untold()])
-def test_an_exception_that_cannot_be_told_of_comes_out_as_it_is(raised: Exception):
+@pytest.mark.parametrize("raised", [Closed(5), Unprintable()])
+def test_an_exception_that_cannot_be_described_comes_out_as_it_is(raised: Exception):
     """From a handler, into `failed`; from `close()`, after which the others are closed all the same."""
     closed = []
 
@@ -298,18 +298,18 @@ def test_an_exception_that_cannot_be_told_of_comes_out_as_it_is(raised: Exceptio
         assert (engine.current.state, closed) == (state, [state])
 
 
-def test_an_observer_whose_exception_cannot_be_told_is_detached():
+def test_an_observer_whose_exception_cannot_be_described_is_detached():
     """The log names the class."""
 
     class Observer(Plugin):
         on_error = "detach"
 
         def on_exit_after_step(self, run: Run) -> None:
-            raise Untold
+            raise Unprintable
 
     run = small_engine(2, [Observer()]).run()
     assert [note.text for note in run.log.notes("detach")] == [
-        "Observer.on_exit_after_step raised Untold; Observer is called no more"
+        "Observer.on_exit_after_step raised Unprintable; Observer is called no more"
     ]
 
 

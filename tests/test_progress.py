@@ -40,7 +40,7 @@ def test_the_loss_stands_once_in_a_line():
 
 
 def test_draws_a_bar_in_a_terminal(monkeypatch):
-    """The bar tells epoch and step, loss, rate and time left, and is gone when `run()` returns."""
+    """The bar shows epoch and step, loss, rate and time left, and is gone when `run()` returns."""
     out = io.StringIO()
     plugin = Progress(file=out)
     monkeypatch.setattr(plugin, "_console", Console(file=out, force_terminal=True, width=120))
@@ -51,7 +51,7 @@ def test_draws_a_bar_in_a_terminal(monkeypatch):
     assert plugin._bar is None
 
 
-def test_works_where_nothing_tells_how_long_the_run_is():
+def test_works_where_the_length_of_the_run_is_unknown():
     """Without a known length there is no time left, and no error."""
     out = io.StringIO()
     engine = small_engine(iter([*small_engine(3)._components.loader]), [Progress(file=out)], max_updates=3)

@@ -34,7 +34,7 @@ from heptad_plugins import Checkpoint, Journal, LRSchedule
 
 
 def journalled(plan: Plan, folder: Path, **config: Any) -> tuple[TransitionLog, TransitionLog]:
-    """Returns the live log of a run and that of its journal."""
+    """Return the live log of a run and that of its journal."""
     plan.config.update(config)
     engine, _ = plan.build(plugins=[Journal(folder / "run.db")])
     drive(engine)
@@ -51,7 +51,7 @@ def assert_same(one: TransitionLog, other: TransitionLog) -> None:
     assert other.durations() == one.durations()
     assert other.call_durations() == one.call_durations()
     assert other.notes() == one.notes()
-    assert [told(value) for value in other.values()] == [told(value) for value in one.values()]
+    assert [comparable(value) for value in other.values()] == [comparable(value) for value in one.values()]
     assert other.calls() == one.calls()
     assert other.calls(3, 9) == [call for call in one.calls() if 3 <= call.seq < 9]
     for row in rows:
@@ -70,8 +70,8 @@ def assert_same(one: TransitionLog, other: TransitionLog) -> None:
     assert not other.diff(one)
 
 
-def told(value: Any) -> tuple[Any, ...]:
-    """Returns a recorded value as something that is equal where it is NaN."""
+def comparable(value: Any) -> tuple[Any, ...]:
+    """Return the fields of a recorded value with the value as text, so that NaN equals NaN."""
     return (value.name, str(value.value), value.seq, value.epoch, value.step, value.update)
 
 
@@ -139,7 +139,7 @@ def test_a_file_that_cannot_be_written_leaves_the_one_that_was_there(tmp_path: P
 
 @contextmanager
 def read_from(pipe: Path) -> Iterator[list[bytes]]:
-    """Makes a named pipe and reads from it until the end of a block; the list holds then what came."""
+    """Make a named pipe and read from it until the end of a block; the list holds then what came."""
     os.mkfifo(pipe)
     read: list[bytes] = []
     reader = threading.Thread(target=lambda: read.append(pipe.read_bytes()), daemon=True)
@@ -294,12 +294,12 @@ class Rare(Plugin):
 
 
 def calls(log: TransitionLog, seq: int) -> list[tuple[str, str, str, bool]]:
-    """Returns who was called in a turn: (moment, who, outcome, whether a time is told)."""
+    """Return who was called in a turn: (moment, who, outcome, whether a time is given)."""
     return [(c.moment, c.who, c.outcome, c.duration_ns is not None) for c in log.explain(seq).calls]
 
 
 @pytest.mark.parametrize("traced", [False, True])
-def test_explain_names_the_handlers_of_both_edges_in_order(traced: bool):
+def test_explain_names_the_handlers_of_both_moments_in_order(traced: bool):
     """Exit handlers of the source, the engine's own and the entry handlers of the destination; what became of each."""
     engine = small_engine(2, [Rare(), Noisy()], trace_handlers=traced)
     log = engine.run().log
@@ -333,7 +333,7 @@ def test_explain_names_no_handler_of_a_plugin_detached_before_the_checkpoint(tmp
     assert {call.outcome for call in called} == {"detached"}
 
 
-def test_explain_tells_on_which_moment_of_a_turn_a_handler_of_both_raised():
+def test_explain_says_on_which_moment_of_a_turn_a_handler_of_both_raised():
     """Not by the handler's name alone, which is the same on both."""
 
     class Both(Plugin):
@@ -397,9 +397,9 @@ def test_explain_of_a_failure_names_the_handlers_up_to_it(moment: str, state: st
         getattr(engine, f"on_{moment}")(state)(function)
     assert type(drive(engine)) is ValueError
     for seq, called in expected.items():
-        told = engine.current.log.explain(seq).calls
-        assert [(c.moment, c.who) for c in told] == called
-        assert [c.outcome for c in told] == ["called", "raised"][: len(called)]
+        found = engine.current.log.explain(seq).calls
+        assert [(c.moment, c.who) for c in found] == called
+        assert [c.outcome for c in found] == ["called", "raised"][: len(called)]
 
 
 def test_explain_a_skipped_update():
@@ -415,7 +415,7 @@ def test_explain_a_skipped_update():
 
 
 def staged(count: int = 3, plugins: Any = (), act: Callable[[Run], None] | None = None, **config: Any) -> TransitionLog:
-    """Returns the log of a seeded run, in which something may be done on exit of `after_step`."""
+    """Return the log of a seeded run, in which something may be done on exit of `after_step`."""
     engine = small_engine(count, plugins, **config)
     if act is not None:
         act.__qualname__ = "act"
@@ -487,7 +487,7 @@ def test_diff_finds_another_order_of_handlers():
 
 
 def with_rate(rate: float, plugins: Any = ()) -> TransitionLog:
-    """Returns the log of a run with that learning rate, in which nobody records anything."""
+    """Return the log of a run with that learning rate, in which nobody records anything."""
     network = torch.nn.Linear(4, 3)
     components = Components(
         network=network,
@@ -536,8 +536,8 @@ def test_diff_finds_a_note_another_note_and_one_that_is_missing():
     assert not one.diff(none, ignore=["note"])
 
 
-def test_diff_says_where_one_log_ends_and_the_other_goes_on():
-    """A run that was killed or is still going on is a beginning of the other."""
+def test_diff_says_where_one_log_ends_and_the_other_continues():
+    """A run that was killed or is still running is a beginning of the other."""
     engine = small_engine(3)
     engine.run(until="after_epoch")
     found = engine.current.log.diff(small_engine(3).run().log, ignore=["pause"])
@@ -559,7 +559,7 @@ def test_diff_of_runs_with_other_detours_compares_by_name():
 
 
 def test_a_capped_log_is_compared_where_both_hold_something():
-    """The range that was compared is told."""
+    """The message names the range that was compared."""
     found = staged(5).diff(staged(5, log_capacity=8))
     assert (found.same, found.first, found.end) == (True, 17, 25)
 
@@ -568,7 +568,7 @@ def test_a_capped_log_is_compared_where_both_hold_something():
 
 
 def intervals(events: list[dict[str, Any]]) -> list[tuple[int, int, str, str]]:
-    """Returns the spans of a trace as (begin, end, kind, name) in nanoseconds; each `E` must close the newest `B`."""
+    """Return the spans of a trace as (begin, end, kind, name) in nanoseconds; each `E` must close the newest `B`."""
     spans: list[tuple[int, int, str, str]] = []
     stack: list[dict[str, Any]] = []
     for event in events:
@@ -666,7 +666,7 @@ def test_a_trace_has_counters_and_names_what_it_shows(tmp_path: Path):
 
 
 def test_a_paused_state_says_how_long_it_was_paused(tmp_path: Path):
-    """Its span is as long as the run was in it; its args tell what of that was paused."""
+    """Its span is as long as the run was in it; its args give the paused part of that."""
     engine = small_engine(2)
     engine.run(until="before_step")
     engine.run()
@@ -746,7 +746,7 @@ def test_questions_about_what_is_not_there_are_refused():
         log.where(source="sample", limit=1)
     with pytest.raises(EngineError, match="does not hold transition #99"):
         log.explain(99)
-    for other, told in ((Run, "type"), ("first.db", "str"), (small_engine(1).run(), "Run")):
-        with pytest.raises(EngineError, match=rf"diff takes the other run's TransitionLog, got {told}; .*run\.log"):
+    for other, name in ((Run, "type"), ("first.db", "str"), (small_engine(1).run(), "Run")):
+        with pytest.raises(EngineError, match=rf"diff takes the other run's TransitionLog, got {name}; .*run\.log"):
             log.diff(other)  # pyright: ignore[reportArgumentType]
     assert records(log.where(limit=2)) == records(log[:2])

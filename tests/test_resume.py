@@ -46,7 +46,7 @@ from scenario import full_engine, held_out, network, outcome
 
 
 def begun(directory: Path, until: Any = lambda run: run.step == 4, **options: Any) -> None:
-    """Trains to somewhere in the first epoch, with a checkpoint wherever one may be."""
+    """Train to somewhere in the first epoch, with a checkpoint wherever one may be."""
     full_engine(directory, **options).run(until=until)
 
 
@@ -55,7 +55,7 @@ def begun(directory: Path, until: Any = lambda run: run.step == 4, **options: An
 
 @pytest.mark.parametrize("way", ["auto", "the directory", "one checkpoint"])
 def test_three_ways_to_say_where_from(way, tmp_path):
-    """The newest of the run's own, of a directory, or one that is named; each is the run that was not interrupted."""
+    """The newest of the run's own, of a directory, or one that is named; each continues like the uninterrupted run."""
     straight = full_engine(tmp_path / "straight")
     straight.run()
     begun(tmp_path / "a")
@@ -70,7 +70,7 @@ def test_three_ways_to_say_where_from(way, tmp_path):
     assert records(run.log) == records(straight.current.log)[run.log[0].seq :]
 
 
-def test_auto_begins_at_the_start_where_there_is_none(tmp_path):
+def test_auto_begins_at_the_start_without_a_checkpoint(tmp_path):
     """And the log says so."""
     engine = full_engine(tmp_path / "a")
     run = engine.run(resume="auto")
@@ -81,7 +81,7 @@ def test_auto_begins_at_the_start_where_there_is_none(tmp_path):
 
 
 def test_an_older_checkpoint_supersedes_the_newer_ones(tmp_path):
-    """Those that are written then have higher numbers, so the newest is that of the run that went on."""
+    """Those that are written then have higher numbers, so the newest is that of the run that continued."""
     straight = full_engine(tmp_path / "straight")
     straight.run()
     keep = Checkpoint(tmp_path / "a", at="after_step", keep_last=100)
@@ -99,7 +99,7 @@ def test_an_older_checkpoint_supersedes_the_newer_ones(tmp_path):
 
 
 def rerun(directory: Path) -> Engine:
-    """Returns the engine of the same table, run through."""
+    """Return the engine of the same table, run through."""
     engine = full_engine(directory, checkpoint=Checkpoint(directory, at="after_step"))
     engine.run()
     return engine
@@ -113,7 +113,7 @@ def rerun(directory: Path) -> Engine:
         ("none of ours", EngineError, "this engine has none; add Checkpoint"),
     ],
 )
-def test_what_cannot_be_resumed_from_is_told(resume, error, says, tmp_path):
+def test_what_cannot_be_resumed_from_is_reported(resume, error, says, tmp_path):
     """A directory that is not there, or holds none; `"auto"` without the plugin."""
     (tmp_path / "empty").mkdir()
     if resume == "none of ours":
@@ -135,7 +135,7 @@ def test_what_cannot_be_resumed_from_is_told(resume, error, says, tmp_path):
 
 
 def test_a_run_that_has_begun_is_not_resumed(tmp_path):
-    """It goes on with `run()`."""
+    """It continues with `run()`."""
     begun(tmp_path / "a")
     engine = full_engine(tmp_path / "b")
     engine.run(until="before_step")
@@ -158,7 +158,7 @@ class Flaky(Plugin):
 
 @pytest.mark.parametrize("way", ["run()", "run(resume='auto')", "run(resume=its path)", "advance()"])
 def test_a_plugin_that_does_not_open_loses_no_random_state(way, tmp_path):
-    """The run is where the checkpoint is by then; whatever goes on from there begins with its generators."""
+    """The run is where the checkpoint is by then; whatever continues from there begins with its generators."""
     straight = full_engine(tmp_path / "straight")
     straight.run()
     begun(tmp_path / "a")
@@ -179,7 +179,7 @@ def test_a_plugin_that_does_not_open_loses_no_random_state(way, tmp_path):
 
 
 def test_a_run_that_did_not_open_stays_at_its_checkpoint(tmp_path):
-    """It is told so where another one is named then."""
+    """The message says so when another checkpoint is named afterwards."""
     begun(tmp_path / "a")
     before, newest = (entry.path for entry in Store(tmp_path / "a").entries())
     engine = full_engine(tmp_path / "a", [Flaky()])
@@ -193,7 +193,7 @@ def test_a_run_that_did_not_open_stays_at_its_checkpoint(tmp_path):
 
 
 def test_a_directory_belongs_to_one_run(tmp_path):
-    """One that does not resume is refused, and told the ways on; with `overwrite=True` it takes the directory."""
+    """One that does not resume is refused with the possible remedies; with `overwrite=True` it takes the directory."""
     begun(tmp_path / "a")
     before = Store(tmp_path / "a").entries()
     with pytest.raises(CheckpointError, match=r"of another run .*resume='auto'.*another directory.*overwrite=True"):
@@ -209,7 +209,7 @@ def test_a_directory_belongs_to_one_run(tmp_path):
 
 
 def test_two_runs_at_once_are_refused(tmp_path):
-    """The second is told who holds the directory."""
+    """The message to the second says who holds the directory."""
     refused: list[str] = []
 
     class Second(Plugin):
@@ -226,7 +226,7 @@ def test_two_runs_at_once_are_refused(tmp_path):
 
 
 def flip(path: Path) -> None:
-    """Flips a bit in the middle of a file."""
+    """Flip a bit in the middle of a file."""
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 1
     path.write_bytes(bytes(content))
@@ -234,7 +234,7 @@ def flip(path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["manifest.json", "state.json", "network.safetensors", "run.safetensors"])
 def test_a_damaged_one_is_named_and_the_one_before_taken(name, tmp_path):
-    """The run is the one that was not interrupted all the same; what is wrong stands in the log."""
+    """The run still equals the uninterrupted one; what is wrong stands in the log."""
     straight = full_engine(tmp_path / "straight")
     straight.run()
     begun(tmp_path / "a")
@@ -419,9 +419,9 @@ def test_observers_may_come_and_go_and_others_may_not(tmp_path):
     plugins = [CSVLogger(tmp_path / "a.csv"), GradientClipping(max_norm=1.0)]
     engine_of(tmp_path / "c", components(small_network()), plugins).run(until=lambda run: run.step == 3)
     run = engine_of(tmp_path / "c", components(small_network()), [EarlyStopping("a", every=9)]).run(resume="auto")
-    told = [note.text for note in run.log.notes("resume")]
-    assert "the plugin EarlyStopping has no state in the checkpoint: it begins here" in told
-    assert "the plugin CSVLogger of the checkpoint is not here: its state is left out" in told
+    notes = [note.text for note in run.log.notes("resume")]
+    assert "the plugin EarlyStopping has no state in the checkpoint: it begins here" in notes
+    assert "the plugin CSVLogger of the checkpoint is not here: its state is left out" in notes
     engine_of(tmp_path / "d", components(small_network()), [Keeps()]).run(until=lambda run: run.step == 3)
     with pytest.raises(CheckpointError, match=r"plugins: Keeps \(a Keeps\) changes the run and is in the checkpoint"):
         engine_of(tmp_path / "d", components(small_network())).run(resume="auto")
@@ -497,7 +497,7 @@ class Fails(Plugin):
 @pytest.mark.parametrize("place", ["a handler", "a body", "state_dict"])
 @pytest.mark.parametrize("step", [3, 4, 6])
 def test_a_detached_plugin_stays_detached(place, step, tmp_path):
-    """It is part of the run's state: path and notes are those of the run that was not interrupted. It is closed."""
+    """It is part of the run's state: path and notes are those of the uninterrupted run. It is closed."""
     straight = engine_of(tmp_path / "s", components(small_network()), [Fails(place)])
     straight.run()
     assert len(straight.current.log.notes("detach")) == 1
@@ -508,14 +508,14 @@ def test_a_detached_plugin_stays_detached(place, step, tmp_path):
     assert records(run.log) == records(straight.current.log)[run.log[0].seq :]
     expected = [(n.seq, n.text) for n in straight.current.log.notes("detach") if n.seq >= run.log[0].seq]
     assert [(n.seq, n.text) for n in run.log.notes("detach")] == expected
-    told = "the plugin Fails was detached before the checkpoint was taken: it is called no more"
+    text = "the plugin Fails was detached before the checkpoint was taken: it is called no more"
     gone = step >= 4
-    assert (told in [note.text for note in run.log.notes("resume")]) is gone
+    assert (text in [note.text for note in run.log.notes("resume")]) is gone
     assert again.calls == (["close"] if gone else ["open", "close"])
 
 
 def test_an_observer_that_refuses_its_state_is_detached(tmp_path):
-    """One that the run can do without does not keep it from going on; the log says so."""
+    """One that the run can do without does not keep it from continuing; the log says so."""
 
     class Refuses(Fails):
         name = "Fails"
@@ -553,7 +553,7 @@ def test_an_error_in_a_state_dict_names_the_plugin(tmp_path):
 
 
 def test_what_changes_bits_is_noted(tmp_path):
-    """Another number of threads: the run goes on, and the log says in what it differs."""
+    """Another number of threads: the run continues, and the log says in what it differs."""
     begun(tmp_path / "a")
     torch.set_num_threads(2)
     try:
@@ -566,11 +566,11 @@ def test_what_changes_bits_is_noted(tmp_path):
     )
 
 
-# -- going on
+# -- continuing
 
 
 @pytest.mark.parametrize("at", ["after_epoch", "after_step", "optimizer_update"])
-def test_a_finished_run_goes_on_for_another_epoch(at, tmp_path):
+def test_a_finished_run_continues_for_another_epoch(at, tmp_path):
     """It equals one that was asked for that many."""
     longer = full_engine(
         tmp_path / "longer", checkpoint=Checkpoint(tmp_path / "longer", at=at), schedule=False, epochs=3
@@ -583,7 +583,7 @@ def test_a_finished_run_goes_on_for_another_epoch(at, tmp_path):
 
 
 def test_more_updates_may_be_asked_for(tmp_path):
-    """A run that ended at max_updates goes on; one that was stopped stays stopped."""
+    """A run that ended at max_updates continues; one that was stopped stays stopped."""
     full_engine(tmp_path / "a", schedule=False, max_updates=2).run()
     run = full_engine(tmp_path / "a", schedule=False, max_updates=4).run(resume="auto")
     assert (run.update, run.reason) == (4, "max_updates=4 reached")
@@ -600,7 +600,7 @@ class Stops(Plugin):
 
 
 @pytest.mark.parametrize(
-    ("updates", "remainder", "sized", "told"),
+    ("updates", "remainder", "sized", "text"),
     [
         (4, "extend", True, "epoch 1 was cut short by max_updates=4, after 2 of its 5 batches, and is counted"),
         (4, "extend", False, "epoch 1 may have been cut short by max_updates=4, after 2 batches, and is counted"),
@@ -611,8 +611,8 @@ class Stops(Plugin):
     ],
 )
 @pytest.mark.parametrize("paused", [False, True])
-def test_an_epoch_that_was_cut_short_is_told(updates, remainder, sized, told, paused, tmp_path):
-    """With more updates the run goes on behind it, and is not the one that was asked for them at once."""
+def test_an_epoch_that_was_cut_short_is_reported(updates, remainder, sized, text, paused, tmp_path):
+    """With more updates the run continues behind it, and is not the one that was asked for them at once."""
 
     def make(limit: int) -> Engine:
         loader = batches(5) if sized else Unsized(batches(5))
@@ -629,7 +629,7 @@ def test_an_epoch_that_was_cut_short_is_told(updates, remainder, sized, told, pa
     run = make(updates + 2).run(resume="auto")
     assert run.update == updates + 2
     notes = [note.text for note in run.log.notes("resume") if "short" in note.text]
-    assert [note.startswith(told) for note in notes] == ([True] if told else [])
+    assert [note.startswith(text) for note in notes] == ([True] if text else [])
 
 
 def test_every_keeps_its_phase(tmp_path):
@@ -671,7 +671,7 @@ def test_every_keeps_its_phase(tmp_path):
 @settings(max_examples=25)
 @given(plan=plans())
 def test_from_wherever_a_run_pauses(plan: Plan):
-    """Random runs, with detours, stops, failures and interrupts, taken down and built anew at each place they pause."""
+    """Random runs, with detours, stops, failures and pauses, taken down and built anew at each place they pause."""
     straight, actor = plan.build()
     drive_all(straight)
     with tempfile.TemporaryDirectory() as folder:
@@ -704,7 +704,7 @@ def test_from_wherever_a_run_pauses(plan: Plan):
 
 
 class Store_(Plugin):
-    """Stores a checkpoint wherever an interrupt pauses the run."""
+    """Stores a checkpoint wherever a handler pauses the run."""
 
     observes = True
 
@@ -776,8 +776,8 @@ def test_the_optimizers_state_keeps_its_precision(nested, tmp_path):
                 for parameter in group["params"]:
                     state = self.state[parameter]
                     if nested:
-                        deep = state.setdefault("deep", OrderedDict(rows=[{"told": "sums"}]))
-                        assert (type(deep), deep["rows"][0].get("told")) == (OrderedDict, "sums")
+                        deep = state.setdefault("deep", OrderedDict(rows=[{"kept": "sums"}]))
+                        assert (type(deep), deep["rows"][0].get("kept")) == (OrderedDict, "sums")
                         state = deep["rows"][0]
                     state.setdefault("sum", torch.zeros_like(parameter, dtype=torch.float32))
                     state["sum"] += parameter.grad.float() / 3
@@ -851,7 +851,7 @@ class Anneals(Plugin):
 
 
 class Adds(Plugin):
-    """Lets the optimizer hold a further layer from the second epoch on."""
+    """Adds a further layer to the optimizer from the second epoch on."""
 
     def on_enter_before_epoch(self, run: Run) -> None:
         if run.epoch == 1:
@@ -860,14 +860,14 @@ class Adds(Plugin):
 
 
 def three() -> nn.Module:
-    """Returns a network whose middle has an option and no tensors."""
+    """Return a network whose middle has an option and no tensors."""
     with torch.random.fork_rng():
         torch.manual_seed(3)
         return nn.Sequential(nn.Linear(4, 8), nn.Dropout(0.4), nn.Linear(8, 3))
 
 
 def ready() -> nn.Module:
-    """Returns a lazy network that has seen a batch."""
+    """Return a lazy network that has seen a batch."""
     with torch.random.fork_rng():
         torch.manual_seed(3)
         model = nn.Sequential(nn.LazyLinear(8), nn.Linear(8, 3))
@@ -920,17 +920,17 @@ def test_what_a_run_makes_of_its_network_comes_back(what, step, tmp_path):
         assert run.network.shift.stride() == (0, 1)  # type: ignore[operator] - a tensor
 
 
-def test_an_option_that_nobody_puts_back_is_told(tmp_path):
+def test_an_option_that_nobody_puts_back_is_reported(tmp_path):
     """It was changed during the run, so the network is the same one; but nobody knows how to change it again."""
 
     def run_of(**given: Any) -> Run:
         return engine_of(tmp_path, components(three()), [Anneals(keeps=False)]).run(**given)
 
     run_of(until=lambda run: run.step == 3)
-    told = [note.text for note in run_of(resume="auto").log.notes("resume")]
+    notes = [note.text for note in run_of(resume="auto").log.notes("resume")]
     assert (
         "network.1 was Dropout(p=0.2, inplace=False) when the checkpoint was taken and is Dropout(p=0.4, inplace=False)"
-        in told[-1]
+        in notes[-1]
     )
     with pytest.raises(
         CheckpointError, match=r"network.1: Dropout\(p=.*\(Dropout\(p=0.4, .*when the run began\), ReLU"
@@ -954,8 +954,8 @@ def test_a_module_that_was_put_in_place_of_another_is_not_overlooked(tmp_path):
         engine_of(tmp_path, components(three()), [Replaces()]).run(resume="auto")
 
 
-def test_a_network_without_memory_is_told(tmp_path):
-    """A lazy module has no shapes to compare before it has seen a batch; once it has, the run goes on."""
+def test_a_network_without_memory_is_reported(tmp_path):
+    """A lazy module has no shapes to compare before it has seen a batch; once it has, the run continues."""
 
     def lazy() -> nn.Module:
         return nn.Sequential(nn.LazyLinear(8), nn.Linear(8, 3))
@@ -1066,7 +1066,7 @@ def test_what_cannot_be_stored_is_refused_by_name(tmp_path):
 
 
 def test_a_loader_is_walked_to_its_place_and_the_log_says_so(tmp_path):
-    """One that cannot tell where it is; one with a generator of its own goes on in its order."""
+    """One that cannot tell where it is; one with a generator of its own continues in its order."""
 
     def make(directory: Path) -> Engine:
         data = TensorDataset(torch.cat([x for x, _ in batches(4)]), torch.cat([y for _, y in batches(4)]))
@@ -1149,7 +1149,7 @@ class DrawsStream(IterableDataset[Any]):
 
 
 def in_parts() -> Dataset[Any]:
-    """Returns the dataset that draws, within others."""
+    """Return the dataset that draws, within others."""
     return ConcatDataset([Subset(Draws(), range(5)), Subset(Draws(), range(3))])
 
 
@@ -1191,7 +1191,7 @@ def test_what_data_carry_from_pass_to_pass_comes_back(what, step, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("loader", "told"),
+    ("loader", "text"),
     [
         (
             lambda: DataLoader(SAMPLES, 2, sampler=Passes()),
@@ -1207,7 +1207,7 @@ def test_what_data_carry_from_pass_to_pass_comes_back(what, step, tmp_path):
         (lambda: DataLoader(SAMPLES, 2, shuffle=True), ""),
     ],
 )
-def test_what_cannot_be_verified_is_told(loader, told, tmp_path):
+def test_what_cannot_be_verified_is_reported(loader, text, tmp_path):
     """What may carry something from pass to pass and does not tell it; in the first pass there is nothing to carry."""
 
     def notes(step: int) -> str:
@@ -1218,7 +1218,7 @@ def test_what_cannot_be_verified_is_told(loader, told, tmp_path):
             return " ".join(note.text for note in run.log.notes("resume"))
 
     assert "verified" not in notes(3)
-    assert (told in notes(7)) if told else ("verified" not in notes(7))
+    assert (text in notes(7)) if text else ("verified" not in notes(7))
 
 
 class Pair(NamedTuple):
@@ -1271,7 +1271,7 @@ def test_a_batch_that_the_loader_would_not_give_again_is_refused(tmp_path):
         engine_of(tmp_path, parts, remainder="flush").run()
 
 
-def test_data_that_end_before_the_place_are_told(tmp_path):
+def test_data_that_end_before_the_place_are_reported(tmp_path):
     """Of unknown length, and shorter than they were."""
     parts = components(small_network(), loader=Unsized(batches(4)))
     engine_of(tmp_path, parts).run(until=lambda run: run.step == 4)
@@ -1300,7 +1300,7 @@ def test_no_snapshot_is_taken_where_there_can_be_none(where, tmp_path):
 KEPT = Path(__file__).parent / "checkpoint" / "run_of_format_1"
 
 
-def test_a_run_that_was_kept_as_files_goes_on(tmp_path):
+def test_a_run_that_was_kept_as_files_continues(tmp_path):
     """In mid-window, as version 0.1.0 wrote it; every later version must be able to. Bits may be those of a machine."""
     shutil.copytree(KEPT, tmp_path / "a")
     engine = full_engine(tmp_path / "a")
@@ -1332,7 +1332,7 @@ def test_the_newest_and_the_best_are_kept(tmp_path):
     assert kept == {2: 1.0, 3: 2.0, 4: 5.0, 5: 4.0}
 
 
-def test_a_monitor_that_nobody_records_is_told(tmp_path):
+def test_a_monitor_that_nobody_records_is_reported(tmp_path):
     """When the first epoch ends."""
     checkpoint = Checkpoint(tmp_path, monitor="valid/los")
     engine = Engine(components(small_network()), RunConfig(epochs=1), [Evaluate(held_out()), checkpoint])

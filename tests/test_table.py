@@ -18,7 +18,7 @@ SOUND = (Arc("start", "work"), Arc("work", "rest", "tired"), Arc("work", "end"),
 
 
 def table(states=(START, WORK, REST, END, FAILED), arcs=SOUND, guards=("tired", "bored")) -> Table:
-    """Returns a small table, sound unless told otherwise."""
+    """Return a small table, by default a sound one."""
     return Table(states, arcs, guards)
 
 
@@ -157,7 +157,7 @@ TRAINING = [
 
 
 def rows(built: Table) -> list[tuple[str, str, str]]:
-    """Returns the arcs of a table as (from, if, to)."""
+    """Return the arcs of a table as (from, if, to)."""
     return [(arc.source, arc.guard or "", arc.dest) for arc in built.arcs]
 
 

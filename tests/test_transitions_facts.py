@@ -16,7 +16,7 @@ class Model:
 
 
 def machine(model: object, **arguments) -> transitions.Machine:
-    """Returns a machine over the states a and b, in a, with one trigger that leads from a to b."""
+    """Return a machine over the states a and b, in a, with one trigger that leads from a to b."""
     built = transitions.Machine(model, **{"states": ["a", "b"], "initial": "a", "auto_transitions": False} | arguments)
     built.add_transition("go", "a", "b")
     return built
@@ -69,7 +69,7 @@ def test_advancing_from_a_callback_recurses_99_deep():
 
 
 def test_a_trigger_without_a_passing_guard_returns_false_silently(caplog: pytest.LogCaptureFixture):
-    """Where no guard holds nothing happens and nobody is told."""
+    """Where no guard holds nothing happens and no observer is called."""
     model = Model()
     built = transitions.Machine(model, states=["a", "b"], initial="a", auto_transitions=False)
     built.add_transition("go", "a", "b", conditions=[lambda: False])
@@ -156,7 +156,7 @@ def test_finalize_event_swallows_keyboard_interrupt(caplog: pytest.LogCaptureFix
 
 
 def info_records(callbacks: int, caplog: pytest.LogCaptureFixture) -> int:
-    """Returns how many INFO records one turn with this many entry callbacks emits."""
+    """Return how many INFO records one turn with this many entry callbacks emits."""
     model = Model()
     machine(model, states=["a", transitions.State("b", on_enter=[lambda: None] * callbacks)])
     caplog.clear()

@@ -1,4 +1,4 @@
-"""What a type checker tells a user: nothing where the public names are used right, something for each mistake."""
+"""What a type checker reports to a user: nothing where the public names are used right, something for each mistake."""
 
 import ast
 import json
@@ -17,7 +17,7 @@ FOLDER = Path(__file__).parent / "typing"
 
 @pytest.fixture(scope="module")
 def found() -> dict[str, set[int]]:
-    """Runs pyright, strict, and returns the lines with errors of each file."""
+    """Run pyright, strict, and return the lines with errors of each file."""
     done = subprocess.run(
         [sys.executable, "-m", "pyright", "--outputjson", "-p", str(FOLDER)],
         capture_output=True,

@@ -14,7 +14,7 @@ from heptad.plugin import Pause
 
 
 def on(engine, moment, state, act, event=1):
-    """Subscribes a function to the n-th event of a moment, and returns the engine."""
+    """Subscribe a function to the n-th event of a moment, and return the engine."""
     left = [event]
 
     def handler(run):
@@ -31,14 +31,14 @@ def engine_of(compute_loss, count=3, **config):
     return Engine(small_components(compute_loss=compute_loss, loader=batches(count)), small_config(**config))
 
 
-def at_every_edge(act):
-    """Returns a plugin that calls a function on every moment."""
+def at_every_moment(act):
+    """Return a plugin that calls a function on every moment."""
 
     def handler(self, run):
         act(run)
 
     moments = {f"on_{moment}_{state}": handler for state in STATES for moment in ("enter", "exit")}
-    return type("AtEveryEdge", (Plugin,), moments)()
+    return type("AtEveryMoment", (Plugin,), moments)()
 
 
 # -- stop
@@ -51,8 +51,8 @@ def test_stop_gives_the_reason():
     on(engine, "exit", "process_batch", lambda run: run.stop("two"), event=2)
     run = engine.run()
     assert (run.state, run.reason, run.step, run.update) == ("finished", "one", 3, 1)
-    told = [(note.text, run.log[note.seq].source, run.log[note.seq].dest) for note in run.log.notes("stop")]
-    assert told == [("one", "before_step", "process_batch"), ("two", "process_batch", "after_step")]
+    notes = [(note.text, run.log[note.seq].source, run.log[note.seq].dest) for note in run.log.notes("stop")]
+    assert notes == [("one", "before_step", "process_batch"), ("two", "process_batch", "after_step")]
 
 
 def test_stop_before_the_run():
@@ -81,7 +81,7 @@ def test_without_a_stop_the_reason_is_the_limit(config, reason):
 @pytest.mark.parametrize("verb", ["stop", "pause"])
 @pytest.mark.parametrize("state", ["finished", "failed"])
 def test_verbs_come_too_late(verb, state):
-    """`stop` and `interrupt` on a run that has ended are errors: they could do nothing."""
+    """`stop` and `pause` on a run that has ended are errors: they could do nothing."""
 
     def fail(run):
         raise ValueError("oh")
@@ -97,7 +97,7 @@ def test_verbs_come_too_late(verb, state):
         getattr(engine.current, verb)("late")
 
 
-# -- interrupt and note
+# -- pause and note
 
 
 def test_a_pause_stands_in_the_log():
@@ -111,7 +111,7 @@ def test_a_pause_stands_in_the_log():
     assert run.log[paused.requested].source == "process_batch"
 
 
-def test_interrupt_before_the_run():
+def test_pause_before_the_run():
     """It pauses at the end of the first turn."""
     engine = small_engine(3)
     engine.current.pause("wait")
@@ -241,7 +241,7 @@ def test_the_logs_of_a_loss_are_recorded():
 
 
 def updates_at(engine):
-    """Returns after which steps a run makes its updates."""
+    """Return after which steps a run makes its updates."""
     seen = []
     engine.on_exit("optimizer_update")(lambda run: seen.append(run.step))
     run = engine.run()
@@ -341,7 +341,7 @@ def test_the_gradient_of_a_resized_window():
 def test_the_updates_of_a_run_are_known_ahead(loader, config, expected):
     """Before the start, at every moment and at the end the number is the same, and it is how many there are."""
     seen = []
-    engine = small_engine(loader, [at_every_edge(lambda run: seen.append(run.total_updates))], **config)
+    engine = small_engine(loader, [at_every_moment(lambda run: seen.append(run.total_updates))], **config)
     assert engine.current.total_updates == expected
     run = engine.run()
     assert set(seen) == {expected}
@@ -367,7 +367,7 @@ def test_total_updates_follows_a_new_accumulation(remainder, moment, state):
 
 
 def said_after_a_change(count, before, after, *, remainder, moment, state):
-    """Changes k at the first event of a moment; returns what was said at each moment from then on, and what came."""
+    """Change k at the first event of a moment; return what was said at each moment from then on, and what came."""
     seen, changed = [], []
 
     def change(run):
@@ -507,7 +507,7 @@ def test_an_output_of_several_tensors_is_detached():
 
 
 def test_the_output_is_gone_after_its_step():
-    """From exit of `after_step` on there is none, so that nothing of the step stays in memory."""
+    """From exit of `after_step` on there is no output, so that nothing of the step stays in memory."""
     seen = []
     engine = small_engine(1)
     engine.on_enter("after_step")(lambda run: seen.append(run.output is None))
@@ -567,7 +567,7 @@ def test_nothing_else_of_a_run_can_be_set(name):
 
 
 @pytest.mark.parametrize("given", [None, 0.5, torch.ones(2, requires_grad=True), torch.ones(())])
-def test_a_loss_that_is_none_in_a_later_step_is_told_as_in_the_first(given):
+def test_an_invalid_loss_in_a_later_step_is_reported_as_in_the_first(given):
     """A `compute_loss` may return something else only now and then."""
     calls = []
 
@@ -580,14 +580,14 @@ def test_a_loss_that_is_none_in_a_later_step_is_told_as_in_the_first(given):
     assert len(calls) == 3
 
 
-def test_a_batch_that_is_no_pair_in_a_later_step_is_told_as_in_the_first():
+def test_a_batch_that_is_no_pair_in_a_later_step_is_reported_as_in_the_first():
     """A loader may yield something else only now and then."""
     data, target = batches(1)[0]
     with pytest.raises(DataError, match=r"a batch must be \(data, target\), got a tuple of 3"):
         small_engine([(data, target), (data, target, target)]).run()
 
 
-def test_a_backward_pass_of_the_users_own_is_told_of():
+def test_a_backward_pass_of_the_users_own_is_reported():
     """Torch's advice to retain the graph would double the gradient."""
 
     def compute_loss(network, batch):
@@ -653,14 +653,14 @@ def test_a_window_that_was_begun_keeps_its_size_where_the_data_cannot_fill_anoth
     assert (run.step, run.update) == (4, 2)
 
 
-def test_a_backward_pass_that_fails_in_a_way_that_cannot_be_told_comes_out_as_it_is():
+def test_a_backward_pass_that_fails_in_a_way_that_cannot_be_described_comes_out_as_it_is():
     """What is looked for in its message must not hide it."""
 
-    class Untold(Exception):
+    class Unprintable(Exception):
         def __str__(self):
             raise ValueError("in __str__")
 
-    raised = Untold()
+    raised = Unprintable()
 
     def fail(gradient):
         raise raised
@@ -670,6 +670,6 @@ def test_a_backward_pass_that_fails_in_a_way_that_cannot_be_told_comes_out_as_it
         loss.register_hook(fail)
         return loss
 
-    with pytest.raises(Untold) as caught:
+    with pytest.raises(Unprintable) as caught:
         engine_of(compute_loss).run()
     assert caught.value is raised

@@ -160,7 +160,7 @@ class Engine:
         """Make one turn and pause.
 
         Plugins are opened before the first turn. They are closed by a turn that ends the run, or after which an
-        interrupt pauses it; by `run`; or by `close`.
+        requested pause takes effect; by `run`; or by `close`.
 
         Returns:
             The transition that was made.
@@ -181,7 +181,7 @@ class Engine:
                 raise
             if self.current.ended:
                 self.close()
-            elif self.current.paused != BY_ADVANCE:  # by an interrupt, as in run(): going on opens them again
+            elif self.current.paused != BY_ADVANCE:  # as asked for: run() opens them again
                 self._manager.close(self.current)
         return self.current.log[-1]
 

@@ -145,8 +145,9 @@ class Checkpoint(Plugin):
             self.store.clear()
             return
         raise CheckpointError(
-            f"{self.store.directory} holds checkpoints of another run ({entries[-1].path.name} is the newest); go on "
-            "from them with Engine.run(resume='auto'), name another directory, remove them, or say overwrite=True"
+            f"{self.store.directory} holds checkpoints of another run ({entries[-1].path.name} is the newest); "
+            "resume from them with Engine.run(resume='auto'), name another directory, remove them, or say "
+            "overwrite=True"
         )
 
     def _is_of(self, run: Run, path: Path) -> bool:

@@ -1,4 +1,4 @@
-"""Snapshots to write, a state of values that tells them apart, and files whose operations fail or kill."""
+"""Snapshots to write, a state of values that distinguishes them, and files whose operations fail or kill."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ OPERATIONS = [name for name, value in vars(Files).items() if not name.startswith
 
 
 def snapshot(number: int) -> Snapshot:
-    """Returns a snapshot that differs from those of other numbers in every section."""
+    """Return a snapshot that differs from those of other numbers in every section."""
     generator = torch.Generator().manual_seed(number)
     weights = {"first.weight": torch.randn(3, 4, generator=generator), "first.bias": torch.full((3,), float(number))}
     return Snapshot(
@@ -34,7 +34,7 @@ def snapshot(number: int) -> Snapshot:
 
 
 def number_of(found: Snapshot) -> int:
-    """Returns the number of a snapshot, once all of its sections agree on it."""
+    """Return the number of a snapshot, once all of its sections agree on it."""
     number = found.summary["seq"]
     expected = snapshot(number)
     assert found.summary == expected.summary
@@ -43,7 +43,7 @@ def number_of(found: Snapshot) -> int:
 
 
 def same(one: Any, other: Any) -> bool:
-    """Tells whether two nested values have the same types, the same bits and, if tensors, the same strides."""
+    """Return whether two nested values have the same types, the same bits and, if tensors, the same strides."""
     if type(one) is not type(other):
         return False
     if isinstance(one, torch.Tensor):
@@ -56,7 +56,7 @@ def same(one: Any, other: Any) -> bool:
 
 
 def stored(directory: Path, count: int) -> Store:
-    """Returns a store with this many checkpoints, of the snapshots 1, 2, 3 …"""
+    """Return a store with this many checkpoints, of the snapshots 1, 2, 3 …"""
     store = Store(directory)
     for number in range(1, count + 1):
         store.save(snapshot(number))
@@ -87,7 +87,7 @@ class CountedFiles(Files):
     def _counted(self, name: str, *arguments: Any) -> Any:
         self.calls.append((name, *arguments))
         if len(self.calls) == self.place or (self.ever and self.struck):
-            if name == "close":  # which lets go of the descriptor even where it fails
+            if name == "close":  # which releases the descriptor even where it fails
                 Files.close(self, *arguments)
             self.strike(name)
         return getattr(Files, name)(self, *arguments)
@@ -102,7 +102,7 @@ for _name in OPERATIONS:
 
 
 def refusing(number: int) -> Callable[[str], object]:
-    """Returns a function that raises the error of that number."""
+    """Return a function that raises the error of that number."""
 
     def strike(name: str) -> None:
         raise OSError(number, os.strerror(number))
@@ -111,7 +111,7 @@ def refusing(number: int) -> Callable[[str], object]:
 
 
 def in_child(work: Callable[[], object]) -> int:
-    """Calls a function in a forked child; returns 0, 1 if it raised, or minus the signal that ended it."""
+    """Call a function in a forked child; return 0, 1 if it raised, or minus the signal that ended it."""
     child = os.fork()
     if child == 0:
         status = 1
@@ -124,5 +124,5 @@ def in_child(work: Callable[[], object]) -> int:
 
 
 def die(name: str) -> None:
-    """Kills this process as a power failure would: nothing is flushed and nothing cleaned up."""
+    """Kill this process as a power failure would: nothing is flushed and nothing cleaned up."""
     os.kill(os.getpid(), signal.SIGKILL)

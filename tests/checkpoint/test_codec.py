@@ -24,19 +24,19 @@ from heptad.checkpoints.tensors import DTYPES, parse, pieces
 
 
 def returned(value: Any) -> Any:
-    """Returns a value as it comes back from JSON and a safetensors file."""
+    """Return a value as it comes back from JSON and a safetensors file."""
     plain, held = encode(value, "value")
     _, content = pieces(held, "value")
     return decode(read_json(write_json(plain)), parse(b"".join(content), "value"), "value")
 
 
 def bits(tensor: torch.Tensor) -> bytes:
-    """Returns the bits of a tensor's elements, in the order of its indices."""
+    """Return the bits of a tensor's elements, in the order of its indices."""
     return tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
 
 
 def alike(one: Any, other: Any) -> bool:
-    """Tells whether two values are the same in type, order, bits, shape and strides."""
+    """Return whether two values are the same in type, order, bits, shape and strides."""
     if type(one) is not type(other):
         return False
     if isinstance(one, torch.Tensor):
@@ -68,7 +68,7 @@ shapes = st.lists(st.integers(0, 3), max_size=4).map(tuple)
 
 @st.composite
 def tensors(draw: st.DrawFn) -> torch.Tensor:
-    """Draws a tensor of any dtype that can be stored, with any bits, dense or not, its dimensions in any order."""
+    """Draw a tensor of any dtype that can be stored, with any bits, dense or not, its dimensions in any order."""
     dtype, shape = draw(st.sampled_from(list(DTYPES))), draw(shapes)
     step = draw(st.sampled_from([1, 1, 2]))
     count = math.prod(shape) * step
@@ -101,7 +101,7 @@ values = st.recursive(
 
 
 def stored_form(value: Any) -> Any:
-    """Returns what is to come back: parameters as tensors, and what is not dense in the strides that torch gives."""
+    """Return what is to come back: parameters as tensors, and what is not dense in the strides that torch gives."""
     if isinstance(value, torch.Tensor):
         plain = value.detach()
         return torch.empty_like(plain).copy_(plain)

@@ -22,12 +22,12 @@ from heptad.checkpoints.store import Store
 
 
 def newest_files(store: Store) -> dict[Path, bytes]:
-    """Returns the files of the newest checkpoint with their content."""
+    """Return the files of the newest checkpoint with their content."""
     return {path: path.read_bytes() for path in sorted(store.entries()[-1].path.iterdir())}
 
 
 def one_of(files: dict[Path, bytes], place: int) -> tuple[Path, int]:
-    """Returns the file, and the place in it, of a place in all files one after the other."""
+    """Return the file, and the place in it, of a place in all files one after the other."""
     for path, content in files.items():
         if place < len(content):
             return path, place
@@ -44,7 +44,7 @@ def assert_named_and_passed_over(store: Store, path: Path) -> None:
 
 
 def signed(path: Path, change: Callable[[dict[str, Any]], object]) -> None:
-    """Changes a manifest as somebody would who knows the format: form and digest are right."""
+    """Change a manifest as somebody would who knows the format: form and digest are right."""
     content = json.loads((path / "manifest.json").read_text())
     del content["digest"]
     change(content)
@@ -53,7 +53,7 @@ def signed(path: Path, change: Callable[[dict[str, Any]], object]) -> None:
 
 
 def put(path: Path, name: str, content: bytes) -> None:
-    """Puts other content in a checkpoint's file, and its size and digest in the manifest."""
+    """Put other content in a checkpoint's file, and its size and digest in the manifest."""
     (path / name).write_bytes(content)
     facts = {"size": len(content), "sha256": hashlib.sha256(content).hexdigest()}
     signed(path, lambda manifest: manifest["files"].update({name: facts}))
@@ -158,7 +158,7 @@ class Payload:
 
 
 def pickles(canary: Path) -> dict[str, bytes]:
-    """Returns the payload as a raw pickle, and in both of torch's formats."""
+    """Return the payload as a raw pickle, and in both of torch's formats."""
     made = {"raw": pickle.dumps(Payload(canary))}
     for name, zipped in (("zip", True), ("legacy", False)):
         buffer = io.BytesIO()
@@ -247,7 +247,7 @@ def test_a_manifest_that_nobody_wrote_is_refused(tmp_path: Path, change: Callabl
     ],
     ids=["empty", "list", "bytes", "twice", "NaN", "deep", "long number", "long file"],
 )
-def test_a_manifest_that_is_none_is_refused(tmp_path: Path, content: bytes, text: str):
+def test_an_invalid_manifest_is_refused(tmp_path: Path, content: bytes, text: str):
     """Whatever it is instead, it is an error of one kind."""
     path = stored(tmp_path, 1).entries()[0].path
     (path / "manifest.json").write_bytes(content)
@@ -344,7 +344,7 @@ def test_what_may_not_be_read_is_no_damage(tmp_path: Path, operation: str, numbe
 
 
 def _first(directory: Path, operation: str) -> int:
-    """Returns how many operations come before the first of a kind, in loading the newest checkpoint."""
+    """Return how many operations come before the first of a kind, in loading the newest checkpoint."""
     files = CountedFiles()
     Store(directory, files).newest_sound()
     return [call[0] for call in files.calls].index(operation)

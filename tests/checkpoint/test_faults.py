@@ -19,14 +19,14 @@ from heptad.checkpoints.store import Store
 
 
 def save_and_rotate(directory: Path, files: Files) -> None:
-    """Does what a run does at a checkpoint, the third in its directory."""
+    """Do what a run does at a checkpoint, the third in its directory."""
     store = Store(directory, files)
     store.save(snapshot(3))
     store.rotate(2)
 
 
 def temporary(directory: Path) -> list[str]:
-    """Returns what is in a directory beside its checkpoints and the lock."""
+    """Return what is in a directory beside its checkpoints and the lock."""
     return [path.name for path in directory.iterdir() if not path.name.startswith(("checkpoint-", ".lock"))]
 
 
@@ -42,8 +42,8 @@ def assert_old_or_new(directory: Path) -> int:
     return entry.number
 
 
-def assert_goes_on(directory: Path) -> None:
-    """The next save passes, and what was left half written is gone with it."""
+def assert_continues(directory: Path) -> None:
+    """The next save succeeds and removes what was left half written."""
     store = Store(directory)
     newest = store.newest_sound()[0].number
     assert store.save(snapshot(newest + 1)).number == newest + 1
@@ -53,7 +53,7 @@ def assert_goes_on(directory: Path) -> None:
 
 
 def places(tmp_path: Path) -> Iterator[tuple[int, Path]]:
-    """Yields 1, 2, 3 … with a directory of two checkpoints each, until all operations have had their turn."""
+    """Yield 1, 2, 3 … with a directory of two checkpoints each, until all operations have had their turn."""
     files = CountedFiles()
     stored(tmp_path / "two", 2)
     shutil.copytree(tmp_path / "two", tmp_path / "0")
@@ -82,7 +82,7 @@ def test_every_operation_fails_once(tmp_path: Path, number: int):
         if results[-1] == 2:
             assert temporary(directory) == []
             assert "stay as they were" in str(caught.value) or "listing" in str(caught.value)
-        assert_goes_on(directory)
+        assert_continues(directory)
     assert results == sorted(results)
     assert set(results) == {2, 3}
 
@@ -93,10 +93,10 @@ def test_every_operation_fails_from_some_point_on(tmp_path: Path):
         with pytest.raises(CheckpointError):
             save_and_rotate(directory, CountedFiles(place, refusing(errno.EIO), ever=True))
         assert_old_or_new(directory)
-        assert_goes_on(directory)
+        assert_continues(directory)
 
 
-def test_a_run_goes_on_after_a_save_that_failed_and_could_not_be_cleaned_up(tmp_path: Path):
+def test_a_run_continues_after_a_save_that_failed_and_could_not_be_cleaned_up(tmp_path: Path):
     """It holds the lock all along: its next save removes what is left, and passes."""
     for place, directory in places(tmp_path):
         files = CountedFiles()
@@ -122,7 +122,7 @@ def test_the_process_dies_before_every_operation(tmp_path: Path):
         assert in_child(lambda files=files, directory=directory: save_and_rotate(directory, files)) == -9
         left += bool(temporary(directory))
         results.append(assert_old_or_new(directory))
-        assert_goes_on(directory)
+        assert_continues(directory)
     assert results == sorted(results)
     assert set(results) == {2, 3}
     assert left > 5
@@ -145,7 +145,7 @@ def test_the_process_dies_in_the_middle_of_every_write(tmp_path: Path):
         files.at = at
         assert in_child(lambda files=files, directory=directory: save_and_rotate(directory, files)) == -9
         assert assert_old_or_new(directory) == 2
-        assert_goes_on(directory)
+        assert_continues(directory)
 
 
 def test_short_writes_are_gone_on_with(tmp_path: Path):
@@ -214,17 +214,17 @@ def test_a_full_disk_says_how_much_is_needed(tmp_path: Path):
         Store(tmp_path, CountedFiles(4, refusing(errno.ENOSPC))).save(snapshot(1))
 
 
-def test_an_interrupt_cleans_up_and_goes_on_its_way(tmp_path: Path):
+def test_ctrl_c_cleans_up_and_is_raised(tmp_path: Path):
     """Ctrl-C in the middle of a save is no `CheckpointError`."""
 
-    def interrupt(name: str) -> None:
+    def press(name: str) -> None:
         raise KeyboardInterrupt
 
     for place, directory in places(tmp_path):
         with pytest.raises(KeyboardInterrupt):
-            save_and_rotate(directory, CountedFiles(place, interrupt))
+            save_and_rotate(directory, CountedFiles(place, press))
         assert_old_or_new(directory)
-        assert_goes_on(directory)
+        assert_continues(directory)
 
 
 def test_everything_is_synced_before_it_is_relied_on(tmp_path: Path):
@@ -275,4 +275,4 @@ def test_the_power_fails_before_every_operation(tmp_path: Path, keep: Callable[[
         for path in files.unsynced.values():
             os.truncate(path, keep(path.stat().st_size))
         assert_old_or_new(directory)
-        assert_goes_on(directory)
+        assert_continues(directory)

@@ -1,4 +1,4 @@
-"""The form of a checkpoint: what is well signed and yet was never a run's is told before anything is changed."""
+"""The form of a checkpoint: signed content that never came from a run is refused before anything changes."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ KEPT = Path(__file__).parent / "run_of_format_1"
 
 
 def section(*names: str) -> Callable[[dict[str, Any]], dict[str, Any]]:
-    """Returns what leads to a part of the sections of a checkpoint."""
+    """Return what leads to a part of the sections of a checkpoint."""
 
     def part(sections: dict[str, Any]) -> dict[str, Any]:
         for name in names:
@@ -46,7 +46,7 @@ MALFORMED: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
     "an epoch in words": (lambda s: PLACED(s).update(epoch="x"), "run.position.placed.epoch: .*got 'x'"),
     "a step below 0": (lambda s: PLACED(s).update(step=-1), r"run.position.placed.step: .*got -1"),
     "a window of no steps": (lambda s: POSITION(s)["window"].update(size=0), r"run.position.window.size: .*got 0"),
-    "a state that is none": (lambda s: POSITION(s).update(node="sleep"), "was in 'sleep', where no run can be resumed"),
+    "an unknown state": (lambda s: POSITION(s).update(node="sleep"), "was in 'sleep', where no run can be resumed"),
     "an end": (lambda s: POSITION(s).update(node="finished"), "was in 'finished', where no run can be resumed"),
     "the start": (lambda s: POSITION(s).update(node="idle"), "was in 'idle', where no run can be resumed"),
     "too many detours": (lambda s: POSITION(s)["visits"].append(0), r"counts \d+ detours, and there are \d+"),
@@ -80,7 +80,7 @@ def test_what_no_run_has_stored_is_refused(what, tmp_path):
     assert engine.current.state == "idle"
 
 
-def test_a_summary_that_is_none_is_refused(tmp_path):
+def test_an_invalid_summary_is_refused(tmp_path):
     """The newest is found by it."""
     (kept,) = Store(KEPT).entries()
     snapshot = Store(KEPT).load(kept)
@@ -94,7 +94,7 @@ def test_a_summary_that_is_none_is_refused(tmp_path):
 
 @pytest.mark.parametrize("feed", ["dataset", "stream", "loader", "unsized", "stateful"])
 def test_a_place_in_any_data_has_a_form(feed, tmp_path):
-    """A part of it that is missing is told, whatever the data come from."""
+    """A missing part is reported, whatever the data come from."""
     full_engine(tmp_path / "a", feed=feed, at="after_step").run(until=lambda run: run.step == 4)
     store = Store(tmp_path / "a")
     newest = store.entries()[-1]

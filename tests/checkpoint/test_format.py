@@ -22,7 +22,7 @@ KEPT = Path(__file__).parent / "format_1"
 
 
 def kept() -> Snapshot:
-    """Returns what the kept checkpoint holds: one of everything that can be stored."""
+    """Return what the kept checkpoint holds: one of everything that can be stored."""
     weight = torch.arange(6.0).reshape(2, 3) / 7
     bits = (torch.arange(16) % 3 % 2).to(torch.uint8)
     places, rows = torch.tensor([[2, 0, 2]]), torch.tensor([[1.0], [2.0], [3.0]])

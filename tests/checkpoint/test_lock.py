@@ -23,7 +23,7 @@ class Holder:
         self.pid = os.fork()
         if self.pid == 0:
             try:
-                kept = work()  # a store that is forgotten lets go of its lock
+                kept = work()  # a store that is no longer referenced releases its lock
                 os.write(send, b".")
                 time.sleep(30)
                 del kept
@@ -34,13 +34,13 @@ class Holder:
         os.close(receive)
 
     def kill(self) -> None:
-        """Kills it and waits until it is dead."""
+        """Kill it and wait until it is dead."""
         os.kill(self.pid, signal.SIGKILL)
         os.waitpid(self.pid, 0)
 
 
 def locked(directory: Path) -> Store:
-    """Returns a store that holds the lock."""
+    """Return a store that holds the lock."""
     store = Store(directory)
     store.lock()
     return store
@@ -87,7 +87,7 @@ def test_what_a_living_run_is_writing_is_left_alone(tmp_path: Path):
 
 
 def test_reading_needs_no_lock(tmp_path: Path):
-    """Weights can be taken from a run that goes on."""
+    """Weights can be taken from a run that continues."""
     store = stored(tmp_path, 1)
     store.lock()
     assert number_of(Store(tmp_path).newest_sound()[1]) == 1
@@ -106,7 +106,7 @@ def test_another_store_in_the_same_process_is_refused(tmp_path: Path):
 
 
 def test_a_lock_that_is_held_stays_held_over_a_save(tmp_path: Path):
-    """And where it was not, it is let go of after it."""
+    """And where it was not, it is released afterwards."""
     first, second = Store(tmp_path), Store(tmp_path)
     first.save(snapshot(1))
     second.lock()

@@ -18,7 +18,7 @@ from heptad.checkpoints import Entry, Snapshot, Store, is_checkpoint
 
 
 def names(directory: Path) -> list[str]:
-    """Returns what is in a directory, sorted."""
+    """Return what is in a directory, sorted."""
     return sorted(path.name for path in directory.iterdir())
 
 
@@ -65,7 +65,7 @@ def test_anyone_can_read_the_manifest(tmp_path: Path):
 
 
 def test_numbers_grow_by_one_past_the_highest_there_is(tmp_path: Path):
-    """Those that are damaged count too, so that a run that went on from an older one supersedes the newer ones."""
+    """Those that are damaged count too, so that a run that continued from an older one supersedes the newer ones."""
     store = stored(tmp_path, 2)
     (tmp_path / "checkpoint-00000007").mkdir()
     assert store.save(snapshot(3)).number == 8
@@ -87,7 +87,7 @@ def test_the_newest_is_taken(tmp_path: Path):
 
 
 def test_with_no_checkpoint_the_error_says_so(tmp_path: Path):
-    """And tells an empty directory from one that is not there."""
+    """And it distinguishes an empty directory from a missing one."""
     with pytest.raises(CheckpointError, match="holds no checkpoint"):
         Store(tmp_path).newest_sound()
     with pytest.raises(CheckpointError, match="nowhere is not a directory"):
@@ -187,7 +187,7 @@ def test_rotation_keeps_the_best(tmp_path: Path, mode: str, kept: list[int]):
 
 
 def test_only_what_monitors_the_same_is_compared(tmp_path: Path):
-    """Where a run went on with another monitor, the values before are of another kind."""
+    """Where a run continued with another monitor, the values before are of another kind."""
     store = Store(tmp_path)
     for name, value in (("loss", 0.1), ("error", 5), ("error", 6.0), ("error", 7)):
         store.save(Snapshot({"monitor": {"name": name, "mode": "min", "value": value}}))

@@ -19,7 +19,7 @@ from heptad.checkpoints.tensors import DTYPES, parse, pieces
 
 
 def content(held: dict[str, Tensor]) -> bytes:
-    """Returns the whole file, once its size is the one that was told."""
+    """Return the whole file, after checking that it has the size that `pieces` gives."""
     size, parts = pieces(held, "network")
     whole = b"".join(parts)
     assert len(whole) == size
@@ -27,13 +27,13 @@ def content(held: dict[str, Tensor]) -> bytes:
 
 
 def bits(tensor: Tensor) -> list[int]:
-    """Returns the bytes of a tensor."""
+    """Return the bytes of a tensor."""
     return tensor.contiguous().reshape(-1).view(torch.uint8).tolist()
 
 
 @st.composite
 def drawn(draw: st.DrawFn) -> Tensor:
-    """Draws a tensor of any dtype, with any bits."""
+    """Draw a tensor of any dtype, with any bits."""
     dtype = draw(st.sampled_from(list(DTYPES)))
     shape = draw(st.lists(st.integers(0, 4), max_size=3))
     size = math.prod(shape) * dtype.itemsize

@@ -28,13 +28,13 @@ class Net(nn.Module):
 
 
 def held(network: nn.Module) -> dict[str, torch.Tensor]:
-    """Returns parameters and all buffers, as a checkpoint holds them: tied ones under each name."""
+    """Return parameters and all buffers, as a checkpoint holds them: tied ones under each name."""
     named = chain(network.named_parameters(remove_duplicate=False), network.named_buffers(remove_duplicate=False))
     return {name: tensor.detach() for name, tensor in named}
 
 
 def filled(value: float, network: nn.Module | None = None) -> nn.Module:
-    """Returns a network of which every element is this number."""
+    """Return a network of which every element is this number."""
     network = network or Net()
     with torch.no_grad():
         for tensor in held(network).values():
@@ -43,19 +43,19 @@ def filled(value: float, network: nn.Module | None = None) -> nn.Module:
 
 
 def values(network: nn.Module) -> set[float]:
-    """Returns all different elements of a network."""
+    """Return all different elements of a network."""
     return {element for tensor in held(network).values() for element in tensor.flatten().tolist()}
 
 
 def saved(directory: Path, value: float, monitor: Any = None, plugins: Any = None, **section: Any) -> Path:
-    """Writes a checkpoint of a network of which every element is this number."""
+    """Write a checkpoint of a network of which every element is this number."""
     network = {"tensors": held(filled(value)), **section}
     summary = {} if monitor is None else {"monitor": monitor}
     return Store(directory).save(Snapshot(summary, {"network": network, "plugins": plugins or {}})).path
 
 
 def watched(value: float, mode: str = "min") -> dict[str, Any]:
-    """Returns a monitored value as a summary holds it."""
+    """Return a monitored value as a summary holds it."""
     return {"name": "loss", "mode": mode, "value": value}
 
 

@@ -16,14 +16,14 @@ from heptad.run.snapshot import Snapshot
 
 
 def saved(directory: Path, network: nn.Module) -> Path:
-    """Writes a checkpoint of a network."""
+    """Write a checkpoint of a network."""
     tensors = dict((*network.named_parameters(), *network.named_buffers()))
     section = {"tensors": {name: tensor.detach() for name, tensor in tensors.items()}}
     return Store(directory).save(Snapshot({}, {"network": section, "plugins": {}})).path
 
 
 def file(folder: Path) -> Path:
-    """Returns the file that torch.save wrote."""
+    """Return the file that torch.save wrote."""
     torch.save(nn.Linear(2, 2).state_dict(), folder / "x.pt")
     return folder / "x.pt"
 
@@ -43,10 +43,10 @@ WRONG: dict[str, tuple[Callable[[Path, nn.Module], tuple[Any, Any]], str]] = {
 
 
 @pytest.mark.parametrize("how", WRONG)
-def test_arguments_that_are_none_are_told_apart(how: str, tmp_path: Path):
+def test_arguments_that_are_wrong_are_distinguished(how: str, tmp_path: Path):
     """The message says what was given, and what to give."""
-    arguments, told = WRONG[how]
-    with pytest.raises(CheckpointError, match=told):
+    arguments, message = WRONG[how]
+    with pytest.raises(CheckpointError, match=message):
         load_weights(*arguments(tmp_path, nn.Linear(2, 2)))
 
 

@@ -58,7 +58,7 @@ class Terminal(io.StringIO):
 
 
 def makers(folder: Path) -> dict[str, Any]:
-    """Returns what builds each shipped plugin, with the options of every form that it has."""
+    """Return what builds each shipped plugin, with the options of every form that it has."""
     held_out = batches(2)
     files = itertools.count()
 
@@ -107,7 +107,7 @@ def test_every_shipped_plugin_keeps_the_contract(name, tmp_path):
 
 
 def forgetful(plugin: Plugin) -> Plugin:
-    """Returns the plugin, without its memory."""
+    """Return the plugin, without its memory."""
     plugin.state_dict = dict  # type: ignore[method-assign] - an empty one
     plugin.load_state_dict = lambda state: None  # type: ignore[method-assign]
     return plugin
@@ -139,12 +139,12 @@ def test_the_first_line_says_whether_it_observes_or_changes_the_run(path):
 
 
 def shipped(folder: Path) -> dict[str, Plugin]:
-    """Returns one of each, by class name."""
+    """Return one of each, by class name."""
     return {name: make() for name, make in makers(folder).items() if " " not in name}
 
 
 def declared(folder: Path) -> list[tuple[str, str]]:
-    """Returns every pair (first, second) that a shipped plugin asks for."""
+    """Return every pair (first, second) that a shipped plugin asks for."""
     plugins = shipped(folder)
     pairs = [(str(other), name) for name, plugin in plugins.items() for other in plugin.runs_after]
     pairs += [(name, str(other)) for name, plugin in plugins.items() for other in plugin.runs_before]
@@ -185,8 +185,8 @@ def test_each_declared_pair_holds_in_all_orders_of_five(first, second, tmp_path)
             assert found.index(plugins[first].name) < found.index(plugins[second].name)
 
 
-def on_one_edge(folder: Path) -> dict[tuple[str, str], set[str]]:
-    """Returns which shipped plugins have a handler on each moment where several do."""
+def on_one_moment(folder: Path) -> dict[tuple[str, str], set[str]]:
+    """Return which shipped plugins have a handler on each moment where several do."""
     moments: dict[tuple[str, str], set[str]] = {}
     for name, plugin in shipped(folder).items():
         for found in PluginManager([plugin]).subscriptions():
@@ -194,14 +194,14 @@ def on_one_edge(folder: Path) -> dict[tuple[str, str], set[str]]:
     return {moment: names for moment, names in moments.items() if len(names) > 1}
 
 
-EDGES = on_one_edge(Path())
+MOMENTS = on_one_moment(Path())
 
 
-@pytest.mark.parametrize("moment", EDGES, ids=" ".join)
-def test_the_calls_of_an_edge_keep_each_declared_pair_in_all_orders(moment, tmp_path):
+@pytest.mark.parametrize("moment", MOMENTS, ids=" ".join)
+def test_the_calls_of_a_moment_keep_each_declared_pair_in_all_orders(moment, tmp_path):
     """All the plugins that have a handler there, five at a time, in every order of the list."""
     plugins, names = shipped(tmp_path), {plugin.name: name for name, plugin in shipped(tmp_path).items()}
-    for some in itertools.combinations(sorted(EDGES[moment]), min(5, len(EDGES[moment]))):
+    for some in itertools.combinations(sorted(MOMENTS[moment]), min(5, len(MOMENTS[moment]))):
         pairs = [pair for pair in PAIRS if set(pair) <= set(some)]
         for order in itertools.permutations(some):
             called = [
@@ -243,7 +243,7 @@ class Noisy(torch.utils.data.Dataset):
 
 
 def build(plugins: list[Plugin], *, accumulation: int = 1, uneven: bool = False) -> Engine:
-    """Returns an engine over a network with dropout and batch norm."""
+    """Return an engine over a network with dropout and batch norm."""
     torch.manual_seed(1)
     layers = nn.Linear(FEATURES, 8), nn.BatchNorm1d(8), nn.Dropout(0.3), nn.Linear(8, CLASSES)
     network = nn.Sequential(*layers)
@@ -276,7 +276,7 @@ OBSERVERS = (
 
 
 def bits(run: Run) -> Iterator[bytes]:
-    """Yields all that a run leaves behind, as bytes: weights and buffers, the optimizer's state, the generators."""
+    """Yield all that a run leaves behind, as bytes: weights and buffers, the optimizer's state, the generators."""
     state: dict[int, dict[str, Any]] = run.optimizer.state_dict()["state"]
     assert state
     for tensor in [*run.network.state_dict().values(), *(value for held in state.values() for value in held.values())]:
@@ -326,13 +326,13 @@ class Beside(Side):
 
 
 def beside(name: str, plugin: Plugin, *others: Plugin, fails: int | None = None) -> Engine:
-    """Returns an engine for a plugin of the list; a guard gets a NaN to find in the second of six updates."""
+    """Return an engine for a plugin of the list; a guard gets a NaN to find in the second of six updates."""
     nan = 3 if name.startswith("NonFiniteGuard") else None
     return build([Beside(nan, fails), plugin, *others], accumulation=2, uneven=True)
 
 
 def left_by(engine: Engine, plugin: Plugin, resume: str | None = None) -> tuple[Any, ...]:
-    """Runs an engine, and returns what a plugin can make of a run; of what measures time whether it is more than 0."""
+    """Run an engine, and return what a plugin can make of a run; of what measures time whether it is more than 0."""
     run = engine.run(resume=resume)
     values = [(record.name, record.update, record.value) for record in run.records()]
     values = [(name, update, value > 0 if name in TIMES else repr(value)) for name, update, value in values]
@@ -352,7 +352,7 @@ def test_an_instance_that_is_given_to_a_second_engine_begins_anew(name, fails, t
 
 
 @pytest.mark.parametrize("name", [name for name in NAMES if not name.startswith("Checkpoint")])
-def test_an_instance_that_goes_on_from_a_checkpoint_in_a_second_engine_is_like_a_fresh_one(name, tmp_path):
+def test_an_instance_that_continues_from_a_checkpoint_in_a_second_engine_is_like_a_fresh_one(name, tmp_path):
     """What the run that failed left in it is gone, also what is in no checkpoint."""
     used_folder, fresh_folder = tmp_path / "used", tmp_path / "fresh"
     used = makers(used_folder)[name]()
@@ -417,7 +417,7 @@ def test_loggers_see_the_metrics_of_the_epoch(tmp_path):
         assert reads.epochs == 3
 
 
-def test_every_observer_may_be_let_to_fail(tmp_path):
+def test_every_observer_may_be_allowed_to_fail(tmp_path):
     """`on_error="detach"` is an option of each, by keyword."""
     made = makers(tmp_path)
     for name in OBSERVERS:

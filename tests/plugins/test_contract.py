@@ -35,7 +35,7 @@ def test_an_epoch_is_open_from_before_epoch_to_after_epoch():
     ]  # fmt: skip
 
 
-def test_the_names_of_recorded_values_are_told_from_a_count_on():
+def test_the_names_of_recorded_values_are_shown_from_a_count_on():
     run = small_engine(1).current
     run.record("a", 1.0)
     count = run.record_count
@@ -46,7 +46,7 @@ def test_the_names_of_recorded_values_are_told_from_a_count_on():
 
 
 class Follows:
-    """Takes down what a log hands over."""
+    """Records what a log hands over."""
 
     limit = 1 << 62
 
@@ -105,7 +105,7 @@ def test_a_run_evaluates_as_its_engine_does(kind: type[Evaluates]):
 
 
 def pausing(kind: type[Evaluates]) -> Evaluates:
-    """Returns a plugin whose second batch asks for a pause, once."""
+    """Return a plugin whose second batch asks for a pause, once."""
     plugin = kind(batches(3))
     plugin.batches = 0
 

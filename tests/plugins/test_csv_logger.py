@@ -53,12 +53,12 @@ def _hear(moment: str, state: str) -> Any:
 
 
 for _state in STATES:
-    for _edge in ("enter", "exit"):
-        setattr(Records, f"on_{_edge}_{_state}", _hear(_edge, _state))
+    for _moment in ("enter", "exit"):
+        setattr(Records, f"on_{_moment}_{_state}", _hear(_moment, _state))
 
 
 def read(path: Path) -> list[dict[str, str]]:
-    """Returns the rows of a file, without the cells that are empty; every row has all columns."""
+    """Return the rows of a file, without the cells that are empty; every row has all columns."""
     with path.open(newline="", encoding="utf-8") as file:
         header, *rows = csv.reader(file)
     assert all(len(row) == len(header) for row in rows)
@@ -72,7 +72,7 @@ def header(path: Path) -> list[str]:
 
 
 def cells(path: Path) -> list[tuple[str, int, int, int, str]]:
-    """Returns (name, step, update, epoch, text) of every value, row by row."""
+    """Return (name, step, update, epoch, text) of every value, row by row."""
     return [
         (name, *(int(row[place]) for place in PLACE), text)
         for row in read(path)
@@ -82,7 +82,7 @@ def cells(path: Path) -> list[tuple[str, int, int, int, str]]:
 
 
 def recorded(run: Run) -> list[tuple[str, int, int, int, str]]:
-    """Returns the same of every value that a run has recorded."""
+    """Return the same of every value that a run has recorded."""
     return [(value.name, value.step, value.update, value.epoch, repr(value.value)) for value in run.records()]
 
 
@@ -187,7 +187,7 @@ def test_a_name_may_hold_anything(name, tmp_path):
     assert [(cell[0], cell[-1]) for cell in cells(path) if cell[0] != "loss"] == [(name, "1.5"), ("later", "2.5")]
 
 
-def test_a_value_named_like_a_column_of_the_position_is_told_apart(tmp_path):
+def test_a_value_named_like_a_column_of_the_position_is_kept_apart(tmp_path):
     """The position stays what it was."""
     path = tmp_path / "log.csv"
     values = {0: [("epoch", 7.0), ("step", 8.0)]}
@@ -281,7 +281,7 @@ def test_the_file_is_whole_at_every_moment(tmp_path, monkeypatch):
     assert all(set(before) <= set(after) for before, after in seen)
 
 
-# -- pausing and going on
+# -- pausing and continuing
 
 
 @pytest.mark.parametrize("until", [*STATES[1:], lambda run: True], ids=[*STATES[1:], "every turn"])
@@ -340,7 +340,7 @@ class Resumed(Reborn):
 
 
 @pytest.mark.parametrize("step", range(1, 6))
-def test_a_resumed_run_goes_on_with_the_file(step, tmp_path):
+def test_a_resumed_run_continues_with_the_file(step, tmp_path):
     """Built anew from its state it adds to the file, and the whole is that of the straight run."""
 
     def write(path: Path, step: int | None) -> list[Any]:
@@ -352,7 +352,7 @@ def test_a_resumed_run_goes_on_with_the_file(step, tmp_path):
 
 
 def resumed(path: Path, held: bytes) -> None:
-    """Makes four steps; before the third the logger is built anew, over a file that holds something else by then."""
+    """Make four steps; before the third the logger is built anew, over a file that holds something else by then."""
     small_engine(4, [Records("exit", "after_step"), Resumed(path, 2, held)]).run()
 
 
@@ -368,7 +368,7 @@ def test_rows_behind_the_position_are_kept(tmp_path):
 
 @pytest.mark.parametrize("torn", ["3", "3,3", "3,3,0,0.12", '3,3,0,"0.', "\u20ac".encode()[:2]])
 def test_a_torn_last_line_never_hides_the_others(torn, tmp_path):
-    """Not for a reader, and not for the run that goes on: its first row stands on a line of its own."""
+    """Not for a reader, and not for the run that continues: its first row stands on a line of its own."""
     path = tmp_path / "log.csv"
     torn = torn if isinstance(torn, bytes) else torn.encode()
     resumed(path, b"step,update,epoch,value\n1,0,0,0.5\n2,1,0,1.5\n" + torn)
@@ -417,8 +417,8 @@ def test_a_file_with_values_in_it_is_refused(tmp_path):
 @pytest.mark.parametrize("resume", [None, "auto"])
 @pytest.mark.parametrize("overwrite", [False, True])
 @pytest.mark.parametrize("held", [b"mine", b"import torch\n", b"\n", b"step,update\n", b'"' * 200_001, b"\x00\xff"])
-def test_a_file_that_is_none_of_ours_is_never_touched(held, overwrite, resume, tmp_path):
-    """Whatever the option says, and also where the run was told to go on if it can."""
+def test_a_file_of_another_origin_is_never_touched(held, overwrite, resume, tmp_path):
+    """Whatever the option says, and also where the run was asked to resume if it can."""
     path = tmp_path / "common.py"
     path.write_bytes(held)
     engine = small_engine(1, [CSVLogger(path, overwrite=overwrite), Checkpoint(tmp_path / "checkpoints")])
@@ -485,8 +485,8 @@ def test_a_second_run_does_not_write_over_the_first(tmp_path):
     assert path.read_text() == before
 
 
-def test_overwrite_lets_go_of_what_was_there(tmp_path):
-    """The file holds this run's values alone, though it is paused and goes on in between."""
+def test_overwrite_removes_what_was_there(tmp_path):
+    """The file holds this run's values alone, though it is paused and continues in between."""
     path = tmp_path / "log.csv"
     path.write_text("step,update,epoch,old\n1,1,1,1.0\n" * 50)
     engine = small_engine(4, [CSVLogger(path, overwrite=True)])
@@ -538,7 +538,7 @@ def test_a_relative_path_is_where_the_plugin_was_built(tmp_path, monkeypatch):
 
 
 def test_a_file_that_cannot_be_written_may_cost_the_logger_alone(tmp_path):
-    """With `on_error="detach"` the run goes on, and the log says so."""
+    """With `on_error="detach"` the run continues, and the log says so."""
     run = small_engine(2, [CSVLogger(tmp_path, on_error="detach")]).run()
     assert run.state == "finished"
     (note,) = run.log.notes("detach")
@@ -580,7 +580,7 @@ def test_logs_of_a_loss_function_have_a_column(tmp_path):
 
 
 def scene(folder: Path, moment: int) -> None:
-    """Makes a run that is killed at one of its moments: every moment, and beside every write."""
+    """Make a run that is killed at one of its moments: every moment, and beside every write."""
     rows = folder / f"{moment}.csv"
     counted = itertools.count()
 
@@ -609,7 +609,7 @@ def scene(folder: Path, moment: int) -> None:
 
 
 def program(folder: Path) -> None:
-    """Forks off a run for every moment, until one ends by itself."""
+    """Fork off a run for every moment, until one ends by itself."""
     torch.set_num_threads(1)
     torch.optim.SGD([torch.zeros(1, requires_grad=True)]).zero_grad()  # imports what would take each of them seconds
     for moment in itertools.count():

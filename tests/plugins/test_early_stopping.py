@@ -15,7 +15,7 @@ NAN = math.nan
 
 
 def epochs_run(values, make, step=None):
-    """Returns how many epochs a run makes whose value of `error` in each epoch is given, and why it ended."""
+    """Return how many epochs a run makes whose value of `error` in each epoch is given, and why it ended."""
     plugin = make() if step is None else Reborn(make, step)
     engine = small_engine(1, [plugin], epochs=len(values))
     engine.on_exit("after_step")(lambda run: run.record("error", values[run.epoch]))
@@ -40,7 +40,7 @@ def epochs_run(values, make, step=None):
     ],
 )
 def test_stops_after_so_many_looks_without_improvement(options, values, epochs):
-    """The count begins anew at each improvement; NaN is none."""
+    """The count begins anew at each improvement; NaN is not an improvement."""
     assert epochs_run(values, lambda: EarlyStopping("error", **options))[0] == epochs
 
 

@@ -14,7 +14,7 @@ from rebirth import Reborn, through_checkpoint
 
 
 def normed_network():
-    """Returns a network with parameters, averages of batch norm, a count, indices, and a buffer that is not saved."""
+    """Return a network with parameters, averages of batch norm, a count, indices, and a buffer that is not saved."""
     torch.manual_seed(1)
     network = nn.Sequential(nn.Linear(4, 5), nn.BatchNorm1d(5), nn.Linear(5, 3))
     network.register_buffer("indices", torch.arange(1000))
@@ -24,7 +24,7 @@ def normed_network():
 
 
 def tensors(network):
-    """Returns copies of all parameters and buffers by name."""
+    """Return copies of all parameters and buffers by name."""
     return {name: t.detach().clone() for name, t in [*network.named_parameters(), *network.named_buffers()]}
 
 
@@ -33,7 +33,7 @@ def same(one, other):
 
 
 def evaluation(look, after="after_epoch"):
-    """Returns a plugin that adds a state `evaluate` in which `look` is called with the run."""
+    """Return a plugin that adds a state `evaluate` in which `look` is called with the run."""
     return Side(Detour("evaluate", after, lambda run: True, look))
 
 
@@ -197,7 +197,7 @@ class Fails(Plugin):
 @pytest.mark.parametrize("error", [ZeroDivisionError, KeyboardInterrupt, SystemExit, StopIteration])
 @pytest.mark.parametrize("moment", ["enter", "body", "exit", "on_pause", "open", "close"])
 def test_whatever_fails_around_an_evaluation_the_trained_weights_are_left(moment, error, order):
-    """Whoever raises, before the average or behind it, when the run pauses in the evaluation and when it goes on."""
+    """Whoever raises, before the average or behind it, when the run pauses in the evaluation and when it continues."""
     expected, network, seen = weights(small_engine(4).run().network), small_network(), []
     planned = error("planned")
 
@@ -232,8 +232,8 @@ class Checkpoint(Plugin):
 
 
 @pytest.mark.parametrize("order", [1, -1])
-def test_an_interrupt_that_pauses_in_an_evaluation_finds_the_trained_weights(order):
-    """A checkpoint taken there holds them; when the run goes on, the evaluation sees the average again."""
+def test_a_pause_in_an_evaluation_finds_the_trained_weights(order):
+    """A checkpoint taken there holds them; when the run continues, the evaluation sees the average again."""
     expected = weights(small_engine(4).run().network)
     average = EMA(0.9)
     small_engine(4, [average]).run()
@@ -261,7 +261,7 @@ def test_an_interrupt_that_pauses_in_an_evaluation_finds_the_trained_weights(ord
     assert equal(weights(network), expected)
 
 
-def test_a_run_paused_on_entry_to_an_evaluation_finds_the_trained_weights_and_goes_on_with_the_average():
+def test_a_run_paused_on_entry_to_an_evaluation_finds_the_trained_weights_and_continues_with_the_average():
     """`close` swaps out, `open` swaps in."""
     expected, seen, network, plugin = weights(small_engine(4).run().network), [], small_network(), EMA(0.9)
     engine = small_engine(4, [plugin, evaluation(lambda run: seen.append(weights(run.network)))], network=network)
@@ -306,7 +306,7 @@ def test_begins_with_the_weights_that_before_loop_leaves():
 
 
 @pytest.mark.parametrize("step", range(0, 12))
-def test_built_anew_from_its_state_it_goes_on_as_if_nothing_had_been(step):
+def test_built_anew_from_its_state_it_continues_as_if_nothing_had_been(step):
     """Average and trained weights are those of the unbroken run, wherever it is rebuilt; evaluated or not."""
     config = {"epochs": 2, "accumulation": 3}
     engine = small_engine(5, [plugin := EMA(0.9)], network=normed_network(), **config)

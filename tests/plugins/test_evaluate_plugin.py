@@ -30,7 +30,7 @@ class Noise(nn.Module):
 
 
 def lively_network():
-    """Returns a network that remembers every forward pass, in its buffers or in the random generators."""
+    """Return a network that remembers every forward pass, in its buffers or in the random generators."""
     torch.manual_seed(1)
     return nn.Sequential(Noise(), nn.Linear(FEATURES, 8), nn.BatchNorm1d(8), nn.Dropout(0.5), nn.Linear(8, CLASSES))
 
@@ -51,7 +51,7 @@ class Transformed(Dataset):
 
 
 def engine_over(data, plugins=(), network=None, compute_loss=None, **config):
-    """Returns an engine over a dataset in batches of 4, or over a loader."""
+    """Return an engine over a dataset in batches of 4, or over a loader."""
     network = network or small_network()
     loader = isinstance(data, DataLoader)
     components = Components(
@@ -65,7 +65,7 @@ def engine_over(data, plugins=(), network=None, compute_loss=None, **config):
 
 
 def mean_loss(network, items):
-    """Returns the loss over all samples of some batches as one."""
+    """Return the loss over all samples of some batches as one."""
     data, target = (torch.cat(part) for part in zip(*items, strict=True))
     return nn.functional.cross_entropy(network(data), target).item()
 
@@ -288,7 +288,7 @@ def test_every_epoch_is_evaluated_once_whatever_its_remainder(remainder, unsized
     assert [t.dest for t in run.log.where(source="evaluate")] == ["after_epoch"] * 2
 
 
-def test_handlers_on_both_edges_of_after_epoch_see_the_values_of_the_epoch():
+def test_handlers_on_both_moments_of_after_epoch_see_the_values_of_the_epoch():
     """Loggers and schedules may stand on either moment."""
     seen = []
     engine = small_engine(3, [Evaluate(VALID, {"accuracy": accuracy})], epochs=2)
@@ -370,7 +370,7 @@ def test_it_comes_before_those_that_read_its_values(name):
 
 
 def ran_with(plugins, *, loader=False, k=1, **config):
-    """Returns the weights and the losses of a run that remembers every disturbance."""
+    """Return the weights and the losses of a run that remembers every disturbance."""
     data = DataLoader(Transformed(22), batch_size=4, shuffle=True) if loader else Transformed(22)
     engine = engine_over(data, plugins, lively_network(), epochs=2, accumulation=k, **config)
     losses = []
@@ -411,7 +411,7 @@ def test_no_training_subscription_hears_it():
     assert run.log.counts()["evaluate"] == 2
 
 
-def test_the_edges_of_evaluate_are_for_other_plugins():
+def test_the_moments_of_evaluate_are_for_other_plugins():
     """Their handlers see the run before and after the values are recorded."""
 
     class Around(Plugin):
@@ -456,11 +456,11 @@ class Pids(Transformed):
         return self.data[index], os.getpid()
 
 
-# -- interrupts
+# -- pauses
 
 
-class Interrupting:
-    """A metric that interrupts the run at its n-th batch, from 0, once."""
+class Pausing:
+    """A metric that pauses the run at its n-th batch, from 0, once."""
 
     def __init__(self, batch):
         self.batch = batch
@@ -474,9 +474,9 @@ class Interrupting:
         return accuracy(output, batch)
 
 
-def interrupted_run(batch, at, k=1, valid=None):
-    """Returns an engine whose evaluation is interrupted at a batch, and the metric that does it."""
-    metric = Interrupting(batch)
+def paused_run(batch, at, k=1, valid=None):
+    """Return an engine whose evaluation is paused at a batch, and the metric that does it."""
+    metric = Pausing(batch)
     metrics = {"accuracy": metric, "object": torchmetrics.Accuracy("multiclass", num_classes=CLASSES)}
     valid = valid or batches(3, size=4)
     engine = engine_over(Transformed(22), [Evaluate(valid, metrics, at)], lively_network(), epochs=2, accumulation=k)
@@ -485,16 +485,16 @@ def interrupted_run(batch, at, k=1, valid=None):
 
 
 def outcome(run):
-    """Returns all that an interrupt must not change."""
+    """Return all that a pause must not change."""
     return run.log.path(), run.history("valid/loss"), run.history("valid/accuracy"), run.history("valid/object")
 
 
 @pytest.mark.parametrize("k", [1, 3])
 @pytest.mark.parametrize("at", ["after_epoch", "optimizer_update", "after_step"])
-def test_an_interrupt_ends_the_evaluation_at_its_next_batch(at, k):
-    """The run pauses in `evaluate`, nothing is recorded; it goes on with a whole evaluation, as if nothing had been."""
-    straight = interrupted_run(None, at, k)[0].run()
-    engine, metric = interrupted_run(1, at, k)
+def test_a_pause_ends_the_evaluation_at_its_next_batch(at, k):
+    """The run pauses in `evaluate`, nothing is recorded; it continues with a whole evaluation and the same results."""
+    straight = paused_run(None, at, k)[0].run()
+    engine, metric = paused_run(1, at, k)
     run = engine.run()
     assert (run.state, run.paused) == ("evaluate", "asked by the test")
     assert metric.calls == 2
@@ -506,26 +506,26 @@ def test_an_interrupt_ends_the_evaluation_at_its_next_batch(at, k):
     assert equal(weights(run.network), weights(straight.network))
 
 
-def test_data_without_a_length_begin_anew_after_an_interrupt():
+def test_data_without_a_length_begin_anew_after_a_pause():
     """The evaluation sees all of it."""
-    straight = interrupted_run(None, "after_epoch", valid=Unsized(batches(3)))[0].run()
-    engine, _ = interrupted_run(0, "after_epoch", valid=Unsized(batches(3)))
+    straight = paused_run(None, "after_epoch", valid=Unsized(batches(3)))[0].run()
+    engine, _ = paused_run(0, "after_epoch", valid=Unsized(batches(3)))
     assert engine.run().state == "evaluate"
     assert outcome(engine.run()) == outcome(straight)
 
 
-def test_an_interrupt_in_the_last_batch_lets_the_evaluation_end():
+def test_a_pause_in_the_last_batch_leaves_the_evaluation_whole():
     """No batch is left at which it could end early: it is recorded once, and the run pauses behind it."""
-    engine, metric = interrupted_run(2, "after_epoch")
+    engine, metric = paused_run(2, "after_epoch")
     run = engine.run()
     assert (run.state, metric.calls, len(run.history("valid/loss"))) == ("after_epoch", 3, 1)
     engine.run()
     assert len(run.history("valid/loss")) == 2
 
 
-def test_an_interrupt_that_is_asked_for_while_paused_lets_the_evaluation_end():
-    """A call of `run()` makes a turn at least, so that a run that is interrupted again and again comes to its end."""
-    engine, _ = interrupted_run(None, "after_epoch")
+def test_a_pause_that_is_asked_for_while_paused_leaves_the_evaluation_whole():
+    """A call of `run()` makes a turn at least, so that a run that is paused again and again comes to its end."""
+    engine, _ = paused_run(None, "after_epoch")
     run = engine.run(until="evaluate")
     run.pause("asked by the test")
     assert (engine.run().state, len(run.history("valid/loss"))) == ("after_epoch", 1)
@@ -533,7 +533,7 @@ def test_an_interrupt_that_is_asked_for_while_paused_lets_the_evaluation_end():
 
 def test_modes_and_generators_are_as_before_while_the_run_is_paused():
     """An evaluation that ended early puts back what one that ended puts back."""
-    engine, _ = interrupted_run(0, "after_epoch")
+    engine, _ = paused_run(0, "after_epoch")
     before = []
     engine.on_enter("evaluate", once=True)(lambda run: before.append(torch.get_rng_state()))
     run = engine.run()
@@ -544,9 +544,9 @@ def test_modes_and_generators_are_as_before_while_the_run_is_paused():
 
 @pytest.mark.usefixtures("ctrl_c")
 def test_ctrl_c_ends_the_evaluation_too():
-    """`run()` raises KeyboardInterrupt and goes on when called again."""
-    straight = interrupted_run(None, "after_epoch")[0].run()
-    engine, metric = interrupted_run(0, "after_epoch")
+    """`run()` raises KeyboardInterrupt and continues when called again."""
+    straight = paused_run(None, "after_epoch")[0].run()
+    engine, metric = paused_run(0, "after_epoch")
     metric.act = lambda: signal.raise_signal(signal.SIGINT)
     with pytest.raises(KeyboardInterrupt, match="paused in evaluate"):
         engine.run()
@@ -554,9 +554,9 @@ def test_ctrl_c_ends_the_evaluation_too():
     assert outcome(engine.run()) == outcome(straight)
 
 
-def test_an_evaluation_driven_by_advance_is_interrupted_too():
+def test_an_evaluation_driven_by_advance_is_paused_too():
     """The turn is not made; the next call makes it."""
-    engine, metric = interrupted_run(0, "after_epoch")
+    engine, metric = paused_run(0, "after_epoch")
     with engine:
         while engine.current.state != "evaluate":
             engine.advance()
@@ -580,12 +580,12 @@ def test_a_failing_metric_ends_the_run(at):
     with pytest.raises(ZeroDivisionError, match="planned") as raised:
         engine.run()
     step = {"after_epoch": 2, "after_step": 1}[at]
-    told = raised.value.__notes__[2:4]
-    assert [note.split(": ")[1] for note in told] == ["the batch", "the output"]
+    shown = raised.value.__notes__[2:4]
+    assert [note.split(": ")[1] for note in shown] == ["the batch", "the output"]
     assert raised.value.__notes__ == [
         "heptad: in metrics['bad']",
         "heptad: in the evaluation in the body of process_batch (epoch 0, batch 0, step 0, update 0)",
-        *told,
+        *shown,
         f"heptad: in Evaluate 'valid' in the body of evaluate (epoch 0, batch {step}, step {step}, update "
         f"{engine.current.update})",
     ]
@@ -595,7 +595,7 @@ def test_a_failing_metric_ends_the_run(at):
 
 
 def test_one_that_may_fail_is_detached():
-    """The run goes on as without it."""
+    """The run continues as without it."""
 
     def fail(output, batch):
         raise ZeroDivisionError("planned")

@@ -28,7 +28,7 @@ from heptad_plugins.time_limit import TimeLimit
 from programs import environment
 
 MID_STEP = {"process_batch", "after_step", "optimizer_update"}
-"""Where no interrupt pauses."""
+"""The states in which a run never pauses."""
 SEED = 10
 """What the moments of the signals are drawn by."""
 GATES = (("forward", 2), ("fetch", 5), ("before the step", 3))
@@ -110,34 +110,34 @@ class Moments(Plugin):
         self.hooks.moment("side")
 
 
-def _edge(moment: str, state: str) -> Any:
+def _moment(moment: str, state: str) -> Any:
     return lambda self, run: self.hooks.moment(f"{moment} {state}")
 
 
 for _name in (*STATES, "side"):
     for _kind in ("enter", "exit"):
-        setattr(Moments, f"on_{_kind}_{_name}", _edge(_kind, _name))
+        setattr(Moments, f"on_{_kind}_{_name}", _moment(_kind, _name))
 
 
 class Reporter(Plugin):
-    """Writes down what it is told of the end of `run()`, and where the run stood."""
+    """Records which hooks are called at the end of `run()`, and the state of the run at each."""
 
     runs_after = ("GracefulStop",)
 
     def __init__(self, name: str = "Reporter") -> None:
         self.name = name
-        self.told: list[Any] = []
+        self.called: list[Any] = []
 
     def on_pause(self, run: Run) -> None:
         handled = getattr(signal.getsignal(SIGTERM), "__qualname__", "")
-        self.told.append(["on_pause", run.state, run.paused, handled == "GracefulStop._handle"])
+        self.called.append(["on_pause", run.state, run.paused, handled == "GracefulStop._handle"])
 
     def close(self, run: Run) -> None:
-        self.told.append(["close", run.state])
+        self.called.append(["close", run.state])
 
 
 def hooked_engine(hooks: Hooks, *plugins: Plugin) -> Engine:
-    """Returns an engine over two epochs of four batches, extended to whole windows of three."""
+    """Return an engine over two epochs of four batches, extended to whole windows of three."""
     network = Hooked(hooks)
     optimizer = HookedSGD(network.parameters(), lr=0.1, momentum=0.9)
     optimizer.hooks = hooks
@@ -149,20 +149,24 @@ def hooked_engine(hooks: Hooks, *plugins: Plugin) -> Engine:
 
 
 def outcome(run: Run) -> list[Any]:
-    """Returns the bits of the weights, and the path, as plain data."""
+    """Return the bits of the weights, and the path, as plain data."""
     bits = [tensor.numpy().tobytes().hex() for tensor in run.network.state_dict().values()]
     return [run.state, bits, run.log.path()]
 
 
 def scene(hooks: Hooks) -> dict[str, Any]:
-    """Runs until a signal ends it, says what happened, and goes on to the end of the run."""
+    """Run until a signal ends it, say what happened, and continue to the end of the run."""
     reporter = Reporter()
     engine = hooked_engine(hooks, reporter)
     report: dict[str, Any] = {}
     try:
         engine.run()
     except SystemExit as error:
-        report = {"code": error.code, "told": reporter.told[:], "put back": signal.getsignal(SIGTERM) is signal.SIG_DFL}
+        report = {
+            "code": error.code,
+            "called": reporter.called[:],
+            "put back": signal.getsignal(SIGTERM) is signal.SIG_DFL,
+        }
         hooks.at = lambda number, where: None
         if not engine.current.ended:
             engine.run()
@@ -170,17 +174,17 @@ def scene(hooks: Hooks) -> dict[str, Any]:
 
 
 def send(text: object) -> None:
-    """Writes a line for the tests to read."""
+    """Write a line for the tests to read."""
     os.write(1, (json.dumps(text) + "\n").encode())
 
 
 def at_moment(moment: int) -> Hooks:
-    """Returns hooks that send the signal to their own process at a moment."""
+    """Return hooks that send the signal to their own process at a moment."""
     return Hooks(lambda number, where: os.kill(os.getpid(), SIGTERM) if number == moment else None)
 
 
 def at_gate(gate: str, nth: int) -> Hooks:
-    """Returns hooks that say which process this is at the n-th moment of a kind, and wait there to be told to go on."""
+    """Return hooks that say which process this is at the n-th moment of a kind, and wait there to be released."""
     seen: list[str] = []
 
     def at(number: int, where: str) -> None:
@@ -194,7 +198,7 @@ def at_gate(gate: str, nth: int) -> Hooks:
 
 
 def program(gates: list[tuple[str, int]], moments: list[int]) -> None:
-    """Makes a run that a signal ends for each gate and for each moment, each in a process of its own.
+    """Make a run that a signal ends for each gate and for each moment, each in a process of its own.
 
     The processes are forked off before anything was trained. Each ends as any Python does that a SystemExit leaves.
     """
@@ -219,7 +223,7 @@ if __name__ == "__main__":
 
 @pytest.fixture(scope="module")
 def real_processes(ctrl_c: None) -> dict[str, Any]:
-    """Starts this file as a program, sends the signals that are to come from outside, and returns what was said."""
+    """Start this file as a program, send the signals that are to come from outside, and return what was said."""
     drawn = random.Random(SEED).sample(range(len(straight()[1])), 30)
     process = subprocess.Popen(
         [sys.executable, __file__, json.dumps([GATES, drawn])],
@@ -250,17 +254,17 @@ def real_processes(ctrl_c: None) -> dict[str, Any]:
 
 
 def straight() -> tuple[list[Any], list[str]]:
-    """Returns the outcome of the run that nobody interrupts, and its moments."""
+    """Return the outcome of the run that no signal ends, and its moments."""
     moments: list[str] = []
     engine = hooked_engine(Hooks(lambda number, where: moments.append(where)))
     return outcome(engine.run()), moments
 
 
 def check(report: dict[str, Any], expected: list[Any]) -> str:
-    """Checks what a process says of its end; returns the state that its run was in then."""
+    """Check what a process says of its end; return the state that its run was in then."""
     assert report["code"] == 143
     assert report["put back"]
-    *pause, (closed, state) = report["told"]
+    *pause, (closed, state) = report["called"]
     assert closed == "close"
     assert pause == ([] if state == "finished" else [["on_pause", state, "SIGTERM", True]])
     assert state not in MID_STEP
@@ -269,7 +273,7 @@ def check(report: dict[str, Any], expected: list[Any]) -> str:
 
 
 def test_thirty_seeded_moments(real_processes):
-    """Whenever it comes, the process exits with 143; its run was paused between two steps and can go on to the bit."""
+    """Whenever it comes, the process exits with 143; its run was paused between two steps and can continue exactly."""
     expected, moments = straight()
     kinds = {moments[moment] for moment in real_processes["drawn"]}
     assert {"fetch", "forward", "backward", "guard", "side", "after the step"} <= kinds
@@ -311,7 +315,7 @@ def strays() -> Iterator[list[int]]:
 
 
 def kill(number: int = SIGTERM) -> None:
-    """Sends a signal to this process; it is heard before this returns."""
+    """Send a signal to this process; it is heard before this returns."""
     os.kill(os.getpid(), number)
 
 
@@ -342,30 +346,30 @@ for _name in STATES:
 
 
 def raises_exit(engine: Engine, code: int = 143, **options: Any) -> Run:
-    """Runs an engine that a signal ends."""
+    """Run an engine that a signal ends."""
     with pytest.raises(SystemExit) as caught:
         engine.run(**options)
     assert caught.value.code == code
     return engine.current
 
 
-def test_run_raises_once_all_have_been_told_and_closed(strays):
+def test_run_raises_after_every_plugin_was_called_and_closed(strays):
     """First `on_pause` of every plugin, then `close` of every plugin, then SystemExit(143) out of `run()`."""
-    told: list[str] = []
+    called: list[str] = []
 
-    class Told(Plugin):
+    class Records(Plugin):
         def __init__(self, name: str) -> None:
             self.name = name
 
         def on_pause(self, run: Run) -> None:
-            told.append(f"{self.name} pause")
+            called.append(f"{self.name} pause")
 
         def close(self, run: Run) -> None:
-            told.append(f"{self.name} close")
+            called.append(f"{self.name} close")
 
-    engine = small_engine(3, [Told("a"), GracefulStop(), Killer("enter", "process_batch"), Told("b")])
+    engine = small_engine(3, [Records("a"), GracefulStop(), Killer("enter", "process_batch"), Records("b")])
     run = raises_exit(engine)
-    assert told == ["a pause", "b pause", "b close", "a close"]
+    assert called == ["a pause", "b pause", "b close", "a close"]
     assert (run.state, run.paused, run.step, run.update) == ("before_step", "SIGTERM", 1, 1)
     assert [note.text for note in run.log.notes("pause")] == ["SIGTERM"]
     assert strays == []
@@ -373,8 +377,8 @@ def test_run_raises_once_all_have_been_told_and_closed(strays):
 
 @pytest.mark.parametrize("state", STATES)
 @pytest.mark.parametrize("moment", ["enter", "exit"])
-def test_no_edge_leads_to_a_pause_in_mid_step(moment, state, strays):
-    """Neither in the state where the signal came nor in the next; going on gives the bits of the straight run."""
+def test_no_moment_leads_to_a_pause_in_mid_step(moment, state, strays):
+    """Neither in the state where the signal came nor in the next; continuing gives the bits of the straight run."""
     engine = small_engine(3, [GracefulStop(), Killer(moment, state)], epochs=2)
     run = raises_exit(engine)
     assert run.state not in MID_STEP
@@ -383,7 +387,7 @@ def test_no_edge_leads_to_a_pause_in_mid_step(moment, state, strays):
     assert outcome(run) == outcome(small_engine(3, epochs=2).run())
 
 
-def test_without_exit_run_returns_and_goes_on(strays):
+def test_without_exit_run_returns_and_continues(strays):
     """As often as a signal comes."""
     engine = small_engine(4, [GracefulStop(exit=False), Killer("enter", "process_batch", event=None)])
     states = []
@@ -400,11 +404,11 @@ def test_a_signal_comes_before_until(strays):
     assert raises_exit(engine, until="after_step").paused == "SIGTERM"
 
 
-def test_a_signal_in_the_last_turn_lets_the_run_finish(strays):
+def test_a_run_finishes_after_a_signal_in_the_last_turn(strays):
     """There is nothing to save; the program ends all the same."""
     reporter = Reporter()
     run = raises_exit(small_engine(3, [GracefulStop(), reporter, Killer("exit", "after_loop")]))
-    assert (run.state, run.paused, reporter.told) == ("finished", None, [["close", "finished"]])
+    assert (run.state, run.paused, reporter.called) == ("finished", None, [["close", "finished"]])
 
 
 def test_a_signal_while_plugins_close_is_not_lost(strays):
@@ -421,7 +425,7 @@ def test_a_signal_while_plugins_close_is_not_lost(strays):
 
 
 def test_a_signal_during_an_evaluation_pauses_in_it(strays):
-    """It ends at its next batch; when the run goes on it begins anew, and its values are those of the straight run."""
+    """It ends at its next batch; when the run continues it begins anew, with the values of the straight run."""
     armed = [True]
 
     def metric(output: Any, batch: Any) -> Any:
@@ -462,7 +466,7 @@ def test_under_advance_the_turn_that_pauses_raises(strays):
 
 @pytest.mark.parametrize(("moment", "state"), [("enter", "process_batch"), ("exit", "optimizer_update")])
 def test_a_second_signal_raises_at_once(moment, state, strays):
-    """The run has failed there: nobody is told of a pause, all are closed."""
+    """The run has failed there: `on_pause` is not called, every plugin is closed."""
 
     def twice(run: Run) -> None:
         kill()

@@ -11,7 +11,7 @@ from heptad_plugins.gradient_clipping import GradientClipping
 
 
 def textbook(clip, accumulation=1):
-    """Returns weights and what `clip` gave, by a plain loop over one epoch of 6 batches."""
+    """Return weights and what `clip` gave, by a plain loop over one epoch of 6 batches."""
     network = small_network()
     optimizer = torch.optim.SGD(network.parameters(), lr=0.1, momentum=0.9)
     criterion = nn.CrossEntropyLoss()

@@ -50,7 +50,7 @@ EACH = [one_cycle, warm_up_and_cosine, line_to_zero, steps, chain, cyclic]
 
 
 def textbook(build, total, moves=None):
-    """Returns torch's own rates for `total` updates, and the rate after the last."""
+    """Return torch's own rates for `total` updates, and the rate after the last."""
     optimizer = torch.optim.SGD(small_network().parameters(), lr=0.1, momentum=0.9)
     scheduler = build(optimizer, total if moves is None else moves)
     rates = []
@@ -137,7 +137,7 @@ def test_several_groups_are_recorded_by_number():
 
 
 def two_optimizers(*plugins):
-    """Returns an engine whose weight and bias have an optimizer each."""
+    """Return an engine whose weight and bias have an optimizer each."""
     network = small_network()
     optimizers = [torch.optim.SGD([network.weight], lr=0.1), torch.optim.SGD([network.bias], lr=0.4)]
     components = Components(network=network, loader=batches(2), criterion=nn.CrossEntropyLoss(), optimizer=optimizers)
@@ -296,7 +296,7 @@ def test_a_function_that_gives_a_plateau_without_a_monitor_is_an_error():
 
 
 def new_optimizer(run):
-    """Puts a new optimizer with the old one's state into the run, as resuming does."""
+    """Put a new optimizer with the old one's state into the run, as resuming does."""
     old = run.optimizer
     new = torch.optim.SGD(run.network.parameters(), lr=0.1, momentum=0.9)
     new.load_state_dict(old.state_dict())
@@ -306,7 +306,7 @@ def new_optimizer(run):
 @pytest.mark.parametrize("build", EACH)
 @pytest.mark.parametrize("renew", [None, new_optimizer])
 @pytest.mark.parametrize("step", [0, 4, 6, 20])
-def test_built_anew_from_its_state_it_goes_on_as_if_nothing_had_been(build, renew, step):
+def test_built_anew_from_its_state_it_continues_as_if_nothing_had_been(build, renew, step):
     """Rates and weights are those of the unbroken run, wherever it is rebuilt, with the old optimizer or a new one."""
     config = {"epochs": 3, "accumulation": 3}
     unbroken = small_engine(7, [LRSchedule(build)], **config).run()

@@ -19,7 +19,7 @@ BAD = [math.nan, math.inf, -math.inf]
 
 
 def poisoned(count, *bad, value=math.nan):
-    """Returns batches, those of these numbers with a value that is not finite in their data."""
+    """Return batches, those of these numbers with a value that is not finite in their data."""
     return [
         (data.clone().index_fill_(0, torch.tensor(0), value) if number in bad else data, target)
         for number, (data, target) in enumerate(batches(count))
@@ -112,7 +112,7 @@ def test_large_gradients_are_no_alarm():
 
 
 def test_looks_at_all_that_the_optimizers_hold():
-    """A parameter that is none of the network's too; one without a gradient or without elements is no matter."""
+    """Parameters outside the network are checked too; those without a gradient or elements are ignored."""
     network = small_network()
     scale, unused, empty = (nn.Parameter(torch.ones(n)) for n in (2, 3, 0))
     scale.register_hook(lambda gradient: gradient * math.nan)
@@ -241,7 +241,7 @@ def test_passes_the_conformance_kit(action):
 
 
 def test_skipping_comes_to_an_end():
-    """Weights that are not finite stay so: with `max_updates` alone such a run would go on for ever."""
+    """Weights that are not finite stay so: with `max_updates` alone such a run would continue for ever."""
     network = small_network()
     with torch.no_grad():
         network.weight.fill_(math.nan)

@@ -23,7 +23,7 @@ def test_there_is_a_section_for_each_plugin():
 
 
 @pytest.mark.parametrize("name", SECTIONS)
-def test_a_section_says_edges_and_whether_it_observes_or_changes(name):
+def test_a_section_says_moments_and_whether_it_observes_or_changes(name):
     """What the section says of observing is what the plugin's file says."""
     file = next(p for p in PAGE.parent.glob("heptad_plugins/*.py") if p.stem.replace("_", "") == name.lower())
     verb = re.match(r'"""`\w+` (observes|changes) the run', file.read_text(encoding="utf-8"))
@@ -33,7 +33,7 @@ def test_a_section_says_edges_and_whether_it_observes_or_changes(name):
 
 
 @pytest.mark.parametrize("name", SECTIONS)
-def test_the_edges_are_those_of_the_code(name):
+def test_the_moments_are_those_of_the_code(name):
     """Every state of the table on whose moments the plugin is called is named; else "none" stands there."""
     plugin = object.__new__(getattr(heptad_plugins, name))
     called = {found.mark.state for found in subscriptions_of(plugin)}

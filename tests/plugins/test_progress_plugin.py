@@ -58,6 +58,6 @@ def test_the_rate_of_the_bar_is_counted_from_the_first_step_on(monkeypatch):
 
 @pytest.mark.parametrize("file", ["out.txt", 3, io.BytesIO(), True], ids=repr)
 def test_what_is_no_open_text_file_is_refused_when_it_is_built(file):
-    """A path is none, nor is a file of bytes: writing to it would fail after the first epoch."""
+    """Neither a path nor a binary file is one: writing to it would fail after the first epoch."""
     with pytest.raises(PluginError, match=r"Progress\(file=…\) must be an open text file, such as sys.stdout or .*got"):
         Progress(file=file)

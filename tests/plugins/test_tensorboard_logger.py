@@ -22,14 +22,14 @@ from rebirth import Reborn
 
 
 def read(directory: Path) -> dict[str, list[tuple[int, float]]]:
-    """Returns (step, value) of all scalars by name, as tensorboard sees them."""
+    """Return (step, value) of all scalars by name, as tensorboard sees them."""
     reader = EventAccumulator(str(directory), size_guidance={"scalars": 0})
     reader.Reload()
     return {tag: [(event.step, event.value) for event in reader.Scalars(tag)] for tag in reader.Tags()["scalars"]}
 
 
 def near(points: list[tuple[int, float]]) -> list[Any]:
-    """Returns points to compare with what was read: tensorboard keeps values in single precision."""
+    """Return points to compare with what was read: tensorboard keeps values in single precision."""
     return [(step, pytest.approx(value, rel=1e-6, nan_ok=True)) for step, value in points]
 
 
@@ -142,7 +142,7 @@ def test_a_skipped_update_has_neither(tmp_path):
 
 
 def shares(directory: Path) -> list[tuple[int, dict[str, float]]]:
-    """Returns for each epoch the update at its end, and the shares by state."""
+    """Return for each epoch the update at its end, and the shares by state."""
     points: dict[int, dict[str, float]] = {}
     for name, values in read(directory).items():
         if name.startswith("time/"):
@@ -152,7 +152,7 @@ def shares(directory: Path) -> list[tuple[int, dict[str, float]]]:
 
 
 def timed(clock: Clock, logger: Plugin, epochs: int = 3) -> Engine:
-    """Returns an engine whose forward pass takes 3 ms, its data 1 ms, its evaluation 8 ms, all else no time."""
+    """Return an engine whose forward pass takes 3 ms, its data 1 ms, its evaluation 8 ms, all else no time."""
     engine = small_engine(4, [Evaluate(batches(2)), logger], epochs=epochs)
     for state, milliseconds in (("process_batch", 3), ("before_step", 1), ("evaluate", 8)):
 
@@ -168,7 +168,7 @@ EXPECTED = {"process_batch": 0.5, "before_step": 1 / 6, "evaluate": 1 / 3}
 
 
 def worked(point: dict[str, float]) -> dict[str, float]:
-    """Returns the shares that are not 0."""
+    """Return the shares that are not 0."""
     return {state: share for state, share in point.items() if share}
 
 
@@ -220,7 +220,7 @@ def test_a_log_that_forgets_still_gives_shares(tmp_path):
 
 
 def test_what_is_there_after_an_epoch_is_on_disk(tmp_path):
-    """It can be read while the run goes on."""
+    """It can be read while the run continues."""
     engine = small_engine(3, [TensorBoardLogger(tmp_path), Evaluate(batches(1))], epochs=2)
     seen = []
 
@@ -279,7 +279,7 @@ class Resumed(Reborn):
 
 @pytest.mark.parametrize("step", [1, 3, 4])
 def test_a_resumed_run_writes_nothing_twice(step, tmp_path):
-    """Built anew from its state it goes on where it was."""
+    """Built anew from its state it continues where it was."""
     run = small_engine(3, [Records(), Resumed(tmp_path, step)], epochs=2).run()
     scalars = read(tmp_path)
     assert [update for update, _ in scalars["loss"]] == [1, 2, 3, 4, 5, 6]
@@ -320,7 +320,7 @@ def test_without_tensorboard_the_error_names_the_extra(monkeypatch, tmp_path):
 
 
 def test_a_directory_that_cannot_be_made_may_cost_the_logger_alone(tmp_path):
-    """With `on_error="detach"` the run goes on, and the log says so."""
+    """With `on_error="detach"` the run continues, and the log says so."""
     (tmp_path / "file").touch()
     run = small_engine(2, [TensorBoardLogger(tmp_path / "file" / "events", on_error="detach")]).run()
     assert run.state == "finished"

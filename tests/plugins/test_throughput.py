@@ -34,7 +34,7 @@ def _reading_takes_the_time_of_the_clock(monkeypatch: pytest.MonkeyPatch):
 
 
 class Slow:
-    """A loader whose batches take their time: 4 of 2 samples, unless told otherwise."""
+    """A loader whose batches take their time: 4 of 2 samples, by default."""
 
     def __init__(self, clock: Clock, count: int = 4) -> None:
         self.clock, self.count = clock, count
@@ -56,7 +56,7 @@ class Sized(Slow):
 
 
 class Busy(Plugin):
-    """Lets time go by on exit of states: (state, seconds)."""
+    """Advances the clock on exit of states, by a number of seconds for each state."""
 
     def __init__(self, clock: Clock, **seconds: float) -> None:
         self.clock, self.seconds = clock, seconds
@@ -74,30 +74,30 @@ for _state in STATES:
 
 
 class OnPause(Plugin):
-    """Interrupts on exit of a state at some counts of steps, and lets time go by while the run is paused and opened."""
+    """Pauses on exit of a state at some counts of steps, and advances the clock while the run is paused."""
 
     def __init__(self, clock: Clock, state: str = "after_step", steps: tuple[int, ...] = ()) -> None:
         self.clock, self.state, self.steps = clock, state, steps
 
     def on_exit_after_step(self, run: Run) -> None:
-        self._interrupt("after_step", run)
+        self._pause("after_step", run)
 
     def on_exit_before_step(self, run: Run) -> None:
-        self._interrupt("before_step", run)
+        self._pause("before_step", run)
 
     def on_exit_after_epoch(self, run: Run) -> None:
-        self._interrupt("after_epoch", run)
+        self._pause("after_epoch", run)
 
     def on_pause(self, run: Run) -> None:
         self.clock.now += 500.0
 
-    def _interrupt(self, state: str, run: Run) -> None:
+    def _pause(self, state: str, run: Run) -> None:
         if state == self.state and run.step in self.steps:
             run.pause("asked by the test")
 
 
 def build(clock: Clock, *plugins: Plugin, loader: Any = None, every: int = 1, epochs: int = 2, **config: Any) -> Engine:
-    """Returns an engine in which a step waits 2 s for its batch, works for 5 s, and an update takes 1 s more."""
+    """Return an engine in which a step waits 2 s for its batch, works for 5 s, and an update takes 1 s more."""
     throughput = Throughput(every)
     throughput._all.clock = throughput._waiting.clock = clock
     busy = Busy(clock, process_batch=5.0, optimizer_update=1.0)
@@ -106,7 +106,7 @@ def build(clock: Clock, *plugins: Plugin, loader: Any = None, every: int = 1, ep
 
 
 def drive(engine: Engine, clock: Clock, **until: Any) -> Run:
-    """Runs to the end, on from wherever it pauses; 10,000 s go by in each pause."""
+    """Run to the end, on from wherever it pauses; 10,000 s go by in each pause."""
     while not engine.current.ended:
         engine.run(**until)
         clock.now += 10_000.0
@@ -114,7 +114,7 @@ def drive(engine: Engine, clock: Clock, **until: Any) -> Run:
 
 
 def figures(run: Run) -> dict[str, list[float]]:
-    """Returns what was recorded, by name."""
+    """Return what was recorded, by name."""
     return {name: run.history(name) for name in FIGURES}
 
 
@@ -143,7 +143,7 @@ def test_they_stand_at_the_end_of_their_epoch():
     ]
 
 
-def test_updates_are_told_from_steps():
+def test_updates_are_distinguished_from_steps():
     """With accumulation 2 an epoch has half as many updates as steps; skipped updates are none."""
 
     class Skip(Plugin):
@@ -240,7 +240,7 @@ def test_what_other_plugins_do_on_pause_is_left_out(state, by_advance):
     assert figures(engine.current) == STRAIGHT
 
 
-def test_measuring_begins_anew_where_a_run_goes_on_in_mid_epoch():
+def test_measuring_begins_anew_where_a_run_continues_in_mid_epoch():
     """A plugin that was built anew in mid-epoch knows nothing of the time before; its figures are over the rest."""
     clock = NewestClock()
     engine = build(clock)
@@ -301,7 +301,7 @@ def test_a_stopwatch_adds_up_the_time_between_start_and_stop():
 
 @pytest.mark.parametrize("going", [False, True])
 def test_a_stopwatch_can_be_put(going):
-    """It goes on if it goes, and stands if it stands."""
+    """It keeps running if it was running, and stays stopped if it was stopped."""
     clock = NewestClock()
     watch = Stopwatch(clock)
     watch.start()

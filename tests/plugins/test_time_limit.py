@@ -37,7 +37,7 @@ class ReadClock(Clock):
 
 
 class Work(Plugin):
-    """Lets time go by in each step and in each update."""
+    """Advances the clock in each step and in each update."""
 
     def __init__(self, clock: ReadClock, step: float = 1.0, update: float = 0.0) -> None:
         self.clock, self.step, self.update = clock, step, update
@@ -50,14 +50,14 @@ class Work(Plugin):
 
 
 def limited(clock: ReadClock, *options: Any) -> TimeLimit:
-    """Returns the plugin with that clock."""
+    """Return the plugin with that clock."""
     plugin = TimeLimit(*options)
     plugin._watch.clock = clock
     return plugin
 
 
 def build(clock: ReadClock, limit: Plugin, *plugins: Plugin, work: Work | None = None, **config: Any) -> Engine:
-    """Returns an engine over 10 batches, with steps of a second."""
+    """Return an engine over 10 batches, with steps of a second."""
     return small_engine(10, [work or Work(clock), limit, *plugins], **config)
 
 
@@ -122,11 +122,11 @@ def test_the_time_of_an_evaluation_counts_at_once():
     assert (run.step, run.reason) == (3, "TimeLimit: the run was driven for 103 s of 100 s")
 
 
-# -- interrupt
+# -- pause
 
 
 def pauses(engine: Engine, clock: ReadClock, pause: float = 10_000.0) -> list[tuple[str, int, str | None]]:
-    """Runs to the end, with a pause wherever it pauses; returns where that was, at which step, and why."""
+    """Run to the end, with a pause wherever it pauses; return where that was, at which step, and why."""
     found: list[tuple[str, int, str | None]] = []
     while not engine.current.ended:
         run = engine.run()
@@ -136,7 +136,7 @@ def pauses(engine: Engine, clock: ReadClock, pause: float = 10_000.0) -> list[tu
     return found
 
 
-def test_interrupt_pauses_and_gives_the_full_time_again():
+def test_it_pauses_and_gives_the_full_time_again():
     """Paused after every fourth step of ten; the weights and the path are those of the straight run."""
     clock = ReadClock()
     engine = build(clock, limited(clock, 3.5, "pause"), epochs=2)
@@ -149,8 +149,8 @@ def test_interrupt_pauses_and_gives_the_full_time_again():
     assert records(engine.current.log) == records(straight.log)
 
 
-def test_interrupt_pauses_in_mid_window_between_two_steps():
-    """An open window is kept: going on gives the bits of the straight run."""
+def test_it_pauses_in_mid_window_between_two_steps():
+    """An open window is kept: continuing gives the bits of the straight run."""
     clock = ReadClock()
     engine = build(clock, limited(clock, 3, "pause"), accumulation=5)
     assert [(state, step) for state, step, _ in pauses(engine, clock)] == [("before_step", step) for step in (3, 6, 9)]
@@ -158,7 +158,7 @@ def test_interrupt_pauses_in_mid_window_between_two_steps():
 
 
 def test_the_way_to_where_it_pauses_is_not_taken_from_the_next_time():
-    """From the interrupt on the clock stands at 0, though the update is still to come; and it interrupts once."""
+    """Once it has asked for the pause the clock stays at 0, though the update is still to come; it asks only once."""
     clock = ReadClock()
     engine = build(clock, limited(clock, 2, "pause"), work=Work(clock, step=1.0, update=5.0), accumulation=2)
     found = pauses(engine, clock)
@@ -166,14 +166,14 @@ def test_the_way_to_where_it_pauses_is_not_taken_from_the_next_time():
     assert notes(engine.current, "pause") == ["TimeLimit: the run was driven for 2 s of 2 s"] * 5
 
 
-def test_a_limit_shorter_than_a_step_still_goes_on():
+def test_a_limit_shorter_than_a_step_still_continues():
     """Every call makes a step."""
     clock = ReadClock()
     engine = build(clock, limited(clock, 0.1, "pause"))
     assert [step for _, step, _ in pauses(engine, clock)] == list(range(1, 11))
 
 
-def test_interrupt_under_advance():
+def test_pause_under_advance():
     """The turn after which the run is paused is as in `run()`, and the time is full again."""
     clock = ReadClock()
     engine = build(clock, limited(clock, 3.5, "pause"))
@@ -224,7 +224,7 @@ def test_saving_a_checkpoint_on_pause_does_not_count(first):
 @pytest.mark.parametrize("step", range(1, 9))
 @pytest.mark.parametrize(("action", "expected"), [("stop", [7]), ("pause", [7, 10])])
 def test_what_was_used_is_state(action, expected, step):
-    """Built anew in any step, through JSON, it acts in the same step; after an interrupt with the full time again."""
+    """Built anew in any step, through JSON, it acts in the same step; after a pause with the full time again."""
     clock = ReadClock()
     plugin = Reborn(lambda: limited(clock, 6.5, action), step, lambda run: plugin.inner.open(run))  # noqa: PLW0108 - the new inner one
     engine = small_engine(10, [Work(clock), plugin])
@@ -235,7 +235,7 @@ def test_what_was_used_is_state(action, expected, step):
 
 
 def test_a_checkpoint_on_pause_holds_the_full_time():
-    """What `state_dict` says while the run is paused by its interrupt is that nothing was used."""
+    """What `state_dict` says while the plugin has paused the run is that nothing was used."""
     clock = ReadClock()
     limit = limited(clock, 3.5, "pause")
     saved = []

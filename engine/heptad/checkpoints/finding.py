@@ -45,7 +45,7 @@ def find(source: str | os.PathLike[str], own: Sequence[Store]) -> Found | None:
         own: The stores of the run's own plugins.
 
     Raises:
-        CheckpointError: If there is none, or none that is sound, or the newest sound one is not one of a run; what was
+        CheckpointError: If there is no sound checkpoint, or the newest sound one is not that of a run; what was
             found is named.
         EngineError: For `"auto"` without a plugin that keeps checkpoints.
     """

@@ -123,7 +123,7 @@ class IteratorCursor:
         return {**place, **self._source.own()}
 
     def restore(self, state: Mapping[str, Any], key: PassKey) -> str | None:
-        """Return to a place. A source that cannot tell its own is walked there anew."""
+        """Return to a place. A source without a state of its own is iterated up to it."""
         self._walks, self.taken, self._began = state["walks"], state["taken"], list(state.get("began", ()))
         self._iterator, remarks = self._source.go_to(state, key)
         return remarks

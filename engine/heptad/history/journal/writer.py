@@ -243,7 +243,7 @@ class FileWriter:
             )
 
     def commit(self) -> None:
-        """Let readers see what was written.
+        """Make what was written visible to readers.
 
         It waits for the disk only when SQLite moves its write-ahead log into the file.
 
