@@ -207,7 +207,7 @@ def test_max_updates_that_no_epoch_can_come_nearer_to_is_refused():
 
 
 class Totals(Plugin):
-    """Writes down at every moment of a step and of an epoch what the run foretells."""
+    """Records at every moment of a step and of an epoch what the run predicts."""
 
     def __init__(self) -> None:
         self.predicted: set[tuple[int | None, int | None]] = set()
@@ -251,7 +251,7 @@ def test_what_cannot_be_known_of_data_without_a_length_is_none(remainder):
 
 
 class Changes(Totals):
-    """Sets the accumulation after given steps, and writes down what the run foretells from the last change on."""
+    """Sets the accumulation after given steps, and writes down what the run predicts from the last change on."""
 
     def __init__(self, changes: dict[int, int]) -> None:
         super().__init__()

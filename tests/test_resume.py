@@ -1066,7 +1066,7 @@ def test_what_cannot_be_stored_is_refused_by_name(tmp_path):
 
 
 def test_a_loader_is_walked_to_its_place_and_the_log_says_so(tmp_path):
-    """One that cannot tell where it is; one with a generator of its own continues in its order."""
+    """One that cannot say where it is; one with a generator of its own continues in its order."""
 
     def make(directory: Path) -> Engine:
         data = TensorDataset(torch.cat([x for x, _ in batches(4)]), torch.cat([y for _, y in batches(4)]))
@@ -1102,8 +1102,8 @@ class Passes(Sampler[int]):
         return iter(torch.randperm(len(SAMPLES), generator=generator).tolist())
 
 
-class Tells(Passes):
-    """And can say where it is."""
+class HasState(Passes):
+    """The same, with a `state_dict`."""
 
     def state_dict(self) -> dict[str, int]:
         return {"epoch": self.epoch}
@@ -1112,7 +1112,7 @@ class Tells(Passes):
         self.epoch = state["epoch"]
 
 
-class TellsBatches(Tells):
+class HasStateOfBatches(HasState):
     """The same, for batches."""
 
     def __iter__(self) -> Iterator[Any]:
@@ -1155,8 +1155,8 @@ def in_parts() -> Dataset[Any]:
 
 CARRYING: dict[str, Any] = {
     "set_epoch": lambda: {"loader": DataLoader(SAMPLES, 2, sampler=DistributedSampler(SAMPLES, 1, 0))},
-    "a sampler that tells": lambda: {"loader": DataLoader(SAMPLES, 2, sampler=Tells())},
-    "a batch sampler that tells": lambda: {"loader": DataLoader(SAMPLES, batch_sampler=TellsBatches())},
+    "a sampler with a state": lambda: {"loader": DataLoader(SAMPLES, 2, sampler=HasState())},
+    "a batch sampler with a state": lambda: {"loader": DataLoader(SAMPLES, batch_sampler=HasStateOfBatches())},
     "generators in parts": lambda: {"loader": DataLoader(in_parts(), 2)},
     "a generator of a stream": lambda: {"loader": DataLoader(DrawsStream(), 2)},
     "a generator of a dataset": lambda: {"dataset": DrawsStream()},
@@ -1166,7 +1166,7 @@ CARRYING: dict[str, Any] = {
 @pytest.mark.parametrize("step", [3, 5, 6, 9])
 @pytest.mark.parametrize("what", CARRYING)
 def test_what_data_carry_from_pass_to_pass_comes_back(what, step, tmp_path):
-    """The epoch that a sampler was given, the state of one that tells it, generators within datasets."""
+    """The epoch that a sampler was given, the state of one that has a `state_dict`, generators within datasets."""
 
     def make(directory: Path) -> Engine:
         data = CARRYING[what]()
@@ -1208,7 +1208,7 @@ def test_what_data_carry_from_pass_to_pass_comes_back(what, step, tmp_path):
     ],
 )
 def test_what_cannot_be_verified_is_reported(loader, text, tmp_path):
-    """What may carry something from pass to pass and does not tell it; in the first pass there is nothing to carry."""
+    """What may carry something from pass to pass and does not report it; in the first pass there is nothing to carry."""
 
     def notes(step: int) -> str:
         directory = tmp_path / str(step)
@@ -1258,7 +1258,7 @@ def test_a_batch_read_ahead_that_cannot_be_stored_is_read_once_more(loader, tmp_
 
 
 def test_a_batch_that_the_loader_would_not_give_again_is_refused(tmp_path):
-    """The loader tells its place, which is behind the batch that was read ahead."""
+    """The loader gives its place, which is behind the batch that was read ahead."""
 
     class Placed(Unsized):
         def state_dict(self) -> dict[str, int]:
