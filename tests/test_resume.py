@@ -1267,7 +1267,7 @@ def test_a_batch_that_the_loader_would_not_give_again_is_refused(tmp_path):
         def load_state_dict(self, state: dict[str, int]) -> None: ...
 
     parts = components(small_network(), loader=Placed(of_pairs().items), criterion=None, compute_loss=pair_loss)
-    with pytest.raises(CheckpointError, match=r"read ahead \(a Pair\) cannot be stored.*let the loader yield tuples"):
+    with pytest.raises(CheckpointError, match=r"read ahead \(a Pair\) cannot be stored.*make the loader yield tuples"):
         engine_of(tmp_path, parts, remainder="flush").run()
 
 

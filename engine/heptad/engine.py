@@ -158,8 +158,8 @@ class Engine:
     def advance(self) -> Transition:
         """Make one turn and pause.
 
-        Plugins are opened before the first turn. They are closed by a turn that ends the run, or after which an
-        interrupt pauses it; by `run`; or by `close`.
+        Plugins are opened before the first turn. They are closed by a turn that ends the run, or after which a request
+        (`Run.pause`, Ctrl-C) pauses it; by `run`; or by `close`.
 
         Returns:
             The transition that was made.
@@ -180,7 +180,7 @@ class Engine:
                 raise
             if self.current.ended:
                 self.close()
-            elif self.current.paused != BY_ADVANCE:  # by an interrupt, as in run(): going on opens them again
+            elif self.current.paused != BY_ADVANCE:  # on request, as in run(): continuing opens them again
                 self._manager.close(self.current)
         return self.current.log[-1]
 

@@ -45,8 +45,8 @@ def find(source: str | os.PathLike[str], own: Sequence[Store]) -> Found | None:
         own: The stores of the run's own plugins.
 
     Raises:
-        CheckpointError: If there is none, or none that is sound, or the newest sound one is not one of a run; what was
-            found is named.
+        CheckpointError: If there is no checkpoint, or no sound one, or if the newest sound one was not written by a
+            run; what was found is named.
         EngineError: For `"auto"` without a plugin that keeps checkpoints.
     """
     if source == "auto":

@@ -131,7 +131,7 @@ def _restore_ending(run: Run, stored: StoredPosition) -> None:
 
 
 def _restore_log(run: Run, stored: StoredPosition) -> None:
-    """Let the log begin at the position; what windows hold and what was asked for is known from there on."""
+    """Begin the log at the position; what windows hold and what was asked for is known from there on."""
     at, buffer = run.position, run.buffer
     buffer.facts["optimizers"] = [options.plain() for options in stored.optimizers]
     buffer.windows[:] = [(stored.seq, at.window.size)]

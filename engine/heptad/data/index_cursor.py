@@ -124,7 +124,7 @@ class IndexCursor:
         return batch
 
     def _start_workers(self) -> Iterator[Any]:
-        """Let the workers fetch the batches of the open pass, from the next one on."""
+        """Start the workers on the batches of the open pass, from the next one on."""
         if self._loader is None:  # not `if not`: its truth is its length
             self._loader = DataLoader(
                 cast("Dataset[Any]", InWorkers(self._fetch)),  # indexed by jobs, which torch's types lack

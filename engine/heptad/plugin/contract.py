@@ -59,8 +59,8 @@ def on_enter(state: str, *, every: int = 1, once: bool = False, when: Predicate 
         state: The state's name.
         every: Call it at events number n, 2n, … of the run.
         once: Call it at the first of these events only.
-        when: Call it only if this predicate of the run holds as well. It is asked at the events that `every` lets
-            through, and `once` counts only a call.
+        when: Call it only if this predicate of the run holds as well. It is evaluated at the events that `every`
+            selects, and `once` counts only a call.
 
     Returns:
         The function as it was.

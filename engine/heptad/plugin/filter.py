@@ -74,7 +74,7 @@ class Filter:
         return self._state()
 
     def restore(self, count: int, done: bool = False) -> None:
-        """Go on from what `state` returned."""
+        """Continue from what `state` returned."""
         self._restore(count, done)
 
     def ahead(self, handler: Callable[[Run], object]) -> Callable[[Run], object]:

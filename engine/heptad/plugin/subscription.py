@@ -34,7 +34,7 @@ class Subscription:
         self.wrap(lambda call: call)
 
     def wrap(self, around: Callable[[Handler], Handler]) -> None:
-        """Wrap each call that the filter lets through; to be used before the first event."""
+        """Wrap each call that passes the filter; to be used before the first event."""
         self.filter = Filter(self.mark.every, self.mark.once, self.mark.when)
         self.call = self.filter.gate(around(self.handler))
 

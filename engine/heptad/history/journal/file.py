@@ -26,7 +26,7 @@ class JournaledRun(Protocol):
 
     @property
     def id(self) -> str:
-        """What tells this run from all others."""
+        """The identifier of this run."""
         ...
 
     @property

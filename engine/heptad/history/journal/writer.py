@@ -243,7 +243,7 @@ class FileWriter:
             )
 
     def commit(self) -> None:
-        """Let readers see what was written.
+        """Commit what was written, for readers to see.
 
         It waits for the disk only when SQLite moves its write-ahead log into the file.
 
