@@ -142,7 +142,7 @@ def build_large(data: torch.Tensor) -> Engine:
 
 
 def resume_times(rounds: int) -> dict[str, list[float]]:
-    """Returns the milliseconds that it takes to go on from either place, in each round."""
+    """Returns the milliseconds that it takes to resume from either place, in each round."""
     data = torch.zeros(MANY, 1)
     places = {"start": 1, "middle": MANY // LARGE // 2}
     with tempfile.TemporaryDirectory() as folder:

@@ -167,9 +167,9 @@ def ask(path: str) -> None:
     durations = log.durations()
     stats, busy = time.perf_counter(), time.process_time() - busy
     assert len(found) == PER_STEP
-    assert sum(counts.values()) == sum(told.count for told in durations.values()) == count
+    assert sum(counts.values()) == sum(stays.count for stays in durations.values()) == count
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    told = {
+    asked = {
         "open": opened - began,
         "where": where - opened,
         "stats": stats - where,
@@ -177,7 +177,7 @@ def ask(path: str) -> None:
         "imported": imported,
         "peak": peak,
     }
-    print(json.dumps({**told, "count": count}))
+    print(json.dumps({**asked, "count": count}))
 
 
 def asking(transitions: int, folder: Path) -> None:
@@ -185,12 +185,12 @@ def asking(transitions: int, folder: Path) -> None:
     path = folder / "synthetic"
     took = write_synthetic(path, transitions)
     done = subprocess.run([sys.executable, __file__, "--ask", str(path)], capture_output=True, text=True, check=True)
-    told = json.loads(done.stdout)
+    asked = json.loads(done.stdout)
     size = path.stat().st_size
-    print(f"{told['count']:,} transitions, written in {took:.1f} s, {size / told['count']:.1f} bytes each (bound 60)")
-    print(f"  open {told['open'] * 1e3:.0f} ms; where(update=…) {told['where'] * 1e3:.1f} ms (bound 50)")
-    print(f"  counts() and durations() {told['stats']:.2f} s (bound 5), {told['busy']:.2f} s of processor time")
-    print(f"  peak memory {told['peak']:.0f} MB (bound 500), of which {told['imported']:.0f} MB were there before")
+    print(f"{asked['count']:,} transitions, written in {took:.1f} s, {size / asked['count']:.1f} bytes each (bound 60)")
+    print(f"  open {asked['open'] * 1e3:.0f} ms; where(update=…) {asked['where'] * 1e3:.1f} ms (bound 50)")
+    print(f"  counts() and durations() {asked['stats']:.2f} s (bound 5), {asked['busy']:.2f} s of processor time")
+    print(f"  peak memory {asked['peak']:.0f} MB (bound 500), of which {asked['imported']:.0f} MB were there before")
 
 
 def main() -> None:

@@ -1,7 +1,7 @@
 """Two networks against each other: how a plugin adds a state to the machine.
 
-A discriminator learns to tell points of a ring of eight blots from those that a generator draws; the generator learns
-to deceive it. The engine's own update is that of the discriminator. That of the generator is a detour,
+A discriminator learns to distinguish points of a ring of eight blots from those that a generator draws; the generator
+learns to deceive it. The engine's own update is that of the discriminator. That of the generator is a detour,
 `generator_update`: a state of its own with an arc, a guard, a place in the diagram, in the log and in the timings.
 About half a minute; `gan.out.txt` shows what it prints.
 """
@@ -90,12 +90,12 @@ class GeneratorUpdate(Plugin):
         return self._optimizer.state_dict()
 
     def load_state_dict(self, state: dict) -> None:
-        """Goes on from there."""
+        """Restores that state."""
         self._optimizer.load_state_dict(state)
 
 
 def main() -> None:
-    """Trains, shows the machine, and tells how good the generator's points are."""
+    """Trains, shows the machine, and measures how good the generator's points are."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--updates", type=int, default=5_000)
     options = parser.parse_args()
@@ -119,7 +119,7 @@ def main() -> None:
     counts, durations = run.log.counts(), run.log.durations()
     for state in ("process_batch", "optimizer_update", "generator_update"):
         print(f"    {state:18}entered {counts[state]:,} times, median {durations[state].median_ns / 1e3:,.0f} µs")
-    print("\nOne round, as the log tells it:")
+    print("\nOne round, from the log:")
     print(*run.log.tail(8)[:5], sep="\n")
 
     with torch.no_grad():

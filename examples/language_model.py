@@ -1,8 +1,8 @@
-"""Trains a small GPT on the source of Python's standard library, and lets it write some.
+"""Trains a small GPT on the source of Python's standard library, and generates some with it.
 
-Real text that is on every machine: about 9 MB of Python, one pass over it. Every 16th file is held out whole, and what
-the model needs to tell a character of those is compared with what `xz -9 --extreme` needs. About twelve minutes on two
-cores; `language_model.out.txt` shows what it prints.
+Real text that is on every machine: about 9 MB of Python, one pass over it. Every 16th file is held out whole, and the
+bits a character that the model needs for those are compared with those of `xz -9 --extreme`. About twelve minutes on
+two cores; `language_model.out.txt` shows what it prints.
 """
 
 import argparse
@@ -202,7 +202,7 @@ def main() -> None:
     )
 
     @engine.on_enter("sample")  # comes after the evaluation, as their plugins do
-    def tell(run: Run) -> None:
+    def report(run: Run) -> None:
         loss = run.metrics["valid/loss"]
         print(f"update {run.update:,} of {run.total_updates:,}: {loss:.3f} bits a character", flush=True)
 

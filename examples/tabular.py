@@ -1,6 +1,6 @@
 """From a pandas frame to a network that predicts: early stopping, and the best checkpoint for the prediction.
 
-569 tumours, each told by 30 measurements, from scikit-learn's bundled data; is it malignant? A few seconds;
+569 tumours, each described by 30 measurements, from scikit-learn's bundled data; is it malignant? A few seconds;
 `tabular.out.txt` shows what it prints.
 """
 
@@ -79,12 +79,12 @@ def main() -> None:
     print(f"weights from {loaded.name}")
     with torch.inference_mode():
         scores = best.eval()(to_dataset(test).tensors[0])
-    told = pd.DataFrame(
+    predicted = pd.DataFrame(
         {"P(malignant)": scores.softmax(dim=1)[:, 0].numpy(), "malignant": test[TARGET].to_numpy() == 0}, test.index
     )
-    right = (told["P(malignant)"] > 0.5) == told["malignant"]
+    right = (predicted["P(malignant)"] > 0.5) == predicted["malignant"]
     print(f"accuracy on {len(test)} rows seen by nobody: {right.mean():.4f}\n")
-    print(told.head(5).round(3))
+    print(predicted.head(5).round(3))
 
 
 if __name__ == "__main__":

@@ -1208,7 +1208,7 @@ def test_what_data_carry_from_pass_to_pass_comes_back(what, step, tmp_path):
     ],
 )
 def test_what_cannot_be_verified_is_reported(loader, text, tmp_path):
-    """What may carry something from pass to pass and does not report it; in the first pass there is nothing to carry."""
+    """What may carry something from pass to pass unreported; in the first pass there is nothing to carry."""
 
     def notes(step: int) -> str:
         directory = tmp_path / str(step)
@@ -1267,7 +1267,7 @@ def test_a_batch_that_the_loader_would_not_give_again_is_refused(tmp_path):
         def load_state_dict(self, state: dict[str, int]) -> None: ...
 
     parts = components(small_network(), loader=Placed(of_pairs().items), criterion=None, compute_loss=pair_loss)
-    with pytest.raises(CheckpointError, match=r"read ahead \(a Pair\) cannot be stored.*let the loader yield tuples"):
+    with pytest.raises(CheckpointError, match=r"read ahead \(a Pair\) cannot be stored.*make the loader yield tuples"):
         engine_of(tmp_path, parts, remainder="flush").run()
 
 

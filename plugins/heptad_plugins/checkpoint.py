@@ -17,7 +17,7 @@ PLACES: tuple[Place, ...] = ("after_step", "optimizer_update", "after_epoch")
 
 
 class Checkpoint(Plugin):
-    """Stores checkpoints; `Engine.run(resume=…)` continues from any of them at once, bit for bit.
+    """Write checkpoints; `Engine.run(resume=…)` continues from any of them at once, bit for bit.
 
     A checkpoint is a state, `checkpoint`, reached from the states in `at`; one is also stored when the run pauses
     because of Ctrl-C, a signal (`GracefulStop`) or `Run.pause`. It is whole or not there, whenever the process is

@@ -11,7 +11,7 @@ from heptad_plugins._options import path_of, whole_number
 
 
 class CSVLogger(Plugin):
-    """Writes all recorded values, and the training loss, to a CSV file.
+    """Write all recorded values, and the training loss, to a CSV file.
 
     A row holds the values of one position, in columns that are named for them; a value that was recorded twice there
     opens a second row. Numbers have full precision. Rows are written on exit of `optimizer_update`, `evaluate` and

@@ -11,7 +11,7 @@ from heptad_plugins._options import number, one_of, text_of, whole_number
 
 
 class EarlyStopping(Plugin):
-    """Stops the run after `patience` looks in a row at which a recorded value was no better than the best so far.
+    """Stop the run after `patience` looks in a row at which a recorded value was no better than the best so far.
 
     It looks at the newest value on exit of `after_epoch`. NaN is no improvement. An epoch without a step is passed
     over. The run ends in order. A value that is still on its device is waited for, once a look.

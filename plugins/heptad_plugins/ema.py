@@ -15,7 +15,7 @@ from heptad_plugins._options import number
 
 
 class EMA(Plugin):
-    """Keeps an exponential moving average of parameters and buffers, by torch's `AveragedModel`.
+    """Keep an exponential moving average of parameters and buffers, by torch's `AveragedModel`.
 
     After each update the average becomes `decay * average + (1 - decay) * weights`; the first update sets it to the
     weights. A skipped update leaves it alone. Buffers of whole numbers or truth values (counts, indices, masks) have no

@@ -15,7 +15,7 @@ PLACES = ("after_epoch", "optimizer_update", "after_step")
 
 
 class Evaluate(Plugin):
-    """Records `valid/loss` and `valid/<metric>` over data that the run does not train on.
+    """Record `valid/loss` and `valid/<metric>` over data that the run does not train on.
 
     The evaluation is a state, `evaluate`, and a run of its own: no subscription hears its batches, nothing is shuffled
     or dropped, no gradient is computed. The modes of all modules, the RNG and the position in the training data are

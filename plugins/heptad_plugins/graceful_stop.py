@@ -14,7 +14,7 @@ REFUSED = ("SIGINT", "SIGKILL", "SIGSTOP")
 
 
 class GracefulStop(Plugin):
-    """Pauses the run when the process is asked to end, so that every plugin's `on_pause` can save what there is.
+    """Pause the run when the process is asked to end, so that every plugin's `on_pause` can save what there is.
 
     At the first signal the run pauses at the end of the turn, never between the beginning of a step and the end of its
     update. `on_pause` of all plugins is called and all are closed; then `run()` raises `SystemExit(128 + number)`,

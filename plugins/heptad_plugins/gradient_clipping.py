@@ -9,7 +9,7 @@ from heptad_plugins._options import number
 
 
 class GradientClipping(Plugin):
-    """Clips the gradients on entry to `optimizer_update`, where they are those of the whole window.
+    """Clip the gradients on entry to `optimizer_update`, where they are those of the whole window.
 
     All parameters that the optimizers hold count together, each once. With `max_norm` the norm before clipping is
     recorded as `"gradient_norm"`, also for an update that another plugin skips; it stays on its device until it is read

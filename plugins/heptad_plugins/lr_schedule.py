@@ -18,7 +18,7 @@ Build = Callable[[Optimizer, int], LRScheduler] | Callable[[Optimizer], LRSchedu
 
 
 class LRSchedule(Plugin):
-    """Drives any of torch's learning-rate schedulers.
+    """Drive any of torch's learning-rate schedulers.
 
     A function is called once, on exit of `before_loop`, with an optimizer of the run and `run.total_updates`, so a
     warm-up and a decay end where the run ends; one that takes the optimizer alone needs no length. The schedule moves

@@ -17,7 +17,7 @@ IN_A_ROW = 100
 
 
 class NonFiniteGuard(Plugin):
-    """Checks loss and gradients for NaN and infinity on entry to `optimizer_update`.
+    """Check loss and gradients for NaN and infinity on entry to `optimizer_update`.
 
     The loss is that of the window's last step, the gradients are those about to be applied, of all parameters that the
     optimizers hold. What the forward pass itself wrote, such as the statistics of a batch norm, is not undone.

@@ -21,7 +21,7 @@ BINARY = (io.RawIOBase, io.BufferedIOBase)
 
 
 class Progress(Plugin):
-    """Shows epoch and run, loss, steps per second and the time left.
+    """Show epoch and run, loss, steps per second and the time left.
 
     In a terminal a bar is redrawn four times a second at most. A line is written after each epoch, in a terminal or
     not. Both read the loss, which is a device sync. `loss` is that of the newest step, not a mean over the epoch. The

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 class TensorBoardLogger(Plugin):
-    """Writes scalars to a directory that TensorBoard reads, each at the number of complete updates.
+    """Write scalars to a directory that TensorBoard reads, each at the number of complete updates.
 
     All recorded values under their names; `loss`, the loss of the newest step, and `lr`, the learning rate of the
     update, or `lr/0`, `lr/1`, … of several parameter groups over all optimizers, unless somebody recorded these names

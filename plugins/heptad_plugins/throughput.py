@@ -10,7 +10,7 @@ from heptad_plugins._stopwatch import Stopwatch
 
 
 class Throughput(Plugin):
-    """Records on exit of `after_epoch` how fast the epoch went.
+    """Record on exit of `after_epoch` how fast the epoch went.
 
     `steps_per_second`, `samples_per_second` and `updates_per_second` are taken over all that happens between entry to
     `before_epoch` and exit of `after_epoch`, evaluations and checkpoints included. `data_wait_share` is the share of

@@ -1,4 +1,4 @@
-"""`TimeLimit` changes the run: it ends or pauses it once it has been driven for so many seconds."""
+"""`TimeLimit` observes the run, and decides only how far it is driven: it ends or pauses it after some seconds."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from heptad_plugins._stopwatch import Stopwatch
 
 
 class TimeLimit(Plugin):
-    """Stops or pauses the run when its time is up.
+    """Stop or pause the run when its time is up.
 
     The clock is read on exit of `after_step`, `optimizer_update` and `evaluate`, so the limit is kept to within a step
     or an evaluation. Time in which the run is paused does not count (driven by `advance()`, the pauses between turns

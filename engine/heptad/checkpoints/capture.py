@@ -67,8 +67,8 @@ def capture(
             position=_capture_position(run, detours, subscriptions),
             detached=manager.detached(),
             data=_capture_data(run),
-            values=StoredValues.of(run.buffer.columns(0)),
-            random=global_states(),
+            values=StoredValues.of(run.buffer.columns(0)),  # all of the run: one device sync, and a copy
+            random=global_states(),  # last: what a state_dict above drew, the run that continues has drawn as well
         ),
     )
     return Snapshot(_summarize_run(run).plain(), sections.plain())
@@ -147,7 +147,7 @@ def _capture_data(run: Run) -> dict[str, Any]:
             if state["walk"].get("own") is not None:
                 raise CheckpointError(
                     f"the batch that was read ahead (a {kind(batch)}) cannot be stored, and the loader's state_dict is "
-                    "past it, so that it would be lost; let the loader yield tuples, lists or dicts of tensors"
+                    "past it, so that it would be lost; make the loader yield tuples, lists or dicts of tensors"
                 ) from error
             state["ahead"] = []
     return state

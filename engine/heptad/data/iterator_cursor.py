@@ -60,7 +60,7 @@ class IteratorCursor:
         self._source = source
         self.batches = source.length()
         self.taken = 0
-        self._walks = 0
+        self._passes = 0
         self._iterator: Iterator[Any] | None = None
         self._began: list[Any] = []
         """Random states: when the pass was begun, and when its first batch was about to be taken."""
@@ -73,14 +73,14 @@ class IteratorCursor:
         """
         del limit  # what is not taken is left
         self._iterator = None  # before iterate(): the old one's workers end before the new one's start
-        if self._walks:
+        if self._passes:
             refuse_second_pass(self._source.data)
         self.batches = self._source.length()
         # twice: some loaders draw their order in iter(), others when the first batch is taken, and the network or a
         # handler may draw in between
         self._began = self._source.before_pass()
         self._iterator = self._source.iterate(key)
-        self._walks += 1
+        self._passes += 1
         self.taken = 0
 
     def take(self) -> Any:
@@ -119,7 +119,7 @@ class IteratorCursor:
 
     def state(self) -> dict[str, Any]:
         """Return the place, and what the source carries from pass to pass."""
-        place = {"walks": self._walks, "open": self._iterator is not None, "taken": self.taken, "began": self._began}
+        place = {"walks": self._passes, "open": self._iterator is not None, "taken": self.taken, "began": self._began}
         return {**place, **self._source.own()}
 
     def restore(self, state: Mapping[str, Any], key: PassKey) -> str | None:

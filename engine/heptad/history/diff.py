@@ -173,6 +173,8 @@ def _first_parting(
 ) -> tuple[int | None, tuple[Parting, ...]]:
     events = tuple([event for event in source.events(first) if heard(event.kind)] for source in sources)
     begin = first
+    # Events and values are read for as far as the paths agree, and within the turn where they part: that turn's events
+    # come before its transition, so they are named first. Each block costs one query of values in either log.
     for stop, parts in _side_by_side(sources, views, first, end):
         found = _remarks(sources, events, begin, stop if parts is None else parts + 1, heard)
         if found is not None:
@@ -306,7 +308,7 @@ def _is_same(one: Any, other: Any) -> bool:
 def _facts(one: Mapping[str, Any], other: Mapping[str, Any]) -> Iterator[Fact]:
     here, there = (_flat({k: v for k, v in f.items() if k not in ("handlers", *HOW_KEPT)}) for f in (one, other))
     yield from _unequal(here, there)
-    moments = [_edges(facts.get("handlers", ())) for facts in (one, other)]
+    moments = [_by_moment(facts.get("handlers", ())) for facts in (one, other)]
     yield from _unequal(*moments)
 
 
@@ -329,7 +331,7 @@ def _unequal(here: Mapping[str, Any], there: Mapping[str, Any]) -> Iterator[Fact
             yield Fact(name, here.get(name), there.get(name))
 
 
-def _edges(handlers: Sequence[Sequence[str]]) -> dict[str, list[str]]:
+def _by_moment(handlers: Sequence[Sequence[str]]) -> dict[str, list[str]]:
     """Return who is called on each moment of each state, in order."""
     moments: dict[str, list[str]] = {}
     for state, moment, who, words, *_ in handlers:

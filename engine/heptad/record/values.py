@@ -100,6 +100,8 @@ class RecordedValues:
             known = self._known(name)
         number = value if type(value) is float else _number(name, value)
         row = len(self._value)
+        # Name, value, tensor, then the place, by which rows are counted: without a lock, `since`, `between` and
+        # `columns` in another thread see whole rows only, and find each tensor among those to be read.
         self._name.append(known)
         if type(number) is float:
             self._value.append(number)

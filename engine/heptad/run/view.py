@@ -134,6 +134,8 @@ class RunView:
     def _updates_ahead(self, batches: int, epochs: int) -> int:
         at = self.position
         now = 0
+        # In the open epoch: one update for the open window, which takes what it lacks from the remaining batches, and
+        # those that the rest makes; a pass begun to fill the window makes no more. Then the epochs to come, each whole.
         if at.epoch_open:
             open_steps = at.window.steps
             left = at.remaining - (at.window.size - open_steps if open_steps else 0)

@@ -85,6 +85,8 @@ def before_step(run: Run) -> None:
         if window.size != window.next_size and at.remaining >= at.needed:
             window.resize()
             run.buffer.windows.append((run.buffer.seq, window.size))
+        # Here and not after the update: gradients can be read until now, at the cost of their memory, and those that
+        # remainder="drop" left go too. Before the batch is taken, which may need their memory.
         runtime.optimizers.clear()
     elif not at.remaining:
         _extend(run)

@@ -44,7 +44,7 @@ def _over_elements(target: Any) -> float:
 
 
 def _over_classes(criterion: nn.CrossEntropyLoss | nn.NLLLoss, target: Any) -> float | Tensor:
-    """Weighs as torch's mean over classes does; a tensor (no device sync) where it depends on the target.
+    """Weigh as torch's mean over classes does; a tensor (no device sync) where it depends on the target.
 
     A vector of classes is not searched for the ignored class -100 that nobody asked for: that would cost more than the
     loss of a small network.

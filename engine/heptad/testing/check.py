@@ -175,7 +175,7 @@ def _check_failure(engine: Engine, closed: list[int], where: str, report: Plugin
     """Make a run in which the neighbour fails, and look at what the plugin adds to that."""
     try:
         engine.run()
-        report.fault(f"{where}, the run went on: the failure was swallowed")
+        report.fault(f"{where}, the run continued: the failure was swallowed")
     except _NeighbourFailed as error:
         if error.__context__ is not None and not isinstance(error.__context__, _NeighbourFailed):
             report.fault(f"{where}, it raised {_with_place(error.__context__)} on being closed")

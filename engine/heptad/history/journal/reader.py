@@ -130,6 +130,8 @@ class FileSource:
             # SQLite's count of the commits of other connections: where it stands still, the last view still holds.
             version = int(self._connection.execute("PRAGMA data_version").fetchone()[0])
             if version != self._version:
+                # One transaction for all tables, so that chunks, windows, stops and the failure are of one commit. The
+                # version was read before it: a commit in between is read twice, never missed.
                 with self._snapshot():
                     self._read()
                 self._version = version
