@@ -200,7 +200,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=7, help="rounds of the null step (default 7)")
     parser.add_argument("--steps", type=int, default=50_000, help="null steps a round (default 50,000)")
-    parser.add_argument("--transitions", type=int, default=10_000_000, help="length of the large file (default 10 million)")
+    parser.add_argument("--transitions", type=int, default=10_000_000, help="of the large file (default 10 million)")
     parser.add_argument("--folder", type=Path, help="folder of the files (default: that for temporary files)")
     parser.add_argument("--ask", metavar="FILE", help="only query this file (internal)")
     asked = parser.parse_args()
