@@ -1,23 +1,24 @@
-"""What a checkpoint costs: how long training stands still, and how long a load takes. One thread of torch.
+"""Measure what a checkpoint costs: how long training stands still, and how long a load takes. One thread of torch.
 
-The state is that of 100 MB of float32 parameters with AdamW, 300 MB: of 16 linear layers weights and biases, and two
-averages of each.
+The state is 300 MB: 100 MB of float32 parameters, the weights and biases of 16 linear layers, and two averages of each
+by AdamW.
 
-- `Store.save`: what a `Checkpoint` does: safetensors files, hashed, synced, renamed, the rename synced;
-- `torch.save`: the same state in one file, and fsync of it: no digest, no rename, no second file;
-- `copy`: the bytes copied in memory, what it would cost to write in the background;
-- `Store.load`: verified and parsed; `torch.load`: neither verified nor synced, from the page cache as well.
+- `Store.save`: what `Checkpoint` calls; it writes safetensors files, hashes, syncs and renames them, and syncs the
+  directory;
+- `torch.save`: the same state in one file, with fsync; no digest, no rename, no second file;
+- `copy`: a copy of the bytes in memory, the cost of writing in the background;
+- `Store.load`: verify and parse; `torch.load`: no verification. Both read from the page cache.
 
-The rounds are interleaved, each in turn first; between two measurements everything is synced, so that none pays for
-another. Printed are medians over the rounds and the median of the ratios within a round, with the lowest and the
-highest. Disks of shared machines are noisy; run it with nothing beside it:
+Rounds are interleaved, and each measurement is first in turn. Everything is synced between two measurements, so that
+none pays for another. The table shows medians over the rounds, and the median, lowest and highest of the ratios within
+a round. Disks of shared machines are noisy; run it on an idle machine:
 
     python benchmarks/checkpoint.py
 
 Measured on two shared virtual cores, Python 3.11.7 and torch 2.13.0: a save takes 205 ms, 0.71 times as long as
-torch.save and fsync (263 ms), 4.6 times as long as the copy (40 ms); more than half of its processor time is SHA-256,
-which a free core does beside the writing. Under a load of four it was 1.24 to 1.38 times as long as torch.save. Loading
-takes 379 ms, six times torch.load, which verifies nothing.
+torch.save with fsync (263 ms), and 4.6 times as long as the copy (40 ms). More than half of its processor time is
+SHA-256, which a free core computes during the writing. Under a load of four it took 1.24 to 1.38 times as long as
+torch.save. A load takes 379 ms, six times as long as torch.load, which verifies nothing.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ from heptad.run.snapshot import Snapshot
 
 
 def build_state(megabytes: int) -> dict[str, Any]:
-    """Returns network and optimizer of that many megabytes of parameters, after one step."""
+    """Return the state of network and optimizer after one step, with that many megabytes of parameters."""
     width = int((megabytes * 1e6 / 4 / 16) ** 0.5)
     network = nn.Sequential(*[nn.Linear(width, width) for _ in range(16)])
     optimizer = torch.optim.AdamW(network.parameters())
@@ -52,7 +53,7 @@ def build_state(megabytes: int) -> dict[str, Any]:
 
 
 def tensors_of(value: Any) -> list[torch.Tensor]:
-    """Returns all tensors in nested values."""
+    """Return all tensors in nested values."""
     if isinstance(value, torch.Tensor):
         return [value]
     items = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
@@ -60,7 +61,7 @@ def tensors_of(value: Any) -> list[torch.Tensor]:
 
 
 def save_by_torch(state: dict[str, Any], path: Path) -> None:
-    """Writes the state as is usual, and waits until it is on the medium."""
+    """Write the state with `torch.save`, and sync the file."""
     with path.open("wb") as file:
         torch.save(state, file)
         file.flush()
@@ -68,7 +69,7 @@ def save_by_torch(state: dict[str, Any], path: Path) -> None:
 
 
 def timed(work: Callable[[], object]) -> float:
-    """Returns the milliseconds of a call, begun when all that was written before is on the medium."""
+    """Sync the file systems; return the milliseconds of a call."""
     os.sync()
     start = time.perf_counter()
     work()
@@ -76,14 +77,14 @@ def timed(work: Callable[[], object]) -> float:
 
 
 def measure(rounds: int, megabytes: int, directory: Path) -> dict[str, list[float]]:
-    """Returns the milliseconds of each in each round."""
+    """Return, for each measurement, the milliseconds in each round."""
     state = build_state(megabytes)
     held = tensors_of(state)
     store = Store(directory / "store")
     store.lock()
     path = directory / "state.pt"
 
-    def remove() -> None:  # neither is to pay for removing, nor to write over what is there
+    def remove() -> None:  # outside the measurements, so that none pays for it
         path.unlink(missing_ok=True)
         for entry in store.entries():
             shutil.rmtree(entry.path)
@@ -111,7 +112,7 @@ def measure(rounds: int, megabytes: int, directory: Path) -> dict[str, list[floa
 
 
 def report(times: dict[str, list[float]], megabytes: int) -> str:
-    """Returns the table."""
+    """Return the table."""
     pairs = [("Store.save", "torch.save"), ("Store.save", "copy"), ("Store.load", "torch.load")]
     lines = [
         f"{name:<12}{statistics.median(spent):>9.0f} ms {megabytes / statistics.median(spent):>8.2f} GB/s"
@@ -124,7 +125,7 @@ def report(times: dict[str, list[float]], megabytes: int) -> str:
 
 
 def main() -> None:
-    """Measures and prints."""
+    """Measure and print."""
     parser = argparse.ArgumentParser(description="A checkpoint: Store.save, torch.save and fsync, a copy in memory.")
     parser.add_argument("--rounds", type=int, default=9, help="interleaved rounds (default 9)")
     parser.add_argument("--megabytes", type=int, default=100, help="of parameters (default 100)")

@@ -1,24 +1,24 @@
-"""What a pass over data in memory costs, and what it costs to resume in the middle of one. One thread.
+"""Measure what a pass over data in memory costs, and what it costs to resume in the middle of one. One thread.
 
-The first question: the engine's feed, torch's default loader, and the limit.
+The first part compares the engine's feed, torch's default loader and the limit: one pass each over 60,000 samples of
+28x28 float32 with integer labels in a `TensorDataset`, shuffled, in batches of 128:
 
-60,000 samples of 28x28 float32 with integer labels in a `TensorDataset`, batches of 128, shuffled, one pass each:
+- `DataLoader`: `DataLoader(dataset, 128, shuffle=True)`, which fetches samples one by one and stacks them;
+- `feed`: the source of the engine's batches in `before_step`, including the order of the pass;
+- `limit`: rows gathered from memory with `index_select`, with the indices of each batch prepared.
 
-- `DataLoader`: `DataLoader(dataset, 128, shuffle=True)`, which takes samples one by one and stacks them;
-- `feed`: what the engine's `before_step` takes its batches from, the order of the pass included;
-- `limit`: the rows gathered straight from memory with `index_select`, the indices of each batch made beforehand.
+The second part resumes a run over 10 million samples, up to the end of the first turn: from a checkpoint after the
+first step of an epoch, and from one in its middle. The order is a function of (seed, epoch, pass), so nothing is
+replayed, and the two should take the same time.
 
-The second: a run over 10 million samples is resumed from a checkpoint taken after the first step of an epoch, and from
-one taken in its middle, up to the end of the first turn. The order is a function of (seed, epoch, pass), so nothing is
-replayed: the two should take the same time.
-
-The rounds are interleaved: the three stand side by side in each, in turn first. Printed are medians over the rounds and
-the median of the ratios within a round, with the lowest and the highest. Run it with nothing beside it:
+Rounds are interleaved, and each measurement is first in turn. The table shows medians over the rounds, and the median,
+lowest and highest of the ratios within a round. Run it on an idle machine:
 
     python benchmarks/data.py
 
 Measured on two shared virtual cores, Python 3.11.7 and torch 2.13.0: DataLoader 259 ms, feed 41 ms (6.6 times as fast;
-5.0 to 8.2 over the rounds), limit 37 ms (7.3 times). To resume 333 ms at the start of the epoch, 302 ms in its middle.
+5.0 to 8.2 over the rounds), limit 37 ms (7.3 times). A resume takes 333 ms at the start of the epoch, 302 ms in its
+middle.
 """
 
 from __future__ import annotations
@@ -44,14 +44,14 @@ SAMPLES, BATCH = 60_000, 128
 
 
 def build_dataset() -> TensorDataset:
-    """Returns the samples."""
+    """Return the samples."""
     generator = torch.Generator().manual_seed(0)
     data = torch.rand(SAMPLES, 28, 28, generator=generator)
     return TensorDataset(data, torch.randint(0, 10, (SAMPLES,), generator=generator))
 
 
 def build_engine_feed(dataset: TensorDataset) -> Feed:
-    """Returns the feed that an engine would build."""
+    """Return the feed that an engine builds."""
     components = Components(
         network=nn.Identity(),
         dataset=dataset,
@@ -62,18 +62,18 @@ def build_engine_feed(dataset: TensorDataset) -> Feed:
 
 
 def walk_loader(dataset: TensorDataset) -> int:
-    """Walks a default loader once; returns the number of samples."""
+    """Iterate over a default loader once; return the number of samples."""
     return sum(len(target) for _, target in DataLoader(dataset, BATCH, shuffle=True))
 
 
 def walk_feed(feed: Feed) -> int:
-    """Walks one pass of the feed."""
+    """Take all batches of one pass of the feed; return the number of samples."""
     feed.open(0, 0)
     return sum(len(feed.take()[1]) for _ in range(feed.batches or 0))
 
 
 def walk_rows(dataset: TensorDataset, batches: tuple[torch.Tensor, ...]) -> int:
-    """Gathers the rows of every batch."""
+    """Gather the rows of every batch; return the number of samples."""
     data, target = dataset.tensors
     samples = 0
     for indices in batches:
@@ -83,7 +83,7 @@ def walk_rows(dataset: TensorDataset, batches: tuple[torch.Tensor, ...]) -> int:
 
 
 def timed(walk: Callable[[], int]) -> float:
-    """Returns the milliseconds of one pass, which must be whole."""
+    """Return the milliseconds of one pass; fail if it is not complete."""
     start = time.perf_counter()
     samples = walk()
     spent = (time.perf_counter() - start) * 1e3
@@ -92,7 +92,7 @@ def timed(walk: Callable[[], int]) -> float:
 
 
 def measure(rounds: int) -> dict[str, list[float]]:
-    """Returns the milliseconds of each walk in each round."""
+    """Return, for each kind of pass, the milliseconds in each round."""
     dataset = build_dataset()
     feed = build_engine_feed(dataset)
     batches = torch.randperm(SAMPLES, generator=torch.Generator().manual_seed(0)).split(BATCH)
@@ -113,7 +113,7 @@ def measure(rounds: int) -> dict[str, list[float]]:
 
 
 def report(times: dict[str, list[float]]) -> str:
-    """Returns the table."""
+    """Return the table."""
     lines = [f"{'one pass':<12}{'median ms':>10}{'µs a batch':>12}   times as fast as DataLoader (lowest – highest)"]
     batches = -(-SAMPLES // BATCH)
     for name, spent in times.items():
@@ -130,7 +130,7 @@ MANY, LARGE = 10_000_000, 1000
 
 
 def build_large(data: torch.Tensor) -> Engine:
-    """Returns an engine over ten million samples, whose steps do next to nothing."""
+    """Return an engine over ten million samples whose steps do almost nothing."""
     network = nn.Linear(1, 1)
     components = Components(
         network=network,
@@ -142,7 +142,7 @@ def build_large(data: torch.Tensor) -> Engine:
 
 
 def resume_times(rounds: int) -> dict[str, list[float]]:
-    """Returns the milliseconds that it takes to resume from either place, in each round."""
+    """Return, for both checkpoints, the milliseconds that a resume takes in each round."""
     data = torch.zeros(MANY, 1)
     places = {"start": 1, "middle": MANY // LARGE // 2}
     with tempfile.TemporaryDirectory() as folder:
@@ -162,7 +162,7 @@ def resume_times(rounds: int) -> dict[str, list[float]]:
 
 
 def report_resumes(times: dict[str, list[float]]) -> str:
-    """Returns the line."""
+    """Return the line on resuming."""
     start, middle = (statistics.median(spent) for spent in times.values())
     ratios = sorted(one / other for one, other in zip(times["middle"], times["start"], strict=True))
     return (
@@ -172,7 +172,7 @@ def report_resumes(times: dict[str, list[float]]) -> str:
 
 
 def main() -> None:
-    """Measures and prints."""
+    """Measure and print."""
     parser = argparse.ArgumentParser(description="A pass over data in memory: feed, DataLoader, limit.")
     parser.add_argument("--rounds", type=int, default=9, help="interleaved rounds, at least 7 (default 9)")
     rounds = max(7, parser.parse_args().rounds)

@@ -1,19 +1,21 @@
-"""What the log costs: in memory, in a journal, and to ask. One thread trains, rounds interleaved.
+"""Measure what the log costs: in memory, in a journal, and to query. One thread trains, rounds are interleaved.
 
-Four questions:
+Four measurements:
 
-1. In memory: what the machine does for each transition, two appends and a clock, and the packing, less an empty loop.
-2. `Journal` on the training thread: the null step of `overhead.py` (here with a loss that torch does not intercept, and
-   a learning rate), with a journal, with one that records no values, and without; opening and closing included. Medians
-   over the rounds of the difference to the engine without, per transition: of the processor time of the training thread
-   (bound 2 µs), and of the time that went by. A null step makes a transition every 0.6 µs, faster than rows can be
-   written (about 1 µs each, and 0.8 µs a value): the run waits for the writer then, and what goes by is what both of
-   them take together, the most that a run can pay. Four transitions of a null step are an update and two values.
-3. Bytes a transition in these files.
-4. A file of 10 million transitions (made here by the writer that `Journal` uses): to open it, `counts()` and
-   `durations()`, `where(update=…)` of a middle update, and the peak memory of the process that asks, torch included.
+1. In memory: what the machine does for each transition, which is two appends and a clock, and the packing, less an
+   empty loop.
+2. `Journal`: the null step of `overhead.py` (here with a loss that torch does not intercept, and a learning rate), with
+   a journal, with one that records no values, and without. Opening and closing are included. Printed are medians over
+   the rounds of the difference to the engine without a journal, per transition: of the processor time of the training
+   thread (bound 2 µs), and of wall time. A null step makes a transition every 0.6 µs, faster than rows can be written
+   (about 1 µs each, and 0.8 µs a value). The run then waits for the writer, so the wall time is that of both together,
+   the highest cost that a run can have. Four transitions of a null step are one update and two values.
+3. The size of these files in bytes a transition.
+4. A file of 10 million transitions, made by the writer that `Journal` uses: the time to open it, to call `counts()` and
+   `durations()`, to find an update in the middle by `where(update=…)`, and the peak memory of the process that queries
+   it, torch included.
 
-Run it with nothing beside it; the file takes some 500 MB in the folder for temporary files, or in `--folder`:
+Run it on an idle machine. The file takes about 500 MB in the folder for temporary files, or in `--folder`:
 
     python benchmarks/log.py
     python benchmarks/log.py --transitions 1000000
@@ -56,7 +58,7 @@ STEP = (
 
 
 class QuickLoss(NullLoss):
-    """A loss that torch's functions treat as any tensor: intercepting them for a subclass costs more than all else."""
+    """A loss that torch handles like any tensor: intercepting its functions for a subclass costs more than all else."""
 
     __torch_function__ = torch._C._disabled_torch_function_impl
 
@@ -65,18 +67,18 @@ LOSS = torch.zeros((), requires_grad=True).as_subclass(QuickLoss)
 
 
 def quick_criterion(output, target):
-    """Returns the same loss each time."""
+    """Return the same loss in each call."""
     return LOSS
 
 
 def step_arcs(table: Table) -> list[int]:
-    """Returns the arcs of a step."""
+    """Return the arcs of a step."""
     numbers = {(arc.source, arc.dest): number for number, arc in enumerate(table.arcs)}
     return [numbers[ends] for ends in STEP]
 
 
 def in_memory(transitions: int) -> float:
-    """Returns microseconds of processor time that the log takes for a transition."""
+    """Return the processor time of the log for a transition, in microseconds."""
     table = training_table()
     memory = LogBuffer(table, 1_000_000)
     memory.go()
@@ -98,7 +100,7 @@ def in_memory(transitions: int) -> float:
 
 
 def time_run(steps: int, plugins: list[Plugin]) -> tuple[float, float]:
-    """Returns microseconds a transition: that went by, and of the training thread's processor time."""
+    """Return wall time and processor time of the training thread, in microseconds a transition."""
     engine = build_null_engine(steps, 0, plugins=plugins, criterion=quick_criterion)
     engine.on_exit("before_loop")(lambda run: run.optimizer.param_groups[0].update(lr=0.1))
     began, busy = time.perf_counter(), time.thread_time()
@@ -108,7 +110,7 @@ def time_run(steps: int, plugins: list[Plugin]) -> tuple[float, float]:
 
 
 def journalling(rounds: int, steps: int, folder: Path) -> None:
-    """Prints what a journal adds to a transition, and how long its file is."""
+    """Print what a journal adds to a transition, and the size of its file."""
     paths = {"Journal": folder / "values", "Journal, values=False": folder / "no values"}
     kinds: dict[str, Callable[[], list[Plugin]]] = {
         "without": list,
@@ -132,7 +134,7 @@ def journalling(rounds: int, steps: int, folder: Path) -> None:
 
 
 def write_synthetic(path: Path, transitions: int) -> float:
-    """Writes a file of steps whose times look like those of training; returns seconds."""
+    """Write a file of steps with durations like those of training; return the seconds that it took."""
     table = training_table()
     arcs = array("H", step_arcs(table) * (CHUNK // PER_STEP))
     random = np.random.default_rng(0)
@@ -155,7 +157,7 @@ def write_synthetic(path: Path, transitions: int) -> float:
 
 
 def ask(path: str) -> None:
-    """Asks a file, in a process of its own, and prints what it took as JSON."""
+    """Query a file, in a process of its own, and print the measurements as JSON."""
     imported = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     began = time.perf_counter()
     log = TransitionLog.load(path)
@@ -181,7 +183,7 @@ def ask(path: str) -> None:
 
 
 def asking(transitions: int, folder: Path) -> None:
-    """Prints what it takes to ask a long file."""
+    """Print what queries of a large file cost."""
     path = folder / "synthetic"
     took = write_synthetic(path, transitions)
     done = subprocess.run([sys.executable, __file__, "--ask", str(path)], capture_output=True, text=True, check=True)
@@ -194,13 +196,13 @@ def asking(transitions: int, folder: Path) -> None:
 
 
 def main() -> None:
-    """Measures and prints."""
+    """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=7, help="rounds of the null step (default 7)")
     parser.add_argument("--steps", type=int, default=50_000, help="null steps a round (default 50,000)")
-    parser.add_argument("--transitions", type=int, default=10_000_000, help="in the long file (default 10 million)")
-    parser.add_argument("--folder", type=Path, help="where the files go (default: that for temporary files)")
-    parser.add_argument("--ask", metavar="FILE", help="only ask this file; what the benchmark starts itself with")
+    parser.add_argument("--transitions", type=int, default=10_000_000, help="of the large file (default 10 million)")
+    parser.add_argument("--folder", type=Path, help="folder of the files (default: that for temporary files)")
+    parser.add_argument("--ask", metavar="FILE", help="only query this file (internal)")
     asked = parser.parse_args()
     torch.set_num_threads(1)
     if asked.ask:

@@ -1,26 +1,27 @@
-"""What the engine costs a step, beside a plain loop over the same parts. One run, one thread, rounds interleaved.
+"""Measure what the engine costs a step, against a plain loop over the same parts. One thread, rounds interleaved.
 
-Three questions:
+Three measurements:
 
-1. A null step: network, loss, backward and optimizer that return at once, so that what is left is the engine, log on;
-   with 0, 5 and 10 empty subscribers on entry to and on exit of `process_batch`, and with the stock dispatch of the
-   `transitions` library, to show why a compiled one exists. Medians over the rounds; the bare loop is taken off.
-2. A real step: an MLP 32-64-10, batch 32, SGD, against the textbook loop, for accumulation 1 and 4: medians of paired
-   ratios over blocks of 25 steps (24 for accumulation 4), the plain loop measured before and after each block. The
-   plain loop against itself says how far the ratios can be trusted.
-3. Python and C calls a step, counted with `sys.setprofile`: free of noise, and held by a test.
+1. A null step: network, loss, backward and optimizer return at once, so only the engine is left, with the log on. It is
+   measured with 0, 5 and 10 empty subscribers each on entry to and on exit of `process_batch`, and with the stock
+   dispatch of the `transitions` library, to show why a compiled one exists. Printed are medians over the rounds, and
+   the same less the bare loop.
+2. A real step: an MLP 32-64-10, batch 32, SGD, against the textbook loop, for accumulation 1 and 4. Printed are medians
+   of paired ratios over blocks of 25 steps (24 for accumulation 4); the plain loop is measured before and after each
+   block. The ratio of the plain loop to itself shows the noise.
+3. Python and C calls a step, counted with `sys.setprofile`. They have no noise, and a test holds them.
 
-Absolute times scale with the machine: `bare loop` and the interpreter line say how fast it was. Run with nothing beside
-it:
+Absolute times depend on the machine; `bare loop` and the line on the interpreter show its speed. Run it on an idle
+machine:
 
     python benchmarks/overhead.py
 
 Measured on two shared virtual cores, Python 3.11.7 and torch 2.13.0, where one pass of an empty loop took 14 ns: null
 step 2.3 µs beyond the bare loop (0.19 µs), 3.0 µs with 10 + 10 subscribers, the stock dispatch 50 µs; 13 Python and 14
 C calls. MLP: 1.022 times the plain loop for accumulation 1, 1.012 for 4, the plain loop against itself 1.01 and 1.02.
-On a machine half as fast it was 6.9, 9.1 and 165 µs, and 0.985 and 0.969. What the engine's turns cost is made up for
-in part: it clears gradients without the profiler record that `Optimizer.zero_grad` makes, and hands 1 / k to the
-backward pass in place of dividing the loss.
+On a machine half as fast it was 6.9, 9.1 and 165 µs, and 0.985 and 0.969. The engine saves part of what its turns cost:
+it clears gradients without the profiler record that `Optimizer.zero_grad` makes, and it passes 1 / k to the backward
+pass instead of dividing the loss.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ from torch import nn
 
 from heptad import Components, Engine, Plugin, RunConfig
 
-# the stock dispatch is no part of the package: the tests hold the compiled one against it
+# the stock dispatch is not part of the package; the tests compare the compiled one with it
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
 from stock import StockEngine
@@ -64,7 +65,7 @@ class NullNetwork(nn.Module):
 
 
 class NullOptimizer:
-    """An optimizer that does nothing. Not torch's base class, which wraps `step` into a profiler record."""
+    """An optimizer that does nothing. It avoids torch's base class, which wraps `step` in a profiler record."""
 
     def __init__(self, parameters):
         self.param_groups = [{"params": list(parameters)}]
@@ -81,7 +82,7 @@ NULL_BATCH = (torch.zeros(1), (0,))
 
 
 def null_criterion(output, target):
-    """Returns the same loss each time."""
+    """Return the same loss in each call."""
     return LOSS
 
 
@@ -92,7 +93,7 @@ def build_null_engine(
     plugins: Sequence[Plugin] = (),
     criterion: Callable[..., torch.Tensor] = null_criterion,
 ) -> Engine:
-    """Returns an engine whose step is empty, with that many subscribers on entry and as many on exit."""
+    """Return an engine whose step is empty, with that many subscribers on entry and as many on exit."""
     network = NullNetwork()
     engine = engine_class(
         Components(
@@ -111,7 +112,7 @@ def build_null_engine(
 
 
 def time_null(steps: int, subscribers: int, engine_class: type[Engine] = Engine) -> float:
-    """Returns microseconds a step."""
+    """Return microseconds a step."""
     engine = build_null_engine(steps, subscribers, engine_class)
     engine.run(until="before_step")
     began = time.perf_counter()
@@ -120,7 +121,7 @@ def time_null(steps: int, subscribers: int, engine_class: type[Engine] = Engine)
 
 
 def time_bare(steps: int) -> float:
-    """Returns microseconds a step of a plain loop over the same null parts."""
+    """Return microseconds a step of a plain loop over the same null parts."""
     network = NullNetwork()
     optimizer = NullOptimizer(network.parameters())
     loader = [NULL_BATCH] * steps
@@ -134,7 +135,7 @@ def time_bare(steps: int) -> float:
 
 
 def null_steps(rounds: int, steps: int) -> None:
-    """Prints the cost of a null step."""
+    """Print the cost of a null step."""
     kinds: dict[str, Callable[[], float]] = {
         "bare loop": lambda: time_bare(steps),
         "engine, no subscriber": lambda: time_null(steps, 0),
@@ -153,7 +154,7 @@ def null_steps(rounds: int, steps: int) -> None:
 
 
 def interpreter_speed() -> float:
-    """Returns nanoseconds that one pass of an empty `for` loop takes: about 15 on a fast machine that is idle."""
+    """Return the nanoseconds of one iteration of an empty `for` loop: about 15 on a fast, idle machine."""
     began = time.perf_counter()
     for _ in range(2_000_000):
         pass
@@ -161,13 +162,13 @@ def interpreter_speed() -> float:
 
 
 def build_mlp() -> nn.Module:
-    """Returns the MLP 32-64-10."""
+    """Return the MLP 32-64-10."""
     torch.manual_seed(0)
     return nn.Sequential(nn.Linear(32, 64), nn.ReLU(), nn.Linear(64, 10))
 
 
 def plain_blocks(loader: list[Batch], k: int) -> Iterator[float]:
-    """Trains by the textbook's loop; yields the seconds that each pass over the loader took."""
+    """Train by the textbook loop; yield the seconds of each pass over the loader."""
     network = build_mlp()
     criterion = nn.CrossEntropyLoss()
     optimizer = torch.optim.SGD(network.parameters(), lr=0.01)
@@ -191,7 +192,7 @@ def plain_blocks(loader: list[Batch], k: int) -> Iterator[float]:
 
 
 def build_mlp_engine(loader: list[Batch], k: int, epochs: int) -> Engine:
-    """Returns an engine over the same."""
+    """Return an engine over the same network and loader."""
     network = build_mlp()
     return Engine(
         Components(
@@ -205,7 +206,7 @@ def build_mlp_engine(loader: list[Batch], k: int, epochs: int) -> Engine:
 
 
 def engine_blocks(loader: list[Batch], k: int) -> Iterator[float]:
-    """Trains by the engine, paused after each epoch; pausing and going on count as the engine's cost."""
+    """Train by the engine, paused after each epoch; yield the seconds of each, pause and restart included."""
     engine = build_mlp_engine(loader, k, epochs=10**9)
     engine.on_exit("after_epoch")(lambda run: run.pause("end of the block"))
     while True:
@@ -215,7 +216,7 @@ def engine_blocks(loader: list[Batch], k: int) -> Iterator[float]:
 
 
 def real_steps(blocks: int, k: int) -> None:
-    """Prints the ratio to the plain loop."""
+    """Print the ratio of the engine to the plain loop."""
     steps = 25 - 25 % k
     loader = [(torch.randn(32, 32), torch.randint(0, 10, (32,))) for _ in range(steps)]
     before, engine, after = plain_blocks(loader, k), engine_blocks(loader, k), plain_blocks(loader, k)
@@ -237,7 +238,7 @@ def real_steps(blocks: int, k: int) -> None:
 
 
 def count_calls(engine: Engine, steps: int) -> tuple[float, float]:
-    """Returns Python and C calls a step, of an engine that is about to make that many steps."""
+    """Return Python and C calls a step, of a new engine over that many steps."""
     counts = {"call": 0, "c_call": 0}
 
     def profile(frame, event, argument):
@@ -254,13 +255,13 @@ def count_calls(engine: Engine, steps: int) -> tuple[float, float]:
 
 
 def calls(steps: int = 5000) -> None:
-    """Prints the calls of a null step; the bare loop makes 5 Python calls."""
+    """Print the calls of a null step; the bare loop makes 5 Python calls."""
     python, c = count_calls(build_null_engine(steps, 0), steps)
     print(f"calls a null step: {python:.2f} Python, {c:.2f} C")
 
 
 def main() -> None:
-    """Measures and prints."""
+    """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=9, help="rounds of the null step (default 9)")
     parser.add_argument("--steps", type=int, default=20_000, help="null steps a round (default 20,000)")

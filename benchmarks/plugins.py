@@ -1,28 +1,29 @@
-"""What plugins cost. One run at a time, one thread, rounds interleaved.
+"""Measure what plugins cost. One run at a time, one thread, rounds interleaved.
 
-Three questions:
+Three measurements:
 
-1. A call: the null step of `overhead.py`, with plugins whose handlers do nothing. Ten of them on each moment of two
-   states that every step passes through, over those 40 calls; the same ten on the states that a run passes through
-   once an epoch, so that all the states of a step are without subscriber: these are to cost nothing. Medians over the
-   rounds of the difference to the engine without plugins, measured before and after. Calls are counted too, which has
-   no noise.
-2. A filter: the same 40 handlers with `every=100`, per event. Of 100 events one is a call, so what is shown is a
-   little more than the other 99 cost.
-3. A set: `Progress` with its bar, `CSVLogger` with a row each update, `Throughput` and `NonFiniteGuard` with a check
-   each update, on a step of about 1 ms: an MLP, AdamW. Medians of paired ratios over blocks of steps, each an epoch
-   that ends with its line and row, the engine without plugins measured before and after each. Opening and closing,
-   once a `run()`, is left out. The engine without plugins against itself says how far the ratios can be trusted. Then
-   each of the four alone.
+1. A call: the null step of `overhead.py`, with plugins whose handlers do nothing. Ten plugins subscribe to both moments
+   of two states that every step enters, which is 40 calls. Then the same ten subscribe to states that a run enters once
+   an epoch, so the states of a step have no subscriber; these must cost nothing. Printed are medians over the rounds of
+   the difference to the engine without plugins, which is measured before and after. Calls are counted too, without
+   noise.
+2. A filter: the same 40 handlers with `every=100`, per event. One event of 100 is a call, so the figure is slightly
+   higher than the cost of an event that the filter holds back.
+3. A set: `Progress` with its bar, `CSVLogger` with a row each update, `Throughput`, and `NonFiniteGuard` with a check
+   each update, on a step of about 1 ms (an MLP, AdamW). Printed are medians of paired ratios over blocks of steps, each
+   an epoch with its line and row; the engine without plugins is measured before and after each. Opening and closing,
+   once an `engine.run()`, are excluded. The ratio of the engine without plugins to itself shows the noise. Then each of
+   the four alone.
 
-Absolute times scale with the machine; the interpreter line says how fast it was. Run with nothing beside it:
+Absolute times depend on the machine; the line on the interpreter shows its speed. Run it on an idle machine:
 
     python benchmarks/plugins.py
 
-Measured on two shared virtual cores, Python 3.11.7 and torch 2.13.0, an empty loop at 15 ns a pass: a call 0.045 µs, an
-event that `every=100` leaves out 0.074 µs, which is that call and a closure that counts; the bound of 0.05 is missed.
-The set on a step of 1.3 ms: 1.11 times as long, where 1.05 is the bound: about 60 µs are `NonFiniteGuard`'s pass over
-537 kB of gradients, 40 µs `CSVLogger`'s write to the operating system after each update. Both take `every=`.
+Measured on two shared virtual cores, Python 3.11.7 and torch 2.13.0, an empty loop at 15 ns a pass: a call takes 0.045
+µs. An event that `every=100` holds back takes 0.074 µs, which is that call and a closure that counts; this misses the
+bound of 0.05. With the set, a step of 1.3 ms takes 1.11 times as long, which misses the bound of 1.05: about 60 µs are
+the pass of `NonFiniteGuard` over 537 kB of gradients, and 40 µs are `CSVLogger`'s write to the operating system after
+each update. Both take `every=`.
 """
 
 from __future__ import annotations
@@ -52,7 +53,7 @@ ONCE_AN_EPOCH = ("before_epoch", "after_epoch")
 
 
 def silent(number: int, states: Sequence[str], every: int = 1) -> Plugin:
-    """Returns a plugin with a handler that does nothing on both moments of each state."""
+    """Return a plugin with a handler that does nothing on both moments of each state."""
     methods: dict[str, Any] = {"name": f"silent {number}"}
     for moment, mark in (("enter", on_enter), ("exit", on_exit)):
         for state in states:
@@ -66,7 +67,7 @@ def silent(number: int, states: Sequence[str], every: int = 1) -> Plugin:
 
 
 def build_null(steps: int, states: Sequence[str] = (), every: int = 1) -> Engine:
-    """Returns an engine whose step is empty, with ten silent plugins on some states, or with none."""
+    """Return an engine whose step is empty, with ten silent plugins on these states, or without plugins."""
     network = NullNetwork()
     parts = Components(
         network=network,
@@ -79,7 +80,7 @@ def build_null(steps: int, states: Sequence[str] = (), every: int = 1) -> Engine
 
 
 def time_null(engine: Engine, steps: int) -> float:
-    """Returns microseconds a step."""
+    """Return microseconds a step."""
     engine.run(until="before_step")
     began = time.perf_counter()
     engine.run()
@@ -87,7 +88,7 @@ def time_null(engine: Engine, steps: int) -> float:
 
 
 def calls(rounds: int, steps: int) -> None:
-    """Prints what a call costs, one that is filtered out, and a state without subscriber."""
+    """Print the cost of a call, of an event that is held back, and of a state without subscriber."""
     kinds: dict[str, tuple[Callable[[], Engine], int, str]] = {
         "40 calls": (lambda: build_null(steps, IN_STEP), CALLS, "a call (bound 0.15)"),
         "40 events, every=100": (lambda: build_null(steps, IN_STEP, 100), CALLS, "an event (bound 0.05)"),
@@ -112,14 +113,14 @@ def calls(rounds: int, steps: int) -> None:
 
 
 class Terminal(io.StringIO):
-    """Takes what is written, and says that it is a terminal."""
+    """A buffer that claims to be a terminal."""
 
     def isatty(self) -> bool:
         return True
 
 
 def observed(folder: Path) -> dict[str, Callable[[], Plugin]]:
-    """Returns what builds each plugin of the set."""
+    """Return a factory for each plugin of the set."""
     return {
         "Progress": lambda: Progress(file=Terminal()),
         "CSVLogger": lambda: CSVLogger(Path(tempfile.mkdtemp(dir=folder)) / "values.csv"),
@@ -129,7 +130,7 @@ def observed(folder: Path) -> dict[str, Callable[[], Plugin]]:
 
 
 def blocks(loader: list[Any], plugins: Sequence[Plugin]) -> Iterator[float]:
-    """Trains, paused after each epoch; yields the seconds that each took."""
+    """Train by the engine, paused after each epoch; yield the seconds of each."""
     torch.manual_seed(0)
     network = nn.Sequential(nn.Linear(256, 256), nn.ReLU(), nn.Linear(256, 256), nn.ReLU(), nn.Linear(256, 10))
     components = Components(
@@ -149,7 +150,7 @@ def blocks(loader: list[Any], plugins: Sequence[Plugin]) -> Iterator[float]:
 
 
 def real_steps(rounds: int, steps: int, size: int) -> None:
-    """Prints what the set adds to a step, and each of its plugins alone."""
+    """Print what the set, and each of its plugins alone, adds to a step."""
     loader = [(torch.randn(size, 256), torch.randint(0, 10, (size,))) for _ in range(steps)]
     with tempfile.TemporaryDirectory() as folder:
         makers = observed(Path(folder))
@@ -177,19 +178,19 @@ def real_steps(rounds: int, steps: int, size: int) -> None:
 
 
 def quartiles(values: list[float]) -> tuple[float, float, float]:
-    """Returns lower quartile, median and upper quartile."""
+    """Return lower quartile, median and upper quartile."""
     low, middle, high = statistics.quantiles(values, n=4)
     return low, middle, high
 
 
 def main() -> None:
-    """Measures and prints."""
+    """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=15, help="rounds of the null step (default 15)")
     parser.add_argument("--steps", type=int, default=10_000, help="null steps a round (default 10,000)")
     parser.add_argument("--blocks", type=int, default=30, help="rounds of the real step (default 30)")
     parser.add_argument("--block", type=int, default=250, help="real steps a block (default 250)")
-    parser.add_argument("--size", type=int, default=64, help="samples a real step: what makes it 1 ms (default 64)")
+    parser.add_argument("--size", type=int, default=64, help="samples a real step, for about 1 ms (default 64)")
     asked = parser.parse_args()
     torch.set_num_threads(1)
     print(f"one pass of an empty for loop: {interpreter_speed():.0f} ns; torch {torch.__version__}, one thread")

@@ -1,4 +1,4 @@
-"""Trains on handwritten digits, is killed half-way, and resumes: the example that is installed as `heptad demo`.
+"""Train on handwritten digits, kill the run half-way, and resume it: the example that is installed as `heptad demo`.
 
 Its source is `plugins/heptad_plugins/examples/digits.py`; `digits.out.txt` shows what it prints.
 """

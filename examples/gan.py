@@ -1,4 +1,4 @@
-"""Two networks against each other: how a plugin adds a state to the machine.
+"""Train two networks against each other: how a plugin adds a state to the machine.
 
 A discriminator learns to distinguish points of a ring of eight blots from those that a generator draws; the generator
 learns to deceive it. The engine's own update is that of the discriminator. That of the generator is a detour,
@@ -22,14 +22,14 @@ BLOTS, SPREAD = 8, 0.08
 
 
 def draw_ring(count: int, generator: torch.Generator) -> Tensor:
-    """Returns points, shape (count, 2), each near one of eight places on a circle."""
+    """Return points, shape (count, 2), each near one of eight places on a circle."""
     angles = torch.randint(BLOTS, (count,), generator=generator) * (2 * math.pi / BLOTS)
     places = torch.stack((angles.cos(), angles.sin()), dim=1)
     return places + SPREAD * torch.randn(count, 2, generator=generator)
 
 
 def build_networks() -> nn.ModuleDict:
-    """Returns the two: one network to the engine, so that both are placed, checkpointed and put into training mode."""
+    """Return both as one module, so that the engine places, checkpoints and sets the mode of both."""
 
     def layers(inputs: int, outputs: int) -> nn.Sequential:
         return nn.Sequential(
@@ -40,28 +40,28 @@ def build_networks() -> nn.ModuleDict:
 
 
 def invent(networks: nn.Module, count: int) -> Tensor:
-    """Returns points that the generator draws, shape (count, 2)."""
+    """Return points drawn by the generator, shape (count, 2)."""
     return networks["generator"](torch.randn(count, NOISE))
 
 
 def discriminator_loss(networks: nn.Module, real: Tensor) -> LossOutput:
-    """The loss of the engine's own update: real points are to score high, invented ones low."""
+    """Return the loss of the engine's own update: high scores for real points, low ones for invented points."""
     with torch.no_grad():
         invented = invent(networks, len(real))
     judge = networks["discriminator"]
     loss = softplus(-judge(real)).mean() + softplus(judge(invented)).mean()
-    # pulls the scores of real points flat, without which the two chase each other for ever (Mescheder et al., 2018)
+    # R1 penalty on the slope of the scores at real points; without it GANs may not converge (Mescheder et al., 2018)
     points = real.clone().requires_grad_()
     (slopes,) = torch.autograd.grad(judge(points).sum(), points, create_graph=True)
     return LossOutput(loss + 0.1 * slopes.square().sum(dim=1).mean(), weight=len(real), logs={"discriminator": loss})
 
 
 class GeneratorUpdate(Plugin):
-    """Updates the generator after each update of the discriminator, in a state of its own.
+    """Update the generator after each update of the discriminator, in a state of its own.
 
     Args:
-        networks: Both; the optimizer of the generator is this plugin's own.
-        size: Points to an update.
+        networks: Both networks. The plugin has its own optimizer for the generator.
+        size: Number of points of an update.
     """
 
     def __init__(self, networks: nn.ModuleDict, size: int) -> None:
@@ -69,15 +69,18 @@ class GeneratorUpdate(Plugin):
         self._size = size
 
     def detours(self) -> list[Detour]:
-        """The state: its name, the state it leaves from, the guard of its arc, and what is done in it."""
+        """Return the state: its name, the state that it follows, the guard of its arc, and its body."""
         return [Detour("generator_update", after="optimizer_update", when=self.is_due, body=self.update)]
 
     def is_due(self, run: Run) -> bool:
-        """The guard: it reads the run and changes nothing."""
+        """Return whether to enter the state: the guard, which reads the run and changes nothing."""
         return not run.update_skipped
 
     def update(self, run: Run) -> None:
-        """The body. What it leaves in the discriminator's gradients is cleared where the next window opens."""
+        """Update the generator: the body of the state.
+
+        Its gradients in the discriminator are cleared where the next window opens.
+        """
         judge = run.network["discriminator"]
         loss = softplus(-judge(invent(run.network, self._size))).mean()
         self._optimizer.zero_grad()
@@ -86,16 +89,16 @@ class GeneratorUpdate(Plugin):
         run.record("generator", loss.detach())
 
     def state_dict(self) -> dict:
-        """What a checkpoint keeps; the weights are the network's."""
+        """Return the state of the optimizer; the weights are stored with the network."""
         return self._optimizer.state_dict()
 
     def load_state_dict(self, state: dict) -> None:
-        """Restores that state."""
+        """Restore the state of the optimizer."""
         self._optimizer.load_state_dict(state)
 
 
 def main() -> None:
-    """Trains, shows the machine, and measures how good the generator's points are."""
+    """Train, print the diagram, and measure how good the generator's points are."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--updates", type=int, default=5_000)
     options = parser.parse_args()

@@ -1,9 +1,9 @@
-"""Trains a `transformers` model on a `datasets` dataset: batches are dicts, and every token counts the same.
+"""Train a `transformers` model on a `datasets` dataset: batches are dicts, and every token counts the same.
 
 A small Llama, built from a config, learns to write docstrings of Python's standard library, byte by byte. Nothing is
-downloaded. The texts differ in length, so the micro-batches of a window hold different numbers of tokens, and the mean
-over the window is one over its tokens, as in transformers' own Trainer: `tests/test_examples.py` holds the two to the
-same updates. About a minute; `hugging_face.out.txt` shows what it prints.
+downloaded. The texts differ in length, so the micro-batches of a window hold different numbers of tokens. The mean over
+the window is taken over its tokens, as in transformers' own Trainer: `tests/test_examples.py` checks that both make the
+same updates. It takes about a minute; `hugging_face.out.txt` shows what it prints.
 """
 
 import argparse
@@ -28,7 +28,7 @@ MODULES += " logging os pathlib pickle random re shutil socket statistics string
 
 
 def docstrings() -> Iterator[str]:
-    """Yields the first paragraph of the docstring of each function and method, each text once."""
+    """Yield the first paragraph of the docstring of each function and method, each text once."""
     seen: set[str] = set()
     for name in MODULES.split():
         module = importlib.import_module(name)
@@ -42,12 +42,12 @@ def docstrings() -> Iterator[str]:
 
 
 def build_dataset() -> Dataset:
-    """Returns rows of `input_ids`, of different lengths: the first bytes of a docstring, LONGEST at the most."""
+    """Return rows of `input_ids` of different lengths: the first bytes of a docstring, at most LONGEST."""
     return Dataset.from_dict({"input_ids": [list(text.encode())[:LONGEST] for text in docstrings()]})
 
 
 def collate(samples: list[dict[str, list[int]]]) -> dict[str, Tensor]:
-    """Pads to the longest of the batch; label -100 is what transformers leaves out of a loss."""
+    """Pad the samples to the longest of the batch; transformers ignores label -100 in a loss."""
     rows = [torch.tensor(sample["input_ids"]) for sample in samples]
     mask = [torch.ones_like(row) for row in rows]
     pad = nn.utils.rnn.pad_sequence
@@ -59,7 +59,7 @@ def collate(samples: list[dict[str, list[int]]]) -> dict[str, Tensor]:
 
 
 def build_network() -> PreTrainedModel:
-    """Returns a Llama with 115,008 parameters and weights drawn at random."""
+    """Return a Llama with 115,008 parameters and weights drawn at random."""
     return LlamaForCausalLM(
         LlamaConfig(
             vocab_size=256,
@@ -73,17 +73,17 @@ def build_network() -> PreTrainedModel:
 
 
 def compute_loss(network: nn.Module, batch: dict[str, Tensor]) -> LossOutput:
-    """Returns the mean over the tokens that are predicted, and how many they are."""
+    """Return the mean over the predicted tokens, weighted by their number."""
     output = network(**batch)
     predicted = batch["labels"][:, 1:] != -100  # the first token of a row is given
     return LossOutput(output.loss, weight=predicted.sum(), output=output.logits)
 
 
 def main() -> None:
-    """Trains, and writes a docstring."""
+    """Train, and write a docstring with the trained model."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--epochs", type=int, default=12)
-    parser.add_argument("--samples", type=int, help="train on so many; by default on all")
+    parser.add_argument("--samples", type=int, help="number of samples to train on (default: all)")
     options = parser.parse_args()
 
     dataset = build_dataset()

@@ -1,7 +1,7 @@
-"""Trains a small GPT on the source of Python's standard library, and generates some with it.
+"""Train a small GPT on the source of Python's standard library, and generate some with it.
 
-Real text that is on every machine: about 9 MB of Python, one pass over it. Every 16th file is held out whole, and the
-bits a character that the model needs for those are compared with those of `xz -9 --extreme`. About twelve minutes on
+The text is on every machine: about 9 MB of Python, read once. Every 16th file is held out whole, and the bits a
+character that the model needs for those are compared with those of `xz -9 --extreme`. It takes about twelve minutes on
 two cores; `language_model.out.txt` shows what it prints.
 """
 
@@ -29,9 +29,9 @@ LEFT_OUT = {"site-packages", "test", "tests", "idle_test", "encodings", "pydoc_d
 
 
 def read_library() -> tuple[bytes, bytes]:
-    """Returns the text to train on and the text held out: whole files, in the order of their names, one after another.
+    """Return the training text and the held-out text: whole files, concatenated in the order of their names.
 
-    Those with a character beyond ASCII are left out, so that a byte is a character.
+    Files with a character beyond ASCII are left out, so that a byte is a character.
     """
     root = Path(sysconfig.get_path("stdlib"))
     paths = sorted(path for path in root.rglob("*.py") if not LEFT_OUT & {*path.relative_to(root).parts})
@@ -42,12 +42,12 @@ def read_library() -> tuple[bytes, bytes]:
 
 
 def rows_of(text: bytes) -> Tensor:
-    """Returns rows of CONTEXT + 1 characters, shape (n, CONTEXT + 1): each row's last one is the first of the next."""
+    """Return rows, shape (n, CONTEXT + 1): the last character of each row is the first of the next."""
     return torch.frombuffer(bytearray(text), dtype=torch.uint8).unfold(0, CONTEXT + 1, CONTEXT)
 
 
 class Block(nn.Module):
-    """Causal attention with rotary positions, then a network of two layers; each adds to what it is given."""
+    """Causal attention with rotary positions, then a network of two layers, each with a residual connection."""
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
@@ -58,7 +58,7 @@ class Block(nn.Module):
         self.up, self.down = nn.Linear(width, 4 * width, bias=False), nn.Linear(4 * width, width, bias=False)
 
     def forward(self, x: Tensor, rotation: tuple[Tensor, Tensor]) -> Tensor:
-        """Maps (batch, time, width) to the same shape."""
+        """Map (batch, time, width) to the same shape."""
         batch, length, width = x.shape
         parts = self.queries_keys_values(self.before_attention(x)).view(batch, length, 3, self.heads, -1)
         q, k, v = parts.transpose(1, 3).unbind(2)
@@ -69,14 +69,14 @@ class Block(nn.Module):
 
 
 def rotated(x: Tensor, rotation: tuple[Tensor, Tensor]) -> Tensor:
-    """Turns pairs of features by angles that grow with the position."""
+    """Rotate pairs of features by angles that grow with the position."""
     cosine, sine = (part.to(x.dtype) for part in rotation)
     one, other = x.chunk(2, dim=-1)
     return torch.cat((one * cosine - other * sine, one * sine + other * cosine), dim=-1)
 
 
 class GPT(nn.Module):
-    """Maps characters, shape (batch, time), to scores of the next one, shape (batch, time, VOCABULARY)."""
+    """Map characters, shape (batch, time), to scores of the next one, shape (batch, time, VOCABULARY)."""
 
     def __init__(self, width: int, layers: int) -> None:
         super().__init__()
@@ -89,7 +89,7 @@ class GPT(nn.Module):
         self.register_buffer("sine", turns.sin())
 
     def forward(self, characters: Tensor) -> Tensor:
-        """Computes the scores."""
+        """Compute the scores."""
         length = characters.shape[1]
         x = self.embedding(characters)
         for block in self.blocks:
@@ -98,7 +98,7 @@ class GPT(nn.Module):
 
 
 def initialise(network: nn.Module) -> None:
-    """Draws the weights; blocks add nothing at first, and every character is equally likely."""
+    """Draw the weights so that at first blocks add nothing and every character is equally likely."""
     for name, parameter in network.named_parameters():
         if name.endswith(("attended.weight", "down.weight", "head.weight")):
             nn.init.zeros_(parameter)
@@ -107,7 +107,7 @@ def initialise(network: nn.Module) -> None:
 
 
 def compute_loss(network: nn.Module, rows: Tensor) -> LossOutput:
-    """Returns the loss in bits a character."""
+    """Return the loss in bits a character."""
     rows = rows.long()
     with torch.autocast(rows.device.type, dtype=torch.bfloat16):
         scores = network(rows[:, :-1])
@@ -117,7 +117,7 @@ def compute_loss(network: nn.Module, rows: Tensor) -> LossOutput:
 
 
 def warm_up_and_cosine(optimizer: Optimizer, total: int) -> LambdaLR:
-    """Returns a schedule that rises over a fortieth of the updates and falls to a fiftieth of the rate at the end."""
+    """Return a schedule with a warm-up over 1/40 of the updates and a cosine decay to 1/50 of the rate."""
     warm_up = max(1, total // 40)
     return LambdaLR(
         optimizer,
@@ -126,27 +126,27 @@ def warm_up_and_cosine(optimizer: Optimizer, total: int) -> LambdaLR:
 
 
 class Sample(Plugin):
-    """Writes text with the averaged weights, each `every` updates, in a state of its own: `sample`."""
+    """Write text with the averaged weights every `every` updates, in a state of its own, `sample`."""
 
-    observes = True  # it draws from a generator of its own, so the run's stays as it is
+    observes = True  # it has its own generator, so the RNGs of the run do not change
     runs_after = ("EMA",)
 
     def __init__(self, average: EMA, path: Path, every: int) -> None:
         self._average, self._path, self._every = average, path, every
 
     def detours(self) -> list[Detour]:
-        """Returns the state `sample`."""
+        """Return the state `sample`."""
         return [Detour("sample", "optimizer_update", lambda run: True, self.write, every=self._every)]
 
     def write(self, run: Run) -> None:
-        """The body of `sample`."""
+        """Append a text to the file: the body of `sample`."""
         self._path.parent.mkdir(parents=True, exist_ok=True)
         with self._path.open("a" if run.update > self._every else "w", encoding="utf-8") as file:
             file.write(f"--- update {run.update}\n{continued(self._average.network, 'def ', 400)}\n")
 
 
 def continued(network: nn.Module, beginning: str, length: int) -> str:
-    """Returns a text, continued a character at a time, drawn from what is likely."""
+    """Return a text that continues the beginning, sampled a character at a time."""
     generator = torch.Generator().manual_seed(0)
     text = torch.tensor([list(beginning.encode())])
     with torch.inference_mode():
@@ -157,11 +157,11 @@ def continued(network: nn.Module, beginning: str, length: int) -> str:
 
 
 def main() -> None:
-    """Trains, compares with xz, and shows what the model writes."""
+    """Train, compare with xz, and print what the model writes."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--width", type=int, default=128, help="a multiple of 64")
     parser.add_argument("--layers", type=int, default=4)
-    parser.add_argument("--updates", type=int, help="stop after so many; by default when the text has been read once")
+    parser.add_argument("--updates", type=int, help="number of updates (default: one pass over the text)")
     parser.add_argument("--every", type=int, default=400, help="updates between two evaluations")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--folder", type=Path, default=Path("runs") / "language_model")
@@ -194,14 +194,14 @@ def main() -> None:
             LRSchedule(warm_up_and_cosine, optimizer=1),
             average,
             Evaluate(rows_of(held_out)[::8], at="optimizer_update", every=options.every),
-            Evaluate(rows_of(held_out), name="held_out"),  # at the end of the epoch, which is that of the run
+            Evaluate(rows_of(held_out), name="held_out"),  # at the end of the only epoch
             Sample(average, options.folder / "samples.txt", every=options.every),
             CSVLogger(options.folder / "values.csv", every=20, overwrite=True),
             Progress(),
         ],
     )
 
-    @engine.on_enter("sample")  # comes after the evaluation, as their plugins do
+    @engine.on_enter("sample")  # after the evaluation, as their plugins stand in that order
     def report(run: Run) -> None:
         loss = run.metrics["valid/loss"]
         print(f"update {run.update:,} of {run.total_updates:,}: {loss:.3f} bits a character", flush=True)

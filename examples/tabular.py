@@ -1,7 +1,7 @@
-"""From a pandas frame to a network that predicts: early stopping, and the best checkpoint for the prediction.
+"""Train on a pandas frame with early stopping, and predict with the best checkpoint.
 
-569 tumours, each described by 30 measurements, from scikit-learn's bundled data; is it malignant? A few seconds;
-`tabular.out.txt` shows what it prints.
+The data are bundled with scikit-learn: 569 tumours, malignant or benign, each described by 30 measurements. It takes a
+few seconds; `tabular.out.txt` shows what it prints.
 """
 
 import argparse
@@ -22,32 +22,32 @@ TARGET = "target"  # 0 is malignant, 1 benign
 
 
 def build_network() -> nn.Module:
-    """Returns a network of 30 inputs and 2 outputs."""
+    """Return a network with 30 inputs and 2 outputs."""
     return nn.Sequential(nn.Linear(30, 64), nn.ReLU(), nn.Dropout(0.2), nn.Linear(64, 2))
 
 
 def to_dataset(frame: pd.DataFrame) -> TensorDataset:
-    """Returns the rows of a frame: measurements, shape (n, 30), and classes, shape (n,)."""
+    """Return the rows of a frame: measurements, shape (n, 30), and classes, shape (n,)."""
     measurements = torch.tensor(frame.drop(columns=TARGET).to_numpy(), dtype=torch.float32)
     return TensorDataset(measurements, torch.tensor(frame[TARGET].to_numpy()))
 
 
 def accuracy(output: Tensor, batch: tuple[Tensor, Tensor]) -> Tensor:
-    """Returns for each row whether it was recognised."""
+    """Return for each row whether it is classified correctly."""
     return output.argmax(dim=1) == batch[1]
 
 
 def main() -> None:
-    """Trains until the loss on validation rows gets no better, and predicts with the best weights."""
+    """Train until the loss on the validation rows stops improving, and predict with the best weights."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--epochs", type=int, default=200, help="at the most")
+    parser.add_argument("--epochs", type=int, default=200, help="at most (default 200)")
     parser.add_argument("--folder", type=Path, default=Path("runs") / "tabular")
     options = parser.parse_args()
 
     frame = load_breast_cancer(as_frame=True).frame.sample(frac=1.0, random_state=0)
     train, valid, test = frame[:300], frame[300:430], frame[430:]
     columns = frame.columns.drop(TARGET)
-    mean, deviation = train[columns].mean(), train[columns].std()  # of the rows to train on: the others are not known
+    mean, deviation = train[columns].mean(), train[columns].std()  # of the training rows only
     train, valid, test = (
         part.assign(**(part[columns] - mean).div(deviation)).astype({TARGET: "int64"}) for part in (train, valid, test)
     )
@@ -74,7 +74,7 @@ def main() -> None:
     print(f"{run.epoch} epochs: {run.reason}")
     print(f"loss on validation rows: at last {losses[-1]:.4f}, at best {min(losses):.4f}")
 
-    best = build_network()  # as another program would: the run is not needed
+    best = build_network()  # needs only the files, not the run
     loaded = load_weights(checkpoints, best, which="best")
     print(f"weights from {loaded.name}")
     with torch.inference_mode():

@@ -30,8 +30,8 @@ _HOOKS = {
     "on_exit_after_loop": "on_train_end on_fit_end",
     "nothing": "on_push_begin",
     "nothing: forward, loss and backward are one body. Do it at the end of compute_loss": "on_before_backward",
-    "nothing: no handler hears an evaluation's batches. A metric sees each output": "on_validation_batch_start "
-    "on_validation_batch_end",
+    "nothing: no handler is called for batches of an evaluation. A metric gets each output": "on_validation_batch_end "
+    "on_validation_batch_start",
     "nothing: engine.predict(data) yields the output of each batch": "on_predict on_prediction_step",
     "nothing: loggers read run.records(since) on the moments that suit them": "on_log",
 }

@@ -100,8 +100,8 @@ class RecordedValues:
             known = self._known(name)
         number = value if type(value) is float else _number(name, value)
         row = len(self._value)
-        # Name, value, tensor, then the place, by which rows are counted: without a lock, `since`, `between` and
-        # `columns` in another thread see whole rows only, and find each tensor among those to be read.
+        # Name, value, tensor, then the place, by which rows are counted: without a lock, another thread sees whole
+        # rows only, and finds each tensor among those to be read.
         self._name.append(known)
         if type(number) is float:
             self._value.append(number)
@@ -124,13 +124,15 @@ class RecordedValues:
         if name not in self._names:
             return []
         self._fetch()
-        mine = np.array(self._name) == self._names[name]
-        return cast("list[float]", np.array(self._value)[mine].tolist())
+        # Slices are copies: an array whose memory numpy reads cannot grow, and the training thread would raise.
+        end = len(self)
+        mine = np.array(self._name[:end]) == self._names[name]
+        return cast("list[float]", np.array(self._value[:end])[mine].tolist())
 
     def newest(self) -> dict[str, float]:
         """Return the newest value of every name."""
         self._fetch()
-        return {name: self._value[row] for name, row in self._newest.items()}
+        return {name: self._value[row] for name, row in self._newest.copy().items()}
 
     def since(self, first: int) -> list[Recorded]:
         """Return all values from the one of that number on, oldest first."""
