@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
 
 import pytest
@@ -102,3 +103,29 @@ def test_an_engine_reads_values_on_a_device_in_one_transfer():
     for value in (1.0, 2.0):
         run.record("a", on_device(value))
     assert run.history("a") == [1.0, 2.0]
+
+
+def test_another_thread_reads_a_history_while_values_are_recorded():
+    recorded = RecordedValues()
+    done = threading.Event()
+    faults: list[BaseException] = []
+
+    def read() -> None:
+        try:
+            while not done.is_set():
+                seen = recorded.history("loss")
+                assert seen == [float(i) for i in range(len(seen))]
+                recorded.newest()
+        except BaseException as fault:
+            faults.append(fault)
+
+    reader = threading.Thread(target=read)
+    reader.start()
+    try:
+        for i in range(40_000):
+            recorded.record("loss", float(i), i, Counters())
+    finally:
+        done.set()
+        reader.join()
+    assert faults == []
+    assert len(recorded.history("loss")) == 40_000
