@@ -1,4 +1,4 @@
-"""`TimeLimit` observes the run, and decides only how far it is driven: it ends or pauses it after some seconds."""
+"""`TimeLimit` changes the run: it ends or pauses it once it has been driven for so many seconds."""
 
 from __future__ import annotations
 
