@@ -3,7 +3,7 @@
 A discriminator learns to distinguish points of a ring of eight blots from those that a generator draws; the generator
 learns to deceive it. The engine's own update is that of the discriminator. That of the generator is a detour,
 `generator_update`: a state of its own with an arc, a guard, a place in the diagram, in the log and in the timings.
-About half a minute; `gan.out.txt` shows what it prints.
+It takes about half a minute; `gan.out.txt` shows what it prints.
 """
 
 import argparse

@@ -170,7 +170,7 @@ def main() -> None:
 
     train, held_out = read_library()
     if options.updates:
-        held_out = held_out[:100_000]  # a small setting is evaluated on little
+        held_out = held_out[:100_000]  # a short run is evaluated on less text
     print(f"{len(train):,} characters to train on, {len(held_out):,} in files held out")
 
     network = GPT(options.width, options.layers)
