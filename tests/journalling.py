@@ -9,11 +9,13 @@ import json
 import os
 import random
 import resource
+import select
 import signal
 import sqlite3
 import sys
 import time
 import traceback
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -93,16 +95,24 @@ def begin(folder: Path, seed: int) -> int:
 
 
 def read(folder: Path, steps: int) -> None:
-    """Train while another process reads the file in a loop, and a third keeps it open in one long transaction."""
+    """Train while another process reads the file in a loop, and a third keeps it open in one long transaction.
+
+    Each epoch ends with a wait until the first of them has seen the file grow once more, however slow the machine is.
+    """
     small_engine(2).run()
     path = folder / "run.journal"
-    ready, done = os.pipe(), os.pipe()
+    ready, grown, done = os.pipe(), os.pipe(), os.pipe()
     engine = small_engine(batches(steps), [Journal(path)], epochs=8)
     engine.on_enter("before_step", once=True)(lambda run: begin_readers())
+    engine.on_exit("after_epoch")(lambda run: wait_for_growth())
     readers: list[int] = []
 
+    def wait_for_growth() -> None:
+        assert readable(grown[0], 60), "the reader has ended, or sees nothing"
+        os.read(grown[0], 1)
+
     def begin_readers() -> None:
-        for reader in (loop, hold):
+        for reader in (partial(loop, grown=grown[1]), hold):
             child = os.fork()
             if not child:
                 code = 1
@@ -125,19 +135,17 @@ def read(folder: Path, steps: int) -> None:
     print(json.dumps({"codes": codes, **loops, "end": len(log), "same": list(log) == list(run.log)}))
 
 
-def finished(done: int) -> bool:
-    """Return whether the other end of a pipe was closed."""
-    import select
-
-    return bool(select.select([done], [], [], 0)[0])
+def readable(pipe: int, seconds: float = 0) -> bool:
+    """Return whether something can be read from a pipe, or its other end was closed."""
+    return bool(select.select([pipe], [], [], seconds)[0])
 
 
-def loop(path: Path, ready: int, done: int) -> None:
+def loop(path: Path, ready: int, done: int, grown: int) -> None:
     """Read the whole log again and again, on one connection and on new ones: each time a longer beginning."""
     kept = FileSource(path)
     os.write(ready, b"r")
     ends: list[int] = []
-    while not finished(done) or not ends:
+    while not readable(done) or not ends:
         for source in (kept, FileSource(path)):
             view = source.view()
             dest = None
@@ -151,6 +159,8 @@ def loop(path: Path, ready: int, done: int) -> None:
             values = source.values()
             names = [value.name for value in values]  # one may have come without the other yet
             assert names.count("loss") - names.count("lr") in (0, 1)
+            if not ends or view.end > ends[-1]:
+                os.write(grown, b"g")
             ends.append(view.end)
     (path.parent / "loops").write_text(json.dumps({"loops": len(ends), "ends": len(set(ends))}))
 
@@ -161,7 +171,7 @@ def hold(path: Path, ready: int, done: int) -> None:
     connection.execute("BEGIN")
     before = connection.execute("SELECT count(*) FROM transitions").fetchone()
     os.write(ready, b"r")
-    while not finished(done):
+    while not readable(done):
         time.sleep(0.01)
     assert connection.execute("SELECT count(*) FROM transitions").fetchone() == before
 

@@ -98,8 +98,7 @@ def test_a_reader_beside_the_run_sees_whole_beginnings_and_delays_nothing(tmp_pa
     report = json.loads(process("read", tmp_path, 700))
     assert report["codes"] == [0, 0]
     assert report["same"]
-    assert report["loops"] >= 4
-    assert report["ends"] >= 3
+    assert report["loops"] >= report["ends"] >= 8  # one an epoch
     assert report["end"] > 11_000
 
 
