@@ -128,7 +128,7 @@ def test_where_did_the_time_go_into_slow_data(ask: Ask, tmp_path: Path):
 
         def __iter__(self) -> Iterator[Any]:
             for number, batch in enumerate(batches(4)):
-                time.sleep(0.03 if number == 2 else 0.01)
+                time.sleep(0.3 if number == 2 else 0.05)  # beside them, a slow machine's steps take no time
                 yield batch
 
     journalled(tmp_path / "run.db", Slow())
@@ -146,7 +146,7 @@ def test_where_did_the_time_go_into_a_slow_handler(ask: Ask, tmp_path: Path):
     def act(engine: Any) -> None:
         @engine.on_exit("optimizer_update")
         def average_slowly(run: Run) -> None:
-            time.sleep(0.005)
+            time.sleep(0.05)
 
         average_slowly.__qualname__ = "average_slowly"
 
@@ -487,11 +487,12 @@ def test_a_live_run_is_followed_to_its_end(ask: Ask, tmp_path: Path):
 
 @pytest.fixture
 def quiet(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Make a follower warn after an instant, and press Ctrl-C a while later."""
-    began = time.monotonic()
+    """Make a follower warn after an instant, and press Ctrl-C when it has looked some more times after that."""
+    looked: list[float] = []
 
     def sleep(seconds: float) -> None:
-        if time.monotonic() > began + 0.5:
+        looked.append(time.monotonic())
+        if sum(moment > looked[0] + 0.2 for moment in looked) > 3:
             raise KeyboardInterrupt
 
     monkeypatch.setattr(follow, "QUIET_SECONDS", 0.1)
