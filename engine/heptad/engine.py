@@ -37,7 +37,7 @@ from heptad.run.run import Run
 from heptad.run.runtime import Runtime
 from heptad.run.signals import CtrlC
 from heptad.run.until import Until, until_predicate
-from heptad.step.bodies import BODIES, READERS, before_loop, build
+from heptad.step.bodies import BODIES, READERS, announced_batch, before_loop, build
 from heptad.step.evaluator import Evaluator
 from heptad.step.metrics import Metric
 from heptad.step.optimizers import Optimizers, optimizer_mistakes
@@ -100,6 +100,8 @@ class Engine:
     def _build_machine(self, detours: Sequence[tuple[Plugin, Detour]]) -> Machine:
         table = self.current.table
         bodies: dict[str, Body] = {"before_loop": partial(before_loop, strategy=self._strategy), **BODIES}
+        if self._strategy.announces:
+            bodies["process_batch"] = partial(announced_batch, strategy=self._strategy)
         guards: dict[str, Guard] = dict(GUARDS)
         owners: dict[str, str] = {}
         visits = self._visits = [DetourState(detour) for _, detour in detours]

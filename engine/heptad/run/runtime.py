@@ -78,10 +78,13 @@ class StepFunction(Protocol):
 
     giver: str
 
-    def __call__(self, at: RunState) -> None:
-        """Run the network on `at.batch`, and leave `output`, `loss`, `weight`, `samples_now` and `logs` in `at`.
+    def run(self, at: RunState) -> Mapping[str, float | torch.Tensor] | None:
+        """Run the network on `at.batch`, and leave `output`, `loss`, `weight` and `samples_now` in `at`.
 
         They are left one by one, so that an error message can show the output that a criterion failed on.
+
+        Returns:
+            What is to be recorded, by name: `LossOutput.logs`.
         """
         ...
 
@@ -118,7 +121,6 @@ class Runtime:
         device: Where the network is, and batches go.
         optimizers: Empty until `before_loop` has built them.
         step: The step function; it exists from `before_loop` on.
-        announce: Takes note of whether a step closes its window; `None` where no strategy asks.
         evaluator: Evaluates for `Run.evaluate`; `None` in a run that is itself an evaluation.
         places: Whether batches are moved to the device. On the CPU they are where they are used.
         network: The bare network: what has names and is stored.
@@ -129,7 +131,6 @@ class Runtime:
     feed: Feed
     device: torch.device
     optimizers: OptimizerSet
-    announce: Callable[[bool], None] | None = None
     evaluator: Evaluates | None = None
     step: StepFunction = field(init=False)
     places: bool = field(init=False)

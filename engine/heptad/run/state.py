@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -45,7 +44,6 @@ class RunState:
         output: What the network returned for it.
         loss: The loss of the newest step.
         weight: What its mean was taken over; `None` where every step weighs the same.
-        logs: What `LossOutput.logs` held, until it is recorded.
         skip: Why the update that was just entered is to be skipped, `None` where it is not.
         skipped: The newest update was skipped.
     """
@@ -84,7 +82,6 @@ class RunState:
     output: Any = None
     loss: torch.Tensor | None = None
     weight: Weight | None = None
-    logs: Mapping[str, float | torch.Tensor] | None = None
     skip: str | None = None
     skipped: bool = False
 

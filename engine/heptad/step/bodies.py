@@ -47,7 +47,6 @@ def build(run: Run, strategy: Strategy) -> None:
     strategy.place(runtime)
     runtime.optimizers = build_optimizers(runtime.components)  # after placing, which may replace the parameters
     runtime.step = build_step(runtime.components, runtime.forward, weighs=False)
-    runtime.announce = strategy.window_closes if strategy.announces else None
     run.buffer.facts |= {
         **run.config.model_dump(),
         "batches": runtime.feed.batches,
@@ -101,18 +100,13 @@ def process_batch(run: Run) -> None:
     """Run forward, loss and backward on the batch."""
     at, runtime = run.position, run.runtime
     window = at.window
-    if runtime.announce is not None:  # before the forward pass, which prepares what the backward pass will reduce
-        # (a stream cannot know its last batch here: with several ranks, it is to be read before the step)
-        last = at.sized and at.remaining == 1
-        runtime.announce(window.steps + 1 == window.size or (at.flushes and last))
-    at.output = at.loss = None  # the graph of the step before goes before that of this one comes
+    at.loss = None  # free the graph of the previous step before that of this one is built
     step = runtime.step
-    step(at)
-    loss: Any = at.loss
-    if at.logs:
-        for name, value in at.logs.items():
+    logs = step.run(at)
+    if logs:
+        for name, value in logs.items():
             run.record(name, value)
-        at.logs = None
+    loss: Any = at.loss
     if not at.step:
         check_loss(loss, step.giver)
     try:
@@ -127,6 +121,17 @@ def process_batch(run: Run) -> None:
         raise
 
 
+def announced_batch(run: Run, strategy: Strategy) -> None:
+    """The body of `process_batch` under a strategy that asks before the forward pass whether the window closes.
+
+    A stream cannot know its last batch here: with several ranks, it is to be read before the step.
+    """
+    at, window = run.position, run.position.window
+    last = at.sized and at.remaining == 1
+    strategy.window_closes(window.steps + 1 == window.size or (at.flushes and last))
+    process_batch(run)
+
+
 def after_step(run: Run) -> None:
     """Count the step."""
     at = run.position
@@ -134,11 +139,11 @@ def after_step(run: Run) -> None:
     at.batch_index += 1
     at.samples += at.samples_now
     window = at.window
-    window.steps += 1
+    steps = window.steps = window.steps + 1
     at.batch = at.output = None
     if at.sized:
         at.remaining -= 1
-    at.update_due = window.steps == window.size or (at.flushes and not at.remaining)
+    at.update_due = steps == window.size or (at.flushes and not at.remaining)
 
 
 def optimizer_update(run: Run) -> None:

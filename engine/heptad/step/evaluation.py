@@ -66,7 +66,7 @@ class Evaluation:
         """Run forward, loss and metrics, without gradients (no device sync)."""
         at, metrics = run.position, self._metrics
         with torch.inference_mode():
-            self._step(at)
+            self._step.run(at)
             values: dict[str, Any] = {"loss": at.loss}
             for name, function in metrics.functions.items():
                 with blamed(name, at.output):

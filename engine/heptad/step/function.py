@@ -5,6 +5,7 @@ Training, evaluation and prediction share it, so that precision and compilation 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -42,7 +43,7 @@ class CriterionStep:
         self._weighs = weighs
         self._seen = False
 
-    def __call__(self, at: RunState) -> None:
+    def run(self, at: RunState) -> None:
         """Run forward and criterion; see the protocol."""
         batch = at.batch
         if not self._seen:  # two rows or two keys unpack as well, and would be taken for (data, target)
@@ -79,15 +80,16 @@ class LossStep:
         self._forward = forward
         self._compute_loss = compute_loss
 
-    def __call__(self, at: RunState) -> None:
+    def run(self, at: RunState) -> Mapping[str, float | torch.Tensor] | None:
         """Run compute_loss; see the protocol."""
         batch = at.batch
         given = self._compute_loss(self._forward, batch)
         if isinstance(given, LossOutput):
-            at.output, at.loss, at.weight, at.logs = given.output, given.value, given.weight, given.logs
+            at.output, at.loss, at.weight, logs = given.output, given.value, given.weight, given.logs
         else:
-            at.loss, at.weight = given, None
+            at.loss, at.weight, logs = given, None, None
         at.samples_now = count_samples(batch)
+        return logs
 
     def predict(self, batch: Any) -> Any:
         """Run compute_loss and return the output that it gives beside the loss.
