@@ -179,29 +179,33 @@ def _restore_plugins(
             failed.append(plugin.name)
             findings.append(partial(StillDetached, plugin=plugin.name))
             continue
-        if plugin.name not in states:
-            plugin.on_begin(run)
-            findings += _findings(f"the plugin {plugin.name} has no state in the checkpoint: it begins here")
-            continue
-        try:
-            own = plugin_state(plugin)
-        except Exception:
-            if not may_fail:
-                raise
-        else:
-            before.append((plugin, own))
+        stored, own = states.get(plugin.name), None
+        if stored is not None:
+            try:
+                own = plugin_state(plugin)
+            except Exception:
+                if not may_fail:
+                    raise
+        method = "on_begin"
         try:
             plugin.on_begin(run)
-            plugin.load_state_dict(states[plugin.name].state)
+            if stored is not None:
+                method = "load_state_dict"
+                plugin.load_state_dict(stored.state)
         except Exception as error:
             if may_fail:
                 failed.append(plugin.name)
-                handler, line = f"{plugin.name}.load_state_dict", in_a_line(error)
+                handler, line = f"{plugin.name}.{method}", in_a_line(error)
                 findings.append(partial(Detach, plugin=plugin.name, handler=handler, error=line))
                 continue
-            for other, state in before[:-1]:
+            for other, state in before:
                 other.load_state_dict(state)
-            raise CheckpointError(f"the plugin {plugin.name} cannot load its state: {in_a_line(error)}") from error
+            refused = "cannot begin" if method == "on_begin" else "cannot load its state"
+            raise CheckpointError(f"the plugin {plugin.name} {refused}: {in_a_line(error)}") from error
+        if stored is None:
+            findings += _findings(f"the plugin {plugin.name} has no state in the checkpoint: it begins here")
+        elif own is not None:
+            before.append((plugin, own))
     for name in failed:
         manager.detach(name)
     here = {plugin.name for plugin in manager.plugins}
