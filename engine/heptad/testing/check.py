@@ -72,6 +72,7 @@ def _check_run(make_plugin: MakePlugin, given: ShortRun, volatile: frozenset[str
             if not engine.current.ended:
                 state = stand_in.plugin.state_dict()
                 fresh = make_plugin()
+                fresh.on_begin(engine.current)  # as where a run is resumed
                 fresh.load_state_dict(state)
                 stand_in.exchange(fresh)
 
