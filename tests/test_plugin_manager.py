@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 import torch
 
-from builders import STATES, Witness, equal, small_engine, weights
+from builders import STATES, Side, Witness, equal, small_engine, weights
 from heptad import Detour, Plugin, PluginError, Run, on_exit
+from heptad.errors import Unfinished
 from heptad.plugin.order import ordered
 
 
@@ -162,6 +163,39 @@ def test_a_plugin_that_may_fail_is_detached_and_the_run_continues(place):
     assert set(after) <= {"close"}
     assert [row.idle for row in engine.subscriptions() if row.who.startswith("Fragile")] == ["detached"]
     assert equal(weights(run.network), weights(small_engine(3).run().network))
+
+
+@pytest.mark.parametrize("place", ["handler", "guard", "body", "on_pause"])
+def test_unfinished_is_a_failure_where_nothing_was_to_be_finished(place):
+    """It ends a body early when a pause was asked for; raised anywhere else, it detaches as any other exception."""
+    fragile = Fragile(place, Unfinished)
+    engine = small_engine(3, [fragile])
+    if place == "on_pause":
+        engine.on_enter("before_step", once=True)(lambda run: run.pause("to pause once"))
+        engine.run()
+    assert engine.run().state == "finished"
+    (note,) = engine.current.log.notes("detach")
+    assert "raised Unfinished: broken; Fragile is called no more" in note.text
+
+
+@pytest.mark.parametrize("on_error", ["raise", "detach"])
+def test_unfinished_pauses_in_a_body_of_either_kind_of_plugin(on_error):
+    """The body is run again when the run continues, and nobody is detached."""
+
+    def body(run):
+        calls.append(run.step)
+        if len(calls) == 2:
+            run.pause("for a moment")
+            raise Unfinished
+
+    calls: list[int] = []
+    side = Side(Detour("side", "after_step", lambda run: True, body))
+    side.on_error = on_error
+    engine = small_engine(3, [side])
+    assert engine.run().state == "side"
+    assert engine.run().state == "finished"
+    assert calls == [1, 2, 2, 3]
+    assert engine.current.log.notes("detach") == []
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, SystemExit])

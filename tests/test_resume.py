@@ -26,7 +26,20 @@ from torch.utils.data import (
     TensorDataset,
 )
 
-from builders import Clock, Plan, Unsized, batches, plans, records, sgd, small_components, small_engine, small_network
+from builders import (
+    Clock,
+    Plan,
+    Planned,
+    Side,
+    Unsized,
+    batches,
+    plans,
+    records,
+    sgd,
+    small_components,
+    small_engine,
+    small_network,
+)
 from heptad import (
     CheckpointError,
     Components,
@@ -531,6 +544,63 @@ def test_an_observer_that_refuses_its_state_is_detached(tmp_path):
     assert [note.text for note in run.log.notes("detach")] == [
         "Fails.load_state_dict raised KeyError: 'b'; Fails is called no more"
     ]
+
+
+@pytest.mark.parametrize("on_error", ["raise", "detach"])
+def test_a_plugin_that_cannot_begin_is_named(on_error, tmp_path):
+    """Whether the checkpoint holds its state or not; the run continues without one that it can do without."""
+
+    class Begins(Plugin):
+        observes = True
+
+        def on_begin(self, run: Run) -> None:
+            if run.network is unlucky:
+                raise OSError("no room")
+
+    unlucky = small_network()
+    for number, there in enumerate([[Begins()], []]):
+        directory = tmp_path / str(number)
+        engine_of(directory, components(small_network()), there).run(until=lambda run: run.step == 3)
+        plugin = Begins()
+        plugin.on_error = on_error
+        engine = engine_of(directory, components(unlucky), [plugin])
+        if on_error == "raise":
+            with pytest.raises(CheckpointError, match="the plugin Begins cannot begin: OSError: no room"):
+                engine.run(resume="auto")
+            continue
+        run = engine.run(resume="auto")
+        assert run.state == "finished"
+        assert [note.text for note in run.log.notes("detach")] == [
+            "Begins.on_begin raised OSError: no room; Begins is called no more"
+        ]
+
+
+def test_a_detached_checkpoint_takes_no_other_detour_along(tmp_path):
+    """The run is resumed where its body is done already; it is detached there, and the next detour's body is run."""
+
+    class Unopened(Checkpoint):
+        name = "Checkpoint"
+
+        def open(self, run: Run) -> None:
+            raise OSError("no room")
+
+    def engine(kind: type[Checkpoint], epochs: list[int]) -> Engine:
+        side = Side(Detour("side", "after_epoch", lambda run: True, lambda run: epochs.append(run.epoch)))
+        checkpoint = kind(tmp_path, at="optimizer_update", on_error="detach")
+        return small_engine(3, [side, checkpoint], epochs=3)
+
+    def fail(run: Run) -> None:
+        raise Planned
+
+    before: list[int] = []
+    killed = engine(Checkpoint, before)
+    killed.on_exit("checkpoint", when=lambda run: run.update == 4)(fail)
+    with pytest.raises(Planned):
+        killed.run()
+    after: list[int] = []
+    run = engine(Unopened, after).run(resume="auto")
+    assert (run.state, len(run.log.notes("detach"))) == ("finished", 1)
+    assert (before, after) == ([1], [2, 3])
 
 
 def test_an_error_in_a_state_dict_names_the_plugin(tmp_path):

@@ -104,15 +104,16 @@ class Engine:
             bodies["process_batch"] = partial(announced_batch, strategy=self._strategy)
         guards: dict[str, Guard] = dict(GUARDS)
         owners: dict[str, str] = {}
-        visits = self._visits = [DetourState(detour) for _, detour in detours]
-        for position, (plugin, _) in enumerate(detours):
-            guard = guard_of([detour for _, detour in detours], position)
-            guards[guard] = self._manager.wrap_guard(plugin, guard, visits[position].due)
+        visits = self._visits = [
+            DetourState(detour, self._manager.wrap_body(plugin, detour)) for plugin, detour in detours
+        ]
+        for number, (plugin, _) in enumerate(detours):
+            guard = guard_of([detour for _, detour in detours], number)
+            guards[guard] = self._manager.wrap_guard(plugin, guard, visits[number].due)
             owners[guard] = titled(plugin)
-        for node, position in table.origin.items():
-            plugin, detour = detours[position]
-            bodies[node] = self._manager.wrap_body(plugin, detour.state, visits[position].body)
-            owners[node] = titled(plugin)
+        for node, number in table.origin.items():
+            bodies[node] = visits[number].body
+            owners[node] = titled(detours[number][0])
         # The engine is the first to be called on entry to optimizer_update: plugins see the gradient that is applied.
         first = Subscription(None, "", Mark("enter", "optimizer_update"), self._strategy.reduce)
         return self.machine_class(self.current, bodies, guards, [first], owners)

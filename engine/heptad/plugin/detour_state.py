@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+from heptad.plugin.contract import Handler
 from heptad.plugin.detour import Detour
 from heptad.plugin.filter import Filter
 from heptad.run.run import Run
 
 
 class DetourState:
-    """One detour of a run, shared by all nodes that it has in the table."""
+    """One detour of a run, shared by all nodes that it has in the table.
 
-    __slots__ = ("_count", "_detour", "_filter", "_last", "_next")
+    Args:
+        detour: The detour.
+        body: What is called as its body: its own, or what the plugin manager wrapped around it.
+    """
 
-    def __init__(self, detour: Detour) -> None:
+    __slots__ = ("_body", "_count", "_detour", "_filter", "_last", "_next")
+
+    def __init__(self, detour: Detour, body: Handler) -> None:
         self._detour = detour
+        self._body = body
         self._count = detour.count or "step"
         self._filter = None if detour.every is None else Filter(detour.every)
         self.last = 0
@@ -37,7 +44,7 @@ class DetourState:
 
     def ahead(self) -> DetourState:
         """Return a copy for planning ahead."""
-        copy = DetourState(self._detour)
+        copy = DetourState(self._detour, self._body)
         copy.last = self.last
         return copy
 
@@ -58,7 +65,7 @@ class DetourState:
         count = getattr(run, self._count)
         at.visit = self
         try:
-            self._detour.body(run)
+            self._body(run)
         finally:
             at.visit = None
         self.last = count  # only now: a body that ended early is still due

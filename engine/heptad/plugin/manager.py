@@ -49,9 +49,11 @@ class PluginManager:
         if plugin is not None and plugin.on_error == "detach":
             subscription.call = self._wrapped(plugin, subscription.who, subscription.call, subscription.mark.moment)
 
-    def wrap_body(self, plugin: Plugin, state: str, body: Handler) -> Handler:
-        """Return a detour's body, wrapped likewise."""
-        return self._wrapped(plugin, f"{plugin.name}.{state}", body, "body") if plugin.on_error == "detach" else body
+    def wrap_body(self, plugin: Plugin, detour: Detour) -> Handler:
+        """Return a detour's body, wrapped likewise; what counts its visits is left outside, and counts on."""
+        if plugin.on_error != "detach":
+            return detour.body
+        return self._wrapped(plugin, f"{plugin.name}.{detour.state}", detour.body, "body")
 
     def wrap_guard(self, plugin: Plugin, name: str, guard: Callable[[Run], bool]) -> Callable[[Run], bool]:
         """Return a detour's guard, wrapped likewise: False once its plugin is detached."""
@@ -77,9 +79,9 @@ class PluginManager:
                 return
             try:
                 call(run)
-            except Unfinished:
-                raise
             except Exception as error:  # KeyboardInterrupt and SystemExit are no failures of a plugin
+                if isinstance(error, Unfinished) and moment == "body" and run.pause_requested:
+                    raise  # nothing has failed: the machine pauses
                 self._detach(plugin, who, error, run, moment)
 
         return wrapped
