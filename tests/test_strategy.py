@@ -90,6 +90,21 @@ def test_a_strategy_that_does_nothing_more_changes_no_bit():
     assert equal(weights(networks[0]), weights(networks[1]))
 
 
+def test_the_correction_of_a_window_of_one_step_is_exactly_one():
+    """Also after longer ones, and after one with weights: a strategy may ask for it in any window."""
+
+    class Asks(Spy):
+        def reduce(self, run: Run) -> None:
+            self.asked.append((run.position.window.size, run.position.window.correction()))
+            super().reduce(run)
+
+    spy = Asks()
+    engine = small_engine(6, accumulation=3, engine_class=spied(spy))
+    engine.on_exit("optimizer_update", once=True)(lambda run: run.set_accumulation(1))
+    engine.run()
+    assert [asked for asked in spy.asked if isinstance(asked, tuple)][1:] == [(3, 1.0)] + [(1, 1.0)] * 3
+
+
 @pytest.mark.parametrize("workers", [0, 1])
 def test_ranks_share_the_batches_of_a_pass_out_by_their_number(workers: int):
     """Together they take each batch once, in the order that one process has."""

@@ -56,8 +56,8 @@ class Alone:
     def reduce(self, run: Run) -> None:
         """Multiply the gradients by k / Σr, so that the window counts as one large batch.
 
-        A window of one step needs no correction. In an unweighted one the factor is exactly 1, and the gradients keep
-        the bits of the textbook loop.
+        A window of one step needs no correction. In a full, unweighted one the factor is exactly 1, and the gradients
+        keep the bits of the textbook loop.
         """
         window = run.position.window
         if window.size == 1:

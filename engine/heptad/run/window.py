@@ -2,8 +2,9 @@
 
 An update must equal that of the window's samples as one large batch. With r a step's weight relative to the window's
 first, each loss is scaled by r / k before the backward pass, and on entry to `optimizer_update` the gradients by
-k / Σr where that is not 1. Where all steps weigh the same, r is 1 and Σr is k: the loss is divided by k as textbooks
-do, with the same bits, and the gradients are left alone. Where they do not, the result is exact to rounding.
+k / Σr where that is not 1. Where all steps weigh the same, r is 1 and, in a full window, Σr is k: the loss is divided
+by k as textbooks do, with the same bits, and the gradients are left alone. Else the result is exact to rounding: with
+unequal weights, and in a window of n < k steps that `remainder="flush"` closed, where k / Σr is k / n.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ class Window:
     """The open window.
 
     Attributes:
-        steps: Complete steps in it; 0 means that it is closed.
+        steps: Complete steps in it; 0 before the first of them, and again once it is closed.
         size: Steps that fill it (k).
         next_size: Steps that the next window will hold.
         resized: Whether another size was ever asked for.
@@ -71,8 +72,11 @@ class Window:
             loss.backward(seed)
 
     def correction(self) -> Weight:
-        """Return k / Σr, by which the gradients are to be multiplied; exactly 1.0 where nothing is to be done."""
-        return self.size / self.total
+        """Return k / Σr, by which the gradients are to be multiplied; exactly 1.0 where nothing is to be done.
+
+        A window of one step is whatever its weight; its sum may not have been kept.
+        """
+        return 1.0 if self.size == 1 else self.size / self.total
 
     def _relative(self, weight: Weight | None) -> Weight:
         if self.steps == 0:
