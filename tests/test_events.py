@@ -1,4 +1,4 @@
-"""`record/events.py` and `record/event_codec.py`: the rare facts of a run, as data, in files and in words."""
+"""`record/events.py`, `event_codec.py` and `format_1.py`: the rare facts of a run, as data, in files and in words."""
 
 from __future__ import annotations
 
@@ -27,8 +27,9 @@ from heptad.plugin import (
 )
 from heptad.record.chunk import Failure
 from heptad.record.counters import Counters
-from heptad.record.event_codec import from_format_1, from_plain, to_plain
+from heptad.record.event_codec import from_plain, to_plain
 from heptad.record.events import EVENTS
+from heptad.record.format_1 import from_format_1
 
 AT = (7, 1_000)
 """The transition and the time of the events below."""

@@ -31,8 +31,9 @@ from heptad.history.journal.packing import unpack_turns
 from heptad.history.table_form import table_from_plain
 from heptad.record.chunk import Call, Effects, Failure, Ints, View
 from heptad.record.counters import Counters
-from heptad.record.event_codec import from_format_1, from_plain
+from heptad.record.event_codec import from_plain
 from heptad.record.events import Event
+from heptad.record.format_1 import from_format_1
 from heptad.record.values import Recorded
 from heptad.table import Table
 
