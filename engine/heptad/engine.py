@@ -60,6 +60,8 @@ class Engine:
 
     Attributes:
         current: The run; in `idle` until `run` or `advance` is called.
+        machine_class: What drives the run, and evaluations; to be set in a subclass.
+        strategy_class: What builds the strategy, by which several processes agree; to be set in a subclass.
 
     Raises:
         ConfigError: If components and configuration do not fit together.
@@ -95,7 +97,7 @@ class Engine:
         self.current.capture = self._resumption.capture
         self._reading = False  # whether data of unknown length are being read ahead
         self._driver: int | None = None
-        self._guard = threading.Lock()
+        self._lock = threading.Lock()
 
     def _build_machine(self, detours: Sequence[tuple[Plugin, Detour]]) -> Machine:
         table = self.current.table
@@ -150,7 +152,7 @@ class Engine:
                 self._resumption.resume(run, resume, partial(build, strategy=self._strategy))
             self._resumption.begin(run)
             with self._manager.opened(run), self._feed_closed_at_the_end(), CtrlC(run) as ctrl_c:
-                self._settle()
+                self._make_ready()
                 self._drive(reached, f"until {until}" if isinstance(until, str) else "until a predicate held")
             if ctrl_c.pressed:
                 where = (
@@ -176,7 +178,7 @@ class Engine:
             try:
                 self._resumption.begin(self.current)
                 self._manager.open(self.current)
-                self._settle()
+                self._make_ready()
                 self._drive(lambda run: True, BY_ADVANCE)
             except BaseException as error:
                 self.current.runtime.feed.close()
@@ -210,7 +212,7 @@ class Engine:
     # -- beside the run
 
     def evaluate(self, data: Any, metrics: Mapping[str, Metric] | None = None) -> dict[str, float]:
-        """Evaluate the network in a run of its own, which no training subscription hears.
+        """Evaluate the network in a run of its own, in which no handler of this engine is called.
 
         Modes and random state are put back. May be called at any time, from a handler too.
 
@@ -257,7 +259,7 @@ class Engine:
         position and counters is shown as a condition; one that reads something else is asked as it stands now.
         """
         detours = [detour for _, detour in self._manager.detours_given]
-        guards = [guard_of(detours, position) for position in range(len(detours))]
+        guards = [guard_of(detours, number) for number in range(len(detours))]
         called = [row for row in self._subscriptions if row.plugin is None or not self._manager.is_detached(row.plugin)]
         return Planner(self.current, self._visits, guards, called).turns()
 
@@ -310,14 +312,14 @@ class Engine:
         plugin = "" if subscription.plugin is None else subscription.plugin.name
         facts.setdefault("handlers", []).append([mark.state, mark.moment, subscription.who, mark.words(), plugin])
 
-    def _settle(self) -> None:
+    def _make_ready(self) -> None:
         """Do what comes last, once plugins are open: subscribe what reads ahead, restore the global generators."""
         if not self._reading and self.current.runtime.feed.batches is None:
             # The engine is the last to be called on exit: no handler can subscribe behind it any more.
             self._reading = True
             for state, read in READERS.items():
                 self._machine.subscribe(Subscription(None, "", Mark("exit", state), read))
-        self._resumption.settle(self.current)
+        self._resumption.restore_generators(self.current)
 
     # -- the loop
 
@@ -362,7 +364,7 @@ class Engine:
     def _driving(self, verb: str) -> Generator[None]:
         """Admit one caller at a time, and only to a run that has not ended."""
         run = self.current
-        with self._guard:
+        with self._lock:
             if self._driver is not None:
                 where = "a handler" if self._driver == threading.get_ident() else "another thread"
                 raise EngineError(

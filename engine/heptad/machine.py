@@ -108,7 +108,7 @@ class CompiledEvent(transitions.Event):
                         call(run)
                     moment = "body"
 
-                if guarded:
+                if guarded:  # dest and arc are those of the last arc, which has no guard
                     moment = "guard"
                     for guard, other, number in guarded:
                         if guard(run):
@@ -116,7 +116,7 @@ class CompiledEvent(transitions.Event):
                             break
                     moment = "body"
 
-                at.node = dest
+                at.node = dest  # before the arc: a Ctrl-C between the two is mended by the record, see `fail`
                 arcs_taken.append(arc)
                 times.append(monotonic_ns())
                 body, exits, guarded, dest, arc, enters = nodes[dest]
@@ -133,7 +133,7 @@ class CompiledEvent(transitions.Event):
                     return
         except BaseException as error:  # everything: it is recorded and raised again
             if moment == "body" and isinstance(error, Unfinished) and run.pause_requested:
-                return
+                return  # no turn was made: the body is run again when the run continues
             self.machine.fail(run, error, moment, call, guard)
             raise
 

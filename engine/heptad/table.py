@@ -268,23 +268,23 @@ def training_table(detours: Sequence[Side] = ()) -> Table:
     for state in TRAINING_STATES:
         behind = [arc for arc in TRAINING_ARCS if arc.source == state.name]
         leaving: list[Arc] = []
-        for position, detour in reversed(list(enumerate(detours))):
+        for number, detour in reversed(list(enumerate(detours))):
             if state.name in detour.after:
-                name = f"{_numbered(detours, position, detour.state)}@{state.name}"
+                name = f"{_numbered(detours, number, detour.state)}@{state.name}"
                 states.append(State(name, "detour", shown=detour.state, after=state.name))
-                origin[name] = position
+                origin[name] = number
                 leaving = [*(replace(arc, source=name) for arc in behind), *leaving]
-                behind.insert(0, Arc(state.name, name, guard_of(detours, position)))
+                behind.insert(0, Arc(state.name, name, guard_of(detours, number)))
         arcs += [*behind, *leaving]
-    guards = [guard_of(detours, position) for position in range(len(detours))]
+    guards = [guard_of(detours, number) for number in range(len(detours))]
     return Table(states, arcs, [*GUARDS, *guards], origin)
 
 
-def guard_of(detours: Sequence[Side], position: int) -> str:
-    """Return the name of a detour's guard; several detours of one state have a number as well."""
-    return _numbered(detours, position, f"{detours[position].state}_due")
+def guard_of(detours: Sequence[Side], number: int) -> str:
+    """Return the name of the guard of a detour, given by its number from 0; the second of one state ends in `_2`."""
+    return _numbered(detours, number, f"{detours[number].state}_due")
 
 
-def _numbered(detours: Sequence[Side], position: int, name: str) -> str:
-    number = 1 + sum(earlier.state == detours[position].state for earlier in detours[:position])
-    return name if number == 1 else f"{name}_{number}"
+def _numbered(detours: Sequence[Side], number: int, name: str) -> str:
+    same = 1 + sum(earlier.state == detours[number].state for earlier in detours[:number])
+    return name if same == 1 else f"{name}_{same}"

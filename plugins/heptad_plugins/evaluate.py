@@ -17,10 +17,10 @@ PLACES = ("after_epoch", "optimizer_update", "after_step")
 class Evaluate(Plugin):
     """Record `valid/loss` and `valid/<metric>` over data that the run does not train on.
 
-    The evaluation is a state, `evaluate`, and a run of its own: no subscription hears its batches, nothing is shuffled
-    or dropped, no gradient is computed. The modes of all modules, the RNG and the position in the training data are
-    restored, so the weights do not depend on it. If a pause is asked for while it is under way, it ends at its next
-    batch: the run pauses in `evaluate`, and the evaluation begins anew when the run continues.
+    The evaluation is a state, `evaluate`, and a run of its own: no handler is called for its batches, nothing is
+    shuffled or dropped, no gradient is computed. The modes of all modules, the RNG and the position in the training
+    data are restored, so the weights do not depend on it. If a pause is asked for while it is under way, it ends at its
+    next batch: the run pauses in `evaluate`, and the evaluation begins anew when the run continues.
 
     Costs a forward pass over the data and about a millisecond more. There is a device sync at the end, once a value,
     and none between batches.

@@ -45,7 +45,7 @@ class Resumption:
         self._options: dict[str, Mapping[str, str]] = {}
         """The parts of each module in the checkpoint that the run was resumed from."""
         self._generators: Mapping[str, Any] | None = None
-        """States of the global generators from a checkpoint, until `settle` restores them."""
+        """States of the global generators from a checkpoint, until `restore_generators` does."""
 
     def begin(self, run: Run) -> None:
         """Describe the modules of a run in `idle`, before plugins are opened."""
@@ -100,7 +100,7 @@ class Resumption:
         for finding in findings:
             run.emit(finding)
 
-    def settle(self, run: Run) -> None:
+    def restore_generators(self, run: Run) -> None:
         """Restore the global generators of a run that was resumed, and note which options nobody has restored.
 
         Called when plugins are open: opening them may draw random numbers, and may change options.

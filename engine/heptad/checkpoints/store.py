@@ -256,8 +256,8 @@ class Store:
             sections: As for `load`.
 
         Raises:
-            CheckpointError: If there is none, with all that was found; if a later version of Heptad wrote the newest;
-                or if the system refuses to read it for a reason that is not damage.
+            CheckpointError: If no checkpoint is sound, with what is wrong with each; if a later version of Heptad wrote
+                the newest; or if the system refuses to read it for a reason that is not damage.
         """
         return self._first_sound(lambda damage: self.entries()[::-1], sections)
 

@@ -130,5 +130,5 @@ def _check_passes(data: Any, batches: int | None, config: RunConfig) -> None:
 def _length(data: Any) -> int | None:
     try:
         return len(data)
-    except (TypeError, NotImplementedError):
+    except (TypeError, NotImplementedError):  # there is no __len__, or it is that of torch's Sampler or a stream
         return None

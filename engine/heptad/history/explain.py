@@ -58,7 +58,7 @@ class Called:
         moment: `"exit"` of the source or `"enter"` of the destination.
         state: That state.
         who: Plugin and method, the function, or the engine itself.
-        filter: Which of the moment's events it hears, in words; empty for all.
+        filter: Which of the moment's events it is called at, in words; empty for all.
         outcome: `"called"`; `"raised"`, which ended the run or detached the plugin; `"held back"` by its filter;
             `"open"` where its filter decided and the log does not say how (`RunConfig(trace_handlers=True)` does);
             `"detached"` before.
@@ -163,7 +163,7 @@ class Handles(NamedTuple):
         state: The state.
         moment: `"enter"` or `"exit"`.
         who: Plugin and method, or the function.
-        filter: Which events it hears, in words; empty for all.
+        filter: Which events it is called at, in words; empty for all.
         plugin: The plugin's name; empty for a function.
     """
 

@@ -1,4 +1,4 @@
-"""`Filter`: which events of a moment a handler hears, and how far it has counted them."""
+"""`Filter`: which events of a moment a handler is called at, and how far it has counted them."""
 
 from __future__ import annotations
 

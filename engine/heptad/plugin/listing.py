@@ -21,7 +21,7 @@ class Subscribed:
         moment: `"enter"` or `"exit"`.
         order: Its place among the handlers of that moment, from 1; 0 for one that is idle.
         who: Plugin and method, or the function.
-        filter: Which of the moment's events it hears, in words; empty for all.
+        filter: Which of the moment's events it is called at, in words; empty for all.
         idle: Why it is never called; empty for one that is.
     """
 

@@ -20,7 +20,7 @@ class Subscription:
         who: The plugin and the method, as errors and tables name it.
         mark: The moment, the state and the options of the filter.
         handler: What the plugin gave.
-        filter: Which events the handler hears, and how far they are counted.
+        filter: Which events the handler is called at, and how far they are counted.
         call: What the machine calls: the handler behind its filter.
     """
 

@@ -2,6 +2,10 @@
 
 A strategy is asked at four places and knows nothing of the loop. With one process it is `Alone`, which does what a
 plain loop does. The core never asks how many ranks there are.
+
+Each process still decides for itself, and one for several ranks has to settle it: the root of the data's order where
+`seed` is None, what `init_weights` writes, whether a stream or a loader goes on, the weight of a window of one step and
+the first weight of a longer one, and when to stop or pause.
 """
 
 from __future__ import annotations

@@ -107,7 +107,7 @@ class Run(RunView):
         self._evaluator.prepare(data, name)
 
     def evaluate(self, data: Any, metrics: Mapping[str, Any] | None = None) -> dict[str, float]:
-        """Evaluate the network in a run of its own, which no training subscription hears.
+        """Evaluate the network in a run of its own, in which no handler of this run is called.
 
         Modes and random state are put back. The worker processes of the data are kept for further evaluations of the
         same object, until plugins are closed. In a detour's body the evaluation ends at its next batch if a pause is
@@ -140,6 +140,9 @@ class Run(RunView):
 
     def stop(self, reason: str) -> None:
         """End the run in order: the open window is completed, then the epoch and the loop are closed.
+
+        The epoch counts as complete, though it was cut short. Under `remainder="drop"` a window that data of unknown
+        length end in makes no update, as without a stop.
 
         Args:
             reason: Why, in words; it stands in the log and, from the first call, in `Run.reason`.
