@@ -56,7 +56,7 @@ def restore(
     4. Modules, then the optimizers, whose parameters they are, then the gradients.
     5. The position and the log: a run that failed to be restored is still in `idle`.
 
-    The generators come after plugins were opened, which may draw from them: `Resumption.settle` does that.
+    The generators come after plugins were opened, which may draw from them: `Resumption.restore_generators` does that.
 
     Returns:
         What the log is to say, as events but for their place: detached plugins, data that were read, differences that

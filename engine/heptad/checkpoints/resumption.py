@@ -26,7 +26,8 @@ from heptad.run.snapshot import Snapshot
 class Resumption:
     """What checkpoints need of an engine: its plugins, and what only the beginning of a run shows.
 
-    In the order in which the engine calls: `resume` if asked for, `begin`, then plugins are opened, `settle`.
+    In the order in which the engine calls: `resume` if asked for, `begin`, and `restore_generators` once plugins are
+    open.
 
     Args:
         manager: The plugins.
