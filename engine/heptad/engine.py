@@ -56,12 +56,13 @@ class Engine:
     Args:
         components: What the run works with.
         config: How it is to be run.
-        plugins: Instances; handlers of one moment are called in this order.
+        plugins: Instances; handlers of one moment are called in this order, but for `runs_after` and `runs_before`.
 
     Attributes:
         current: The run; in `idle` until `run` or `advance` is called.
         machine_class: What drives the run, and evaluations; to be set in a subclass.
-        strategy_class: What builds the strategy, by which several processes agree; to be set in a subclass.
+        strategy_class: Called without arguments for the strategy, by which several processes agree; to be set in a
+            subclass, a plain function as a `staticmethod`.
 
     Raises:
         ConfigError: If components and configuration do not fit together.
@@ -164,7 +165,7 @@ class Engine:
     def advance(self) -> Transition:
         """Make one turn and pause.
 
-        Plugins are opened before the first turn. They are closed by a turn that ends the run, or after which an
+        Plugins are opened before the first turn. They are closed by a turn that ends the run, or after which a
         requested pause takes effect; by `run`; or by `close`.
 
         Returns:

@@ -33,7 +33,7 @@ TURN = "advance"
 
 
 class _Scope(transitions.State):
-    """A state with its body. It calls nothing by itself on entry and on exit: the dispatch decides when."""
+    """A state with its body. The dispatch calls handlers; of the library's own calls, that on exit is left out."""
 
     def __init__(self, name: str, body: Body) -> None:
         super().__init__(name)

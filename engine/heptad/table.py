@@ -196,13 +196,13 @@ TRAINING_ARCS = (
 
 EVALUATION_STATES = (
     _IDLE,
-    State("before_loop", body="evaluation mode"),
+    State("before_loop", body="nothing: the evaluator has set the modes"),
     State("before_epoch", body="open the data, in its own order"),
     State("before_step", body="take the next batch and place it"),
     State("process_batch", body="forward, loss, metrics, without gradients"),
     State("after_step", body="count the step"),
     State("after_epoch", body="take the means"),
-    State("after_loop", body="put modes back"),
+    State("after_loop", body="nothing: the evaluator restores the modes"),
     _FINISHED,
     _FAILED,
 )

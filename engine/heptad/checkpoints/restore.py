@@ -34,7 +34,7 @@ Finding = Callable[[int, int], Event]
 """Makes an event, given its transition and its time."""
 
 Build = Callable[[Run], object]
-"""What builds the optimizers and places the network: the body of `before_loop`, without its seeding."""
+"""What places the network and builds the optimizers and the step function: what `before_loop` does in any case."""
 
 
 def restore(
@@ -49,7 +49,7 @@ def restore(
 
     The order matters:
 
-    1. Everything is compared with the live objects, before any of them changes.
+    1. Everything is compared with the live objects. The network is placed for that, and nothing else of it changes.
     2. The data: a place that is found by reading may fail, and draws what the data draw.
     3. Plugins, before the modules: one that refuses its state gives the others theirs back, and the weights are still
        what they were; and what a plugin does to a module while it loads its state is overwritten by what is stored.
@@ -63,8 +63,8 @@ def restore(
         may change bits.
 
     Raises:
-        CheckpointError: If the run is not the one that the checkpoint is of, with every difference, one a line. Nothing
-            has changed then.
+        CheckpointError: If the run is not the one that the checkpoint is of, with every difference, one a line, or a
+            plugin refuses its state. Weights, position and log are then what they were.
     """
     stored = sections.run
     check_run(run, manager.plugins, sections)

@@ -87,7 +87,7 @@ class Plugin:
     Handlers take the `Run` and nothing else. They may read it and use its verbs; only the machine advances it. The
     methods below may be overridden; none of them has to be. Their order: `detours` when the engine is built;
     `on_begin`, and `load_state_dict` if the run is resumed; then for each `Engine.run()` call `open`, handlers,
-    `on_pause` if the run pauses, `close`.
+    `on_pause` if it pauses because that was requested, `close`.
 
     Attributes:
         name: Unique among the plugins of an engine; by default the class's name.

@@ -30,7 +30,7 @@ class Filter:
         self._restore: Callable[[int, bool], None] = lambda count, done: None
 
     def gate(self, handler: Callable[[Run], object]) -> Callable[[Run], object]:
-        """Return the handler behind this filter: the function to call at every event.
+        """Return the handler behind this filter: the function to call at every event of the moment.
 
         A filter without any of the three returns the handler itself and counts nothing.
         """

@@ -1,11 +1,12 @@
 """`Strategy`: all that several processes have to agree on, behind one object.
 
-A strategy is asked at four places and knows nothing of the loop. With one process it is `Alone`, which does what a
+A strategy is asked at four places, and takes no part in the loop. With one process it is `Alone`, which does what a
 plain loop does. The core never asks how many ranks there are.
 
-Each process still decides for itself, and one for several ranks has to settle it: the root of the data's order where
-`seed` is None, what `init_weights` writes, whether a stream or a loader goes on, the weight of a window of one step and
-the first weight of a longer one, and when to stop or pause.
+One for several ranks has more to settle, which each process decides for itself today: the root of the data's order
+where `seed` is None, what `init_weights` writes and dropout draws, what a stream or a loader yields and when it ends,
+the weight of a window of one step, the first weight and the sum of a longer one, skipping an update, the size of
+windows, when to stop, pause or fail, detours that rest on a clock, evaluation, and who writes files.
 """
 
 from __future__ import annotations
@@ -28,7 +29,10 @@ class Strategy(Protocol):
     announces: bool
 
     def place(self, runtime: Runtime) -> None:
-        """Move the network to its device and set `runtime.forward`, what is called; before optimizers are built."""
+        """Move the network to its device and set `runtime.forward`, what is called; before optimizers are built.
+
+        An optimizer that the user built is there already: the parameters it holds must stay the same objects.
+        """
         ...
 
     def window_closes(self, closes: bool) -> None:
@@ -40,7 +44,10 @@ class Strategy(Protocol):
         ...
 
     def share(self) -> tuple[int, int]:
-        """Return which part of the data is this process's: its rank, and the number of ranks."""
+        """Return which part of an indexed dataset is this process's: its rank, and the number of ranks.
+
+        Called when the engine is built. Loaders and iterable datasets are read whole.
+        """
         ...
 
 

@@ -9,7 +9,7 @@ from heptad.run.state import RunState
 from heptad.table import State
 
 MID_STEP = frozenset({"process_batch", "after_step", "optimizer_update"})
-"""Where no run pauses and no snapshot is taken, because a step or an update is under way."""
+"""Where no snapshot is taken and no requested pause takes effect, because a step or an update is under way."""
 
 
 def in_mid_step(state: State) -> bool:

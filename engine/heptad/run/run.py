@@ -156,7 +156,9 @@ class Run(RunView):
         self.position.end(reason)
 
     def pause(self, reason: str) -> None:
-        """Pause the run at the end of this turn, or up to three turns later where it would be in mid-step.
+        """Pause the run at the end of this turn, or some turns later where it would be in mid-step.
+
+        Three turns at most, and one more for each detour that leaves from `process_batch`.
 
         Args:
             reason: Why, in words. Once the run pauses, it stands in the log and in `Run.paused`.

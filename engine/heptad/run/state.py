@@ -13,7 +13,9 @@ from heptad.run.window import Weight, Window
 
 @dataclass(slots=True, eq=False)
 class RunState:
-    """Where a run is. Written by the machine and the bodies, by nobody else; plain slots, read in every turn.
+    """Where a run is: `run.position`, called `at` where it is used. Plain slots, which are read in every turn.
+
+    Written by the machine, the bodies, the verbs of `Run`, detours and restoring; plugins see it through `Run`.
 
     Attributes:
         window: The open window.
@@ -43,7 +45,7 @@ class RunState:
         samples_now: Samples in it.
         output: What the network returned for it.
         loss: The loss of the newest step.
-        weight: What its mean was taken over; `None` where every step weighs the same.
+        weight: What its mean was taken over; `None` where every step weighs the same, or nobody needs to know.
         skip: Why the update that was just entered is to be skipped, `None` where it is not.
         skipped: The newest update was skipped.
     """

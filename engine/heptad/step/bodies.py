@@ -124,7 +124,7 @@ def process_batch(run: Run) -> None:
 def announced_batch(run: Run, strategy: Strategy) -> None:
     """The body of `process_batch` under a strategy that asks before the forward pass whether the window closes.
 
-    A stream cannot know its last batch here: with several ranks, it is to be read before the step.
+    The last batch of data of unknown length is not known here, and is not announced.
     """
     at, window = run.position, run.position.window
     last = at.sized and at.remaining == 1
