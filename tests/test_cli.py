@@ -656,6 +656,50 @@ def test_a_terminal_that_lacks_a_sign_shows_one_that_is_near(
     assert f"note: {letter} caf\\udce9" in shown["explain 9"]
 
 
+@pytest.fixture(scope="module")
+def wide(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A journal with long names, traced handlers, and a note that would command a terminal."""
+    path = tmp_path_factory.mktemp("wide") / "run.db"
+
+    def act(engine: Any) -> None:
+        @engine.on_exit("optimizer_update")
+        def a_handler_with_a_name_that_is_longer_than_a_column(run: Run) -> None:
+            run.record("gradient_norm/of_the_whole_network/before_clipping", 0.123456789)
+
+        engine.on_exit("after_step", once=True)(lambda run: run.note("\x1b[31mred\x07"))
+
+    journalled(path, 5, act, trace_handlers=True)
+    return path
+
+
+@pytest.mark.parametrize("width", [70, 80, 100, 140])
+@pytest.mark.parametrize("asked", ["stats", "show", "show --values", "show --notes"])
+def test_a_table_fits_the_terminal_and_cuts_no_number(asked: str, width: int, ask: Ask, wide: Path, monkeypatch: Any):
+    """Columns without room are left out, and named; what is shown is what a wide terminal shows, colours apart."""
+    command, *options = asked.split()
+    words = set(ask(command, wide, *options).out.split())
+    monkeypatch.setattr(output.shutil, "get_terminal_size", lambda: os.terminal_size((width, 30)))
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    shown = re.sub(r"\x1b\[[\d;]*m", "", ask(command, wide, *options).out)
+    assert max(map(len, shown.splitlines())) <= width
+    numbers = re.findall(r"(?<![\w.:#])[\d,]+\.\d+(?![\w.])", shown)
+    assert set(numbers) <= words
+    if asked == "stats":
+        assert shown.count(" µs") + shown.count(" ms") >= shown.count("%") * 2
+        assert ("no room for mean" in shown) == (width < 140)
+
+
+def test_control_characters_of_a_note_do_not_reach_the_terminal(ask: Ask, wide: Path):
+    for argv in (
+        ("show", wide, "--notes"),
+        ("show", wide, "--all"),
+        ("explain", wide, "--source", "after_step", "--step", 1),
+    ):
+        out = ask(*argv).out
+        assert r"\x1b[31mred\x07" in out
+        assert "\x1b" not in out
+
+
 @pytest.mark.parametrize("streams", [("stdout",), ("stdout", "stderr")])
 def test_where_standard_output_is_closed_nothing_can_be_said(
     streams: tuple[str, ...], plain: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch

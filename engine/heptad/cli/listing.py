@@ -81,9 +81,10 @@ class TransitionListing(Listing[Noted]):
         """Counters stand beside the two states; guards and notes wrap."""
         longest = max(len(state.shown) for state in self.source.table.states)
         states = (Column("from", longest), Column("to", longest))
-        counters = tuple(Column(name, 6, right=True) for name in ("epoch", "batch", "step", "update"))
-        words = (Column("guards", wraps=True), Column("notes", wraps=True))
-        return (SEQ, Column("time", 12), *states, *counters, Column("took", 10, right=True), *words)
+        spares = {"epoch": 5, "batch": 7, "step": 1, "update": 4}
+        counters = tuple(Column(name, 6, right=True, spare=spare) for name, spare in spares.items())
+        words = (Column("guards", 18, wraps=True), Column("notes", 12, wraps=True, spare=2))
+        return (SEQ, Column("time", 12, spare=6), *states, *counters, Column("took", 10, right=True, spare=3), *words)
 
     def between(self, first: int, end: int) -> Iterator[Sequence[Noted]]:
         """Yield transitions."""
@@ -148,7 +149,7 @@ class ValueListing(Listing[Recorded]):
     @property
     def columns(self) -> Sequence[Column]:
         """Counters stand before the name."""
-        return (SEQ, *COUNTER_COLUMNS, Column("name", 16), Column("value", 12, right=True))
+        return (SEQ, *COUNTER_COLUMNS, Column("name", 16, wraps=True), Column("value", 12, right=True))
 
     def between(self, first: int, end: int) -> Iterator[Sequence[Recorded]]:
         """Yield values."""

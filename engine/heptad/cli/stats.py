@@ -54,7 +54,15 @@ def _entries(log: TransitionLog, stays: Mapping[str, Duration]) -> Counter[str]:
 
 def _print_stays(what: str, times: str, stays: Mapping[str, Duration], counts: Mapping[str, int]) -> None:
     total = sum(stay.total_ns for stay in stays.values()) or 1
-    numbers = (times, "total", "share", "mean", "median", "p99", "slowest")
+    numbers = (
+        Column(times, 7, right=True),
+        Column("total", 10, right=True),
+        Column("share", 7, right=True),
+        Column("mean", 10, right=True, spare=4),
+        Column("median", 10, right=True),
+        Column("p99", 10, right=True, spare=3),
+        Column("slowest", 10, right=True, spare=1),
+    )
     rows = [
         [
             name,
@@ -66,4 +74,5 @@ def _print_stays(what: str, times: str, stays: Mapping[str, Duration], counts: M
         ]
         for name, stay in sorted(stays.items(), key=lambda row: -row[1].total_ns)
     ]
-    print_table([Column(what), *(Column(title, right=True) for title in numbers), Column("at")], rows)
+    longest = min(24, max((len(row[0]) for row in rows), default=0))
+    print_table([Column(what, longest, wraps=True), *numbers, Column("at", 20, spare=2)], rows)
