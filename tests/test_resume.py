@@ -285,8 +285,14 @@ def test_what_an_attempt_left_that_died_too_early_makes_room(tmp_path):
     second = attempt(resume="auto")
     assert records(TransitionLog.load(tmp_path / "run.journal")) == records(second.log)
     assert (tmp_path / "values.csv.before").read_text() == rows
+    again = (tmp_path / "values.csv").read_text()
+    shutil.rmtree(tmp_path / "c")
+    attempt(resume="auto")
+    assert (tmp_path / "values.csv.before2").read_text() == again
+    assert (tmp_path / "values.csv.before").read_text() == rows
     database = sqlite3.connect(tmp_path / "run.journal")
-    assert database.execute("SELECT count(*) FROM superseded_transition").fetchone() == (len(first.log),)
+    count = database.execute("SELECT count(*) FROM superseded_transition").fetchone()
+    assert count == (len(first.log) + len(second.log),)
     database.close()
     with pytest.raises(EngineError, match="holds"):
         attempt()  # without resume="auto" they belong to that run
@@ -395,11 +401,14 @@ def reversed_sgd(net: nn.Module) -> torch.optim.Optimizer:
     [
         (
             lambda net: torch.optim.Adam(net.parameters(), lr=0.1),
-            r"optimizers\[0\]: a SGD in the checkpoint, a Adam here",
+            r"optimizers\[0\]: an SGD in the checkpoint, an Adam here",
         ),
         (lambda net: torch.optim.SGD(net.parameters(), lr=0.2), r"group 0: lr 0.1 in the checkpoint, 0.2 here"),
         (reversed_sgd, "parameter 0 of group 0 is network.weight in the checkpoint, network.bias here"),
-        (lambda net: torch.optim.SGD([{"params": [net.weight]}, {"params": [net.bias]}], lr=0.1), "1 parameter groups"),
+        (
+            lambda net: torch.optim.SGD([{"params": [net.weight]}, {"params": [net.bias]}], lr=0.1),
+            "1 parameter group in",
+        ),
         ([lambda net: torch.optim.SGD(net.parameters(), lr=0.1)] * 2, "1 in the checkpoint, 2 here"),
     ],
 )
@@ -1043,7 +1052,7 @@ def test_a_parameter_group_that_could_not_be_found_again_is_refused(tmp_path):
         def on_enter_before_epoch(self, run: Run) -> None:
             run.optimizer.add_param_group({"params": [nn.Parameter(torch.ones(2))]})
 
-    with pytest.raises(CheckpointError, match="built with 1 parameter groups and has 2 now, with 1 parameters that no"):
+    with pytest.raises(CheckpointError, match="built with 1 parameter group and has 2 now, with 1 parameter that no"):
         engine_of(tmp_path, components(three()), [AddsOwn()]).run()
 
 
@@ -1130,7 +1139,7 @@ def test_what_cannot_be_stored_is_refused_by_name(tmp_path):
         def turn(self, run: Run) -> None:
             self.late = True
 
-    with pytest.raises(CheckpointError, match=r"plugins\['Odd'\]\['state'\]\['cache'\]\[0\] is a object"):
+    with pytest.raises(CheckpointError, match=r"plugins\['Odd'\]\['state'\]\['cache'\]\[0\] is an object"):
         engine_of(tmp_path, components(small_network()), [Odd()]).run()
     assert len(Store(tmp_path).entries()) == 1
 
@@ -1150,7 +1159,7 @@ def test_a_loader_is_walked_to_its_place_and_the_log_says_so(tmp_path):
     run = engine.run(resume="auto")
     assert outcome(engine) == outcome(straight)
     assert [n.text for n in run.log.notes("resume")][1:] == [
-        "the data were walked to their place, 1 batches into the pass"
+        "the data were walked to their place, 1 batch into the pass"
     ]
 
 
@@ -1267,7 +1276,7 @@ def test_what_data_carry_from_pass_to_pass_comes_back(what, step, tmp_path):
             lambda: DataLoader(SAMPLES, 2, sampler=Passes()),
             "the sampler (a Passes) has no state_dict and load_state_dict",
         ),
-        (lambda: Unsized(batches(4)), "the loader (a Unsized) has no state_dict and load_state_dict"),
+        (lambda: Unsized(batches(4)), "the loader (an Unsized) has no state_dict and load_state_dict"),
         (lambda: DataLoader(DrawsStream(), 2), "the dataset (a DrawsStream) is iterated anew"),
         (
             lambda: DataLoader(SAMPLES, 2, num_workers=1, persistent_workers=True),

@@ -73,8 +73,12 @@ class CSVFile:
         return self._held() not in (b"", _csv_line(PLACE))
 
     def set_aside(self) -> None:
-        """Rename the file, with `.before` behind its name."""
-        self._path.replace(self._path.with_name(f"{self._path.name}.before"))
+        """Rename the file, with `.before` behind its name, or `.before2` and so on where others were renamed."""
+        number, beside = 1, self._path.with_name(f"{self._path.name}.before")
+        while beside.exists():
+            number += 1
+            beside = self._path.with_name(f"{self._path.name}.before{number}")
+        self._path.rename(beside)
 
     def adopt(self, keep: bool) -> bool:
         """Make the file this run's; return whether there was one to continue.

@@ -20,8 +20,9 @@ class CSVLogger(Plugin):
 
     A file that holds values is left alone, unless the run continues it: then rows are added. Where the run resumes from
     a checkpoint, the rows that a killed run had written after that are dropped first, so the file reads as one run's.
-    If `resume="auto"` finds no checkpoint yet, what an earlier attempt left is renamed, with `.before` behind its name.
-    A file that does not begin with the columns `step`, `update`, `epoch` is left alone always.
+    If `resume="auto"` finds no checkpoint yet, the file is taken for that of an attempt that was killed too early, and
+    is renamed, with `.before` behind its name (then `.before2`, and so on). A file that does not begin with the columns
+    `step`, `update`, `epoch` is left alone always.
 
     Costs 20 to 40 µs an update, and once more the reading of the file for each column that comes late. Reading the loss
     and values that are on a device is a device sync: every `every` updates, and where there are such values.
