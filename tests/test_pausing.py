@@ -410,6 +410,55 @@ def test_ctrl_c_comes_before_until(pressed):
     assert outcome(engine, observer) == straight()
 
 
+class Slow(Plugin):
+    """Takes its time in one method, in which Ctrl-C is pressed."""
+
+    def __init__(self, method: str):
+        self.done: list[str] = []
+        setattr(self, method, lambda run: self.work(method, run))
+
+    def work(self, method, run):
+        if not self.done:
+            press(run)
+        self.done.append(method)
+
+
+def test_ctrl_c_while_plugins_are_opened_tears_none_apart(pressed):
+    """The run pauses after its first turn, and continues as if nothing had been."""
+    slow = Slow("open")
+    engine, observer = observed_engine(1, slow)
+    with pytest.raises(KeyboardInterrupt):
+        engine.run()
+    assert (engine.current.paused, slow.done) == ("Ctrl-C", ["open"])
+    engine.run()
+    assert outcome(engine, observer) == straight()
+
+
+def test_ctrl_c_while_plugins_are_closed_does_not_pause_the_next_run(pressed):
+    """KeyboardInterrupt is raised when all of them are closed."""
+    slow = Slow("close")
+    engine, observer = observed_engine(1, slow)
+    with pytest.raises(KeyboardInterrupt):
+        engine.run(until="after_step")
+    assert slow.done == ["close"]
+    engine.run()
+    assert outcome(engine, observer) == straight()
+
+
+def test_of_several_requests_to_pause_the_first_is_the_reason():
+    """As with stops."""
+    engine, _ = observed_engine()
+
+    @engine.on_exit("after_step", once=True)
+    def twice(run):
+        run.pause("first")
+        run.pause("second")
+
+    run = engine.run()
+    assert run.paused == "first"
+    assert [note.text for note in run.log.notes("pause")] == ["first"]
+
+
 def test_ctrl_c_between_two_turns(pressed):
     """Pressed while the predicate of `until=` is asked, it is not left for the next `run()`."""
     engine, observer = observed_engine()

@@ -16,7 +16,7 @@ from heptad.checkpoints.resumption import Resumption
 from heptad.config import Components, RunConfig, check_together, is_optimizer, listed
 from heptad.data.build import build_feed
 from heptad.data.placement import read_numbers, resolve_device
-from heptad.errors import EngineError, PluginError, kind
+from heptad.errors import EngineError, PluginError, a_kind
 from heptad.history.drawing import mermaid
 from heptad.history.transition import Transition
 from heptad.machine import Body, Guard, Machine
@@ -77,7 +77,7 @@ class Engine:
     def __init__(self, components: Components, config: RunConfig, plugins: Sequence[Plugin] = ()) -> None:
         for value, expected in ((components, Components), (config, RunConfig)):
             if not isinstance(value, expected):  # pyright: ignore[reportUnnecessaryIsInstance] - for callers without a type checker
-                raise EngineError(f"Engine takes Components, RunConfig and plugins in this order, got a {kind(value)}")
+                raise EngineError(f"Engine takes Components, RunConfig and plugins in this order, got {a_kind(value)}")
         given = [part for part in listed(components.optimizer) if is_optimizer(part)]
         check_together(components, config, optimizer_mistakes(given, components.network))
         self._manager = PluginManager(plugins)
@@ -148,18 +148,16 @@ class Engine:
         """
         reached = until_predicate(until, self.current.table)
         run = self.current
-        with self._driving("run"):
+        with self._driving("run"), CtrlC(run) as ctrl_c:  # it tears neither restoring nor the `open` of a plugin apart
             if resume is not None:
                 self._resumption.resume(run, resume, partial(build, strategy=self._strategy))
             self._resumption.begin(run)
-            with self._manager.opened(run), self._feed_closed_at_the_end(), CtrlC(run) as ctrl_c:
+            with self._manager.opened(run), self._feed_closed_at_the_end():
                 self._make_ready()
                 self._drive(reached, f"until {until}" if isinstance(until, str) else "until a predicate held")
-            if ctrl_c.pressed:
-                where = (
-                    f"it is {run.state}" if run.ended else f"paused in {run.state}; Engine.run() continues from there"
-                )
-                raise KeyboardInterrupt(where)
+        if ctrl_c.pressed:
+            where = f"it is {run.state}" if run.ended else f"paused in {run.state}; Engine.run() continues from there"
+            raise KeyboardInterrupt(where)
         return run
 
     def advance(self) -> Transition:

@@ -145,7 +145,7 @@ class Run(RunView):
         length end in makes no update, as without a stop.
 
         Args:
-            reason: Why, in words; it stands in the log and, from the first call, in `Run.reason`.
+            reason: Why, in words; it stands in the log, and in `Run.reason` unless the run is ending already.
 
         Raises:
             EngineError: If the run has ended, or the reason is no text.
@@ -161,13 +161,15 @@ class Run(RunView):
         Three turns at most, and one more for each detour that leaves from `process_batch`.
 
         Args:
-            reason: Why, in words. Once the run pauses, it stands in the log and in `Run.paused`.
+            reason: Why, in words. Once the run pauses, it stands in the log and in `Run.paused`; of several the first.
 
         Raises:
             EngineError: If the run has ended, or the reason is no text.
         """
         self._refuse_when_ended("pause")
-        self.position.pause_requested = in_words("pause", reason), self.seq
+        in_words("pause", reason)
+        if self.position.pause_requested is None:
+            self.position.pause_requested = reason, self.seq
         self.position.halt = True
 
     def skip_update(self, reason: str) -> None:
