@@ -134,7 +134,7 @@ def a_number_as_text(folder: Path) -> None:
 
 @mistake(ConfigError, "RunConfig takes its fields by name", "RunConfig(epochs=")
 def the_configuration_by_position(folder: Path) -> None:
-    RunConfig(10, 64)  # type: ignore[misc]
+    RunConfig(10, 64)
 
 
 @mistake(ConfigError, "RunConfig.device is 'cuda:7', but torch sees", "use 'auto' or 'cpu'")
@@ -320,7 +320,7 @@ def the_network_in_place_of_components(folder: Path) -> None:
 
 @mistake(ConfigError, "Components takes its fields by name: Components(network=…, dataset=…)")
 def components_by_position(folder: Path) -> None:
-    Components(network(), dataset(), nn.CrossEntropyLoss(), sgd)  # type: ignore[misc]
+    Components(network(), dataset(), nn.CrossEntropyLoss(), sgd)
 
 
 # -- the data
@@ -623,6 +623,29 @@ def a_loss_and_its_output_swapped(folder: Path) -> None:
     train(criterion=..., compute_loss=compute_loss)
 
 
+@mistake(
+    EngineError, "LossOutput.value must be the loss, a scalar tensor, got an int", "write LossOutput(loss, weight=…)"
+)
+def a_loss_and_its_weight_swapped(folder: Path) -> None:
+    def compute_loss(network: nn.Module, batch: Any) -> Any:
+        return LossOutput(len(batch[1]), nn.functional.cross_entropy(network(batch[0]), batch[1]))
+
+    train(criterion=..., compute_loss=compute_loss)
+
+
+@mistake(PluginError, "Nameless.name must be a text that is not empty, got None")
+def a_plugin_whose_name_is_no_text(folder: Path) -> None:
+    class Nameless(Plugin):
+        name = None
+
+    train(Nameless())
+
+
+@mistake(EngineError, "run(resume=…) takes a directory of checkpoints, one checkpoint, or 'auto'; got True")
+def resume_as_a_switch(folder: Path) -> None:
+    Engine(components(), RunConfig(epochs=1, batch_size=4)).run(resume=True)
+
+
 @mistake(EngineError, "LossOutput.logs must map names to values, got a list; write logs={'name': value}")
 def logs_in_a_list(folder: Path) -> None:
     def compute_loss(network: nn.Module, batch: Any) -> Any:
@@ -687,7 +710,7 @@ def a_plugin_as_a_class(folder: Path) -> None:
     train(EarlyStopping)
 
 
-@mistake(PluginError, "plugins must be a list, got a EarlyStopping; write plugins=[…]")
+@mistake(PluginError, "plugins must be a list, got an EarlyStopping; write plugins=[…]")
 def a_plugin_without_brackets(folder: Path) -> None:
     Engine(components(), RunConfig(epochs=1, batch_size=4), plugins=EarlyStopping("valid/loss"))
 

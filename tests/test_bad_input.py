@@ -277,7 +277,7 @@ TABLE: dict[str, tuple[Callable[[], Any], type[EngineError], list[str]]] = {
     "a loader of the wrong type": (
         lambda: over_loader(7),
         DataError,
-        ["Components.loader must be a re-iterable of batches, got a int"],
+        ["Components.loader must be a re-iterable of batches, got an int"],
     ),
     "windows that no pass can fill": (
         lambda: over_loader(max_updates=5, accumulation=4, remainder="drop"),

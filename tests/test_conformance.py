@@ -168,6 +168,12 @@ def test_an_instance_cannot_be_built_anew():
         check_plugin(Plugin())  # pyright: ignore[reportArgumentType] - the mistake
 
 
+@pytest.mark.parametrize(("given", "what"), [(dict, "it returned a dict"), (None, "got a NoneType")])
+def test_what_builds_no_plugin_is_refused(given: Any, what: str):
+    with pytest.raises(PluginError, match=f"takes a function that builds a plugin; {what}"):
+        check_plugin(given)
+
+
 class Meddles(Plugin):
     """Says that it observes, and does not."""
 

@@ -424,7 +424,7 @@ WRONG: dict[str, tuple[Callable[[], Any], type[EngineError], str]] = {
     "nothing, unsized": (lambda: Unsized([]), DataError, "yield nothing"),
     "an empty dataset": (lambda: TensorDataset(torch.zeros(0, FEATURES)), DataError, "is empty"),
     "a loader that ends early": (lambda: Sized(in_threes(), 5), DataError, "5 batches.* after 3"),
-    "what is no data": (lambda: 7, DataError, "re-iterable of batches, got a int"),
+    "what is no data": (lambda: 7, DataError, "re-iterable of batches, got an int"),
     "a batch that is no pair": (
         lambda: [(*VALID.tensors, 1)],
         DataError,

@@ -674,6 +674,18 @@ def test_explain_takes_the_number_of_a_transition():
             log.explain(wrong)
 
 
+def test_a_kind_of_event_that_there_is_not_is_an_error():
+    """The nearest one is named."""
+    log = small_engine(2).run().log
+    with pytest.raises(EngineError, match=r"no event of the kind 'stopp'; did you mean 'stop'\?"):
+        log.notes("stopp")
+
+
+def test_a_log_is_loaded_from_a_path():
+    with pytest.raises(EngineError, match=r"takes the path of a journal, got a NoneType"):
+        TransitionLog.load(None)
+
+
 def test_notes_are_bound_to_transitions_and_found_by_kind():
     """Every rare event is a note of its kind; on entry it belongs to the transition that led there."""
     engine = small_engine(3, accumulation=2, epochs=2)

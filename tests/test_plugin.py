@@ -657,7 +657,7 @@ def test_a_handler_that_is_set_on_the_instance_is_refused():
 
 def test_a_handler_that_is_no_function_is_refused():
     """Other attributes whose names begin with `on_` are the plugin's own affair."""
-    with pytest.raises(PluginError, match=r"Odd\.on_exit_after_step is a int; it must be a function of the run"):
+    with pytest.raises(PluginError, match=r"Odd\.on_exit_after_step is an int; it must be a function of the run"):
         small_engine(2, [type("Odd", (Plugin,), {"on_exit_after_step": 3})()])
     assert small_engine(2, [type("Own", (Plugin,), {"on_gpu": True})()]).run().state == "finished"
 

@@ -58,9 +58,11 @@ class LossOutput:
         if isinstance(weight, torch.Tensor) and weight.requires_grad and not weight.dim():
             value: object = self.value
             if not isinstance(value, torch.Tensor) or value.dim():  # pyright: ignore[reportUnnecessaryIsInstance] - as above
+                other = "weight" if isinstance(value, int | float) else "output"
                 raise EngineError(
                     f"LossOutput.value must be the loss, a scalar tensor, got {summarize(value)}, and "
-                    "LossOutput.weight requires grad as a loss does: they are swapped; write LossOutput(loss, output=…)"
+                    f"LossOutput.weight requires grad as a loss does: they are swapped; "
+                    f"write LossOutput(loss, {other}=…)"
                 )
 
 
@@ -336,7 +338,7 @@ def check_together(components: Components, config: RunConfig, more: Sequence[str
     mistakes: list[str] = []
     if next(components.network.parameters(), None) is None:
         mistakes.append(
-            f"Components.network (a {kind(components.network)}) has no parameters to train; layers that are kept in a "
+            f"Components.network ({a_kind(components.network)}) has no parameters to train; layers that are kept in a "
             "list or a dict are found only if that is an nn.ModuleList or an nn.ModuleDict"
         )
     mistakes += more
@@ -344,6 +346,7 @@ def check_together(components: Components, config: RunConfig, more: Sequence[str
         mistakes.append("RunConfig.batch_size is required with Components.dataset")
     if components.loader is not None:
         own = {"batch_size", "shuffle", "drop_last", "num_workers"} & config.model_fields_set
+        own -= {"batch_size"} if config.batch_size is None else set()
         mistakes += [
             f"RunConfig.{name} goes with Components.dataset; the loader decides it, leave it out"
             for name in sorted(own)

@@ -48,7 +48,11 @@ def kind(value: object) -> str:
 
 def a_kind(value: object) -> str:
     """Return the same with its article: `a list`, `an int`, `an SGD`."""
-    name = kind(value)
+    return with_article(kind(value))
+
+
+def with_article(name: str) -> str:
+    """Return the name of a class with its article."""
     first = name.lstrip("_")[:2]
     if first.isupper() or first == "nd":  # then what is heard first is the name of a letter: an SGD, a UNet
         vowel = first[0] in "AEFHILMNORSXn"
@@ -118,14 +122,14 @@ def summarize(value: Any, depth: int = DEPTH) -> str:
     try:
         return _summary(value, depth)
     except Exception:  # a container of the user's own may raise anything, which must not hide the error at hand
-        return f"a {kind(value)}"
+        return a_kind(value)
 
 
 def _summary(value: Any, depth: int) -> str:
     if is_tensor_class(cast("Any", type(value))):
         device = "" if value.device.type == "cpu" else f" on {value.device}"
         return f"{str(value.dtype).removeprefix('torch.')} of shape {tuple(value.shape)}{device}"
-    name = f"a {kind(value)}"
+    name = a_kind(value)
     if isinstance(value, Mapping):
         held = cast("Mapping[Any, Any]", value)
         return _container(name, len(held), (f"{key!r}: {_summary(held[key], depth - 1)}" for key in held), depth)

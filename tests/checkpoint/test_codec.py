@@ -280,7 +280,7 @@ Pair = namedtuple("Pair", "one other")
     ("value", "text"),
     [
         ({"a": [{1, 2}]}, r"plugins\['a'\]\[0\] is a set, which a checkpoint cannot hold; a checkpoint holds None"),
-        ({("x", 1): object()}, r"plugins\[\('x', 1\)\] is a object"),
+        ({("x", 1): object()}, r"plugins\[\('x', 1\)\] is an object"),
         ([Pair(1, 2)], r"plugins\[0\] is a Pair"),
         ([Colour.RED], r"plugins\[0\] is a Colour"),
         ([Text("a")], r"plugins\[0\] is a Text"),
@@ -290,7 +290,7 @@ Pair = namedtuple("Pair", "one other")
         ([torch.Generator()], "is a Generator"),
         ([lambda: 1], "is a function"),
         ([nn.Linear(1, 1)], "is a Linear"),
-        ([nn.UninitializedParameter()], "is a UninitializedParameter"),
+        ([nn.UninitializedParameter()], "is an UninitializedParameter"),
         ({Colour.RED: 1}, r"plugins has the key <Colour.RED: 1>, a Colour"),
         ({"a": {(1, torch.float32): 1}}, r"plugins\['a'\]\[.*\] has the key torch.float32, a dtype"),
         (["\ud800"], r"plugins\[0\] is the text '\\ud800', which is not valid Unicode"),

@@ -23,7 +23,7 @@ from heptad.checkpoints.identity import environment, identity
 from heptad.checkpoints.modules import capture_module, modules_of
 from heptad.checkpoints.parameters import capture_optimizers
 from heptad.data.generators import global_states
-from heptad.errors import CheckpointError, EngineError, kind
+from heptad.errors import CheckpointError, EngineError, a_kind, kind
 from heptad.plugin.detour_state import DetourState
 from heptad.plugin.manager import PluginManager
 from heptad.plugin.subscription import Subscription
@@ -146,7 +146,7 @@ def _capture_data(run: Run) -> dict[str, Any]:
         except CheckpointError as error:
             if state["walk"].get("own") is not None:
                 raise CheckpointError(
-                    f"the batch that was read ahead (a {kind(batch)}) cannot be stored, and the loader's state_dict is "
+                    f"the batch that was read ahead ({a_kind(batch)}) cannot be stored, and the loader's state_dict is "
                     "past it, so that it would be lost; make the loader yield tuples, lists or dicts of tensors"
                 ) from error
             state["ahead"] = []

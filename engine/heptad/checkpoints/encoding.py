@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from heptad.checkpoints.tensors import DTYPES, RESERVED
-from heptad.errors import CheckpointError, kind
+from heptad.errors import CheckpointError, a_kind
 
 Path = tuple[Any, ...]
 """The keys that lead to a value."""
@@ -83,7 +83,7 @@ class ValueEncoder:
         if isinstance(value, np.generic):
             return self._numpy(cast("np.generic[Any]", value), path)
         advice = "return plain data from state_dict, or leave it out"
-        raise self._refusal(path, f"is a {kind(value)}, which a checkpoint cannot hold; {_KINDS_HELD}: {advice}")
+        raise self._refusal(path, f"is {a_kind(value)}, which a checkpoint cannot hold; {_KINDS_HELD}: {advice}")
 
     def _checked(self, path: Path) -> Path:
         if len(path) > MOST_DEPTH:
@@ -140,7 +140,7 @@ class ValueEncoder:
         if type(key) not in _KEYS:
             known = "str, int, bool, None, float, bytes or a tuple of these"
             raise self._refusal(
-                path, f"has the key {_key_text(key, repr)}, a {kind(key)}; a checkpoint keeps keys that are {known}"
+                path, f"has the key {_key_text(key, repr)}, {a_kind(key)}; a checkpoint keeps keys that are {known}"
             )
         return self.encode(key, path)
 

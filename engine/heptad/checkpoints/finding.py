@@ -10,6 +10,7 @@ from pathlib import Path
 from heptad.checkpoints.form import StoredSections, StoredSummary, read_form
 from heptad.checkpoints.layout import is_checkpoint
 from heptad.checkpoints.store import Store
+from heptad.config import short
 from heptad.errors import CheckpointError, EngineError
 from heptad.plugin.contract import Plugin
 
@@ -57,6 +58,10 @@ def find(source: str | os.PathLike[str], own: Sequence[Store]) -> Found | None:
             )
         found = [_newest(store) for store in own if store.entries()]
         return max(found, key=lambda one: one.summary.seq, default=None)
+    if not isinstance(source, str | os.PathLike):  # pyright: ignore[reportUnnecessaryIsInstance] - for callers without a type checker
+        raise EngineError(
+            f"run(resume=…) takes a directory of checkpoints, one checkpoint, or 'auto'; got {short(source)}"
+        )
     path = Path(source)
     if not path.is_dir():
         raise CheckpointError(f"run(resume=…): there is no directory {path}; name a directory of checkpoints, or one")

@@ -30,7 +30,7 @@ from heptad.checkpoints.modules import (
 )
 from heptad.checkpoints.parameters import held_parameters, parameter_names
 from heptad.config import RunConfig
-from heptad.errors import CheckpointError, kind
+from heptad.errors import CheckpointError, a_kind, counted, kind, with_article
 from heptad.plugin.contract import Plugin
 from heptad.run.run import Run
 from heptad.table import Arc
@@ -114,7 +114,7 @@ def check_optimizers(run: Run, stored: StoredOptimizers, built: Sequence[StoredO
     for number, (optimizer, state, options, groups, now) in enumerate(rows):
         where = f"optimizers[{number}]"
         if kind(optimizer) != state.kind:
-            wrong.append(f"{where}: a {state.kind} in the checkpoint, a {kind(optimizer)} here")
+            wrong.append(f"{where}: {with_article(state.kind)} in the checkpoint, {a_kind(optimizer)} here")
             continue
         wrong += _group_differences(where, state, len(options.groups), groups, set(names.values()))
         wrong += _option_differences(where, options.groups, now["groups"])
@@ -186,8 +186,8 @@ def _modules_differences(modules: Mapping[str, nn.Module], sections: StoredSecti
         if stored is not None and here is not None:
             wrong += _module_differences(name, stored, here)
         elif stored is not here:
-            where = "here" if stored is None else "in the checkpoint"
-            wrong.append(f"Components.{name}: a module with state {where} only")
+            where, other = ("here", "in the checkpoint") if stored is None else ("in the checkpoint", "here")
+            wrong.append(f"Components.{name}: a module {where}, and none {other}")
     return wrong
 
 
@@ -218,7 +218,7 @@ def _dotted(name: str, part: str) -> str:
 def _plugin_differences(plugins: Sequence[Plugin], stored: Mapping[str, StoredPlugin]) -> list[str]:
     here = {plugin.name for plugin in plugins}
     wrong = [
-        f"plugins: {name} (a {one.kind}) changes the run and is in the checkpoint only"
+        f"plugins: {name} ({with_article(one.kind)}) changes the run and is in the checkpoint only"
         for name, one in stored.items()
         if name not in here and one.state and not one.observes
     ]
@@ -256,11 +256,11 @@ def _option_differences(where: str, stored: Sequence[dict[str, Any]], here: Sequ
 
 def _first_difference(stored: Sequence[Sequence[str]], here: Sequence[Sequence[str]]) -> str:
     if len(stored) != len(here):
-        return f"{len(stored)} parameter groups in the checkpoint, {len(here)} here"
+        return f"{counted(len(stored), 'parameter group')} in the checkpoint, {len(here)} here"
     for number, (one, other) in enumerate(zip(stored, here, strict=True)):
         for place, (name, now) in enumerate(zip(one, other, strict=False)):
             if name != now:
                 return f"parameter {place} of group {number} is {name} in the checkpoint, {now} here"
         if len(one) != len(other):
-            return f"group {number} has {len(one)} parameters in the checkpoint, {len(other)} here"
+            return f"group {number} has {counted(len(one), 'parameter')} in the checkpoint, {len(other)} here"
     return "the parameters differ"

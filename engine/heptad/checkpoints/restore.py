@@ -212,5 +212,10 @@ def _restore_plugins(
     here = {plugin.name for plugin in manager.plugins}
     absent = [name for name in states if name not in here]
     findings += _findings(
-        *(f"the plugin {name} of the checkpoint is not here: its state is left out" for name in absent)
+        *(
+            f"the plugin {name} of the checkpoint is not here: its state is left out"
+            if states[name].observes
+            else f"the plugin {name} of the checkpoint, which changes the run, is not here: what follows may differ"
+            for name in absent
+        )
     )

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any, Protocol
 
 from heptad.data.cursor import NOTHING, PassKey
-from heptad.errors import DataError, diagnose
+from heptad.errors import DataError, counted, diagnose
 
 
 class PassSource(Protocol):
@@ -151,10 +151,10 @@ def walk_to(iterator: Iterator[Any], batches: int) -> str | None:
     for number in range(batches):
         if next(iterator, NOTHING) is NOTHING:
             raise DataError(
-                f"the data ended after {number} batches, but the checkpoint was taken after {batches} of this pass; "
-                "resume with the data that the run was begun with"
+                f"the data ended after {counted(number, 'batch')}, but the checkpoint was taken after {batches} of "
+                "this pass; resume with the data that the run was begun with"
             )
-    return f"the data were walked to their place, {batches} batches into the pass" if batches else None
+    return f"the data were walked to their place, {counted(batches, 'batch')} into the pass" if batches else None
 
 
 def refuse_second_pass(data: Any) -> None:

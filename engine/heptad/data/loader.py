@@ -18,7 +18,7 @@ from heptad.data.generators import (
     set_generator_state,
 )
 from heptad.data.iterator_cursor import walk_to
-from heptad.errors import DataError, kind
+from heptad.errors import DataError, a_kind
 
 
 class LoaderSource:
@@ -140,11 +140,11 @@ class LoaderSource:
         if self._stateful or isinstance(loader, list | tuple):
             return ""
         if not is_a(loader, DataLoader):
-            what = f"the loader (a {kind(loader)}) has no state_dict and load_state_dict"
+            what = f"the loader ({a_kind(loader)}) has no state_dict and load_state_dict"
         elif odd := next((sampler for sampler in self._samplers() if not _is_known(sampler)), None):
-            what = f"the sampler (a {kind(odd)}) has no state_dict and load_state_dict"
+            what = f"the sampler ({a_kind(odd)}) has no state_dict and load_state_dict"
         elif is_a(loader.dataset, IterableDataset):
-            what = f"the dataset (a {kind(loader.dataset)}) is iterated anew"
+            what = f"the dataset ({a_kind(loader.dataset)}) is iterated anew"
         elif loader.num_workers and loader.persistent_workers:
             what = "the workers draw at random from where they were after the last pass (persistent_workers=True)"
         if not what:

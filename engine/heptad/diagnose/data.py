@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from heptad.errors import a_kind, counted, kind, summarize
+from heptad.errors import a_kind, counted, summarize
 
 
 def no_data(data: Any, field: str) -> str:
@@ -67,13 +67,13 @@ def no_loader(data: Any, field: str) -> str:
         return f"{field} is {a_kind(cast('object', data))}, which holds samples; pass it as dataset="
     if isinstance(data, dict | UserDict):
         return f"{field} is {summarize(data)}; it must be a re-iterable of batches: {_in_place_of_dict(data)}"
-    return f"{field} must be a re-iterable of batches, got a {kind(data)}"
+    return f"{field} must be a re-iterable of batches, got {a_kind(data)}"
 
 
 def iterated_once(data: Any) -> str:
     """Describe an iterator where a further pass is needed."""
     return (
-        f"the data are a {kind(data)}, which can be iterated once, and a further pass is needed; pass "
+        f"the data are {a_kind(data)}, which can be iterated once, and a further pass is needed; pass "
         "something whose __iter__ begins anew, such as a list, a DataLoader or a class with __iter__"
     )
 

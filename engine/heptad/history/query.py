@@ -5,13 +5,14 @@ All of them read a `Source`, the memory of a live run or a file, a chunk or a bl
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from operator import index
 from pathlib import Path
 from typing import TYPE_CHECKING, SupportsIndex, cast, overload
 
-from heptad.errors import EngineError, kind
+from heptad.errors import EngineError, a_kind, kind, nearest
 from heptad.history import diff, explain, summary
 from heptad.history.decode import Decoder, blocks, ints
 from heptad.history.export import frames, jsonl, timeline
@@ -21,7 +22,7 @@ from heptad.history.select import Conditions, selected
 from heptad.history.source import Source
 from heptad.history.transition import Transition
 from heptad.record.chunk import Call, View
-from heptad.record.events import Event
+from heptad.record.events import EVENTS, Event
 from heptad.record.values import Recorded
 
 if TYPE_CHECKING:
@@ -54,9 +55,12 @@ class TransitionLog(Sequence[Transition]):
         Nothing is read whole: each question reads what it needs, at the moment it is asked. The file is not altered.
 
         Raises:
+            EngineError: If it is no path.
             LogError: If the file is missing, empty, of another program, damaged, or of a newer version. One that is
                 damaged further in says so when a question comes to that place.
         """
+        if not isinstance(path, str | os.PathLike):  # pyright: ignore[reportUnnecessaryIsInstance] - for callers without a type checker
+            raise EngineError(f"TransitionLog.load takes the path of a journal, got {a_kind(path)}")
         return cls(FileSource(path))
 
     # -- a sequence
@@ -174,7 +178,13 @@ class TransitionLog(Sequence[Transition]):
         Args:
             kind: Such as `"stop"`, `"pause"`, `"skip"`, `"extend"`, `"drop"`, `"detach"`, `"resume"`, `"untrained"`,
                 `"accumulation"`, `"failure"`, or `"note"` for what `Run.note` was given.
+
+        Raises:
+            EngineError: If there is no such kind.
         """
+        known = {event.kind for event in EVENTS.values()}
+        if kind is not None and kind not in known:
+            raise EngineError(f"there is no event of the kind {kind!r}{nearest(str(kind), sorted(known))}")
         events = self.source.events(self.source.view().first)
         return [event for event in events if kind is None or event.kind == kind]
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 from types import TracebackType
 from typing import Any, cast
 
-from heptad.errors import CheckpointError, PluginError, Unfinished, add_note, in_a_line, kind
+from heptad.errors import CheckpointError, PluginError, Unfinished, a_kind, add_note, in_a_line
 from heptad.plugin.contract import Handler, Plugin
 from heptad.plugin.detour import Detour
 from heptad.plugin.order import ordered
@@ -276,11 +276,11 @@ def _detours_of(plugin: Plugin) -> list[Detour]:
         raise PluginError(f"{plugin.name}.detours must be a method that returns a list of Detour objects")
     given = plugin.detours()
     if not isinstance(given, Iterable):  # pyright: ignore[reportUnnecessaryIsInstance] - for callers without a type checker
-        raise PluginError(f"{plugin.name}.detours() must return a list of Detour objects, got a {kind(given)}")
+        raise PluginError(f"{plugin.name}.detours() must return a list of Detour objects, got {a_kind(given)}")
     detours = list(given)
     for detour in detours:
         if not isinstance(detour, Detour):  # pyright: ignore[reportUnnecessaryIsInstance] - for callers without a type checker
-            raise PluginError(f"{plugin.name}.detours() must return Detour objects, got a {kind(detour)}")
+            raise PluginError(f"{plugin.name}.detours() must return Detour objects, got {a_kind(detour)}")
         verify_signature(f"{plugin.name}: the body of detour '{detour.state}'", detour.body)
         verify_signature(f"{plugin.name}: when of detour '{detour.state}'", detour.when)
     return detours

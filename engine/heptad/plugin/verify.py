@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Sequence
 
-from heptad.errors import PluginError, kind, nearest
+from heptad.errors import PluginError, a_kind, kind, nearest
 from heptad.plugin.contract import LIFE, SHIPPED_DETOURS, Plugin
 from heptad.plugin.subscription import Subscription
 from heptad.table import Table
@@ -19,13 +19,15 @@ def verify_plugins(plugins: Sequence[object]) -> None:
             same object twice, or two plugins of one name.
     """
     if not isinstance(plugins, list | tuple):
-        raise PluginError(f"plugins must be a list, got a {kind(plugins)}; write plugins=[…]")
+        raise PluginError(f"plugins must be a list, got {a_kind(plugins)}; write plugins=[…]")
     seen: dict[str, Plugin] = {}
     for plugin in plugins:
         if isinstance(plugin, type):
             raise PluginError(f"plugins holds the class {plugin.__name__}; pass an instance: {plugin.__name__}(…)")
         if not isinstance(plugin, Plugin):
-            raise PluginError(f"plugins holds a {kind(plugin)}; a plugin is an instance of a subclass of Plugin")
+            raise PluginError(f"plugins holds {a_kind(plugin)}; a plugin is an instance of a subclass of Plugin")
+        if not (isinstance(plugin.name, str) and plugin.name):  # pyright: ignore[reportUnnecessaryIsInstance] - for callers without a type checker
+            raise PluginError(f"{kind(plugin)}.name must be a text that is not empty, got {plugin.name!r}")
         for method in LIFE:
             verify_signature(f"{plugin.name}.{method}", getattr(plugin, method))
         if plugin.on_error not in ("raise", "detach"):
@@ -74,7 +76,7 @@ def verify_signature(who: str, function: object) -> None:
         PluginError: If it cannot.
     """
     if not callable(function):
-        raise PluginError(f"{who} is a {kind(function)}; it must be a function of the run")
+        raise PluginError(f"{who} is {a_kind(function)}; it must be a function of the run")
     called = function if inspect.isroutine(function) else type(function).__call__
     if any(is_one(called) for is_one in (inspect.iscoroutinefunction, inspect.isgeneratorfunction)):
         raise PluginError(f"{who} is a coroutine or a generator; calling it would do nothing, make it a plain function")

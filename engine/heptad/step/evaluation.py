@@ -15,7 +15,7 @@ from heptad.data.build import build_dataset_feed, build_loader_feed
 from heptad.data.feed import Feed
 from heptad.data.generators import preserved
 from heptad.data.placement import count_samples, place
-from heptad.errors import ConfigError, DataError, Unfinished, kind
+from heptad.errors import ConfigError, DataError, Unfinished, a_kind
 from heptad.run.run import Run
 from heptad.run.runtime import StepFunction
 from heptad.step.metrics import Metrics, as_tensor, blamed, target_of
@@ -123,7 +123,7 @@ def build_reading_feed(data: Any, components: Components, config: RunConfig, fie
         return build_loader_feed(data, field)
     if config.batch_size is None:
         raise ConfigError(
-            f"a {kind(cast('object', data))} holds samples, and this engine has no batch_size because it was given a "
+            f"{a_kind(cast('object', data))} holds samples, and this engine has no batch_size because it was given a "
             "loader; pass a DataLoader of it"
         )
     return build_dataset_feed(data, components.collate_fn, config, field)

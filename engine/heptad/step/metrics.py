@@ -9,7 +9,7 @@ from typing import Any, Protocol, cast, runtime_checkable
 import numpy as np
 import torch
 
-from heptad.errors import DataError, EngineError, add_note, kind, summarize
+from heptad.errors import DataError, EngineError, a_kind, add_note, kind, summarize
 
 
 @runtime_checkable
@@ -69,7 +69,7 @@ class Metrics:
 def metrics_mistake(metrics: object) -> str | None:
     """Return what is wrong with metrics, `None` where nothing is."""
     if not isinstance(metrics, Mapping):
-        return f"metrics maps names to metrics, got a {kind(metrics)}"
+        return f"metrics maps names to metrics, got {a_kind(metrics)}"
     for name, metric in cast("Mapping[Any, Any]", metrics).items():
         if isinstance(metric, type):
             return f"metrics[{name!r}] is the class {metric.__name__}; pass an instance: {metric.__name__}(…)"
@@ -140,6 +140,6 @@ def _as_number(name: str, value: Any) -> float:
         return float(value)
     shape = f" of shape {tuple(value.shape)}" if isinstance(value, torch.Tensor) else ""
     raise EngineError(
-        f"metrics[{name!r}].compute() must return a number or a 0-dim tensor, got a {kind(value)}{shape}; "
+        f"metrics[{name!r}].compute() must return a number or a 0-dim tensor, got {a_kind(value)}{shape}; "
         "average it, or give one metric for each of its values"
     )

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from heptad.config import Components, is_optimizer, listed, refusal
-from heptad.errors import CheckpointError, ConfigError, add_note, diagnose, kind
+from heptad.errors import CheckpointError, ConfigError, a_kind, add_note, counted, diagnose, kind
 
 PLAIN_ZERO_GRAD = Optimizer.zero_grad
 
@@ -193,15 +193,15 @@ def optimizer_mistake(optimizer: Any, network: nn.Module, when: str) -> str | No
 def _state_of(optimizer: Any, built: int, parameters: list[list[str]]) -> dict[str, Any]:
     if not all(callable(getattr(optimizer, name, None)) for name in ("state_dict", "load_state_dict")):
         raise CheckpointError(
-            f"the optimizer (a {kind(optimizer)}) has no state_dict and load_state_dict, so its state cannot be stored"
+            f"the optimizer ({a_kind(optimizer)}) has no state_dict and load_state_dict, so its state cannot be stored"
         )
     nameless = [name for group in parameters[built:] for name in group if name.startswith("held.")]
     if len(parameters) < built or nameless:
-        what = f"{len(nameless)} parameters that no module of the run holds" if nameless else "fewer of them"
+        what = f"{counted(len(nameless), 'parameter')} that no module of the run holds" if nameless else "fewer of them"
         raise CheckpointError(
-            f"the optimizer (a {kind(optimizer)}) was built with {built} parameter groups and has {len(parameters)} "
-            f"now, with {what}, so a resumed run could not restore it; give it all its groups when it is built, of "
-            "parameters that the network holds"
+            f"the optimizer ({a_kind(optimizer)}) was built with {counted(built, 'parameter group')} and has "
+            f"{len(parameters)} now, with {what}, so a resumed run could not restore it; give it all its groups when "
+            "it is built, of parameters that the network holds"
         )
     return {"class": kind(optimizer), "parameters": parameters, "state": optimizer.state_dict()}
 

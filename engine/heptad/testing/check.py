@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 from typing import Any, cast
 
 from heptad.engine import Engine
-from heptad.errors import PluginError
+from heptad.errors import PluginError, a_kind
 from heptad.plugin.contract import Plugin, on_enter, on_exit
 from heptad.run.run import Run
 from heptad.testing.outcome import RunOutcome, same
@@ -45,7 +45,11 @@ def check_plugin(make_plugin: MakePlugin, *, volatile: Iterable[str] = ()) -> Pl
             f"check_plugin builds the plugin anew for each run; got an instance, pass what builds it: "
             f"{type(make_plugin).__name__}, or lambda: {type(make_plugin).__name__}(…)"
         )
-    report = PluginReport(make_plugin().name)
+    made = make_plugin() if callable(make_plugin) else make_plugin
+    if not isinstance(made, Plugin):  # pyright: ignore[reportUnnecessaryIsInstance] - for callers without a type checker
+        given = "got" if made is make_plugin else "it returned"
+        raise PluginError(f"check_plugin takes a function that builds a plugin; {given} {a_kind(made)}")
+    report = PluginReport(made.name)
     but_for = frozenset(volatile)
     for given in short_runs():
         _check_run(make_plugin, given, but_for, report)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from heptad.errors import counted
+
 
 @dataclass
 class PluginReport:
@@ -26,7 +28,7 @@ class PluginReport:
     def __str__(self) -> str:
         if not self.faults:
             return f"{self.plugin}: no fault found in {self.runs} runs"
-        lines = [f"{self.plugin}: {len(self.faults)} faults found in {self.runs} runs"]
+        lines = [f"{self.plugin}: {counted(len(self.faults), 'fault')} found in {self.runs} runs"]
         for text, runs in self.faults.items():
             more = f" and {len(runs) - 1} more" if len(runs) > 1 else ""
             lines.append(f"  - {text}{f' (with {runs[0]}{more})' if runs[0] else ''}")
