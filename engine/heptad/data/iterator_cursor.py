@@ -96,22 +96,19 @@ class IteratorCursor:
         if batch is NOTHING:
             self._iterator = None
             if self.batches is not None:
-                raise self._wrong_length(f"ended after {self.taken}")
+                raise DataError(
+                    f"the loader says that it has {self.batches} batches, but it ended after {self.taken}; "
+                    "correct its __len__, or pass a loader without one"
+                )
             return NOTHING
         self.taken += 1
         return batch
 
     def end(self) -> None:
-        """End the pass.
-
-        Raises:
-            DataError: If a source that is drained has a batch beyond its length.
-        """
+        """End the pass."""
         iterator, self._iterator = self._iterator, None
-        if iterator is None or self.taken != self.batches or not self._source.drained:
-            return
-        if next(iterator, NOTHING) is not NOTHING:
-            raise self._wrong_length(f"yielded at least {self.taken + 1}")
+        if iterator is not None and self._source.drained and self.taken == self.batches:
+            next(iterator, NOTHING)
 
     def identity(self) -> dict[str, Any]:
         """Return the number of batches."""
@@ -124,7 +121,7 @@ class IteratorCursor:
 
     def restore(self, state: Mapping[str, Any], key: PassKey) -> str | None:
         """Return to a place. A source without a state of its own is iterated up to it."""
-        self._walks, self.taken, self._began = state["walks"], state["taken"], list(state.get("began", ()))
+        self._passes, self.taken, self._began = state["walks"], state["taken"], list(state.get("began", ()))
         self._iterator, remarks = self._source.go_to(state, key)
         return remarks
 
@@ -134,12 +131,6 @@ class IteratorCursor:
     def close(self) -> None:
         """Drop the iterator, and its worker processes with it."""
         self._iterator = None
-
-    def _wrong_length(self, found: str) -> DataError:
-        return DataError(
-            f"the loader says that it has {self.batches} batches, but it {found}; "
-            "correct its __len__, or pass a loader without one"
-        )
 
 
 def walk_to(iterator: Iterator[Any], batches: int) -> str | None:
