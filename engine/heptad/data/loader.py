@@ -35,8 +35,8 @@ class LoaderSource:
     def __init__(self, loader: Any, *, sized: bool) -> None:
         self.data = loader
         # torch's RandomSampler draws once more after its last index: a plain loop sees that end, so the order of the
-        # next pass depends on it. Only where loader and samplers are of torch's own classes: those keep to their length,
-        # so that no batch is fetched there. One of the user's may never end, and is not asked.
+        # next pass depends on it. Only where loader and samplers are of torch's own classes, which keep to their
+        # length, so that no batch is fetched there: one of the user's may never end, and is not asked.
         self.drained = sized and is_a(loader, DataLoader) and self._keeps_to_its_length()
         self._sized = sized
         self._stateful = is_stateful(loader)
@@ -107,8 +107,8 @@ class LoaderSource:
 
     def _keeps_to_its_length(self) -> bool:
         """Return whether loader and samplers are of torch's own classes, which yield as many batches as they say."""
-        loader = type(self.data)
-        return all(method.__module__.startswith(OF_TORCH) for method in (loader.__iter__, loader.__len__)) and all(
+        methods: list[Any] = [getattr(type(self.data), name) for name in ("__iter__", "__len__")]
+        return all(method.__module__.startswith(OF_TORCH) for method in methods) and all(
             type(sampler).__module__.startswith(OF_TORCH) or isinstance(sampler, list | tuple | range)
             for sampler in self._samplers()
         )
