@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 from torch.utils.data import ChainDataset, ConcatDataset, DataLoader, DistributedSampler, IterableDataset, Subset
 
@@ -107,8 +107,8 @@ class LoaderSource:
 
     def _keeps_to_its_length(self) -> bool:
         """Return whether loader and samplers are of torch's own classes, which yield as many batches as they say."""
-        methods: list[Any] = [getattr(type(self.data), name) for name in ("__iter__", "__len__")]
-        return all(method.__module__.startswith(OF_TORCH) for method in methods) and all(
+        loader = cast("type[Any]", type(self.data))
+        return all(method.__module__.startswith(OF_TORCH) for method in (loader.__iter__, loader.__len__)) and all(
             type(sampler).__module__.startswith(OF_TORCH) or isinstance(sampler, list | tuple | range)
             for sampler in self._samplers()
         )
