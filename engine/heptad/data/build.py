@@ -14,12 +14,12 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from heptad.config import Components, RunConfig
 from heptad.data.feed import Feed, SizedFeed, StreamFeed
-from heptad.data.fetch import Collate, build_fetch, is_a
+from heptad.data.fetch import Collate, is_a
 from heptad.data.index_cursor import IndexCursor
 from heptad.data.iterator_cursor import IteratorCursor, refuse_second_pass
 from heptad.data.loader import LoaderSource
 from heptad.data.stream import StreamSource
-from heptad.errors import ConfigError, DataError, counted, diagnose
+from heptad.errors import ConfigError, DataError, counted, diagnose, kind
 
 
 def build_feed(components: Components, config: RunConfig, share: tuple[int, int] = (0, 1)) -> Feed:
@@ -65,6 +65,11 @@ def build_dataset_feed(
         raise DataError(diagnose("no_dataset", dataset, field))
     if config.shuffle and "shuffle" in config.model_fields_set:
         raise ConfigError(diagnose("shuffled_stream", dataset, field))
+    if config.persistent_workers:
+        raise ConfigError(
+            f"RunConfig.persistent_workers goes with a dataset that is indexed; {field} (a {kind(dataset)}) is "
+            "iterated, and each pass begins in new workers; leave it out"
+        )
     return StreamFeed(IteratorCursor(StreamSource(dataset, config, collate)), seeded=True)
 
 
@@ -75,12 +80,13 @@ def _index_cursor(
     if not samples or (config.drop_last and samples < size):
         raise DataError(diagnose("too_few_samples", dataset, field, samples, size))
     return IndexCursor(
-        build_fetch(dataset, collate),
-        samples,
+        dataset,
+        collate,
         size,
         drop_last=config.drop_last,
         shuffle=config.shuffle,
         workers=config.num_workers,
+        persistent=config.persistent_workers,
         share=share,
     )
 

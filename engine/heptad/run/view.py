@@ -112,15 +112,16 @@ class RunView:
     def total_updates(self) -> int | None:
         """Updates that the run will have made at its end, if nothing stops it and none is skipped.
 
-        `None` where it cannot be known, because the length of the data is not.
+        `None` where it cannot be known, because the length of the data is not: they say none, or it has changed between
+        two passes and may do so again.
         """
-        at, config = self.position, self.config
-        batches = self.runtime.feed.batches
+        at, config, feed = self.position, self.config, self.runtime.feed
+        batches = feed.batches
         if config.epochs is None:
             return config.max_updates
-        if batches is None:
+        if batches is None or (feed.varies and at.epoch + at.epoch_open < config.epochs):
             return None
-        if at.window.resized:  # what is done stands; the rest is made with the present accumulation
+        if at.window.resized or feed.varies:  # what is done stands; the rest is made with the present accumulation
             total = at.update + self._updates_ahead(batches, config.epochs)
         else:
             total = config.epochs * self._updates_of(batches)

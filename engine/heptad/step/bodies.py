@@ -63,16 +63,13 @@ def before_epoch(run: Run) -> None:
     at.extending = False
     at.epoch_open = True
     run.plan_windows()
-    limit = None
-    if run.config.remainder == "drop" and feed.batches is not None:
-        limit = feed.batches  # a live change of the window may fill what the present one would leave
-    feed.open(at.epoch, 0, limit)
+    feed.open(at.epoch, 0)
     at.sized = feed.batches is not None
     at.remaining = _remaining(run)
     if not at.remaining:
         raise DataError(f"the pass of epoch {at.epoch} yields nothing; the data must hold at least one batch")
-    if limit is not None and limit < at.window.next_size:
-        run.emit(Drop, epoch=at.epoch, batches=limit, window=at.window.next_size)
+    if at.remaining < at.needed:
+        run.emit(Drop, epoch=at.epoch, batches=at.remaining, window=at.window.next_size)
 
 
 def before_step(run: Run) -> None:
