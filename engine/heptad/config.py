@@ -179,6 +179,8 @@ class RunConfig(_Checked):
         remainder: What becomes of an epoch whose steps are no multiple of `accumulation`: `"extend"` continues with a
             further pass until the last window is full, `"flush"` updates with the part that is there, `"drop"` does not
             start a window that the data cannot fill.
+        limit_batches: Batches that a pass takes at most: a short epoch, for a try or of data that never end. It counts
+            for `loader` too, and not for evaluations.
         seed: Seeds the global generators of torch, python and numpy in `before_loop`, and is the root of the data's
             order; below 2**64. `None` leaves the generators alone and takes a root for the data from the operating
             system.
@@ -206,6 +208,7 @@ class RunConfig(_Checked):
     batch_size: Positive | None = None
     accumulation: Positive = 1
     remainder: Literal["extend", "flush", "drop"] = "extend"
+    limit_batches: Positive | None = None
     seed: Seed | None = 0
     shuffle: bool = True
     drop_last: bool = True

@@ -35,7 +35,7 @@ def build_feed(components: Components, config: RunConfig, share: tuple[int, int]
         DataError: If it is known now that the data cannot give what the run needs.
     """
     if components.loader is not None:
-        feed = build_loader_feed(components.loader)
+        feed = build_loader_feed(components.loader, limit=config.limit_batches)
     else:
         feed = build_dataset_feed(components.dataset, components.collate_fn, config, share=share)
     _check_passes(components.loader if components.loader is not None else components.dataset, feed.batches, config)
@@ -70,7 +70,7 @@ def build_dataset_feed(
             f"RunConfig.persistent_workers goes with a dataset that is indexed; {field} (a {kind(dataset)}) is "
             "iterated, and each pass begins in new workers; leave it out"
         )
-    return StreamFeed(IteratorCursor(StreamSource(dataset, config, collate)), seeded=True)
+    return StreamFeed(IteratorCursor(StreamSource(dataset, config, collate), config.limit_batches), seeded=True)
 
 
 def _index_cursor(
@@ -87,12 +87,13 @@ def _index_cursor(
         shuffle=config.shuffle,
         workers=config.num_workers,
         persistent=config.persistent_workers,
+        limit=config.limit_batches,
         share=share,
     )
 
 
-def build_loader_feed(loader: Any, field: str = "Components.loader") -> Feed:
-    """Return the feed over a loader of batches; `field` is what messages call it."""
+def build_loader_feed(loader: Any, field: str = "Components.loader", limit: int | None = None) -> Feed:
+    """Return the feed over a loader of batches, `limit` in a pass at most; `field` is what messages call it."""
     if is_a(loader, Dataset) and not is_a(loader, IterableDataset):
         raise DataError(diagnose("no_loader", loader, field))
     _refuse_other_things(loader, field)
@@ -102,7 +103,7 @@ def build_loader_feed(loader: Any, field: str = "Components.loader") -> Feed:
     # the length of a loader over an iterable dataset is a guess: workers may each yield all of it, or a part
     streams = is_a(getattr(loader, "dataset", None), IterableDataset) or is_a(loader, IterableDataset)
     batches = None if streams else _length(loader)
-    cursor = IteratorCursor(LoaderSource(loader, sized=batches is not None))
+    cursor = IteratorCursor(LoaderSource(loader, sized=batches is not None), limit)
     if batches is None:
         return StreamFeed(cursor, seeded=False)
     if batches == 0:

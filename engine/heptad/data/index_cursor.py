@@ -32,6 +32,7 @@ class IndexCursor:
         workers: Processes that fetch batches, 0 for none.
         persistent: Whether they are kept from pass to pass, with the copy of the dataset that each began with. Where
             the number of samples has changed they are made anew.
+        limit: Batches in a pass at most, `None` for all that the dataset has.
         share: The rank of this process, and the number of ranks.
 
     Attributes:
@@ -49,6 +50,7 @@ class IndexCursor:
         shuffle: bool,
         workers: int,
         persistent: bool = False,
+        limit: int | None = None,
         share: tuple[int, int] = (0, 1),
     ) -> None:
         self._dataset = dataset
@@ -58,6 +60,7 @@ class IndexCursor:
         self._shuffle = shuffle
         self._workers = workers
         self._persistent = persistent
+        self._limit = limit
         self._rank, self._world = share
         self._fetch: Fetch = build_fetch(dataset, collate)
         self.varies = False
@@ -168,7 +171,8 @@ class IndexCursor:
     def _set_samples(self, samples: int) -> None:
         self._samples = samples
         whole = samples // self._batch_size if self._drop_last else -(-samples // self._batch_size)
-        self.batches: int | None = whole // self._world  # those that every rank has one of
+        batches = whole // self._world  # those that every rank has one of
+        self.batches: int | None = batches if self._limit is None else min(batches, self._limit)
 
     def _size(self) -> dict[str, Any]:
         return {"samples": self._samples, "batches": self.batches}

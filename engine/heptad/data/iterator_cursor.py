@@ -51,15 +51,20 @@ class IteratorCursor:
     Beyond its length a source is not asked unless it is `drained`: one that never ends, or whose last item is slow to
     come, is not waited for.
 
+    Args:
+        source: What is iterated.
+        limit: Batches in a pass at most, `None` for all that the source has.
+
     Attributes:
         batches: Batches in the pass that is open, or in the last one; `None` where nobody can know.
         varies: Whether a pass had another number of batches than the one before it.
         taken: Batches taken from the open pass.
     """
 
-    def __init__(self, source: PassSource) -> None:
+    def __init__(self, source: PassSource, limit: int | None = None) -> None:
         self._source = source
-        self.batches = self._built = source.length()
+        self._limit = limit
+        self.batches = self._built = self._length()
         self.varies = False
         self.taken = 0
         self._passes = 0
@@ -79,7 +84,7 @@ class IteratorCursor:
         self._iterator = self._restored = None  # before iterate(): old workers end before new ones start
         if self._passes:
             refuse_second_pass(self._source.data)
-        before, self.batches = self.batches, self._source.length()
+        before, self.batches = self.batches, self._length()
         self.varies = self.varies or self.batches != before
         # twice: some loaders draw their order in iter(), others when the first batch is taken, and the network or a
         # handler may draw in between
@@ -97,12 +102,15 @@ class IteratorCursor:
             iterator = self._resume()
         if not self.taken:
             self._began = self._source.before_first(self._began)
+        elif self.taken == self._limit:
+            self._iterator = None
+            return NOTHING
         batch = next(iterator, NOTHING)
         if batch is NOTHING:
             self._iterator = None
             if self.batches is not None:
                 raise DataError(
-                    f"the loader says that it has {self.batches} batches, but it ended after {self.taken}; "
+                    f"the loader says that it has {self._source.length()} batches, but it ended after {self.taken}; "
                     "correct its __len__, or pass a loader without one"
                 )
             return NOTHING
@@ -112,7 +120,7 @@ class IteratorCursor:
     def end(self) -> None:
         """End the pass."""
         iterator, self._iterator, self._restored = self._iterator, None, None
-        if iterator is not None and self._source.drained and self.taken == self.batches:
+        if iterator is not None and self._source.drained and self.taken == self._source.length():
             next(iterator, NOTHING)
 
     def identity(self) -> dict[str, Any]:
@@ -131,7 +139,7 @@ class IteratorCursor:
         """Return to a place. A source without a state of its own is iterated up to it."""
         self._passes, self.taken, self._began = state["walks"], state["taken"], list(state.get("began", ()))
         self.batches, self.varies = state.get("batches", self.batches), state.get("varies", False)  # None is older
-        if state["open"] and self.batches != self._source.length():
+        if state["open"] and self.batches != self._length():
             self._restored = state
             return None
         self._iterator, remarks = self._source.go_to(state, key)
@@ -141,7 +149,7 @@ class IteratorCursor:
         """Return to a place that was restored, with the source as it is now that plugins are open."""
         if self._restored is None:
             raise DataError("no pass is open")
-        if (batches := self._source.length()) != self.batches:
+        if (batches := self._length()) != self.batches:
             raise DataError(
                 f"the loader has {batches} batches, and had {self.batches} in the pass that is resumed; the plugin "
                 "that changes its length must do so in its open(run) too"
@@ -149,6 +157,11 @@ class IteratorCursor:
         iterator, _ = self._source.go_to(self._restored, PassKey(0, 0, 0))
         self._iterator, self._restored = iterator, None
         return iterator if iterator is not None else iter(())
+
+    def _length(self) -> int | None:
+        """Return how many batches the next pass has, `None` where nobody can know."""
+        batches = self._source.length()
+        return batches if batches is None or self._limit is None else min(batches, self._limit)
 
     def rest(self) -> None:
         """Keep the iterator: what it has drawn could not be drawn again."""
