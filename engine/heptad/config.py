@@ -178,7 +178,8 @@ class RunConfig(_Checked):
         accumulation: Steps (micro-batches) that make one update.
         remainder: What becomes of an epoch whose steps are no multiple of `accumulation`: `"extend"` continues with a
             further pass until the last window is full, `"flush"` updates with the part that is there, `"drop"` does not
-            start a window that the data cannot fill.
+            start a window that the data cannot fill, `"carry"` leaves the window open and fills it in the next epoch
+            (as a loop over `cycle(loader)` does) and flushes what is open at the very end.
         limit_batches: Batches that a pass takes at most: a short epoch, for a try or of data that never end. It counts
             for `loader` too, and not for evaluations.
         seed: Seeds the global generators of torch, python and numpy in `before_loop`, and is the root of the data's
@@ -207,7 +208,7 @@ class RunConfig(_Checked):
     max_updates: Count | None = None
     batch_size: Positive | None = None
     accumulation: Positive = 1
-    remainder: Literal["extend", "flush", "drop"] = "extend"
+    remainder: Literal["extend", "flush", "drop", "carry"] = "extend"
     limit_batches: Positive | None = None
     seed: Seed | None = 0
     shuffle: bool = True

@@ -113,6 +113,7 @@ def _restore_position(
     at.loss = stored.loss
     at.batch = place(stored.batch[0], run.runtime.device) if stored.batch else None
     _restore_ending(run, stored)
+    at.settle_carry()  # the number of epochs may be another now
     for detour, last in zip(detours, stored.visits, strict=True):
         detour.last = last
     counted = {tuple(key): (count, done) for *key, count, done in stored.filters}

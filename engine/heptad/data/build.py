@@ -123,13 +123,17 @@ def _check_passes(data: Any, batches: int | None, config: RunConfig) -> None:
     if not is_a(data, Iterator):
         return
     epochs, limit, k = config.epochs, config.max_updates, config.accumulation
+    flushes = config.remainder == "flush" or (config.remainder == "carry" and epochs == 1)
     if batches is None:
         if limit is None and (epochs or 0) > 1:
             refuse_second_pass(data)
         return
-    most = -(-batches // k) if config.remainder == "flush" else batches // k  # updates that one pass makes
+    most = -(-batches // k) if flushes else batches // k  # updates that one pass makes
     an_epoch = batches // k if config.remainder == "drop" else -(-batches // k)
-    wanted = min(n for n in (limit, None if epochs is None else epochs * an_epoch) if n is not None)
+    of_all = None if epochs is None else epochs * an_epoch
+    if config.remainder == "carry" and epochs is not None:
+        of_all = -(-epochs * batches // k)
+    wanted = min(n for n in (limit, of_all) if n is not None)
     if wanted > most or (wanted == 0 != limit and (epochs or 0) > 1):
         refuse_second_pass(data)
 

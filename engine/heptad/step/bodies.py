@@ -58,7 +58,8 @@ def before_epoch(run: Run) -> None:
     """Open the pass."""
     at, feed = run.position, run.runtime.feed
     at.batch_index = 0
-    at.window.steps = 0  # what remainder="drop" left over is not part of any update
+    if not at.carries:
+        at.window.steps = 0  # what remainder="drop" left over is not part of any update
     at.pass_index = 0
     at.extending = False
     at.epoch_open = True
@@ -68,6 +69,7 @@ def before_epoch(run: Run) -> None:
     at.remaining = _remaining(run)
     if not at.remaining:
         raise DataError(f"the pass of epoch {at.epoch} yields nothing; the data must hold at least one batch")
+    at.settle_carry()
     if at.remaining < at.needed:
         run.emit(Drop, epoch=at.epoch, batches=at.remaining, window=at.window.next_size)
 
@@ -170,7 +172,8 @@ def after_epoch(run: Run) -> None:
     at = run.position
     run.runtime.feed.end()
     _refuse_endless(run)
-    at.window.steps = 0
+    if not at.carries:
+        at.window.steps = 0
     at.remaining = 0
     at.update_due = False
     at.epoch_open = False
