@@ -245,6 +245,17 @@ def test_more_epochs_on_resume_continue_the_window(tmp_path: Path):
     assert (run.step, run.update) == (10, 4)
 
 
+def test_fewer_epochs_on_resume_note_the_window_that_is_left_open(tmp_path: Path):
+    """No step follows that could close it."""
+    engine = carrying(batches(5), [Checkpoint(tmp_path)], epochs=3, accumulation=3)
+    engine.run(until="before_epoch")
+    engine.run(until="before_epoch")
+    engine.close()
+    run = carrying(batches(5), [Checkpoint(tmp_path)], epochs=1, accumulation=3).run(resume="auto")
+    assert (run.step, run.update) == (5, 1)
+    assert "2 steps of the window that epoch 0 left open make no update" in run.log.notes()[-1].text
+
+
 def test_data_that_can_be_iterated_once_serve_one_epoch_with_its_flush():
     """One pass makes two updates of three steps at most; the second of five batches is flushed."""
     assert small_engine(iter(batches(5)), epochs=1, accumulation=3, remainder="carry").run().update == 2

@@ -366,8 +366,9 @@ class Acting(IterableDataset[Any]):
 def acted_by_hand(network: nn.Module, loader: Iterable[Any], k: int, remainder: str, epochs: int) -> None:
     """Train by a plain loop: each batch is fetched when it is needed, and not before."""
     optimizer = torch.optim.SGD(network.parameters(), lr=0.5)
-    for _ in range(epochs):
-        batches, steps, extending = iter(loader), 0, False
+    steps = 0
+    for epoch in range(epochs):
+        batches, steps, extending = iter(loader), steps if remainder == "carry" else 0, False
         while not (extending and steps == 0):
             batch = next(batches, None)
             if batch is None and steps and remainder == "extend":
@@ -381,13 +382,13 @@ def acted_by_hand(network: nn.Module, loader: Iterable[Any], k: int, remainder: 
             steps = (steps + 1) % k
             if steps == 0:
                 optimizer.step()
-        if steps and remainder == "flush":
+        if steps and (remainder == "flush" or (remainder == "carry" and epoch == epochs - 1)):
             for parameter in network.parameters():
                 parameter.grad *= k / steps
             optimizer.step()
 
 
-@pytest.mark.parametrize("remainder", ["extend", "flush", "drop"])
+@pytest.mark.parametrize("remainder", ["extend", "flush", "drop", "carry"])
 @pytest.mark.parametrize("k", [1, 3])
 @pytest.mark.parametrize("wrap", [lambda data: data, lambda data: DataLoader(data, batch_size=None)])
 @pytest.mark.parametrize("evaluated", [False, True])
