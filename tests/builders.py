@@ -278,7 +278,7 @@ def plans(draw: st.DrawFn) -> Plan:
     """Draw a run: small, but with all that makes a difference to its path."""
     config = {
         "accumulation": draw(st.integers(1, 4)),
-        "remainder": draw(st.sampled_from(["extend", "flush", "drop"])),
+        "remainder": draw(st.sampled_from(["extend", "flush", "drop", "carry"])),
         "epochs": draw(st.integers(0, 3)),
         "max_updates": draw(st.none() | st.integers(0, 6)),
     }

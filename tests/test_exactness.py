@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 from builders import CLASSES, FEATURES, Unsized
 from heptad import Components, Engine, LossOutput, Plugin, Run, RunConfig
+from heptad_plugins import Evaluate
 
 SEED = 11
 BATCH = 4
@@ -365,8 +366,9 @@ class Acting(IterableDataset[Any]):
 def acted_by_hand(network: nn.Module, loader: Iterable[Any], k: int, remainder: str, epochs: int) -> None:
     """Train by a plain loop: each batch is fetched when it is needed, and not before."""
     optimizer = torch.optim.SGD(network.parameters(), lr=0.5)
-    for _ in range(epochs):
-        batches, steps, extending = iter(loader), 0, False
+    steps = 0
+    for epoch in range(epochs):
+        batches, steps, extending = iter(loader), steps if remainder == "carry" else 0, False
         while not (extending and steps == 0):
             batch = next(batches, None)
             if batch is None and steps and remainder == "extend":
@@ -380,19 +382,21 @@ def acted_by_hand(network: nn.Module, loader: Iterable[Any], k: int, remainder: 
             steps = (steps + 1) % k
             if steps == 0:
                 optimizer.step()
-        if steps and remainder == "flush":
+        if steps and (remainder == "flush" or (remainder == "carry" and epoch == epochs - 1)):
             for parameter in network.parameters():
                 parameter.grad *= k / steps
             optimizer.step()
 
 
-@pytest.mark.parametrize("remainder", ["extend", "flush", "drop"])
+@pytest.mark.parametrize("remainder", ["extend", "flush", "drop", "carry"])
 @pytest.mark.parametrize("k", [1, 3])
 @pytest.mark.parametrize("wrap", [lambda data: data, lambda data: DataLoader(data, batch_size=None)])
-def test_a_loader_without_a_length_acts_with_the_weights_of_the_update_before(wrap, k, remainder):
-    """A batch that is read ahead is read after the update, as a plain loop fetches it."""
+@pytest.mark.parametrize("evaluated", [False, True])
+def test_a_loader_without_a_length_acts_with_the_weights_of_the_update_before(evaluated, wrap, k, remainder):
+    """A batch that is read ahead is read after the update, as a plain loop fetches it; also beside an evaluation."""
     torch.manual_seed(3)
-    plain = nn.Linear(FEATURES, CLASSES)
+    plain = nn.Sequential(nn.Linear(FEATURES, CLASSES), nn.BatchNorm1d(CLASSES), nn.Dropout(0.2))
+    torch.manual_seed(0)  # where a run of that seed begins to draw
     network = deepcopy(plain)
     acted_by_hand(plain, wrap(Acting(plain)), k, remainder, epochs=3)
     parts = Components(
@@ -401,5 +405,6 @@ def test_a_loader_without_a_length_acts_with_the_weights_of_the_update_before(wr
         criterion=criterion,
         optimizer=torch.optim.SGD(network.parameters(), lr=0.5),
     )
-    Engine(parts, RunConfig(epochs=3, accumulation=k, remainder=remainder)).run()
+    evaluation = Evaluate([(torch.ones(BATCH, FEATURES), torch.zeros(BATCH, dtype=torch.int64))], at="after_step")
+    Engine(parts, RunConfig(epochs=3, accumulation=k, remainder=remainder), [evaluation] if evaluated else []).run()
     torch.testing.assert_close(network.state_dict(), plain.state_dict(), rtol=0, atol=0)

@@ -120,7 +120,7 @@ def test_a_run_that_never_started_is_freed(sized):
 
 
 @each_kind
-@pytest.mark.parametrize("remainder", ["extend", "flush", "drop"])
+@pytest.mark.parametrize("remainder", ["extend", "flush", "drop", "carry"])
 def test_a_finished_run_is_freed(sized, remainder):
     """After its end engine, run, network and the batches are freed as soon as nobody holds them."""
     some = held(sized=sized, remainder=remainder)

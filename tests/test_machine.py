@@ -75,7 +75,7 @@ def step_detour(state: str, after: Any, every: int | None) -> Detour:
 # -- the training table
 
 
-@pytest.mark.parametrize("remainder", ["extend", "flush", "drop"])
+@pytest.mark.parametrize("remainder", ["extend", "flush", "drop", "carry"])
 @pytest.mark.parametrize("k", [1, 2, 3])
 @pytest.mark.parametrize("n", [1, 2, 3, 5])
 def test_stock_equals_compiled_on_the_training_table(n: int, k: int, remainder: str):

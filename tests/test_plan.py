@@ -56,7 +56,7 @@ def shared(turns) -> list[tuple]:
 @given(
     n=st.integers(1, 5),
     k=st.integers(1, 4),
-    remainder=st.sampled_from(["extend", "flush", "drop"]),
+    remainder=st.sampled_from(["extend", "flush", "drop", "carry"]),
     epochs=st.integers(0, 3),
     limit=st.none() | st.integers(0, 6),
     every=st.integers(1, 3),

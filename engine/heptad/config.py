@@ -180,7 +180,10 @@ class RunConfig(_Checked):
         accumulation: Steps (micro-batches) that make one update.
         remainder: What becomes of an epoch whose steps are no multiple of `accumulation`: `"extend"` continues with a
             further pass until the last window is full, `"flush"` updates with the part that is there, `"drop"` does not
-            start a window that the data cannot fill.
+            start a window that the data cannot fill, `"carry"` leaves the window open and fills it in the next epoch
+            (as a loop over `cycle(loader)` does) and flushes what is open at the very end.
+        limit_batches: Batches that a pass takes at most: a short epoch, for a try or of data that never end. It counts
+            for `loader` too, and not for evaluations.
         seed: Seeds the global generators of torch, python and numpy in `before_loop`, and is the root of the data's
             order; below 2**64. `None` leaves the generators alone and takes a root for the data from the operating
             system.
@@ -188,6 +191,10 @@ class RunConfig(_Checked):
         drop_last: Leaves out the last, smaller batch of a pass; with `dataset` only.
         num_workers: Processes that fetch batches, 0 for none; with `dataset` only. The data do not depend on it, except
             where an iterable dataset does not share itself out: each worker yields all of it then, as in torch.
+        persistent_workers: Keeps these processes from pass to pass, with the copy of the dataset that each began with:
+            they do not see how it changes. By default each pass starts them anew, with the dataset as it is then, which
+            costs milliseconds each where processes are forked, seconds where they are spawned. With a `dataset` that
+            is indexed only.
         device: Where the network and the batches are placed: `"auto"` (the accelerator if there is one), `"cpu"`,
             `"cuda"`, `"cuda:1"` and so on, or a `torch.device`, of which the name is kept.
         deterministic: Asks torch for deterministic algorithms for as long as the run is being driven.
@@ -203,11 +210,13 @@ class RunConfig(_Checked):
     max_updates: Count | None = None
     batch_size: Positive | None = None
     accumulation: Positive = 1
-    remainder: Literal["extend", "flush", "drop"] = "extend"
+    remainder: Literal["extend", "flush", "drop", "carry"] = "extend"
+    limit_batches: Positive | None = None
     seed: Seed | None = 0
     shuffle: bool = True
     drop_last: bool = True
     num_workers: Count = 0
+    persistent_workers: bool = False
     device: str | torch.device = "auto"
     deterministic: bool = False
     log_capacity: Positive = 1_000_000
@@ -228,9 +237,12 @@ class RunConfig(_Checked):
 
     @classmethod
     def _contradictions(cls, given: Mapping[str, object]) -> list[str]:
+        mistakes: list[str] = []
         if given.get("epochs") is None and given.get("max_updates") is None:
-            return ["give epochs, max_updates or both, so that the run has an end"]
-        return []
+            mistakes.append("give epochs, max_updates or both, so that the run has an end")
+        if given.get("persistent_workers") is True and given.get("num_workers", 0) == 0:
+            mistakes.append("persistent_workers=True needs num_workers of at least 1")
+        return mistakes
 
 
 class Components(_Checked):
@@ -345,7 +357,7 @@ def check_together(components: Components, config: RunConfig, more: Sequence[str
     if components.dataset is not None and config.batch_size is None:
         mistakes.append("RunConfig.batch_size is required with Components.dataset")
     if components.loader is not None:
-        own = {"batch_size", "shuffle", "drop_last", "num_workers"} & config.model_fields_set
+        own = {"batch_size", "shuffle", "drop_last", "num_workers", "persistent_workers"} & config.model_fields_set
         own -= {"batch_size"} if config.batch_size is None else set()
         mistakes += [
             f"RunConfig.{name} goes with Components.dataset; the loader decides it, leave it out"

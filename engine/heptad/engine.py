@@ -37,6 +37,7 @@ from heptad.run.run import Run
 from heptad.run.runtime import Runtime
 from heptad.run.signals import CtrlC
 from heptad.run.until import Until, until_predicate
+from heptad.smoke.rehearsal import rehearse
 from heptad.step.bodies import BODIES, READERS, announced_batch, before_loop, build
 from heptad.step.evaluator import Evaluator
 from heptad.step.metrics import Metric
@@ -209,6 +210,23 @@ class Engine:
         self.close()
 
     # -- beside the run
+
+    def smoke(self) -> Run:
+        """Try out what `run` will do, before it: two updates, an evaluation and a checkpoint in a temporary folder.
+
+        Afterwards everything is as it was: weights, optimizers, RNG, data, plugins and their files, log. Plugins that
+        observe take no part, except those that evaluate. What handlers do elsewhere stays done.
+
+        Returns:
+            The run that was made, finished: its log and its recorded values.
+
+        Raises:
+            EngineError: If the run has begun, or the data can be iterated once.
+            BaseException: As `run`. Everything is put back then too.
+        """
+        with self._driving("smoke"):
+            build = partial(type(self), self._components, self._config)
+            return rehearse(self.current, self._manager, self._subscriptions, build)
 
     def evaluate(self, data: Any, metrics: Mapping[str, Metric] | None = None) -> dict[str, float]:
         """Evaluate the network in a run of its own, in which no handler of this engine is called.

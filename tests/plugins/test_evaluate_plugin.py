@@ -434,17 +434,19 @@ def test_the_moments_of_evaluate_are_for_other_plugins():
     ]
 
 
-def test_worker_processes_serve_all_evaluations_of_a_run_and_go_with_it():
-    """They are started once, and none is left when `run()` returns."""
+@pytest.mark.parametrize("persistent", [False, True])
+def test_worker_processes_see_the_data_as_they_are_or_serve_all_evaluations_of_a_run(persistent):
+    """They are started anew each time, or once; none is left when `run()` returns."""
     workers = set()
     plugin = Evaluate(Pids(5), {"pid": lambda output, batch: workers.update(batch[1].tolist()) or 0.0})
 
     def loss(network, batch):
         return network(batch[0]).square().mean()
 
-    run = engine_over(Pids(8), [plugin], compute_loss=loss, epochs=3, num_workers=1).run()
+    config = {"num_workers": 1, "persistent_workers": persistent}
+    run = engine_over(Pids(8), [plugin], compute_loss=loss, epochs=3, **config).run()
     assert len(run.history("valid/pid")) == 3
-    assert len(workers) == 1
+    assert len(workers) == (1 if persistent else 3)
     with pytest.raises(ProcessLookupError):
         os.kill(workers.pop(), 0)
 

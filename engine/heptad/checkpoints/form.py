@@ -274,6 +274,8 @@ class IteratorPlace(Stored):
     began: list[Any] = []
     generators: list[Any] = []
     samplers: list[Any] | None = None
+    batches: Count | None = None
+    varies: bool = False
 
 
 class LoaderPlace(IteratorPlace):
@@ -290,6 +292,8 @@ class DatasetPlace(Stored):
     next: Count
     stop: Count
     generators: list[Any]
+    samples: Count | None = None
+    varies: bool = False
 
     @model_validator(mode="after")
     def _lies_in_the_pass(self) -> Self:
@@ -322,10 +326,12 @@ class StoredRun(Stored):
 
     @model_validator(mode="after")
     def _fits_its_data(self) -> Self:
-        batches = self.identity.data.get("batches")
-        if "samples" not in self.identity.data:
-            (StreamPlace if batches is None else LoaderPlace).model_validate(self.data)
-        elif not isinstance(batches, int) or DatasetPlace.model_validate(self.data).stop > batches:
+        now = {name.removesuffix(" now"): number for name, number in self.identity.data.items()}  # these come last
+        if "samples" not in now:
+            (StreamPlace if now.get("batches") is None else LoaderPlace).model_validate(self.data)
+            return self
+        place, batches = DatasetPlace.model_validate(self.data), now.get("batches")
+        if not isinstance(batches, int) or place.stop > batches or place.samples not in (None, now["samples"]):
             raise ValueError("the pass is longer than the data")
         return self
 

@@ -36,7 +36,16 @@ from heptad.run.run import Run
 from heptad.table import Arc
 
 FREE_FIELDS = frozenset(
-    ("epochs", "max_updates", "device", "num_workers", "log_capacity", "trace_handlers", "deterministic")
+    (
+        "epochs",
+        "max_updates",
+        "device",
+        "num_workers",
+        "persistent_workers",
+        "log_capacity",
+        "trace_handlers",
+        "deterministic",
+    )
 )
 """Fields of `RunConfig` that may differ when a run is resumed: they change where it ends or how it is driven, not what
 it does in between."""
@@ -159,9 +168,14 @@ def _config_differences(stored: Mapping[str, Any], here: Mapping[str, Any]) -> l
 
 
 def _data_differences(stored: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:
+    # A dataset that had changed by then may be here as the run was built with it, or as it was when it was stored.
+    names = [name for name in dict.fromkeys((*stored, *here)) if not name.endswith(" now")]
+    grown = any(name.endswith(" now") for name in stored)
+    if grown and all(stored.get(f"{name} now", stored.get(name)) == here.get(name) for name in names):
+        return []
     return [
         f"data: {name} {stored.get(name)} in the checkpoint, {here.get(name)} here"
-        for name in dict.fromkeys((*stored, *here))
+        for name in names
         if stored.get(name) != here.get(name)
     ]
 

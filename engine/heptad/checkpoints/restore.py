@@ -83,7 +83,7 @@ def restore(
     run.buffer.recorded.restore(stored.values.columns())
     _restore_position(run, detours, subscriptions, stored.position)
     cut = _cut_short(run, stored.identity.config.get("max_updates"))
-    return [*findings, *_findings(read, cut)]
+    return [*findings, *_findings(read, cut, _left_open(run))]
 
 
 def _findings(*texts: str | None) -> list[Finding]:
@@ -113,6 +113,7 @@ def _restore_position(
     at.loss = stored.loss
     at.batch = place(stored.batch[0], run.runtime.device) if stored.batch else None
     _restore_ending(run, stored)
+    at.settle_carry()  # the number of epochs may be another now
     for detour, last in zip(detours, stored.visits, strict=True):
         detour.last = last
     counted = {tuple(key): (count, done) for *key, count, done in stored.filters}
@@ -158,6 +159,16 @@ def _cut_short(run: Run, limit: int | None) -> str:
         f"epoch {epoch} {cut} short by max_updates={limit}, after {at.batch_index}{of} batches, and is counted; a run "
         "asked for more updates at once would have continued it"
     )
+
+
+def _left_open(run: Run) -> str:
+    """Return a note if fewer epochs leave no further one to a window that was carried over."""
+    at, last = run.position, run.position.last_epoch
+    steps, over = at.window.steps, run.state == "after_epoch" or not at.epoch_open
+    complete = at.epoch + at.epoch_open
+    if not at.carries or not steps or not over or last is None or complete < last:
+        return ""
+    return f"{steps} steps of the window that epoch {complete - 1} left open make no update: epochs={last} adds no step"
 
 
 def _restore_plugins(

@@ -14,12 +14,12 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from heptad.config import Components, RunConfig
 from heptad.data.feed import Feed, SizedFeed, StreamFeed
-from heptad.data.fetch import Collate, build_fetch, is_a
+from heptad.data.fetch import Collate, is_a
 from heptad.data.index_cursor import IndexCursor
 from heptad.data.iterator_cursor import IteratorCursor, refuse_second_pass
 from heptad.data.loader import LoaderSource
 from heptad.data.stream import StreamSource
-from heptad.errors import ConfigError, DataError, counted, diagnose
+from heptad.errors import ConfigError, DataError, counted, diagnose, kind
 
 
 def build_feed(components: Components, config: RunConfig, share: tuple[int, int] = (0, 1)) -> Feed:
@@ -35,7 +35,7 @@ def build_feed(components: Components, config: RunConfig, share: tuple[int, int]
         DataError: If it is known now that the data cannot give what the run needs.
     """
     if components.loader is not None:
-        feed = build_loader_feed(components.loader)
+        feed = build_loader_feed(components.loader, limit=config.limit_batches)
     else:
         feed = build_dataset_feed(components.dataset, components.collate_fn, config, share=share)
     _check_passes(components.loader if components.loader is not None else components.dataset, feed.batches, config)
@@ -65,7 +65,12 @@ def build_dataset_feed(
         raise DataError(diagnose("no_dataset", dataset, field))
     if config.shuffle and "shuffle" in config.model_fields_set:
         raise ConfigError(diagnose("shuffled_stream", dataset, field))
-    return StreamFeed(IteratorCursor(StreamSource(dataset, config, collate)), seeded=True)
+    if config.persistent_workers:
+        raise ConfigError(
+            f"RunConfig.persistent_workers goes with a dataset that is indexed; {field} (a {kind(dataset)}) is "
+            "iterated, and each pass begins in new workers; leave it out"
+        )
+    return StreamFeed(IteratorCursor(StreamSource(dataset, config, collate), config.limit_batches), seeded=True)
 
 
 def _index_cursor(
@@ -75,18 +80,20 @@ def _index_cursor(
     if not samples or (config.drop_last and samples < size):
         raise DataError(diagnose("too_few_samples", dataset, field, samples, size))
     return IndexCursor(
-        build_fetch(dataset, collate),
-        samples,
+        dataset,
+        collate,
         size,
         drop_last=config.drop_last,
         shuffle=config.shuffle,
         workers=config.num_workers,
+        persistent=config.persistent_workers,
+        limit=config.limit_batches,
         share=share,
     )
 
 
-def build_loader_feed(loader: Any, field: str = "Components.loader") -> Feed:
-    """Return the feed over a loader of batches; `field` is what messages call it."""
+def build_loader_feed(loader: Any, field: str = "Components.loader", limit: int | None = None) -> Feed:
+    """Return the feed over a loader of batches, `limit` in a pass at most; `field` is what messages call it."""
     if is_a(loader, Dataset) and not is_a(loader, IterableDataset):
         raise DataError(diagnose("no_loader", loader, field))
     _refuse_other_things(loader, field)
@@ -96,7 +103,7 @@ def build_loader_feed(loader: Any, field: str = "Components.loader") -> Feed:
     # the length of a loader over an iterable dataset is a guess: workers may each yield all of it, or a part
     streams = is_a(getattr(loader, "dataset", None), IterableDataset) or is_a(loader, IterableDataset)
     batches = None if streams else _length(loader)
-    cursor = IteratorCursor(LoaderSource(loader, sized=batches is not None))
+    cursor = IteratorCursor(LoaderSource(loader, sized=batches is not None), limit)
     if batches is None:
         return StreamFeed(cursor, seeded=False)
     if batches == 0:
@@ -116,13 +123,17 @@ def _check_passes(data: Any, batches: int | None, config: RunConfig) -> None:
     if not is_a(data, Iterator):
         return
     epochs, limit, k = config.epochs, config.max_updates, config.accumulation
+    flushes = config.remainder == "flush" or (config.remainder == "carry" and epochs == 1)
     if batches is None:
         if limit is None and (epochs or 0) > 1:
             refuse_second_pass(data)
         return
-    most = -(-batches // k) if config.remainder == "flush" else batches // k  # updates that one pass makes
+    most = -(-batches // k) if flushes else batches // k  # updates that one pass makes
     an_epoch = batches // k if config.remainder == "drop" else -(-batches // k)
-    wanted = min(n for n in (limit, None if epochs is None else epochs * an_epoch) if n is not None)
+    of_all = None if epochs is None else epochs * an_epoch
+    if config.remainder == "carry" and epochs is not None:
+        of_all = -(-epochs * batches // k)
+    wanted = min(n for n in (limit, of_all) if n is not None)
     if wanted > most or (wanted == 0 != limit and (epochs or 0) > 1):
         refuse_second_pass(data)
 

@@ -26,10 +26,12 @@ class Cursor(Protocol):
 
     Attributes:
         batches: Batches in a pass, `None` where that cannot be known.
+        varies: Whether a pass had another number of batches than the one before it.
         taken: Batches taken from the open pass.
     """
 
     batches: int | None
+    varies: bool
 
     @property
     def taken(self) -> int:

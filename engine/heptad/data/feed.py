@@ -18,11 +18,17 @@ class Feed(Protocol):
 
     Attributes:
         batches: Batches in a pass, `None` where that cannot be known.
+        varies: Whether a pass had another number of batches than the one before it.
         seed: The root of the data's order; set in `before_loop`.
     """
 
     @property
     def batches(self) -> int | None:
+        """See above."""
+        ...
+
+    @property
+    def varies(self) -> bool:
         """See above."""
         ...
 
@@ -83,6 +89,11 @@ class SizedFeed:
         """Batches in a pass."""
         return self._cursor.batches
 
+    @property
+    def varies(self) -> bool:
+        """Whether that number has changed."""
+        return self._cursor.varies
+
     def open(self, epoch: int, pass_index: int, limit: int | None = None) -> None:
         """Begin a pass."""
         self._cursor.begin(PassKey(self.seed, epoch, pass_index), limit)
@@ -124,6 +135,7 @@ class StreamFeed:
     """
 
     batches: int | None = None
+    varies = True
 
     def __init__(self, cursor: Cursor, *, seeded: bool) -> None:
         self.seed = 0

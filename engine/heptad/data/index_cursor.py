@@ -10,7 +10,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from heptad.data.cursor import PassKey
-from heptad.data.fetch import Fetch, InWorkers, as_it_is, ignore_interrupts
+from heptad.data.fetch import Collate, Fetch, InWorkers, as_it_is, build_fetch, ignore_interrupts
 from heptad.data.generators import generator_state, set_generator_state
 from heptad.data.order import ORDER_VERSION, batch_seed, order
 from heptad.errors import DataError
@@ -19,37 +19,60 @@ from heptad.errors import DataError
 class IndexCursor:
     """A place in a pass: the order is a function of the key, so a place is a number and nothing is replayed.
 
+    A pass begins with the dataset as it is then: how many samples it has, and what worker processes copy.
+
     The order knows no rank: of the batches of a pass, numbered 0, 1, 2, …, rank r of w takes r, w + r, 2 w + r, …
 
+    Args:
+        dataset: The samples, indexed from 0.
+        collate: Makes a batch of a list of them; `None` for torch's.
+        batch_size: Samples in a batch.
+        drop_last: Whether a last, smaller batch is left out.
+        shuffle: Whether each pass has an order of its own.
+        workers: Processes that fetch batches, 0 for none.
+        persistent: Whether they are kept from pass to pass, with the copy of the dataset that each began with. Where
+            the number of samples has changed they are made anew.
+        limit: Batches in a pass at most, `None` for all that the dataset has.
+        share: The rank of this process, and the number of ranks.
+
     Attributes:
-        batches: Batches in a pass.
+        batches: Batches in the pass that is open, or in the last one.
+        varies: Whether a pass had another number of batches than the one before it.
     """
 
     def __init__(
         self,
-        fetch: Fetch,
-        samples: int,
+        dataset: Any,
+        collate: Collate | None,
         batch_size: int,
         *,
         drop_last: bool,
         shuffle: bool,
         workers: int,
+        persistent: bool = False,
+        limit: int | None = None,
         share: tuple[int, int] = (0, 1),
     ) -> None:
-        self._rank, self._world = share
-        whole = samples // batch_size if drop_last else -(-samples // batch_size)
-        self.batches: int | None = whole // self._world  # those that every rank has one of
-        self._fetch = fetch
-        self._samples = samples
+        self._dataset = dataset
+        self._collate = collate
         self._batch_size = batch_size
+        self._drop_last = drop_last
         self._shuffle = shuffle
         self._workers = workers
+        self._persistent = persistent
+        self._limit = limit
+        self._rank, self._world = share
+        self._fetch: Fetch = build_fetch(dataset, collate)
+        self.varies = False
+        self._set_samples(len(dataset))
+        self._built = self._size()
         self._loader: DataLoader[Any] | None = None
         self._fetched: Iterator[Any] | None = None
         self._order = torch.empty(0, dtype=torch.int64)
         self._key = PassKey(0, 0, 0)
         self._next = 0
         self._stop = 0
+        self._until = 0  # where `take` looks up: the end of the pass, or 0 in one that was restored and not begun again
         self._open = False
 
     @property
@@ -59,32 +82,49 @@ class IndexCursor:
 
     def begin(self, key: PassKey, limit: int | None) -> None:
         """Begin a pass."""
+        samples, before = len(self._dataset), self.batches
+        if samples != self._samples:
+            self._loader = None  # persistent workers hold a copy of the dataset as it was
+            self._set_samples(samples)
+            self.varies = self.varies or self.batches != before
         stop = self.batches or 0
-        self._go_to(key, 0, stop if limit is None else min(stop, limit))
+        self._key, self._next, self._stop, self._open = key, 0, stop if limit is None else min(stop, limit), True
+        self._make_ready()
+        if self._workers and self._stop:
+            self._start_workers()
 
     def identity(self) -> dict[str, Any]:
-        """Return the numbers of samples and batches, and the version of the order."""
-        return {"samples": self._samples, "batches": self.batches, "version of the order": ORDER_VERSION}
+        """Return the numbers of samples and batches, and the version of the order.
+
+        The numbers are those that the run was built with, as it is when it is resumed; those of a dataset that has
+        changed since stand beside them.
+        """
+        size = self._size()
+        now = {f"{name} now": number for name, number in size.items() if size != self._built}
+        return {**self._built, "version of the order": ORDER_VERSION, **now}
 
     def state(self) -> dict[str, Any]:
         """Return the place."""
         generators = [generator_state(generator) for generator in self._fetch.generators()]
         place = {"open": self._open, "key": list(self._key), "next": self._next, "stop": self._stop}
-        return {**place, "generators": generators}
+        return {**place, "generators": generators, "samples": self._samples, "varies": self.varies}
 
     def restore(self, state: Mapping[str, Any], key: PassKey) -> str | None:
-        """Return to a place, at once."""
+        """Return to a place, at once; the dataset is looked at when the first batch is taken, as plugins open first."""
         del key  # it is part of the state
         for generator, at in zip(self._fetch.generators(), state["generators"], strict=False):
             set_generator_state(generator, at)
+        self._set_samples(state.get("samples", self._samples))  # older checkpoints have none
+        self.varies = state.get("varies", False)
         if state["open"]:
-            self._go_to(PassKey(*state["key"]), state["next"], state["stop"])
+            self._key, self._next, self._stop = PassKey(*state["key"]), state["next"], state["stop"]
+            self._until, self._open, self._fetched = 0, True, None
         return None
 
     def take(self) -> Any:
         """Return the next batch."""
-        if self._next >= self._stop:
-            raise DataError(f"the pass has {self._stop} batches and one more was asked for")
+        if self._next >= self._until:
+            self._resume()
         if self._workers:
             return self._take_from_workers()
         number = self._next * self._world + self._rank
@@ -112,13 +152,30 @@ class IndexCursor:
             number = place * self._world + self._rank
             yield self._indices(number).numpy(), batch_seed(*self._key, number)
 
-    def _go_to(self, key: PassKey, place: int, stop: int) -> None:
-        self._key = key
-        self._order = order(self._samples, *key, shuffle=self._shuffle)
-        self._next, self._stop, self._open = place, stop, True
-        self._fetched = None
-        if self._workers and place < stop:
-            self._start_workers()
+    def _resume(self) -> None:
+        """Make a pass that was restored ready, with the dataset as it is now that plugins are open."""
+        if self._next >= self._stop:
+            raise DataError(f"the pass has {self._stop} batches and one more was asked for")
+        if (samples := len(self._dataset)) != self._samples:
+            raise DataError(
+                f"the dataset has {samples} samples, and had {self._samples} in the pass that is resumed; the plugin "
+                "that changes its size must do so in its open(run) too"
+            )
+        self._make_ready()
+
+    def _make_ready(self) -> None:
+        self._fetch = build_fetch(self._dataset, self._collate)
+        self._order = order(self._samples, *self._key, shuffle=self._shuffle)
+        self._until, self._fetched = self._stop, None
+
+    def _set_samples(self, samples: int) -> None:
+        self._samples = samples
+        whole = samples // self._batch_size if self._drop_last else -(-samples // self._batch_size)
+        batches = whole // self._world  # those that every rank has one of
+        self.batches: int | None = batches if self._limit is None else min(batches, self._limit)
+
+    def _size(self) -> dict[str, Any]:
+        return {"samples": self._samples, "batches": self.batches}
 
     def _indices(self, number: int) -> torch.Tensor:
         start = number * self._batch_size
@@ -138,13 +195,13 @@ class IndexCursor:
 
     def _start_workers(self) -> Iterator[Any]:
         """Start the workers on the batches of the open pass, from the next one on."""
-        if self._loader is None:  # not `if not`: its truth is its length
+        if self._loader is None or not self._persistent:  # not `if not`: its truth is its length
             self._loader = DataLoader(
                 cast("Dataset[Any]", InWorkers(self._fetch)),  # indexed by jobs, which torch's types lack
                 sampler=_Jobs(self),
                 batch_size=None,
                 num_workers=self._workers,
-                persistent_workers=True,
+                persistent_workers=self._persistent,
                 collate_fn=as_it_is,
                 worker_init_fn=ignore_interrupts,
                 generator=torch.Generator().manual_seed(0),  # without one, iter() draws from the global generator

@@ -51,19 +51,28 @@ class IteratorCursor:
     Beyond its length a source is not asked unless it is `drained`: one that never ends, or whose last item is slow to
     come, is not waited for.
 
+    Args:
+        source: What is iterated.
+        limit: Batches in a pass at most, `None` for all that the source has.
+
     Attributes:
-        batches: Batches in the pass that is open or comes next, `None` where nobody can know.
+        batches: Batches in the pass that is open, or in the last one; `None` where nobody can know.
+        varies: Whether a pass had another number of batches than the one before it.
         taken: Batches taken from the open pass.
     """
 
-    def __init__(self, source: PassSource) -> None:
+    def __init__(self, source: PassSource, limit: int | None = None) -> None:
         self._source = source
-        self.batches = source.length()
+        self._limit = limit
+        self.batches = self._built = self._length()
+        self.varies = False
         self.taken = 0
         self._passes = 0
         self._iterator: Iterator[Any] | None = None
         self._began: list[Any] = []
         """Random states: when the pass was begun, and when its first batch was about to be taken."""
+        self._restored: Mapping[str, Any] | None = None
+        """A place that `take` returns to: in a pass of another length than the source has before plugins are open."""
 
     def begin(self, key: PassKey, limit: int | None) -> None:
         """Begin a pass.
@@ -72,10 +81,11 @@ class IteratorCursor:
             DataError: If the source can be iterated once, and was.
         """
         del limit  # what is not taken is left
-        self._iterator = None  # before iterate(): the old one's workers end before the new one's start
+        self._iterator = self._restored = None  # before iterate(): old workers end before new ones start
         if self._passes:
             refuse_second_pass(self._source.data)
-        self.batches = self._source.length()
+        before, self.batches = self.batches, self._length()
+        self.varies = self.varies or self.batches != before
         # twice: some loaders draw their order in iter(), others when the first batch is taken, and the network or a
         # handler may draw in between
         self._began = self._source.before_pass()
@@ -89,44 +99,69 @@ class IteratorCursor:
         if iterator is None:
             if self.batches is None:
                 return NOTHING
-            raise DataError("no pass is open")
+            iterator = self._resume()
         if not self.taken:
             self._began = self._source.before_first(self._began)
+        elif self.taken == self._limit:
+            self._iterator = None
+            return NOTHING
         batch = next(iterator, NOTHING)
         if batch is NOTHING:
             self._iterator = None
             if self.batches is not None:
-                raise self._wrong_length(f"ended after {self.taken}")
+                raise DataError(
+                    f"the loader says that it has {self._source.length()} batches, but it ended after {self.taken}; "
+                    "correct its __len__, or pass a loader without one"
+                )
             return NOTHING
         self.taken += 1
         return batch
 
     def end(self) -> None:
-        """End the pass.
-
-        Raises:
-            DataError: If a source that is drained has a batch beyond its length.
-        """
-        iterator, self._iterator = self._iterator, None
-        if iterator is None or self.taken != self.batches or not self._source.drained:
-            return
-        if next(iterator, NOTHING) is not NOTHING:
-            raise self._wrong_length(f"yielded at least {self.taken + 1}")
+        """End the pass."""
+        iterator, self._iterator, self._restored = self._iterator, None, None
+        if iterator is not None and self._source.drained and self.taken == self._source.length():
+            next(iterator, NOTHING)
 
     def identity(self) -> dict[str, Any]:
-        """Return the number of batches."""
-        return {"batches": self.batches}
+        """Return the number of batches that the run was built with, and beside it another one that it has now."""
+        now = {} if self.batches == self._built else {"batches now": self.batches}
+        return {"batches": self._built, **now}
 
     def state(self) -> dict[str, Any]:
         """Return the place, and what the source carries from pass to pass."""
+        if self._restored is not None:
+            return dict(self._restored)
         place = {"walks": self._passes, "open": self._iterator is not None, "taken": self.taken, "began": self._began}
-        return {**place, **self._source.own()}
+        return {**place, "batches": self.batches, "varies": self.varies, **self._source.own()}
 
     def restore(self, state: Mapping[str, Any], key: PassKey) -> str | None:
         """Return to a place. A source without a state of its own is iterated up to it."""
-        self._walks, self.taken, self._began = state["walks"], state["taken"], list(state.get("began", ()))
+        self._passes, self.taken, self._began = state["walks"], state["taken"], list(state.get("began", ()))
+        self.batches, self.varies = state.get("batches", self.batches), state.get("varies", False)  # None is older
+        if state["open"] and self.batches != self._length():
+            self._restored = state
+            return None
         self._iterator, remarks = self._source.go_to(state, key)
         return remarks
+
+    def _resume(self) -> Iterator[Any]:
+        """Return to a place that was restored, with the source as it is now that plugins are open."""
+        if self._restored is None:
+            raise DataError("no pass is open")
+        if (batches := self._length()) != self.batches:
+            raise DataError(
+                f"the loader has {batches} batches, and had {self.batches} in the pass that is resumed; the plugin "
+                "that changes its length must do so in its open(run) too"
+            )
+        iterator, _ = self._source.go_to(self._restored, PassKey(0, 0, 0))
+        self._iterator, self._restored = iterator, None
+        return iterator if iterator is not None else iter(())
+
+    def _length(self) -> int | None:
+        """Return how many batches the next pass has, `None` where nobody can know."""
+        batches = self._source.length()
+        return batches if batches is None or self._limit is None else min(batches, self._limit)
 
     def rest(self) -> None:
         """Keep the iterator: what it has drawn could not be drawn again."""
@@ -134,12 +169,6 @@ class IteratorCursor:
     def close(self) -> None:
         """Drop the iterator, and its worker processes with it."""
         self._iterator = None
-
-    def _wrong_length(self, found: str) -> DataError:
-        return DataError(
-            f"the loader says that it has {self.batches} batches, but it {found}; "
-            "correct its __len__, or pass a loader without one"
-        )
 
 
 def walk_to(iterator: Iterator[Any], batches: int) -> str | None:

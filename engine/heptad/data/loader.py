@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 from torch.utils.data import ChainDataset, ConcatDataset, DataLoader, DistributedSampler, IterableDataset, Subset
 
@@ -20,6 +20,9 @@ from heptad.data.generators import (
 from heptad.data.iterator_cursor import walk_to
 from heptad.errors import DataError, a_kind
 
+OF_TORCH = ("torch.utils.data", "torchdata.")
+"""How the names of modules begin whose loaders and samplers are torch's own."""
+
 
 class LoaderSource:
     """A loader as a source of passes.
@@ -31,9 +34,10 @@ class LoaderSource:
 
     def __init__(self, loader: Any, *, sized: bool) -> None:
         self.data = loader
-        # torch's RandomSampler draws once more after its last index, and a sampler may count its passes there: a plain
-        # loop sees that end, so the order of the next pass depends on it. Nothing is fetched if the length is right.
-        self.drained = sized and is_a(loader, DataLoader)
+        # torch's RandomSampler draws once more after its last index: a plain loop sees that end, so the order of the
+        # next pass depends on it. Only where loader and samplers are of torch's own classes, which keep to their
+        # length, so that no batch is fetched there: one of the user's may never end, and is not asked.
+        self.drained = sized and is_a(loader, DataLoader) and self._keeps_to_its_length()
         self._sized = sized
         self._stateful = is_stateful(loader)
         self._draws = not isinstance(loader, list | tuple) and not self._stateful
@@ -100,6 +104,14 @@ class LoaderSource:
     def _sampler_states(self) -> list[Any]:
         """Return the state of each sampler, None for one that has none; nothing if the loader's own holds them."""
         return [] if self._stateful else [_sampler_state(sampler) for sampler in self._samplers()]
+
+    def _keeps_to_its_length(self) -> bool:
+        """Return whether loader and samplers are of torch's own classes, which yield as many batches as they say."""
+        loader = cast("type[Any]", type(self.data))
+        return all(method.__module__.startswith(OF_TORCH) for method in (loader.__iter__, loader.__len__)) and all(
+            type(sampler).__module__.startswith(OF_TORCH) or isinstance(sampler, list | tuple | range)
+            for sampler in self._samplers()
+        )
 
     def _generators(self) -> list[Any]:
         batches = getattr(self.data, "batch_sampler", None)

@@ -288,6 +288,7 @@ def values_seen(guard: str, at: Counters, facts: Mapping[str, Any], accumulation
                 "accumulation": accumulation,
                 "remainder": facts.get("remainder"),
                 **_batches(at, facts),
+                **({"epochs": at.epoch, "of": facts.get("epochs")} if facts.get("remainder") == "carry" else {}),
             }
         case "batches_remain":
             return {"steps in the window": at.window, **_batches(at, facts), **limits}

@@ -122,9 +122,14 @@ class Call:
 
 
 class Effects:
-    """What leaving each state does to the counters, as arrays over the arcs of a table."""
+    """What leaving each state does to the counters, as arrays over the arcs of a table.
+
+    Attributes:
+        carries: Whether the end of an epoch leaves a window open.
+    """
 
     def __init__(self, table: Table) -> None:
+        self.carries = False
         # Numbers 0 … n - 1 are the n arcs of the table; n + k is the failure in the state of number k, no arc of it.
         sources = [arc.source for arc in table.arcs] + [state.name for state in table.states]
         self.sources = np.array([table.index[name] for name in sources], dtype=np.int64)
@@ -158,12 +163,13 @@ class Effects:
         steps = base.step + np.cumsum(self.counts_step[arcs])
         counted = self.counts_update[arcs]
         counted[list(chunk.skipped)] = False
+        closes = self.counts_update if self.carries else self.closes_window
         columns = {
             "epoch": base.epoch + np.cumsum(self.counts_epoch[arcs]),
             "batch_index": steps - _latest(self.opens_epoch[arcs], steps, base.step - base.batch_index),
             "step": steps,
             "update": base.update + np.cumsum(counted),
-            "window": steps - _latest(self.closes_window[arcs], steps, base.step - base.window),
+            "window": steps - _latest(closes[arcs], steps, base.step - base.window),
         }
         if failure is not None and chunk.seq <= failure.seq < chunk.seq + len(arcs):
             for name, value in failure.counters._asdict().items():

@@ -45,9 +45,10 @@ def batches_remain(run: HasPosition) -> bool:
 
 
 def epochs_remain(run: HasPosition) -> bool:
-    """Another epoch follows."""
+    """Another epoch follows; where a run ends, only if it carries an open window, which that epoch fills."""
     at = run.position
-    return not at.ending and (at.last_epoch is None or at.epoch < at.last_epoch)
+    follows = not at.ending or (at.carries and at.window.steps > 0)
+    return follows and (at.last_epoch is None or at.epoch < at.last_epoch)
 
 
 def is_update_due(at: RunState) -> bool:

@@ -71,6 +71,7 @@ class Run(RunView):
         self.config = config
         self.runtime = runtime
         self.buffer = buffer
+        buffer.effects.carries = config.remainder == "carry"
         self._log: TransitionLog | None = None
         self.id = uuid4().hex
         self.resumed_from: str | None = None

@@ -22,7 +22,8 @@ class RunState:
         last_epoch: Epochs after which the run ends, `None` for no limit.
         last_update: Updates after which it ends, `None` for no limit.
         extends: `remainder="extend"`.
-        flushes: `remainder="flush"`.
+        flushes: A window that the data end in makes an update: `remainder="flush"`, or `"carry"` in the last epoch.
+        carries: `remainder="carry"`: the end of an epoch leaves the window open.
         node: The number of the state in the table.
         halt: The loop must return after this turn.
         entering: Entry handlers are being called.
@@ -55,6 +56,7 @@ class RunState:
     last_update: int | None
     extends: bool
     flushes: bool
+    carries: bool = False
 
     node: int = 0
     halt: bool = False
@@ -96,6 +98,14 @@ class RunState:
         """
         self.ending = True
         self.reason = reason if failed else self.reason or reason
+        self.settle_carry()
+
+    def settle_carry(self) -> None:
+        """Under `carry`, work out whether no epoch follows, so that what the window holds is to be flushed."""
+        if self.carries and self.epoch_open:
+            self.flushes = self.ending or self.epoch + 1 == self.last_epoch
+            steps = self.window.steps
+            self.update_due = steps == self.window.size or (self.flushes and steps > 0 and not self.remaining)
 
 
 def initial_state(config: RunConfig) -> RunState:
@@ -106,6 +116,7 @@ def initial_state(config: RunConfig) -> RunState:
         config.max_updates,
         extends=config.remainder == "extend",
         flushes=config.remainder == "flush",
+        carries=config.remainder == "carry",
     )
     if config.max_updates == 0:
         at.end("max_updates=0 reached")

@@ -104,7 +104,7 @@ class RunView:
         batches = self.runtime.feed.batches
         if batches is None:
             return None
-        if self.config.remainder == "flush":
+        if self.config.remainder in ("flush", "carry"):
             return batches
         return self._updates_of(batches) * self.accumulation
 
@@ -112,16 +112,19 @@ class RunView:
     def total_updates(self) -> int | None:
         """Updates that the run will have made at its end, if nothing stops it and none is skipped.
 
-        `None` where it cannot be known, because the length of the data is not.
+        `None` where it cannot be known, because the length of the data is not: they say none, or it has changed between
+        two passes and may do so again.
         """
-        at, config = self.position, self.config
-        batches = self.runtime.feed.batches
+        at, config, feed = self.position, self.config, self.runtime.feed
+        batches = feed.batches
         if config.epochs is None:
             return config.max_updates
-        if batches is None:
+        if batches is None or (feed.varies and at.epoch + at.epoch_open < config.epochs):
             return None
-        if at.window.resized:  # what is done stands; the rest is made with the present accumulation
+        if at.window.resized or feed.varies:  # what is done stands; the rest is made with the present accumulation
             total = at.update + self._updates_ahead(batches, config.epochs)
+        elif at.carries:
+            total = self._updates_of(config.epochs * batches)
         else:
             total = config.epochs * self._updates_of(batches)
         return total if config.max_updates is None else min(total, config.max_updates)
@@ -133,6 +136,10 @@ class RunView:
 
     def _updates_ahead(self, batches: int, epochs: int) -> int:
         at = self.position
+        after = epochs - at.epoch - (1 if at.epoch_open else 0)
+        if at.carries:  # windows know no epochs: one update for the open one, those that all other steps make
+            steps = at.remaining + after * batches - (at.window.size - at.window.steps if at.window.steps else 0)
+            return (1 if at.window.steps else 0) + self._updates_of(max(0, steps))
         now = 0
         # In the open epoch: one update for the open window, which takes what it lacks from the remaining batches, and
         # those that the rest makes; a pass begun to fill the window makes no more. Then the epochs to come, each whole.
@@ -140,13 +147,13 @@ class RunView:
             open_steps = at.window.steps
             left = at.remaining - (at.window.size - open_steps if open_steps else 0)
             now = (1 if open_steps else 0) + (self._updates_of(left) if left > 0 and not at.extending else 0)
-        return now + (epochs - at.epoch - (1 if at.epoch_open else 0)) * self._updates_of(batches)
+        return now + after * self._updates_of(batches)
 
     # -- guards
 
     @property
     def update_due(self) -> bool:
-        """Guard: the window is full, or holds what is left and `remainder="flush"`."""
+        """Guard: the window is full, or holds what is left and is flushed."""
         return update_due(self)
 
     @property

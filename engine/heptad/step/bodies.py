@@ -58,21 +58,20 @@ def before_epoch(run: Run) -> None:
     """Open the pass."""
     at, feed = run.position, run.runtime.feed
     at.batch_index = 0
-    at.window.steps = 0  # what remainder="drop" left over is not part of any update
+    if not at.carries:
+        at.window.steps = 0  # what remainder="drop" left over is not part of any update
     at.pass_index = 0
     at.extending = False
     at.epoch_open = True
     run.plan_windows()
-    limit = None
-    if run.config.remainder == "drop" and feed.batches is not None:
-        limit = feed.batches  # a live change of the window may fill what the present one would leave
-    feed.open(at.epoch, 0, limit)
+    feed.open(at.epoch, 0)
     at.sized = feed.batches is not None
     at.remaining = _remaining(run)
     if not at.remaining:
         raise DataError(f"the pass of epoch {at.epoch} yields nothing; the data must hold at least one batch")
-    if limit is not None and limit < at.window.next_size:
-        run.emit(Drop, epoch=at.epoch, batches=limit, window=at.window.next_size)
+    at.settle_carry()
+    if at.remaining < at.needed:
+        run.emit(Drop, epoch=at.epoch, batches=at.remaining, window=at.window.next_size)
 
 
 def before_step(run: Run) -> None:
@@ -173,7 +172,8 @@ def after_epoch(run: Run) -> None:
     at = run.position
     run.runtime.feed.end()
     _refuse_endless(run)
-    at.window.steps = 0
+    if not at.carries:
+        at.window.steps = 0
     at.remaining = 0
     at.update_due = False
     at.epoch_open = False

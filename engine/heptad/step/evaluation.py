@@ -103,6 +103,7 @@ def reading_config(config: RunConfig) -> RunConfig:
         shuffle=False,
         drop_last=False,
         num_workers=config.num_workers,
+        persistent_workers=config.persistent_workers,
         device=config.device,
     )
 

@@ -92,6 +92,7 @@ class _ShadowFeed:
 
     def __init__(self, batches: int | None) -> None:
         self.batches = batches
+        self.varies = False
         self.seed = 0
 
     def open(self, epoch: int, pass_index: int, limit: int | None = None) -> None:

@@ -76,7 +76,7 @@ def short_runs() -> list[ShortRun]:
         ShortRun(3, {"epochs": 2}, skip_at=1),
         ShortRun(3, {"epochs": 2}, evaluated=True),
     ]
-    for remainder in ("flush", "drop"):
+    for remainder in ("flush", "drop", "carry"):
         for sized in (True, False):
             runs.append(ShortRun(3, {"epochs": 2, "accumulation": 2, "remainder": remainder}, sized=sized))
     return runs

@@ -117,7 +117,7 @@ class _Track:
         elif turn.source in _ENDS:
             yield from self._closes(_ENDS[turn.source])
         if turn.dest == "after_epoch":
-            yield from self._closes("window")  # one that remainder="drop" leaves unfilled
+            yield from self._closes("window")  # one that is left unfilled, or continued in the next epoch
         elif turn.dest == "before_epoch":
             yield self._opens("epoch", turn.epoch)
         elif turn.dest == "before_step":

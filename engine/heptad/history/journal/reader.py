@@ -103,6 +103,7 @@ class FileSource:
     @property
     def effects(self) -> Effects:
         """What its arcs do to the counters."""
+        self._effects.carries = self._facts.get("remainder") == "carry"
         return self._effects
 
     @property
