@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Generator, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from functools import partial
 from types import TracebackType
@@ -123,7 +123,12 @@ class Engine:
 
     # -- driving
 
-    def run(self, until: str | Until | None = None, resume: str | os.PathLike[str] | None = None) -> Run:
+    def run(
+        self,
+        until: str | Until | None = None,
+        resume: str | os.PathLike[str] | None = None,
+        allow_changes: Collection[str] = (),
+    ) -> Run:
         """Drive the run to its end: from `idle`, from where it is paused, or from a checkpoint.
 
         Args:
@@ -132,6 +137,8 @@ class Engine:
             resume: A directory of checkpoints, of which the newest sound one is taken; one checkpoint; or `"auto"`: the
                 directory of the run's own `Checkpoint`. Where that holds none, the run begins at its start, and the log
                 says so. What follows is, bit for bit, what a run that was never interrupted does.
+            allow_changes: With `"optimizer"`, options of optimizers (such as the learning rate) may differ from those
+                of the checkpoint: the ones given now hold, with moments and counts of the checkpoint; the log says so.
 
         Returns:
             The run: finished, or paused (`Run.paused` says why).
@@ -150,7 +157,9 @@ class Engine:
         run = self.current
         with self._driving("run"), CtrlC(run) as ctrl_c:  # it tears neither restoring nor the `open` of a plugin apart
             if resume is not None:
-                self._resumption.resume(run, resume, partial(build, strategy=self._strategy))
+                self._resumption.resume(run, resume, partial(build, strategy=self._strategy), allow_changes)
+            elif allow_changes:
+                raise EngineError("run(allow_changes=…) goes with resume=…: it says what may differ from a checkpoint")
             self._resumption.begin(run)
             with self._manager.opened(run), self._feed_closed_at_the_end():
                 self._make_ready()

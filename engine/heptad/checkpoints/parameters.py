@@ -27,6 +27,15 @@ def capture_optimizers(run: Run) -> StoredOptimizers:
     )
 
 
+def rehearse_optimizers(run: Run, stored: StoredOptimizers) -> None:
+    """Find out whether the optimizers can load what is stored; they are as they were afterwards.
+
+    Raises:
+        CheckpointError: If one cannot.
+    """
+    run.runtime.optimizers.rehearse([one.plain() for one in stored.states], dict(_named_parameters(run)))
+
+
 def restore_optimizers(run: Run, stored: StoredOptimizers) -> None:
     """Restore optimizers and gradients; the optimizers were built, and compared with what is stored."""
     parameters = dict(_named_parameters(run))

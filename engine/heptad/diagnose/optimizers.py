@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 from torch import nn
 
 from heptad.config import short
-from heptad.errors import a_kind, kind
+from heptad.errors import a_kind, in_a_line, kind, summarize
 
 
 def optimizer_factory(error: Exception, network: nn.Module) -> str:
@@ -40,3 +40,19 @@ def needs_closure(optimizer: Any, why: str) -> str:
         f"Components.optimizer: the step of this {kind(optimizer)} is called as step(), but {why}; use an "
         "optimizer that needs no closure, such as SGD or Adam"
     )
+
+
+def unfit_state(number: int, optimizer: Any, stored: Any, own: Any, error: Exception) -> str:
+    """Describe a state in a checkpoint that an optimizer cannot load."""
+    return (
+        f"optimizers[{number}] ({a_kind(optimizer)}) cannot load its state in the checkpoint: {in_a_line(error)}; "
+        f"found {_keys(stored)}, expected {_keys(own)}; nothing was changed. Build the optimizer with the version of "
+        "its class that wrote it, or begin a new run from the weights with load_weights"
+    )
+
+
+def _keys(state: Any) -> str:
+    """Return the form of a state: its keys, where it is a dict."""
+    if not isinstance(state, dict):
+        return summarize(state)
+    return f"a dict of {', '.join(map(repr, cast('dict[Any, Any]', state))) or 'nothing'}"

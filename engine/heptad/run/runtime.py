@@ -64,6 +64,10 @@ class OptimizerSet(Protocol):
         """Return the state of each, with the names of its parameters by group."""
         ...
 
+    def rehearse(self, states: Sequence[Mapping[str, Any]], parameters: Mapping[str, nn.Parameter]) -> None:
+        """Load what `state` returned, and put back what was there."""
+        ...
+
     def restore(self, states: Sequence[Mapping[str, Any]], parameters: Mapping[str, nn.Parameter]) -> None:
         """Restore what `state` returned."""
         ...

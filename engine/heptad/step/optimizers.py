@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from heptad.config import Components, is_optimizer, listed, refusal
-from heptad.errors import CheckpointError, ConfigError, a_kind, add_note, counted, diagnose, kind
+from heptad.errors import CheckpointError, ConfigError, a_kind, add_note, counted, diagnose, kind, summarize
 
 PLAIN_ZERO_GRAD = Optimizer.zero_grad
 
@@ -62,7 +62,7 @@ class Optimizers(tuple[Optimizer, ...]):
 
     def groups(self, of: Optimizer | None = None) -> list[dict[str, Any]]:
         """Return the parameter groups, of all or of one of the optimizers; not copied."""
-        return [group for optimizer in self if of is None or optimizer is of for group in optimizer.param_groups]
+        return [group for optimizer in (self if of is None else (of,)) for group in optimizer.param_groups]
 
     def learning_rates(self, of: Optimizer | None = None) -> dict[str, float | Tensor]:
         """Return the learning rate as `lr`; where there are several groups, as `lr/0`, `lr/1` and so on.
@@ -87,13 +87,7 @@ class Optimizers(tuple[Optimizer, ...]):
     def describe(self) -> list[dict[str, Any]]:
         """Return the class of each and the plain options of its parameter groups."""
         return [
-            {
-                "class": kind(optimizer),
-                "groups": [
-                    {name: value for name, value in group.items() if isinstance(value, str | int | float | None)}
-                    for group in optimizer.param_groups
-                ],
-            }
+            {"class": kind(optimizer), "groups": [_plain_options(group) for group in optimizer.param_groups]}
             for optimizer in self
         ]
 
@@ -122,11 +116,47 @@ class Optimizers(tuple[Optimizer, ...]):
         """
         return [_state_of(*each) for each in zip(self, built, self.names(names), strict=True)]
 
+    def rehearse(self, states: Sequence[Mapping[str, Any]], parameters: Mapping[str, nn.Parameter]) -> None:
+        """Load what `state` returned, and put back what was there.
+
+        Raises:
+            CheckpointError: If an optimizer cannot load its state.
+        """
+        for number, (optimizer, stored) in enumerate(zip(self, states, strict=True)):
+            own, built = optimizer.state_dict(), len(optimizer.param_groups)
+            try:
+                _add_groups(optimizer, stored, parameters)
+                _restore_state(optimizer, stored["state"])
+            except Exception as error:
+                raise CheckpointError(
+                    diagnose("unfit_state", number, optimizer, stored["state"], own, error)
+                ) from error
+            finally:
+                if len(optimizer.param_groups) > built:
+                    del optimizer.param_groups[built:]
+                _restore_state(optimizer, own)
+
     def restore(self, states: Sequence[Mapping[str, Any]], parameters: Mapping[str, nn.Parameter]) -> None:
         """Restore what `state` returned; groups that were added during the run are added first."""
         for optimizer, stored in zip(self, states, strict=True):
             _add_groups(optimizer, stored, parameters)
             _restore_state(optimizer, stored["state"])
+
+
+def _plain_options(group: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the options of a parameter group that are numbers, text or tuples of these."""
+    options = {name: _plain_option(value) for name, value in group.items() if name not in ("params", "param_names")}
+    return {name: value for name, value in options.items() if value is not ...}
+
+
+def _plain_option(value: Any) -> Any:
+    """Return an option as plain data, `...` where it is none."""
+    if isinstance(value, Tensor):  # a rate that is a tensor: one device sync, before the first step
+        return ... if value.dim() else value.item()
+    if isinstance(value, list | tuple):
+        parts = tuple(map(_plain_option, cast("Sequence[Any]", value)))
+        return ... if ... in parts else parts
+    return value if isinstance(value, str | int | float | None) else ...
 
 
 def _clears_plainly(optimizer: object) -> bool:
@@ -191,6 +221,7 @@ def optimizer_mistake(optimizer: Any, network: nn.Module, when: str) -> str | No
 
 
 def _state_of(optimizer: Any, built: int, parameters: list[list[str]]) -> dict[str, Any]:
+    """Return what a checkpoint holds of an optimizer."""
     if not all(callable(getattr(optimizer, name, None)) for name in ("state_dict", "load_state_dict")):
         raise CheckpointError(
             f"the optimizer ({a_kind(optimizer)}) has no state_dict and load_state_dict, so its state cannot be stored"
@@ -203,14 +234,23 @@ def _state_of(optimizer: Any, built: int, parameters: list[list[str]]) -> dict[s
             f"{len(parameters)} now, with {what}, so a resumed run could not restore it; give it all its groups when "
             "it is built, of parameters that the network holds"
         )
-    return {"class": kind(optimizer), "parameters": parameters, "state": optimizer.state_dict()}
+    state = optimizer.state_dict()
+    if not isinstance(state, dict):
+        raise CheckpointError(
+            f"the state_dict of the optimizer ({a_kind(optimizer)}) returned {summarize(state)}, not a dict"
+        )
+    return {"class": kind(optimizer), "parameters": parameters, "state": cast("dict[str, Any]", state)}
 
 
 def _add_groups(optimizer: Any, stored: Mapping[str, Any], parameters: Mapping[str, nn.Parameter]) -> None:
-    """Add the parameter groups that were added during the run; their state and options are loaded afterwards."""
+    """Add the parameter groups that were added during the run; their state and options are loaded afterwards.
+
+    An optimizer whose state has a form of its own says nothing of groups: it gets them with the default options.
+    """
     built = len(optimizer.param_groups)
     for number, names in enumerate(stored["parameters"][built:], built):
-        options = dict(stored["state"]["param_groups"][number])
+        groups: Sequence[dict[str, Any]] = stored["state"].get("param_groups", ())
+        options = dict(groups[number]) if number < len(groups) else {}
         held = [parameters[name] for name in names]
         own = options.pop("param_names", None)  # torch takes them with the parameters
         optimizer.add_param_group({**options, "params": held if own is None else list(zip(own, held, strict=True))})
@@ -219,13 +259,13 @@ def _add_groups(optimizer: Any, stored: Mapping[str, Any], parameters: Mapping[s
 def _restore_state(optimizer: Any, state: dict[str, Any]) -> None:
     """Load a state. torch rounds it to the dtypes of the parameters, so what was rounded is put back afterwards."""
     optimizer.load_state_dict(state)
-    if not isinstance(optimizer, Optimizer):
-        return
+    if not isinstance(optimizer, Optimizer) or not isinstance(state.get("state"), dict):
+        return  # what has a form of its own is loaded in a way of its own
     held = [p for group in optimizer.param_groups for p in cast("list[nn.Parameter]", group["params"])]
     live = cast("Mapping[Tensor, dict[str, Any]]", optimizer.state)
     for number, values in cast("dict[Any, dict[str, Any]]", state["state"]).items():
         for name, value in values.items() if isinstance(number, int) else ():
-            if name in live[held[number]]:
+            if number < len(held) and name in live[held[number]]:
                 live[held[number]][name] = _unrounded(live[held[number]][name], value)
 
 
