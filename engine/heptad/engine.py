@@ -13,7 +13,7 @@ from typing import Any, Self, TypeVar
 import torch
 
 from heptad.checkpoints.resumption import Resumption
-from heptad.config import Components, RunConfig, check_together, is_optimizer, listed
+from heptad.config import Components, RunConfig, check_together
 from heptad.data.build import build_feed
 from heptad.data.placement import read_numbers, resolve_device
 from heptad.errors import EngineError, PluginError, a_kind
@@ -40,7 +40,7 @@ from heptad.run.until import Until, until_predicate
 from heptad.step.bodies import BODIES, READERS, announced_batch, before_loop, build
 from heptad.step.evaluator import Evaluator
 from heptad.step.metrics import Metric
-from heptad.step.optimizers import Optimizers, optimizer_mistakes
+from heptad.step.optimizers import Optimizers, given_mistakes
 from heptad.step.plan import PlannedTurn, Planner
 from heptad.table import guard_of, training_table
 
@@ -78,8 +78,7 @@ class Engine:
         for value, expected in ((components, Components), (config, RunConfig)):
             if not isinstance(value, expected):  # pyright: ignore[reportUnnecessaryIsInstance] - for callers without a type checker
                 raise EngineError(f"Engine takes Components, RunConfig and plugins in this order, got {a_kind(value)}")
-        given = [part for part in listed(components.optimizer) if is_optimizer(part)]
-        check_together(components, config, optimizer_mistakes(given, components.network))
+        check_together(components, config, given_mistakes(components))
         self._manager = PluginManager(plugins)
         self._components = components
         self._config = config
@@ -156,10 +155,8 @@ class Engine:
         reached = until_predicate(until, self.current.table)
         run = self.current
         with self._driving("run"), CtrlC(run) as ctrl_c:  # it tears neither restoring nor the `open` of a plugin apart
-            if resume is not None:
+            if resume is not None or allow_changes:
                 self._resumption.resume(run, resume, partial(build, strategy=self._strategy), allow_changes)
-            elif allow_changes:
-                raise EngineError("run(allow_changes=…) goes with resume=…: it says what may differ from a checkpoint")
             self._resumption.begin(run)
             with self._manager.opened(run), self._feed_closed_at_the_end():
                 self._make_ready()

@@ -113,6 +113,7 @@ def _capture_position(
 ) -> StoredPosition:
     at, buffer = run.position, run.buffer
     built: list[dict[str, Any]] = buffer.facts.get("optimizers", [])
+    beside: dict[str, Any] = buffer.facts.get("side_optimizers", {})
     return StoredPosition(
         id=run.id,
         seq=buffer.seq,
@@ -126,6 +127,7 @@ def _capture_position(
         reason=run.reason,
         seed=run.runtime.feed.seed,
         optimizers=[StoredOptions.model_validate(options) for options in built],
+        side_optimizers={name: StoredOptions.model_validate(options) for name, options in beside.items()},
         visits=[detour.last_now(run) for detour in detours],
         filters=[[*filter_key(row), *row.filter.state()] for row in subscriptions],
         notes=[],  # where format 1 stored the words of its events

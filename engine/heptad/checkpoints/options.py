@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from heptad.checkpoints.form import StoredOptimizer, StoredOptimizers, StoredOptions
+from heptad.checkpoints.form import StoredOptimizer, StoredOptimizers, StoredOptions, StoredPosition
 from heptad.checkpoints.identity import refuse
 from heptad.checkpoints.modules import tensor_differences
 from heptad.checkpoints.parameters import held_parameters, parameter_names
@@ -86,14 +86,14 @@ class _Pair:
 
 
 def check_optimizers(
-    run: Run, stored: StoredOptimizers, built: Sequence[StoredOptions], *, may_change: bool
+    run: Run, stored: StoredOptimizers, position: StoredPosition, *, may_change: bool
 ) -> list[ChangedOption]:
     """Compare the optimizers that were built: classes, options, parameters in their order.
 
     Args:
         run: The run.
         stored: What the checkpoint holds of optimizers.
-        built: The options that they were built with, which a schedule may have changed since.
+        position: It says which options they were built with, which a schedule may have changed since.
         may_change: Whether options may differ.
 
     Returns:
@@ -105,10 +105,13 @@ def check_optimizers(
     """
     if len(stored.states) != len(run.optimizers):
         refuse([f"Components.optimizer: {len(stored.states)} in the checkpoint, {len(run.optimizers)} here"])
+    if stored.side.keys() != run.side_optimizers.keys():
+        then, here = (", ".join(sorted(names)) or "none" for names in (stored.side, run.side_optimizers))
+        refuse([f"Components.side_optimizers: {then} in the checkpoint, {here} here"])
     known = set(parameter_names(run).values())
     wrong = tensor_differences("held by the optimizers", stored.held, held_parameters(run))
     changed: list[ChangedOption] = []
-    pairs = list(_pair_up(run, stored, built))
+    pairs = list(_pair_up(run, stored, position))
     for pair in pairs:
         if kind(pair.optimizer) != pair.stored.kind:
             wrong.append(f"{pair.where}: {with_article(pair.stored.kind)} in the checkpoint, {a_kind(pair.optimizer)} here")
@@ -126,12 +129,17 @@ def check_optimizers(
     return changed
 
 
-def _pair_up(run: Run, stored: StoredOptimizers, built: Sequence[StoredOptions]) -> Iterator[_Pair]:
-    names, optimizers = parameter_names(run), run.runtime.optimizers
-    rows = zip(optimizers, stored.states, built, optimizers.names(names), optimizers.describe(), strict=True)
-    for number, (optimizer, state, options, groups, now) in enumerate(rows):
-        where, own = f"optimizers[{number}]", optimizers.groups(optimizer)
-        yield _Pair(where, optimizer, state, options, groups, own, now["groups"])
+def _pair_up(run: Run, stored: StoredOptimizers, position: StoredPosition) -> Iterator[_Pair]:
+    optimizers = run.runtime.optimizers
+    side = [(stored.side[name], position.side_optimizers[name]) for name in optimizers.side]
+    names = parameter_names(run)
+    for each, then in (
+        (optimizers, list(zip(stored.states, position.optimizers, strict=True))),
+        (optimizers.beside(), side),
+    ):
+        rows = zip(each.where, each, then, each.names(names), each.describe(), strict=True)
+        for where, optimizer, (state, built), groups, now in rows:
+            yield _Pair(where, optimizer, state, built, groups, each.groups(optimizer), now["groups"])
 
 
 def _group_differences(pair: _Pair, known: set[str]) -> list[str]:

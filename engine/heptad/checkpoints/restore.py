@@ -85,7 +85,7 @@ def restore(
     if stored.position.node != "before_loop":  # whose body builds the optimizers
         build(run)
         may_change = "optimizer" in allow_changes
-        changed = check_optimizers(run, sections.optimizers, stored.position.optimizers, may_change=may_change)
+        changed = check_optimizers(run, sections.optimizers, stored.position, may_change=may_change)
         rehearse_optimizers(run, sections.optimizers)
     findings = _findings(*environment_differences(stored.environment, environment(run.runtime.device)))
     run.runtime.feed.seed = stored.position.seed

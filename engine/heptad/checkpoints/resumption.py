@@ -61,7 +61,7 @@ class Resumption:
         return capture(run, self._manager, self._detours, self._subscriptions, self._first)
 
     def resume(
-        self, run: Run, source: str | os.PathLike[str], build: Build, allow_changes: Collection[str] = ()
+        self, run: Run, source: str | os.PathLike[str] | None, build: Build, allow_changes: Collection[str] = ()
     ) -> None:
         """Restore a run from a checkpoint, all but the global generators.
 
@@ -79,6 +79,8 @@ class Resumption:
                 something else.
             CheckpointError: If there is no sound checkpoint, or the run is not the one that it is of.
         """
+        if source is None:
+            raise EngineError("run(allow_changes=…) goes with resume=…: it says what may differ from a checkpoint")
         if isinstance(allow_changes, str) or not set(allow_changes) <= set(CHANGES):
             raise EngineError(f"run(allow_changes=…) takes a tuple of names out of {CHANGES}, got {allow_changes!r}")
         if run.state != "idle" and self._generators is None:

@@ -10,16 +10,16 @@ from heptad.config import short
 from heptad.errors import a_kind, in_a_line, kind, summarize
 
 
-def optimizer_factory(error: Exception, network: nn.Module) -> str:
+def optimizer_factory(error: Exception, network: nn.Module, field: str) -> str:
     """Say what was called when a function for an optimizer raised."""
     # what a partial of a class or a forgotten .parameters() leads to
     hint = "; an optimizer of torch takes network.parameters()" if isinstance(error, TypeError) else ""
-    return f"while Components.optimizer was called with the network ({a_kind(network)}){hint}"
+    return f"while {field} was called with the network ({a_kind(network)}){hint}"
 
 
-def no_optimizer(value: Any) -> str:
+def no_optimizer(value: Any, field: str = "Components.optimizer") -> str:
     """Describe what a function returned in place of an optimizer."""
-    return f"Components.optimizer: the function must return a torch optimizer, got {short(value)}"
+    return f"{field}: the function must return a torch optimizer, got {short(value)}"
 
 
 def foreign_parameters(optimizer: Any, held: int, own: int, when: str) -> str:
@@ -42,10 +42,10 @@ def needs_closure(optimizer: Any, why: str) -> str:
     )
 
 
-def unfit_state(number: int, optimizer: Any, stored: Any, own: Any, error: Exception) -> str:
+def unfit_state(where: str, optimizer: Any, stored: Any, own: Any, error: Exception) -> str:
     """Describe a state in a checkpoint that an optimizer cannot load."""
     return (
-        f"optimizers[{number}] ({a_kind(optimizer)}) cannot load its state in the checkpoint: {in_a_line(error)}; "
+        f"{where} ({a_kind(optimizer)}) cannot load its state in the checkpoint: {in_a_line(error)}; "
         f"found {_keys(stored)}, expected {_keys(own)}; nothing was changed. Build the optimizer with the version of "
         "its class that wrote it, or begin a new run from the weights with load_weights"
     )

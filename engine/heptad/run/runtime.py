@@ -16,7 +16,15 @@ from heptad.run.state import RunState
 
 
 class OptimizerSet(Protocol):
-    """The optimizers of a run, as one object. Nobody else walks their parameter groups."""
+    """The optimizers of a run, as one object. Nobody else walks their parameter groups.
+
+    Attributes:
+        side: Those that plugins step, by name.
+        where: What messages call each.
+    """
+
+    side: Mapping[str, Optimizer]
+    where: Sequence[str]
 
     def __iter__(self) -> Iterator[Optimizer]: ...
 
@@ -24,12 +32,16 @@ class OptimizerSet(Protocol):
 
     def __getitem__(self, index: int, /) -> Optimizer: ...
 
+    def beside(self) -> OptimizerSet:
+        """Return the side optimizers as a set of their own."""
+        ...
+
     def clear(self) -> None:
-        """Drop the gradients of the optimizers' parameters: what opens a window."""
+        """Drop the gradients of all that the optimizers and the side optimizers hold: what opens a window."""
         ...
 
     def drop(self, network: nn.Module) -> None:
-        """Drop the gradients of the network and of all that the optimizers hold."""
+        """Drop the gradients of the network and of all that the optimizers and the side optimizers hold."""
         ...
 
     def held(self) -> list[nn.Parameter]:
@@ -54,6 +66,10 @@ class OptimizerSet(Protocol):
 
     def describe(self) -> list[dict[str, Any]]:
         """Return the class of each and the plain options of its parameter groups."""
+        ...
+
+    def facts(self) -> dict[str, Any]:
+        """Return what the log says of all of them."""
         ...
 
     def names(self, names: Mapping[int, str]) -> list[list[list[str]]]:

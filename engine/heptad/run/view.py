@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from copy import copy
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
@@ -201,6 +202,19 @@ class RunView:
     def optimizers(self) -> tuple[Optimizer, ...]:
         """All optimizers, in the order in which they step."""
         return tuple(self.runtime.optimizers)
+
+    @property
+    def side_optimizers(self) -> Mapping[str, Optimizer]:
+        """The side optimizers by name, for the plugins that step them.
+
+        Raises:
+            EngineError: Before `before_loop` has built them.
+        """
+        if not self.runtime.optimizers:
+            raise EngineError(
+                "run.side_optimizers exist from the body of before_loop on; subscribe to its exit or later"
+            )
+        return MappingProxyType(self.runtime.optimizers.side)
 
     @property
     def update_skipped(self) -> bool:

@@ -50,7 +50,7 @@ def build(run: Run, strategy: Strategy) -> None:
     run.buffer.facts |= {
         **run.config.model_dump(),
         "batches": runtime.feed.batches,
-        "optimizers": runtime.optimizers.describe(),
+        **runtime.optimizers.facts(),
     }
 
 

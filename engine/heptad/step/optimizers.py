@@ -16,18 +16,37 @@ PLAIN_ZERO_GRAD = Optimizer.zero_grad
 
 
 class Optimizers(tuple[Optimizer, ...]):
-    """The optimizers, in the order in which they step. A tuple, so that the update loops over it without a call."""
+    """The optimizers, in the order in which they step. A tuple, so that the update loops over it without a call.
 
-    def __new__(cls, optimizers: Iterable[Optimizer] = ()) -> Optimizers:
+    Attributes:
+        side: Those that plugins step, by name.
+        where: What messages call each.
+    """
+
+    side: Mapping[str, Optimizer]
+    where: Sequence[str]
+
+    def __new__(
+        cls,
+        optimizers: Iterable[Optimizer] = (),
+        side: Mapping[str, Optimizer] | None = None,
+        where: Sequence[str] | None = None,
+    ) -> Optimizers:
         """Make the tuple. A single optimizer with a `zero_grad` of its own is cleared by that, less a call."""
         made = super().__new__(cls, optimizers)
-        if len(made) == 1 and not _clears_plainly(made[0]):
+        made.side = side or {}
+        made.where = where or [f"optimizers[{number}]" for number in range(len(made))]
+        if not made.side and len(made) == 1 and not _clears_plainly(made[0]):
             vars(made)["clear"] = made[0].zero_grad
         return made
 
+    def beside(self) -> Optimizers:
+        """Return the side optimizers as a set of their own."""
+        return Optimizers(self.side.values(), where=[f"side/{name}" for name in self.side])
+
     def clear(self) -> None:
-        """Drop the gradients of the optimizers' parameters: what opens a window."""
-        for optimizer in self:
+        """Drop the gradients of all that the optimizers and the side optimizers hold: what opens a window."""
+        for optimizer in (*self, *self.side.values()) if self.side else self:
             if _clears_plainly(optimizer):
                 # what zero_grad() does, less its profiler record, which costs more than this whole loop
                 for group in optimizer.param_groups:
@@ -37,9 +56,9 @@ class Optimizers(tuple[Optimizer, ...]):
                 optimizer.zero_grad()
 
     def drop(self, network: nn.Module) -> None:
-        """Drop the gradients of the network and of all that the optimizers hold."""
+        """Drop the gradients of the network and of all that the optimizers and the side optimizers hold."""
         network.zero_grad()
-        for optimizer in self:
+        for optimizer in (*self, *self.side.values()):
             optimizer.zero_grad()
 
     def held(self) -> list[nn.Parameter]:
@@ -49,15 +68,20 @@ class Optimizers(tuple[Optimizer, ...]):
         )
 
     def parameters(self, network: nn.Module) -> list[nn.Parameter]:
-        """Return the network's parameters in its order, then the others that the optimizers hold, each once."""
-        return list({id(p): p for p in (*network.parameters(), *self.held())}.values())
+        """Return the network's parameters in its order, then the others that the optimizers hold, each once.
+
+        Those that only side optimizers hold are left out.
+        """
+        own = self.held()
+        left = {id(p) for p in self.beside().held()} - {id(p) for p in own} if self.side else set[int]()
+        return list({id(p): p for p in (*network.parameters(), *own) if id(p) not in left}.values())
 
     def cleared(self) -> set[int]:
         """Return the ids of the parameters whose gradients `clear` certainly drops.
 
         What a `zero_grad` of the user's own does to the others cannot be known.
         """
-        plain = (one for one in self if _clears_plainly(one))
+        plain = (one for one in (*self, *self.side.values()) if _clears_plainly(one))
         return {id(p) for optimizer in plain for group in optimizer.param_groups for p in group["params"]}
 
     def groups(self, of: Optimizer | None = None) -> list[dict[str, Any]]:
@@ -91,6 +115,11 @@ class Optimizers(tuple[Optimizer, ...]):
             for optimizer in self
         ]
 
+    def facts(self) -> dict[str, Any]:
+        """Return what the log says of all of them."""
+        side = {"side_optimizers": dict(zip(self.side, self.beside().describe(), strict=True))} if self.side else {}
+        return {"optimizers": self.describe(), **side}
+
     # -- checkpoints
 
     def names(self, names: Mapping[int, str]) -> list[list[list[str]]]:
@@ -122,15 +151,13 @@ class Optimizers(tuple[Optimizer, ...]):
         Raises:
             CheckpointError: If an optimizer cannot load its state.
         """
-        for number, (optimizer, stored) in enumerate(zip(self, states, strict=True)):
+        for where, optimizer, stored in zip(self.where, self, states, strict=True):
             own, built = optimizer.state_dict(), len(optimizer.param_groups)
             try:
                 _add_groups(optimizer, stored, parameters)
                 _restore_state(optimizer, stored["state"])
             except Exception as error:
-                raise CheckpointError(
-                    diagnose("unfit_state", number, optimizer, stored["state"], own, error)
-                ) from error
+                raise CheckpointError(diagnose("unfit_state", where, optimizer, stored["state"], own, error)) from error
             finally:
                 if len(optimizer.param_groups) > built:
                     del optimizer.param_groups[built:]
@@ -173,18 +200,49 @@ def build_optimizers(components: Components) -> Optimizers:
     """
     network = components.network
     # a list and not a generator, which would turn a StopIteration of the user's into another error
-    made = [part if is_optimizer(part) else _make(part, network) for part in listed(components.optimizer)]
-    if mistakes := optimizer_mistakes(made, network):
+    made = [_make(part, network, "Components.optimizer") for part in listed(components.optimizer)]
+    side = {name: _make(part, network, _side_name(name)) for name, part in components.side_optimizers.items()}
+    if mistakes := (*optimizer_mistakes(made, network), *side_mistakes(side, made)):
         raise ConfigError("\n".join(mistakes))
-    return Optimizers(made)
+    return Optimizers(made, side)
 
 
-def _make(function: Callable[[nn.Module], Any], network: nn.Module) -> Any:
+def given_mistakes(components: Components) -> list[str]:
+    """Return what is wrong with the optimizers that are given ready-made."""
+    given = [part for part in listed(components.optimizer) if is_optimizer(part)]
+    side = {name: part for name, part in components.side_optimizers.items() if is_optimizer(part)}
+    return [*optimizer_mistakes(given, components.network), *side_mistakes(side, given)]
+
+
+def _make(given: Any, network: nn.Module, field: str) -> Any:
+    if is_optimizer(given):
+        return given
     try:
-        return function(network)
+        return given(network)
     except Exception as error:
-        add_note(error, diagnose("optimizer_factory", error, network))
+        add_note(error, diagnose("optimizer_factory", error, network, field))
         raise
+
+
+def _side_name(name: str) -> str:
+    return f"Components.side_optimizers[{name!r}]"
+
+
+def side_mistakes(side: Mapping[str, Any], optimizers: Sequence[Any]) -> list[str]:
+    """Return what is wrong with side optimizers, each alone and beside the others."""
+    mistakes: list[str] = []
+    seen = {id(optimizer): "Components.optimizer" for optimizer in optimizers}
+    for name, optimizer in side.items():
+        field = _side_name(name)
+        if not is_optimizer(optimizer):
+            mistakes.append(diagnose("no_optimizer", optimizer, field))
+        elif id(optimizer) in seen:
+            mistakes.append(
+                f"{field} is the same {kind(optimizer)} as {seen[id(optimizer)]}; a plugin steps a side optimizer, and "
+                "nobody else: give each an optimizer of its own"
+            )
+        seen.setdefault(id(optimizer), field)
+    return mistakes
 
 
 def optimizer_mistakes(optimizers: Sequence[Any], network: nn.Module) -> list[str]:

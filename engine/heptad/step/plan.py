@@ -123,7 +123,20 @@ class _ShadowFeed:
 
 
 _BEYOND = frozenset(
-    ("batch", "output", "loss", "samples", "network", "optimizer", "optimizers", "metrics", "history", "records", "log")
+    (
+        "batch",
+        "output",
+        "loss",
+        "samples",
+        "network",
+        "optimizer",
+        "optimizers",
+        "side_optimizers",
+        "metrics",
+        "history",
+        "records",
+        "log",
+    )
 )
 
 
