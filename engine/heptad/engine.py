@@ -38,6 +38,7 @@ from heptad.run.runtime import Runtime
 from heptad.run.signals import CtrlC
 from heptad.run.until import Until, until_predicate
 from heptad.step.bodies import BODIES, READERS, announced_batch, before_loop, build
+from heptad.step.closure import prepare_recomputation
 from heptad.step.evaluator import Evaluator
 from heptad.step.metrics import Metric
 from heptad.step.optimizers import Optimizers, given_mistakes
@@ -86,6 +87,7 @@ class Engine:
         device = resolve_device(config.device)
         runtime = Runtime(components, build_feed(components, config, self._strategy.share()), device, Optimizers())
         runtime.evaluator = self._evaluator(device)
+        prepare_recomputation(runtime, self._manager.plugins)
         detours = self._manager.detours_given
         table = training_table([detour for _, detour in detours])
         self.current = Run(table, config, runtime, LogBuffer(table, config.log_capacity, read_numbers))

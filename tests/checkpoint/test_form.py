@@ -120,6 +120,7 @@ LATER = {
     ("run", "detached"),
     ("position", "events"),
     ("position", "side_optimizers"),
+    ("position", "kept"),
     ("optimizers", "side"),
 }
 """Fields that came after the kept checkpoint was written."""

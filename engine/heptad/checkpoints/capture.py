@@ -10,6 +10,7 @@ from heptad.checkpoints.encoding import encode
 from heptad.checkpoints.form import (
     StoredBeginning,
     StoredCounters,
+    StoredKept,
     StoredOptions,
     StoredPlugin,
     StoredPosition,
@@ -111,7 +112,7 @@ def _capture_plugins(run: Run, manager: PluginManager) -> dict[str, StoredPlugin
 def _capture_position(
     run: Run, detours: Sequence[DetourState], subscriptions: Sequence[Subscription]
 ) -> StoredPosition:
-    at, buffer = run.position, run.buffer
+    at, buffer, kept = run.position, run.buffer, run.position.kept
     built: list[dict[str, Any]] = buffer.facts.get("optimizers", [])
     beside: dict[str, Any] = buffer.facts.get("side_optimizers", {})
     return StoredPosition(
@@ -123,6 +124,7 @@ def _capture_position(
         window=StoredWindow.model_validate(at.window, from_attributes=True),
         loss=run.loss,
         batch=[] if at.batch is None else [at.batch],
+        kept=StoredKept(batches=list(kept.batches), loss=kept.loss) if kept is not None and at.window.steps else None,
         stopped=bool(buffer.stops),
         reason=run.reason,
         seed=run.runtime.feed.seed,

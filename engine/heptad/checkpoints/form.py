@@ -200,6 +200,13 @@ def _event_row(row: dict[str, Any]) -> dict[str, Any]:
     return row
 
 
+class StoredKept(Stored):
+    """What was kept of the open window, to compute it again; the fields of `KeptWindow`."""
+
+    batches: list[Any]
+    loss: Tensor | None
+
+
 class StoredPosition(Stored):
     """Where a run is.
 
@@ -212,6 +219,7 @@ class StoredPosition(Stored):
         window: The open window.
         loss: Of the newest step.
         batch: The batch of the step, or nothing.
+        kept: What was kept of the open window; `None` where nothing computes it again.
         stopped: A stop was asked for.
         reason: Why the run ends.
         seed: Of the order of the data.
@@ -231,6 +239,7 @@ class StoredPosition(Stored):
     window: StoredWindow
     loss: Tensor | None
     batch: Annotated[list[Any], Field(max_length=1)]
+    kept: StoredKept | None = None
     stopped: bool
     reason: str | None
     seed: int

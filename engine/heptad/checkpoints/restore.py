@@ -84,6 +84,7 @@ def restore(
     changed: list[ChangedOption] = []
     if stored.position.node != "before_loop":  # whose body builds the optimizers
         build(run)
+        _check_kept(run, stored.position)
         may_change = "optimizer" in allow_changes
         changed = check_optimizers(run, sections.optimizers, stored.position, may_change=may_change)
         rehearse_optimizers(run, sections.optimizers)
@@ -100,7 +101,7 @@ def restore(
     run.buffer.recorded.restore(stored.values.columns())
     _restore_position(run, detours, subscriptions, stored.position)
     cut = _cut_short(run, stored.identity.config.get("max_updates"))
-    return [*findings, *(option.event() for option in changed), *_findings(read, cut)]
+    return [*(option.event() for option in changed), *findings, *_findings(read, cut)]
 
 
 def _findings(*texts: str | None) -> list[Finding]:
@@ -117,6 +118,16 @@ def _check_position(run: Run, detours: int, position: StoredPosition) -> None:
         raise CheckpointError(f"the checkpoint counts {counted} detours, and there are {detours}")
 
 
+def _check_kept(run: Run, position: StoredPosition) -> None:
+    """Refuse an open window whose batches are needed and were not kept: what needs them came since."""
+    if run.position.kept is not None and position.window.steps and position.kept is None:
+        raise CheckpointError(
+            f"the checkpoint is of a window of which {position.window.steps} steps are done, and their batches were "
+            "not kept, which the optimizer or a plugin with keeps_window = True needs here; nothing was changed. "
+            "Resume from a checkpoint that was taken between two windows"
+        )
+
+
 def _restore_position(
     run: Run, detours: Sequence[DetourState], subscriptions: Sequence[Subscription], stored: StoredPosition
 ) -> None:
@@ -128,7 +139,11 @@ def _restore_position(
         setattr(at.window, name, getattr(stored.window, name))
     at.node, at.body_done = run.table.index[stored.node], stored.body_done
     at.loss = stored.loss
-    at.batch = place(stored.batch[0], run.runtime.device) if stored.batch else None
+    device = run.runtime.device
+    at.batch = place(stored.batch[0], device) if stored.batch else None
+    if at.kept is not None and stored.kept is not None:
+        at.kept.batches = [place(batch, device) for batch in stored.kept.batches]
+        at.kept.loss = None if stored.kept.loss is None else stored.kept.loss.to(device)
     _restore_ending(run, stored)
     for detour, last in zip(detours, stored.visits, strict=True):
         detour.last = last

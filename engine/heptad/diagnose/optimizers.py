@@ -34,11 +34,11 @@ def foreign_parameters(optimizer: Any, held: int, own: int, when: str) -> str:
     )
 
 
-def needs_closure(optimizer: Any, why: str) -> str:
-    """Describe an optimizer whose step cannot be called without an argument."""
+def odd_step(optimizer: Any, why: str) -> str:
+    """Describe an optimizer whose step can be called neither without an argument nor with a closure."""
     return (
-        f"Components.optimizer: the step of this {kind(optimizer)} is called as step(), but {why}; use an "
-        "optimizer that needs no closure, such as SGD or Adam"
+        f"Components.optimizer: the step of this {kind(optimizer)} is called as step(), or as step(closure), but "
+        f"{why}; use an optimizer whose step takes nothing else"
     )
 
 

@@ -7,8 +7,8 @@ from heptad.diagnose.hooks import HERE
 from heptad.diagnose.loss import backward, loss, pair
 from heptad.diagnose.optimizers import (
     foreign_parameters,
-    needs_closure,
     no_optimizer,
+    odd_step,
     optimizer_factory,
     unfit_state,
 )
@@ -20,11 +20,11 @@ __all__ = [
     "handler_name",
     "iterated_once",
     "loss",
-    "needs_closure",
     "no_data",
     "no_dataset",
     "no_loader",
     "no_optimizer",
+    "odd_step",
     "optimizer_factory",
     "pair",
     "shuffled_stream",

@@ -113,6 +113,18 @@ class StepFunction(Protocol):
         ...
 
 
+class Recomputes(Protocol):
+    """Computes a window again, from the batches that were kept of it."""
+
+    def update(self, run: Any) -> None:
+        """Step the optimizers of a run, with a closure those that need one."""
+        ...
+
+    def again(self, run: Any) -> torch.Tensor:
+        """Compute the gradients of the window at the present weights, and return its loss."""
+        ...
+
+
 class Evaluates(Protocol):
     """Evaluates a network over data; the engine's `Evaluator`."""
 
@@ -141,6 +153,9 @@ class Runtime:
         device: Where the network is, and batches go.
         optimizers: Empty until `before_loop` has built them.
         step: The step function; it exists from `before_loop` on.
+        recomputation: Computes the window again; `None` where nothing asks for it.
+        keeps_window: Whether a plugin asks for it.
+        gradient_changers: The plugins that change gradients on entry to `optimizer_update`, as messages name them.
         evaluator: Evaluates for `Run.evaluate`; `None` in a run that is itself an evaluation.
         places: Whether batches are moved to the device. On the CPU they are where they are used.
         network: The bare network: what has names and is stored.
@@ -152,6 +167,9 @@ class Runtime:
     device: torch.device
     optimizers: OptimizerSet
     evaluator: Evaluates | None = None
+    recomputation: Recomputes | None = None
+    keeps_window: bool = False
+    gradient_changers: Sequence[str] = ()
     step: StepFunction = field(init=False)
     places: bool = field(init=False)
     network: nn.Module = field(init=False)

@@ -218,8 +218,9 @@ class RunView:
 
     @property
     def update_skipped(self) -> bool:
-        """Whether the newest `optimizer_update` left the weights alone because `skip_update` was called."""
-        return self.position.skipped
+        """Whether the newest `optimizer_update` leaves the weights alone because `skip_update` was called."""
+        at = self.position
+        return at.skip is not None if at.entering and self.state == "optimizer_update" else at.skipped
 
     @property
     def metrics(self) -> dict[str, float]:

@@ -18,6 +18,7 @@ from heptad.errors import ConfigError, DataError, add_note, diagnose
 from heptad.ranks.strategy import Strategy
 from heptad.record.events import Drop, Extend, Untrained
 from heptad.run.run import Run
+from heptad.step.closure import build_recomputation
 from heptad.step.function import build_step, check_loss
 from heptad.step.optimizers import build_optimizers, optimizer_mistake
 
@@ -46,6 +47,7 @@ def build(run: Run, strategy: Strategy) -> None:
     runtime = run.runtime
     strategy.place(runtime)
     runtime.optimizers = build_optimizers(runtime.components)  # after placing, which may replace the parameters
+    build_recomputation(run, strategy)
     runtime.step = build_step(runtime.components, runtime.forward, weighs=False)
     run.buffer.facts |= {
         **run.config.model_dump(),
@@ -139,6 +141,8 @@ def after_step(run: Run) -> None:
     at.batch_index += 1
     at.samples += at.samples_now
     window = at.window
+    if at.kept is not None:
+        at.kept.add(at.batch, at.loss, at.weight, window)
     steps = window.steps = window.steps + 1
     at.batch = at.output = None
     if at.sized:
@@ -161,8 +165,11 @@ def optimizer_update(run: Run) -> None:
     at.skipped = False
     if not at.update:
         _note_untrained(run)
-    for optimizer in optimizers:
-        optimizer.step()
+    if (recomputation := run.runtime.recomputation) is not None:
+        recomputation.update(run)
+    else:
+        for optimizer in optimizers:
+            optimizer.step()
     at.update += 1
     if at.update == at.last_update:
         at.end(f"max_updates={at.update} reached")

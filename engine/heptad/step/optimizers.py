@@ -207,9 +207,14 @@ def build_optimizers(components: Components) -> Optimizers:
     return Optimizers(made, side)
 
 
+def given_optimizers(components: Components) -> list[Any]:
+    """Return the optimizers that are given ready-made."""
+    return [part for part in listed(components.optimizer) if is_optimizer(part)]
+
+
 def given_mistakes(components: Components) -> list[str]:
     """Return what is wrong with the optimizers that are given ready-made."""
-    given = [part for part in listed(components.optimizer) if is_optimizer(part)]
+    given = given_optimizers(components)
     side = {name: part for name, part in components.side_optimizers.items() if is_optimizer(part)}
     return [*optimizer_mistakes(given, components.network), *side_mistakes(side, given)]
 
@@ -270,12 +275,23 @@ def optimizer_mistake(optimizer: Any, network: nn.Module, when: str) -> str | No
     held = Optimizers([optimizer]).held()
     if not any(id(parameter) in own for parameter in held):
         return diagnose("foreign_parameters", optimizer, len(held), len(own), when)
+    if (why := _step_refusal(optimizer)) and not needs_closure(optimizer):
+        return diagnose("odd_step", optimizer, why)
+    return None
+
+
+def needs_closure(optimizer: Any) -> bool:
+    """Return whether the `step` of an optimizer needs a closure, as that of L-BFGS does."""
+    return _step_refusal(optimizer) is not None and _step_refusal(optimizer, "closure") is None
+
+
+def _step_refusal(optimizer: Any, *given: object) -> str | None:
+    """Return why `step` cannot be called with these."""
     step = optimizer.step
+    why = refusal(step, *given)
     # a scheduler of torch replaces `step` by a function that claims the signature of the class's own: with self
     in_place = not inspect.ismethod(step) and hasattr(step, "__wrapped__")
-    if (why := refusal(step)) and not (in_place and refusal(step, optimizer) is None):
-        return diagnose("needs_closure", optimizer, why)
-    return None
+    return None if in_place and refusal(step, optimizer, *given) is None else why
 
 
 def _state_of(optimizer: Any, built: int, parameters: list[list[str]]) -> dict[str, Any]:
