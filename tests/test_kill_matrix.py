@@ -25,6 +25,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     **{feed: {"feed": feed} for feed in FEEDS if feed != "dataset"},
     "flush": {"remainder": "flush"},
     "drop": {"remainder": "drop"},
+    "again": {"again": True},
 }
 
 
