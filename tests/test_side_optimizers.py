@@ -201,6 +201,26 @@ def test_mistakes_are_reported(side, says):
         Engine(small_components(NETWORK, side_optimizers=side), small_config()).run()
 
 
+def test_weights_that_are_put_in_place_of_others_are_reported():
+    """A side optimizer would step what is no longer part of the network."""
+
+    def replaces(network: nn.Module) -> None:
+        network.side = small_network()
+
+    parts = Components(
+        network=Two(),
+        loader=ROWS,
+        compute_loss=loss_of,
+        optimizer=main_sgd,
+        side_optimizers={"side": side_adam, "warmth": SGD([nn.Parameter(torch.ones(()))], lr=0.1)},
+        init_weights=replaces,
+    )
+    with pytest.raises(ConfigError) as caught:
+        Engine(parts, small_config()).run()
+    assert str(caught.value).startswith("Components.side_optimizers['side']: this Adam holds none of the network's")
+    assert "init_weights put others in their place" in str(caught.value)
+
+
 def test_the_optimizer_itself_is_refused_as_a_side_optimizer():
     optimizer = sgd(NETWORK)
     with pytest.raises(ConfigError, match=r"is the same SGD as Components\.optimizer"):

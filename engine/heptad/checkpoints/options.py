@@ -214,10 +214,9 @@ def _check_steps(pair: _Pair) -> None:
     Raises:
         CheckpointError: If a step from it fails.
     """
-    if not isinstance(pair.optimizer, Optimizer):
+    if not isinstance(pair.optimizer, Optimizer) or not isinstance(pair.stored.state, Mapping):
         return
-    states: Any = cast("Mapping[str, Any]", pair.stored.state).get("state")
-    groups = _groups_of(pair.stored.state)
+    states, groups = cast("Mapping[str, Any]", pair.stored.state).get("state"), _groups_of(pair.stored.state)
     if not isinstance(states, Mapping):
         return
     tried: set[tuple[Any, ...]] = set()

@@ -22,14 +22,14 @@ def no_optimizer(value: Any, field: str = "Components.optimizer") -> str:
     return f"{field}: the function must return a torch optimizer, got {short(value)}"
 
 
-def foreign_parameters(optimizer: Any, held: int, own: int, when: str) -> str:
+def foreign_parameters(optimizer: Any, held: int, own: int, when: str, field: str) -> str:
     """Describe an optimizer that holds other parameters than the network's."""
     advice = {
         "built": "build it from the parameters of the network that is passed",
         "initialised": "init_weights put others in their place: change them in place, as torch.nn.init does",
     }[when]
     return (
-        f"Components.optimizer: this {kind(optimizer)} holds none of the network's parameters "
+        f"{field}: this {kind(optimizer)} holds none of the network's parameters "
         f"({held} held, {own} in the network); {advice}"
     )
 

@@ -14,13 +14,13 @@ from typing import Any
 from heptad.data.cursor import NOTHING
 from heptad.data.generators import seed_all
 from heptad.data.placement import place
-from heptad.errors import ConfigError, DataError, add_note, diagnose
+from heptad.errors import DataError, add_note, diagnose
 from heptad.ranks.strategy import Strategy
 from heptad.record.events import Drop, Extend, Untrained
 from heptad.run.run import Run
 from heptad.step.closure import build_recomputation
 from heptad.step.function import build_step, check_loss
-from heptad.step.optimizers import build_optimizers, optimizer_mistake
+from heptad.step.optimizers import apply_init_weights, build_optimizers
 
 
 def before_loop(run: Run, strategy: Strategy) -> None:
@@ -32,10 +32,7 @@ def before_loop(run: Run, strategy: Strategy) -> None:
     runtime.feed.seed = secrets.randbits(62) if seed is None else seed
     build(run, strategy)
     if (init_weights := runtime.components.init_weights) is not None:
-        init_weights(runtime.network)
-        for optimizer in runtime.optimizers:
-            if mistake := optimizer_mistake(optimizer, runtime.network, "initialised"):
-                raise ConfigError(mistake)
+        apply_init_weights(runtime.network, init_weights, runtime.optimizers)
     runtime.network.train()
     runtime.optimizers.drop(runtime.network)
     run.plan_windows()

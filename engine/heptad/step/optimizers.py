@@ -11,6 +11,7 @@ from torch.optim import Optimizer
 
 from heptad.config import Components, is_optimizer, listed, refusal
 from heptad.errors import CheckpointError, ConfigError, a_kind, add_note, counted, diagnose, kind, summarize
+from heptad.run.runtime import OptimizerSet
 
 PLAIN_ZERO_GRAD = Optimizer.zero_grad
 
@@ -271,13 +272,36 @@ def optimizer_mistake(optimizer: Any, network: nn.Module, when: str) -> str | No
     """
     if not is_optimizer(optimizer):
         return diagnose("no_optimizer", optimizer)
-    own = {id(parameter) for parameter in network.parameters()}
-    held = Optimizers([optimizer]).held()
-    if not any(id(parameter) in own for parameter in held):
-        return diagnose("foreign_parameters", optimizer, len(held), len(own), when)
+    if mistake := _foreign(optimizer, network, when, "Components.optimizer"):
+        return mistake
     if (why := _step_refusal(optimizer)) and not needs_closure(optimizer):
         return diagnose("odd_step", optimizer, why)
     return None
+
+
+def _foreign(optimizer: Any, network: nn.Module, when: str, field: str) -> str | None:
+    own = {id(parameter) for parameter in network.parameters()}
+    held = Optimizers([optimizer]).held()
+    if any(id(parameter) in own for parameter in held):
+        return None
+    return diagnose("foreign_parameters", optimizer, len(held), len(own), when, field)
+
+
+def apply_init_weights(
+    network: nn.Module, init_weights: Callable[[nn.Module], object], optimizers: OptimizerSet
+) -> None:
+    """Initialise the weights; an optimizer that holds parameters of the network must still hold some afterwards.
+
+    Raises:
+        ConfigError: If one does not, because `init_weights` has replaced them.
+    """
+    side = {_side_name(name): optimizer for name, optimizer in optimizers.side.items()}
+    attached = {field: one for field, one in side.items() if _foreign(one, network, "built", field) is None}
+    init_weights(network)
+    mistakes = [_foreign(optimizer, network, "initialised", "Components.optimizer") for optimizer in optimizers]
+    mistakes += [_foreign(optimizer, network, "initialised", field) for field, optimizer in attached.items()]
+    if found := [mistake for mistake in mistakes if mistake]:
+        raise ConfigError("\n".join(found))
 
 
 def needs_closure(optimizer: Any) -> bool:
