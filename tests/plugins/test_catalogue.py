@@ -93,7 +93,6 @@ def makers(folder: Path) -> dict[str, Any]:
         "Progress": lambda: Progress(file=io.StringIO()),
         "Progress bar": lambda: Progress(file=Terminal()),
         "SAM": SAM,
-        "SAM adaptive": lambda: SAM(0.5, adaptive=True),
         "TensorBoardLogger": lambda: TensorBoardLogger(folder / f"events {next(files)}"),
         "Throughput": Throughput,
         "TimeLimit": lambda: TimeLimit(1e6),

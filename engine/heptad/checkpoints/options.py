@@ -40,6 +40,7 @@ class ChangedOption:
         before: What it was built with then.
         after: What it was built with now, plain.
         value: The same as it stood in the group.
+        stored: The optimizer in the checkpoint.
     """
 
     where: str
@@ -49,9 +50,15 @@ class ChangedOption:
     before: Any
     after: Any
     value: Any
+    stored: StoredOptimizer
 
     def __str__(self) -> str:
         return f"{self.where}, group {self.group}: {self.option} {self.before!r} in the checkpoint, {self.after!r} here"
+
+    def prepare(self) -> None:
+        """Put the value of now into the stored group: by some options (`fused`) torch decides how it loads a state."""
+        if self.group < len(groups := _groups_of(self.stored.state)):
+            groups[self.group][self.option] = self.value
 
     def apply(self, run: Run) -> None:
         """Put the value of now in place of the restored one. A schedule counts from the rate that is given now."""
@@ -187,7 +194,7 @@ def _options_changed(pair: _Pair, *, inferred: bool) -> list[ChangedOption]:
             if before != after:
                 value = group.get(name)
                 kept = value.clone() if isinstance(value, Tensor) else value
-                found.append(ChangedOption(pair.where, pair.optimizer, number, name, before, after, kept))
+                found.append(ChangedOption(pair.where, pair.optimizer, number, name, before, after, kept, pair.stored))
     return found
 
 
@@ -197,10 +204,10 @@ def _comparable(value: Any) -> Any:
     return tuple(cast("Sequence[Any]", value)) if isinstance(value, list) else value
 
 
-def _groups_of(state: Any) -> Sequence[Group]:
+def _groups_of(state: Any) -> list[dict[str, Any]]:
     """Return the parameter groups in a state; none where it has another form than torch's."""
     groups: Any = cast("Mapping[str, Any]", state).get("param_groups") if isinstance(state, Mapping) else None
-    return cast("Sequence[Group]", groups) if isinstance(groups, list) else []
+    return cast("list[dict[str, Any]]", groups) if isinstance(groups, list) else []
 
 
 # -- a state that an optimizer could load, and not step from

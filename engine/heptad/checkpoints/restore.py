@@ -51,8 +51,8 @@ def restore(
 
     The order matters:
 
-    1. Everything is compared with the live objects. The network is placed for that, and nothing else of it changes. Only
-       an optimizer knows which states it can load, so each loads what is stored, and its own state again.
+    1. Everything is compared with the live objects. The network is placed for that, and nothing else of it changes.
+       Only an optimizer knows which states it can load, so each loads what is stored, and its own state again.
     2. The data: a place that is found by reading may fail, and draws what the data draw.
     3. Plugins, before the modules: one that refuses its state gives the others theirs back, and the weights are still
        what they were; and what a plugin does to a module while it loads its state is overwritten by what is stored.
@@ -95,6 +95,8 @@ def restore(
     for name, module in modules_of(run).items():
         if (state := sections.module(name)) is not None:
             restore_module(module, state, run.runtime.device)
+    for option in changed:
+        option.prepare()
     restore_optimizers(run, sections.optimizers)
     for option in changed:
         option.apply(run)
