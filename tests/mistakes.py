@@ -249,13 +249,15 @@ def an_optimizer_function_of_nothing(folder: Path) -> None:
 
 @mistake(
     ConfigError,
-    "the step of this LBFGS is called as step(), but takes (closure)",
-    "an optimizer that needs no closure, such as SGD",
+    "GradientClipping changes the gradients on entry to optimizer_update, and the step of LBFGS",
+    "leave the plugin out, or use another optimizer",
 )
-def an_optimizer_that_needs_a_closure(folder: Path) -> None:
+def an_optimizer_that_needs_a_closure_beside_clipping(folder: Path) -> None:
     model = network()
     Engine(
-        components(network=model, optimizer=torch.optim.LBFGS(model.parameters())), RunConfig(epochs=1, batch_size=4)
+        components(network=model, optimizer=torch.optim.LBFGS(model.parameters())),
+        RunConfig(epochs=1, batch_size=4),
+        [GradientClipping(max_norm=1.0)],
     )
 
 

@@ -17,6 +17,7 @@ from heptad.plugin import (
     Extend,
     Failed,
     Note,
+    OptionChange,
     Pause,
     Remark,
     Resume,
@@ -84,11 +85,15 @@ def test_a_row_of_format_1_is_read_as_an_event(kind: str, text: str):
     assert from_format_1(7, kind, text, 1_000) == OLD[kind, text]
 
 
+NEW: list[Event] = [OptionChange(*AT, "optimizers[0]", 1, "lr", "0.1", "0.2")]
+"""The events that format 1 did not have."""
+
+
 def test_every_event_is_among_those_below():
-    assert {type(event) for event in OLD.values()} == set(EVENTS.values())
+    assert {type(event) for event in (*OLD.values(), *NEW)} == set(EVENTS.values())
 
 
-@pytest.mark.parametrize("event", OLD.values(), ids=str)
+@pytest.mark.parametrize("event", [*OLD.values(), *NEW], ids=str)
 def test_an_event_is_read_back_from_json_as_it_was(event: Event):
     assert from_plain(json.loads(json.dumps(to_plain(event)))) == event
 

@@ -69,8 +69,9 @@ class LossOutput:
 if TYPE_CHECKING:
     OneOptimizer = Optimizer | Callable[[nn.Module], Optimizer]
     OptimizerInput = OneOptimizer | Sequence[OneOptimizer]
+    SideOptimizers = Mapping[str, OneOptimizer]
 else:
-    OptimizerInput = Any  # checked by `_are_optimizers`, which takes wrappers of optimizers too
+    OptimizerInput = SideOptimizers = Any  # checked below, where wrappers of optimizers are taken too
 
 ComputeLoss = Callable[[nn.Module, Any], "torch.Tensor | LossOutput"]
 
@@ -261,6 +262,10 @@ class Components(_Checked):
             `LossOutput`. In place of `criterion`.
         optimizer: A torch optimizer, a function of the network that returns one, or a sequence of these; all of them
             step in `optimizer_update`.
+        side_optimizers: Further ones, or functions of the network, by name: `Run.side_optimizers` has them for plugins
+            that step them (the generator of a GAN, a temperature). Their gradients are dropped where a window opens,
+            and a checkpoint holds their state. The engine does not step them, nor correct the gradients of parameters
+            that only they hold for the weights of a window.
         init_weights: A function of the network, called in `before_loop` after the seed is set.
 
     Raises:
@@ -274,6 +279,7 @@ class Components(_Checked):
     criterion: Callable[[Any, Any], torch.Tensor] | None = None
     compute_loss: ComputeLoss | None = None
     optimizer: OptimizerInput
+    side_optimizers: SideOptimizers = Field(default_factory=dict)
     init_weights: Callable[[nn.Module], object] | None = None
 
     @field_validator("criterion")
@@ -321,6 +327,22 @@ class Components(_Checked):
             if not is_optimizer(part):
                 _check_call(part, "optimizer(network)")
         return optimizer
+
+    @field_validator("side_optimizers", mode="before")
+    @classmethod
+    def _are_side_optimizers(cls, given: object) -> object:
+        named = dict(cast("Mapping[Any, Any]", given)) if isinstance(given, Mapping) else None
+        if named is None or not all(isinstance(name, str) and name for name in named):
+            raise ValueError("must map names to optimizers")
+        for name, part in named.items():
+            if isinstance(part, type) or not (is_optimizer(part) or callable(part)):
+                raise ValueError(
+                    f"must map names to torch optimizers, or to functions of the network that return one; {name!r} is "
+                    f"{short(part)}"
+                )
+            if not is_optimizer(part):
+                _check_call(part, "optimizer(network)")
+        return named
 
     @classmethod
     def _contradictions(cls, given: Mapping[str, object]) -> list[str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Generator, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from functools import partial
 from types import TracebackType
@@ -13,7 +13,7 @@ from typing import Any, Self, TypeVar
 import torch
 
 from heptad.checkpoints.resumption import Resumption
-from heptad.config import Components, RunConfig, check_together, is_optimizer, listed
+from heptad.config import Components, RunConfig, check_together
 from heptad.data.build import build_feed
 from heptad.data.placement import read_numbers, resolve_device
 from heptad.errors import EngineError, PluginError, a_kind
@@ -39,9 +39,10 @@ from heptad.run.signals import CtrlC
 from heptad.run.until import Until, until_predicate
 from heptad.smoke.rehearsal import rehearse
 from heptad.step.bodies import BODIES, READERS, announced_batch, before_loop, build
+from heptad.step.closure import prepare_recomputation
 from heptad.step.evaluator import Evaluator
 from heptad.step.metrics import Metric
-from heptad.step.optimizers import Optimizers, optimizer_mistakes
+from heptad.step.optimizers import Optimizers, given_mistakes
 from heptad.step.plan import PlannedTurn, Planner
 from heptad.table import guard_of, training_table
 
@@ -79,8 +80,7 @@ class Engine:
         for value, expected in ((components, Components), (config, RunConfig)):
             if not isinstance(value, expected):  # pyright: ignore[reportUnnecessaryIsInstance] - for callers without a type checker
                 raise EngineError(f"Engine takes Components, RunConfig and plugins in this order, got {a_kind(value)}")
-        given = [part for part in listed(components.optimizer) if is_optimizer(part)]
-        check_together(components, config, optimizer_mistakes(given, components.network))
+        check_together(components, config, given_mistakes(components))
         self._manager = PluginManager(plugins)
         self._components = components
         self._config = config
@@ -88,6 +88,7 @@ class Engine:
         device = resolve_device(config.device)
         runtime = Runtime(components, build_feed(components, config, self._strategy.share()), device, Optimizers())
         runtime.evaluator = self._evaluator(device)
+        prepare_recomputation(runtime, self._manager.plugins)
         detours = self._manager.detours_given
         table = training_table([detour for _, detour in detours])
         self.current = Run(table, config, runtime, LogBuffer(table, config.log_capacity, read_numbers))
@@ -124,7 +125,12 @@ class Engine:
 
     # -- driving
 
-    def run(self, until: str | Until | None = None, resume: str | os.PathLike[str] | None = None) -> Run:
+    def run(
+        self,
+        until: str | Until | None = None,
+        resume: str | os.PathLike[str] | None = None,
+        allow_changes: Collection[str] = (),
+    ) -> Run:
         """Drive the run to its end: from `idle`, from where it is paused, or from a checkpoint.
 
         Args:
@@ -133,6 +139,8 @@ class Engine:
             resume: A directory of checkpoints, of which the newest sound one is taken; one checkpoint; or `"auto"`: the
                 directory of the run's own `Checkpoint`. Where that holds none, the run begins at its start, and the log
                 says so. What follows is, bit for bit, what a run that was never interrupted does.
+            allow_changes: With `"optimizer"`, options of optimizers (such as the learning rate) may differ from those
+                of the checkpoint: the ones given now hold, with moments and counts of the checkpoint; the log says so.
 
         Returns:
             The run: finished, or paused (`Run.paused` says why).
@@ -150,8 +158,8 @@ class Engine:
         reached = until_predicate(until, self.current.table)
         run = self.current
         with self._driving("run"), CtrlC(run) as ctrl_c:  # it tears neither restoring nor the `open` of a plugin apart
-            if resume is not None:
-                self._resumption.resume(run, resume, partial(build, strategy=self._strategy))
+            if resume is not None or allow_changes:
+                self._resumption.resume(run, resume, partial(build, strategy=self._strategy), allow_changes)
             self._resumption.begin(run)
             with self._manager.opened(run), self._feed_closed_at_the_end():
                 self._make_ready()

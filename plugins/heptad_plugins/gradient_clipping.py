@@ -13,7 +13,8 @@ class GradientClipping(Plugin):
 
     All parameters that the optimizers hold count together, each once. With `max_norm` the norm before clipping is
     recorded as `"gradient_norm"`, also for an update that another plugin skips; it stays on its device until it is read
-    (no device sync). The cost is one pass over the gradients, with `max_norm` two.
+    (no device sync). The cost is one pass over the gradients, with `max_norm` two. An optimizer whose step needs a
+    closure computes the gradients again, not clipped, and is refused.
 
     Args:
         max_norm: The 2-norm that all gradients together are scaled down to where theirs is larger; above 0.
@@ -24,6 +25,7 @@ class GradientClipping(Plugin):
     """
 
     runs_after = ("NonFiniteGuard",)
+    changes_gradients = True
 
     def __init__(self, *, max_norm: float | None = None, max_value: float | None = None) -> None:
         if (max_norm is None) == (max_value is None):

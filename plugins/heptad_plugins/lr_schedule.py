@@ -12,7 +12,7 @@ from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 from heptad import EngineError, Plugin, PluginError, Run
 from heptad.plugin import monitored
 from heptad_plugins._options import one_of, whole_number
-from heptad_plugins._scheduler import check_monitor, scheduler_from_format_1, takes_length
+from heptad_plugins._scheduler import check_monitor, is_rebased, replay, scheduler_from_format_1, takes_length
 
 Build = Callable[[Optimizer, int], LRScheduler] | Callable[[Optimizer], LRScheduler]
 
@@ -90,6 +90,16 @@ class LRSchedule(Plugin):
     def on_begin(self, run: Run) -> None:
         """Forget the scheduler that was built for an earlier run."""
         self._forget()
+
+    def open(self, run: Run) -> None:
+        """Where the run was resumed with another learning rate, move a schedule that begins at it to its place."""
+        if self._restored is None or not run.optimizers:
+            return
+        given = self._source
+        optimizer = given.optimizer if isinstance(given, LRScheduler) else run.optimizers[self._number]
+        state, groups = scheduler_from_format_1(self._restored["scheduler"]), run.parameter_groups(optimizer)
+        if is_rebased(state, groups):
+            self._scheduler, self._restored = replay(lambda: self._build(run), given, state, groups), None
 
     def on_exit_before_loop(self, run: Run) -> None:
         """Build the scheduler, now that there is an optimizer."""

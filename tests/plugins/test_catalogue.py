@@ -30,6 +30,7 @@ from heptad.plugin.order import ordered
 from heptad.testing import check_plugin
 from heptad_plugins import (
     EMA,
+    SAM,
     Checkpoint,
     CSVLogger,
     EarlyStopping,
@@ -91,6 +92,7 @@ def makers(folder: Path) -> dict[str, Any]:
         "NonFiniteGuard": lambda: NonFiniteGuard("skip", every=2),
         "Progress": lambda: Progress(file=io.StringIO()),
         "Progress bar": lambda: Progress(file=Terminal()),
+        "SAM": SAM,
         "TensorBoardLogger": lambda: TensorBoardLogger(folder / f"events {next(files)}"),
         "Throughput": Throughput,
         "TimeLimit": lambda: TimeLimit(1e6),

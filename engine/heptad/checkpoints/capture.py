@@ -10,6 +10,7 @@ from heptad.checkpoints.encoding import encode
 from heptad.checkpoints.form import (
     StoredBeginning,
     StoredCounters,
+    StoredKept,
     StoredOptions,
     StoredPlugin,
     StoredPosition,
@@ -111,8 +112,9 @@ def _capture_plugins(run: Run, manager: PluginManager) -> dict[str, StoredPlugin
 def _capture_position(
     run: Run, detours: Sequence[DetourState], subscriptions: Sequence[Subscription]
 ) -> StoredPosition:
-    at, buffer = run.position, run.buffer
+    at, buffer, kept = run.position, run.buffer, run.position.kept
     built: list[dict[str, Any]] = buffer.facts.get("optimizers", [])
+    beside: dict[str, Any] = buffer.facts.get("side_optimizers", {})
     return StoredPosition(
         id=run.id,
         seq=buffer.seq,
@@ -122,10 +124,12 @@ def _capture_position(
         window=StoredWindow.model_validate(at.window, from_attributes=True),
         loss=run.loss,
         batch=[] if at.batch is None else [at.batch],
+        kept=StoredKept(batches=list(kept.batches), loss=kept.loss) if kept is not None and at.window.steps else None,
         stopped=bool(buffer.stops),
         reason=run.reason,
         seed=run.runtime.feed.seed,
         optimizers=[StoredOptions.model_validate(options) for options in built],
+        side_optimizers={name: StoredOptions.model_validate(options) for name, options in beside.items()},
         visits=[detour.last_now(run) for detour in detours],
         filters=[[*filter_key(row), *row.filter.state()] for row in subscriptions],
         notes=[],  # where format 1 stored the words of its events

@@ -5,7 +5,13 @@ from __future__ import annotations
 from heptad.diagnose.data import iterated_once, no_data, no_dataset, no_loader, shuffled_stream, too_few_samples
 from heptad.diagnose.hooks import HERE
 from heptad.diagnose.loss import backward, loss, pair
-from heptad.diagnose.optimizers import foreign_parameters, needs_closure, no_optimizer, optimizer_factory
+from heptad.diagnose.optimizers import (
+    foreign_parameters,
+    no_optimizer,
+    odd_step,
+    optimizer_factory,
+    unfit_state,
+)
 from heptad.diagnose.values import unrecorded
 
 __all__ = [
@@ -14,15 +20,16 @@ __all__ = [
     "handler_name",
     "iterated_once",
     "loss",
-    "needs_closure",
     "no_data",
     "no_dataset",
     "no_loader",
     "no_optimizer",
+    "odd_step",
     "optimizer_factory",
     "pair",
     "shuffled_stream",
     "too_few_samples",
+    "unfit_state",
     "unrecorded",
 ]
 

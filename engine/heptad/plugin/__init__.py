@@ -22,6 +22,7 @@ _HOMES = {
             "Extend",
             "Failed",
             "Note",
+            "OptionChange",
             "Pause",
             "Remark",
             "Resume",

@@ -17,6 +17,7 @@ from heptad.record.events import Event as Event
 from heptad.record.events import Extend as Extend
 from heptad.record.events import Failed as Failed
 from heptad.record.events import Note as Note
+from heptad.record.events import OptionChange as OptionChange
 from heptad.record.events import Pause as Pause
 from heptad.record.events import Remark as Remark
 from heptad.record.events import Resume as Resume

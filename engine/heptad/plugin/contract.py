@@ -92,6 +92,10 @@ class Plugin:
     Attributes:
         name: Unique among the plugins of an engine; by default the class's name.
         observes: Whether the run does the same without this plugin; a resumed run may then lack it.
+        keeps_window: Whether the plugin calls `Run.recompute`: the batches of each window are kept for it, until its
+            update is made.
+        changes_gradients: Whether it changes the gradients on entry to `optimizer_update`. An optimizer whose step
+            needs a closure computes them again, without the change, and is refused beside it.
         on_error: `"raise"`: an exception of the plugin ends the run. `"detach"`, for an observer: after an Exception
             the plugin is called no more, the log says so, and the run continues.
         runs_after: Plugins, by class or by name, that are called before this one where both are there.
@@ -100,6 +104,8 @@ class Plugin:
 
     name: str = "Plugin"
     observes: bool = False
+    keeps_window: bool = False
+    changes_gradients: bool = False
     on_error: Literal["raise", "detach"] = "raise"
     runs_after: Sequence[type[Plugin] | str] = ()
     runs_before: Sequence[type[Plugin] | str] = ()

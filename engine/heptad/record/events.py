@@ -198,6 +198,32 @@ class StillDetached(Event):
 
 
 @dataclass(frozen=True, slots=True)
+class OptionChange(Event):
+    """An option of an optimizer is another one than in the checkpoint, as `allow_changes` permits.
+
+    Attributes:
+        optimizer: Which one: `optimizers[0]`, or `side/<name>`.
+        group: The number of its parameter group.
+        option: The name of the option.
+        before: The value that the optimizer was built with in the run of the checkpoint, as text.
+        after: The value that holds from now on, as text.
+    """
+
+    kind = "resume"
+
+    optimizer: str
+    group: int
+    option: str
+    before: str
+    after: str
+
+    @property
+    def text(self) -> str:
+        """Both values, in the words of the error that would refuse them."""
+        return f"{self.optimizer}, group {self.group}: {self.option} {self.before} in the checkpoint, {self.after} here"
+
+
+@dataclass(frozen=True, slots=True)
 class Remark(Event):
     """What else is worth knowing of a run that is resumed, in words: damage passed over, what may change bits.
 
@@ -285,6 +311,7 @@ EVENTS: dict[str, type[Event]] = {
         Extend,
         Failed,
         Note,
+        OptionChange,
         Pause,
         Remark,
         Resume,

@@ -193,6 +193,16 @@ class Run(RunView):
             self.emit(Skip, reason=reason)
         at.skip = reason
 
+    def recompute(self) -> torch.Tensor:
+        """Compute the window's gradients again, at the present weights; return its loss. See `Plugin.keeps_window`.
+
+        Raises:
+            EngineError: Anywhere but on entry to `optimizer_update`, or if no plugin has `keeps_window = True`.
+        """
+        if self.state != "optimizer_update" or not self.position.entering or self.runtime.recomputation is None:
+            raise EngineError("recompute is for on_enter_optimizer_update, of a plugin with keeps_window = True")
+        return self.runtime.recomputation.again(self)
+
     def set_accumulation(self, k: int) -> None:
         """Give the windows from the next one on another number of steps.
 

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from heptad.config import RunConfig
+from heptad.run.kept import KeptWindow
 from heptad.run.window import Weight, Window
 
 
@@ -47,6 +48,7 @@ class RunState:
         output: What the network returned for it.
         loss: The loss of the newest step.
         weight: What its mean was taken over; `None` where every step weighs the same, or nobody needs to know.
+        kept: The batches of the open window, `None` where nothing computes it again.
         skip: Why the update that was just entered is to be skipped, `None` where it is not.
         skipped: The newest update was skipped.
     """
@@ -86,6 +88,7 @@ class RunState:
     output: Any = None
     loss: torch.Tensor | None = None
     weight: Weight | None = None
+    kept: KeptWindow | None = None
     skip: str | None = None
     skipped: bool = False
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from copy import copy
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
@@ -210,9 +211,23 @@ class RunView:
         return tuple(self.runtime.optimizers)
 
     @property
+    def side_optimizers(self) -> Mapping[str, Optimizer]:
+        """The side optimizers by name, for the plugins that step them.
+
+        Raises:
+            EngineError: Before `before_loop` has built them.
+        """
+        if not self.runtime.optimizers:
+            raise EngineError(
+                "run.side_optimizers exist from the body of before_loop on; subscribe to its exit or later"
+            )
+        return MappingProxyType(self.runtime.optimizers.side)
+
+    @property
     def update_skipped(self) -> bool:
-        """Whether the newest `optimizer_update` left the weights alone because `skip_update` was called."""
-        return self.position.skipped
+        """Whether the newest `optimizer_update` leaves the weights alone because `skip_update` was called."""
+        at = self.position
+        return at.skip is not None if at.entering and self.state == "optimizer_update" else at.skipped
 
     @property
     def metrics(self) -> dict[str, float]:

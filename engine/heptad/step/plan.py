@@ -124,7 +124,20 @@ class _ShadowFeed:
 
 
 _BEYOND = frozenset(
-    ("batch", "output", "loss", "samples", "network", "optimizer", "optimizers", "metrics", "history", "records", "log")
+    (
+        "batch",
+        "output",
+        "loss",
+        "samples",
+        "network",
+        "optimizer",
+        "optimizers",
+        "side_optimizers",
+        "metrics",
+        "history",
+        "records",
+        "log",
+    )
 )
 
 
@@ -201,6 +214,7 @@ class Planner:
         self._shadow = _Shadow(run.table, run.config, parts, LogBuffer(run.table, 1))
         self._shadow.position = copy(run.position)
         self._shadow.position.window = copy(run.position.window)
+        self._shadow.position.kept = None
         self._visits = [visit.ahead() for visit in visits]
         self._guards: dict[str, Guard] = dict(GUARDS)
         self._guards |= {name: visit.due for name, visit in zip(guard_names, self._visits, strict=True)}
