@@ -151,7 +151,7 @@ def full_engine(
     members: list[Plugin] = [
         Noise(),
         GradientClipping(max_norm=1.0),
-        EMA(decay=0.8),
+        EMA(decay=0.8, every=2, start=1, dtype=torch.float64),
         Evaluate(held_out()),
         EarlyStopping("valid/loss", patience=50),
         checkpoint or Checkpoint(directory, at=at),

@@ -439,6 +439,7 @@ def test_every_is_the_same_word_everywhere(tmp_path):
     needed = {
         "CSVLogger": (tmp_path / "a.csv",),
         "Checkpoint": (tmp_path / "checkpoints",),
+        "EMA": (0.9,),
         "EarlyStopping": ("valid/loss",),
         "Evaluate": (batches(1),),
         "TensorBoardLogger": (tmp_path,),
