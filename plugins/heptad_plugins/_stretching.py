@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, cast
 
@@ -10,6 +9,9 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import CyclicLR, LambdaLR, LRScheduler, MultiplicativeLR
+
+Groups = Sequence[dict[str, Any]]
+"""The parameter groups of an optimizer: these themselves, not copies."""
 
 MOVING = frozenset(
     (
@@ -23,13 +25,19 @@ WRITTEN = frozenset(("initial_lr", "max_lr", "min_lr", "max_momentum", "base_mom
 """Options that torch's schedulers add to a parameter group."""
 
 
-class StandIn(Optimizer):
-    """An optimizer of the same options and parameters, to build a schedule on and throw it away."""
+class TrialOptimizer(Optimizer):
+    """An optimizer of the same options and parameters, to build a schedule on and throw it away.
 
-    def __init__(self, optimizer: Optimizer) -> None:
-        self.defaults = dict(optimizer.defaults)
-        self.state = defaultdict(dict)
-        self.param_groups = [{"params": group["params"], **options_of(group)} for group in optimizer.param_groups]
+    Args:
+        groups: The parameter groups of the optimizer that it is like.
+        defaults: Its defaults.
+    """
+
+    def __init__(self, groups: Groups, defaults: Mapping[str, Any]) -> None:
+        given = [{**options_of(group), "params": list(group["params"])} for group in groups]
+        for group in given:
+            group.pop("param_names", None)
+        super().__init__(given, dict(defaults))
 
     def step(self, closure: Callable[[], float] | None = None) -> None:  # pyright: ignore[reportIncompatibleMethodOverride] - torch overloads it
         """Do nothing."""
@@ -75,41 +83,40 @@ def shows_all(scheduler: LRScheduler) -> bool:
     return plain and not isinstance(scheduler, LambdaLR | MultiplicativeLR | CyclicLR) and all(map(shows_all, inner))
 
 
-def built_options(optimizer: Optimizer) -> list[dict[str, Any]]:
+def built_options(groups: Groups) -> list[dict[str, Any]]:
     """Return the plain options of each parameter group, as a checkpoint can hold them."""
-    return [
-        {name: value for name, value in options_of(group).items() if _is_plain(value)}
-        for group in optimizer.param_groups
-    ]
+    return [{name: value for name, value in options_of(group).items() if _is_plain(value)} for group in groups]
 
 
-def replay(optimizer: Optimizer, built: Sequence[Mapping[str, Any]], build: Callable[[], Any], moves: int) -> Any:
+def replay(
+    groups: Groups, built: Sequence[Mapping[str, Any]], build: Callable[[], LRScheduler], moves: int
+) -> LRScheduler:
     """Build a scheduler as at the beginning of the run and move it, as if it had been there from the first update on.
 
     Of the options of the parameter groups those stay that the scheduler never writes.
 
     Args:
-        optimizer: The optimizer, with the options of the checkpoint.
-        built: The options of its groups when the run began; where they are not known, none.
+        groups: The parameter groups of its optimizer, with the options of the checkpoint.
+        built: The options of the groups when the run began; where they are not known, none.
         build: Builds the scheduler on it.
         moves: How often it had moved when the checkpoint was taken.
     """
-    kept = [options_of(group) for group in optimizer.param_groups]
+    kept = [options_of(group) for group in groups]
     begins = [_beginning(options, built[number] if number < len(built) else {}) for number, options in enumerate(kept)]
-    for group, options in zip(optimizer.param_groups, begins, strict=True):
+    for group, options in zip(groups, begins, strict=True):
         params = group["params"]
         group.clear()
         group.update(options, params=params)
-    began = [options_of(group) for group in optimizer.param_groups]
+    began = [options_of(group) for group in groups]
     scheduler = build()
-    optimizer.__dict__["_opt_called"] = True  # torch warns if a scheduler steps before its optimizer
+    scheduler.optimizer.__dict__["_opt_called"] = True  # torch warns if a scheduler steps before its optimizer
     written = [{"lr"} for _ in kept]
     for move in range(moves + 1):
         if move:
             scheduler.step()
-        for names, group, options in zip(written, optimizer.param_groups, began, strict=True):
+        for names, group, options in zip(written, groups, began, strict=True):
             names |= {name for name, value in options_of(group).items() if not _equal(value, options.get(name))}
-    for names, group, options in zip(written, optimizer.param_groups, kept, strict=True):
+    for names, group, options in zip(written, groups, kept, strict=True):
         group.update({name: value for name, value in options.items() if name not in names and name not in WRITTEN})
     return scheduler
 

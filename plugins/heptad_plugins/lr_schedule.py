@@ -12,7 +12,15 @@ from heptad import EngineError, Plugin, PluginError, Run
 from heptad.plugin import monitored
 from heptad_plugins._options import one_of, text_of, whole_number
 from heptad_plugins._scheduler import check_monitor, scheduler_from_format_1, takes_length
-from heptad_plugins._stretching import StandIn, built_options, facts_of, options_of, other_facts, replay, shows_all
+from heptad_plugins._stretching import (
+    TrialOptimizer,
+    built_options,
+    facts_of,
+    options_of,
+    other_facts,
+    replay,
+    shows_all,
+)
 
 Build = Callable[[Optimizer, int], LRScheduler] | Callable[[Optimizer], LRScheduler]
 
@@ -211,8 +219,8 @@ class LRSchedule(Plugin):
         state, self._restored = self._restored, None
         if state is not None and self._stretches:
             self._stretches, self._total = False, None
-            built = self._first.get("groups", ())
-            self._scheduler = replay(self._optimizer(run), built, lambda: self._build(run), self._moves)
+            groups, built = run.parameter_groups(self._optimizer(run)), self._first.get("groups", ())
+            self._scheduler = replay(groups, built, lambda: self._build(run), self._moves)
             state = None
         if self._scheduler is None:
             groups = run.parameter_groups()
@@ -240,7 +248,7 @@ class LRSchedule(Plugin):
                     "there will be; give RunConfig(max_updates=…), or pass a scheduler that you have built yourself"
                 )
             optimizer = self._optimizer(run)
-            groups = built_options(optimizer)
+            groups = built_options(run.parameter_groups(optimizer))
             scheduler = self._call(optimizer, self._total)
             if not isinstance(scheduler, LRScheduler):
                 raise EngineError(f"LRSchedule: the function must return a torch scheduler, got {scheduler!r}")
@@ -285,11 +293,13 @@ class LRSchedule(Plugin):
         return changes
 
     def _tried(self, run: Run) -> LRScheduler | None:
-        """Return the scheduler as it would be built now, on a stand-in for the optimizer; `None` where that fails."""
+        """Return the scheduler as it would be built now, on an optimizer like it; `None` where that fails."""
         if isinstance(self._source, LRScheduler):
             return self._source
         try:
-            scheduler = self._call(StandIn(self._optimizer(run)), self._length)
+            optimizer = self._optimizer(run)
+            trial = TrialOptimizer(run.parameter_groups(optimizer), optimizer.defaults)
+            scheduler = self._call(trial, self._length)
         except Exception:  # whoever builds it for the run will raise it again
             return None
         return scheduler if isinstance(scheduler, LRScheduler) else None
