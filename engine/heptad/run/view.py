@@ -265,6 +265,10 @@ class RunView:
         """Return the parameters that the optimizers hold, each once, in the order of their groups."""
         return self.runtime.optimizers.held()
 
+    def parameters(self) -> list[nn.Parameter]:
+        """Return the network's parameters in its order, then the others that the optimizers hold, each once."""
+        return self.runtime.optimizers.parameters(self.network)
+
     @property
     def reading_seconds(self) -> float:
         """Seconds spent on reading ahead, for data of unknown length: after the handlers on exit of a state."""
