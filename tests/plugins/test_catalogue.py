@@ -14,13 +14,14 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import nn
-from torch.optim.lr_scheduler import StepLR
+from torch.optim.lr_scheduler import LRScheduler, StepLR
 
 import heptad_plugins
 from builders import CLASSES, FEATURES, Planned, Side, batches
@@ -104,6 +105,45 @@ NAMES = tuple(makers(Path()))
 def test_every_shipped_plugin_keeps_the_contract(name, tmp_path):
     """The conformance kit finds no fault."""
     assert "no fault found" in str(check_plugin(makers(tmp_path)[name], volatile=TIMES))
+
+
+class OwnRates(torch.optim.SGD):
+    """An optimizer that finds its rate itself where a group has none, as Adafactor does by default."""
+
+    def step(self, closure=None):
+        held = [group["lr"] for group in self.param_groups]
+        for group in self.param_groups:
+            group["lr"] = 0.1 if group["lr"] is None else group["lr"]
+        super().step(closure)
+        for group, rate in zip(self.param_groups, held, strict=True):
+            group["lr"] = rate
+
+
+class Still(LRScheduler):
+    """A schedule that leaves all rates as they are."""
+
+    def get_lr(self):
+        return [group["lr"] for group in self.optimizer.param_groups]
+
+
+@pytest.mark.parametrize("second", [0.25, torch.tensor([0.25]), None], ids=["number", "tensor", "none"])
+def test_observers_leave_out_a_rate_that_is_no_number(second, tmp_path):
+    """Adafactor's `lr=None` ends no run; the other groups keep their numbers, and the logs their values."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    network = nn.Linear(FEATURES, CLASSES)
+    optimizer = OwnRates([{"params": [network.weight]}, {"params": [network.bias]}], lr=0.1)
+    optimizer.param_groups[0]["lr"], optimizer.param_groups[1]["lr"] = None, second
+    components = Components(network=network, loader=batches(2), criterion=nn.CrossEntropyLoss(), optimizer=optimizer)
+    loggers = [TensorBoardLogger(tmp_path), CSVLogger(tmp_path / "a.csv"), Progress(file=io.StringIO())]
+    for plugins in ([Journal(tmp_path / "a")], loggers, [LRSchedule(partial(Still))]):
+        run = Engine(components, RunConfig(epochs=1), plugins).run()
+        assert not run.history("lr/0")
+        if plugins is not loggers:
+            assert run.history("lr/1") == ([] if second is None else [0.25] * 2)
+    events = EventAccumulator(str(tmp_path)).Reload().Tags()["scalars"]
+    assert "lr/0" not in events
+    assert ("lr/1" in events) is (second is not None)
 
 
 def forgetful(plugin: Plugin) -> Plugin:

@@ -251,7 +251,7 @@ class RunView:
         return self.runtime.optimizers.groups(of)
 
     def learning_rates(self, of: Optimizer | None = None) -> dict[str, float | torch.Tensor]:
-        """Return the learning rates by name, those that are tensors copied.
+        """Return the learning rates by name, those that are tensors copied, and those that are no numbers left out.
 
         Args:
             of: Leave out the groups of all other optimizers; the names stay.
