@@ -479,11 +479,28 @@ class Begins(Plugin):
     def on_begin(self, run: Run) -> None:
         self.calls.append(f"on_begin in {run.state}")
 
+    def state_dict(self) -> dict[str, Any]:
+        return {"calls": len(self.calls)}
+
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.calls.append("load_state_dict")
 
     def open(self, run: Run) -> None:
         self.calls.append(f"open in {run.state}")
+
+
+@pytest.mark.parametrize(("method", "other"), [("state_dict", "load_state_dict"), ("load_state_dict", "state_dict")])
+def test_a_plugin_with_one_half_of_a_state_is_refused_when_the_engine_is_built(method: str, other: str):
+    """Set in the class, inherited, or on the instance: its state would be stored and never restored, or the reverse."""
+    half = type("Half", (Plugin,), {method: lambda self, *state: {}})
+    inherits = type("Inherits", (half,), {})
+    whole = type("Whole", (inherits,), {other: lambda self, *state: {}})
+    on_instance = Plugin()
+    setattr(on_instance, method, dict)
+    for plugin, name in ((half(), "Half"), (inherits(), "Inherits"), (on_instance, "Plugin")):
+        with pytest.raises(PluginError, match=f"^{name} has a {method} and no {other}, so a resumed run could not"):
+            small_engine(1, [plugin])
+    assert small_engine(1, [whole()]).run().state == "finished"
 
 
 def test_a_plugin_begins_once_for_each_engine_before_it_is_opened():

@@ -116,6 +116,8 @@ class Plugin:
     def state_dict(self) -> dict[str, Any]:
         """Return what the rest of the run depends on: plain data and tensors, which a checkpoint can hold.
 
+        A plugin that has it needs `load_state_dict` too, and the reverse: an engine refuses one half.
+
         Plain data are None, numbers, text, bytes, and lists, tuples, dicts, Counters and OrderedDicts of these.
         """
         return {}
