@@ -67,7 +67,7 @@ class Noise(Plugin):
             assert parameter.grad is not None
             parameter.grad.add_(torch.randn_like(parameter.grad), alpha=0.01)
 
-    @on_exit("after_step", every=4)
+    @on_exit("after_step", every=4, first=3)
     def report(self, run: Run) -> None:
         assert run.loss is not None
         run.record("every fourth loss", run.loss)

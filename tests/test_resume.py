@@ -718,12 +718,26 @@ def test_every_keeps_its_phase(tmp_path):
             return [
                 Detour(
                     "look", "after_step", lambda run: True, lambda run: self.heard.append(("look", run.step)), every=3
-                )
+                ),
+                Detour(
+                    "glance",
+                    "after_step",
+                    lambda run: True,
+                    lambda run: self.heard.append(("glance", run.step)),
+                    every=3,
+                    first=1,
+                ),
             ]
 
         @on_exit("before_step", every=4)
         def fourth(self, run: Run) -> None:
             self.heard.append(("fourth", run.step))
+
+        @on_exit("before_step", every=4, first=2, once=True)
+        @on_exit("before_step", every=3, first=1)
+        @on_exit("before_step", every=3)
+        def first(self, run: Run) -> None:
+            self.heard.append(("first", run.step))
 
         @on_exit("before_step", once=True, when=lambda run: run.step >= 2)
         def once(self, run: Run) -> None:

@@ -10,7 +10,7 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from heptad import EngineError, Plugin, PluginError, Run
 from heptad_plugins._average import Average
-from heptad_plugins._options import number, whole_number
+from heptad_plugins._options import number, selection, whole_number
 
 
 class EMA(Plugin):
@@ -29,6 +29,7 @@ class EMA(Plugin):
     Args:
         decay: The share that the average keeps at each update, from 0 on and below 1; such as 0.999.
         every: Move the average at each update whose number is a multiple of this; the first of these sets it.
+        first: The first of these numbers, by default `every`: `every=10, first=1` means 1, 11, 21, ….
         start: Up to and including this update the average is a copy of the weights; `every` counts from 1 all the same.
         dtype: The dtype of all averages; by default that of the weights, or float32 where that has fewer bits.
 
@@ -38,13 +39,21 @@ class EMA(Plugin):
 
     runs_before = ("Evaluate", "Checkpoint")
 
-    def __init__(self, decay: float, *, every: int = 1, start: int = 0, dtype: torch.dtype | None = None) -> None:
+    def __init__(
+        self,
+        decay: float,
+        *,
+        every: int = 1,
+        first: int | None = None,
+        start: int = 0,
+        dtype: torch.dtype | None = None,
+    ) -> None:
         if number("EMA", "decay", decay, least=0.0) >= 1.0:
             raise PluginError(f"EMA(decay=…) must be below 1, or the average would never move; got {decay!r}")
         if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):  # pyright: ignore[reportUnnecessaryIsInstance] - for callers without a type checker
             raise PluginError(f"EMA(dtype=…) must be a floating dtype such as torch.float32, got {dtype!r}")
         self._blend: Any = get_ema_multi_avg_fn(decay)
-        self._every = whole_number("EMA", "every", every)
+        self._numbers = selection("EMA", every, first)
         self._start = whole_number("EMA", "start", start, least=0)
         self._dtype = dtype
         self._average: Average | None = None
@@ -89,7 +98,7 @@ class EMA(Plugin):
     def on_exit_optimizer_update(self, run: Run) -> None:
         """Move the average towards the new weights, if it is due."""
         copies = run.update <= self._start
-        if not run.update_skipped and (copies or run.update % self._every == 0):
+        if not run.update_skipped and (copies or self._numbers.selects(run.update)):
             self._ready(run).follow(self._blend, copies=copies)
 
     def on_enter_evaluate(self, run: Run) -> None:

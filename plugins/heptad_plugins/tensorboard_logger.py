@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Literal
 
 from heptad import Plugin, PluginError, Run
-from heptad_plugins._options import directory_of, whole_number
+from heptad_plugins._options import directory_of, selection
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
@@ -31,6 +31,7 @@ class TensorBoardLogger(Plugin):
     Args:
         directory: Where the event files go; it is made.
         every: Updates between two of the loss and the learning rates.
+        first: The first of these numbers, by default `every`: `every=10, first=1` means 1, 11, 21, ….
         on_error: `"detach"`: an exception detaches the plugin, and the run continues.
 
     Raises:
@@ -48,6 +49,7 @@ class TensorBoardLogger(Plugin):
         directory: str | os.PathLike[str],
         every: int = 1,
         *,
+        first: int | None = None,
         on_error: Literal["raise", "detach"] = "raise",
     ) -> None:
         try:
@@ -57,7 +59,7 @@ class TensorBoardLogger(Plugin):
         self.on_error = on_error
         self._build = SummaryWriter
         self._directory = str(directory_of("TensorBoardLogger", "directory", directory))
-        self._every = whole_number("TensorBoardLogger", "every", every)
+        self._numbers = selection("TensorBoardLogger", every, first)
         self._writer: SummaryWriter | None = None
         self._forget()
 
@@ -98,13 +100,13 @@ class TensorBoardLogger(Plugin):
 
     def on_enter_optimizer_update(self, run: Run) -> None:
         """Read the learning rates; after the update they may be those of the next one."""
-        if (run.update + 1) % self._every == 0:
+        if self._numbers.selects(run.update + 1):
             self._rates = {name: float(rate) for name, rate in run.learning_rates().items()}
 
     def on_exit_optimizer_update(self, run: Run) -> None:
         """Write the values since the last time, the loss and the learning rates."""
         scalars: dict[str, float] = {}
-        if run.update % self._every == 0 and not run.update_skipped:
+        if self._numbers.selects(run.update) and not run.update_skipped:
             scalars = dict(self._rates) if run.loss is None else {"loss": run.loss.item(), **self._rates}
         self._write(run, scalars)
 

@@ -493,6 +493,68 @@ def test_every_is_the_same_word_everywhere(tmp_path):
             with pytest.raises(PluginError) as caught:
                 getattr(heptad_plugins, name)(*needed.get(name, ()), every=wrong)
             assert str(caught.value) == f"{name}(every=…) must be a whole number from 1 on, got {wrong!r}"
+        assert options[name]["first"].default is None
+        for wrong in (0, -1, 1.0, True, "2"):
+            with pytest.raises(PluginError) as caught:
+                getattr(heptad_plugins, name)(*needed.get(name, ()), first=wrong)
+            assert str(caught.value) == f"{name}(first=…) must be a whole number from 1 on, got {wrong!r}"
+
+
+def numbers_of(name: str, folder: Path, **options: int) -> list[int]:
+    """Return at which epochs or updates, of ten, a plugin does what its `every` counts."""
+    guarded: list[int] = []
+
+    class Guarded(NonFiniteGuard):
+        def _check(self, run: Run) -> None:
+            guarded.append(run.update + 1)
+
+    monitor: dict[str, Any] = {"monitor": "valid/loss", "patience": 100}
+    plugin = {
+        "CSVLogger": lambda: CSVLogger(folder / "a.csv", overwrite=True, **options),
+        "Checkpoint": lambda: Checkpoint(folder / "c", overwrite=True, keep_last=10, **options),
+        "Checkpoint updates": lambda: Checkpoint(folder / "d", "optimizer_update", overwrite=True, **options),
+        "EarlyStopping": lambda: EarlyStopping(**monitor, **options),
+        "Evaluate": lambda: Evaluate(batches(1), **options),
+        "Evaluate updates": lambda: Evaluate(batches(1), at="optimizer_update", **options),
+        "NonFiniteGuard": lambda: Guarded(**options),
+        "Throughput": lambda: Throughput(**options),
+    }[name]()
+    network = nn.Linear(FEATURES, CLASSES)
+    components = Components(
+        network=network,
+        loader=batches(1),
+        criterion=nn.CrossEntropyLoss(),
+        optimizer=torch.optim.SGD(network.parameters(), lr=0.1),
+    )
+    engine = Engine(components, RunConfig(epochs=10), [plugin])
+    if name == "EarlyStopping":
+        engine.on_enter("after_epoch")(lambda run: run.record("valid/loss", 1.0))
+        looked: list[int] = []
+        plugin._improves = lambda value: looked.append(engine.current.epoch) is None
+        engine.run()
+        return looked
+    run = engine.run()
+    state = {"Checkpoint": "checkpoint", "Evaluate": "evaluate"}.get(name.split(maxsplit=1)[0])
+    if state is not None:
+        return [t.update for t in run.log.where(dest=state)]
+    if name == "CSVLogger":
+        rows = list(csv.DictReader((folder / "a.csv").read_text().splitlines()))
+        return [int(row["update"]) for row in rows if row["loss"]]
+    return guarded or [value.epoch for value in run.records() if value.name == "steps_per_second"]
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("CSVLogger", "Checkpoint", "Checkpoint updates", "EarlyStopping", "Evaluate", "Evaluate updates"),
+        *("NonFiniteGuard", "Throughput"),
+    ],
+)
+def test_first_is_the_same_word_everywhere(name, tmp_path):
+    """`every=4, first=1` means 1, 5, 9, as in a loop that asks for `i % 4 == 0`; without it 4, 8."""
+    assert numbers_of(name, tmp_path, every=4) == [4, 8]
+    assert numbers_of(name, tmp_path, every=4, first=1) == [1, 5, 9]
+    assert numbers_of(name, tmp_path, every=2, first=7) == [7, 9]
 
 
 @pytest.mark.parametrize("wrong", [None, "", 3, True, b"a", Path], ids=repr)

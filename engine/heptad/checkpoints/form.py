@@ -209,7 +209,8 @@ class StoredPosition(Stored):
         seed: Of the order of the data.
         optimizers: What each was built with.
         visits: The count of each detour when it last ran.
-        filters: Plugin and method, moment, state, `every`, `once`; events counted, and whether `once` is done.
+        filters: Plugin and method, moment, state, `every`, `once`, `first` where it was given; events counted, and
+            whether `once` is done.
         notes: What format 1 had in place of events: seq, kind, words and time of each.
         events: The events of the next transition, as plain data.
     """
@@ -227,7 +228,7 @@ class StoredPosition(Stored):
     seed: int
     optimizers: list[StoredOptions]
     visits: list[int]
-    filters: list[Annotated[list[Any], Field(min_length=7, max_length=7)]]
+    filters: list[Annotated[list[Any], Field(min_length=7, max_length=8)]]
     notes: list[Annotated[list[Any], AfterValidator(_row_of_format_1)]] = []
     events: list[Annotated[dict[str, Any], AfterValidator(_event_row)]] = []
 

@@ -77,6 +77,8 @@ def verify(subscription: Subscription, table: Table) -> None:
         )
     if type(mark.every) is not int or mark.every < 1:
         raise PluginError(f"{who}: every must be a whole number from 1 on, got {mark.every!r}")
+    if mark.first is not None and (type(mark.first) is not int or mark.first < 1):
+        raise PluginError(f"{who}: first must be a whole number from 1 on, got {mark.first!r}")
     if type(mark.once) is not bool:
         raise PluginError(
             f"{who}: once must be True or False, got {mark.once!r}; for the n-th event alone say every=n, once=True"
