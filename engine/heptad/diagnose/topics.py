@@ -6,7 +6,7 @@ from heptad.diagnose.data import iterated_once, no_data, no_dataset, no_loader, 
 from heptad.diagnose.hooks import HERE
 from heptad.diagnose.loss import backward, loss, pair
 from heptad.diagnose.optimizers import foreign_parameters, needs_closure, no_optimizer, optimizer_factory
-from heptad.diagnose.values import unrecorded
+from heptad.diagnose.values import unrecordable, unrecorded
 
 __all__ = [
     "backward",
@@ -23,6 +23,7 @@ __all__ = [
     "pair",
     "shuffled_stream",
     "too_few_samples",
+    "unrecordable",
     "unrecorded",
 ]
 
