@@ -142,8 +142,8 @@ def test_observers_leave_out_a_rate_that_is_no_number(second, tmp_path):
         if plugins is not loggers:
             assert run.history("lr/1") == ([] if second is None else [0.25] * 2)
     events = EventAccumulator(str(tmp_path)).Reload().Tags()["scalars"]
-    assert "lr/0" not in events
-    assert ("lr/1" in events) is (second is not None)
+    assert "train/lr/0" not in events
+    assert ("train/lr/1" in events) is (second is not None)
 
 
 def forgetful(plugin: Plugin) -> Plugin:

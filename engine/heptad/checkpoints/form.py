@@ -364,10 +364,11 @@ def read_form(path: Path, snapshot: Snapshot) -> tuple[StoredSummary, StoredSect
         place = ".".join(map(str, found["loc"])) or "the whole"
         raise _refusal(path, f"{place}: {found['msg']}, got {found['input']!r:.60}") from error
     try:
-        # Only a generator knows which states it accepts, so each is set, and then put back. CUDA's are not tried:
-        # `preserved` puts back those of the CPU only.
+        # Only a generator knows which states it accepts, so each is set, and then put back. An accelerator's are not
+        # tried: `preserved` puts back those of the CPU only.
         with seeding.preserved():
-            seeding.restore_states({name: state for name, state in sections.run.random.items() if name != "cuda"})
+            states, tried = sections.run.random, seeding.CPU_GENERATORS
+            seeding.restore_states({name: state for name, state in states.items() if name in tried})
     except (KeyError, IndexError, TypeError, ValueError, RuntimeError, OverflowError) as error:
         raise _refusal(path, f"run.random: {type(error).__name__}: {error}") from error
     return summary, sections
