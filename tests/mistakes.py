@@ -990,6 +990,21 @@ def evaluating_on_an_exhausted_iterator(folder: Path) -> None:
     engine.evaluate(batches)
 
 
+@mistake(EngineError, "got shape (3, 8, 8)", "logger.writer.add_image('samples', image, run.update)")
+def recording_an_image(folder: Path) -> None:
+    engine = train()
+    engine.current.record("samples", torch.zeros(3, 8, 8))
+
+
+@mistake(PluginError, "Counts has a state_dict and no load_state_dict", "give it both")
+def half_a_state(folder: Path) -> None:
+    class Counts(Plugin):
+        def state_dict(self) -> dict[str, Any]:
+            return {"count": 3}
+
+    train(Counts())
+
+
 @mistake(PluginError, "EMA(decay=…) must be below 1", "got 1.5")
 def a_decay_above_one(folder: Path) -> None:
     EMA(decay=1.5)

@@ -67,7 +67,7 @@ class Noise(Plugin):
             assert parameter.grad is not None
             parameter.grad.add_(torch.randn_like(parameter.grad), alpha=0.01)
 
-    @on_exit("after_step", every=4)
+    @on_exit("after_step", every=4, first=3)
     def report(self, run: Run) -> None:
         assert run.loss is not None
         run.record("every fourth loss", run.loss)
@@ -167,7 +167,7 @@ def full_engine(
     members: list[Plugin] = [
         Noise(),
         GradientClipping(max_norm=1.0),
-        EMA(decay=0.8),
+        EMA(decay=0.8, every=2, start=1, dtype=torch.float64),
         Evaluate(held_out()),
         EarlyStopping("valid/loss", patience=50),
         checkpoint or Checkpoint(directory, at=at),

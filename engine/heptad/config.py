@@ -197,7 +197,8 @@ class RunConfig(_Checked):
             costs milliseconds each where processes are forked, seconds where they are spawned. With a `dataset` that
             is indexed only.
         device: Where the network and the batches are placed: `"auto"` (the accelerator if there is one), `"cpu"`,
-            `"cuda"`, `"cuda:1"` and so on, or a `torch.device`, of which the name is kept.
+            `"cuda"`, `"cuda:1"` and so on, or a `torch.device`, of which the name is kept. Of a batch every tensor in
+            tuples, lists, mappings, dataclasses and objects of attrs or pydantic is moved, or the object by its `to`.
         deterministic: Asks torch for deterministic algorithms for as long as the run is being driven.
         log_capacity: Transitions that `Run.log` keeps in memory, 10 bytes each; the oldest go first.
         trace_handlers: Keeps for every call of a handler when it was made and how long it took: `explain` and the trace

@@ -295,7 +295,7 @@ class Engine:
     # -- functions as handlers
 
     def on_enter(
-        self, state: str, *, every: int = 1, once: bool = False, when: Predicate | None = None
+        self, state: str, *, every: int = 1, once: bool = False, when: Predicate | None = None, first: int | None = None
     ) -> Callable[[F], F]:
         """Subscribe a function to entering a state, after the plugins; as a decorator, until the run has started.
 
@@ -304,17 +304,18 @@ class Engine:
             every: Called at the n-th, 2n-th … event of the run.
             once: Called at the first of these events only.
             when: Called only if this predicate of the run holds as well.
+            first: The number of the first event that `every` selects, by default n.
 
         Raises:
             PluginError: If the state is unknown, the function cannot be called with the run, or the run has started.
         """
-        return self._subscriber(Mark("enter", state, every, once, when))
+        return self._subscriber(Mark("enter", state, every, once, when, first))
 
     def on_exit(
-        self, state: str, *, every: int = 1, once: bool = False, when: Predicate | None = None
+        self, state: str, *, every: int = 1, once: bool = False, when: Predicate | None = None, first: int | None = None
     ) -> Callable[[F], F]:
         """Subscribe a function to leaving a state; the arguments are those of `on_enter`."""
-        return self._subscriber(Mark("exit", state, every, once, when))
+        return self._subscriber(Mark("exit", state, every, once, when, first))
 
     def _subscriber(self, mark: Mark) -> Callable[[F], F]:
         def put(function: F) -> F:

@@ -8,6 +8,7 @@ from collections.abc import Collection
 from pathlib import Path
 
 from heptad import PluginError
+from heptad.plugin import Filter
 
 
 def whole_number(plugin: str, option: str, value: object, least: int = 1) -> int:
@@ -19,6 +20,16 @@ def whole_number(plugin: str, option: str, value: object, least: int = 1) -> int
     if type(value) is not int or value < least:
         raise PluginError(f"{plugin}({option}=…) must be a whole number from {least} on, got {value!r}")
     return value
+
+
+def selection(plugin: str, every: object, first: object = None) -> Filter:
+    """Return which numbers the options `every` and `first` select: each n-th, or the first and each n-th from there.
+
+    Raises:
+        PluginError: If one of them is not a whole number from 1 on.
+    """
+    start = None if first is None else whole_number(plugin, "first", first)
+    return Filter(whole_number(plugin, "every", every), first=start)
 
 
 def number(plugin: str, option: str, value: object, *, above: float | None = None, least: float | None = None) -> float:

@@ -75,7 +75,7 @@ def is_rebased(state: Any, groups: Sequence[dict[str, Any]]) -> bool:
     return any(base != group.get("initial_lr", base) for base, group in zip(bases, groups, strict=False))
 
 
-def replay(
+def rebase(
     build: Callable[[], LRScheduler], given: object, state: Any, groups: Sequence[dict[str, Any]]
 ) -> LRScheduler:
     """Return a scheduler moved to where a state says, from the rates that the groups were given.

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from heptad import CheckpointError, Detour, Plugin, PluginError, Run
 from heptad.plugin import Store, monitored
-from heptad_plugins._options import directory_of, number, one_of, text_of, whole_number
+from heptad_plugins._options import directory_of, number, one_of, selection, text_of, whole_number
 
 Place = Literal["after_step", "optimizer_update", "after_epoch"]
 PLACES: tuple[Place, ...] = ("after_step", "optimizer_update", "after_epoch")
@@ -30,6 +30,7 @@ class Checkpoint(Plugin):
         directory: Where they are kept; made where it is missing.
         at: After which state or states: `"after_epoch"`, `"optimizer_update"`, `"after_step"`.
         every: At each epoch, update or step, whichever ends there, whose number is a multiple of this.
+        first: The first of these numbers, by default `every`: `every=10, first=1` means 1, 11, 21, ….
         seconds: At those places, but only when this long has passed since the last one.
         keep_last: How many of the newest stay.
         keep_best: How many of those with the best value of `monitor` stay beside these.
@@ -59,6 +60,7 @@ class Checkpoint(Plugin):
         mode: Literal["min", "max"] = "min",
         overwrite: bool = False,
         *,
+        first: int | None = None,
         on_error: Literal["raise", "detach"] = "raise",
     ) -> None:
         self._at = (at,) if isinstance(at, str) else tuple(at)
@@ -66,7 +68,7 @@ class Checkpoint(Plugin):
             one_of("Checkpoint", "at", place, PLACES)
         if not self._at or len(set(self._at)) != len(self._at):
             raise PluginError(f"Checkpoint(at=…) names one or several of {', '.join(PLACES)}, each once; got {at!r}")
-        self._every = whole_number("Checkpoint", "every", every)
+        self._numbers = selection("Checkpoint", every, first)
         self._seconds = None if seconds is None else number("Checkpoint", "seconds", seconds, above=0)
         self._keep_last = whole_number("Checkpoint", "keep_last", keep_last)
         self._keep_best = whole_number("Checkpoint", "keep_best", keep_best, least=0)
@@ -85,7 +87,8 @@ class Checkpoint(Plugin):
 
     def detours(self) -> Iterable[Detour]:
         """Return the state `checkpoint`, once for each place, which counts what ends there."""
-        return [Detour("checkpoint", place, self._is_due, self.save, every=self._every) for place in self._at]
+        every, first = self._numbers.every, self._numbers.first
+        return [Detour("checkpoint", place, self._is_due, self.save, every=every, first=first) for place in self._at]
 
     def on_begin(self, run: Run) -> None:
         """Forget that the directory was an earlier run's."""

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from heptad import Plugin, PluginError, Run
 from heptad_plugins._csv_file import PLACE, CSVFile
-from heptad_plugins._options import path_of, whole_number
+from heptad_plugins._options import path_of, selection
 
 
 class CSVLogger(Plugin):
@@ -32,6 +32,7 @@ class CSVLogger(Plugin):
             `(recorded)` behind its name.
         every: Updates between two rows that hold the loss of the newest step, as `loss`. Where somebody recorded values
             under that name since the update before, these stand alone.
+        first: The first of these numbers, by default `every`: `every=10, first=1` means 1, 11, 21, ….
         overwrite: Whether values of another run in the file are dropped when a run begins.
         on_error: `"detach"`: an exception detaches the plugin, and the run continues.
 
@@ -52,11 +53,12 @@ class CSVLogger(Plugin):
         every: int = 1,
         overwrite: bool = False,
         *,
+        first: int | None = None,
         on_error: Literal["raise", "detach"] = "raise",
     ) -> None:
         self.on_error = on_error
         self._path = path_of("CSVLogger", "path", path)
-        self._every = whole_number("CSVLogger", "every", every)
+        self._numbers = selection("CSVLogger", every, first)
         self._overwrite = overwrite
         self._forget()
 
@@ -94,7 +96,7 @@ class CSVLogger(Plugin):
     def on_exit_optimizer_update(self, run: Run) -> None:
         """Write the values since the last time, and the loss."""
         self._take(run)
-        due = run.update % self._every == 0 and not run.update_skipped and "loss" not in self._names
+        due = self._numbers.selects(run.update) and not run.update_skipped and "loss" not in self._names
         if due and (loss := run.loss) is not None:
             self._file.put((run.step, run.update, run.epoch), "loss", loss.item())
         self._names.clear()

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from heptad import Plugin, Run
 from heptad.plugin import monitored
-from heptad_plugins._options import number, one_of, text_of, whole_number
+from heptad_plugins._options import number, one_of, selection, text_of, whole_number
 
 
 class EarlyStopping(Plugin):
@@ -22,6 +22,7 @@ class EarlyStopping(Plugin):
         patience: Looks without improvement until the run is stopped.
         min_delta: How much better than the best a value must be to count as an improvement, in the value's units.
         every: Look at every n-th epoch only; for a value that is recorded as rarely.
+        first: The first of these numbers, by default `every`: `every=10, first=1` means 1, 11, 21, ….
 
     Raises:
         PluginError: When built, for an option that does not fit.
@@ -37,13 +38,15 @@ class EarlyStopping(Plugin):
         patience: int = 3,
         min_delta: float = 0.0,
         every: int = 1,
+        *,
+        first: int | None = None,
     ) -> None:
         self._monitor = text_of("EarlyStopping", "monitor", monitor, "the name of a recorded value")
         self._mode = one_of("EarlyStopping", "mode", mode, ("min", "max"))
         self._sign = 1.0 if mode == "min" else -1.0
         self._patience = whole_number("EarlyStopping", "patience", patience)
         self._min_delta = number("EarlyStopping", "min_delta", min_delta, least=0.0)
-        self._every = whole_number("EarlyStopping", "every", every)
+        self._numbers = selection("EarlyStopping", every, first)
         self._best: float | None = None
         self._count = 0
 
@@ -53,7 +56,7 @@ class EarlyStopping(Plugin):
 
     def on_exit_after_epoch(self, run: Run) -> None:
         """Look at the value, and stop the run if patience is exhausted."""
-        if run.epoch % self._every or not run.batch_index:
+        if not self._numbers.selects(run.epoch) or not run.batch_index:
             return
         value = monitored(run, self._monitor, "EarlyStopping")
         if self._improves(value):

@@ -9,7 +9,7 @@ from torch.utils.data import DataLoader
 
 from heptad import Detour, Plugin, PluginError, Run
 from heptad.plugin import Metric, metrics_mistake
-from heptad_plugins._options import one_of, text_of, whole_number
+from heptad_plugins._options import one_of, selection, text_of
 
 PLACES = ("after_epoch", "optimizer_update", "after_step")
 
@@ -33,6 +33,7 @@ class Evaluate(Plugin):
         at: When: `"after_epoch"` is when an epoch has neither an update nor a batch left, so that all of `after_epoch`
             sees the values; or after the body of `"optimizer_update"` or `"after_step"`.
         every: At each such epoch, update or step whose number is a multiple of this.
+        first: The first of these numbers, by default `every`: `every=10, first=1` means 1, 11, 21, ….
         name: What the recorded values begin with, and the plugin's name: give a second one another.
         on_error: `"detach"`: an exception detaches the plugin, and the run continues.
 
@@ -55,6 +56,7 @@ class Evaluate(Plugin):
         every: int = 1,
         name: str = "valid",
         *,
+        first: int | None = None,
         on_error: Literal["raise", "detach"] = "raise",
     ) -> None:
         self.name = text_of("Evaluate", "name", name, "a word such as 'valid'")
@@ -64,7 +66,7 @@ class Evaluate(Plugin):
         if mistake := metrics_mistake(metrics):
             raise PluginError(f"Evaluate(metrics=…): {mistake}")
         self._at = one_of("Evaluate", "at", at, PLACES)
-        self._every = whole_number("Evaluate", "every", every)
+        self._numbers = selection("Evaluate", every, first)
         self._data = data
         self._metrics = dict(metrics)
         self.on_error = on_error
@@ -72,7 +74,8 @@ class Evaluate(Plugin):
     def detours(self) -> Iterable[Detour]:
         """Return the state `evaluate`."""
         if self._at != "after_epoch":
-            return [Detour("evaluate", self._at, lambda run: True, self.evaluate, every=self._every)]
+            every, first = self._numbers.every, self._numbers.first
+            return [Detour("evaluate", self._at, lambda run: True, self.evaluate, every=every, first=first)]
         return [Detour("evaluate", ("after_step", "optimizer_update"), self._epoch_is_over, self.evaluate)]
 
     def open(self, run: Run) -> None:
@@ -91,7 +94,7 @@ class Evaluate(Plugin):
             run.record(f"{self.name}/{name}", value)
 
     def _epoch_is_over(self, run: Run) -> bool:
-        return not run.update_due and not run.batches_remain and (run.epoch + 1) % self._every == 0
+        return not run.update_due and not run.batches_remain and self._numbers.selects(run.epoch + 1)
 
 
 def _data_mistake(data: object) -> str:

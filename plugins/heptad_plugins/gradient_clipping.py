@@ -11,7 +11,9 @@ from heptad_plugins._options import number
 class GradientClipping(Plugin):
     """Clip the gradients on entry to `optimizer_update`, where they are those of the whole window.
 
-    All parameters that the optimizers hold count together, each once. With `max_norm` the norm before clipping is
+    All parameters of the network count together, in its order, as in `clip_grad_norm_(network.parameters(), …)`; then
+    those that only an optimizer holds, such as a criterion's. One that no optimizer holds counts too if it has a
+    gradient: freeze what is not trained (`requires_grad_(False)`). With `max_norm` the norm before clipping is
     recorded as `"gradient_norm"`, also for an update that another plugin skips; it stays on its device until it is read
     (no device sync). The cost is one pass over the gradients, with `max_norm` two. An optimizer whose step needs a
     closure computes the gradients again, not clipped, and is refused.
@@ -38,7 +40,7 @@ class GradientClipping(Plugin):
 
     def on_enter_optimizer_update(self, run: Run) -> None:
         """Clip the gradients."""
-        parameters = run.optimized_parameters()
+        parameters = run.parameters()
         if self._norm is not None:
             run.record("gradient_norm", clip_grad_norm_(parameters, self._norm))
         elif self._value is not None:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, cast
 
-from heptad import Plugin, PluginError, Run
-from heptad_plugins._options import directory_of, whole_number
+from heptad import EngineError, Plugin, PluginError, Run
+from heptad_plugins._options import directory_of, selection
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
+
+Setting = bool | int | float | str
 
 
 class TensorBoardLogger(Plugin):
@@ -22,6 +24,10 @@ class TensorBoardLogger(Plugin):
     since the last such point, paused time left out: together 1. (If the log has dropped its beginning, they are the
     shares over what it keeps.) TensorBoard keeps values in single precision.
 
+    Learning rates have the tags `train/lr`, `train/lr/0`, …, whoever recorded them. The configuration, the options that
+    the optimizers were built with, and `hparams` are written once a run, as hyperparameters and as the text `config`;
+    a run that is resumed writes its own. Images, histograms and the like go to `writer`.
+
     What was written is on disk on exit of `after_epoch` and when `run()` returns. A run that continues adds to the
     directory; a resumed one hides what the run before it wrote for later updates.
 
@@ -31,11 +37,13 @@ class TensorBoardLogger(Plugin):
     Args:
         directory: Where the event files go; it is made.
         every: Updates between two of the loss and the learning rates.
+        first: The first of these numbers, by default `every`: `every=10, first=1` means 1, 11, 21, ….
+        hparams: Further hyperparameters by name, such as the width of the network.
         on_error: `"detach"`: an exception detaches the plugin, and the run continues.
 
     Raises:
-        PluginError: If `every` is not a whole number from 1 on, or `directory` is no path or that of a file; when the
-            run is opened, if it cannot be written to.
+        PluginError: If a hyperparameter is no number, truth value or text; if `every` is not a whole number from 1 on,
+            or `directory` is no path or that of a file; when the run is opened, if it cannot be written to.
         ImportError: If tensorboard is not installed; it names the extra.
     """
 
@@ -48,6 +56,8 @@ class TensorBoardLogger(Plugin):
         directory: str | os.PathLike[str],
         every: int = 1,
         *,
+        first: int | None = None,
+        hparams: Mapping[str, Setting] | None = None,
         on_error: Literal["raise", "detach"] = "raise",
     ) -> None:
         try:
@@ -57,8 +67,14 @@ class TensorBoardLogger(Plugin):
         self.on_error = on_error
         self._build = SummaryWriter
         self._directory = str(directory_of("TensorBoardLogger", "directory", directory))
-        self._every = whole_number("TensorBoardLogger", "every", every)
+        self._numbers = selection("TensorBoardLogger", every, first)
         self._writer: SummaryWriter | None = None
+        self._hparams = dict(hparams or {})
+        for name, value in self._hparams.items():
+            if not isinstance(value, Setting):  # pyright: ignore[reportUnnecessaryIsInstance] - for callers without a type checker
+                raise PluginError(
+                    f"TensorBoardLogger(hparams=…): {name} must be a number, a truth value or a text, got {value!r}"
+                )
         self._forget()
 
     def _forget(self) -> None:
@@ -66,6 +82,19 @@ class TensorBoardLogger(Plugin):
         self._seen = 0
         self._rates: dict[str, float] = {}
         self._spent: Mapping[str, int] = {}
+
+    @property
+    def writer(self) -> SummaryWriter:
+        """Torch's writer, for what is no number: `logger.writer.add_image("samples", image, run.update)`.
+
+        Raises:
+            EngineError: If no run is being driven: the file is open from `open` to `close`.
+        """
+        if self._writer is None:
+            raise EngineError(
+                "TensorBoardLogger.writer is there while a run is driven; use it in a handler, from before_loop on"
+            )
+        return self._writer
 
     def on_begin(self, run: Run) -> None:
         """Forget an earlier run."""
@@ -86,6 +115,8 @@ class TensorBoardLogger(Plugin):
                 "directory"
             ) from error
         self._opened = True
+        if resumed and run.optimizers:
+            self._describe(run)
 
     def close(self, run: Run) -> None:
         """Write what is left and close the file."""
@@ -96,15 +127,19 @@ class TensorBoardLogger(Plugin):
                 self._writer.close()
                 self._writer = None
 
+    def on_exit_before_loop(self, run: Run) -> None:
+        """Write the hyperparameters, now that there is an optimizer."""
+        self._describe(run)
+
     def on_enter_optimizer_update(self, run: Run) -> None:
         """Read the learning rates; after the update they may be those of the next one."""
-        if (run.update + 1) % self._every == 0:
+        if self._numbers.selects(run.update + 1):
             self._rates = {name: float(rate) for name, rate in run.learning_rates().items()}
 
     def on_exit_optimizer_update(self, run: Run) -> None:
         """Write the values since the last time, the loss and the learning rates."""
         scalars: dict[str, float] = {}
-        if run.update % self._every == 0 and not run.update_skipped:
+        if self._numbers.selects(run.update) and not run.update_skipped:
             scalars = dict(self._rates) if run.loss is None else {"loss": run.loss.item(), **self._rates}
         self._write(run, scalars)
 
@@ -131,13 +166,43 @@ class TensorBoardLogger(Plugin):
         """Restore that number."""
         self._seen = state["seen"]
 
+    def _describe(self, run: Run) -> None:
+        """Write configuration, optimizers and what the user named, as hyperparameters and as a text."""
+        from torch.utils.tensorboard import summary
+
+        make, files = cast("Any", summary), cast("Any", self.writer.file_writer)
+        found = _settings(run) | self._hparams
+        rows = "\n".join(f"| {name} | {value} |" for name, value in found.items())
+        self.writer.add_text("config", f"| option | value |\n|---|---|\n{rows}", run.update)
+        # only that of the session: without a list of metrics tensorboard shows all scalars beside the hyperparameters
+        _, session, _ = make.hparams(found, {})
+        files.add_summary(session)
+
     def _write(self, run: Run, scalars: Mapping[str, float] | None = None) -> None:
         if self._writer is None:
             return
         values = run.records(self._seen)
         for value in values:
-            self._writer.add_scalar(value.name, value.value, value.update)
+            self._writer.add_scalar(_tag(value.name), value.value, value.update)
         self._seen += len(values)
         for name, number in (scalars or {}).items():
             if all(value.name != name for value in values):
-                self._writer.add_scalar(name, number, run.update)
+                self._writer.add_scalar(_tag(name), number, run.update)
+
+
+def _tag(name: str) -> str:
+    """Return the tag of a value: its name, but that learning rates stand beside `train/loss`."""
+    return f"train/{name}" if name == "lr" or name.startswith("lr/") else name
+
+
+def _settings(run: Run) -> dict[str, Setting]:
+    """Return the plain fields of the configuration, and what network and optimizers are, with the options of groups."""
+    network, optimizers = type(run.network).__name__, [type(optimizer).__name__ for optimizer in run.optimizers]
+    found: dict[str, Any] = {**run.config.model_dump(), "network": network, "optimizer": ", ".join(optimizers)}
+    groups = run.parameter_groups()
+    for number, group in enumerate(groups):
+        where = "optimizer" if len(groups) == 1 else f"optimizer/{number}"
+        options = {name: value for name, value in group.items() if name not in ("params", "initial_lr")}
+        options["lr"] = group.get("initial_lr", group.get("lr"))  # a schedule has written its first rate over it
+        found |= {f"{where}/{name}": value for name, value in options.items()}
+    return {name: value for name, value in found.items() if isinstance(value, Setting)}

@@ -157,6 +157,23 @@ def test_each_of_several_optimizers_has_a_schedule_of_its_own():
     assert [optimizer.param_groups[0]["lr"] for optimizer in run.optimizers] == [0.1, 0.1]
 
 
+def test_two_schedules_of_one_optimizer_have_names_of_their_own():
+    """The second chains on the first, as torch's do; the rate is recorded once, before either moves."""
+
+    def halved(optimizer):
+        return schedulers.ExponentialLR(optimizer, 0.5)
+
+    with pytest.raises(PluginError, match="two plugins have the name 'LRSchedule'"):
+        small_engine(3, [LRSchedule(halved), LRSchedule(halved)])
+    run = small_engine(3, [LRSchedule(halved), LRSchedule(halved, name="second")]).run()
+    assert run.history("lr") == [0.1, 0.025, 0.00625]
+    assert LRSchedule(halved, optimizer=1).name == "LRSchedule/1"
+    assert LRSchedule(halved, optimizer=1, name="second").name == "second"
+    for wrong in ("", 3):
+        with pytest.raises(PluginError, match=r"LRSchedule\(name=…\)"):
+            LRSchedule(halved, name=wrong)
+
+
 def test_one_optimizer_is_said_to_be_one():
     """And not several."""
     with pytest.raises(EngineError, match=r"LRSchedule\(optimizer=1\): there is 1 optimizer, counted from 0"):

@@ -75,10 +75,11 @@ def capture(
     return Snapshot(_summarize_run(run).plain(), sections.plain())
 
 
-def filter_key(subscription: Subscription) -> tuple[str, str, str, int, bool]:
+def filter_key(subscription: Subscription) -> tuple[Any, ...]:
     """Return what a handler is found by in the run that is resumed: its name and its mark."""
     mark = subscription.mark
-    return subscription.who, mark.moment, mark.state, mark.every, mark.once
+    first = () if mark.first is None else (mark.first,)
+    return subscription.who, mark.moment, mark.state, mark.every, mark.once, *first
 
 
 def _check_place(run: Run) -> None:

@@ -226,7 +226,8 @@ class StoredPosition(Stored):
         optimizers: What each was built with.
         side_optimizers: What each side optimizer was built with.
         visits: The count of each detour when it last ran.
-        filters: Plugin and method, moment, state, `every`, `once`; events counted, and whether `once` is done.
+        filters: Plugin and method, moment, state, `every`, `once`, `first` where it was given; events counted, and
+            whether `once` is done.
         notes: What format 1 had in place of events: seq, kind, words and time of each.
         events: The events of the next transition, as plain data.
     """
@@ -246,7 +247,7 @@ class StoredPosition(Stored):
     optimizers: list[StoredOptions]
     side_optimizers: dict[str, StoredOptions] = {}
     visits: list[int]
-    filters: list[Annotated[list[Any], Field(min_length=7, max_length=7)]]
+    filters: list[Annotated[list[Any], Field(min_length=7, max_length=8)]]
     notes: list[Annotated[list[Any], AfterValidator(_row_of_format_1)]] = []
     events: list[Annotated[dict[str, Any], AfterValidator(_event_row)]] = []
 
@@ -394,10 +395,11 @@ def read_form(path: Path, snapshot: Snapshot) -> tuple[StoredSummary, StoredSect
         place = ".".join(map(str, found["loc"])) or "the whole"
         raise _refusal(path, f"{place}: {found['msg']}, got {found['input']!r:.60}") from error
     try:
-        # Only a generator knows which states it accepts, so each is set, and then put back. CUDA's are not tried:
-        # `preserved` puts back those of the CPU only.
+        # Only a generator knows which states it accepts, so each is set, and then put back. An accelerator's are not
+        # tried: `preserved` puts back those of the CPU only.
         with seeding.preserved():
-            seeding.restore_states({name: state for name, state in sections.run.random.items() if name != "cuda"})
+            states, tried = sections.run.random, seeding.CPU_GENERATORS
+            seeding.restore_states({name: state for name, state in states.items() if name in tried})
     except (KeyError, IndexError, TypeError, ValueError, RuntimeError, OverflowError) as error:
         raise _refusal(path, f"run.random: {type(error).__name__}: {error}") from error
     return summary, sections

@@ -26,7 +26,7 @@ from heptad.checkpoints.modules import (
     tensors_of,
 )
 from heptad.config import RunConfig
-from heptad.errors import CheckpointError, a_kind, counted, kind, with_article
+from heptad.errors import CheckpointError, kind, with_article
 from heptad.plugin.contract import Plugin
 from heptad.run.run import Run
 from heptad.table import Arc

@@ -152,7 +152,8 @@ def _restore_position(
         detour.last = last
     counted = {tuple(key): (count, done) for *key, count, done in stored.filters}
     for row in subscriptions:
-        row.filter.restore(*counted.get(filter_key(row), (0, False)))
+        key = filter_key(row)
+        row.filter.restore(*counted.get(key, counted.get(key[:5], (0, False))))  # `first` may have been given since
     at.update_due = is_update_due(at)
     run.plan_windows()
     _restore_log(run, stored)

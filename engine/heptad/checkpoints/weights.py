@@ -50,7 +50,7 @@ def load_weights(directory: str | Path, network: nn.Module, which: Literal["newe
         raise CheckpointError(f"load_weights(which=…) is one of {', '.join(map(repr, WHICH))}, got {which!r}")
     path, snapshot = _chosen(Path(directory), which)
     section: Mapping[str, Any] = snapshot.sections.get("network", {})
-    given = _ema_tensors(path, snapshot) if which == "ema" else section.get("tensors")
+    given = _ema_tensors(path, snapshot, network) if which == "ema" else section.get("tensors")
     if not isinstance(given, Mapping):
         raise CheckpointError(f"{path} holds no weights of a network")
     _fill_network(path, network, cast("Mapping[str, Tensor]", given), section.get("not_persistent", ()))
@@ -93,7 +93,8 @@ def _chosen(path: Path, which: str) -> tuple[Path, Snapshot]:
     return entry.path, snapshot
 
 
-def _ema_tensors(path: Path, snapshot: Snapshot) -> Any:
+def _ema_tensors(path: Path, snapshot: Snapshot, network: nn.Module) -> Any:
+    """Return the averages, in the dtypes of the weights; those that the network has in its own stay as they are."""
     plugins: Mapping[str, Any] = snapshot.sections.get("plugins", {})
     if "EMA" not in plugins:
         there = ", ".join(sorted(plugins)) or "none"
@@ -101,7 +102,15 @@ def _ema_tensors(path: Path, snapshot: Snapshot) -> Any:
     state: Any = plugins["EMA"].get("state")
     if not isinstance(state, Mapping) or "tensors" not in state:
         raise CheckpointError(f"{path} holds no average yet: it was written before EMA saw the network")
-    return cast("Mapping[str, Any]", state)["tensors"]
+    averages = cast("Mapping[str, Tensor]", cast("Mapping[str, Any]", state)["tensors"])
+    weights: Mapping[str, Tensor] = snapshot.sections.get("network", {}).get("tensors", {})
+    own = _tensors_by_name(network)
+    return {
+        name: tensor
+        if name not in weights or ((there := own.get(_unwrapped(name))) is not None and there.dtype == tensor.dtype)
+        else tensor.to(weights[name].dtype)
+        for name, tensor in averages.items()
+    }
 
 
 def _fill_network(path: Path, network: nn.Module, held: Mapping[str, Tensor], optional: Iterable[str]) -> None:

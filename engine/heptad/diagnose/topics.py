@@ -12,7 +12,7 @@ from heptad.diagnose.optimizers import (
     optimizer_factory,
     unfit_state,
 )
-from heptad.diagnose.values import unrecorded
+from heptad.diagnose.values import unrecordable, unrecorded
 
 __all__ = [
     "backward",
@@ -30,6 +30,7 @@ __all__ = [
     "shuffled_stream",
     "too_few_samples",
     "unfit_state",
+    "unrecordable",
     "unrecorded",
 ]
 

@@ -37,6 +37,7 @@ class Mark:
     every: int = 1
     once: bool = False
     when: Predicate | None = None
+    first: int | None = None
 
     def __post_init__(self) -> None:
         if not isinstance(self.state, str):  # pyright: ignore[reportUnnecessaryIsInstance] - for callers without a type checker
@@ -48,11 +49,15 @@ class Mark:
 
     def words(self) -> str:
         """Return which events are heard, in words; empty for all."""
-        parts = [f"every {self.every}" if self.every != 1 else "", "once" if self.once else ""]
-        return ", ".join(part for part in (*parts, "when its predicate holds" if self.when else "") if part)
+        late = f"from {self.first} on" if self.first not in (None, self.every) else ""
+        numbers = " ".join(filter(None, (f"every {self.every}" if self.every != 1 else "", late)))
+        parts = (numbers, "once" if self.once else "", "when its predicate holds" if self.when else "")
+        return ", ".join(filter(None, parts))
 
 
-def on_enter(state: str, *, every: int = 1, once: bool = False, when: Predicate | None = None) -> Callable[[H], H]:
+def on_enter(
+    state: str, *, every: int = 1, once: bool = False, when: Predicate | None = None, first: int | None = None
+) -> Callable[[H], H]:
     """Mark a plugin's method as a handler on entry to a state.
 
     Args:
@@ -61,16 +66,20 @@ def on_enter(state: str, *, every: int = 1, once: bool = False, when: Predicate 
         once: Call it at the first of these events only.
         when: Call it only if this predicate of the run holds as well. It is asked at the events that `every`
             selects, and `once` counts only a call.
+        first: The number of the first event that `every` selects, by default n: `every=10, first=1` calls it at events
+            1, 11, 21, …, as a loop that asks for `i % 10 == 0` does.
 
     Returns:
         The function as it was.
     """
-    return _mark(Mark("enter", state, every, once, when))
+    return _mark(Mark("enter", state, every, once, when, first))
 
 
-def on_exit(state: str, *, every: int = 1, once: bool = False, when: Predicate | None = None) -> Callable[[H], H]:
+def on_exit(
+    state: str, *, every: int = 1, once: bool = False, when: Predicate | None = None, first: int | None = None
+) -> Callable[[H], H]:
     """Mark a plugin's method as a handler on exit from a state; the arguments are those of `on_enter`."""
-    return _mark(Mark("exit", state, every, once, when))
+    return _mark(Mark("exit", state, every, once, when, first))
 
 
 def _mark(mark: Mark) -> Callable[[H], H]:
@@ -121,6 +130,8 @@ class Plugin:
 
     def state_dict(self) -> dict[str, Any]:
         """Return what the rest of the run depends on: plain data and tensors, which a checkpoint can hold.
+
+        A plugin that has it needs `load_state_dict` too, and the reverse: an engine refuses one half.
 
         Plain data are None, numbers, text, bytes, and lists, tuples, dicts, Counters and OrderedDicts of these.
         """

@@ -273,7 +273,7 @@ class RunView:
         return self.runtime.optimizers.groups(of)
 
     def learning_rates(self, of: Optimizer | None = None) -> dict[str, float | torch.Tensor]:
-        """Return the learning rates by name, those that are tensors copied.
+        """Return the learning rates by name, those that are tensors copied, and those that are no numbers left out.
 
         Args:
             of: Leave out the groups of all other optimizers; the names stay.
@@ -286,6 +286,10 @@ class RunView:
     def optimized_parameters(self) -> list[nn.Parameter]:
         """Return the parameters that the optimizers hold, each once, in the order of their groups."""
         return self.runtime.optimizers.held()
+
+    def parameters(self) -> list[nn.Parameter]:
+        """Return the network's parameters in its order, then the others that the optimizers hold, each once."""
+        return self.runtime.optimizers.parameters(self.network)
 
     @property
     def reading_seconds(self) -> float:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Generator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from typing import Any, cast
 
 import torch
@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, Dataset
 from heptad.config import Components, RunConfig
 from heptad.data.build import build_dataset_feed, build_loader_feed
 from heptad.data.feed import Feed
-from heptad.data.generators import preserved
+from heptad.data.generators import device_preserved, preserved
 from heptad.data.placement import count_samples, place
 from heptad.errors import ConfigError, DataError, Unfinished, a_kind
 from heptad.run.run import Run
@@ -133,7 +133,7 @@ def build_reading_feed(data: Any, components: Components, config: RunConfig, fie
 @contextmanager
 def generators_preserved(device: torch.device) -> Generator[None]:
     """Restore the global random generators, the device's too, to where they were on entry."""
-    with torch.random.fork_rng([device]) if device.type == "cuda" else nullcontext(), preserved():
+    with device_preserved(device), preserved():
         yield
 
 

@@ -6,6 +6,7 @@ import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, cast
 
+import numpy as np
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
@@ -92,7 +93,8 @@ class Optimizers(tuple[Optimizer, ...]):
     def learning_rates(self, of: Optimizer | None = None) -> dict[str, float | Tensor]:
         """Return the learning rate as `lr`; where there are several groups, as `lr/0`, `lr/1` and so on.
 
-        A rate that is a tensor is copied, since a schedule may write into it.
+        A rate that is a tensor is copied, since a schedule may write into it. One that is no number is left out: an
+        optimizer that finds its own, such as Adafactor, may hold `None`.
 
         Args:
             of: Leave out the groups of all other optimizers; the numbers stay.
@@ -104,8 +106,8 @@ class Optimizers(tuple[Optimizer, ...]):
             for group in optimizer.param_groups:
                 if "lr" in group and (of is None or optimizer is of):
                     rate = group["lr"]
-                    name = f"lr/{number}" if several else "lr"
-                    rates[name] = rate.detach().clone() if isinstance(rate, Tensor) else rate
+                    if type(rate) is float or (rate := _number_of(rate)) is not None:
+                        rates[f"lr/{number}" if several else "lr"] = rate
                 number += 1
         return rates
 
@@ -185,6 +187,14 @@ def _plain_option(value: Any) -> Any:
         parts = tuple(map(_plain_option, cast("Sequence[Any]", value)))
         return ... if ... in parts else parts
     return value if isinstance(value, str | int | float | None) else ...
+
+
+def _number_of(rate: Any) -> float | Tensor | None:
+    """Return a rate as a number or a 0-dim tensor, copied; `None` for one that is neither."""
+    if isinstance(rate, Tensor):  # torch takes a tensor of one element, whatever its shape
+        return rate.detach().clone().reshape(()) if rate.numel() == 1 else None
+    plain = isinstance(rate, int | float | np.integer | np.floating) and not isinstance(rate, bool)
+    return float(cast("float", rate)) if plain else None
 
 
 def _clears_plainly(optimizer: object) -> bool:
