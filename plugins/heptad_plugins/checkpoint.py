@@ -23,6 +23,10 @@ class Checkpoint(Plugin):
     because of Ctrl-C, a signal (`GracefulStop`) or `Run.pause`. It is whole or not there, whenever the process is
     killed, and the one before it is removed only when it is durable. While it is written training stands still.
 
+    A recorded value counts for the checkpoints that hold the weights it was measured of: those written after it and
+    before the next update. Where the network has buffers, which move in each step, they must be of the same step. With
+    `EMA`, an evaluation measures the average: `load_weights(…, which="best", average=True)` loads it.
+
     A directory belongs to one run: a resumed run may write to it, any other is refused, as is a second process at the
     same time.
 
@@ -42,7 +46,7 @@ class Checkpoint(Plugin):
         PluginError: For an option that does not fit.
         CheckpointError: When the run is opened, for a directory that is another run's or in use; when storing, if
             something cannot be stored or written: the earlier checkpoints stay.
-        EngineError: When an epoch ends and nothing was recorded under the name in `monitor`.
+        EngineError: When an epoch ends, nothing was recorded under the name in `monitor`, and no `Evaluate` is to.
     """
 
     observes = True
@@ -131,10 +135,15 @@ class Checkpoint(Plugin):
         return self._time_is_up
 
     def _value(self, run: Run, monitor: str) -> float | None:
-        """Return the monitored value; in the middle of an epoch there may be none yet."""
-        if run.epoch_open or run.paused is not None:
-            return run.metrics.get(monitor)
-        return monitored(run, monitor, "Checkpoint")
+        """Return the monitored value if it was recorded for the weights that are stored now."""
+        newest = run.newest(monitor)
+        if newest is None:
+            if not (run.epoch_open or run.paused is not None or run.expects(monitor)):
+                monitored(run, monitor, "Checkpoint")  # raises, with the names that there are
+            return None
+        updated = newest.update != run.update
+        stepped = newest.step != run.step and _moves_in_steps(run)
+        return None if updated or stepped else newest.value
 
     def _claim(self, run: Run) -> None:
         entries = self.store.entries()
@@ -156,3 +165,9 @@ class Checkpoint(Plugin):
         except CheckpointError:
             return True  # damaged, so its run is unknown; it is removed when the next checkpoint is durable
         return summary.get("run") == run.id
+
+
+def _moves_in_steps(run: Run) -> bool:
+    """Return whether a step may change the network before the update: its buffers, or what side optimizers hold."""
+    buffers = next(run.network.buffers(), None) is not None
+    return buffers or bool(getattr(run.components, "side_optimizers", None))

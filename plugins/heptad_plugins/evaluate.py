@@ -83,7 +83,7 @@ class Evaluate(Plugin):
                 f"Evaluate(data=…) of '{self.name}' is the DataLoader that the run trains on: walking it would move "
                 "its workers and its sampler; pass another DataLoader of the same dataset"
             )
-        run.prepare_evaluation(self._data, f"Evaluate(data=…) of '{self.name}'")
+        run.prepare_evaluation(self._data, f"Evaluate(data=…) of '{self.name}'", f"{self.name}/")
 
     def evaluate(self, run: Run) -> None:
         """Record all values over one pass of the data: the body of `evaluate`."""

@@ -93,18 +93,19 @@ class Run(RunView):
         """Stop handing the log to a follower; one that does not follow is passed over."""
         self.buffer.leave(follower)
 
-    def prepare_evaluation(self, data: Any, name: str = "run.evaluate(data)") -> None:
+    def prepare_evaluation(self, data: Any, name: str = "run.evaluate(data)", records: str = "") -> None:
         """Open data for `evaluate`, so that a mistake in it is raised now; nothing is read yet.
 
         Args:
             data: As for `evaluate`.
             name: What errors call the data.
+            records: What the names begin with under which its values will be recorded, such as `"valid/"`.
 
         Raises:
             ConfigError: If the data are samples and there is no `batch_size`.
             DataError: If it is known now that the data hold no batch.
         """
-        self._evaluator.prepare(data, name)
+        self._evaluator.prepare(data, name, records)
 
     def evaluate(self, data: Any, metrics: Mapping[str, Any] | None = None) -> dict[str, float]:
         """Evaluate the network in a run of its own, in which no handler of this run is called.

@@ -94,10 +94,16 @@ class StepFunction(Protocol):
 
 
 class Evaluates(Protocol):
-    """Evaluates a network over data; the engine's `Evaluator`."""
+    """Evaluates a network over data; the engine's `Evaluator`.
 
-    def prepare(self, data: Any, name: str) -> object:
-        """Open data for later evaluations; errors call it `name`."""
+    Attributes:
+        expected: What the names of values to come begin with.
+    """
+
+    expected: set[str]
+
+    def prepare(self, data: Any, name: str, records: str = "") -> object:
+        """Open data for later evaluations; errors call it `name`, and recorded values begin with `records`."""
         ...
 
     def evaluate(

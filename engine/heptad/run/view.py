@@ -212,6 +212,23 @@ class RunView:
         """The newest recorded value of every name (waits for values that are still on a device)."""
         return self.buffer.recorded.newest()
 
+    def newest(self, name: str) -> Recorded | None:
+        """Return the newest value of a name with its place (waits for values that are still on a device).
+
+        Returns:
+            The value; `None` where nothing was recorded under that name yet.
+        """
+        return self.buffer.recorded.newest_of(name)
+
+    def expects(self, name: str) -> bool:
+        """Return whether a value of that name may still come from an evaluation that records its first ones later."""
+        evaluator = self.runtime.evaluator
+        names = self.names_recorded()
+        return any(
+            name.startswith(begin) and not any(other.startswith(begin) for other in names)
+            for begin in (() if evaluator is None else evaluator.expected)
+        )
+
     def history(self, name: str) -> list[float]:
         """Return all values recorded under a name, oldest first (waits for values that are still on a device)."""
         return self.buffer.recorded.history(name)

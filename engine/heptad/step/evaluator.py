@@ -48,6 +48,9 @@ class Evaluator:
         config: That of the training run.
         device: Where the network is.
         machine: Makes what drives a run; a machine imports this room, so it is handed in.
+
+    Attributes:
+        expected: What the names begin with under which values will be recorded.
     """
 
     def __init__(
@@ -57,10 +60,13 @@ class Evaluator:
         self._config = reading_config(config)
         self._device = device
         self._machine = machine
+        self.expected: set[str] = set()
         self._feeds: dict[int, tuple[Any, Feed]] = {}  # by id; the object is held so that its id stays its own
 
-    def prepare(self, data: Any, name: str) -> Feed:
+    def prepare(self, data: Any, name: str, records: str = "") -> Feed:
         """Return the feed of a data object, built when it is first asked for. See `Run.prepare_evaluation`."""
+        if records:
+            self.expected.add(records)
         if id(data) not in self._feeds:
             self._feeds[id(data)] = data, build_reading_feed(data, self._components, self._config, name)
         return self._feeds[id(data)][1]
