@@ -45,7 +45,9 @@ CHAPTERS = {
 BESIDE = (
     "Filter",
     "monitored",
+    "EvaluationOptions",
     "metrics_mistake",
+    "options_mistake",
     "Store",
     "Follower",
     "PackedChunk",

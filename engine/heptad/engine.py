@@ -8,7 +8,7 @@ from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from functools import partial
 from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import Any, Self, TypeVar, Unpack
 
 import torch
 
@@ -33,6 +33,7 @@ from heptad.record.buffer import LogBuffer
 from heptad.record.events import Pause
 from heptad.run.determinism import deterministic
 from heptad.run.guards import GUARDS, in_mid_step
+from heptad.run.options import EvaluationOptions
 from heptad.run.run import Run
 from heptad.run.runtime import Runtime
 from heptad.run.signals import CtrlC
@@ -211,7 +212,9 @@ class Engine:
 
     # -- beside the run
 
-    def evaluate(self, data: Any, metrics: Mapping[str, Metric] | None = None) -> dict[str, float]:
+    def evaluate(
+        self, data: Any, metrics: Mapping[str, Metric] | None = None, **options: Unpack[EvaluationOptions]
+    ) -> dict[str, float]:
         """Evaluate the network in a run of its own, in which no handler of this engine is called.
 
         Modes and random state are put back. May be called at any time, from a handler too.
@@ -221,6 +224,7 @@ class Engine:
                 list holds samples where `Components.dataset` is a list, else batches.
             metrics: By name functions `(output, batch) -> tensor`, the mean over the batch or one value a sample; or
                 objects with `update(output, target)`, `compute` and `reset`, such as those of torchmetrics.
+            **options: Those of `EvaluationOptions`.
 
         Returns:
             The means by name, `"loss"` among them, weighed as the steps of a window are: with a criterion by what its
@@ -231,19 +235,20 @@ class Engine:
             DataError: If the data yield nothing.
         """
         with closing(self._evaluator(self.current.device)) as evaluator:
-            return evaluator.evaluate(data, metrics or {}, name="Engine.evaluate(data)")
+            return evaluator.evaluate(data, metrics or {}, name="Engine.evaluate(data)", **options)
 
-    def predict(self, data: Any) -> Iterator[Any]:
+    def predict(self, data: Any, *, inference_mode: bool = False) -> Iterator[Any]:
         """Yield the network's output for each batch, in evaluation mode and without gradients.
 
         Args:
             data: As for `evaluate`. With a criterion a batch is `(data, target)`, or a tensor without a target.
+            inference_mode: As in `EvaluationOptions`.
 
         Raises:
             EngineError: If `compute_loss` gives no `LossOutput.output` to yield.
         """
         with closing(self._evaluator(self.current.device)) as evaluator:
-            yield from evaluator.predict(data)
+            yield from evaluator.predict(data, inference_mode=inference_mode)
 
     def _evaluator(self, device: torch.device) -> Evaluator:
         return Evaluator(self._components, self._config, device, self.machine_class)

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any, Literal
+from typing import Any, Literal, Unpack
 
 from torch.utils.data import DataLoader
 
 from heptad import Detour, Plugin, PluginError, Run
-from heptad.plugin import Metric, metrics_mistake
+from heptad.plugin import EvaluationOptions, Metric, metrics_mistake, options_mistake
 from heptad_plugins._options import one_of, text_of, whole_number
 
 PLACES = ("after_epoch", "optimizer_update", "after_step")
@@ -35,6 +35,7 @@ class Evaluate(Plugin):
         every: At each such epoch, update or step whose number is a multiple of this.
         name: What the recorded values begin with, and the plugin's name: give a second one another.
         on_error: `"detach"`: an exception detaches the plugin, and the run continues.
+        **options: Those of `EvaluationOptions`.
 
     Raises:
         PluginError: For an option that is none of these; when the run is opened, for the DataLoader that the run
@@ -56,6 +57,7 @@ class Evaluate(Plugin):
         name: str = "valid",
         *,
         on_error: Literal["raise", "detach"] = "raise",
+        **options: Unpack[EvaluationOptions],
     ) -> None:
         self.name = text_of("Evaluate", "name", name, "a word such as 'valid'")
         if mistake := _data_mistake(data):
@@ -63,10 +65,13 @@ class Evaluate(Plugin):
         metrics = {} if metrics is None else metrics
         if mistake := metrics_mistake(metrics):
             raise PluginError(f"Evaluate(metrics=…): {mistake}")
+        if mistake := options_mistake(options):
+            raise PluginError(f"Evaluate(…): {mistake}")
         self._at = one_of("Evaluate", "at", at, PLACES)
         self._every = whole_number("Evaluate", "every", every)
         self._data = data
         self._metrics = dict(metrics)
+        self._options = options
         self.on_error = on_error
 
     def detours(self) -> Iterable[Detour]:
@@ -87,7 +92,7 @@ class Evaluate(Plugin):
 
     def evaluate(self, run: Run) -> None:
         """Record all values over one pass of the data: the body of `evaluate`."""
-        for name, value in run.evaluate(self._data, self._metrics).items():
+        for name, value in run.evaluate(self._data, self._metrics, **self._options).items():
             run.record(f"{self.name}/{name}", value)
 
     def _epoch_is_over(self, run: Run) -> bool:

@@ -122,16 +122,17 @@ def test_nothing_is_shuffled_or_dropped():
 
 
 def test_no_gradient_is_taken():
-    """Metrics see inference tensors of a network in evaluation mode."""
+    """Metrics see tensors without a graph of a network in evaluation mode, and inference tensors if asked for."""
     seen = []
 
     def look(output, batch):
         seen.append((output.is_inference(), output.requires_grad, engine.current.network.training))
         return 0.0
 
-    engine = small_engine(3, [Evaluate(VALID, {"look": look})])
-    engine.run()
-    assert seen == [(True, False, False)] * len(VALID)
+    for option in ({}, {"inference_mode": True}):
+        engine = small_engine(3, [Evaluate(VALID, {"look": look}, **option)])
+        engine.run()
+    assert seen == [(False, False, False)] * len(VALID) + [(True, False, False)] * len(VALID)
 
 
 def test_random_transforms_of_the_data_are_the_same_in_each_evaluation():

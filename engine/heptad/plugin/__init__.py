@@ -8,6 +8,7 @@ from importlib import import_module
 
 _HOMES = {
     "Detour": "plugin.detour",
+    "EvaluationOptions": "run.options",
     "Filter": "plugin.filter",
     "Follower": "record.buffer",
     "JournalFile": "history.journal.file",
@@ -42,6 +43,7 @@ _HOMES = {
     "monitored": "plugin.lookup",
     "on_enter": "plugin.contract",
     "on_exit": "plugin.contract",
+    "options_mistake": "run.options",
 }
 """Each public name with the module that defines it."""
 

@@ -25,6 +25,8 @@ from heptad.record.events import StillDetached as StillDetached
 from heptad.record.events import Stop as Stop
 from heptad.record.events import Untrained as Untrained
 from heptad.record.values import Recorded as Recorded
+from heptad.run.options import EvaluationOptions as EvaluationOptions
+from heptad.run.options import options_mistake as options_mistake
 from heptad.run.snapshot import Snapshot as Snapshot
 from heptad.step.metrics import Metric as Metric
 from heptad.step.metrics import metrics_mistake as metrics_mistake

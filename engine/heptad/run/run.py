@@ -7,7 +7,7 @@ and act through its verbs.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec
+from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, Unpack
 from uuid import uuid4
 
 import numpy as np
@@ -19,6 +19,7 @@ from heptad.record.buffer import Follower, LogBuffer
 from heptad.record.chunk import Failure
 from heptad.record.counters import Counters
 from heptad.record.events import Accumulation, Event, Note, Skip, Stop
+from heptad.run.options import EvaluationOptions
 from heptad.run.runtime import Evaluates, Runtime
 from heptad.run.snapshot import Snapshot
 from heptad.run.state import initial_state
@@ -107,7 +108,9 @@ class Run(RunView):
         """
         self._evaluator.prepare(data, name, records)
 
-    def evaluate(self, data: Any, metrics: Mapping[str, Any] | None = None) -> dict[str, float]:
+    def evaluate(
+        self, data: Any, metrics: Mapping[str, Any] | None = None, **options: Unpack[EvaluationOptions]
+    ) -> dict[str, float]:
         """Evaluate the network in a run of its own, in which no handler of this run is called.
 
         Modes and random state are put back. The worker processes of the data are kept for further evaluations of the
@@ -117,6 +120,7 @@ class Run(RunView):
         Args:
             data: A dataset of samples, a loader, or any re-iterable of batches, as for `Engine.evaluate`.
             metrics: By name, as for `Engine.evaluate`.
+            **options: Those of `EvaluationOptions`.
 
         Returns:
             The means by name, `"loss"` among them.
@@ -129,7 +133,7 @@ class Run(RunView):
         at = self.position
         # An older request pauses the run after this turn: ending early for it would repeat the body for ever.
         may_end = at.visit is not None and at.pause_requested is None
-        return self._evaluator.evaluate(data, metrics or {}, lambda: may_end and self.pause_requested)
+        return self._evaluator.evaluate(data, metrics or {}, lambda: may_end and self.pause_requested, **options)
 
     @property
     def _evaluator(self) -> Evaluates:

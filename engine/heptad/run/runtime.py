@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, Unpack
 
 import torch
 from torch import nn
@@ -12,6 +12,7 @@ from torch.optim import Optimizer
 
 from heptad.config import Components
 from heptad.data.feed import Feed
+from heptad.run.options import EvaluationOptions
 from heptad.run.state import RunState
 
 
@@ -107,9 +108,18 @@ class Evaluates(Protocol):
         ...
 
     def evaluate(
-        self, data: Any, metrics: Mapping[str, Any], ended: Callable[[], bool] | None = None
+        self,
+        data: Any,
+        metrics: Mapping[str, Any],
+        ended: Callable[[], bool] | None = None,
+        *,
+        name: str = "",
+        **options: Unpack[EvaluationOptions],
     ) -> dict[str, float]:
-        """Return the means by name. `ended` is asked before each batch; where it says True, `Unfinished` is raised."""
+        """Return the means by name; errors call the data `name`.
+
+        `ended` is asked before each batch; where it says True, `Unfinished` is raised.
+        """
         ...
 
     def close(self) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import Any, cast
 
@@ -16,8 +16,10 @@ from heptad.data.feed import Feed
 from heptad.data.generators import preserved
 from heptad.data.placement import count_samples, place
 from heptad.errors import ConfigError, DataError, Unfinished, kind
+from heptad.run.options import EvaluationOptions
 from heptad.run.run import Run
 from heptad.run.runtime import StepFunction
+from heptad.run.view import detached
 from heptad.step.metrics import Metrics, as_tensor, blamed, target_of
 
 
@@ -27,12 +29,21 @@ class Evaluation:
     Args:
         step: The step function.
         metrics: What is measured beside the loss.
+        options: Those of the evaluation.
         pause_requested: Asked before each batch: where it says True, the evaluation ends there.
     """
 
-    def __init__(self, step: StepFunction, metrics: Metrics, pause_requested: Callable[[], bool] | None = None) -> None:
+    def __init__(
+        self,
+        step: StepFunction,
+        metrics: Metrics,
+        options: EvaluationOptions,
+        pause_requested: Callable[[], bool] | None = None,
+    ) -> None:
         self._step = step
         self._metrics = metrics
+        # not inference mode: what a network keeps from there, such as a table of positions, could not be trained on
+        self._gradients_off = torch.inference_mode if options.get("inference_mode") else torch.no_grad
         self._pause_requested = pause_requested
         self.means: dict[str, float] = {}
 
@@ -65,16 +76,17 @@ class Evaluation:
     def process_batch(self, run: Run) -> None:
         """Run forward, loss and metrics, without gradients (no device sync)."""
         at, metrics = run.position, self._metrics
-        with torch.inference_mode():
+        with self._gradients_off():
             self._step.run(at)
+            output = at.output = without_graph(at.output)
             values: dict[str, Any] = {"loss": at.loss}
             for name, function in metrics.functions.items():
-                with blamed(name, at.output):
-                    value = function(at.output, at.batch)
+                with blamed(name, output):
+                    value = function(output, at.batch)
                 values[name] = as_tensor(name, value)
             for name, metric in metrics.objects.items():
-                with blamed(name, at.output):
-                    metric.update(at.output, target_of(name, at.batch))
+                with blamed(name, output):
+                    metric.update(output, target_of(name, at.batch))
             metrics.add(values, 1.0 if at.weight is None else at.weight)
 
     def after_step(self, run: Run) -> None:
@@ -83,14 +95,14 @@ class Evaluation:
         at.samples += count_samples(at.batch)
         at.step += 1
         at.batch_index += 1
-        at.batch = at.output = None
+        at.batch = at.output = at.loss = None
         at.remaining = (1 if feed.more() else 0) if feed.batches is None else at.remaining - 1
 
     def after_epoch(self, run: Run) -> None:
         """Take the means."""
         run.runtime.feed.end()
         run.position.epoch += 1
-        with torch.inference_mode():
+        with self._gradients_off():
             self.means = self._metrics.means()
 
 
@@ -127,6 +139,22 @@ def build_reading_feed(data: Any, components: Components, config: RunConfig, fie
             "loader; pass a DataLoader of it"
         )
     return build_dataset_feed(data, components.collate_fn, config, field)
+
+
+def without_graph(output: Any) -> Any:
+    """Return an output without the graph of a network that takes gradients inside: a metric would keep it alive."""
+    return detached(output) if _has_graph(output) else output
+
+
+def _has_graph(value: Any) -> bool:
+    if isinstance(value, torch.Tensor):
+        return value.requires_grad
+    parts: Iterable[Any] = ()
+    if isinstance(value, Mapping):
+        parts = cast("Mapping[Any, Any]", value).values()
+    elif isinstance(value, tuple | list):
+        parts = cast("Sequence[Any]", value)
+    return any(map(_has_graph, parts))
 
 
 @contextmanager

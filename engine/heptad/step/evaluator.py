@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, Protocol
+from typing import Any, Protocol, Unpack
 
 import torch
 
@@ -14,6 +14,7 @@ from heptad.data.placement import place, read_numbers
 from heptad.errors import ConfigError, DataError
 from heptad.record.buffer import LogBuffer
 from heptad.run.guards import GUARDS
+from heptad.run.options import EvaluationOptions, options_mistake
 from heptad.run.run import Run
 from heptad.run.runtime import Runtime
 from heptad.step.evaluation import (
@@ -22,6 +23,7 @@ from heptad.step.evaluation import (
     evaluating,
     generators_preserved,
     reading_config,
+    without_graph,
 )
 from heptad.step.function import build_step
 from heptad.step.metrics import Metric, Metrics, metrics_mistake
@@ -76,7 +78,9 @@ class Evaluator:
         data: Any,
         metrics: Mapping[str, Metric],
         ended: Callable[[], bool] | None = None,
+        *,
         name: str = "run.evaluate(data)",
+        **options: Unpack[EvaluationOptions],
     ) -> dict[str, float]:
         """Return the mean loss and metrics over one pass of data. See `Run.evaluate`.
 
@@ -85,14 +89,15 @@ class Evaluator:
             metrics: By name.
             ended: Asked before each batch; where it says True, `Unfinished` is raised.
             name: What errors call the data.
+            **options: Those of `EvaluationOptions`.
         """
-        if mistake := metrics_mistake(metrics):
+        if mistake := metrics_mistake(metrics) or options_mistake(options):
             raise ConfigError(mistake)
         feed, network = self.prepare(data, name), self._components.network
         table = evaluation_table()
         runtime = Runtime(self._components, feed, self._device, Optimizers())
         run = Run(table, self._config, runtime, LogBuffer(table, LOG_CAPACITY, read_numbers))
-        evaluation = Evaluation(build_step(self._components, network, weighs=True), Metrics(metrics), ended)
+        evaluation = Evaluation(build_step(self._components, network, weighs=True), Metrics(metrics), options, ended)
         bodies = evaluation.bodies()
         machine = self._machine(run, bodies, GUARDS, owners=dict.fromkeys(bodies, "the evaluation"))
         network.to(self._device)
@@ -104,19 +109,20 @@ class Evaluator:
                 run.buffer.settle(run.counters)
         return evaluation.means
 
-    def predict(self, data: Any) -> Iterator[Any]:
+    def predict(self, data: Any, *, inference_mode: bool = False) -> Iterator[Any]:
         """Yield the network's output for each batch of data. See `Engine.predict`."""
         feed = self.prepare(data, "Engine.predict(data)")
         network = self._components.network.to(self._device)
         step = build_step(self._components, network, weighs=False)
+        gradients_off = torch.inference_mode if inference_mode else torch.no_grad
         with preserved():
             feed.open(0, 0)
         left = _left(feed, feed.batches)
         if not left:
             raise DataError("the data to predict on yield nothing")
         while left:
-            with generators_preserved(self._device), evaluating(network), torch.inference_mode():
-                output = step.predict(place(feed.take(), self._device))
+            with generators_preserved(self._device), evaluating(network), gradients_off():
+                output = without_graph(step.predict(place(feed.take(), self._device)))
             yield output
             left = _left(feed, left - 1)
         with preserved():
