@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing, contextmanager
 from functools import partial
 from types import TracebackType
@@ -32,15 +32,15 @@ from heptad.ranks.strategy import Alone, Strategy
 from heptad.record.buffer import LogBuffer
 from heptad.record.events import Pause
 from heptad.run.determinism import deterministic
+from heptad.run.evaluating import EvaluationOptions, Measures
 from heptad.run.guards import GUARDS, in_mid_step
-from heptad.run.options import EvaluationOptions
 from heptad.run.run import Run
 from heptad.run.runtime import Runtime
 from heptad.run.signals import CtrlC
 from heptad.run.until import Until, until_predicate
 from heptad.step.bodies import BODIES, READERS, announced_batch, before_loop, build
 from heptad.step.evaluator import Evaluator
-from heptad.step.metrics import Metric
+from heptad.step.metrics import MetricsInput
 from heptad.step.optimizers import Optimizers, optimizer_mistakes
 from heptad.step.plan import PlannedTurn, Planner
 from heptad.table import guard_of, training_table
@@ -213,8 +213,8 @@ class Engine:
     # -- beside the run
 
     def evaluate(
-        self, data: Any, metrics: Mapping[str, Metric] | None = None, **options: Unpack[EvaluationOptions]
-    ) -> dict[str, float]:
+        self, data: Any, metrics: MetricsInput | None = None, **options: Unpack[EvaluationOptions]
+    ) -> Measures:
         """Evaluate the network in a run of its own, in which no handler of this engine is called.
 
         Modes and random state are put back. May be called at any time, from a handler too.
@@ -223,19 +223,21 @@ class Engine:
             data: A dataset of samples, batched by `RunConfig.batch_size`; or a loader, or any iterable of batches. A
                 list holds samples where `Components.dataset` is a list, else batches.
             metrics: By name functions `(output, batch) -> tensor`, the mean over the batch or one value a sample; or
-                objects with `update(output, target)`, `compute` and `reset`, such as those of torchmetrics.
+                objects with `update(output, target)`, `compute` and `reset`, such as those of torchmetrics; or one
+                object that computes several by name, such as a `MetricCollection`.
             **options: Those of `EvaluationOptions`.
 
         Returns:
-            The means by name, `"loss"` among them, weighed as the steps of a window are: with a criterion by what its
-            mean is taken over, else by `LossOutput.weight`; without a weight each batch weighs the same.
+            What was measured by name, `"loss"` among it. Means are weighed as the steps of a window are: with a
+            criterion by what its mean is taken over, else by `LossOutput.weight`; without a weight each batch weighs
+            the same.
 
         Raises:
             ConfigError: If a metric is no function, or the data are samples and there is no `batch_size`.
             DataError: If the data yield nothing.
         """
         with closing(self._evaluator(self.current.device)) as evaluator:
-            return evaluator.evaluate(data, metrics or {}, name="Engine.evaluate(data)", **options)
+            return evaluator.evaluate(data, metrics, name="Engine.evaluate(data)", **options)
 
     def predict(self, data: Any, *, inference_mode: bool = False) -> Iterator[Any]:
         """Yield the network's output for each batch, in evaluation mode and without gradients.

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from heptad import CheckpointError, Detour, Plugin, PluginError, Run
 from heptad.plugin import Store, monitored
-from heptad_plugins._options import directory_of, number, one_of, text_of, whole_number
+from heptad_plugins._options import directory_of, number, one_of, places_of, text_of, whole_number
 
 Place = Literal["after_step", "optimizer_update", "after_epoch"]
 PLACES: tuple[Place, ...] = ("after_step", "optimizer_update", "after_epoch")
@@ -65,11 +65,7 @@ class Checkpoint(Plugin):
         *,
         on_error: Literal["raise", "detach"] = "raise",
     ) -> None:
-        self._at = (at,) if isinstance(at, str) else tuple(at)
-        for place in self._at:
-            one_of("Checkpoint", "at", place, PLACES)
-        if not self._at or len(set(self._at)) != len(self._at):
-            raise PluginError(f"Checkpoint(at=…) names one or several of {', '.join(PLACES)}, each once; got {at!r}")
+        self._at = places_of("Checkpoint", at, PLACES)
         self._every = whole_number("Checkpoint", "every", every)
         self._seconds = None if seconds is None else number("Checkpoint", "seconds", seconds, above=0)
         self._keep_last = whole_number("Checkpoint", "keep_last", keep_last)

@@ -8,12 +8,14 @@ from importlib import import_module
 
 _HOMES = {
     "Detour": "plugin.detour",
-    "EvaluationOptions": "run.options",
+    "EvaluationOptions": "run.evaluating",
     "Filter": "plugin.filter",
     "Follower": "record.buffer",
     "JournalFile": "history.journal.file",
     "JournalRecorder": "history.journal.recorder",
+    "Measures": "run.evaluating",
     "Metric": "step.metrics",
+    "MetricsInput": "step.metrics",
     **dict.fromkeys(
         (
             "Accumulation",
@@ -24,6 +26,7 @@ _HOMES = {
             "Failed",
             "Note",
             "Pause",
+            "RecordedArray",
             "Remark",
             "Resume",
             "Skip",
@@ -43,7 +46,7 @@ _HOMES = {
     "monitored": "plugin.lookup",
     "on_enter": "plugin.contract",
     "on_exit": "plugin.contract",
-    "options_mistake": "run.options",
+    "options_mistake": "run.evaluating",
 }
 """Each public name with the module that defines it."""
 

@@ -18,6 +18,7 @@ from heptad.record.events import Extend as Extend
 from heptad.record.events import Failed as Failed
 from heptad.record.events import Note as Note
 from heptad.record.events import Pause as Pause
+from heptad.record.events import RecordedArray as RecordedArray
 from heptad.record.events import Remark as Remark
 from heptad.record.events import Resume as Resume
 from heptad.record.events import Skip as Skip
@@ -25,10 +26,12 @@ from heptad.record.events import StillDetached as StillDetached
 from heptad.record.events import Stop as Stop
 from heptad.record.events import Untrained as Untrained
 from heptad.record.values import Recorded as Recorded
-from heptad.run.options import EvaluationOptions as EvaluationOptions
-from heptad.run.options import options_mistake as options_mistake
+from heptad.run.evaluating import EvaluationOptions as EvaluationOptions
+from heptad.run.evaluating import Measures as Measures
+from heptad.run.evaluating import options_mistake as options_mistake
 from heptad.run.snapshot import Snapshot as Snapshot
 from heptad.step.metrics import Metric as Metric
+from heptad.step.metrics import MetricsInput as MetricsInput
 from heptad.step.metrics import metrics_mistake as metrics_mistake
 
 __all__: list[str]

@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 
 from heptad.config import Components
 from heptad.data.feed import Feed
-from heptad.run.options import EvaluationOptions
+from heptad.run.evaluating import EvaluationOptions, Measures
 from heptad.run.state import RunState
 
 
@@ -107,16 +107,20 @@ class Evaluates(Protocol):
         """Open data for later evaluations; errors call it `name`, and recorded values begin with `records`."""
         ...
 
+    def attempt(self, data: Any, metrics: Any, name: str, **options: Unpack[EvaluationOptions]) -> None:
+        """Try metrics on one batch of data."""
+        ...
+
     def evaluate(
         self,
         data: Any,
-        metrics: Mapping[str, Any],
+        metrics: Any = None,
         ended: Callable[[], bool] | None = None,
         *,
         name: str = "",
         **options: Unpack[EvaluationOptions],
-    ) -> dict[str, float]:
-        """Return the means by name; errors call the data `name`.
+    ) -> Measures:
+        """Return what is measured by name; errors call the data `name`.
 
         `ended` is asked before each batch; where it says True, `Unfinished` is raised.
         """
