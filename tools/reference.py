@@ -45,6 +45,8 @@ CHAPTERS = {
 BESIDE = (
     "Filter",
     "monitored",
+    "refuse_unrecorded",
+    "Watch",
     "EvaluationOptions",
     "Measures",
     "metrics_mistake",

@@ -9,7 +9,7 @@ from time import monotonic
 from typing import Any, Literal
 
 from heptad import CheckpointError, Detour, Plugin, PluginError, Run
-from heptad.plugin import Store, monitored
+from heptad.plugin import Store, refuse_unrecorded
 from heptad_plugins._options import directory_of, number, one_of, places_of, text_of, whole_number
 
 Place = Literal["after_step", "optimizer_update", "after_epoch"]
@@ -134,8 +134,8 @@ class Checkpoint(Plugin):
         """Return the monitored value if it was recorded for the weights that are stored now."""
         newest = run.newest(monitor)
         if newest is None:
-            if not (run.epoch_open or run.paused is not None or run.expects(monitor)):
-                monitored(run, monitor, "Checkpoint")  # raises, with the names that there are
+            if not run.epoch_open and run.paused is None:  # in the middle of an epoch there may be none yet
+                refuse_unrecorded(run, monitor, "Checkpoint")
             return None
         updated = newest.update != run.update
         stepped = newest.step != run.step and _moves_in_steps(run)

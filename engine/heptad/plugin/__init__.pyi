@@ -7,7 +7,9 @@ from heptad.plugin.contract import on_enter as on_enter
 from heptad.plugin.contract import on_exit as on_exit
 from heptad.plugin.detour import Detour as Detour
 from heptad.plugin.filter import Filter as Filter
+from heptad.plugin.lookup import Watch as Watch
 from heptad.plugin.lookup import monitored as monitored
+from heptad.plugin.lookup import refuse_unrecorded as refuse_unrecorded
 from heptad.record.buffer import Follower as Follower
 from heptad.record.buffer import PackedChunk as PackedChunk
 from heptad.record.events import Accumulation as Accumulation
