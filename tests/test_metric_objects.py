@@ -348,6 +348,55 @@ def test_data_that_only_iterating_would_show_are_not_tried(make):
     assert getattr(source, "at", 0) + getattr(source, "asked", 0) == 0
 
 
+class Opened(torch.utils.data.Dataset[Any]):
+    """Samples that are opened by the first process that asks for one, as a file is."""
+
+    def __init__(self) -> None:
+        self.opened = 0
+
+    def __len__(self) -> int:
+        return 22
+
+    def __getitem__(self, index: int) -> Any:
+        self.opened += 1
+        return DATA[index], TARGET[index]
+
+
+@pytest.mark.parametrize("of_loader", [True, False])
+def test_data_that_workers_fetch_are_fetched_by_one(of_loader):
+    """This process opens nothing that workers would inherit."""
+    data = Opened()
+    tried: list[int] = []
+    engine = Engine(
+        small_components(dataset=TensorDataset(DATA, TARGET)),
+        RunConfig(epochs=1, batch_size=4, num_workers=0 if of_loader else 1),
+        [
+            Evaluate(
+                DataLoader(data, 4, num_workers=1) if of_loader else data,
+                {"m": lambda output, batch: tried.append(len(output)) or 0.0},
+            )
+        ],
+    )
+    with engine:
+        engine.run(until="before_loop")
+    assert (tried, data.opened) == ([4], 0)
+
+
+def test_a_batch_that_a_network_writes_to_is_a_copy():
+    class Writes(nn.Linear):
+        def forward(self, data: torch.Tensor) -> torch.Tensor:
+            return super().forward(data.mul_(2))
+
+    valid = [(x.clone(), y) for x, y in PAIRS]
+    engine = Engine(
+        small_components(Writes(FEATURES, CLASSES)),
+        RunConfig(epochs=1),
+        [Evaluate(valid, {"m": lambda output, batch: 1.0})],
+    )
+    engine.run(until="before_loop")
+    assert torch.equal(valid[0][0], PAIRS[0][0])
+
+
 def test_a_metric_that_cannot_be_copied_is_not_tried():
     class Alone(Gives):
         def __deepcopy__(self, memo: Any) -> Any:

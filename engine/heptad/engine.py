@@ -13,7 +13,7 @@ from typing import Any, Self, TypeVar, Unpack
 import torch
 
 from heptad.checkpoints.resumption import Resumption
-from heptad.config import Components, RunConfig, check_together, is_optimizer, listed
+from heptad.config import Components, ComputeLoss, RunConfig, check_together, is_optimizer, listed
 from heptad.data.build import build_feed
 from heptad.data.placement import read_numbers, resolve_device
 from heptad.errors import EngineError, PluginError, kind
@@ -217,7 +217,8 @@ class Engine:
     ) -> Measures:
         """Evaluate the network in a run of its own, in which no handler of this engine is called.
 
-        Modes and random state are put back. May be called at any time, from a handler too.
+        Modes and random state are put back. May be called at any time, from a handler too. `on_enter_evaluate` belongs
+        to the state that the plugin `Evaluate` adds: so the weights of `EMA` are not seen here.
 
         Args:
             data: A dataset of samples, batched by `RunConfig.batch_size`; or a loader, or any iterable of batches. A
@@ -239,18 +240,21 @@ class Engine:
         with closing(self._evaluator(self.current.device)) as evaluator:
             return evaluator.evaluate(data, metrics, name="Engine.evaluate(data)", **options)
 
-    def predict(self, data: Any, *, inference_mode: bool = False) -> Iterator[Any]:
+    def predict(
+        self, data: Any, *, compute_loss: ComputeLoss | None = None, inference_mode: bool = False
+    ) -> Iterator[Any]:
         """Yield the network's output for each batch, in evaluation mode and without gradients.
 
         Args:
             data: As for `evaluate`. With a criterion a batch is `(data, target)`, or a tensor without a target.
-            inference_mode: As in `EvaluationOptions`.
+            compute_loss: As in `EvaluationOptions`; so is `inference_mode`.
+            inference_mode: See above.
 
         Raises:
             EngineError: If `compute_loss` gives no `LossOutput.output` to yield.
         """
         with closing(self._evaluator(self.current.device)) as evaluator:
-            yield from evaluator.predict(data, inference_mode=inference_mode)
+            yield from evaluator.predict(data, compute_loss, inference_mode=inference_mode)
 
     def _evaluator(self, device: torch.device) -> Evaluator:
         return Evaluator(self._components, self._config, device, self.machine_class)

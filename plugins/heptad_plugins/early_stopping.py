@@ -30,7 +30,7 @@ class EarlyStopping(Plugin):
             `Evaluate` is to.
     """
 
-    runs_after = ("Evaluate",)
+    runs_after = ("Evaluate", "TrainingMetrics")
 
     def __init__(
         self,

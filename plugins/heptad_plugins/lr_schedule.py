@@ -48,7 +48,6 @@ class LRSchedule(Plugin):
             belongs to another optimizer, or the monitored value was never recorded.
     """
 
-    runs_after = ("Evaluate",)
     runs_before = ("CSVLogger", "TensorBoardLogger", "Progress")
 
     def __init__(

@@ -155,7 +155,11 @@ def test_where_there_is_no_loss_none_is_recorded():
 
     run = detector_engine(Evaluate(VALID, {"accuracy": accuracy}, compute_loss=guess)).run()
     assert run.metrics.keys() == {"valid/accuracy"}
-    assert detector_engine().evaluate(VALID, compute_loss=guess) == {}
+    engine = detector_engine()
+    assert engine.evaluate(VALID, compute_loss=guess) == {}
+    with torch.no_grad():
+        expected = [engine.current.network.body(x) for x, _ in VALID]
+    assert equal(list(engine.predict(VALID, compute_loss=guess)), expected)
 
 
 def test_an_evaluation_may_have_a_loss_of_its_own():

@@ -441,7 +441,7 @@ def test_worker_processes_serve_all_evaluations_of_a_run_and_go_with_it():
     """They are started once, and none is left when `run()` returns."""
     workers = set()
     metrics = {"pid": lambda output, batch: workers.update(batch[1].tolist()) or 0.0}
-    plugin = Evaluate(Pids(5), metrics, trial=False)  # that is fetched in this process
+    plugin = Evaluate(Pids(5), metrics, trial=False)  # which has a worker of its own
 
     def loss(network, batch):
         return network(batch[0]).square().mean()

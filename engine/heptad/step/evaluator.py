@@ -8,7 +8,7 @@ from typing import Any, Protocol, Unpack
 
 import torch
 
-from heptad.config import Components, RunConfig
+from heptad.config import Components, ComputeLoss, RunConfig
 from heptad.data.cursor import NOTHING
 from heptad.data.feed import Feed
 from heptad.data.generators import preserved
@@ -162,11 +162,13 @@ class Evaluator:
                 run.buffer.settle(run.counters)
         return evaluation.measures
 
-    def predict(self, data: Any, *, inference_mode: bool = False) -> Iterator[Any]:
+    def predict(
+        self, data: Any, compute_loss: ComputeLoss | None = None, *, inference_mode: bool = False
+    ) -> Iterator[Any]:
         """Yield the network's output for each batch of data. See `Engine.predict`."""
         feed = self.prepare(data, "Engine.predict(data)")
         network = self._components.network.to(self._device)
-        step = build_step(self._components, network, weighs=False)
+        step = self._step({} if compute_loss is None else {"compute_loss": compute_loss})
         off = gradients_off(inference_mode)
         with preserved():
             feed.open(0, 0)

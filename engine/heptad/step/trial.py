@@ -29,8 +29,8 @@ def first_batch(data: Any, components: Components, config: RunConfig, *, of_samp
     """Return a batch of data, or `NOTHING` where it cannot be had without moving them.
 
     It can be had of samples that are indexed, of a list of batches, and of a DataLoader over such samples, whose
-    samplers are copied; it is fetched in this process. What the data raise is left to the evaluation: they may need
-    their workers.
+    samplers are copied. Where workers fetch, one does: a file that this process opened could not be read by those that
+    are forked later. What the data raise is left to the evaluation.
 
     Args:
         data: What is evaluated on.
@@ -48,12 +48,16 @@ def first_batch(data: Any, components: Components, config: RunConfig, *, of_samp
         if loader is not None:
             return _of_loader(loader)
         if isinstance(data, list | tuple) and not of_samples:
-            return cast("list[Any]", data)[0]
+            return deepcopy(cast("list[Any]", data)[0])  # a network may write to it
         if not of_samples or not hasattr(dataset, "__getitem__"):
             return NOTHING
-        feed = build_dataset_feed(data, components.collate_fn, config.model_copy(update={"num_workers": 0}), "")
-        feed.open(0, 0)
-        return feed.take()
+        one = config.model_copy(update={"num_workers": min(1, config.num_workers)})
+        feed = build_dataset_feed(data, components.collate_fn, one, "")
+        try:
+            feed.open(0, 0, 1)
+            return feed.take()
+        finally:
+            feed.close()
     except Exception:
         return NOTHING
     finally:
@@ -70,7 +74,13 @@ def _of_loader(loader: DataLoader[Any]) -> Any:
     indices = [next(iter(deepcopy(order, {id(loader.dataset): loader.dataset})))]
     given: dict[str, Any] = {"batch_sampler": indices} if of_batches else {"sampler": indices, "batch_size": None}
     one: DataLoader[Any] = DataLoader(
-        loader.dataset, collate_fn=loader.collate_fn, generator=torch.Generator().manual_seed(0), **given
+        loader.dataset,
+        num_workers=min(1, loader.num_workers),
+        collate_fn=loader.collate_fn,
+        worker_init_fn=loader.worker_init_fn,
+        multiprocessing_context=loader.multiprocessing_context,
+        generator=torch.Generator().manual_seed(0),  # without one, iter() draws from the global generator
+        **given,
     )
     return next(iter(one))
 
