@@ -73,7 +73,7 @@ class Evaluate(Plugin):
         if mistake := _data_mistake(data):
             raise PluginError(f"Evaluate(data=…) {mistake}; pass a dataset, a DataLoader or a list of batches")
         metrics = {} if metrics is None else metrics
-        if mistake := metrics_mistake(metrics):
+        if mistake := metrics_mistake(metrics, alone=True):
             raise PluginError(f"Evaluate(metrics=…): {mistake}")
         if mistake := options_mistake(options):
             raise PluginError(f"Evaluate(…): {mistake}")

@@ -142,7 +142,7 @@ class Evaluator:
             **options: Those of `EvaluationOptions`.
         """
         metrics = {} if metrics is None else metrics
-        if mistake := metrics_mistake(metrics) or options_mistake(options):
+        if mistake := metrics_mistake(metrics, alone=True) or options_mistake(options):
             raise ConfigError(mistake)
         feed, network = self.prepare(data, name), self._components.network
         table = evaluation_table()

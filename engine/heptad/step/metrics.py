@@ -128,9 +128,14 @@ def named_metrics(metrics: MetricsInput) -> dict[str, Metric]:
     return dict(metrics) if isinstance(metrics, Mapping) else {"": metrics}
 
 
-def metrics_mistake(metrics: object) -> str | None:
-    """Return what is wrong with metrics, `None` where nothing is."""
-    if isinstance(metrics, MetricObject) and not isinstance(metrics, type | Mapping):
+def metrics_mistake(metrics: object, *, alone: bool = False) -> str | None:
+    """Return what is wrong with metrics, `None` where nothing is.
+
+    Args:
+        metrics: By name; anything is looked at.
+        alone: Whether one object that computes several values by name may stand in place of the mapping.
+    """
+    if alone and isinstance(metrics, MetricObject) and not isinstance(metrics, type | Mapping):
         return None
     if not isinstance(metrics, Mapping):
         return f"metrics maps names to metrics, got a {kind(metrics)}"
