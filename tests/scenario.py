@@ -103,6 +103,20 @@ def network() -> nn.Module:
         )
 
 
+class Guesses:
+    """A metric object that counts guesses by class and target: an array in the log."""
+
+    def reset(self) -> None:
+        self.table = torch.zeros(CLASSES, CLASSES, dtype=torch.int64)
+
+    def update(self, output: torch.Tensor, target: torch.Tensor) -> None:
+        for guess, right in zip(output.argmax(1), target, strict=True):
+            self.table[guess, right] += 1
+
+    def compute(self) -> torch.Tensor:
+        return self.table
+
+
 def held_out() -> list[tuple[torch.Tensor, torch.Tensor]]:
     """Return three batches to evaluate on."""
     generator = torch.Generator().manual_seed(12)
@@ -168,7 +182,7 @@ def full_engine(
         Noise(),
         GradientClipping(max_norm=1.0),
         EMA(decay=0.8, every=2, start=1, dtype=torch.float64),
-        Evaluate(held_out()),
+        Evaluate(held_out(), {"guesses": Guesses()}),
         EarlyStopping("valid/loss", patience=50),
         checkpoint or Checkpoint(directory, at=at),
         *plugins,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
+import numpy as np
 import pytest
 
 from builders import small_engine
@@ -19,6 +20,7 @@ from heptad.plugin import (
     Note,
     OptionChange,
     Pause,
+    RecordedArray,
     Remark,
     Resume,
     Skip,
@@ -26,6 +28,7 @@ from heptad.plugin import (
     Stop,
     Untrained,
 )
+from heptad.record.arrays import pack_array
 from heptad.record.chunk import Failure
 from heptad.record.counters import Counters
 from heptad.record.event_codec import from_plain, to_plain
@@ -85,7 +88,10 @@ def test_a_row_of_format_1_is_read_as_an_event(kind: str, text: str):
     assert from_format_1(7, kind, text, 1_000) == OLD[kind, text]
 
 
-NEW: list[Event] = [OptionChange(*AT, "optimizers[0]", 1, "lr", "0.1", "0.2")]
+NEW: list[Event] = [
+    OptionChange(*AT, "optimizers[0]", 1, "lr", "0.1", "0.2"),
+    RecordedArray(*AT, "confusion", pack_array("confusion", np.eye(2))),
+]
 """The events that format 1 did not have."""
 
 

@@ -1417,7 +1417,7 @@ def test_the_newest_and_the_best_are_kept(tmp_path):
     values = iter([3.0, 1.0, 2.0, 5.0, 4.0])
 
     class Gives(Plugin):
-        def on_exit_before_epoch(self, run: Run) -> None:
+        def on_exit_after_epoch(self, run: Run) -> None:
             run.record("value", next(values))
 
     checkpoint = Checkpoint(tmp_path, keep_last=2, keep_best=2, monitor="value")

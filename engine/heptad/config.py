@@ -32,7 +32,7 @@ class LossOutput:
     """What a `compute_loss` may return.
 
     Attributes:
-        value: The mean loss of the batch, a scalar tensor that requires grad.
+        value: The mean loss of the batch, a scalar tensor that requires grad. `None` in an evaluation without one.
         weight: What the mean was taken over (samples, tokens): a number above 0, or a 0-dim tensor (no device
             sync). The steps of a window count by it. `None`: every step weighs the same. In one window all steps give
             a weight or none does.
@@ -43,7 +43,7 @@ class LossOutput:
         EngineError: If `logs` is no mapping, or the loss stands where the weight belongs.
     """
 
-    value: torch.Tensor
+    value: torch.Tensor | None
     weight: float | torch.Tensor | None = None
     output: Any = None
     logs: Mapping[str, float | torch.Tensor] = field(default_factory=dict[str, float | torch.Tensor])

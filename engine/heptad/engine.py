@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable, Collection, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Generator, Iterator, Sequence
 from contextlib import closing, contextmanager
 from functools import partial
 from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import Any, Self, TypeVar, Unpack
 
 import torch
 
 from heptad.checkpoints.resumption import Resumption
-from heptad.config import Components, RunConfig, check_together
+from heptad.config import Components, ComputeLoss, RunConfig, check_together
 from heptad.data.build import build_feed
 from heptad.data.placement import read_numbers, resolve_device
 from heptad.errors import EngineError, PluginError, a_kind
@@ -32,6 +32,7 @@ from heptad.ranks.strategy import Alone, Strategy
 from heptad.record.buffer import LogBuffer
 from heptad.record.events import Pause
 from heptad.run.determinism import deterministic
+from heptad.run.evaluating import EvaluationOptions, Measures
 from heptad.run.guards import GUARDS, in_mid_step
 from heptad.run.run import Run
 from heptad.run.runtime import Runtime
@@ -41,7 +42,7 @@ from heptad.smoke.rehearsal import rehearse
 from heptad.step.bodies import BODIES, READERS, announced_batch, before_loop, build
 from heptad.step.closure import prepare_recomputation
 from heptad.step.evaluator import Evaluator
-from heptad.step.metrics import Metric
+from heptad.step.metrics import MetricsInput
 from heptad.step.optimizers import Optimizers, given_mistakes
 from heptad.step.plan import PlannedTurn, Planner
 from heptad.table import guard_of, training_table
@@ -236,39 +237,49 @@ class Engine:
             build = partial(type(self), self._components, self._config)
             return rehearse(self.current, self._manager, self._subscriptions, build)
 
-    def evaluate(self, data: Any, metrics: Mapping[str, Metric] | None = None) -> dict[str, float]:
+    def evaluate(
+        self, data: Any, metrics: MetricsInput | None = None, **options: Unpack[EvaluationOptions]
+    ) -> Measures:
         """Evaluate the network in a run of its own, in which no handler of this engine is called.
 
-        Modes and random state are put back. May be called at any time, from a handler too.
+        Modes and random state are put back. May be called at any time, from a handler too. `on_enter_evaluate` belongs
+        to the state that the plugin `Evaluate` adds: so the weights of `EMA` are not seen here.
 
         Args:
             data: A dataset of samples, batched by `RunConfig.batch_size`; or a loader, or any iterable of batches. A
                 list holds samples where `Components.dataset` is a list, else batches.
             metrics: By name functions `(output, batch) -> tensor`, the mean over the batch or one value a sample; or
-                objects with `update(output, target)`, `compute` and `reset`, such as those of torchmetrics.
+                objects with `update(output, target)`, `compute` and `reset`, such as those of torchmetrics; or one
+                object that computes several by name, such as a `MetricCollection`.
+            **options: Those of `EvaluationOptions`.
 
         Returns:
-            The means by name, `"loss"` among them, weighed as the steps of a window are: with a criterion by what its
-            mean is taken over, else by `LossOutput.weight`; without a weight each batch weighs the same.
+            What was measured by name, `"loss"` among it. Means are weighed as the steps of a window are: with a
+            criterion by what its mean is taken over, else by `LossOutput.weight`; without a weight each batch weighs
+            the same.
 
         Raises:
             ConfigError: If a metric is no function, or the data are samples and there is no `batch_size`.
             DataError: If the data yield nothing.
         """
         with closing(self._evaluator(self.current.device)) as evaluator:
-            return evaluator.evaluate(data, metrics or {}, name="Engine.evaluate(data)")
+            return evaluator.evaluate(data, metrics, name="Engine.evaluate(data)", **options)
 
-    def predict(self, data: Any) -> Iterator[Any]:
+    def predict(
+        self, data: Any, *, compute_loss: ComputeLoss | None = None, inference_mode: bool = False
+    ) -> Iterator[Any]:
         """Yield the network's output for each batch, in evaluation mode and without gradients.
 
         Args:
             data: As for `evaluate`. With a criterion a batch is `(data, target)`, or a tensor without a target.
+            compute_loss: As in `EvaluationOptions`; so is `inference_mode`.
+            inference_mode: See above.
 
         Raises:
             EngineError: If `compute_loss` gives no `LossOutput.output` to yield.
         """
         with closing(self._evaluator(self.current.device)) as evaluator:
-            yield from evaluator.predict(data)
+            yield from evaluator.predict(data, compute_loss, inference_mode=inference_mode)
 
     def _evaluator(self, device: torch.device) -> Evaluator:
         return Evaluator(self._components, self._config, device, self.machine_class)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from pathlib import Path
+from typing import TypeVar, cast
 
 from heptad import PluginError
 from heptad.plugin import Filter
@@ -55,6 +56,23 @@ def one_of(plugin: str, option: str, value: object, choices: Collection[str]) ->
     if not isinstance(value, str) or value not in choices:
         raise PluginError(f"{plugin}({option}=…) must be {' or '.join(map(repr, choices))}, got {value!r}")
     return value
+
+
+P = TypeVar("P", bound=str)
+
+
+def places_of(plugin: str, at: P | Sequence[P], choices: Collection[str]) -> tuple[P, ...]:
+    """Return the option `at` as a tuple: one place, or several different ones.
+
+    Raises:
+        PluginError: For anything else.
+    """
+    places = cast("tuple[P, ...]", (at,) if isinstance(at, str) else tuple(at))
+    for place in places:
+        one_of(plugin, "at", place, choices)
+    if not places or len(set(places)) != len(places):
+        raise PluginError(f"{plugin}(at=…) names one or several of {', '.join(choices)}, each once; got {at!r}")
+    return places
 
 
 def text_of(plugin: str, option: str, value: object, what: str) -> str:

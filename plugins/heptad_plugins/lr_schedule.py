@@ -9,7 +9,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from heptad import EngineError, Plugin, PluginError, Run
-from heptad.plugin import monitored
+from heptad.plugin import Watch, monitored, refuse_unrecorded
 from heptad_plugins._options import one_of, text_of, whole_number
 from heptad_plugins._scheduler import check_monitor, is_rebased, rebase, scheduler_from_format_1, takes_length
 from heptad_plugins._stretching import (
@@ -47,7 +47,9 @@ class LRSchedule(Plugin):
         scheduler: A scheduler of one of the run's optimizers, or a function `(optimizer, total_updates) -> scheduler`,
             or of the optimizer alone for a schedule that does not depend on how long the run is. A class is refused:
             its second parameter may be anything.
-        interval: Whether the scheduler counts updates or epochs; `total_updates` counts updates in both cases.
+        interval: Whether the scheduler counts updates or epochs; `total_updates` counts updates in both cases. With
+            `"evaluation"` `ReduceLROnPlateau` steps on each new value of `monitor`, however often it is recorded, on
+            the next exit of `evaluate`, `optimizer_update` or `after_epoch`.
         monitor: For `ReduceLROnPlateau`: the name of the recorded value that it looks at, at each interval the newest.
         optimizer: Which of several optimizers a function gets, by its number in `Components.optimizer`. Each has a
             schedule of its own: one plugin for each.
@@ -69,14 +71,19 @@ class LRSchedule(Plugin):
     def __init__(
         self,
         scheduler: LRScheduler | Build,
-        interval: Literal["update", "epoch"] = "update",
+        interval: Literal["update", "epoch", "evaluation"] = "update",
         monitor: str | None = None,
         *,
         optimizer: int = 0,
         on_resize: Literal["stretch", "keep"] | None = None,
         name: str | None = None,
     ) -> None:
-        one_of("LRSchedule", "interval", interval, ("update", "epoch"))
+        one_of("LRSchedule", "interval", interval, ("update", "epoch", "evaluation"))
+        if interval == "evaluation" and monitor is None:
+            raise PluginError(
+                "LRSchedule(interval='evaluation') steps ReduceLROnPlateau on each new value of monitor=…, such as "
+                "'valid/loss'; got monitor=None"
+            )
         self._number = whole_number("LRSchedule", "optimizer", optimizer, least=0)
         if name is not None:
             self.name = text_of("LRSchedule", "name", name, "a word such as 'warm-up'")
@@ -86,8 +93,9 @@ class LRSchedule(Plugin):
             one_of("LRSchedule", "on_resize", on_resize, ("stretch", "keep"))
         self._on_resize = on_resize
         self._source = scheduler
-        self._interval: Literal["update", "epoch"] = interval
+        self._interval: Literal["update", "epoch", "evaluation"] = interval
         self._monitor = monitor
+        self._watch = Watch(monitor or "")
         self._sized = True
         self._forget()
         if isinstance(scheduler, LRScheduler):
@@ -124,6 +132,7 @@ class LRSchedule(Plugin):
         self._begun: Run | None = None
         """A run that has begun and not made a turn: one that a state can be compared with."""
         self._stretches = False
+        self._watch.seen = 0
         self._restored: dict[str, Any] | None = None
 
     def on_begin(self, run: Run) -> None:
@@ -163,14 +172,25 @@ class LRSchedule(Plugin):
         """Record the rate of this update, then move on to that of the next."""
         if self._interval == "update":
             self._move(run)
+        elif self._interval == "evaluation":
+            self._step_on_values(run)
 
     def on_exit_after_epoch(self, run: Run) -> None:
         """Record the rate of this epoch, then move on to that of the next."""
         if self._interval == "epoch":
             self._move(run)
+        elif self._interval == "evaluation":
+            self._step_on_values(run)
+            if run.batch_index:
+                refuse_unrecorded(run, self._watch.name, "LRSchedule")
+
+    def on_exit_evaluate(self, run: Run) -> None:
+        """Step on what an evaluation recorded."""
+        if self._interval == "evaluation":
+            self._step_on_values(run)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the scheduler's state, the length it was built with, and the update at which it last moved."""
+        """Return the scheduler's state, the length it was built with, and up to where it has moved."""
         if self._scheduler is None:
             return self._restored or {}
         return {
@@ -180,6 +200,7 @@ class LRSchedule(Plugin):
             "moves": self._moves,
             "length": self._length,
             "first": self._first,
+            "seen": self._watch.seen,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -188,7 +209,7 @@ class LRSchedule(Plugin):
         Raises:
             EngineError: If the schedule is another one now, and `on_resize` does not say what is meant.
         """
-        self._moved_at = state.get("moved_at", 0)
+        self._moved_at, self._watch.seen = state.get("moved_at", 0), state.get("seen", None if state else 0)
         self._total = state.get("total_updates")
         self._first = state.get("first", {})
         if state and self._begun is not None:
@@ -199,6 +220,14 @@ class LRSchedule(Plugin):
         scheduler: Any = scheduler_from_format_1(state.get("scheduler", {}))
         self._moves = state.get("moves", scheduler.get("last_epoch", self._moved_at))  # older checkpoints lack it
         self._restored = state or None
+
+    def _step_on_values(self, run: Run) -> None:
+        """Step on each new value of the monitor."""
+        for value in self._watch.take(run):
+            scheduler: Any = self._ready(run)
+            for name, rate in run.learning_rates(scheduler.optimizer).items():
+                run.record(name, rate)
+            scheduler.step(value)
 
     def _move(self, run: Run) -> None:
         if run.update == self._moved_at:

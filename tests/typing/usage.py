@@ -33,6 +33,7 @@ from heptad import (
     on_enter,
     on_exit,
 )
+from heptad.plugin import Measures
 from heptad.testing import check_plugin
 from heptad_plugins import (
     EMA,
@@ -198,7 +199,8 @@ def drive(engine: Engine) -> Run:
     with engine:
         run = engine.run()
     assert_type(run, Run)
-    assert_type(engine.evaluate([], {"accuracy": accuracy}), dict[str, float])
+    assert_type(engine.evaluate([], {"accuracy": accuracy}), Measures)
+    assert_type(engine.evaluate([], limit=1)["loss"], float)
     assert_type(engine.predict([]), Iterator[Any])
     engine.close()
     return run

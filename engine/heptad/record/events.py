@@ -4,10 +4,16 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import Any, ClassVar
+
+import numpy as np
 
 from heptad.errors import counted
+from heptad.record.arrays import unpack_array
 from heptad.record.chunk import Failure
+
+_SHOWN = 100
+"""Numbers in an array that is shown in words."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -265,6 +271,32 @@ class Note(Event):
 
 
 @dataclass(frozen=True, slots=True)
+class RecordedArray(Event):
+    """An array was recorded under a name, such as a confusion matrix.
+
+    Attributes:
+        name: The name.
+        data: The array in NumPy's `.npy` format, deflated, as base64: exact, and plain text in a file.
+    """
+
+    kind = "array"
+
+    name: str
+    data: str
+
+    @property
+    def array(self) -> np.ndarray[Any, Any]:
+        """The array."""
+        return unpack_array(self.data)
+
+    @property
+    def text(self) -> str:
+        """The name, with the numbers where they are few."""
+        array = self.array
+        return f"{self.name} is {array.tolist() if array.size <= _SHOWN else f'an array of shape {array.shape}'}"
+
+
+@dataclass(frozen=True, slots=True)
 class Accumulation(Event):
     """Windows hold another number of steps, from the next one on.
 
@@ -313,6 +345,7 @@ EVENTS: dict[str, type[Event]] = {
         Note,
         OptionChange,
         Pause,
+        RecordedArray,
         Remark,
         Resume,
         Skip,

@@ -136,6 +136,11 @@ class RecordedValues:
         self._fetch()
         return {name: self._value[row] for name, row in self._newest.copy().items()}
 
+    def newest_of(self, name: str) -> Recorded | None:
+        """Return the newest value of a name with its place; `None` for a name that was never recorded."""
+        row = self._newest.get(name)
+        return None if row is None else self._read(range(row, row + 1))[0]
+
     def since(self, first: int) -> list[Recorded]:
         """Return all values from the one of that number on, oldest first."""
         end = len(self)

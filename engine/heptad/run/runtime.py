@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, Unpack
 
 import torch
 from torch import nn
@@ -12,6 +12,7 @@ from torch.optim import Optimizer
 
 from heptad.config import Components
 from heptad.data.feed import Feed
+from heptad.run.evaluating import EvaluationOptions, Measures
 from heptad.run.state import RunState
 
 
@@ -126,16 +127,35 @@ class Recomputes(Protocol):
 
 
 class Evaluates(Protocol):
-    """Evaluates a network over data; the engine's `Evaluator`."""
+    """Evaluates a network over data; the engine's `Evaluator`.
 
-    def prepare(self, data: Any, name: str) -> object:
-        """Open data for later evaluations; errors call it `name`."""
+    Attributes:
+        expected: What the names of values to come begin with.
+    """
+
+    expected: set[str]
+
+    def prepare(self, data: Any, name: str, records: str = "") -> object:
+        """Open data for later evaluations; errors call it `name`, and recorded values begin with `records`."""
+        ...
+
+    def attempt(self, data: Any, metrics: Any, name: str, **options: Unpack[EvaluationOptions]) -> None:
+        """Try metrics on one batch of data."""
         ...
 
     def evaluate(
-        self, data: Any, metrics: Mapping[str, Any], ended: Callable[[], bool] | None = None
-    ) -> dict[str, float]:
-        """Return the means by name. `ended` is asked before each batch; where it says True, `Unfinished` is raised."""
+        self,
+        data: Any,
+        metrics: Any = None,
+        ended: Callable[[], bool] | None = None,
+        *,
+        name: str = "",
+        **options: Unpack[EvaluationOptions],
+    ) -> Measures:
+        """Return what is measured by name; errors call the data `name`.
+
+        `ended` is asked before each batch; where it says True, `Unfinished` is raised.
+        """
         ...
 
     def close(self) -> None:

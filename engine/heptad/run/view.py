@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from copy import copy
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, Unpack, cast
 
 import torch
 from torch import nn
@@ -15,8 +15,9 @@ from heptad.config import Components, RunConfig
 from heptad.errors import EngineError
 from heptad.record.buffer import LogBuffer
 from heptad.record.values import Recorded
+from heptad.run.evaluating import EvaluationOptions, Measures
 from heptad.run.guards import batches_remain, epochs_remain, update_due
-from heptad.run.runtime import Runtime
+from heptad.run.runtime import Evaluates, Runtime
 from heptad.run.state import RunState
 from heptad.table import Table
 
@@ -234,6 +235,23 @@ class RunView:
         """The newest recorded value of every name (waits for values that are still on a device)."""
         return self.buffer.recorded.newest()
 
+    def newest(self, name: str) -> Recorded | None:
+        """Return the newest value of a name with its place (waits for values that are still on a device).
+
+        Returns:
+            The value; `None` where nothing was recorded under that name yet.
+        """
+        return self.buffer.recorded.newest_of(name)
+
+    def expects(self, name: str) -> bool:
+        """Return whether a value of that name may still come from an evaluation that records its first ones later."""
+        evaluator = self.runtime.evaluator
+        names = self.names_recorded()
+        return any(
+            name.startswith(begin) and not any(other.startswith(begin) for other in names)
+            for begin in (() if evaluator is None else evaluator.expected)
+        )
+
     def history(self, name: str) -> list[float]:
         """Return all values recorded under a name, oldest first (waits for values that are still on a device)."""
         return self.buffer.recorded.history(name)
@@ -304,6 +322,67 @@ class RunView:
     def names_recorded(self, since: int = 0) -> set[str]:
         """Return the names of the recorded values but for the first `since` (no device sync)."""
         return self.buffer.recorded.names(since)
+
+    # -- evaluations, which change nothing
+
+    def prepare_evaluation(
+        self,
+        data: Any,
+        name: str = "run.evaluate(data)",
+        records: str = "",
+        metrics: Any = None,
+        **options: Unpack[EvaluationOptions],
+    ) -> None:
+        """Open data for `evaluate`, and try metrics on one batch, so that a mistake in either is raised now.
+
+        Neither the data nor the generators, the network and the metrics are moved by it. Where no batch can be had so,
+        as of a stream, nothing is tried.
+
+        Args:
+            data: As for `evaluate`.
+            name: What errors call the data.
+            records: What the names begin with under which its values will be recorded, such as `"valid/"`.
+            metrics: What to try, as for `evaluate`; `None` tries nothing, and nothing is read yet.
+            **options: Those of `evaluate`.
+
+        Raises:
+            ConfigError: If the data are samples and there is no `batch_size`.
+            DataError: If it is known now that the data hold no batch.
+        """
+        self._evaluator.prepare(data, name, records)
+        if metrics is not None:
+            self._evaluator.attempt(data, metrics, name, **options)
+
+    def evaluate(self, data: Any, metrics: Any = None, **options: Unpack[EvaluationOptions]) -> Measures:
+        """Evaluate the network in a run of its own, in which no handler of this run is called.
+
+        Modes and random state are put back. The worker processes of the data are kept for further evaluations of the
+        same object, until plugins are closed. In a detour's body the evaluation ends at its next batch if a pause is
+        asked for after it began: the run pauses in the detour, and the body is run again from its start.
+
+        Args:
+            data: A dataset of samples, a loader, or any re-iterable of batches, as for `Engine.evaluate`.
+            metrics: As for `Engine.evaluate`.
+            **options: Those of `EvaluationOptions`.
+
+        Returns:
+            What was measured by name, `"loss"` among it.
+
+        Raises:
+            ConfigError: If a metric is no function, or the data are samples and there is no `batch_size`.
+            DataError: If the data yield nothing.
+            Unfinished: If it ended early, as said above. Let it through.
+        """
+        at = self.position
+        # An older request pauses the run after this turn: ending early for it would repeat the body for ever.
+        may_end = at.visit is not None and at.pause_requested is None
+        return self._evaluator.evaluate(data, metrics, lambda: may_end and self.pause_requested, **options)
+
+    @property
+    def _evaluator(self) -> Evaluates:
+        if self.runtime.evaluator is None:
+            raise EngineError("only the run of an engine can evaluate")
+        return self.runtime.evaluator
 
     def __repr__(self) -> str:
         paused = f" (paused: {self.paused})" if self.paused else ""
