@@ -88,6 +88,7 @@ class Engine:
         device = resolve_device(config.device)
         runtime = Runtime(components, build_feed(components, config, self._strategy.share()), device, Optimizers())
         runtime.evaluator = self._evaluator(device)
+        runtime.on_loss = self._manager.loss_handlers()
         detours = self._manager.detours_given
         table = training_table([detour for _, detour in detours])
         self.current = Run(table, config, runtime, LogBuffer(table, config.log_capacity, read_numbers))

@@ -117,6 +117,10 @@ LATER = {
     ("criterion", "classes"),
     ("run", "detached"),
     ("position", "events"),
+    ("position", "placed", "windows"),
+    ("position", "window", "empty"),
+    ("position", "window", "losses"),
+    ("position", "window", "closed"),
 }
 """Fields that came after the kept checkpoint was written."""
 

@@ -145,7 +145,7 @@ class StoredIdentity(Stored):
 
 
 class StoredCounters(Stored):
-    """The fields of `RunState` that are stored as they are."""
+    """The fields of `RunState` that are stored as they are; `windows` came later, and was as many as updates."""
 
     epoch: Count
     batch_index: Count
@@ -159,10 +159,16 @@ class StoredCounters(Stored):
     extending: bool
     samples_now: Count
     skipped: bool
+    windows: Count | None = None
+
+    @model_validator(mode="after")
+    def _counts_windows(self) -> Self:
+        self.windows = self.update if self.windows is None else self.windows
+        return self
 
 
 class StoredWindow(Stored):
-    """The fields of `Window`."""
+    """The fields of `Window`; the last three came later."""
 
     steps: Count
     size: Size
@@ -170,6 +176,9 @@ class StoredWindow(Stored):
     resized: bool
     first: Any
     total: Any
+    empty: bool = False
+    losses: Any = None
+    closed: Any = None
 
 
 class StoredOptions(Stored):

@@ -17,7 +17,6 @@ from heptad.checkpoints.form import (
 from heptad.checkpoints.identity import check_optimizers, check_run, environment, environment_differences
 from heptad.checkpoints.modules import modules_of, restore_module
 from heptad.checkpoints.parameters import restore_optimizers
-from heptad.data.placement import place
 from heptad.errors import CheckpointError, in_a_line
 from heptad.plugin.contract import Plugin
 from heptad.plugin.detour_state import DetourState
@@ -111,7 +110,7 @@ def _restore_position(
         setattr(at.window, name, getattr(stored.window, name))
     at.node, at.body_done = run.table.index[stored.node], stored.body_done
     at.loss = stored.loss
-    at.batch = place(stored.batch[0], run.runtime.device) if stored.batch else None
+    at.batch = run.runtime.step.place(stored.batch[0], run.runtime.device) if stored.batch else None
     _restore_ending(run, stored)
     at.settle_carry()  # the number of epochs may be another now
     for detour, last in zip(detours, stored.visits, strict=True):

@@ -26,6 +26,7 @@ _HOMES = {
             "Remark",
             "Resume",
             "Skip",
+            "SkipBatch",
             "StillDetached",
             "Stop",
             "Untrained",

@@ -22,7 +22,7 @@ H = TypeVar("H", bound="Callable[[Any, Run], object]")
 SHIPPED_DETOURS = ("evaluate", "checkpoint")
 """States that only a shipped detour brings. A handler for one is legal without it, and never called."""
 
-LIFE = ("on_begin", "open", "on_pause", "close")
+LIFE = ("on_begin", "open", "on_loss", "on_pause", "close")
 """The methods of a plugin's life: each is called with the run, and none is a handler of a state."""
 
 MARKS = "__heptad_marks__"
@@ -137,6 +137,13 @@ class Plugin:
         """Release what `open` took. Called once when `Engine.run()` returns or raises, for every plugin.
 
         It is also called if `open` failed or was never reached.
+        """
+
+    def on_loss(self, run: Run) -> None:
+        """Look at `run.loss`, `run.output` and `run.batch` before the backward pass of a step.
+
+        Called in the body of `process_batch`, for each step that gave a loss and does not weigh 0. The only place where
+        `run.skip_batch(reason)` is legal. A plugin that does not define it costs nothing.
         """
 
     def on_pause(self, run: Run) -> None:

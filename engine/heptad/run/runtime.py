@@ -13,6 +13,7 @@ from torch.optim import Optimizer
 from heptad.config import Components
 from heptad.data.feed import Feed
 from heptad.run.state import RunState
+from heptad.run.weight import Weight
 
 
 class OptimizerSet(Protocol):
@@ -78,6 +79,10 @@ class StepFunction(Protocol):
 
     giver: str
 
+    def place(self, batch: Any, device: torch.device) -> Any:
+        """Return a batch placed on the device. What the host can still read of it, it reads before."""
+        ...
+
     def run(self, at: RunState) -> Mapping[str, float | torch.Tensor] | None:
         """Run the network on `at.batch`, and leave `output`, `loss`, `weight` and `samples_now` in `at`.
 
@@ -86,6 +91,10 @@ class StepFunction(Protocol):
         Returns:
             What is to be recorded, by name: `LossOutput.logs`.
         """
+        ...
+
+    def weigh(self, at: RunState) -> Weight:
+        """Return what the mean of the step was taken over, also where a window of one step needs no weight."""
         ...
 
     def predict(self, batch: Any) -> Any:
@@ -121,6 +130,7 @@ class Runtime:
         device: Where the network is, and batches go.
         optimizers: Empty until `before_loop` has built them.
         step: The step function; it exists from `before_loop` on.
+        on_loss: What is called in each step before its backward pass, with the run: plugins that ask for it.
         evaluator: Evaluates for `Run.evaluate`; `None` in a run that is itself an evaluation.
         places: Whether batches are moved to the device. On the CPU they are where they are used.
         network: The bare network: what has names and is stored.
@@ -131,6 +141,7 @@ class Runtime:
     feed: Feed
     device: torch.device
     optimizers: OptimizerSet
+    on_loss: tuple[Callable[[Any], object], ...] = ()
     evaluator: Evaluates | None = None
     step: StepFunction = field(init=False)
     places: bool = field(init=False)

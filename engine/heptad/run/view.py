@@ -15,6 +15,7 @@ from heptad.errors import EngineError
 from heptad.record.buffer import LogBuffer
 from heptad.record.values import Recorded
 from heptad.run.guards import batches_remain, epochs_remain, update_due
+from heptad.run.loss_mean import mean_of
 from heptad.run.runtime import Runtime
 from heptad.run.state import RunState
 from heptad.table import Table
@@ -86,6 +87,11 @@ class RunView:
     def update(self) -> int:
         """Complete optimizer updates; grows in the body of `optimizer_update`."""
         return self.position.update
+
+    @property
+    def windows(self) -> int:
+        """Closed windows, those of skipped updates included; grows in the body of `optimizer_update`."""
+        return self.position.windows
 
     @property
     def samples(self) -> int:
@@ -184,9 +190,20 @@ class RunView:
 
     @property
     def loss(self) -> torch.Tensor | None:
-        """The loss of the newest step: a scalar, detached, on its device, not scaled for accumulation."""
+        """The loss of the newest step: a scalar, detached, on its device, not scaled; `None` where it gave none."""
         loss = self.position.loss
         return None if loss is None else loss.detach()
+
+    @property
+    def mean_loss(self) -> torch.Tensor | None:
+        """The mean loss of the newest complete window, weighed as the window is: a detached scalar (no device sync).
+
+        On entry to `optimizer_update` it is that of the window whose update is due. `None` before the first window is
+        complete, and after one of which no step counts.
+        """
+        at = self.position
+        losses = at.window.losses if at.update_due else at.window.closed
+        return self.loss if losses is None else mean_of(losses)
 
     @property
     def network(self) -> nn.Module:
@@ -211,8 +228,11 @@ class RunView:
 
     @property
     def update_skipped(self) -> bool:
-        """Whether the newest `optimizer_update` left the weights alone because `skip_update` was called."""
-        return self.position.skipped
+        """Whether the newest `optimizer_update` leaves the weights alone: from the call of `skip_update` on."""
+        at = self.position
+        if at.entering and self.state == "optimizer_update":
+            return at.skip is not None
+        return at.skipped
 
     @property
     def metrics(self) -> dict[str, float]:

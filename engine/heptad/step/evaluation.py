@@ -14,10 +14,11 @@ from heptad.config import Components, RunConfig
 from heptad.data.build import build_dataset_feed, build_loader_feed
 from heptad.data.feed import Feed
 from heptad.data.generators import preserved
-from heptad.data.placement import count_samples, place
+from heptad.data.placement import count_samples
 from heptad.errors import ConfigError, DataError, Unfinished, a_kind
 from heptad.run.run import Run
 from heptad.run.runtime import StepFunction
+from heptad.run.weight import adds_nothing
 from heptad.step.metrics import Metrics, as_tensor, blamed, target_of
 
 
@@ -60,13 +61,15 @@ class Evaluation:
         if self._pause_requested is not None and self._pause_requested():
             raise Unfinished("the evaluation ended before its last batch, because the run is to pause")
         batch = run.runtime.feed.take()
-        run.position.batch = place(batch, run.runtime.device) if run.runtime.places else batch
+        run.position.batch = self._step.place(batch, run.runtime.device) if run.runtime.places else batch
 
     def process_batch(self, run: Run) -> None:
         """Run forward, loss and metrics, without gradients (no device sync)."""
         at, metrics = run.position, self._metrics
         with torch.inference_mode():
             self._step.run(at)
+            if adds_nothing(at.weight):
+                return  # nothing to measure: all targets are ignored, or there is no loss
             values: dict[str, Any] = {"loss": at.loss}
             for name, function in metrics.functions.items():
                 with blamed(name, at.output):

@@ -63,6 +63,8 @@ class Metrics:
     def means(self) -> dict[str, float]:
         """Return all values by name, which waits for the device."""
         found = {name: (total / self._weight).item() for name, total in self._sums.items()}
+        if not found:  # no batch counts: a mean of nothing
+            found = dict.fromkeys(("loss", *self.functions), float("nan"))
         return found | {name: _as_number(name, metric.compute()) for name, metric in self.objects.items()}
 
 
@@ -83,12 +85,10 @@ def metrics_mistake(metrics: object) -> str | None:
 
 
 def _weighed(mean: torch.Tensor, weight: float | torch.Tensor) -> torch.Tensor:
-    """Return a mean times its weight: 0 where it was taken over nothing, and is NaN."""
+    """Return a mean times its weight: 0 where it was taken over nothing, and is NaN (no device sync)."""
     if isinstance(weight, torch.Tensor):
         return torch.where(weight > 0, mean * weight, 0.0)
-    if not weight >= 0:
-        raise EngineError(f"LossOutput.weight must be a number that is not below 0, got {weight!r}")
-    return mean * weight if weight else torch.zeros_like(mean)
+    return mean * weight
 
 
 def as_tensor(name: str, value: Any) -> torch.Tensor:

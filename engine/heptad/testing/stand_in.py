@@ -75,4 +75,10 @@ def stand_in_for(plugin: Plugin) -> StandIn:
 
         marking = on_enter if mark.moment == "enter" else on_exit
         methods[f"call_{number}"] = marking(mark.state, every=mark.every, once=mark.once, when=mark.when)(pass_on)
+    if getattr(plugin.on_loss, "__func__", None) is not Plugin.on_loss:
+        methods["on_loss"] = _on_loss
     return cast("StandIn", type("StandIn", (StandIn,), methods)(plugin))
+
+
+def _on_loss(self: StandIn, run: Run) -> None:
+    self.plugin.on_loss(run)
