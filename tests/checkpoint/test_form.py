@@ -117,6 +117,7 @@ LATER = {
     ("criterion", "classes"),
     ("run", "detached"),
     ("position", "events"),
+    ("position", "epoch_loss"),
     ("position", "placed", "windows"),
     ("position", "window", "empty"),
     ("position", "window", "losses"),

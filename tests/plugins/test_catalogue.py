@@ -43,6 +43,7 @@ from heptad_plugins import (
     TensorBoardLogger,
     Throughput,
     TimeLimit,
+    TrainingMetrics,
 )
 
 FOLDER = Path(heptad_plugins.__file__).parent
@@ -94,6 +95,7 @@ def makers(folder: Path) -> dict[str, Any]:
         "TensorBoardLogger": lambda: TensorBoardLogger(folder / f"events {next(files)}"),
         "Throughput": Throughput,
         "TimeLimit": lambda: TimeLimit(1e6),
+        "TrainingMetrics": lambda: TrainingMetrics({"mean": lambda output, batch: output.mean()}),
     }
 
 
@@ -272,6 +274,7 @@ OBSERVERS = (
     "Progress bar",
     "TensorBoardLogger",
     "Throughput",
+    "TrainingMetrics",
 )
 
 
@@ -430,6 +433,7 @@ def test_every_observer_may_be_allowed_to_fail(tmp_path):
         Progress(on_error="detach"),
         TensorBoardLogger(tmp_path, on_error="detach"),
         Throughput(on_error="detach"),
+        TrainingMetrics(on_error="detach"),
     ):
         assert plugin.on_error == "detach"
 

@@ -221,6 +221,7 @@ class StoredPosition(Stored):
         filters: Plugin and method, moment, state, `every`, `once`; events counted, and whether `once` is done.
         notes: What format 1 had in place of events: seq, kind, words and time of each.
         events: The events of the next transition, as plain data.
+        epoch_loss: The sums that the mean loss of the epoch is taken from.
     """
 
     id: str
@@ -239,6 +240,7 @@ class StoredPosition(Stored):
     filters: list[Annotated[list[Any], Field(min_length=7, max_length=7)]]
     notes: list[Annotated[list[Any], AfterValidator(_row_of_format_1)]] = []
     events: list[Annotated[dict[str, Any], AfterValidator(_event_row)]] = []
+    epoch_loss: Annotated[list[Any], Field(max_length=4)] = []
 
 
 class StoredValues(Stored):

@@ -110,6 +110,7 @@ def _restore_position(
         setattr(at.window, name, getattr(stored.window, name))
     at.node, at.body_done = run.table.index[stored.node], stored.body_done
     at.loss = stored.loss
+    at.epoch_loss.restore(stored.epoch_loss)
     at.batch = run.runtime.step.place(stored.batch[0], run.runtime.device) if stored.batch else None
     _restore_ending(run, stored)
     at.settle_carry()  # the number of epochs may be another now

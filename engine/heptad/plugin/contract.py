@@ -94,6 +94,7 @@ class Plugin:
         observes: Whether the run does the same without this plugin; a resumed run may then lack it.
         on_error: `"raise"`: an exception of the plugin ends the run. `"detach"`, for an observer: after an Exception
             the plugin is called no more, the log says so, and the run continues.
+        needs_epoch_loss: Whether `Run.epoch_loss` is kept: costs a few microseconds a step.
         runs_after: Plugins, by class or by name, that are called before this one where both are there.
         runs_before: Plugins that are called after this one.
     """
@@ -101,6 +102,7 @@ class Plugin:
     name: str = "Plugin"
     observes: bool = False
     on_error: Literal["raise", "detach"] = "raise"
+    needs_epoch_loss: bool = False
     runs_after: Sequence[type[Plugin] | str] = ()
     runs_before: Sequence[type[Plugin] | str] = ()
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 
 from heptad.config import RunConfig
+from heptad.run.loss_sums import LossSums
 from heptad.run.weight import Weight
 from heptad.run.window import Window
 
@@ -51,6 +52,7 @@ class RunState:
         weight: What its mean was taken over; `None` where every step weighs the same, or nobody needs
             to know; 0 where it adds nothing.
         judging: `Plugin.on_loss` is being called: the step may still be left out.
+        epoch_loss: The sums of the epoch's losses, where a plugin needs them.
         skip: Why the update that was just entered is to be skipped, `None` where it is not.
         skipped: The newest update was skipped.
     """
@@ -92,6 +94,7 @@ class RunState:
     loss: torch.Tensor | None = None
     weight: Weight | None = None
     judging: bool = False
+    epoch_loss: LossSums = field(default_factory=LossSums)
     skip: str | None = None
     skipped: bool = False
 

@@ -203,7 +203,28 @@ class RunView:
         """
         at = self.position
         losses = at.window.losses if at.update_due else at.window.closed
-        return self.loss if losses is None else mean_of(losses)
+        if losses is not None:
+            return mean_of(losses)
+        return None if at.loss is None else at.loss.detach()
+
+    @property
+    def epoch_loss(self) -> torch.Tensor | None:
+        """The mean loss over the steps of the epoch so far, weighed by what each mean was taken over (no device sync).
+
+        A detached float64 scalar; steps of skipped updates are left out. `None` where nothing counts yet, and in a run
+        none of whose plugins says `needs_epoch_loss`.
+        """
+        return self.position.epoch_loss.mean()
+
+    @property
+    def weight(self) -> float | torch.Tensor | None:
+        """What the loss of this step is a mean over: samples, tokens; 1 where each step weighs the same.
+
+        0 for a step that adds nothing. `None` between steps: it exists from the body of `process_batch` to that of
+        `after_step` (no device sync).
+        """
+        at = self.position
+        return None if at.batch is None else self.runtime.step.weigh(at)
 
     @property
     def network(self) -> nn.Module:

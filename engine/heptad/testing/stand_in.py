@@ -22,6 +22,7 @@ class StandIn(Plugin):
     def __init__(self, plugin: Plugin) -> None:
         self.name = plugin.name
         self.runs_after, self.runs_before = plugin.runs_after, plugin.runs_before
+        self.needs_epoch_loss = plugin.needs_epoch_loss
         self.ask_twice = False
         self.exchange(plugin)
 
