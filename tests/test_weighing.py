@@ -60,6 +60,13 @@ CASES: dict[str, tuple[nn.Module, Callable[[], nn.Module], int, Callable[[int], 
     "probabilities": (nn.CrossEntropyLoss(), vectors, 1, lambda n: torch.rand(n, CLASSES).double().softmax(1)),
     "log likelihoods": (nn.NLLLoss(CLASS_WEIGHTS), vectors, 1, classes),
     "squares": (nn.MSELoss(), vectors, 1, lambda n: torch.rand(n, CLASSES).double()),
+    "divergence of batches": (
+        nn.KLDivLoss(reduction="batchmean"),
+        vectors,
+        1,
+        lambda n: torch.rand(n, CLASSES).double(),
+    ),
+    "hinges": (nn.HingeEmbeddingLoss(), vectors, 1, lambda n: torch.randint(0, 2, (n, CLASSES)).double() * 2 - 1),
     "something else": (nn.MultiMarginLoss(), vectors, 1, classes),
 }
 
@@ -231,6 +238,9 @@ def test_a_subclass_without_a_forward_is_trusted():
         (nn.CrossEntropyLoss(), torch.zeros(4, 3, 5), 20),
         (nn.MSELoss(), torch.zeros(4, 3), 12),
         (nn.CTCLoss(), torch.zeros(4, 3), 4),
+        (nn.KLDivLoss(), torch.zeros(4, 3), 12),
+        (nn.KLDivLoss(reduction="batchmean"), torch.zeros(4, 3), 4),
+        (nn.HingeEmbeddingLoss(), torch.zeros(4, 3), 12),
         (nn.MSELoss(), [1.0, 2.0], 2),
         (lambda output, target: output.mean(), torch.zeros(4, 3), 4),
     ],

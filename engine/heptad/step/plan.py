@@ -124,7 +124,22 @@ class _ShadowFeed:
 
 
 _BEYOND = frozenset(
-    ("batch", "output", "loss", "samples", "network", "optimizer", "optimizers", "metrics", "history", "records", "log")
+    (
+        "batch",
+        "output",
+        "loss",
+        "mean_loss",
+        "epoch_loss",
+        "weight",
+        "samples",
+        "network",
+        "optimizer",
+        "optimizers",
+        "metrics",
+        "history",
+        "records",
+        "log",
+    )
 )
 
 

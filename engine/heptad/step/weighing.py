@@ -25,6 +25,7 @@ OverClasses = nn.CrossEntropyLoss | nn.NLLLoss
 _OVER_ELEMENTS = (
     nn.BCELoss,
     nn.BCEWithLogitsLoss,
+    nn.HingeEmbeddingLoss,
     nn.HuberLoss,
     nn.L1Loss,
     nn.MSELoss,
@@ -38,7 +39,10 @@ def weigher(criterion: object) -> Weigh:
     """Return what weighs the steps of a criterion: by samples, unless it is known to be something else."""
     if ignores_targets(criterion):
         return partial(_over_classes, criterion)
-    return _over_elements if _has_forward_of(criterion, *_OVER_ELEMENTS) else count_samples
+    # of two kinds of mean, "mean" of KLDivLoss is that over elements
+    elements = isinstance(criterion, nn.KLDivLoss) and criterion.reduction == "mean"
+    classes = (*_OVER_ELEMENTS, nn.KLDivLoss) if elements else _OVER_ELEMENTS
+    return _over_elements if _has_forward_of(criterion, *classes) else count_samples
 
 
 def ignores_targets(criterion: object) -> TypeGuard[OverClasses]:
