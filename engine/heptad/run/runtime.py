@@ -120,7 +120,7 @@ class Evaluates(Protocol):
         ...
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, weakref_slot=True)
 class Runtime:
     """What a run works with: built with the engine, completed in `before_loop`, read by the bodies.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Mapping
 from typing import Any
 
@@ -24,7 +25,7 @@ class FirstStep:
     def __init__(self, step: StepFunction, runtime: Runtime) -> None:
         self.giver = step.giver
         self._step = step
-        self._runtime = runtime
+        self._runtime = weakref.ref(runtime)  # which refers to this object: a cycle would keep networks alive
 
     def place(self, batch: Any, device: torch.device) -> Any:
         """Place a batch; see the protocol."""
@@ -36,15 +37,17 @@ class FirstStep:
         Raises:
             EngineError: If a parameter of an optimizer has got a gradient from it: that would be counted twice.
         """
-        parameters = self._runtime.optimizers.held()
+        runtime = self._runtime()
+        assert runtime is not None
+        parameters = runtime.optimizers.held()
         before = [_stamp(parameter.grad) for parameter in parameters]
         logs = self._step.run(at)
         got = [one for one, stamp in zip(parameters, before, strict=True) if _stamp(one.grad) not in (stamp, None)]
         if got:
-            names = {id(parameter): name for name, parameter in self._runtime.network.named_parameters()}
+            names = {id(parameter): name for name, parameter in runtime.network.named_parameters()}
             raise EngineError(diagnose("own_backward", self.giver, [names.get(id(one), "") for one in got]))
         if at.loss is not None:
-            self._runtime.step = self._step
+            runtime.step = self._step
         return logs
 
     def weigh(self, at: RunState) -> Weight:
