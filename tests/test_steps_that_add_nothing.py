@@ -117,6 +117,19 @@ def test_a_flushed_window_of_nothing_is_skipped(how, data):
     assert_same(run.network, engine_of(batches(4, dtype=DOUBLE)[:3], without(set(), how), accumulation=3).run().network)
 
 
+@pytest.mark.parametrize("value", [torch.zeros(()), None, 0.0, torch.ones(2, requires_grad=True)], ids=str)
+def test_of_a_step_of_weight_0_no_loss_is_needed(value):
+    """It need not depend on the network; in the first step as later."""
+    steps = iter([False, True, False, False])
+
+    def compute_loss(network: nn.Module, batch: Any) -> LossOutput:
+        return LossOutput(mean_loss(network, batch), weight=2) if next(steps) else LossOutput(value, weight=0)
+
+    run = engine_of(batches(4, dtype=DOUBLE), compute_loss, accumulation=2).run()
+    assert (run.update, run.windows) == (1, 2)
+    assert_same(run.network, engine_of(batches(4, dtype=DOUBLE)[1:2], mean_loss).run().network)
+
+
 def test_nothing_all_along_ends_in_order():
     """A run without an update: finished, weights as they were, every window skipped."""
     run = engine_of(batches(4, dtype=DOUBLE), without(set(range(4)), "nothing"), accumulation=2).run()

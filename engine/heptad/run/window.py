@@ -72,7 +72,7 @@ class Window:
         if isinstance(relative, torch.Tensor):  # stays on its device: no sync
             loss.backward((relative / self.size).to(loss.device, loss.dtype).reshape(loss.shape))
         elif not relative:
-            return None if loss is None else loss.detach()
+            return loss.detach() if isinstance(loss, torch.Tensor) else None
         elif relative != 1.0:
             loss.backward(torch.full_like(loss, relative / self.size))
         elif self.size == 1:

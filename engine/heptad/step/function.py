@@ -173,8 +173,8 @@ def check_pair(batch: Any) -> None:
 
 
 def check_loss(loss: Any, giver: str, weight: Weight | None = None) -> None:
-    """Raise an `EngineError` for a loss that cannot be trained on; none is needed of a step that weighs 0."""
-    if adds_nothing(weight) and loss is None:
+    """Raise an `EngineError` for a loss that cannot be trained on; of a step that weighs 0 none is needed."""
+    if adds_nothing(weight):
         return
     if not isinstance(loss, torch.Tensor) or loss.dim() or not loss.requires_grad:
         raise EngineError(diagnose("loss", loss, giver))
