@@ -158,7 +158,7 @@ def loop(path: Path, ready: int, done: int, grown: int) -> None:
             assert len(seqs) >= view.end >= (ends[-1] if ends else 0)
             values = source.values()
             names = [value.name for value in values]  # one may have come without the other yet
-            assert names.count("loss") - names.count("lr") in (0, 1)
+            assert names.count("train/loss") - names.count("lr") in (0, 1)
             if not ends or view.end > ends[-1]:
                 os.write(grown, b"g")
             ends.append(view.end)

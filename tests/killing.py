@@ -23,7 +23,7 @@ import torch
 from heptad import Engine, Plugin, Run, TransitionLog, on_enter, on_exit
 from heptad.checkpoints.files import Files
 from heptad.machine import Body, Machine
-from heptad_plugins import Checkpoint, GracefulStop, Journal
+from heptad_plugins import Checkpoint, GracefulStop, Journal, TrainingMetrics
 from scenario import EVERYWHERE, full_engine, outcome, path_of
 
 FILE_OPERATIONS = [name for name in vars(Files) if not name.startswith("_") and callable(getattr(Files, name))]
@@ -152,7 +152,8 @@ def live(
     """
     ticks = Ticks(at)
     file = directory.with_suffix(".journal")
-    plugins = [GracefulStop(), *([Journal(file)] if journal else []), *([Signal(*raised)] if raised else [])]
+    metrics = TrainingMetrics({"spread": lambda output, batch: output.std(dim=1)})
+    plugins = [GracefulStop(), metrics, *([Journal(file)] if journal else []), *([Signal(*raised)] if raised else [])]
     engine = ticking_engine(directory, ticks, plugins=tuple(plugins), **options)
     try:
         run = engine.run(resume=resume)

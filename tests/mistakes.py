@@ -662,15 +662,15 @@ def a_loss_that_was_detached(folder: Path) -> None:
     train(criterion=lambda output, target: nn.functional.cross_entropy(output, target).detach())
 
 
-@mistake(EngineError, "LossOutput.weight must be above 0", "got 0")
-def a_weight_of_nothing(folder: Path) -> None:
+@mistake(EngineError, "LossOutput.weight must be a number from 0 on", "got -1")
+def a_weight_below_nothing(folder: Path) -> None:
     def compute_loss(network: nn.Module, batch: Any) -> Any:
-        return LossOutput(nn.functional.cross_entropy(network(batch[0]), batch[1]), weight=0)
+        return LossOutput(nn.functional.cross_entropy(network(batch[0]), batch[1]), weight=-1)
 
     train(criterion=..., compute_loss=compute_loss)
 
 
-@mistake(EngineError, "LossOutput.weight must be above 0", "nan")
+@mistake(EngineError, "LossOutput.weight must be a number from 0 on", "nan")
 def a_weight_that_is_no_number(folder: Path) -> None:
     def compute_loss(network: nn.Module, batch: Any) -> Any:
         return LossOutput(nn.functional.cross_entropy(network(batch[0]), batch[1]), weight=float("nan"))

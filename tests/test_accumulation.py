@@ -466,7 +466,9 @@ def refused(weight: Any, k: int, good: int) -> Run:
         compute_loss=lambda network, batch: LossOutput(sample_loss(network, batch), weight=next(given)),
         accumulation=k,
     )
-    with pytest.raises(EngineError, match=r"LossOutput\.weight must be above 0, a number or a 0-dim tensor; got"):
+    with pytest.raises(
+        EngineError, match=r"LossOutput\.weight must be a number from 0 on, or a 0-dim tensor of one; got"
+    ):
         engine.run()
     return engine.current
 
@@ -476,8 +478,6 @@ def refused(weight: Any, k: int, good: int) -> Run:
 @pytest.mark.parametrize(
     "weight",
     [
-        0,
-        0.0,
         -1,
         -0.5,
         math.nan,
@@ -485,7 +485,6 @@ def refused(weight: Any, k: int, good: int) -> Run:
         True,
         "8",
         [8],
-        torch.tensor(0),
         torch.tensor(-1.0),
         torch.tensor(math.nan),
         torch.tensor(math.inf),
@@ -494,20 +493,21 @@ def refused(weight: Any, k: int, good: int) -> Run:
     ],
     ids=str,
 )
-def test_a_weight_that_is_not_a_number_above_0_is_an_error(weight, good, k):
+def test_a_weight_that_is_no_number_from_0_on_is_an_error(weight, good, k):
     """Found in the step that gives it, at the first as at a later one, and before a gradient of it is applied."""
     run = refused(weight, k, good)
     assert ("failed", good, good // k) == (run.state, run.step, run.update)
 
 
-def test_a_batch_without_samples_is_an_error():
-    """A criterion's mean over no samples weighs nothing, and no update is made of it."""
+def test_a_batch_without_samples_adds_nothing():
+    """A criterion's mean over no samples weighs nothing: the update is that of the other batch."""
     empty = (torch.empty(0, FEATURES, dtype=torch.float64), torch.empty(0, dtype=torch.int64))
+    expected = accumulating_engine(batches_of([8])).run()
     for k in (1, 2):
-        engine = accumulating_engine([empty, *batches_of([8])], accumulation=k)
-        with pytest.raises(EngineError, match=r"weight must be above 0"):
-            engine.run()
-        assert engine.current.update == 0
+        run = accumulating_engine([empty, *batches_of([8])], accumulation=k).run()
+        assert (run.step, run.update, run.windows) == (2, 1, 2 // k)
+        for ours, theirs in zip(weights(run.network), weights(expected.network), strict=True):
+            torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-12)
 
 
 # -- memory

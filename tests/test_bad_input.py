@@ -761,8 +761,10 @@ GIVERS: dict[str, Callable[[Callable[[nn.Module, Any], Any]], Components]] = {
 }
 
 
-@pytest.mark.parametrize("giver", GIVERS)
-@pytest.mark.parametrize("wrong", LOSSES)
+@pytest.mark.parametrize(
+    ("wrong", "giver"),  # a compute_loss may return None: a step that adds nothing
+    [(wrong, giver) for wrong in LOSSES for giver in GIVERS if (wrong, giver) != ("nothing", "compute_loss")],
+)
 @pytest.mark.parametrize("accumulation", [1, 2])
 def test_a_loss_that_cannot_be_trained_on_is_an_error_at_the_first_step(wrong, giver, accumulation):
     """The error names who gave it and what was given; no gradient and no update was made."""

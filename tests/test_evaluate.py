@@ -547,7 +547,9 @@ def test_a_batch_of_weight_0_counts_for_nothing():
     engine = Engine(parts, RunConfig(epochs=1, device="cpu"))
     one = VALID[:2][0]
     assert engine.evaluate([one, one])["loss"] == engine.evaluate([one])["loss"]
-    with pytest.raises(EngineError, match=r"LossOutput\.weight must be a number that is not below 0, got -1"):
+    with pytest.raises(
+        EngineError, match=r"LossOutput\.weight must be a number from 0 on, or a 0-dim tensor of one; got -1"
+    ):
         engine.evaluate([one])
 
 

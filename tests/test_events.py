@@ -24,6 +24,7 @@ from heptad.plugin import (
     Remark,
     Resume,
     Skip,
+    SkipBatch,
     StillDetached,
     Stop,
     Untrained,
@@ -82,6 +83,9 @@ OLD: dict[tuple[str, str], Event] = {
 }
 """What each sentence of format 1 means."""
 
+LATER: list[Event] = [SkipBatch(*AT, "the loss is NaN")]
+"""Events that format 1 did not have."""
+
 
 @pytest.mark.parametrize(("kind", "text"), OLD)
 def test_a_row_of_format_1_is_read_as_an_event(kind: str, text: str):
@@ -96,10 +100,10 @@ NEW: list[Event] = [
 
 
 def test_every_event_is_among_those_below():
-    assert {type(event) for event in (*OLD.values(), *NEW)} == set(EVENTS.values())
+    assert {type(event) for event in (*OLD.values(), *NEW, *LATER)} == set(EVENTS.values())
 
 
-@pytest.mark.parametrize("event", [*OLD.values(), *NEW], ids=str)
+@pytest.mark.parametrize("event", [*OLD.values(), *NEW, *LATER], ids=str)
 def test_an_event_is_read_back_from_json_as_it_was(event: Event):
     assert from_plain(json.loads(json.dumps(to_plain(event)))) == event
 

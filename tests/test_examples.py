@@ -108,7 +108,7 @@ def test_language_model_learns_from_text_and_writes_some(tmp_path):
     samples = (tmp_path / "runs" / "language_model" / "samples.txt").read_text(encoding="utf-8")
     assert re.findall(r"^--- update (\d+)$", samples, re.MULTILINE) == ["20", "40"]
     header = (tmp_path / "runs" / "language_model" / "values.csv").read_text(encoding="utf-8").split("\n")[0].split(",")
-    assert {"loss", "lr/0", "lr/1", "gradient_norm", "valid/loss", "held_out/loss"} <= set(header)
+    assert {"train/loss", "lr/0", "lr/1", "gradient_norm", "valid/loss", "held_out/loss"} <= set(header)
 
 
 def test_language_model_is_held_to_files_that_it_has_not_seen():

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -32,10 +31,11 @@ class LossOutput:
     """What a `compute_loss` may return.
 
     Attributes:
-        value: The mean loss of the batch, a scalar tensor that requires grad. `None` in an evaluation without one.
-        weight: What the mean was taken over (samples, tokens): a number above 0, or a 0-dim tensor (no device
-            sync). The steps of a window count by it. `None`: every step weighs the same. In one window all steps give
-            a weight or none does.
+        value: The mean loss of the batch, a scalar tensor that requires grad. `None` in an evaluation without one, and
+            in a step of weight 0.
+        weight: What the mean was taken over (samples, tokens): a number from 0 on, or a 0-dim tensor (one on an
+            accelerator is never read). The steps of a window count by it; one of weight 0 adds nothing and has no
+            backward pass. `None`: every step weighs the same. In one window all steps give a weight or none does.
         output: What the network gave; metrics and `Run.output` see it.
         logs: Values to record under these names, each a number or a 0-dim tensor.
 
@@ -73,7 +73,7 @@ if TYPE_CHECKING:
 else:
     OptimizerInput = SideOptimizers = Any  # checked below, where wrappers of optimizers are taken too
 
-ComputeLoss = Callable[[nn.Module, Any], "torch.Tensor | LossOutput"]
+ComputeLoss = Callable[[nn.Module, Any], "torch.Tensor | LossOutput | None"]
 
 
 def _plain_integer(value: object) -> object:
@@ -258,9 +258,9 @@ class Components(_Checked):
         collate_fn: Makes a batch of a list of samples; with `dataset` only. Default: torch's `default_collate`.
         criterion: `criterion(output, target)`, the mean loss of a batch `(data, target)`. Steps are weighed by
             what torch's criteria take it over (samples, elements, targets that are not ignored, weights of classes); by
-            samples with any other.
-        compute_loss: `compute_loss(network, batch)` for any other batch or loss; returns a scalar tensor or a
-            `LossOutput`. In place of `criterion`.
+            samples with any other, and with a class of your own that has its own `forward`.
+        compute_loss: `compute_loss(network, batch)` for any other batch or loss; returns a scalar tensor, a
+            `LossOutput`, or `None` for a step that adds nothing. In place of `criterion`.
         optimizer: A torch optimizer, a function of the network that returns one, or a sequence of these; all of them
             step in `optimizer_update`.
         side_optimizers: Further ones, or functions of the network, by name: `Run.side_optimizers` has them for plugins
@@ -419,9 +419,3 @@ def refusal(function: Callable[..., Any], *given: object) -> str | None:
 def listed(optimizer: Any) -> tuple[Any, ...]:
     """Return one optimizer, or several, as a tuple."""
     return tuple(cast("Sequence[Any]", optimizer)) if isinstance(optimizer, list | tuple) else (optimizer,)
-
-
-def is_weight(weight: object) -> bool:
-    """Return whether this is a number that can weigh a step."""
-    weight = cast("Any", weight.item()) if isinstance(weight, np.generic) else weight
-    return isinstance(weight, (int, float)) and not isinstance(weight, bool) and math.isfinite(weight) and weight > 0

@@ -32,6 +32,7 @@ from heptad.ranks.strategy import Alone, Strategy
 from heptad.record.buffer import LogBuffer
 from heptad.record.events import Pause
 from heptad.run.determinism import deterministic
+from heptad.run.epoch_loss import SUMMED
 from heptad.run.evaluating import EvaluationOptions, Measures
 from heptad.run.guards import GUARDS, in_mid_step
 from heptad.run.run import Run
@@ -90,6 +91,7 @@ class Engine:
         runtime = Runtime(components, build_feed(components, config, self._strategy.share()), device, Optimizers())
         runtime.evaluator = self._evaluator(device)
         prepare_recomputation(runtime, self._manager.plugins)
+        runtime.on_loss = self._manager.loss_handlers()
         detours = self._manager.detours_given
         table = training_table([detour for _, detour in detours])
         self.current = Run(table, config, runtime, LogBuffer(table, config.log_capacity, read_numbers))
@@ -121,8 +123,10 @@ class Engine:
             bodies[node] = visits[number].body
             owners[node] = titled(detours[number][0])
         # The engine is the first to be called on entry to optimizer_update: plugins see the gradient that is applied.
-        first = Subscription(None, "", Mark("enter", "optimizer_update"), self._strategy.reduce)
-        return self.machine_class(self.current, bodies, guards, [first], owners)
+        first = [Subscription(None, "", Mark("enter", "optimizer_update"), self._strategy.reduce)]
+        if any(plugin.needs_epoch_loss for plugin in self._manager.plugins):
+            first += [Subscription(None, "", Mark("exit", state), call) for state, call in SUMMED.items()]
+        return self.machine_class(self.current, bodies, guards, first, owners)
 
     # -- driving
 

@@ -21,6 +21,7 @@ _HOMES = {
     "TensorBoardLogger": "tensorboard_logger",
     "Throughput": "throughput",
     "TimeLimit": "time_limit",
+    "TrainingMetrics": "training_metrics",
 }
 """Each plugin with the module that defines it."""
 

@@ -13,5 +13,6 @@ from heptad_plugins.sam import SAM as SAM
 from heptad_plugins.tensorboard_logger import TensorBoardLogger as TensorBoardLogger
 from heptad_plugins.throughput import Throughput as Throughput
 from heptad_plugins.time_limit import TimeLimit as TimeLimit
+from heptad_plugins.training_metrics import TrainingMetrics as TrainingMetrics
 
 __all__: list[str]

@@ -7,11 +7,15 @@ from typing import Any, Literal
 
 from heptad import Plugin, PluginError, Run
 from heptad_plugins._csv_file import PLACE, CSVFile
+from heptad_plugins._losses import UPDATE, Losses
 from heptad_plugins._options import path_of, selection
 
 
 class CSVLogger(Plugin):
-    """Write all recorded values, and the training loss, to a CSV file.
+    """Write all recorded values, among them the means of the training loss, to a CSV file.
+
+    It records `train/loss`, the mean over the window of an update, and `train/epoch_loss`, the mean over the steps of
+    an epoch, unless somebody recorded a value of that name since the update, or the epoch, before.
 
     A row holds the values of one position, in columns that are named for them; a value that was recorded twice there
     opens a second row. Numbers have full precision. Rows are written on exit of `optimizer_update`, `evaluate` and
@@ -30,8 +34,7 @@ class CSVLogger(Plugin):
     Args:
         path: The file; its folders are made. A value named like one of the columns `step`, `update`, `epoch` has
             `(recorded)` behind its name.
-        every: Updates between two rows that hold the loss of the newest step, as `loss`. Where somebody recorded values
-            under that name since the update before, these stand alone.
+        every: Updates between two values of `train/loss` in the file.
         first: The first of these numbers, by default `every`: `every=10, first=1` means 1, 11, 21, ….
         overwrite: Whether values of another run in the file are dropped when a run begins.
         on_error: `"detach"`: an exception detaches the plugin, and the run continues.
@@ -44,6 +47,7 @@ class CSVLogger(Plugin):
     """
 
     observes = True
+    needs_epoch_loss = True
 
     runs_after = ("Evaluate", "Throughput", "GradientClipping", "LRSchedule", "EMA", "NonFiniteGuard", "EarlyStopping")
 
@@ -66,7 +70,7 @@ class CSVLogger(Plugin):
         self._file = CSVFile(self._path)
         self._resumed = False
         self._seen = 0  # recorded values that were written
-        self._names: set[str] = set()  # of the values that were written since the update before
+        self._losses = Losses()
 
     def on_begin(self, run: Run) -> None:
         """Forget an earlier run."""
@@ -78,6 +82,7 @@ class CSVLogger(Plugin):
         Raises:
             PluginError: If the file cannot or may not be written to.
         """
+        self._losses.open(run)
         try:
             if not self._file.is_adopted:
                 self._adopt(run)
@@ -89,33 +94,35 @@ class CSVLogger(Plugin):
         """Write what is left and close the file."""
         if self._file.is_open:
             try:
-                self.on_exit_after_epoch(run)
+                self.on_exit_evaluate(run)
             finally:
                 self._file.close()
 
     def on_exit_optimizer_update(self, run: Run) -> None:
-        """Write the values since the last time, and the loss."""
-        self._take(run)
-        due = self._numbers.selects(run.update) and not run.update_skipped and "loss" not in self._names
-        if due and (loss := run.loss) is not None:
-            self._file.put((run.step, run.update, run.epoch), "loss", loss.item())
-        self._names.clear()
-        self._file.write()
+        """Record the loss and write the values since the last time."""
+        self._losses.record_update(run)
+        # a loss that is not written need not be read from its device either
+        if self._numbers.selects(run.update) or run.names_recorded(self._seen) - {UPDATE}:
+            self.on_exit_evaluate(run)
 
-    def on_exit_after_epoch(self, run: Run) -> None:
+    def on_exit_evaluate(self, run: Run) -> None:
         """Write the values since the last time."""
         self._take(run)
         self._file.write()
 
-    on_exit_evaluate = on_exit_after_epoch
+    def on_exit_after_epoch(self, run: Run) -> None:
+        """Record the loss of the epoch and write the values since the last time."""
+        self._losses.record_epoch(run)
+        self.on_exit_evaluate(run)
 
     def state_dict(self) -> dict[str, Any]:
         """Return how many values were written, and the state of the file."""
-        return {"seen": self._seen, **self._file.state_dict(), "names": sorted(self._names)}
+        return {"seen": self._seen, **self._file.state_dict(), "losses": self._losses.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore both."""
-        self._resumed, self._seen, self._names = True, state["seen"], set(state["names"])
+        self._resumed, self._seen = True, state["seen"]
+        self._losses.load_state_dict(state.get("losses", {}))
         self._file.load_state_dict(state)
 
     def _adopt(self, run: Run) -> None:
@@ -137,7 +144,8 @@ class CSVLogger(Plugin):
         """Put the values since the last time into rows."""
         values = run.records(self._seen)
         for value in values:
+            if value.name == UPDATE and not self._numbers.selects(value.update):
+                continue
             name = f"{value.name} (recorded)" if value.name in PLACE else value.name
             self._file.put((value.step, value.update, value.epoch), name, value.value)
         self._seen += len(values)
-        self._names |= {value.name for value in values}

@@ -9,6 +9,7 @@ import torch
 
 from heptad import LogError, Plugin, PluginError, Run
 from heptad.plugin import JournalFile, JournalRecorder
+from heptad_plugins._losses import Losses
 from heptad_plugins._options import path_of, whole_number
 
 
@@ -24,21 +25,22 @@ class Journal(Plugin):
     named `superseded_…`, and the path reads as one. If `resume="auto"` finds no checkpoint yet, because the attempt
     before was killed too early, everything in the file moves there. Any other file that is not empty is left alone.
 
-    For each update it records `loss`, the loss of the newest step, and `lr`, the learning rate of the update (with
+    For each update it records `train/loss`, the mean over its window, and `lr`, the learning rate of the update (with
     several parameter groups `lr/0`, `lr/1`, …, over all optimizers), unless a value of that name was recorded since the
-    update before. They are recorded values like all others: `Run.metrics` and other loggers have them too.
+    update before; and after each epoch `train/epoch_loss`, the mean over its steps. They are recorded values like all
+    others: `Run.metrics` and other loggers have them too.
 
-    It costs the run 0.1 µs a transition and, for the recorded values, 4 µs an update. The thread that writes takes 1 µs
-    of another core for a transition, and as much for a value; it, not the run, syncs with the device for values there.
-    If transitions come faster than they can be written, the run waits. What a plugin records in `close`, if it is
-    closed after this one, is not in the file.
+    It costs the run 0.1 µs a transition and, for the recorded values, some microseconds a step. The thread that writes
+    takes 1 µs of another core for a transition, and as much for a value; it, not the run, syncs with the device for
+    values there. If transitions come faster than they can be written, the run waits. What a plugin records in `close`,
+    if it is closed after this one, is not in the file.
 
     Args:
         path: The file; missing folders are made.
         flush_every: Transitions that the file may lack after a kill. The run waits after that many until they are
             written, about 0.3 ms. `None` for those of the last second.
         overwrite: Whether to discard another run's log in the file.
-        values: Whether to record `loss` and `lr`.
+        values: Whether to record `train/loss`, `train/epoch_loss` and `lr`.
         on_error: With `"detach"` the run continues if the file cannot be written. What was written stays readable.
 
     Raises:
@@ -67,13 +69,13 @@ class Journal(Plugin):
         self._path = path_of("Journal", "path", path)
         self._flush_every = None if flush_every is None else whole_number("Journal", "flush_every", flush_every)
         self._overwrite = overwrite
-        self._values = values
+        self._values = self.needs_epoch_loss = values
         self._forget()
 
     def _forget(self) -> None:
         self._file = JournalFile(self._path, self._overwrite)
         self._recorder: JournalRecorder | None = None
-        self._seen = 0  # values recorded up to the last update
+        self._losses = Losses()
         self._rates: dict[str, float | torch.Tensor] = {}
 
     def on_begin(self, run: Run) -> None:
@@ -86,6 +88,7 @@ class Journal(Plugin):
         Raises:
             PluginError: If the run may not have the file, or if it cannot be written.
         """
+        self._losses.open(run)
         try:
             self._recorder = self._file.record(run, self._flush_every)
         except LogError as error:
@@ -122,18 +125,22 @@ class Journal(Plugin):
 
     def on_exit_optimizer_update(self, run: Run) -> None:
         """Record the loss and the learning rates, unless somebody did since the update before."""
-        if not self._values:
-            return
-        values = {} if run.update_skipped else {"loss": run.loss, **self._rates}
-        self._seen = run.record_defaults(values, self._seen)
+        if self._values:
+            self._losses.record_update(run, self._rates)
+
+    def on_exit_after_epoch(self, run: Run) -> None:
+        """Record the loss of the epoch, unless somebody did."""
+        if self._values:
+            self._losses.record_epoch(run)
 
     def state_dict(self) -> dict[str, Any]:
         """Return what the next update needs: how many values were recorded, and the rates if one is under way."""
-        return {"seen": self._seen, "rates": dict(self._rates)}
+        return {"losses": self._losses.state_dict(), "rates": dict(self._rates)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore it."""
-        self._seen = state["seen"]
+        # until 0.1.0 `seen` stood for the first of what `losses` holds, for every epoch too
+        self._losses.load_state_dict(state.get("losses") or dict.fromkeys(("update", "epoch"), state.get("seen")))
         rates = state.get("rates")
         self._rates = rates if isinstance(rates, dict) else {}  # version 0.1.0 stored a list, of no further use
 

@@ -18,7 +18,7 @@ IN_A_ROW = 100
 class NonFiniteGuard(Plugin):
     """Check loss and gradients for NaN and infinity on entry to `optimizer_update`.
 
-    The loss is that of the window's last step, the gradients are those about to be applied, of all parameters that the
+    The loss is the mean over the window, the gradients are those about to be applied, of all parameters that the
     optimizers hold. What the forward pass itself wrote, such as the statistics of a batch norm, is not undone.
 
     A check costs one pass over the gradients (their norms, fused) and one device sync. Only if a norm is not finite,
@@ -26,30 +26,43 @@ class NonFiniteGuard(Plugin):
     gradient. There is no delay: an update that is checked never reaches the weights. With `every=n` up to n - 1 updates
     pass between two checks; a NaN in one of them is found at the next check, when it is in the weights.
 
+    `"skip_batch"` looks at the loss of each step as well, before its backward pass, which is a device sync for each
+    micro-batch: a step whose loss is not finite is left out, and the update is that of the others in its window.
+
     Args:
         action: `"stop"` skips the update and ends the run in order; `"skip"` skips the update, and raises at the
-            hundredth in a row, for then the weights are not finite and the run would have no end; `"raise"` raises.
-        every: Check every n-th time that an update is due, skipped ones included.
+            hundredth in a row, for then the weights are not finite and the run would have no end; `"skip_batch"` leaves
+            out each step whose loss is not finite, raises at the hundredth in a row, and skips an update whose
+            gradients are not finite all the same; `"raise"` raises.
+        every: Check every n-th time that an update is due, skipped ones included. With `"skip_batch"` the loss is
+            looked at in every step.
         first: The first of these numbers, by default `every`: `every=10, first=1` means 1, 11, 21, ….
 
     Raises:
         PluginError: When built, for an option that does not fit.
-        FloatingPointError: In the run, with `action="raise"`, or `"skip"` and a hundred in a row; it names what is not
-            finite.
+        FloatingPointError: In the run, with `action="raise"`, or a hundred in a row with `"skip"` or `"skip_batch"`; it
+            names what is not finite.
     """
 
     def __init__(
-        self, action: Literal["stop", "skip", "raise"] = "stop", every: int = 1, *, first: int | None = None
+        self,
+        action: Literal["stop", "skip", "skip_batch", "raise"] = "stop",
+        every: int = 1,
+        *,
+        first: int | None = None,
     ) -> None:
-        self._action = one_of("NonFiniteGuard", "action", action, ("stop", "skip", "raise"))
+        self._action = one_of("NonFiniteGuard", "action", action, ("stop", "skip", "skip_batch", "raise"))
         self._every, self._first = every, first
         selection("NonFiniteGuard", every, first)
+        if action != "skip_batch":
+            self.on_loss = super().on_loss  # which is not called
         self._forget()
 
     def _forget(self) -> None:
         self._filter = selection("NonFiniteGuard", self._every, self._first)
         self._update_due = self._filter.gate(self._check)
         self._skipped = 0  # checks in a row that had to skip
+        self._left_out = 0  # steps in a row that were left out
 
     def on_begin(self, run: Run) -> None:
         """Forget the counts of an earlier run."""
@@ -59,16 +72,31 @@ class NonFiniteGuard(Plugin):
         """Check, if a check is due."""
         self._update_due(run)
 
+    def on_loss(self, run: Run) -> None:
+        """Leave the step out if its loss is not finite; with `action="skip_batch"` only."""
+        if run.loss is None:
+            return
+        if math.isfinite(value := run.loss.item()):
+            self._left_out = 0
+            return
+        self._left_out += 1
+        reason = f"NonFiniteGuard: not finite in step {run.step}: loss ({value:g})"
+        self._refuse_hopeless(reason, self._left_out, "steps")
+        run.skip_batch(reason)
+
     def state_dict(self) -> dict[str, Any]:
-        """Return how many updates were counted for `every`, and how many were skipped in a row."""
-        return {"count": self._filter.state()[0], "skipped": self._skipped}
+        """Return how many updates were counted for `every`, and how many updates and steps were skipped in a row."""
+        return {"count": self._filter.state()[0], "skipped": self._skipped, "left_out": self._left_out}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore both."""
+        """Restore them."""
         self._filter.restore(state["count"])
-        self._skipped = state.get("skipped", 0)  # a checkpoint of an older version has none
+        self._skipped = state.get("skipped", 0)  # a checkpoint of an older version has none, nor the next
+        self._left_out = state.get("left_out", 0)
 
     def _check(self, run: Run) -> None:
+        if run.update_skipped:
+            return
         if all(map(math.isfinite, _sizes(run))) or not (found := _not_finite(run)):
             self._skipped = 0
             return
@@ -76,18 +104,22 @@ class NonFiniteGuard(Plugin):
         self._skipped += 1
         if self._action == "raise":
             raise FloatingPointError(reason)
-        if self._action == "skip" and self._skipped == IN_A_ROW:
-            raise FloatingPointError(
-                f"{reason}; {IN_A_ROW} updates in a row were skipped: no further one would be sound"
-            )
+        if self._action != "stop":
+            self._refuse_hopeless(reason, self._skipped, "updates")
         run.skip_update(reason)
         if self._action == "stop":
             run.stop(reason)
 
+    def _refuse_hopeless(self, reason: str, number: int, what: str) -> None:
+        if number == IN_A_ROW:
+            raise FloatingPointError(
+                f"{reason}; {IN_A_ROW} {what} in a row were skipped: no further one would be sound"
+            )
+
 
 def _sizes(run: Run) -> list[float]:
     """Return the loss and the norm of each gradient, finite only if all numbers are (one device sync)."""
-    loss = run.loss
+    loss = run.mean_loss
     found = [] if loss is None else [loss]
     grads = [parameter.grad for parameter in run.optimized_parameters()]
     if gradients := [values for grad in grads if grad is not None and (values := _values(grad)).numel()]:
@@ -109,7 +141,8 @@ def _not_finite(run: Run) -> list[str]:
     ]
     rest = len(found) - 5
     more = [f"{rest} gradient{'' if rest == 1 else 's'} more"] if rest > 0 else []
-    loss = [] if run.loss is None or torch.isfinite(run.loss) else [f"loss ({run.loss.item():g})"]
+    mean = run.mean_loss
+    loss = [] if mean is None or torch.isfinite(mean) else [f"loss ({mean.item():g})"]
     return [*loss, *found[:5], *more]
 
 

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import io
 from time import monotonic
-from typing import TYPE_CHECKING, Literal, TextIO
+from typing import TYPE_CHECKING, Any, Literal, TextIO
 
 from heptad import Plugin, PluginError, Run, on_exit
+from heptad_plugins._losses import EPOCH, UPDATE, Losses
 
 if TYPE_CHECKING:
     from rich.progress import Progress as Bar
     from rich.progress import TaskID
+    from torch import Tensor
 
 
 REDRAW = 0.25
@@ -24,9 +26,10 @@ class Progress(Plugin):
     """Show epoch and run, loss, steps per second and the time left.
 
     In a terminal a bar is redrawn four times a second at most. A line is written after each epoch, in a terminal or
-    not. Both read the loss, which is a device sync. `loss` is that of the newest step, not a mean over the epoch. The
-    rate of a line is that of its epoch; that of the bar is counted from the end of the first step on, so that starting
-    up is not in it.
+    not. Both read the loss, which is a device sync. In the bar it is the mean over the window of the newest update, in
+    a line that over the steps of the epoch. They are recorded as `train/loss` and `train/epoch_loss`, unless somebody
+    recorded a value of that name since the update, or the epoch, before. The rate of a line is that of its epoch; that
+    of the bar is counted from the end of the first step on, so that starting up is not in it.
 
     Args:
         file: Where to write, an open text file; by default the standard error stream, so that a program's output stays
@@ -39,6 +42,7 @@ class Progress(Plugin):
     """
 
     observes = True
+    needs_epoch_loss = True
 
     def __init__(self, file: TextIO | None = None, *, on_error: Literal["raise", "detach"] = "raise") -> None:
         try:
@@ -58,9 +62,15 @@ class Progress(Plugin):
         """The time at the end of the first step since `open`, and how many steps were complete then."""
         self._epoch_began = (0.0, 0)
         self._drawn = 0.0
+        self._losses = Losses()
+
+    def on_begin(self, run: Run) -> None:
+        """Forget an earlier run."""
+        self._losses = Losses()
 
     def open(self, run: Run) -> None:
         """Start the clock, and in a terminal the bar."""
+        self._losses.open(run)
         self._began, self._epoch_began = None, (monotonic(), run.step)
         if self._console.is_terminal:
             from rich.progress import BarColumn, TextColumn
@@ -76,6 +86,14 @@ class Progress(Plugin):
         if self._bar is not None:
             self._bar.stop()
         self._bar = None
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return how many values were recorded by the last update and the last epoch."""
+        return self._losses.state_dict()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore both."""
+        self._losses.load_state_dict(state)
 
     def on_enter_before_epoch(self, run: Run) -> None:
         """Remember where the epoch begins."""
@@ -100,13 +118,19 @@ class Progress(Plugin):
             refresh=True,
         )
 
+    def on_exit_optimizer_update(self, run: Run) -> None:
+        """Record the loss of the update, unless somebody did."""
+        self._losses.record_update(run)
+
     @on_exit("after_epoch")
     def write_line(self, run: Run) -> None:
         """Write the line of the epoch that is now complete."""
-        now = monotonic()
-        figures = f"{_loss(run)}{_rate(run, self._epoch_began, now)}"
+        now, loss = monotonic(), run.epoch_loss
+        self._losses.record_epoch(run)
+        figures = f"{_shown(loss)}{_rate(run, self._epoch_began, now)}"
         line = f"epoch {run.epoch}{_of_epochs(run)}  {figures}  {_duration(now - self._epoch_began[0])}"
-        others = {name: value for name, value in run.metrics.items() if name != "loss"}  # which stands there already
+        here = ("loss", UPDATE, EPOCH)  # the loss stands there already
+        others = {name: value for name, value in run.metrics.items() if name not in here}
         metrics = "".join(f"  {name} {value:.4g}" for name, value in others.items())
         self._console.print(line + metrics, highlight=False, soft_wrap=True)
 
@@ -125,16 +149,16 @@ def _bar_figures(run: Run, since: tuple[float, int], now: float) -> str:
     began, step = since
     total, done = run.total_updates, run.step - step
     if not done:
-        return _loss(run).rstrip()
-    figures = f"{_loss(run)}{_rate(run, since, now)}"
+        return _shown(run.mean_loss).rstrip()
+    figures = f"{_shown(run.mean_loss)}{_rate(run, since, now)}"
     if not total or not run.update:
         return figures
     steps_left = (total - run.update) * run.accumulation
     return f"{figures}  {_duration(steps_left * (now - began) / done)} left"
 
 
-def _loss(run: Run) -> str:
-    return "" if run.loss is None else f"loss {run.loss.item():.4f}  "
+def _shown(loss: Tensor | None) -> str:
+    return "" if loss is None else f"loss {loss.item():.4f}  "
 
 
 def _rate(run: Run, since: tuple[float, int], now: float) -> str:

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 from heptad import EngineError, Plugin, PluginError, Run
+from heptad_plugins._losses import UPDATE, Losses
 from heptad_plugins._options import directory_of, selection
 
 if TYPE_CHECKING:
@@ -18,11 +19,13 @@ Setting = bool | int | float | str
 class TensorBoardLogger(Plugin):
     """Write scalars to a directory that TensorBoard reads, each at the number of complete updates.
 
-    All recorded values under their names; `loss`, the loss of the newest step, and `lr`, the learning rate of the
-    update, or `lr/0`, `lr/1`, … of several parameter groups over all optimizers, unless somebody recorded these names
-    since the update before; and after each epoch `time/<state>`, the share of time that the run spent in each state
-    since the last such point, paused time left out: together 1. (If the log has dropped its beginning, they are the
-    shares over what it keeps.) TensorBoard keeps values in single precision.
+    All recorded values under their names, among them `train/loss`, the mean over the window of an update, and
+    `train/epoch_loss`, the mean over the steps of an epoch, which it records unless somebody did since the update, or
+    the epoch, before; `lr`, the learning rate of the update, or `lr/0`, `lr/1`, … of several parameter groups over all
+    optimizers, unless somebody recorded these names since the update before; and after each epoch `time/<state>`, the
+    share of time that the run spent in each state since the last such point, paused time left out: together 1. (If the
+    log has dropped its beginning, they are the shares over what it keeps.) TensorBoard keeps values in single
+    precision.
 
     Learning rates have the tags `train/lr`, `train/lr/0`, …, whoever recorded them. The configuration, the options that
     the optimizers were built with, and `hparams` are written once a run, as hyperparameters and as the text `config`;
@@ -36,7 +39,7 @@ class TensorBoardLogger(Plugin):
 
     Args:
         directory: Where the event files go; it is made.
-        every: Updates between two of the loss and the learning rates.
+        every: Updates between two values of `train/loss` and the learning rates in the files.
         first: The first of these numbers, by default `every`: `every=10, first=1` means 1, 11, 21, ….
         hparams: Further hyperparameters by name, such as the width of the network.
         on_error: `"detach"`: an exception detaches the plugin, and the run continues.
@@ -48,6 +51,7 @@ class TensorBoardLogger(Plugin):
     """
 
     observes = True
+    needs_epoch_loss = True
 
     runs_after = ("Evaluate", "Throughput", "GradientClipping", "LRSchedule", "EMA", "NonFiniteGuard", "EarlyStopping")
 
@@ -80,6 +84,7 @@ class TensorBoardLogger(Plugin):
     def _forget(self) -> None:
         self._opened = False
         self._seen = 0
+        self._losses = Losses()
         self._rates: dict[str, float] = {}
         self._spent: Mapping[str, int] = {}
 
@@ -106,6 +111,7 @@ class TensorBoardLogger(Plugin):
         Raises:
             PluginError: If it cannot be made.
         """
+        self._losses.open(run)
         resumed = run.step > 0 and not self._opened
         try:
             self._writer = self._build(self._directory, purge_step=run.update + 1 if resumed else None)
@@ -137,18 +143,20 @@ class TensorBoardLogger(Plugin):
             self._rates = {name: float(rate) for name, rate in run.learning_rates().items()}
 
     def on_exit_optimizer_update(self, run: Run) -> None:
-        """Write the values since the last time, the loss and the learning rates."""
-        scalars: dict[str, float] = {}
-        if self._numbers.selects(run.update) and not run.update_skipped:
-            scalars = dict(self._rates) if run.loss is None else {"loss": run.loss.item(), **self._rates}
-        self._write(run, scalars)
+        """Record the loss; write the values since the last time and the learning rates."""
+        self._losses.record_update(run)
+        due = self._numbers.selects(run.update)
+        # a loss that is not written need not be read from its device either
+        if due or run.names_recorded(self._seen) - {UPDATE}:
+            self._write(run, self._rates if due and not run.update_skipped else {})
 
     def on_exit_evaluate(self, run: Run) -> None:
         """Write the values since the last time."""
         self._write(run)
 
     def on_exit_after_epoch(self, run: Run) -> None:
-        """Write the values since the last time and the shares of time, and flush the file to disk."""
+        """Record the loss of the epoch; write what is new and the shares of time, and flush the file to disk."""
+        self._losses.record_epoch(run)
         spent = {state: stay.total_ns for state, stay in run.log.durations().items()}
         before: Mapping[str, int] = {} if len(run.log) and run.log[0].seq else self._spent
         since = {state: total - before.get(state, 0) for state, total in spent.items()}
@@ -160,11 +168,12 @@ class TensorBoardLogger(Plugin):
 
     def state_dict(self) -> dict[str, Any]:
         """Return how many recorded values were written, so that a resumed run writes none of them again."""
-        return {"seen": self._seen}
+        return {"seen": self._seen, "losses": self._losses.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore that number."""
         self._seen = state["seen"]
+        self._losses.load_state_dict(state.get("losses", {}))
 
     def _describe(self, run: Run) -> None:
         """Write configuration, optimizers and what the user named, as hyperparameters and as a text."""
@@ -183,7 +192,8 @@ class TensorBoardLogger(Plugin):
             return
         values = run.records(self._seen)
         for value in values:
-            self._writer.add_scalar(_tag(value.name), value.value, value.update)
+            if value.name != UPDATE or self._numbers.selects(value.update):
+                self._writer.add_scalar(_tag(value.name), value.value, value.update)
         self._seen += len(values)
         for name, number in (scalars or {}).items():
             if all(value.name != name for value in values):

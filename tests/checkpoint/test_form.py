@@ -12,7 +12,7 @@ import torch
 
 from heptad import CheckpointError
 from heptad.checkpoints import Store
-from heptad.checkpoints.form import Stored, read_form
+from heptad.checkpoints.form import Stored, StoredCounters, StoredWindow, read_form
 from scenario import full_engine
 
 KEPT = Path(__file__).parent / "run_of_format_1"
@@ -124,6 +124,11 @@ LATER = {
     ("position", "side_optimizers"),
     ("position", "kept"),
     ("optimizers", "side"),
+    ("position", "epoch_loss"),
+    ("position", "placed", "windows"),
+    ("position", "window", "empty"),
+    ("position", "window", "losses"),
+    ("position", "window", "closed"),
 }
 """Fields that came after the kept checkpoint was written."""
 
@@ -147,6 +152,15 @@ def test_what_is_captured_has_the_fields_of_format_1(tmp_path):
     now = full_engine(tmp_path, at="after_step").run(until=lambda run: run.step == 4).snapshot().sections
     assert keys(now) - keys(Store(KEPT).load(kept).sections) <= LATER
     assert keys(Store(KEPT).load(kept).sections) <= keys(now)
+
+
+def test_a_checkpoint_of_before_has_closed_as_many_windows_as_it_made_updates():
+    """And none of the steps of its open window was empty, for that was an error."""
+    (kept,) = Store(KEPT).entries()
+    position = Store(KEPT).load(kept).sections["run"]["position"]
+    assert "windows" not in position["placed"]
+    assert StoredCounters.model_validate(position["placed"]).windows == position["placed"]["update"] > 0
+    assert StoredWindow.model_validate(position["window"]).empty is False
 
 
 def test_a_checkpoint_without_classes_has_them_from_its_parts():

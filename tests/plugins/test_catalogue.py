@@ -45,6 +45,7 @@ from heptad_plugins import (
     TensorBoardLogger,
     Throughput,
     TimeLimit,
+    TrainingMetrics,
 )
 
 FOLDER = Path(heptad_plugins.__file__).parent
@@ -97,6 +98,7 @@ def makers(folder: Path) -> dict[str, Any]:
         "TensorBoardLogger": lambda: TensorBoardLogger(folder / f"events {next(files)}"),
         "Throughput": Throughput,
         "TimeLimit": lambda: TimeLimit(1e6),
+        "TrainingMetrics": lambda: TrainingMetrics({"mean": lambda output, batch: output.mean()}),
     }
 
 
@@ -314,6 +316,7 @@ OBSERVERS = (
     "Progress bar",
     "TensorBoardLogger",
     "Throughput",
+    "TrainingMetrics",
 )
 
 
@@ -472,6 +475,7 @@ def test_every_observer_may_be_allowed_to_fail(tmp_path):
         Progress(on_error="detach"),
         TensorBoardLogger(tmp_path, on_error="detach"),
         Throughput(on_error="detach"),
+        TrainingMetrics(on_error="detach"),
     ):
         assert plugin.on_error == "detach"
 

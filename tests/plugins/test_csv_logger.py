@@ -22,6 +22,7 @@ from torch import nn
 
 from builders import STATES, Planned, batches, small_engine, small_network, weights
 from heptad import Components, Engine, LossOutput, Plugin, PluginError, Run, RunConfig
+from heptad.record.values import RecordedValues
 from heptad_plugins import Checkpoint
 from heptad_plugins.csv_logger import CSVLogger
 from heptad_plugins.evaluate import Evaluate
@@ -58,6 +59,12 @@ for _state in STATES:
 
 
 def read(path: Path) -> list[dict[str, str]]:
+    """Return the rows of a file, without the loss of each epoch."""
+    rows = [{name: cell for name, cell in row.items() if name != "train/epoch_loss"} for row in read_all(path)]
+    return [row for row in rows if not row.keys() <= set(PLACE)]
+
+
+def read_all(path: Path) -> list[dict[str, str]]:
     """Return the rows of a file, without the cells that are empty; every row has all columns."""
     with path.open(newline="", encoding="utf-8") as file:
         header, *rows = csv.reader(file)
@@ -67,23 +74,38 @@ def read(path: Path) -> list[dict[str, str]]:
 
 
 def header(path: Path) -> list[str]:
+    """Return the columns, without that of the loss of each epoch."""
     with path.open(newline="", encoding="utf-8") as file:
-        return next(csv.reader(file))
+        return [name for name in next(csv.reader(file)) if name != "train/epoch_loss"]
 
 
 def cells(path: Path) -> list[tuple[str, int, int, int, str]]:
-    """Return (name, step, update, epoch, text) of every value, row by row."""
+    """Return (name, step, update, epoch, text) of every value, row by row; but for the loss of each epoch."""
+    return [row for row in all_cells(path) if row[0] != "train/epoch_loss"]
+
+
+def all_cells(path: Path) -> list[tuple[str, int, int, int, str]]:
+    """Return the same with the loss of each epoch."""
     return [
         (name, *(int(row[place]) for place in PLACE), text)
-        for row in read(path)
+        for row in read_all(path)
         for name, text in row.items()
         if name not in PLACE
     ]
 
 
 def recorded(run: Run) -> list[tuple[str, int, int, int, str]]:
-    """Return the same of every value that a run has recorded."""
-    return [(value.name, value.step, value.update, value.epoch, repr(value.value)) for value in run.records()]
+    """Return the same as `cells` of every value that a run has recorded."""
+    return [
+        (value.name, value.step, value.update, value.epoch, repr(value.value))
+        for value in run.records()
+        if value.name != "train/epoch_loss"
+    ]
+
+
+def without_losses(rows: list[tuple[str, int, int, int, str]]) -> list[tuple[str, int, int, int, str]]:
+    """Return the values that are not the training loss."""
+    return [row for row in rows if not row[0].startswith("train/")]
 
 
 # -- rows
@@ -92,11 +114,12 @@ def recorded(run: Run) -> list[tuple[str, int, int, int, str]]:
 @pytest.mark.parametrize("moment", ["enter", "exit"])
 @pytest.mark.parametrize("state", STATES)
 def test_every_value_stands_once_at_its_position(moment, state, tmp_path):
-    """Wherever it is recorded, also at the very end of the run; in the order of recording, beside the loss."""
+    """Wherever it is recorded, also at the very end of the run; in the order of recording, beside the losses."""
     path = tmp_path / "log.csv"
     run = small_engine(4, [CSVLogger(path), Records(moment, state)], epochs=2, accumulation=2).run()
-    assert len(recorded(run)) > 0
-    assert [cell for cell in cells(path) if cell[0] != "loss"] == recorded(run)
+    assert {"value", "train/loss", "train/epoch_loss"} == run.names_recorded()
+    assert sorted(cells(path)) == sorted(recorded(run))
+    assert without_losses(cells(path)) == without_losses(recorded(run))
 
 
 def test_a_row_for_each_position(tmp_path):
@@ -146,9 +169,7 @@ def test_rows_are_written_on_exit_of_the_states_that_bring_values(state, tmp_pat
         4, [CSVLogger(path), Evaluate(batches(1)), Records("exit", "after_step"), Records("enter", "after_epoch")]
     )
     held = []
-    engine.on_exit(state)(
-        lambda run: held.append(sorted(c for c in cells(path) if c[0] != "loss") == sorted(recorded(run)))
-    )
+    engine.on_exit(state)(lambda run: held.append(sorted(cells(path)) == sorted(recorded(run))))
     engine.run()
     assert held == [True] * (4 if state == "optimizer_update" else 1)
 
@@ -164,8 +185,8 @@ def test_what_is_left_is_written_when_the_run_fails(tmp_path):
 
     with pytest.raises(ValueError, match="oh"):
         engine.run()
-    assert [cell for cell in cells(path) if cell[0] == "value"] == recorded(engine.current)
-    assert len(recorded(engine.current)) == 2
+    assert without_losses(cells(path)) == without_losses(recorded(engine.current))
+    assert len(without_losses(recorded(engine.current))) == 2
 
 
 def test_numbers_have_full_precision(tmp_path):
@@ -184,7 +205,7 @@ def test_a_name_may_hold_anything(name, tmp_path):
     path = tmp_path / "log.csv"
     values = {0: [(name, 1.5)], 1: [("later", 2.5)]}
     small_engine(2, [CSVLogger(path), Records("exit", "after_step", values)]).run()
-    assert [(cell[0], cell[-1]) for cell in cells(path) if cell[0] != "loss"] == [(name, "1.5"), ("later", "2.5")]
+    assert [(cell[0], cell[-1]) for cell in without_losses(cells(path))] == [(name, "1.5"), ("later", "2.5")]
 
 
 def test_a_value_named_like_a_column_of_the_position_is_kept_apart(tmp_path):
@@ -201,13 +222,18 @@ def test_a_value_named_like_a_column_of_the_position_is_kept_apart(tmp_path):
 
 @pytest.mark.parametrize(("every", "expected"), [(1, [1, 2, 3, 4, 5, 6]), (2, [2, 4, 6]), (4, [4]), (7, [])])
 def test_every_nth_update_has_the_loss(every, expected, tmp_path):
-    """That of the newest step, as `loss`, where it belongs."""
+    """The mean over its window, as `train/loss`, where it belongs; and each epoch has its own."""
     path = tmp_path / "log.csv"
     engine = small_engine(6, [CSVLogger(path, every=every)], accumulation=2, epochs=2)
     losses = []
-    engine.on_exit("optimizer_update")(lambda run: losses.append(repr(run.loss.item())))
-    engine.run()
-    assert cells(path) == [("loss", 2 * update, update, (update - 1) // 3, losses[update - 1]) for update in expected]
+    engine.on_exit("optimizer_update")(lambda run: losses.append(repr(run.mean_loss.item())))
+    run = engine.run()
+    found = [cell for cell in cells(path) if cell[0] == "train/loss"]
+    assert found == [("train/loss", 2 * update, update, (update - 1) // 3, losses[update - 1]) for update in expected]
+    assert [cell[-1] for cell in all_cells(path) if cell[0] == "train/epoch_loss"] == [
+        repr(value) for value in run.history("train/epoch_loss")
+    ]
+    assert len(run.history("train/epoch_loss")) == 2
 
 
 def test_a_skipped_update_has_no_loss(tmp_path):
@@ -216,25 +242,27 @@ def test_a_skipped_update_has_no_loss(tmp_path):
     engine = small_engine(4, [CSVLogger(path)])
     engine.on_enter("optimizer_update", every=2)(lambda run: run.skip_update("no"))
     engine.run()
-    assert [cell[:3] for cell in cells(path)] == [("loss", 1, 1), ("loss", 3, 2)]
+    assert [cell[:3] for cell in cells(path) if cell[0] == "train/loss"] == [("train/loss", 1, 1), ("train/loss", 3, 2)]
 
 
 @pytest.mark.parametrize("state", ["process_batch", "optimizer_update"])
 def test_a_recorded_loss_stands_alone(state, tmp_path):
     """Where somebody records one in a step, the update of that step has no other."""
     path = tmp_path / "log.csv"
-    run = small_engine(3, [Records("exit", state, {1: [("loss", 42.0)]}), CSVLogger(path)]).run()
-    (mine,) = recorded(run)
-    assert [cell[:3] for cell in cells(path)] == [("loss", 1, 1), mine[:3], ("loss", 3, 3)]
-    assert cells(path)[1] == mine
+    run = small_engine(3, [Records("exit", state, {1: [("train/loss", 42.0)]}), CSVLogger(path)]).run()
+    found = [cell for cell in cells(path) if cell[0] == "train/loss"]
+    assert found == [value for value in recorded(run) if value[0] == "train/loss"]
+    assert [cell[-1] == "42.0" for cell in found] == [False, True, False]
 
 
 def test_the_loss_is_read_at_these_updates_alone(tmp_path, monkeypatch):
-    """Reading it waits for the device: 2 of 6 updates."""
+    """Reading it waits for the device: 2 of 6 updates, and once for the epoch."""
     reads = []
-    monkeypatch.setattr(torch.Tensor, "item", counting(reads, torch.Tensor.item))
-    small_engine(6, [CSVLogger(tmp_path / "log.csv", every=3)]).run()
-    assert len(reads) == 2
+    monkeypatch.setattr(RecordedValues, "since", counting(reads, RecordedValues.since))
+    engine = small_engine(6, [CSVLogger(tmp_path / "log.csv", every=3)])
+    engine.on_enter("after_epoch")(lambda run: reads.append("the end"))
+    engine.run()
+    assert reads.index("the end") == 2
 
 
 def counting(calls: list[int], function: Any) -> Any:
@@ -254,9 +282,9 @@ def test_columns_may_appear_later(tmp_path):
     firsts = (0, 3, 3.5, 7)
     values = {event: [(f"from {first}", float(event)) for first in firsts if event >= first] for event in range(9)}
     run = small_engine(9, [CSVLogger(path), Records("exit", "after_step", values)]).run()
-    assert header(path) == [*PLACE, "from 0", "loss", "from 3", "from 3.5", "from 7"]
-    assert [cell for cell in cells(path) if cell[0] != "loss"] == recorded(run)
-    assert len([cell for cell in cells(path) if cell[0] == "loss"]) == 9
+    assert header(path) == [*PLACE, "from 0", "train/loss", "from 3", "from 3.5", "from 7"]
+    assert without_losses(cells(path)) == without_losses(recorded(run))
+    assert len([cell for cell in cells(path) if cell[0] == "train/loss"]) == 9
     assert [entry.name for entry in tmp_path.iterdir()] == ["log.csv"]
 
 
@@ -275,9 +303,9 @@ def test_the_file_is_whole_at_every_moment(tmp_path, monkeypatch):
     monkeypatch.setattr(Path, "replace", replace)
     values = {event: [(f"value {event}", float(event))] for event in range(4)}
     small_engine(4, [CSVLogger(path), Records("exit", "after_step", values)]).run()
-    assert len(seen) == 5
+    assert len(seen) == 6
     sizes = [(len(before), len(after)) for before, after in seen]
-    assert sizes == [(0, 0), (0, 2), (2, 4), (4, 6), (6, 8)]
+    assert sizes == [(0, 0), (0, 2), (2, 4), (4, 6), (6, 8), (8, 8)]
     assert all(set(before) <= set(after) for before, after in seen)
 
 
@@ -362,7 +390,7 @@ def test_rows_behind_the_position_are_kept(tmp_path):
     resumed(path, b"step,update,epoch,loss,gone\n9,9,0,0.5,0.25\n")
     rows = read(path)
     assert rows[0] == {"step": "9", "update": "9", "epoch": "0", "loss": "0.5", "gone": "0.25"}
-    assert header(path) == [*PLACE, "loss", "gone", "value"]
+    assert header(path) == [*PLACE, "loss", "gone", "train/loss", "value"]
     assert [(row["step"], row["value"]) for row in rows if "value" in row] == [("3", "2.5"), ("4", "3.5")]
 
 
@@ -452,8 +480,8 @@ def test_a_second_run_of_the_same_object_has_the_file_to_itself(tmp_path):
     logger = CSVLogger(path, overwrite=True)
     small_engine(5, [logger, Records("exit", "after_step", {0: [("first", 1.0)]})]).run()
     run = small_engine(2, [logger, Records("exit", "after_step")]).run()
-    assert header(path) == [*PLACE, "value", "loss"]
-    assert [cell for cell in cells(path) if cell[0] == "value"] == recorded(run)
+    assert header(path) == [*PLACE, "value", "train/loss"]
+    assert without_losses(cells(path)) == without_losses(recorded(run))
 
 
 def test_an_engine_whose_start_failed_may_be_run_again(tmp_path):
@@ -472,7 +500,7 @@ def test_an_engine_whose_start_failed_may_be_run_again(tmp_path):
         engine.run()
     fails[:] = [False]
     engine.run()
-    assert [cell[0] for cell in cells(path)] == ["before", "loss", "loss"]
+    assert [cell[0] for cell in cells(path)] == ["before", "train/loss", "train/loss"]
 
 
 def test_a_second_run_does_not_write_over_the_first(tmp_path):
@@ -493,7 +521,7 @@ def test_overwrite_removes_what_was_there(tmp_path):
     engine.run(until="before_step")
     engine.run(until="optimizer_update")
     engine.run()
-    assert header(path) == [*PLACE, "loss"]
+    assert header(path) == [*PLACE, "train/loss"]
     assert [cell[1] for cell in cells(path)] == [1, 2, 3, 4]
 
 

@@ -86,7 +86,7 @@ def test_a_killed_run_leaves_a_file_that_lacks_at_most_the_last_second(killed, s
     log = list(TransitionLog(source))
     assert [t.seq for t in log] == list(range(len(written)))
     assert all(before.dest == after.source for before, after in pairwise(log))
-    losses = [value for value in source.values() if value.name == "loss"]
+    losses = [value for value in source.values() if value.name == "train/loss"]
     assert [value.update for value in losses] == list(range(1, len(losses) + 1))
     assert len(losses) >= sum(t.source == "optimizer_update" for t in log)
     assert asked(path, "PRAGMA integrity_check") == [("ok",)]
@@ -383,7 +383,7 @@ def test_a_second_run_of_the_same_object_is_written_whole(tmp_path):
     log = TransitionLog.load(path)
     assert list(log) == list(run.log)
     assert [note.text for note in log.notes()] == [note.text for note in run.log.notes()]
-    assert [value.value for value in log.values("loss")] == run.history("loss")
+    assert [value.value for value in log.values("train/loss")] == run.history("train/loss")
     assert log.calls() == run.log.calls() != []
 
 
@@ -403,7 +403,7 @@ def test_the_same_object_resumes_in_another_engine(tmp_path):
     log = TransitionLog.load(path)
     assert log.path()[-len(run.log) :] == run.log.path()[1:]
     assert [t.seq for t in log] == list(range(run.log[-1].seq + 1))
-    assert len(log.values("loss")) == 8
+    assert len(log.values("train/loss")) == 8
     assert asked(path, "SELECT count(*) FROM superseded_transition")[0][0] > 0
 
 
@@ -658,11 +658,11 @@ def test_each_update_has_its_loss_and_the_rate_it_was_made_with():
     journal.open = journal.close = lambda run: None
 
     def update(run: Run) -> None:
-        assert run.loss is not None
+        assert run.mean_loss is not None
         if run.update == 1:
             run.skip_update("so")
         else:
-            seen.append((run.loss.item(), run.optimizer.param_groups[0]["lr"]))
+            seen.append((run.mean_loss.item(), run.optimizer.param_groups[0]["lr"]))
 
     engine.on_enter("optimizer_update")(update)
 
@@ -671,17 +671,17 @@ def test_each_update_has_its_loss_and_the_rate_it_was_made_with():
 
     engine.on_exit("optimizer_update")(change)
     run = engine.run()
-    assert list(zip(values_of(run, "loss"), values_of(run, "lr"), strict=True)) == seen
+    assert list(zip(values_of(run, "train/loss"), values_of(run, "lr"), strict=True)) == seen
 
 
 def test_what_somebody_else_records_under_these_names_stands_alone(tmp_path):
     """A schedule's rate, and a loss recorded in each step."""
     schedule = LRSchedule(lambda optimizer: StepLR(optimizer, step_size=1, gamma=0.5))
     engine = small_engine(4, [Journal(tmp_path / "run.journal"), schedule])
-    engine.on_exit("process_batch")(lambda run: run.record("loss", 7) if run.step % 2 else None)
+    engine.on_exit("process_batch")(lambda run: run.record("train/loss", 7) if run.step % 2 else None)
     run = engine.run()
     assert values_of(run, "lr") == [0.1, 0.05, 0.025, 0.0125]
-    losses = values_of(run, "loss")
+    losses = values_of(run, "train/loss")
     assert losses[1::2] == [7, 7]
     assert len(losses) == 4
     assert 7 not in losses[::2]

@@ -65,6 +65,60 @@ def test_a_bad_step_anywhere_in_the_window_skips_the_whole_window(bad):
     assert equal(weights(run.network), weights(small_engine(batches(6)[3:], accumulation=3).run().network))
 
 
+@pytest.mark.parametrize("bad", [(0,), (1,), (2,), (0, 2)])
+def test_skip_batch_leaves_out_the_bad_steps_of_a_window(bad):
+    """The update is that of the others; a window of bad steps is skipped."""
+    run = small_engine(poisoned(6, *bad, 3, 4, 5), [NonFiniteGuard("skip_batch")], accumulation=3).run()
+    kept = [batch for number, batch in enumerate(batches(6)[:3]) if number not in bad]
+    expected = small_engine(kept, accumulation=len(kept)).run()
+    assert (run.update, run.windows, run.step) == (1, 2, 6)
+    for ours, theirs in zip(run.network.parameters(), expected.network.parameters(), strict=True):
+        torch.testing.assert_close(ours, theirs)
+    assert notes(run, "skip_batch") == [
+        f"NonFiniteGuard: not finite in step {step}: loss (nan)" for step in (*bad, 3, 4, 5)
+    ]
+    assert notes(run, "skip") == ["no step of this window counts: each weighs 0 or has no loss"]
+
+
+def test_skip_batch_skips_an_update_whose_gradients_are_not_finite():
+    """The loss was finite, so the step was made."""
+    network = small_network()
+    network.weight.register_hook(lambda gradient: gradient * math.nan)
+    run = small_engine(2, [NonFiniteGuard("skip_batch")], network=network).run()
+    assert (run.update, notes(run, "skip_batch")) == (0, [])
+    assert notes(run, "skip") == ["NonFiniteGuard: not finite in update 0: gradient of weight"] * 2
+
+
+def test_a_hundred_bad_steps_in_a_row_end_the_run():
+    """The weights are not finite then, and the run would have no end."""
+    engine = small_engine(poisoned(2, 0, 1), [NonFiniteGuard("skip_batch")], max_updates=5)
+    with pytest.raises(FloatingPointError, match="100 steps in a row were skipped"):
+        engine.run()
+    assert engine.current.step == 99
+
+
+def test_a_step_of_ignored_targets_is_no_alarm():
+    """Its loss is not a number, and counts for nothing."""
+    data = batches(6)
+    for number in (2, 3, 4, 5):
+        data[number][1].fill_(-100)
+    for action in ("stop", "skip", "raise", "skip_batch"):
+        run = small_engine(data, [NonFiniteGuard(action)], accumulation=3).run()
+        assert (run.update, run.windows, run.reason) == (1, 2, "epochs=1 complete")
+        assert notes(run, "skip_batch") == []
+
+
+def test_only_skip_batch_is_called_for_each_loss():
+    """The other actions add no call to a step."""
+    engines = {action: small_engine(2, [NonFiniteGuard(action)]) for action in ("stop", "skip", "raise", "skip_batch")}
+    assert {name: len(engine.current.runtime.on_loss) for name, engine in engines.items()} == {
+        "stop": 0,
+        "skip": 0,
+        "raise": 0,
+        "skip_batch": 1,
+    }
+
+
 @pytest.mark.parametrize("value", BAD)
 @pytest.mark.parametrize("where", [("weight", (0, 0)), ("weight", (2, 3)), ("bias", (1,))])
 def test_a_single_bad_number_in_a_gradient_is_found(value, where):

@@ -54,19 +54,19 @@ def test_all_recorded_values_at_their_updates(tmp_path):
     scalars = read(tmp_path)
     for name in run.metrics:
         assert scalars[name] == near([(value.update, value.value) for value in run.records() if value.name == name])
-    assert {name for name in scalars if not name.startswith("time/")} == {*run.metrics, "loss", "train/lr"}
+    assert {name for name in scalars if not name.startswith("time/")} == {*run.metrics, "train/lr"}
     assert [step for step, _ in scalars["valid/loss"]] == [4, 8]
 
 
 @pytest.mark.parametrize(("every", "updates"), [(1, [1, 2, 3, 4, 5, 6]), (2, [2, 4, 6]), (4, [4]), (7, [])])
 def test_loss_and_learning_rate_at_every_nth_update(every, updates, tmp_path):
-    """The loss is that of the update's newest step."""
+    """The loss is the mean over the update's window."""
     engine = small_engine(6, [TensorBoardLogger(tmp_path, every=every)], accumulation=2, epochs=2)
     losses = {}
-    engine.on_exit("optimizer_update")(lambda run: losses.__setitem__(run.update, run.loss.item()))
+    engine.on_exit("optimizer_update")(lambda run: losses.__setitem__(run.update, run.mean_loss.item()))
     engine.run()
     scalars = read(tmp_path)
-    assert scalars.get("loss", []) == near([(update, losses[update]) for update in updates])
+    assert scalars.get("train/loss", []) == near([(update, losses[update]) for update in updates])
     assert scalars.get("train/lr", []) == near([(update, 0.1) for update in updates])
 
 
@@ -88,7 +88,7 @@ def test_a_recorded_loss_stands_alone(moment, tmp_path):
     """Where somebody records one in a step, the update of that step has no other."""
     engine = small_engine(3, [Sent(moment), TensorBoardLogger(tmp_path)])
     engine.run()
-    assert [(step, value == 42.0) for step, value in read(tmp_path)["loss"]] == [
+    assert [(step, value == 42.0) for step, value in read(tmp_path)["train/loss"]] == [
         (1, False),
         (2 - (moment == "enter"), True),
         (3, False),
@@ -103,11 +103,11 @@ class Sent(Plugin):
 
     def on_enter_optimizer_update(self, run: Run) -> None:
         if self.moment == "enter" and run.update == 1:
-            run.record("loss", 42.0)
+            run.record("train/loss", 42.0)
 
     def on_exit_optimizer_update(self, run: Run) -> None:
         if self.moment == "exit" and run.update == 2:
-            run.record("loss", 42.0)
+            run.record("train/loss", 42.0)
 
 
 def test_each_group_has_its_learning_rate(tmp_path):
@@ -136,7 +136,7 @@ def test_a_skipped_update_has_neither(tmp_path):
     engine.on_enter("optimizer_update", every=2)(lambda run: run.skip_update("no"))
     engine.run()
     scalars = read(tmp_path)
-    assert [step for step, _ in scalars["loss"]] == [step for step, _ in scalars["train/lr"]] == [1, 2]
+    assert [step for step, _ in scalars["train/loss"]] == [step for step, _ in scalars["train/lr"]] == [1, 2]
 
 
 # -- shares of time
@@ -228,7 +228,7 @@ def test_what_is_there_after_an_epoch_is_on_disk(tmp_path):
     @engine.on_exit("after_epoch")
     def look(run: Run) -> None:
         scalars = read(tmp_path)
-        seen.append([len(scalars[name]) for name in ("loss", "train/lr", "valid/loss", "time/evaluate")])
+        seen.append([len(scalars[name]) for name in ("train/loss", "train/lr", "valid/loss", "time/evaluate")])
 
     engine.run()
     assert seen == [[3, 3, 1, 1], [6, 6, 2, 2]]
@@ -283,7 +283,7 @@ def test_a_resumed_run_writes_nothing_twice(step, tmp_path):
     """Built anew from its state it continues where it was."""
     run = small_engine(3, [Records(), Resumed(tmp_path, step)], epochs=2).run()
     scalars = read(tmp_path)
-    assert [update for update, _ in scalars["loss"]] == [1, 2, 3, 4, 5, 6]
+    assert [update for update, _ in scalars["train/loss"]] == [1, 2, 3, 4, 5, 6]
     assert [value for _, value in scalars["step/thirds"]] == pytest.approx(run.history("step/thirds"), rel=1e-6)
 
 
@@ -292,11 +292,11 @@ def test_a_resumed_run_hides_what_was_written_for_later_updates(tmp_path):
     with SummaryWriter(str(tmp_path)) as before:
         for update in range(10):
             before.add_scalar("before", update / 2, update)
-            before.add_scalar("loss", -1.0, 10 + update)
+            before.add_scalar("train/loss", -1.0, 10 + update)
     small_engine(6, [Resumed(tmp_path, 4)]).run()
     scalars = read(tmp_path)
     assert scalars["before"] == [(update, update / 2) for update in range(5)]
-    assert [update for update, _ in scalars["loss"]] == [1, 2, 3, 4, 5, 6]
+    assert [update for update, _ in scalars["train/loss"]] == [1, 2, 3, 4, 5, 6]
 
 
 def test_a_relative_directory_is_where_the_plugin_was_built(tmp_path, monkeypatch):
@@ -307,7 +307,7 @@ def test_a_relative_directory_is_where_the_plugin_was_built(tmp_path, monkeypatc
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir(tmp_path / "elsewhere")
     engine.run()
-    assert len(read(tmp_path / "runs" / "a")["loss"]) == 2
+    assert len(read(tmp_path / "runs" / "a")["train/loss"]) == 2
 
 
 # -- options and failures

@@ -51,6 +51,7 @@ from heptad_plugins import (
     TensorBoardLogger,
     Throughput,
     TimeLimit,
+    TrainingMetrics,
 )
 
 Batch = tuple[torch.Tensor, torch.Tensor]
@@ -158,6 +159,7 @@ def engines(network: nn.Module, data: TensorDataset, batches: list[Batch]) -> li
         TensorBoardLogger(Path("events")),
         GracefulStop(exit=False),
         Throughput(on_error="detach"),
+        TrainingMetrics({"accuracy": accuracy}, on_error="detach"),
         TimeLimit(60.0, action="pause"),
         Progress(),
     ]
@@ -222,6 +224,8 @@ def read(run: Run) -> None:
     assert_type(log[0].guards, Mapping[str, bool])
     assert_type(run.metrics, dict[str, float])
     assert_type(run.history("loss"), list[float])
+    assert_type((run.mean_loss, run.epoch_loss), tuple[torch.Tensor | None, torch.Tensor | None])
+    assert_type((run.weight, run.windows), tuple[float | torch.Tensor | None, int])
     assert_type(run.optimizer, Optimizer)
     assert_type(run.side_optimizers, Mapping[str, Optimizer])
     assert_type(run.recompute(), torch.Tensor)

@@ -134,6 +134,7 @@ def _capture_position(
         visits=[detour.last_now(run) for detour in detours],
         filters=[[*filter_key(row), *row.filter.state()] for row in subscriptions],
         notes=[],  # where format 1 stored the words of its events
+        epoch_loss=at.epoch_loss.state(),
         events=[to_plain(event) for event in buffer.events(buffer.seq)],
     )
 

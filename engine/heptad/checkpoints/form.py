@@ -153,7 +153,7 @@ class StoredIdentity(Stored):
 
 
 class StoredCounters(Stored):
-    """The fields of `RunState` that are stored as they are."""
+    """The fields of `RunState` that are stored as they are; `windows` came later, and was as many as updates."""
 
     epoch: Count
     batch_index: Count
@@ -167,10 +167,16 @@ class StoredCounters(Stored):
     extending: bool
     samples_now: Count
     skipped: bool
+    windows: Count | None = None
+
+    @model_validator(mode="after")
+    def _counts_windows(self) -> Self:
+        self.windows = self.update if self.windows is None else self.windows
+        return self
 
 
 class StoredWindow(Stored):
-    """The fields of `Window`."""
+    """The fields of `Window`; the last three came later."""
 
     steps: Count
     size: Size
@@ -178,6 +184,9 @@ class StoredWindow(Stored):
     resized: bool
     first: Any
     total: Any
+    empty: bool = False
+    losses: Any = None
+    closed: Any = None
 
 
 class StoredOptions(Stored):
@@ -230,6 +239,7 @@ class StoredPosition(Stored):
             whether `once` is done.
         notes: What format 1 had in place of events: seq, kind, words and time of each.
         events: The events of the next transition, as plain data.
+        epoch_loss: The sums that the mean loss of the epoch is taken from.
     """
 
     id: str
@@ -250,6 +260,7 @@ class StoredPosition(Stored):
     filters: list[Annotated[list[Any], Field(min_length=7, max_length=8)]]
     notes: list[Annotated[list[Any], AfterValidator(_row_of_format_1)]] = []
     events: list[Annotated[dict[str, Any], AfterValidator(_event_row)]] = []
+    epoch_loss: Annotated[list[Any], Field(max_length=4)] = []
 
 
 class StoredValues(Stored):

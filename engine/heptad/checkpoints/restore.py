@@ -141,8 +141,9 @@ def _restore_position(
         setattr(at.window, name, getattr(stored.window, name))
     at.node, at.body_done = run.table.index[stored.node], stored.body_done
     at.loss = stored.loss
+    at.epoch_loss.restore(stored.epoch_loss)
     device = run.runtime.device
-    at.batch = place(stored.batch[0], device) if stored.batch else None
+    at.batch = run.runtime.step.place(stored.batch[0], device) if stored.batch else None
     if at.kept is not None and stored.kept is not None:
         at.kept.batches = [place(batch, device) for batch in stored.kept.batches]
         at.kept.loss = None if stored.kept.loss is None else stored.kept.loss.to(device)

@@ -104,21 +104,40 @@ def read_numbers(tensors: Sequence[torch.Tensor]) -> list[float]:
 
 
 def count_samples(batch: Any) -> int:
-    """Return how many samples a batch holds: the length of the first tensor found in it, depth first.
+    """Return how many samples a batch holds: the length of the first tensor in it, outer ones before inner ones.
 
-    A list without a tensor counts its items; what has no length counts as one sample.
+    Two lists of one length, one of them without tensors, hold one sample an item: images and the dicts that describe
+    them. A list without a tensor counts its items; what has no length counts as one sample.
     """
+    return 1 if (found := _samples_in(batch)) is None else found
+
+
+def _samples_in(batch: Any) -> int | None:
+    """Return how many samples there are in a part of a batch; `None` where it does not say."""
     if isinstance(batch, torch.Tensor):
-        return batch.shape[0] if batch.dim() else 1
-    values: list[Any] = []
+        return batch.shape[0] if batch.dim() else None
     if isinstance(batch, Mapping):
-        values = list(cast("Mapping[Any, Any]", batch).values())
-    elif isinstance(batch, list | tuple):
-        values = list(cast("Sequence[Any]", batch))
-    else:
-        values = [getattr(batch, name) for name in field_names(batch)]
-    for value in values:
-        held = value if isinstance(value, Mapping | list | tuple) else field_names(value)  # pyright: ignore[reportUnknownVariableType] - only whether it is empty
-        if isinstance(value, torch.Tensor) or held:
-            return count_samples(value)
-    return max(1, len(values)) if isinstance(batch, list | tuple) else 1
+        return _samples_of(list(cast("Mapping[Any, Any]", batch).values()))
+    if not isinstance(batch, list | tuple):
+        return _samples_of([getattr(batch, name) for name in field_names(batch)])
+    parts = list(cast("Sequence[Any]", batch))
+    found = _samples_of(parts)
+    return max(1, len(parts)) if found is None else found
+
+
+def _samples_of(parts: list[Any]) -> int | None:
+    for part in parts:
+        if isinstance(part, torch.Tensor) and part.dim():
+            return part.shape[0]
+    lists = [cast("Sequence[Any]", part) for part in parts if isinstance(part, list | tuple) and part]
+    for number, one in enumerate(lists):
+        same = any(len(one) == len(other) for place, other in enumerate(lists) if place != number)
+        if same and not any(isinstance(item, torch.Tensor | list | tuple) for item in one):
+            return len(one)
+    return next((found for part in parts if (found := _nested(part)) is not None), None)
+
+
+def _nested(part: Any) -> int | None:
+    """Return what a container in a batch says; nothing where it is empty."""
+    held = part if isinstance(part, Mapping | list | tuple) else field_names(part)  # pyright: ignore[reportUnknownVariableType] - only whether it is empty
+    return _samples_in(part) if held else None

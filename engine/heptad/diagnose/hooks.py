@@ -29,7 +29,7 @@ _HOOKS = {
     "on_exit_after_epoch": "on_epoch_end on_train_epoch_end",
     "on_exit_after_loop": "on_train_end on_fit_end",
     "nothing": "on_push_begin",
-    "nothing: forward, loss and backward are one body. Do it at the end of compute_loss": "on_before_backward",
+    "on_loss": "on_before_backward",
     "nothing: no handler is called for batches of an evaluation. A metric gets each output": "on_validation_batch_end "
     "on_validation_batch_start",
     "nothing: engine.predict(data) yields the output of each batch": "on_predict on_prediction_step",

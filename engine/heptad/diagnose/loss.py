@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import ast
+import inspect
+import textwrap
 from collections.abc import Mapping, Sized
+from functools import partial
 from typing import Any, cast
 
 import torch
@@ -38,6 +42,41 @@ def backward(error: Exception, giver: str) -> str:
     if "backward through the graph a second time" in in_a_line(error):
         return f"the backward pass is the engine's; {giver} returns the loss and calls no backward()"
     return ""
+
+
+def own_backward(giver: str, names: list[str]) -> str:
+    """Say that a parameter has a gradient before the engine's backward pass."""
+    named = [f"'{name}'" for name in names if name] or ["a parameter outside of the network"]
+    more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+    return (
+        f"{giver} made a backward pass of its own: {named[0]}{more} got a gradient from it, to which the engine's is "
+        "added. Return the loss and call no backward(); take gradients that you need with torch.autograd.grad(…), or "
+        "reach only parameters that no optimizer of Components.optimizer holds: loss.backward(inputs=[…]), with "
+        "detach() on what comes from the others"
+    )
+
+
+def never_returns(function: Any) -> str:
+    """Say that a function has no `return` for its value, if its source says so; nothing elsewhere."""
+    function = inspect.unwrap(function)
+    if isinstance(function, partial):
+        return never_returns(cast("partial[Any]", function).func)
+    if not inspect.isroutine(function) and not inspect.isclass(function):
+        function = type(function).__call__
+    try:
+        tree = ast.parse(textwrap.dedent(inspect.getsource(function)))
+    except (OSError, TypeError, SyntaxError):
+        return ""
+    if not tree.body or not isinstance(tree.body[0], ast.FunctionDef | ast.AsyncFunctionDef):
+        return ""  # a lambda has no statement
+    return "" if any(map(_returns, tree.body[0].body)) else "it has no return statement"
+
+
+def _returns(statement: ast.AST) -> bool:
+    """Return whether a statement contains a `return` of the function that it stands in."""
+    if isinstance(statement, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef | ast.Lambda):
+        return False
+    return isinstance(statement, ast.Return) or any(map(_returns, ast.iter_child_nodes(statement)))
 
 
 def _instead(value: object) -> str:

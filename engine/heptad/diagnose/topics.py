@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from heptad.diagnose.data import iterated_once, no_data, no_dataset, no_loader, shuffled_stream, too_few_samples
 from heptad.diagnose.hooks import HERE
-from heptad.diagnose.loss import backward, loss, pair
+from heptad.diagnose.loss import backward, loss, never_returns, own_backward, pair
 from heptad.diagnose.optimizers import (
     foreign_parameters,
     no_optimizer,
@@ -20,12 +20,14 @@ __all__ = [
     "handler_name",
     "iterated_once",
     "loss",
+    "never_returns",
     "no_data",
     "no_dataset",
     "no_loader",
     "no_optimizer",
     "odd_step",
     "optimizer_factory",
+    "own_backward",
     "pair",
     "shuffled_stream",
     "too_few_samples",

@@ -14,6 +14,11 @@ def unrecorded(name: str, recorded: Iterable[str], interval: str) -> str:
         recorded: The names that were recorded.
         interval: `"update"` or `"epoch"`: when the plugin asks for the value.
     """
+    if name in ("loss", "train/loss", "train/epoch_loss"):
+        return (
+            "the training loss is recorded as 'train/loss', once an update, and as 'train/epoch_loss', once an epoch, "
+            "where Progress, a logger or TrainingMetrics() is among the plugins"
+        )
     if close := get_close_matches(name, list(recorded), n=1):
         return f"did you mean '{close[0]}'?"
     if interval == "update":

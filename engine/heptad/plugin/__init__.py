@@ -31,6 +31,7 @@ _HOMES = {
             "Remark",
             "Resume",
             "Skip",
+            "SkipBatch",
             "StillDetached",
             "Stop",
             "Untrained",

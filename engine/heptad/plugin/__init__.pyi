@@ -25,6 +25,7 @@ from heptad.record.events import RecordedArray as RecordedArray
 from heptad.record.events import Remark as Remark
 from heptad.record.events import Resume as Resume
 from heptad.record.events import Skip as Skip
+from heptad.record.events import SkipBatch as SkipBatch
 from heptad.record.events import StillDetached as StillDetached
 from heptad.record.events import Stop as Stop
 from heptad.record.events import Untrained as Untrained

@@ -22,7 +22,7 @@ H = TypeVar("H", bound="Callable[[Any, Run], object]")
 SHIPPED_DETOURS = ("evaluate", "checkpoint")
 """States that only a shipped detour brings. A handler for one is legal without it, and never called."""
 
-LIFE = ("on_begin", "open", "on_pause", "close")
+LIFE = ("on_begin", "open", "on_loss", "on_pause", "close")
 """The methods of a plugin's life: each is called with the run, and none is a handler of a state."""
 
 MARKS = "__heptad_marks__"
@@ -107,6 +107,7 @@ class Plugin:
             needs a closure computes them again, without the change, and is refused beside it.
         on_error: `"raise"`: an exception of the plugin ends the run. `"detach"`, for an observer: after an Exception
             the plugin is called no more, the log says so, and the run continues.
+        needs_epoch_loss: Whether `Run.epoch_loss` is kept: costs a few microseconds a step.
         runs_after: Plugins, by class or by name, that are called before this one where both are there.
         runs_before: Plugins that are called after this one.
     """
@@ -116,6 +117,7 @@ class Plugin:
     keeps_window: bool = False
     changes_gradients: bool = False
     on_error: Literal["raise", "detach"] = "raise"
+    needs_epoch_loss: bool = False
     runs_after: Sequence[type[Plugin] | str] = ()
     runs_before: Sequence[type[Plugin] | str] = ()
 
@@ -154,6 +156,13 @@ class Plugin:
         """Release what `open` took. Called once when `Engine.run()` returns or raises, for every plugin.
 
         It is also called if `open` failed or was never reached.
+        """
+
+    def on_loss(self, run: Run) -> None:
+        """Look at `run.loss`, `run.output` and `run.batch` before the backward pass of a step.
+
+        Called in the body of `process_batch`, for each step that gave a loss and does not weigh 0. The only place where
+        `run.skip_batch(reason)` is legal. A plugin that does not define it costs nothing.
         """
 
     def on_pause(self, run: Run) -> None:

@@ -71,6 +71,31 @@ class PluginManager:
 
         return ask
 
+    def loss_handlers(self) -> tuple[Handler, ...]:
+        """Return the `on_loss` of the plugins that define it, wrapped likewise.
+
+        One that needs it at times only may set that of `Plugin` on itself.
+        """
+        return tuple(
+            self._loss_handler(plugin)
+            for plugin in self.plugins
+            if getattr(plugin.on_loss, "__func__", None) is not Plugin.on_loss
+        )
+
+    def _loss_handler(self, plugin: Plugin) -> Handler:
+        who = f"{plugin.name}.on_loss"
+        if plugin.on_error == "detach":
+            return self._wrapped(plugin, who, plugin.on_loss, "body")
+
+        def call(run: Run) -> None:
+            try:
+                plugin.on_loss(run)
+            except BaseException as error:
+                add_note(error, f"in {who}")
+                raise
+
+        return call
+
     def _wrapped(self, plugin: Plugin, who: str, call: Handler, moment: str) -> Handler:
         detached, name = self._detached, plugin.name
 

@@ -68,9 +68,12 @@ class Alone:
         """Multiply the gradients by k / Σr, so that the window counts as one large batch.
 
         A window of one step needs no correction. In a full, unweighted one the factor is exactly 1, and the gradients
-        keep the bits of the textbook loop.
+        keep the bits of the textbook loop. A window of which nothing counts makes no update.
         """
         window = run.position.window
+        if window.empty:
+            run.skip_update("no step of this window counts: each weighs 0 or has no loss")
+            return
         if window.size == 1:
             return
         factor = window.correction()

@@ -118,6 +118,24 @@ class Skip(Event):
 
 
 @dataclass(frozen=True, slots=True)
+class SkipBatch(Event):
+    """The step under way is left out of its window.
+
+    Attributes:
+        reason: What `Run.skip_batch` was given first.
+    """
+
+    kind = "skip_batch"
+
+    reason: str
+
+    @property
+    def text(self) -> str:
+        """The reason."""
+        return self.reason
+
+
+@dataclass(frozen=True, slots=True)
 class Drop(Event):
     """An epoch makes no update, because `remainder="drop"` leaves all of its batches out.
 
@@ -349,6 +367,7 @@ EVENTS: dict[str, type[Event]] = {
         Remark,
         Resume,
         Skip,
+        SkipBatch,
         StillDetached,
         Stop,
         Untrained,

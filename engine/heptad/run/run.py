@@ -19,11 +19,12 @@ from heptad.record.arrays import pack_array
 from heptad.record.buffer import Follower, LogBuffer
 from heptad.record.chunk import Failure
 from heptad.record.counters import Counters
-from heptad.record.events import Accumulation, Event, Note, RecordedArray, Skip, Stop
+from heptad.record.events import Accumulation, Event, Note, RecordedArray, Skip, SkipBatch, Stop
 from heptad.run.runtime import Runtime
 from heptad.run.snapshot import Snapshot
 from heptad.run.state import initial_state
 from heptad.run.view import RunView, in_words
+from heptad.run.weight import adds_nothing
 from heptad.table import Table
 
 if TYPE_CHECKING:
@@ -150,6 +151,22 @@ class Run(RunView):
         if at.skip is None:
             self.emit(Skip, reason=reason)
         at.skip = reason
+
+    def skip_batch(self, reason: str) -> None:
+        """Leave this step out: it counts as a step and adds nothing to its window.
+
+        Args:
+            reason: Why, in words; it stands in the log.
+
+        Raises:
+            EngineError: Anywhere but in `Plugin.on_loss`, or if the reason is no text.
+        """
+        at = self.position
+        if not at.judging:
+            raise EngineError(f"skip_batch is legal in Plugin.on_loss only, the run is in {self.state}")
+        if in_words("skip_batch", reason) and not adds_nothing(at.weight):
+            self.emit(SkipBatch, reason=reason)
+        at.weight = 0
 
     def recompute(self) -> torch.Tensor:
         """Compute the window's gradients again, at the present weights; return its loss. See `Plugin.keeps_window`.
@@ -291,5 +308,5 @@ class Run(RunView):
         except AttributeError:  # there is no such slot, or no setter
             raise AttributeError(
                 f"run.{name} cannot be set: a handler acts through the run's verbs (stop, pause, skip_update, "
-                "set_accumulation, record, note); what a plugin remembers belongs on the plugin"
+                "skip_batch, set_accumulation, record, note); what a plugin remembers belongs on the plugin"
             ) from None

@@ -14,6 +14,7 @@ from heptad.config import Components
 from heptad.data.feed import Feed
 from heptad.run.evaluating import EvaluationOptions, Measures
 from heptad.run.state import RunState
+from heptad.run.weight import Weight
 
 
 class OptimizerSet(Protocol):
@@ -99,6 +100,10 @@ class StepFunction(Protocol):
 
     giver: str
 
+    def place(self, batch: Any, device: torch.device) -> Any:
+        """Return a batch placed on the device. What the host can still read of it, it reads before."""
+        ...
+
     def run(self, at: RunState) -> Mapping[str, float | torch.Tensor] | None:
         """Run the network on `at.batch`, and leave `output`, `loss`, `weight` and `samples_now` in `at`.
 
@@ -107,6 +112,10 @@ class StepFunction(Protocol):
         Returns:
             What is to be recorded, by name: `LossOutput.logs`.
         """
+        ...
+
+    def weigh(self, at: RunState) -> Weight:
+        """Return what the mean of the step was taken over, also where a window of one step needs no weight."""
         ...
 
     def predict(self, batch: Any) -> Any:
@@ -163,7 +172,7 @@ class Evaluates(Protocol):
         ...
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, weakref_slot=True)
 class Runtime:
     """What a run works with: built with the engine, completed in `before_loop`, read by the bodies.
 
@@ -176,6 +185,7 @@ class Runtime:
         recomputation: Computes the window again; `None` where nothing asks for it.
         keeps_window: Whether a plugin asks for it.
         gradient_changers: The plugins that change gradients on entry to `optimizer_update`, as messages name them.
+        on_loss: What is called in each step before its backward pass, with the run: plugins that ask for it.
         evaluator: Evaluates for `Run.evaluate`; `None` in a run that is itself an evaluation.
         places: Whether batches are moved to the device. On the CPU they are where they are used.
         network: The bare network: what has names and is stored.
@@ -186,6 +196,7 @@ class Runtime:
     feed: Feed
     device: torch.device
     optimizers: OptimizerSet
+    on_loss: tuple[Callable[[Any], object], ...] = ()
     evaluator: Evaluates | None = None
     recomputation: Recomputes | None = None
     keeps_window: bool = False

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 
 from heptad.config import RunConfig
 from heptad.run.kept import KeptWindow
-from heptad.run.window import Weight, Window
+from heptad.run.loss_sums import LossSums
+from heptad.run.weight import Weight
+from heptad.run.window import Window
 
 
 @dataclass(slots=True, eq=False)
@@ -34,6 +36,7 @@ class RunState:
             `None` where it need not.
         ending: A stop was asked for, or `max_updates` is reached: no new window is started.
         reason: Why the run ended, or is going to.
+        windows: Closed windows, those of skipped updates included.
         epoch_open: The run is between the bodies of `before_epoch` and `after_epoch`.
         pass_index: Which pass of the epoch this is, from 0.
         remaining: Batches still to be taken from this pass; where nobody can know how many, 1 stands for "more".
@@ -46,8 +49,11 @@ class RunState:
         batch: The batch of the step, placed.
         samples_now: Samples in it.
         output: What the network returned for it.
-        loss: The loss of the newest step.
-        weight: What its mean was taken over; `None` where every step weighs the same, or nobody needs to know.
+        loss: The loss of the newest step; `None` where it gave none.
+        weight: What its mean was taken over; `None` where every step weighs the same, or nobody needs to know; 0 where
+            it adds nothing.
+        judging: `Plugin.on_loss` is being called: the step may still be left out.
+        epoch_loss: The sums of the epoch's losses, where a plugin needs them.
         kept: The batches of the open window, `None` where nothing computes it again.
         skip: Why the update that was just entered is to be skipped, `None` where it is not.
         skipped: The newest update was skipped.
@@ -73,6 +79,7 @@ class RunState:
     batch_index: int = 0
     step: int = 0
     update: int = 0
+    windows: int = 0
     samples: int = 0
     epoch_open: bool = False
     pass_index: int = 0
@@ -88,6 +95,8 @@ class RunState:
     output: Any = None
     loss: torch.Tensor | None = None
     weight: Weight | None = None
+    judging: bool = False
+    epoch_loss: LossSums = field(default_factory=LossSums)
     kept: KeptWindow | None = None
     skip: str | None = None
     skipped: bool = False

@@ -17,6 +17,7 @@ from heptad.record.buffer import LogBuffer
 from heptad.record.values import Recorded
 from heptad.run.evaluating import EvaluationOptions, Measures
 from heptad.run.guards import batches_remain, epochs_remain, update_due
+from heptad.run.loss_mean import mean_of
 from heptad.run.runtime import Evaluates, Runtime
 from heptad.run.state import RunState
 from heptad.table import Table
@@ -88,6 +89,11 @@ class RunView:
     def update(self) -> int:
         """Complete optimizer updates; grows in the body of `optimizer_update`."""
         return self.position.update
+
+    @property
+    def windows(self) -> int:
+        """Closed windows, those of skipped updates included; grows in the body of `optimizer_update`."""
+        return self.position.windows
 
     @property
     def samples(self) -> int:
@@ -186,9 +192,41 @@ class RunView:
 
     @property
     def loss(self) -> torch.Tensor | None:
-        """The loss of the newest step: a scalar, detached, on its device, not scaled for accumulation."""
+        """The loss of the newest step: a scalar, detached, on its device, not scaled; `None` where it gave none."""
         loss = self.position.loss
         return None if loss is None else loss.detach()
+
+    @property
+    def mean_loss(self) -> torch.Tensor | None:
+        """The mean loss of the newest complete window, weighed as the window is: a detached scalar (no device sync).
+
+        On entry to `optimizer_update` it is that of the window whose update is due. `None` before the first window is
+        complete, and after one of which no step counts.
+        """
+        at = self.position
+        losses = at.window.losses if at.update_due else at.window.closed
+        if losses is not None:
+            return mean_of(losses)
+        return None if at.loss is None else at.loss.detach()
+
+    @property
+    def epoch_loss(self) -> torch.Tensor | None:
+        """The mean loss over the steps of the epoch so far, weighed by what each mean was taken over (no device sync).
+
+        A detached float64 scalar; steps of skipped updates are left out. `None` where nothing counts yet, and in a run
+        none of whose plugins says `needs_epoch_loss`.
+        """
+        return self.position.epoch_loss.mean()
+
+    @property
+    def weight(self) -> float | torch.Tensor | None:
+        """What the loss of this step is a mean over: samples, tokens; 1 where each step weighs the same.
+
+        0 for a step that adds nothing. `None` between steps: it exists from the body of `process_batch` to that of
+        `after_step` (no device sync).
+        """
+        at = self.position
+        return None if at.batch is None else self.runtime.step.weigh(at)
 
     @property
     def network(self) -> nn.Module:

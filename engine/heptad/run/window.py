@@ -4,17 +4,19 @@ An update must equal that of the window's samples as one large batch. With r a s
 first, each loss is scaled by r / k before the backward pass, and on entry to `optimizer_update` the gradients by
 k / Σr where that is not 1. Where all steps weigh the same, r is 1 and, in a full window, Σr is k: the loss is divided
 by k as textbooks do, with the same bits, and the gradients are left alone. Else the result is exact to rounding: with
-unequal weights, and in a window of n < k steps that `remainder="flush"` closed, where k / Σr is k / n.
+unequal weights, and in a window of n < k steps that `remainder="flush"` closed, where k / Σr is k / n. A step of weight
+0 or without a loss has r = 0 and no backward pass, since 0 times NaN is NaN.
 """
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
-from heptad.config import is_weight
 from heptad.errors import EngineError
-
-Weight = float | torch.Tensor
+from heptad.run.loss_mean import Losses
+from heptad.run.weight import Weight, adds_nothing, relate
 
 
 class Window:
@@ -25,11 +27,14 @@ class Window:
         size: Steps that fill it (k).
         next_size: Steps that the next window will hold.
         resized: Whether another size was ever asked for.
-        first: The weight of its first step.
+        first: The first weight above 0 of its steps.
         total: The sum of the weights of its steps, each relative to the first.
+        empty: None of its steps adds anything: each weighs 0 or has no loss. Weights on an accelerator are not asked.
+        losses: What its mean loss is taken over; `None` where that is the loss of the newest step.
+        closed: The same of the window that was closed last.
     """
 
-    __slots__ = ("_seeds", "first", "next_size", "resized", "size", "steps", "total")
+    __slots__ = ("_seeds", "closed", "empty", "first", "losses", "next_size", "resized", "size", "steps", "total")
 
     def __init__(self, size: int) -> None:
         self.steps = 0
@@ -38,6 +43,9 @@ class Window:
         self.resized = False
         self.first: Weight | None = None
         self.total: Weight = 0.0
+        self.empty = False
+        self.losses: Losses | None = []
+        self.closed: Losses | None = []
         self._seeds: dict[tuple[torch.dtype, torch.device], torch.Tensor] = {}
 
     def resize(self) -> None:
@@ -45,21 +53,26 @@ class Window:
         self.size = self.next_size
         self._seeds.clear()
 
-    def backward(self, loss: torch.Tensor, weight: Weight | None) -> None:
-        """Run the backward pass of one step, scaled for the window.
+    def backward(self, loss: Any, weight: Weight | None) -> torch.Tensor | None:
+        """Run the backward pass of one step, scaled for the window; none for a step that weighs 0.
 
         Args:
-            loss: The mean loss of the step, a scalar.
+            loss: The mean loss of the step, a scalar; of a step that weighs 0 also `None`.
             weight: What the mean was taken over; `None` where every step weighs the same.
 
+        Returns:
+            The loss, detached where there was no backward pass that freed its graph.
+
         Raises:
-            EngineError: If the weight is not positive, or the window mixes steps with and without a weight.
+            EngineError: If the window mixes steps with and without a weight.
         """
         # What `backward` is handed is the gradient of the loss with respect to itself: handing in r / k scales every
         # gradient of this step by r / k, as multiplying the loss would, less a forward and a backward operation.
         relative = self._relative(weight)
         if isinstance(relative, torch.Tensor):  # stays on its device: no sync
             loss.backward((relative / self.size).to(loss.device, loss.dtype).reshape(loss.shape))
+        elif not relative:
+            return loss.detach() if isinstance(loss, torch.Tensor) else None
         elif relative != 1.0:
             loss.backward(torch.full_like(loss, relative / self.size))
         elif self.size == 1:
@@ -70,51 +83,34 @@ class Window:
             if seed is None:
                 seed = self._seeds[loss.dtype, loss.device] = torch.full_like(loss, 1.0 / self.size).detach()
             loss.backward(seed)
+        if self.losses is not None:
+            self.losses.append((loss.detach(), relative))
+        return loss
 
     def correction(self) -> Weight:
         """Return k / Σr, by which the gradients are to be multiplied; exactly 1.0 where nothing is to be done.
 
         A window of one step is whatever its weight; its sum may not have been kept.
         """
-        return 1.0 if self.size == 1 else self.size / self.total
+        if self.size == 1:
+            return 1.0
+        if isinstance(self.total, torch.Tensor):
+            return torch.where(self.total > 0, self.size / self.total, 0.0)
+        return self.size / self.total
 
     def _relative(self, weight: Weight | None) -> Weight:
         if self.steps == 0:
-            self.first = weight.detach() if isinstance(weight, torch.Tensor) else weight
-            self.total = 0.0
-        elif (weight is None) != (self.first is None):
+            self.first, self.total, self.empty, self.losses = None, 0.0, True, []
+        if adds_nothing(weight):
+            return 0.0
+        if (weight is None) != (self.first is None) and not self.empty:
             raise EngineError(
                 f"step {self.steps} of this window {'has no' if weight is None else 'has a'} weight, the ones before "
                 f"{'do' if weight is None else 'do not'}; give LossOutput.weight in every step of a window or in none"
             )
-        if weight is None:
-            relative: Weight = 1.0
-        else:
-            _check_weight(weight)
-            relative = _ratio(weight, self.first if self.first is not None else weight)
+        self.empty = False
+        relative: Weight = 1.0
+        if weight is not None:
+            relative, self.first = relate(weight, self.first)
         self.total = self.total + relative  # not +=, which would write into a tensor that a checkpoint may hold
         return relative
-
-
-def _check_weight(weight: Weight) -> None:
-    if isinstance(weight, torch.Tensor):
-        # a tensor on another device is not looked at: that would wait for the device
-        sound = not weight.dim() and weight.dtype != torch.bool
-        if sound and weight.device.type == "cpu":
-            sound = is_weight(weight.item())
-    else:
-        sound = is_weight(weight)
-    if not sound:
-        raise EngineError(
-            f"LossOutput.weight must be above 0, a number or a 0-dim tensor; got {weight!r}. Of a criterion it is what "
-            "the mean was taken over: are all targets of this batch ignored?"
-        )
-
-
-def _ratio(weight: Weight, first: Weight) -> Weight:
-    """Return weight / first: a float64 tensor if either is a tensor, and exactly 1.0 for equal numbers."""
-    if isinstance(weight, torch.Tensor):
-        return weight.detach().double() / first
-    if isinstance(first, torch.Tensor):
-        return weight / first.detach().double()
-    return weight / first

@@ -13,13 +13,14 @@ from typing import Any
 
 from heptad.data.cursor import NOTHING
 from heptad.data.generators import seed_all
-from heptad.data.placement import place
 from heptad.errors import DataError, add_note, diagnose
 from heptad.ranks.strategy import Strategy
 from heptad.record.events import Drop, Extend, Untrained
 from heptad.run.run import Run
 from heptad.step.closure import build_recomputation
+from heptad.step.first_step import FirstStep
 from heptad.step.function import build_step, check_loss
+from heptad.step.judging import call_on_loss
 from heptad.step.optimizers import apply_init_weights, build_optimizers
 
 
@@ -45,7 +46,7 @@ def build(run: Run, strategy: Strategy) -> None:
     strategy.place(runtime)
     runtime.optimizers = build_optimizers(runtime.components)  # after placing, which may replace the parameters
     build_recomputation(run, strategy)
-    runtime.step = build_step(runtime.components, runtime.forward, weighs=False)
+    runtime.step = FirstStep(build_step(runtime.components, runtime.forward, weighs=False), runtime)
     run.buffer.facts |= {
         **run.config.model_dump(),
         "batches": runtime.feed.batches,
@@ -91,7 +92,7 @@ def before_step(run: Run) -> None:
     if batch is NOTHING:  # under remainder="extend" nobody has asked yet whether data of unknown length go on
         _extend(run)
         batch = runtime.feed.take()
-    at.batch = place(batch, runtime.device) if runtime.places else batch
+    at.batch = runtime.step.place(batch, runtime.device) if runtime.places else batch
 
 
 def process_batch(run: Run) -> None:
@@ -106,14 +107,17 @@ def process_batch(run: Run) -> None:
             run.record(name, value)
     loss: Any = at.loss
     if not at.step:
-        check_loss(loss, step.giver)
+        check_loss(loss, step.giver, at.weight)
+    if runtime.on_loss:
+        call_on_loss(run)
     try:
         if window.size == 1 and at.weight is None:
+            window.empty, window.losses = False, None
             loss.backward()  # what window.backward would do, less a call
         else:
-            window.backward(loss, at.weight)
+            at.loss = window.backward(loss, at.weight)
     except Exception as error:
-        check_loss(loss, step.giver)
+        check_loss(loss, step.giver, at.weight)
         if advice := diagnose("backward", error, step.giver):
             add_note(error, advice)
         raise
@@ -150,6 +154,8 @@ def optimizer_update(run: Run) -> None:
     """Update the weights and count the update, unless it is to be skipped; close the window."""
     at, optimizers = run.position, run.runtime.optimizers
     at.window.steps = 0
+    at.window.closed = at.window.losses
+    at.windows += 1
     at.update_due = False
     if at.skip is not None:
         at.skip = None

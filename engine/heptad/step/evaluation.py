@@ -14,7 +14,7 @@ from heptad.config import Components, RunConfig
 from heptad.data.build import build_dataset_feed, build_loader_feed
 from heptad.data.feed import Feed
 from heptad.data.generators import device_preserved, global_states, preserved, restore_states
-from heptad.data.placement import count_samples, place
+from heptad.data.placement import count_samples
 from heptad.errors import ConfigError, DataError, Unfinished, a_kind
 from heptad.run.evaluating import EvaluationOptions, Measures
 from heptad.run.run import Run
@@ -74,7 +74,7 @@ class Evaluation:
         if self._pause_requested is not None and self._pause_requested():
             raise Unfinished("the evaluation ended before its last batch, because the run is to pause")
         batch = run.runtime.feed.take()
-        run.position.batch = place(batch, run.runtime.device) if run.runtime.places else batch
+        run.position.batch = self._step.place(batch, run.runtime.device) if run.runtime.places else batch
 
     def process_batch(self, run: Run) -> None:
         """Run forward, loss and metrics, without gradients (no device sync)."""

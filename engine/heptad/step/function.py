@@ -6,16 +6,21 @@ Training, evaluation and prediction share it, so that precision and compilation 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from math import isnan
+from typing import Any, cast
 
 import torch
 
 from heptad.config import Components, LossOutput
-from heptad.data.placement import count_samples
+from heptad.data.placement import count_samples, place
 from heptad.errors import DataError, EngineError, diagnose
 from heptad.run.runtime import StepFunction
 from heptad.run.state import RunState
-from heptad.step.weighing import weigher
+from heptad.run.weight import Weight, adds_nothing, known_weight
+from heptad.step.weighing import ignores_targets, weigher, weight_on_host
+
+NUMBERS = (int, float, bool, str)
+"""What a target that is a plain list may hold, one a sample."""
 
 
 def build_step(components: Components, forward: Any, *, weighs: bool) -> StepFunction:
@@ -40,8 +45,22 @@ class CriterionStep:
         self._forward = forward
         self._criterion = criterion
         self._weigh = weigher(criterion)
+        self._by_samples = self._weigh is count_samples
+        self._ignores = ignores_targets(criterion)
         self._weighs = weighs
         self._seen = False
+        self._placed: tuple[torch.Tensor, int, float] | None = None
+        """The target that was placed last, its version then, and its weight."""
+
+    def place(self, batch: Any, device: torch.device) -> Any:
+        """Place a batch; see the protocol. A target that may be ignored is weighed while it is on the host."""
+        placed = place(batch, device)
+        self._placed = None
+        if self._ignores and isinstance(batch, tuple | list) and len(cast("list[Any]", batch)) == 2:
+            weight = weight_on_host(self._criterion, batch[1])
+            if weight is not None:
+                self._placed = placed[1], placed[1]._version, weight
+        return placed
 
     def run(self, at: RunState) -> None:
         """Run forward and criterion; see the protocol."""
@@ -55,13 +74,35 @@ class CriterionStep:
             check_pair(batch)
             raise
         output = at.output = self._forward(data)
-        at.loss = self._criterion(output, target)
+        loss = at.loss = self._criterion(output, target)
+        # One sample each: a tensor's rows, or plain numbers in a list. Without a call, which each step would make.
+        first = target[0] if target.__class__ in (tuple, list) and target else None
         try:
-            samples = count_samples(batch) if target.__class__ is dict else len(target)
+            flat = target.__class__ is torch.Tensor or first.__class__ in NUMBERS
+            samples = len(target) if flat else count_samples((target, data))
         except TypeError:  # a single sample
             samples = 1
         at.samples_now = samples
-        at.weight = self._weigh(target) if self._weighs or at.window.size != 1 or not samples else None
+        if self._weighs or at.window.size != 1 or not samples:
+            at.weight = samples if self._by_samples else self._weight(target)
+            return
+        at.weight = None
+        # The mean over nothing but ignored targets is NaN. On the host a look at it costs 0.1 µs, counting them 1.3.
+        if self._ignores and (self._placed is not None or (loss.is_cpu and isnan(loss.item()))):
+            weight = self._weight(target)
+            at.weight = weight if adds_nothing(weight) else None
+
+    def weigh(self, at: RunState) -> Weight:
+        """Return what the mean of the step was taken over; see the protocol."""
+        if at.weight is not None:
+            return at.weight
+        return at.samples_now if self._by_samples else self._weight(at.batch[1])
+
+    def _weight(self, target: Any) -> Weight:
+        known = self._placed
+        if known is not None and known[0] is target and known[1] == target._version:  # nobody has replaced it
+            return known[2]
+        return self._weigh(target)
 
     def predict(self, batch: Any) -> Any:
         """Run forward alone; a tensor is a batch without targets."""
@@ -79,6 +120,11 @@ class LossStep:
     def __init__(self, forward: Any, compute_loss: Any) -> None:
         self._forward = forward
         self._compute_loss = compute_loss
+        self._gave_nothing = False
+
+    def place(self, batch: Any, device: torch.device) -> Any:
+        """Place a batch; see the protocol."""
+        return place(batch, device)
 
     def run(self, at: RunState) -> Mapping[str, float | torch.Tensor] | None:
         """Run compute_loss; see the protocol."""
@@ -86,10 +132,25 @@ class LossStep:
         given = self._compute_loss(self._forward, batch)
         if isinstance(given, LossOutput):
             at.output, at.loss, at.weight, logs = given.output, given.value, given.weight, given.logs
+            if at.weight is not None:
+                at.weight = known_weight(at.weight)
         else:
             at.loss, at.weight, logs = given, None, None
+            if given is None:
+                self._take_nothing(at)
         at.samples_now = count_samples(batch)
         return logs
+
+    def weigh(self, at: RunState) -> Weight:
+        """Return what the mean of the step was taken over; see the protocol."""
+        return 1.0 if at.weight is None else at.weight
+
+    def _take_nothing(self, at: RunState) -> None:
+        """Let a step without a loss weigh 0, unless a `return` was forgotten."""
+        if not self._gave_nothing and diagnose("never_returns", self._compute_loss):
+            raise EngineError(diagnose("loss", None, self.giver))
+        self._gave_nothing = True
+        at.weight = 0
 
     def predict(self, batch: Any) -> Any:
         """Run compute_loss and return the output that it gives beside the loss.
@@ -111,7 +172,9 @@ def check_pair(batch: Any) -> None:
         raise DataError(diagnose("pair", batch))
 
 
-def check_loss(loss: Any, giver: str) -> None:
-    """Raise an `EngineError` for a loss that cannot be trained on."""
+def check_loss(loss: Any, giver: str, weight: Weight | None = None) -> None:
+    """Raise an `EngineError` for a loss that cannot be trained on; of a step that weighs 0 none is needed."""
+    if adds_nothing(weight):
+        return
     if not isinstance(loss, torch.Tensor) or loss.dim() or not loss.requires_grad:
         raise EngineError(diagnose("loss", loss, giver))

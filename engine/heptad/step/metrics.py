@@ -159,11 +159,9 @@ def _is_nothing(weight: float | torch.Tensor | None) -> bool:
 
 
 def _weighed(mean: torch.Tensor, weight: float | torch.Tensor) -> torch.Tensor:
-    """Return a mean times its weight: 0 where it was taken over nothing, and is NaN."""
+    """Return a mean times its weight: 0 where it was taken over nothing, and is NaN (no device sync)."""
     if isinstance(weight, torch.Tensor):
         return torch.where(weight > 0, mean * weight, 0.0)
-    if not weight >= 0:
-        raise EngineError(f"LossOutput.weight must be a number that is not below 0, got {weight!r}")
     return mean * weight
 
 

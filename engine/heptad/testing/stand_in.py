@@ -23,6 +23,7 @@ class StandIn(Plugin):
         self.name = plugin.name
         self.runs_after, self.runs_before = plugin.runs_after, plugin.runs_before
         self.keeps_window, self.changes_gradients = plugin.keeps_window, plugin.changes_gradients
+        self.needs_epoch_loss = plugin.needs_epoch_loss
         self.ask_twice = False
         self.exchange(plugin)
 
@@ -76,4 +77,10 @@ def stand_in_for(plugin: Plugin) -> StandIn:
 
         marking = on_enter if mark.moment == "enter" else on_exit
         methods[f"call_{number}"] = marking(mark.state, every=mark.every, once=mark.once, when=mark.when)(pass_on)
+    if getattr(plugin.on_loss, "__func__", None) is not Plugin.on_loss:
+        methods["on_loss"] = _on_loss
     return cast("StandIn", type("StandIn", (StandIn,), methods)(plugin))
+
+
+def _on_loss(self: StandIn, run: Run) -> None:
+    self.plugin.on_loss(run)

@@ -1,0 +1,117 @@
+"""`TrainingMetrics` observes the run: metrics over the steps of an epoch, and the means of the training loss."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, Literal
+
+import torch
+
+from heptad import Plugin, PluginError, Run
+from heptad.plugin import metrics_mistake
+from heptad_plugins._losses import Losses
+
+
+class TrainingMetrics(Plugin):
+    """Measure the training itself: what the network gave for each step, while it was trained.
+
+    A metric is averaged over the steps of an epoch, each weighed by what the mean of its loss is taken over, and
+    recorded on exit of `after_epoch` as `train/accuracy` and so on. The network was in training mode, with dropout, and
+    changed from step to step: `Evaluate` on the training data measures what it is at the end. Records `train/loss` and
+    `train/epoch_loss` as the loggers do, also without any metric.
+
+    Costs the metrics, and some microseconds a step (no device sync).
+
+    Args:
+        metrics: By name functions `(output, batch) -> tensor`, the mean over the batch or one value a sample.
+        on_error: `"detach"`: an exception detaches the plugin, and the run continues.
+
+    Raises:
+        PluginError: If a metric is no function; in the run, if the step has no output to measure.
+    """
+
+    observes = True
+    needs_epoch_loss = True
+
+    runs_before = ("EarlyStopping", "LRSchedule", "Journal", "CSVLogger", "TensorBoardLogger", "Progress", "Checkpoint")
+
+    def __init__(
+        self,
+        metrics: Mapping[str, Callable[[Any, Any], Any]] | None = None,
+        *,
+        on_error: Literal["raise", "detach"] = "raise",
+    ) -> None:
+        self.on_error = on_error
+        given: Mapping[str, Callable[[Any, Any], Any]] = {} if metrics is None else metrics
+        mistake = metrics_mistake(given)
+        objects = (
+            "" if mistake else ", ".join(repr(name) for name, metric in given.items() if hasattr(metric, "update"))
+        )
+        if objects:
+            mistake = (
+                f"metrics takes functions (output, batch) -> tensor, and {objects} gathers batches; give it to Evaluate"
+            )
+        if mistake:
+            raise PluginError(f"TrainingMetrics: {mistake}")
+        self._metrics = dict(given)
+        self._forget()
+
+    def _forget(self) -> None:
+        self._losses = Losses()
+        self._clear()
+
+    def _clear(self) -> None:
+        self._sums: dict[str, torch.Tensor] = {}
+        self._weight: float | torch.Tensor = 0.0
+
+    def on_begin(self, run: Run) -> None:
+        """Forget an earlier run."""
+        self._forget()
+
+    def open(self, run: Run) -> None:
+        """Look at recorded losses from here on."""
+        self._losses.open(run)
+
+    def on_enter_before_epoch(self, run: Run) -> None:
+        """Begin an epoch."""
+        self._clear()
+
+    def on_exit_process_batch(self, run: Run) -> None:
+        """Measure the step, unless it adds nothing."""
+        weight = run.weight
+        if not self._metrics or weight is None or run.loss is None:
+            return
+        if not isinstance(weight, torch.Tensor) and not weight:
+            return
+        output, batch = run.output, run.batch
+        if output is None:
+            raise PluginError(
+                "TrainingMetrics: there is no output to measure; let compute_loss return LossOutput(value, output=…)"
+            )
+        with torch.no_grad():
+            for name, metric in self._metrics.items():
+                part = torch.as_tensor(metric(output, batch)).double().mean() * weight
+                if isinstance(weight, torch.Tensor):  # of weight 0 the mean may be NaN
+                    part = torch.where(weight > 0, part, 0.0)
+                self._sums[name] = self._sums[name] + part if name in self._sums else part
+            self._weight = self._weight + weight
+
+    def on_exit_optimizer_update(self, run: Run) -> None:
+        """Record the loss of the update, unless somebody did."""
+        self._losses.record_update(run)
+
+    def on_exit_after_epoch(self, run: Run) -> None:
+        """Record the metrics and the loss of the epoch."""
+        self._losses.record_epoch(run)
+        for name, total in self._sums.items():
+            run.record(f"train/{name}", total / self._weight)
+        self._clear()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the sums of the epoch, and how many values were recorded by the last update and epoch."""
+        return {"sums": dict(self._sums), "weight": self._weight, "losses": self._losses.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore them."""
+        self._sums, self._weight = dict(state["sums"]), state["weight"]
+        self._losses.load_state_dict(state["losses"])

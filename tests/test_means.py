@@ -1,0 +1,296 @@
+"""The mean loss of a window and of an epoch, and metrics of the training, against plain arithmetic."""
+
+from __future__ import annotations
+
+import io
+import math
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from builders import Unsized, batches, equal, small_components, small_engine, small_network, weights
+from heptad import Components, Engine, LossOutput, Plugin, PluginError, Run, RunConfig
+from heptad.plugin import monitored
+from heptad_plugins import Checkpoint, CSVLogger, Journal, NonFiniteGuard, Progress, TensorBoardLogger, TrainingMetrics
+
+DOUBLE = torch.float64
+
+
+def uneven(count: int) -> list[Any]:
+    """Return batches of one, two, three … samples."""
+    return [batches(1, size, DOUBLE)[0] for size in range(1, count + 1)]
+
+
+def engine_of(data: Any, plugins: Any = (), **config: Any) -> tuple[Engine, list[tuple[float, int]]]:
+    """Return an engine, and a list that each step adds its loss and its number of samples to."""
+    seen: list[tuple[float, int]] = []
+    engine = Engine(
+        small_components(small_network(DOUBLE), loader=data), RunConfig(**{"epochs": 1, **config}), list(plugins)
+    )
+
+    @engine.on_exit("process_batch")
+    def see(run: Run) -> None:
+        seen.append((run.loss.item(), len(run.batch[1])))
+
+    return engine, seen
+
+
+def mean_of_steps(steps: list[tuple[float, int]]) -> float:
+    return sum(loss * size for loss, size in steps) / sum(size for _, size in steps)
+
+
+@pytest.mark.parametrize("data", [uneven(7), Unsized(uneven(7))], ids=["sized", "stream"])
+@pytest.mark.parametrize("remainder", ["extend", "flush", "drop"])
+@pytest.mark.parametrize("k", [1, 2, 3])
+def test_the_mean_loss_is_that_of_the_window_just_closed(k, remainder, data):
+    """Weighed by samples; on entry to and on exit of each update, and until the next window is complete."""
+    engine, seen = engine_of(data, accumulation=k, remainder=remainder, epochs=2)
+    entered: list[float] = []
+    left: list[float] = []
+    engine.on_enter("optimizer_update")(lambda run: entered.append(run.mean_loss.item()))
+
+    @engine.on_exit("optimizer_update")
+    def compare(run: Run) -> None:
+        held = run.position.window.steps or (len(seen) - 1) % 7 % k + 1 if remainder == "flush" else k
+        left.append(run.mean_loss.item())
+        assert left[-1] == pytest.approx(mean_of_steps(seen[-held:]), rel=1e-12)
+        assert run.mean_loss.dtype == DOUBLE
+        assert not run.mean_loss.requires_grad
+
+    between: list[bool] = []
+    engine.on_enter("before_step")(lambda run: between.append(not left or run.mean_loss.item() == left[-1]))
+    run = engine.run()
+    assert len(left) == run.update > 0
+    assert entered == left
+    assert all(between)
+
+
+def test_there_is_no_mean_before_a_window_is_complete():
+    engine, _ = engine_of(uneven(4), accumulation=3)
+    found: list[Any] = [engine.current.mean_loss]
+    engine.on_exit("after_step")(lambda run: found.append(run.mean_loss is None))
+    engine.run()
+    assert found == [None, True, True, False, False, False, False]
+
+
+@pytest.mark.parametrize(("weighted", "expected"), [(True, (2 * 2 + 6 * 6) / 8), (False, 4.0)])
+def test_the_mean_is_weighed_as_the_window_is(weighted, expected):
+    """By the weights that are given; without, all steps weigh the same. In the dtype of the losses."""
+    losses = iter([2.0, 6.0])
+
+    def compute_loss(network: nn.Module, batch: Any) -> LossOutput:
+        loss = next(losses)
+        return LossOutput(network(batch[0]).sum() * 0 + loss, weight=loss if weighted else None)
+
+    parts = small_components(compute_loss=compute_loss, loader=batches(2))
+    run = Engine(parts, RunConfig(epochs=1, accumulation=2)).run()
+    assert run.mean_loss.dtype == torch.float32
+    assert run.mean_loss.item() == pytest.approx(expected)
+
+
+def loggers(folder: Any) -> dict[str, Any]:
+    return {
+        "Progress": lambda: Progress(file=io.StringIO()),
+        "CSVLogger": lambda: CSVLogger(folder / "a.csv"),
+        "TensorBoardLogger": lambda: TensorBoardLogger(folder / "events"),
+        "Journal": lambda: Journal(folder / "a.journal"),
+        "TrainingMetrics": TrainingMetrics,
+    }
+
+
+NAMES = [*loggers(None), "all"]
+
+
+def made(name: str, folder: Any) -> list[Plugin]:
+    return [make() for key, make in loggers(folder).items() if name in (key, "all")]
+
+
+@pytest.mark.parametrize("k", [1, 3])
+@pytest.mark.parametrize("name", NAMES)
+def test_means_are_recorded_once_by_whoever_logs(name, k, tmp_path):
+    """`train/loss` an update and `train/epoch_loss` an epoch, the mean over its steps, by however many loggers."""
+    engine, seen = engine_of(uneven(6), made(name, tmp_path), accumulation=k, epochs=2)
+    run = engine.run()
+    windows = [seen[first : first + k] for first in range(0, 12, k)]
+    assert run.history("train/loss") == pytest.approx([mean_of_steps(window) for window in windows], rel=1e-12)
+    assert run.history("train/epoch_loss") == pytest.approx(
+        [mean_of_steps(seen[:6]), mean_of_steps(seen[6:])], rel=1e-12
+    )
+    assert run.history("loss") == []
+    places = [(value.step, value.update, value.epoch) for value in run.records() if value.name == "train/epoch_loss"]
+    assert places == [(6, 6 // k, 1), (12, 12 // k, 2)]
+
+
+@pytest.mark.parametrize("remainder", ["extend", "flush", "drop"])
+@pytest.mark.parametrize("sized", [True, False])
+def test_the_mean_of_an_epoch_is_over_all_its_steps(remainder, sized):
+    """Of an extended one too, and of steps that no update was made of."""
+    data = uneven(5)
+    engine, seen = engine_of(data if sized else Unsized(data), [TrainingMetrics()], accumulation=3, remainder=remainder)
+    run = engine.run()
+    assert run.history("train/epoch_loss") == pytest.approx([mean_of_steps(seen)], rel=1e-12)
+    assert run.epoch_loss.item() == run.history("train/epoch_loss")[-1]
+
+
+def test_steps_that_add_nothing_are_in_no_mean():
+    """A batch of ignored targets, whose loss is NaN."""
+    data = uneven(4)
+    data[1][1].fill_(-100)
+    engine, seen = engine_of(
+        data,
+        [TrainingMetrics({"one": lambda output, batch: torch.ones(()) * math.nan ** (batch[1][0] < 0)})],
+        accumulation=2,
+    )
+    run = engine.run()
+    kept = [step for step in seen if not math.isnan(step[0])]
+    assert len(kept) == 3
+    assert run.history("train/loss") == pytest.approx([kept[0][0], mean_of_steps(kept[1:])], rel=1e-12)
+    assert run.history("train/epoch_loss") == pytest.approx([mean_of_steps(kept)], rel=1e-12)
+    assert run.history("train/one") == [1.0]
+
+
+def test_a_skipped_update_is_in_no_mean():
+    """The guard leaves it out, and the mean of the epoch stays a number."""
+    data = uneven(4)
+    data[2][0].fill_(math.nan)
+    engine, seen = engine_of(data, [NonFiniteGuard("skip"), TrainingMetrics()])
+    run = engine.run()
+    kept = [step for step in seen if not math.isnan(step[0])]
+    assert run.history("train/loss") == [loss for loss, _ in kept]
+    assert run.history("train/epoch_loss") == pytest.approx([mean_of_steps(kept)], rel=1e-12)
+
+
+def test_values_of_the_users_own_stand_alone(tmp_path):
+    """Where somebody records these names, the loggers leave them."""
+    engine, _ = engine_of(uneven(3), made("all", tmp_path))
+    engine.on_exit("process_batch", every=2)(lambda run: run.record("train/loss", 7.0))
+    engine.on_enter("after_epoch")(lambda run: run.record("train/epoch_loss", 8.0))
+    run = engine.run()
+    assert [value == 7.0 for value in run.history("train/loss")] == [False, True, False]
+    assert run.history("train/epoch_loss") == [8.0]
+
+
+def test_nothing_is_summed_where_no_plugin_asks(tmp_path):
+    """No handler, and no mean of an epoch; a journal without values asks for none."""
+    engines = [engine_of(uneven(2))[0], engine_of(uneven(2), [Journal(tmp_path / "a", values=False)])[0]]
+    for engine in engines:
+        run = engine.run()
+        assert (run.epoch_loss, run.records()) == (None, [])
+
+
+def test_progress_shows_means():
+    """In the line of an epoch its mean loss."""
+    out = io.StringIO()
+    engine, seen = engine_of(uneven(4), [Progress(file=out)], accumulation=2)
+    engine.run()
+    assert out.getvalue().startswith(f"epoch 1/1  loss {mean_of_steps(seen):.4f}  ")
+    assert out.getvalue().count("loss") == 1
+
+
+def test_the_weight_of_a_step_can_be_read():
+    """Samples, elements, what `LossOutput` says, 1 for a bare scalar, 0 for a step that adds nothing."""
+    found: list[Any] = []
+
+    def read(**given: Any) -> list[Any]:
+        engine = Engine(small_components(loader=batches(1, 4), **given), RunConfig(epochs=1))
+        found.clear()
+        engine.on_exit("process_batch")(lambda run: found.append(run.weight))
+        engine.on_exit("after_step")(lambda run: found.append(run.weight))
+        engine.run()
+        return found
+
+    assert read() == [4, None]
+    assert read(criterion=lambda output, target: output.mean()) == [4, None]
+    assert read(compute_loss=lambda network, batch: network(batch[0]).mean()) == [1, None]
+    assert read(compute_loss=lambda network, batch: LossOutput(network(batch[0]).mean(), weight=9)) == [9, None]
+    assert read(compute_loss=lambda network, batch: None) == [0, None]
+
+
+def accuracy(output: torch.Tensor, batch: Any) -> torch.Tensor:
+    return output.argmax(1) == batch[1]
+
+
+@pytest.mark.parametrize("k", [1, 3])
+def test_training_metrics_are_means_over_the_samples_of_an_epoch(k):
+    """Of what the network gave at that step, one value a sample or the mean of a batch; no graph is kept."""
+    given: list[tuple[float, float, int]] = []
+    metrics = {"accuracy": accuracy, "largest": lambda output, batch: output.max(), "plain": lambda output, batch: 2}
+    engine, _ = engine_of(uneven(6), [TrainingMetrics(metrics)], accumulation=k, epochs=2)
+
+    @engine.on_exit("process_batch")
+    def see(run: Run) -> None:
+        right, size = accuracy(run.output, run.batch), len(run.batch[1])
+        given.append((right.double().mean().item(), run.output.max().item(), size))
+
+    run = engine.run()
+    for place, name in enumerate(("accuracy", "largest")):
+        epochs = [[(step[place], step[2]) for step in given[first : first + 6]] for first in (0, 6)]
+        assert run.history(f"train/{name}") == pytest.approx(list(map(mean_of_steps, epochs)), rel=1e-12)
+    assert run.history("train/plain") == [2.0, 2.0]
+
+
+@pytest.mark.parametrize(
+    ("metrics", "match"),
+    [
+        ({"loss": accuracy}, "'loss' is always measured"),
+        ({"a": 0.5}, "metrics maps names to functions"),
+        ([accuracy], "metrics maps names to metrics, got a list"),
+    ],
+)
+def test_what_is_no_training_metric_is_refused(metrics, match):
+    with pytest.raises(PluginError, match=match):
+        TrainingMetrics(metrics)
+
+
+def test_metric_objects_and_steps_without_an_output_are_refused():
+    class Gathers:
+        def update(self, output: Any, target: Any) -> None: ...
+        def compute(self) -> float: ...
+        def reset(self) -> None: ...
+
+    with pytest.raises(PluginError, match="'f1' gathers batches; give it to Evaluate"):
+        TrainingMetrics({"f1": Gathers()})  # type: ignore[dict-item]
+    parts = small_components(compute_loss=lambda network, batch: network(batch[0]).mean())
+    with pytest.raises(PluginError, match="let compute_loss return LossOutput"):
+        Engine(parts, RunConfig(epochs=1), [TrainingMetrics({"accuracy": accuracy})]).run()
+
+
+def test_a_monitored_loss_of_the_old_name_says_what_to_name():
+    run = small_engine(1).run()
+    with pytest.raises(Exception, match=r"'train/loss', once an update, and as 'train/epoch_loss', once an epoch"):
+        monitored(run, "loss", "EarlyStopping")
+
+
+@pytest.mark.parametrize("k", [1, 3])
+def test_means_are_resumed_exactly(k, tmp_path):
+    """From a checkpoint in the middle of a window and of an epoch: the same values, to the bit."""
+
+    def build(folder: str) -> Engine:
+        network = small_network()
+        parts = Components(
+            network=network,
+            loader=[batch for size in (3, 1, 2, 4, 2, 1) for batch in batches(1, size)],
+            criterion=nn.CrossEntropyLoss(),
+            optimizer=torch.optim.SGD(network.parameters(), lr=0.1),
+        )
+        (tmp_path / folder).mkdir()
+        plugins = [
+            TrainingMetrics({"accuracy": accuracy}),
+            Journal(tmp_path / folder / "a.journal"),
+            Checkpoint(tmp_path / folder / "at", at=("after_step", "optimizer_update", "after_epoch"), keep_last=99),
+        ]
+        return Engine(parts, RunConfig(epochs=2, accumulation=k), plugins)
+
+    straight = build("straight").run()
+    values = [(value.name, value.value, value.update, value.epoch) for value in straight.records()]
+    assert {"train/loss", "train/epoch_loss", "train/accuracy", "lr"} == {name for name, *_ in values}
+    for checkpoint in sorted((tmp_path / "straight" / "at").glob("checkpoint-*"))[::3]:
+        folder = f"from {checkpoint.name}"
+        engine = build(folder)
+        (tmp_path / folder / "a.journal").write_bytes((tmp_path / "straight" / "a.journal").read_bytes())
+        run = engine.run(resume=checkpoint)
+        assert [(value.name, value.value, value.update, value.epoch) for value in run.records()] == values
+        assert equal(weights(run.network), weights(straight.network))
+        assert (run.mean_loss, run.epoch_loss) == (straight.mean_loss, straight.epoch_loss)
