@@ -207,8 +207,8 @@ def test_another_weight_decay_leaves_the_schedule_alone(tmp_path):
 @pytest.mark.parametrize(
     ("now", "says"),
     [
-        (lambda net: AdamW(net.parameters(), lr=0.1), r"optimizers\[0\]: a Adam in the checkpoint, a AdamW here"),
-        (lambda net: Adam([{"params": [net.weight]}, {"params": [net.bias]}], lr=0.1), "1 parameter groups"),
+        (lambda net: AdamW(net.parameters(), lr=0.1), r"optimizers\[0\]: an Adam in the checkpoint, an AdamW here"),
+        (lambda net: Adam([{"params": [net.weight]}, {"params": [net.bias]}], lr=0.1), "1 parameter group in"),
         ([adam(lr=0.1), lambda net: SGD([net.weight], lr=0.1)], "1 in the checkpoint, 2 here"),
     ],
     ids=["class", "groups", "number"],

@@ -146,7 +146,7 @@ def test_what_only_it_holds_is_stored(tmp_path):
         ({"name": "other"}, "Components.side_optimizers: side in the checkpoint, other here"),
         (
             {"side": lambda network: SGD(network.side.parameters(), lr=0.01)},
-            "side/side: a Adam in the checkpoint, a SGD here",
+            "side/side: an Adam in the checkpoint, an SGD here",
         ),
         (
             {"side": lambda network: Adam([network.side.weight], lr=0.01)},
