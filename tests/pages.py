@@ -26,14 +26,17 @@ class Session:
         self._page = page
         self.text = page.read_text(encoding="utf-8")
         self._printed: dict[int, str] = {}
-        self._names: dict[str, object] = {"print": self._print}
+        self._names: dict[str, Any] = {"print": self._print}
 
     def blocks(self, languages: str = "python") -> Iterator[re.Match[str]]:
         """Yield the blocks: group 1 is the language, group 2 the content."""
         return re.finditer(rf"```({languages})\n(.*?)```", self.text, re.DOTALL)
 
-    def run(self, block: re.Match[str]) -> None:
+    def run(self, block: re.Match[str]) -> dict[str, Any]:
         """Run a block of Python; an error names the page's own line.
+
+        Returns:
+            The names that the page has defined so far.
 
         Raises:
             AssertionError: If a line with a figure in the comment behind its `print` printed something else; `…` in
@@ -46,6 +49,7 @@ class Session:
             said = ".*".join(re.escape(part) for part in comment[1].split("…"))
             found = self._printed[line]
             assert re.search(rf"(?<!\w){said}(?!\w)", found), f"{self._page.name}:{line} prints {found!r}"
+        return self._names
 
     def run_all(self) -> int:
         """Run all blocks of Python; returns how many there are."""
