@@ -247,6 +247,18 @@ def test_updates_that_are_all_skipped_end_it_too():
     assert small_engine(4, [Skips()], epochs=100).smoke().step == 8
 
 
+def test_pauses_do_not_end_it():
+    """A plugin that pauses after each step."""
+
+    class Pauses(Plugin):
+        def on_exit_after_step(self, run: Run) -> None:
+            run.pause("after each step")
+
+    engine = small_engine(4, [Pauses()], epochs=2, accumulation=2)
+    tried = engine.smoke()
+    assert (tried.update, tried.state, engine.current.state) == (2, "finished", "idle")
+
+
 def test_functions_take_part_as_handlers():
     """With their filters."""
     heard: list[int] = []
