@@ -200,6 +200,23 @@ def test_networks_and_optimizers_that_only_a_loss_holds_are_put_back():
     assert digest([teacher.state_dict(), own.state_dict()]) == before
 
 
+def test_side_optimizers_are_put_back():
+    """With the networks that only they hold."""
+    other, network = small_network(), small_network()
+    side = torch.optim.Adam(other.parameters(), lr=0.1)
+    components = small_components(network, side_optimizers={"other": side})
+    engine = Engine(components, RunConfig(epochs=2))
+
+    @engine.on_exit("process_batch")
+    def train(run: Run) -> None:
+        other(run.batch[0]).sum().backward()
+        run.side_optimizers["other"].step()
+
+    before = digest([other.state_dict(), side.state_dict()])
+    engine.smoke()
+    assert digest([other.state_dict(), side.state_dict()]) == before
+
+
 def test_schedules_take_part_with_the_length_of_the_whole_run():
     """The scheduler's hold on the optimizer is undone, and its length is not that of two updates."""
     lengths: list[int] = []
