@@ -163,7 +163,7 @@ def changing_the_configuration_later(folder: Path) -> None:
     config.epochs = 2
 
 
-@mistake(ConfigError, "RunConfig.remainder must be 'extend', 'flush' or 'drop', got 'pad'")
+@mistake(ConfigError, "RunConfig.remainder must be 'extend', 'flush', 'drop' or 'carry', got 'pad'")
 def an_unknown_way_with_the_remainder(folder: Path) -> None:
     RunConfig(epochs=1, remainder="pad")
 

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
-from builders import CLASSES, FEATURES, Unsized, batches, small_components, small_engine
+from builders import CLASSES, FEATURES, Unsized, batches, small_components, small_engine, small_network
 from heptad import Engine, RunConfig, TransitionLog
 from heptad.checkpoints.store import Store
 from heptad_plugins import Checkpoint, EarlyStopping, Evaluate, Journal
@@ -254,6 +254,40 @@ def test_fewer_epochs_on_resume_note_the_window_that_is_left_open(tmp_path: Path
     run = carrying(batches(5), [Checkpoint(tmp_path)], epochs=1, accumulation=3).run(resume="auto")
     assert (run.step, run.update) == (5, 1)
     assert "2 steps of the window that epoch 0 left open make no update" in run.log.notes()[-1].text
+
+
+def test_a_closure_computes_a_window_of_two_epochs_again(tmp_path: Path):
+    """L-BFGS over three batches at a time has the bits of the plain loop, also resumed with such a window open."""
+
+    def build(folder: str) -> Engine:
+        net = small_network()
+        optimizer = torch.optim.LBFGS(net.parameters(), lr=0.1, max_iter=3)
+        parts = small_components(net, loader=batches(5), optimizer=optimizer)
+        config = RunConfig(epochs=3, accumulation=3, remainder="carry")
+        return Engine(parts, config, [Checkpoint(tmp_path / folder)])
+
+    plain = small_network()
+    optimizer, steps = torch.optim.LBFGS(plain.parameters(), lr=0.1, max_iter=3), batches(5) * 3
+    for place in range(0, 15, 3):
+
+        def closure(place: int = place) -> Any:
+            optimizer.zero_grad()
+            total: Any = 0.0
+            for data, target in steps[place : place + 3]:
+                loss = nn.functional.cross_entropy(plain(data), target) / 3
+                loss.backward()
+                total = total + loss
+            return total
+
+        optimizer.step(closure)
+
+    straight, first = build("straight"), build("resumed")
+    straight.run()
+    first.run(until=lambda run: run.epoch == 1 and run.state == "before_epoch")
+    first.close()
+    resumed = build("resumed").run(resume="auto")
+    for net in (straight.current.network, resumed.network):
+        torch.testing.assert_close(net.state_dict(), plain.state_dict(), rtol=0, atol=0)
 
 
 def test_data_that_can_be_iterated_once_serve_one_epoch_with_its_flush():

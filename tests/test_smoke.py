@@ -200,6 +200,23 @@ def test_networks_and_optimizers_that_only_a_loss_holds_are_put_back():
     assert digest([teacher.state_dict(), own.state_dict()]) == before
 
 
+def test_side_optimizers_are_put_back():
+    """With the networks that only they hold."""
+    other, network = small_network(), small_network()
+    side = torch.optim.Adam(other.parameters(), lr=0.1)
+    components = small_components(network, side_optimizers={"other": side})
+    engine = Engine(components, RunConfig(epochs=2))
+
+    @engine.on_exit("process_batch")
+    def train(run: Run) -> None:
+        other(run.batch[0]).sum().backward()
+        run.side_optimizers["other"].step()
+
+    before = digest([other.state_dict(), side.state_dict()])
+    engine.smoke()
+    assert digest([other.state_dict(), side.state_dict()]) == before
+
+
 def test_schedules_take_part_with_the_length_of_the_whole_run():
     """The scheduler's hold on the optimizer is undone, and its length is not that of two updates."""
     lengths: list[int] = []
@@ -245,6 +262,18 @@ def test_updates_that_are_all_skipped_end_it_too():
             run.skip_update("always")
 
     assert small_engine(4, [Skips()], epochs=100).smoke().step == 8
+
+
+def test_pauses_do_not_end_it():
+    """A plugin that pauses after each step."""
+
+    class Pauses(Plugin):
+        def on_exit_after_step(self, run: Run) -> None:
+            run.pause("after each step")
+
+    engine = small_engine(4, [Pauses()], epochs=2, accumulation=2)
+    tried = engine.smoke()
+    assert (tried.update, tried.state, engine.current.state) == (2, "finished", "idle")
 
 
 def test_functions_take_part_as_handlers():

@@ -194,7 +194,7 @@ class RunConfig(_Checked):
             where an iterable dataset does not share itself out: each worker yields all of it then, as in torch.
         persistent_workers: Keeps these processes from pass to pass, with the copy of the dataset that each began with:
             they do not see how it changes. By default each pass starts them anew, with the dataset as it is then, which
-            costs milliseconds each where processes are forked, seconds where they are spawned. With a `dataset` that
+            costs tens of milliseconds where processes are forked, seconds where they are spawned. With a `dataset` that
             is indexed only.
         device: Where the network and the batches are placed: `"auto"` (the accelerator if there is one), `"cpu"`,
             `"cuda"`, `"cuda:1"` and so on, or a `torch.device`, of which the name is kept. Of a batch every tensor in

@@ -76,7 +76,7 @@ class Memento:
             case dict() | list() | set() | deque():
                 yield from self._remember_container(cast("Any", value), copied, depth)
             case tuple() | types.MethodType() | functools.partial() | types.FunctionType():
-                yield from ((part, copied, depth) for part in _parts(cast("Any", value)))
+                yield from ((part, copied, depth) for part in _held_by(cast("Any", value)))
             case nn.Module() | Optimizer():
                 yield from self._remember_attributes(value, True, 0)
             case Plugin() | LRScheduler():
@@ -99,7 +99,7 @@ class Memento:
         yield from ((part, copied, depth) for part in kept.values())
 
 
-def _parts(value: Any) -> Iterator[Any]:
+def _held_by(value: Any) -> Iterator[Any]:
     """Yield what a tuple or a function holds; of a function only what a smoke run is to put back in any case."""
     match value:
         case tuple():

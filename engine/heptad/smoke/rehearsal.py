@@ -123,11 +123,13 @@ def _drive(engine: SmokeEngine, evaluations: Sequence[Detour]) -> Run:
 
     engine.on_exit("optimizer_update", every=1, once=False, when=None)(end)
     try:
-        engine.run(until=lambda run: run.update > 0)
+        while not run.ended and not run.update:  # again where a plugin pauses it
+            engine.run(until=lambda run: run.update > 0)
         if not run.ended:
             rare = [detour for detour in evaluations if (detour.every or 0) > UPDATES]
             _evaluate(run, rare)  # before the epoch ends, where plugins look for values
             _store(run)
+        while not run.ended:
             engine.run()
         if not rare and "evaluate" not in run.log.counts():
             _evaluate(run, evaluations)
