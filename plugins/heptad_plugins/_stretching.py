@@ -71,8 +71,8 @@ def other_facts(first: Mapping[str, Any], moved: Mapping[str, Any], here: Mappin
         f"{name} was {first.get(name, 'not there')} and is {here.get(name, 'not there')} here"
         for name in dict.fromkeys((*first, *here))
         if not MOVING.intersection(name.split("."))
-        and first.get(name) == moved.get(name, first.get(name))
-        and first.get(name) != here.get(name)
+        and _equal(first.get(name), moved.get(name, first.get(name)))
+        and not _equal(first.get(name), here.get(name))
     ]
 
 
@@ -81,11 +81,6 @@ def shows_all(scheduler: LRScheduler) -> bool:
     inner = cast("Sequence[LRScheduler]", getattr(scheduler, "_schedulers", ()))
     plain = type(scheduler).__module__ == "torch.optim.lr_scheduler"
     return plain and not isinstance(scheduler, LambdaLR | MultiplicativeLR | CyclicLR) and all(map(shows_all, inner))
-
-
-def built_options(groups: Groups) -> list[dict[str, Any]]:
-    """Return the plain options of each parameter group, as a checkpoint can hold them."""
-    return [{name: value for name, value in options_of(group).items() if _is_plain(value)} for group in groups]
 
 
 def replay(
@@ -97,16 +92,15 @@ def replay(
 
     Args:
         groups: The parameter groups of its optimizer, with the options of the checkpoint.
-        built: The options of the groups when the run began; where they are not known, none.
+        built: The options that the groups were built with.
         build: Builds the scheduler on it.
         moves: How often it had moved when the checkpoint was taken.
     """
     kept = [options_of(group) for group in groups]
-    begins = [_beginning(options, built[number] if number < len(built) else {}) for number, options in enumerate(kept)]
-    for group, options in zip(groups, begins, strict=True):
+    for group, options in zip(groups, built, strict=False):  # groups that were added during the run are behind these
         params = group["params"]
         group.clear()
-        group.update(options, params=params)
+        group.update(options_of(options), params=params)
     began = [options_of(group) for group in groups]
     scheduler = build()
     scheduler.optimizer.__dict__["_opt_called"] = True  # torch warns if a scheduler steps before its optimizer
@@ -121,16 +115,6 @@ def replay(
     return scheduler
 
 
-def _beginning(now: Mapping[str, Any], built: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the options that a group began with; an older checkpoint does not hold them, but the first rate."""
-    if built:
-        return {name: value for name, value in now.items() if name not in WRITTEN} | options_of(built)
-    options = {name: value for name, value in now.items() if name not in WRITTEN}
-    if "initial_lr" in now:
-        options["lr"] = now["initial_lr"]
-    return options
-
-
 def _leaves(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
     if isinstance(value, Mapping | list | tuple):
         inner = cast("Mapping[Any, Any] | Sequence[Any]", value)
@@ -143,13 +127,7 @@ def _leaves(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
         yield name, value
 
 
-def _is_plain(value: Any) -> bool:
-    if isinstance(value, list | tuple):
-        return all(map(_is_plain, cast("Sequence[Any]", value)))
-    return isinstance(value, Tensor | bool | int | float | str | None)
-
-
 def _equal(one: Any, other: Any) -> bool:
     if isinstance(one, Tensor) or isinstance(other, Tensor):
         return isinstance(one, Tensor) and isinstance(other, Tensor) and torch.equal(one, other)
-    return bool(one == other)
+    return bool(one == other or (one != one and other != other))  # noqa: PLR0124 - NaN

@@ -14,7 +14,6 @@ from heptad_plugins._options import one_of, text_of, whole_number
 from heptad_plugins._scheduler import check_monitor, is_rebased, rebase, scheduler_from_format_1, takes_length
 from heptad_plugins._stretching import (
     TrialOptimizer,
-    built_options,
     facts_of,
     options_of,
     other_facts,
@@ -126,7 +125,9 @@ class LRSchedule(Plugin):
         self._entered: int | None = None
         self._moves = 0
         self._first: dict[str, Any] = {}
-        """What the scheduler and the optimizer's groups were when it was built."""
+        """What the scheduler was built from."""
+        self._options: list[dict[str, Any]] = []
+        """The options that the optimizer's groups were built with, in a run that is resumed."""
         self._length: int | None = None
         """The updates of the whole run as it was configured; `total_updates` may change while it is driven."""
         self._begun: Run | None = None
@@ -260,10 +261,8 @@ class LRSchedule(Plugin):
         state, self._restored = self._restored, None
         if state is not None and self._stretches:
             self._stretches, self._total = False, None
-            groups, built = run.parameter_groups(self._optimizer(run)), self._first.get("groups", ())
-            if is_rebased(scheduler_from_format_1(state["scheduler"]), groups):
-                built = ()  # the rates that were given now hold, not those that the run began with
-            self._scheduler = replay(groups, built, lambda: self._build(run), self._moves)
+            groups = run.parameter_groups(self._optimizer(run))
+            self._scheduler = replay(groups, self._options, lambda: self._build(run), self._moves)
             state = None
         if self._scheduler is None:
             groups = run.parameter_groups()
@@ -282,7 +281,7 @@ class LRSchedule(Plugin):
 
     def _build(self, run: Run) -> LRScheduler:
         """Return the scheduler as it begins, and remember what it and the groups of its optimizer are then."""
-        scheduler, groups = self._source, None
+        scheduler = self._source
         if not isinstance(scheduler, LRScheduler):
             self._total = run.total_updates if self._total is None else self._total
             if self._total is None and self._sized:
@@ -291,7 +290,6 @@ class LRSchedule(Plugin):
                     "there will be; give RunConfig(max_updates=…), or pass a scheduler that you have built yourself"
                 )
             optimizer = self._optimizer(run)
-            groups = built_options(run.parameter_groups(optimizer))
             scheduler = self._call(optimizer, self._total)
             if not isinstance(scheduler, LRScheduler):
                 raise EngineError(f"LRSchedule: the function must return a torch scheduler, got {scheduler!r}")
@@ -302,8 +300,7 @@ class LRSchedule(Plugin):
                 "from the optimizer in Components, or pass a function (optimizer, total_updates)"
             )
         self._length = run.total_updates if self._length is None else self._length
-        facts = facts_of(type(scheduler).__name__, scheduler.state_dict())
-        self._first = {"facts": facts, "groups": self._first.get("groups", groups or [])}
+        self._first = facts_of(type(scheduler).__name__, scheduler.state_dict())
         return scheduler
 
     def _optimizer(self, run: Run) -> Optimizer:
@@ -321,7 +318,7 @@ class LRSchedule(Plugin):
 
     def _changes(self, run: Run, state: dict[str, Any]) -> list[str]:
         """Return in what the schedule is another one than that of a checkpoint, in words."""
-        scheduler, first = self._tried(run), self._first.get("facts")
+        scheduler, first = self._tried(run), self._first
         if isinstance(scheduler, ReduceLROnPlateau):
             return []
         changes: list[str] = []
@@ -341,8 +338,9 @@ class LRSchedule(Plugin):
             return self._source
         try:
             optimizer = self._optimizer(run)
-            trial = TrialOptimizer(run.parameter_groups(optimizer), optimizer.defaults)
-            scheduler = self._call(trial, self._length)
+            groups = run.parameter_groups(optimizer)
+            self._options = [options_of(group) for group in groups]
+            scheduler = self._call(TrialOptimizer(groups, optimizer.defaults), self._length)
         except Exception:  # whoever builds it for the run will raise it again
             return None
         return scheduler if isinstance(scheduler, LRScheduler) else None
