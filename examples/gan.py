@@ -60,12 +60,10 @@ class GeneratorUpdate(Plugin):
     """Update the generator after each update of the discriminator, in a state of its own.
 
     Args:
-        networks: Both networks. The plugin has its own optimizer for the generator.
         size: Number of points of an update.
     """
 
-    def __init__(self, networks: nn.ModuleDict, size: int) -> None:
-        self._optimizer = torch.optim.Adam(networks["generator"].parameters(), lr=1e-3, betas=(0.5, 0.99))
+    def __init__(self, size: int) -> None:
         self._size = size
 
     def detours(self) -> list[Detour]:
@@ -79,22 +77,13 @@ class GeneratorUpdate(Plugin):
     def update(self, run: Run) -> None:
         """Update the generator: the body of the state.
 
-        Its gradients in the discriminator are cleared where the next window opens.
+        The engine has built its optimizer, stores it, and clears all gradients where the next window opens.
         """
         judge = run.network["discriminator"]
         loss = softplus(-judge(invent(run.network, self._size))).mean()
-        self._optimizer.zero_grad()
         loss.backward()
-        self._optimizer.step()
+        run.side_optimizers["generator"].step()
         run.record("generator", loss.detach())
-
-    def state_dict(self) -> dict:
-        """Return the state of the optimizer; the weights are stored with the network."""
-        return self._optimizer.state_dict()
-
-    def load_state_dict(self, state: dict) -> None:
-        """Restore the state of the optimizer."""
-        self._optimizer.load_state_dict(state)
 
 
 def main() -> None:
@@ -105,15 +94,17 @@ def main() -> None:
 
     torch.manual_seed(0)
     networks = build_networks()
+    adam = {name: torch.optim.Adam(part.parameters(), lr=1e-3, betas=(0.5, 0.99)) for name, part in networks.items()}
     engine = Engine(
         Components(
             network=networks,
             dataset=draw_ring(10_000, torch.Generator().manual_seed(0)),  # a tensor of rows is a dataset
             compute_loss=discriminator_loss,
-            optimizer=torch.optim.Adam(networks["discriminator"].parameters(), lr=1e-3, betas=(0.5, 0.99)),
+            optimizer=adam["discriminator"],
+            side_optimizers={"generator": adam["generator"]},
         ),
         RunConfig(max_updates=options.updates, batch_size=128, device="cpu"),
-        plugins=[GeneratorUpdate(networks, size=128)],
+        plugins=[GeneratorUpdate(size=128)],
     )
     print(engine.diagram())
 

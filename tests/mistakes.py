@@ -249,13 +249,15 @@ def an_optimizer_function_of_nothing(folder: Path) -> None:
 
 @mistake(
     ConfigError,
-    "the step of this LBFGS is called as step(), but takes (closure)",
-    "an optimizer that needs no closure, such as SGD",
+    "GradientClipping changes the gradients on entry to optimizer_update, and the step of LBFGS",
+    "leave the plugin out, or use another optimizer",
 )
-def an_optimizer_that_needs_a_closure(folder: Path) -> None:
+def an_optimizer_that_needs_a_closure_beside_clipping(folder: Path) -> None:
     model = network()
     Engine(
-        components(network=model, optimizer=torch.optim.LBFGS(model.parameters())), RunConfig(epochs=1, batch_size=4)
+        components(network=model, optimizer=torch.optim.LBFGS(model.parameters())),
+        RunConfig(epochs=1, batch_size=4),
+        [GradientClipping(max_norm=1.0)],
     )
 
 
@@ -967,9 +969,9 @@ def a_metric_by_its_name(folder: Path) -> None:
 @mistake(
     RuntimeError,
     "The size of tensor a (3) must match the size of tensor b (4)",
-    "in the evaluation in the body of process_batch (epoch 0, batch 0, step 0, update 0)",
+    "in metrics['accuracy']",
     "the output: float32 of shape (4, 3)",
-    "in Evaluate 'valid' in the body of evaluate (epoch 0, batch 6, step 6, update 6)",
+    "in a trial of the metrics of Evaluate(data=…) of 'valid' on one batch; trial=False leaves it out",
 )
 def a_metric_of_the_wrong_shapes(folder: Path) -> None:
     train(Evaluate(dataset(), {"accuracy": lambda output, batch: (output == batch[1]).float().mean()}))
@@ -986,6 +988,21 @@ def evaluating_on_an_exhausted_iterator(folder: Path) -> None:
     engine = train()
     engine.evaluate(batches)
     engine.evaluate(batches)
+
+
+@mistake(EngineError, "got shape (3, 8, 8)", "logger.writer.add_image('samples', image, run.update)")
+def recording_an_image(folder: Path) -> None:
+    engine = train()
+    engine.current.record("samples", torch.zeros(3, 8, 8))
+
+
+@mistake(PluginError, "Counts has a state_dict and no load_state_dict", "give it both")
+def half_a_state(folder: Path) -> None:
+    class Counts(Plugin):
+        def state_dict(self) -> dict[str, Any]:
+            return {"count": 3}
+
+    train(Counts())
 
 
 @mistake(PluginError, "EMA(decay=…) must be below 1", "got 1.5")

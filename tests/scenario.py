@@ -24,7 +24,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset
 from builders import Unsized
 from heptad import Components, Detour, Engine, Plugin, Run, RunConfig, Transition, on_enter, on_exit
 from heptad.data.generators import global_states
-from heptad_plugins import EMA, Checkpoint, EarlyStopping, Evaluate, GradientClipping, LRSchedule
+from heptad_plugins import EMA, SAM, Checkpoint, EarlyStopping, Evaluate, GradientClipping, LRSchedule
 
 FEATURES, CLASSES, BATCHES, SIZE = 4, 3, 7, 2
 EVERYWHERE = ("after_step", "optimizer_update", "after_epoch")
@@ -67,7 +67,7 @@ class Noise(Plugin):
             assert parameter.grad is not None
             parameter.grad.add_(torch.randn_like(parameter.grad), alpha=0.01)
 
-    @on_exit("after_step", every=4)
+    @on_exit("after_step", every=4, first=3)
     def report(self, run: Run) -> None:
         assert run.loss is not None
         run.record("every fourth loss", run.loss)
@@ -85,6 +85,15 @@ class Noise(Plugin):
         self.drawn = state["drawn"]
 
 
+class Tilts(Plugin):
+    """Steps a side optimizer, of a parameter that only it holds."""
+
+    def on_exit_optimizer_update(self, run: Run) -> None:
+        (tilt,) = run.side_optimizers["tilt"].param_groups[0]["params"]
+        (tilt * run.update).sin().backward()
+        run.side_optimizers["tilt"].step()
+
+
 def network() -> nn.Module:
     """Return a network with dropout and batch norm."""
     with torch.random.fork_rng():
@@ -92,6 +101,20 @@ def network() -> nn.Module:
         return nn.Sequential(
             nn.Linear(FEATURES, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Dropout(0.25), nn.Linear(8, CLASSES)
         )
+
+
+class Guesses:
+    """A metric object that counts guesses by class and target: an array in the log."""
+
+    def reset(self) -> None:
+        self.table = torch.zeros(CLASSES, CLASSES, dtype=torch.int64)
+
+    def update(self, output: torch.Tensor, target: torch.Tensor) -> None:
+        for guess, right in zip(output.argmax(1), target, strict=True):
+            self.table[guess, right] += 1
+
+    def compute(self) -> torch.Tensor:
+        return self.table
 
 
 def held_out() -> list[tuple[torch.Tensor, torch.Tensor]]:
@@ -136,9 +159,13 @@ def full_engine(
     engine_class: type[Engine] = Engine,
     checkpoint: Checkpoint | None = None,
     schedule: bool = True,
+    again: bool = False,
     **config: Any,
 ) -> Engine:
-    """Return the engine of the scenario; its checkpoints are in `directory`."""
+    """Return the engine of the scenario; its checkpoints are in `directory`.
+
+    With `again`, each window is computed again from its batches, and there is a side optimizer.
+    """
     model = network()
     given = FEEDS[feed]()
     own = {"batch_size": SIZE, "num_workers": 2 if feed == "workers" else 0} if "dataset" in given else {}
@@ -146,17 +173,22 @@ def full_engine(
         network=model,
         criterion=nn.CrossEntropyLoss(),
         optimizer=lambda network: torch.optim.AdamW(network.parameters(), lr=0.01),
+        side_optimizers={"tilt": torch.optim.SGD([nn.Parameter(torch.ones(()))], lr=0.1, momentum=0.9)}
+        if again
+        else {},
         **given,
     )
     members: list[Plugin] = [
         Noise(),
         GradientClipping(max_norm=1.0),
-        EMA(decay=0.8),
-        Evaluate(held_out()),
+        EMA(decay=0.8, every=2, start=1, dtype=torch.float64),
+        Evaluate(held_out(), {"guesses": Guesses()}),
         EarlyStopping("valid/loss", patience=50),
         checkpoint or Checkpoint(directory, at=at),
         *plugins,
     ]
+    if again:
+        members += [SAM(), Tilts()]
     if schedule:
         # a fixed length where that of the data is unknown
         members.append(LRSchedule(lambda optimizer: OneCycleLR(optimizer, 0.05, total_steps=8)))
@@ -170,7 +202,7 @@ def outcome(engine: Engine) -> dict[str, str]:
     plugins = {plugin.name: plugin for plugin in engine._manager.plugins}
     parts: dict[str, Any] = {
         "weights": {**dict(run.network.named_parameters()), **dict(run.network.named_buffers())},
-        "optimizer": [optimizer.state_dict() for optimizer in run.optimizers],
+        "optimizer": [one.state_dict() for one in (*run.optimizers, *run.side_optimizers.values())],
         "random state": global_states(),
         "recorded values": [(r.name, r.value, r.seq, r.epoch, r.step, r.update) for r in run.records()],
         "counters": [run.epoch, run.batch_index, run.step, run.update, run.samples, run.state, run.reason],

@@ -48,6 +48,7 @@ from heptad import (
 from heptad.data.build import build_dataset_feed, build_loader_feed
 from heptad.errors import a_kind, counted
 from heptad.step.optimizers import optimizer_mistake
+from heptad_plugins import GradientClipping
 
 NETWORK = small_network()
 DATASET = TensorDataset(torch.randn(6, FEATURES), torch.arange(6) % CLASSES)
@@ -182,17 +183,19 @@ TABLE: dict[str, tuple[Callable[[], Any], type[EngineError], list[str]]] = {
         ConfigError,
         ["Components.optimizer must be a torch optimizer", "got []"],
     ),
-    "a function that builds an optimizer that needs a closure": (
-        lambda: Engine(
-            components(optimizer=lambda network: torch.optim.LBFGS(network.parameters())), RunConfig(epochs=1)
-        ).run(),
+    "a function that builds an optimizer whose step takes more than a closure": (
+        lambda: Engine(components(optimizer=lambda network: Demanding(sgd(network))), RunConfig(epochs=1)).run(),
         ConfigError,
-        ["the step of this LBFGS is called as step(), but takes (closure)"],
+        ["the step of this Demanding is called as step(), or as step(closure), but takes (closure: "],
     ),
-    "an optimizer that needs a closure and has a schedule": (
-        lambda: Engine(components(optimizer=scheduled(torch.optim.LBFGS(NETWORK.parameters()))), RunConfig(epochs=1)),
+    "an optimizer that needs a closure, beside what changes the gradients": (
+        lambda: Engine(
+            components(optimizer=torch.optim.LBFGS(NETWORK.parameters())),
+            RunConfig(epochs=1),
+            [GradientClipping(max_norm=1.0)],
+        ),
         ConfigError,
-        ["the step of this LBFGS is called as step(), but takes (self, closure)"],
+        ["GradientClipping changes the gradients", "the step of LBFGS", "leave the plugin out"],
     ),
     "one optimizer of two of another network": (
         lambda: Engine(components(optimizer=[sgd(NETWORK), sgd(small_network())]), RunConfig(epochs=1)).run(),
@@ -377,6 +380,13 @@ class Stepped:
 
     def step(self) -> None:
         self.optimizer.step()
+
+
+class Demanding(Stepped):
+    """Steps as no optimizer of torch does."""
+
+    def step(self, closure: Any, loss: Any) -> None:
+        del closure, loss
 
 
 class WithClosure(Stepped):

@@ -225,8 +225,26 @@ def test_a_detour_that_fails_names_its_plugin_and_its_state(part: str):
 
 
 def test_every_is_due_when_its_count_has_crossed_a_multiple():
-    """With `every=2` over steps: after steps 2, 4, 6, never twice for one value."""
+    """With `every=2` over steps: after steps 2, 4, 6, never twice for one value; with `first=1` after 1, 3, 5, 7."""
     assert visits(ran(detour("sample", "after_step", every=2), loader=7), "sample") == [(2, 1), (4, 3), (6, 5)]
+    engine = ran(detour("sample", "after_step", every=2, first=1), loader=7)
+    assert [step for step, _ in visits(engine, "sample")] == [1, 3, 5, 7]
+    assert [step for step, _ in visits(ran(detour("sample", "after_step", every=2, first=5), loader=8), "sample")] == [
+        5,
+        7,
+    ]
+
+
+@pytest.mark.parametrize("first", [0, True, 1.5])
+def test_a_first_that_is_no_whole_number_is_refused(first):
+    with pytest.raises(TableError, match="first must be a whole number from 1 on, beside every"):
+        Detour("sample", "after_step", lambda run: True, lambda run: None, every=2, first=first)
+
+
+def test_a_first_without_every_is_refused():
+    """`when` alone decides there."""
+    with pytest.raises(TableError, match="beside every"):
+        Detour("sample", "after_step", lambda run: True, lambda run: None, first=2)
 
 
 def test_every_counts_whatever_the_source_and_never_twice_for_one_value():

@@ -564,3 +564,89 @@ def test_a_container_that_cannot_be_built_anew_is_evaluated_where_it_is():
     optimizer = torch.optim.SGD(network.parameters())
     parts = Components(loader=[batch], network=network, compute_loss=compute_loss, optimizer=optimizer)
     assert Engine(parts, RunConfig(epochs=1, device="cpu")).evaluate([batch])["loss"] > 0
+
+
+# -- gradients
+
+
+class Caching(nn.Module):
+    """Keeps a table of positions when it is first asked for it, as rotary embeddings do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Linear(FEATURES, CLASSES)
+        self.table: torch.Tensor | None = None
+
+    def forward(self, data: torch.Tensor) -> torch.Tensor:
+        if self.table is None:
+            self.table = torch.linspace(0, 1, CLASSES).cos()
+        return self.body(data) * self.table
+
+
+class Force(nn.Module):
+    """Takes a gradient inside, as a network that predicts forces does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.energy = nn.Sequential(nn.Linear(FEATURES, 8), nn.Tanh(), nn.Linear(8, 1))
+        self.head = nn.Linear(FEATURES, CLASSES)
+
+    def forward(self, data: torch.Tensor) -> torch.Tensor:
+        with torch.enable_grad():
+            data = data.detach().requires_grad_()
+            (force,) = torch.autograd.grad(self.energy(data).sum(), data, create_graph=True)
+        return self.head(force)
+
+
+def engine_of(network: nn.Module) -> Engine:
+    """Return an engine that trains a network on the samples."""
+    return Engine(small_components(network, dataset=TRAIN), RunConfig(epochs=1, batch_size=4, device="cpu"))
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_what_a_network_keeps_in_an_evaluation_can_be_trained_on(verb):
+    """The next step saves it for its backward pass."""
+    engine, plain = engine_of(Caching()), engine_of(Caching())
+    plain.current.network.load_state_dict(engine.current.network.state_dict())
+    VERBS[verb](engine, VALID)
+    assert equal(weights(engine.run().network), weights(plain.run().network))
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_a_network_may_take_gradients_inside(verb):
+    """What it gives has no graph, so that a metric which gathers outputs keeps none alive."""
+    kept: list[torch.Tensor] = []
+    engine = engine_of(Force())
+    engine.current.network.train()
+    found = engine.evaluate(VALID, {"keep": lambda output, batch: kept.append(output) or 0.0})
+    kept += list(engine.predict(VALID))
+    assert found["loss"] == pytest.approx(
+        nn.functional.cross_entropy(engine.current.network(VALID[:][0]), VALID[:][1]).item()
+    )
+    assert [output.requires_grad for output in kept] == [False] * 4
+
+
+def test_inference_mode_is_there_for_those_who_ask():
+    """Of an evaluation, of a run's, and of a prediction."""
+    seen: list[bool] = []
+    engine = engine_of(Part())
+    metrics = {"mode": lambda output, batch: seen.append(output.is_inference()) or 0.0}
+    plain = engine.evaluate(VALID, metrics)
+    assert engine.evaluate(VALID, metrics, inference_mode=True) == plain
+    engine.on_exit("before_loop")(lambda run: run.evaluate(VALID, metrics, inference_mode=True))
+    engine.run()
+    assert seen == [False] * 2 + [True] * 4
+    assert [output.is_inference() for output in engine.predict(VALID, inference_mode=True)] == [True] * 2
+    assert [output.is_inference() for output in engine.predict(VALID)] == [False] * 2
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"inference": True}, "there is no option inference; did you mean 'inference_mode'"),
+        ({"inference_mode": 1}, "1"),
+    ],
+)
+def test_an_unknown_option_is_refused(options: Any, message: str):
+    with pytest.raises(ConfigError, match=message):
+        engine_of(Part()).evaluate(VALID, **options)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
+import numpy as np
 import pytest
 
 from builders import small_engine
@@ -17,7 +18,9 @@ from heptad.plugin import (
     Extend,
     Failed,
     Note,
+    OptionChange,
     Pause,
+    RecordedArray,
     Remark,
     Resume,
     Skip,
@@ -26,6 +29,7 @@ from heptad.plugin import (
     Stop,
     Untrained,
 )
+from heptad.record.arrays import pack_array
 from heptad.record.chunk import Failure
 from heptad.record.counters import Counters
 from heptad.record.event_codec import from_plain, to_plain
@@ -88,11 +92,18 @@ def test_a_row_of_format_1_is_read_as_an_event(kind: str, text: str):
     assert from_format_1(7, kind, text, 1_000) == OLD[kind, text]
 
 
+NEW: list[Event] = [
+    OptionChange(*AT, "optimizers[0]", 1, "lr", "0.1", "0.2"),
+    RecordedArray(*AT, "confusion", pack_array("confusion", np.eye(2))),
+]
+"""The events that format 1 did not have."""
+
+
 def test_every_event_is_among_those_below():
-    assert {type(event) for event in (*OLD.values(), *LATER)} == set(EVENTS.values())
+    assert {type(event) for event in (*OLD.values(), *NEW, *LATER)} == set(EVENTS.values())
 
 
-@pytest.mark.parametrize("event", [*OLD.values(), *LATER], ids=str)
+@pytest.mark.parametrize("event", [*OLD.values(), *NEW, *LATER], ids=str)
 def test_an_event_is_read_back_from_json_as_it_was(event: Event):
     assert from_plain(json.loads(json.dumps(to_plain(event)))) == event
 

@@ -26,6 +26,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "flush": {"remainder": "flush"},
     "drop": {"remainder": "drop"},
     "carry": {"remainder": "carry"},
+    "again": {"again": True},
 }
 
 

@@ -26,6 +26,7 @@ class Calls(Plugin):
                 lambda run: run.step % 2 == 1,
                 self.nothing,
                 every=self.every,
+                first=2,
             ),
             Detour("other", "after_epoch", lambda run: run.epochs_remain, self.nothing),
         ]
@@ -33,7 +34,7 @@ class Calls(Plugin):
     def nothing(self, run):
         pass
 
-    @on_exit("after_step", every=2)
+    @on_exit("after_step", every=2, first=3)
     def second(self, run):
         self.seen.append("Calls.second")
 

@@ -110,6 +110,14 @@ def test_a_method_whose_name_begins_with_on_must_name_a_moment():
         ({"every": 1}, [1, 2, 3, 4, 5, 6, 7, 8]),
         ({"every": 3}, [3, 6]),
         ({"every": 9}, []),
+        ({"every": 3, "first": 1}, [1, 4, 7]),
+        ({"every": 3, "first": 2}, [2, 5, 8]),
+        ({"every": 3, "first": 3}, [3, 6]),
+        ({"every": 2, "first": 5}, [5, 7]),
+        ({"first": 7}, [7, 8]),
+        ({"first": 9}, []),
+        ({"every": 3, "first": 2, "once": True}, [2]),
+        ({"every": 3, "first": 1, "when": lambda run: run.step > 1}, [4, 7]),
         ({"once": True}, [1]),
         ({"every": 3, "once": True}, [3]),
         ({"when": lambda run: run.step > 5}, [6, 7, 8]),
@@ -187,9 +195,11 @@ def test_every_instance_counts_for_itself():
 
 
 @pytest.mark.parametrize("once", [False, True])
-@pytest.mark.parametrize("every", [1, 2, 3, 5])
+@pytest.mark.parametrize(
+    ("every", "start"), [(1, None), (2, None), (3, None), (5, None), (3, 1), (3, 5), (1, 4), (2, 7)]
+)
 @pytest.mark.parametrize("before", range(12))
-def test_a_filter_continues_from_where_another_had_counted(before: int, every: int, once: bool):
+def test_a_filter_continues_from_where_another_had_counted(before: int, every: int, start: int | None, once: bool):
     """The state of one filter, restored in a new one: together they hear what one alone would."""
     run = small_engine().current
     heard: list[int] = []
@@ -197,16 +207,17 @@ def test_a_filter_continues_from_where_another_had_counted(before: int, every: i
 
     def subscription() -> Subscription:
         return Subscription(
-            None, "look", Mark("exit", "after_step", every, once, None), lambda run: heard.append(event)
+            None, "look", Mark("exit", "after_step", every, once, None, start), lambda run: heard.append(event)
         )
 
     first, second = subscription(), subscription()
     for event in range(1, 13):
         if event == before + 1:
-            assert first.filter.state()[0] == (before if every > 1 or once else 0)
+            assert first.filter.state()[0] == (before if every > 1 or once or start else 0)
             second.filter.restore(*first.filter.state())
         (first if event <= before else second).call(run)
-    due = [number for number in range(1, 13) if number % every == 0]
+    due = list(range(start or every, 13, every))
+    assert [number for number in range(1, 13) if first.filter.selects(number)] == due
     assert heard == (due[:1] if once else due)
 
 
@@ -479,11 +490,28 @@ class Begins(Plugin):
     def on_begin(self, run: Run) -> None:
         self.calls.append(f"on_begin in {run.state}")
 
+    def state_dict(self) -> dict[str, Any]:
+        return {"calls": len(self.calls)}
+
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.calls.append("load_state_dict")
 
     def open(self, run: Run) -> None:
         self.calls.append(f"open in {run.state}")
+
+
+@pytest.mark.parametrize(("method", "other"), [("state_dict", "load_state_dict"), ("load_state_dict", "state_dict")])
+def test_a_plugin_with_one_half_of_a_state_is_refused_when_the_engine_is_built(method: str, other: str):
+    """Set in the class, inherited, or on the instance: its state would be stored and never restored, or the reverse."""
+    half = type("Half", (Plugin,), {method: lambda self, *state: {}})
+    inherits = type("Inherits", (half,), {})
+    whole = type("Whole", (inherits,), {other: lambda self, *state: {}})
+    on_instance = Plugin()
+    setattr(on_instance, method, dict)
+    for plugin, name in ((half(), "Half"), (inherits(), "Inherits"), (on_instance, "Plugin")):
+        with pytest.raises(PluginError, match=f"^{name} has a {method} and no {other}, so a resumed run could not"):
+            small_engine(1, [plugin])
+    assert small_engine(1, [whole()]).run().state == "finished"
 
 
 def test_a_plugin_begins_once_for_each_engine_before_it_is_opened():
@@ -614,6 +642,12 @@ def test_what_ended_the_run_is_raised_though_closing_fails_too():
 def test_a_plugin_error_is_an_engine_error():
     """One `except` catches all that Heptad raises."""
     assert issubclass(PluginError, EngineError)
+
+
+@pytest.mark.parametrize("first", [0, -1, 1.0, True, "1"])
+def test_a_first_that_is_no_whole_number_is_refused(first: Any):
+    with pytest.raises(PluginError, match="first must be a whole number from 1 on, got"):
+        small_engine(2).on_exit("after_step", every=2, first=first)(print)
 
 
 @pytest.mark.parametrize("once", [5, "yes", None])

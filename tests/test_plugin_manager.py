@@ -271,6 +271,25 @@ def test_subscriptions_is_a_table_of_who_is_called_when():
     assert any("idle: no plugin brings evaluate" in line for line in lines)
 
 
+@pytest.mark.parametrize(
+    ("filters", "words"),
+    [
+        ({"every": 10, "first": 1}, "every 10 from 1 on"),
+        ({"every": 10, "first": 10}, "every 10"),
+        ({"first": 5}, "from 5 on"),
+        ({"first": 1}, ""),
+        (
+            {"every": 2, "first": 1, "once": True, "when": lambda run: True},
+            "every 2 from 1 on, once, when its predicate holds",
+        ),
+    ],
+)
+def test_a_filter_is_shown_in_words(filters: dict[str, Any], words: str):
+    engine = small_engine(3)
+    engine.on_exit("after_step", **filters)(lambda run: None)
+    assert engine.subscriptions()[0].filter == words
+
+
 def test_plugins_that_compare_equal_are_two():
     """A dataclass compares by its fields, a tensor among them cannot be compared at all."""
 

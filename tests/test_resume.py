@@ -435,6 +435,9 @@ class Keeps(Plugin):
     def state_dict(self) -> dict[str, Any]:
         return {"a": 1}
 
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        assert state == {"a": 1}
+
 
 def test_observers_may_come_and_go_and_others_may_not(tmp_path):
     """Each that comes or goes is noted; one that changes the run and has a state is missed."""
@@ -615,7 +618,7 @@ def test_a_detached_checkpoint_takes_no_other_detour_along(tmp_path):
 def test_an_error_in_a_state_dict_names_the_plugin(tmp_path):
     """In a note on what was raised, unchanged; a state_dict that returns nothing is refused by name."""
 
-    class Odd(Plugin):
+    class Odd(Keeps):
         def state_dict(self) -> Any:
             raise LookupError("no such thing")
 
@@ -724,12 +727,26 @@ def test_every_keeps_its_phase(tmp_path):
             return [
                 Detour(
                     "look", "after_step", lambda run: True, lambda run: self.heard.append(("look", run.step)), every=3
-                )
+                ),
+                Detour(
+                    "glance",
+                    "after_step",
+                    lambda run: True,
+                    lambda run: self.heard.append(("glance", run.step)),
+                    every=3,
+                    first=1,
+                ),
             ]
 
         @on_exit("before_step", every=4)
         def fourth(self, run: Run) -> None:
             self.heard.append(("fourth", run.step))
+
+        @on_exit("before_step", every=4, first=2, once=True)
+        @on_exit("before_step", every=3, first=1)
+        @on_exit("before_step", every=3)
+        def first(self, run: Run) -> None:
+            self.heard.append(("first", run.step))
 
         @on_exit("before_step", once=True, when=lambda run: run.step >= 2)
         def once(self, run: Run) -> None:
@@ -1129,7 +1146,7 @@ def test_gradients_that_the_next_step_drops_take_no_room(tmp_path):
 def test_what_cannot_be_stored_is_refused_by_name(tmp_path):
     """The plugin and the key; the checkpoints before it stay."""
 
-    class Odd(Plugin):
+    class Odd(Keeps):
         def state_dict(self) -> dict[str, Any]:
             return {"fine": 1, "cache": [object()] if self.late else []}
 
@@ -1400,7 +1417,7 @@ def test_the_newest_and_the_best_are_kept(tmp_path):
     values = iter([3.0, 1.0, 2.0, 5.0, 4.0])
 
     class Gives(Plugin):
-        def on_exit_before_epoch(self, run: Run) -> None:
+        def on_exit_after_epoch(self, run: Run) -> None:
             run.record("value", next(values))
 
     checkpoint = Checkpoint(tmp_path, keep_last=2, keep_best=2, monitor="value")
@@ -1467,12 +1484,11 @@ def test_nothing_is_missing_from_the_log_of_a_resumed_run(tmp_path):
 
 
 def test_a_state_that_nobody_would_take_back_is_refused(tmp_path: Path):
-    """A plugin with a `state_dict` and no `load_state_dict` would begin anew, silently."""
+    """A plugin that had a state and has none now would begin anew, silently."""
 
-    class Half(Plugin):
-        def state_dict(self) -> dict[str, Any]:
-            return {"steps": 3}
+    class Stateless(Plugin):
+        name = "Keeps"
 
-    small_engine(3, [Half(), Checkpoint(tmp_path)], epochs=2).run(until=lambda run: run.step == 5)
-    with pytest.raises(CheckpointError, match="plugins: Half has a state in the checkpoint, and no load_state_dict"):
-        small_engine(3, [Half(), Checkpoint(tmp_path)], epochs=2).run(resume="auto")
+    small_engine(3, [Keeps(), Checkpoint(tmp_path)], epochs=2).run(until=lambda run: run.step == 5)
+    with pytest.raises(CheckpointError, match="plugins: Keeps has a state in the checkpoint, and no load_state_dict"):
+        small_engine(3, [Stateless(), Checkpoint(tmp_path)], epochs=2).run(resume="auto")

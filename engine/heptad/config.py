@@ -31,7 +31,7 @@ class LossOutput:
     """What a `compute_loss` may return.
 
     Attributes:
-        value: The mean loss of the batch, a scalar tensor that requires grad.
+        value: The mean loss of the batch, a scalar tensor that requires grad. `None` in an evaluation without one.
         weight: What the mean was taken over (samples, tokens): a number from 0 on, or a 0-dim tensor (one on an
             accelerator is never read). The steps of a window count by it; one of weight 0 adds nothing and has no
             backward pass. `None`: every step weighs the same. In one window all steps give a weight or none does.
@@ -42,7 +42,7 @@ class LossOutput:
         EngineError: If `logs` is no mapping, or the loss stands where the weight belongs.
     """
 
-    value: torch.Tensor
+    value: torch.Tensor | None
     weight: float | torch.Tensor | None = None
     output: Any = None
     logs: Mapping[str, float | torch.Tensor] = field(default_factory=dict[str, float | torch.Tensor])
@@ -68,8 +68,9 @@ class LossOutput:
 if TYPE_CHECKING:
     OneOptimizer = Optimizer | Callable[[nn.Module], Optimizer]
     OptimizerInput = OneOptimizer | Sequence[OneOptimizer]
+    SideOptimizers = Mapping[str, OneOptimizer]
 else:
-    OptimizerInput = Any  # checked by `_are_optimizers`, which takes wrappers of optimizers too
+    OptimizerInput = SideOptimizers = Any  # checked below, where wrappers of optimizers are taken too
 
 ComputeLoss = Callable[[nn.Module, Any], "torch.Tensor | LossOutput | None"]
 
@@ -195,7 +196,8 @@ class RunConfig(_Checked):
             costs milliseconds each where processes are forked, seconds where they are spawned. With a `dataset` that
             is indexed only.
         device: Where the network and the batches are placed: `"auto"` (the accelerator if there is one), `"cpu"`,
-            `"cuda"`, `"cuda:1"` and so on, or a `torch.device`, of which the name is kept.
+            `"cuda"`, `"cuda:1"` and so on, or a `torch.device`, of which the name is kept. Of a batch every tensor in
+            tuples, lists, mappings, dataclasses and objects of attrs or pydantic is moved, or the object by its `to`.
         deterministic: Asks torch for deterministic algorithms for as long as the run is being driven.
         log_capacity: Transitions that `Run.log` keeps in memory, 10 bytes each; the oldest go first.
         trace_handlers: Keeps for every call of a handler when it was made and how long it took: `explain` and the trace
@@ -260,6 +262,10 @@ class Components(_Checked):
             `LossOutput`, or `None` for a step that adds nothing. In place of `criterion`.
         optimizer: A torch optimizer, a function of the network that returns one, or a sequence of these; all of them
             step in `optimizer_update`.
+        side_optimizers: Further ones, or functions of the network, by name: `Run.side_optimizers` has them for plugins
+            that step them (the generator of a GAN, a temperature). Their gradients are dropped where a window opens,
+            and a checkpoint holds their state. The engine does not step them, nor correct the gradients of parameters
+            that only they hold for the weights of a window.
         init_weights: A function of the network, called in `before_loop` after the seed is set.
 
     Raises:
@@ -273,6 +279,7 @@ class Components(_Checked):
     criterion: Callable[[Any, Any], torch.Tensor] | None = None
     compute_loss: ComputeLoss | None = None
     optimizer: OptimizerInput
+    side_optimizers: SideOptimizers = Field(default_factory=dict)
     init_weights: Callable[[nn.Module], object] | None = None
 
     @field_validator("criterion")
@@ -320,6 +327,22 @@ class Components(_Checked):
             if not is_optimizer(part):
                 _check_call(part, "optimizer(network)")
         return optimizer
+
+    @field_validator("side_optimizers", mode="before")
+    @classmethod
+    def _are_side_optimizers(cls, given: object) -> object:
+        named = dict(cast("Mapping[Any, Any]", given)) if isinstance(given, Mapping) else None
+        if named is None or not all(isinstance(name, str) and name for name in named):
+            raise ValueError("must map names to optimizers")
+        for name, part in named.items():
+            if isinstance(part, type) or not (is_optimizer(part) or callable(part)):
+                raise ValueError(
+                    f"must map names to torch optimizers, or to functions of the network that return one; {name!r} is "
+                    f"{short(part)}"
+                )
+            if not is_optimizer(part):
+                _check_call(part, "optimizer(network)")
+        return named
 
     @classmethod
     def _contradictions(cls, given: Mapping[str, object]) -> list[str]:

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Generator, Iterator, Sequence
 from contextlib import closing, contextmanager
 from functools import partial
 from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import Any, Self, TypeVar, Unpack
 
 import torch
 
 from heptad.checkpoints.resumption import Resumption
-from heptad.config import Components, RunConfig, check_together, is_optimizer, listed
+from heptad.config import Components, ComputeLoss, RunConfig, check_together
 from heptad.data.build import build_feed
 from heptad.data.placement import read_numbers, resolve_device
 from heptad.errors import EngineError, PluginError, a_kind
@@ -33,6 +33,7 @@ from heptad.record.buffer import LogBuffer
 from heptad.record.events import Pause
 from heptad.run.determinism import deterministic
 from heptad.run.epoch_loss import SUMMED
+from heptad.run.evaluating import EvaluationOptions, Measures
 from heptad.run.guards import GUARDS, in_mid_step
 from heptad.run.run import Run
 from heptad.run.runtime import Runtime
@@ -40,9 +41,10 @@ from heptad.run.signals import CtrlC
 from heptad.run.until import Until, until_predicate
 from heptad.smoke.rehearsal import rehearse
 from heptad.step.bodies import BODIES, READERS, announced_batch, before_loop, build
+from heptad.step.closure import prepare_recomputation
 from heptad.step.evaluator import Evaluator
-from heptad.step.metrics import Metric
-from heptad.step.optimizers import Optimizers, optimizer_mistakes
+from heptad.step.metrics import MetricsInput
+from heptad.step.optimizers import Optimizers, given_mistakes
 from heptad.step.plan import PlannedTurn, Planner
 from heptad.table import guard_of, training_table
 
@@ -80,8 +82,7 @@ class Engine:
         for value, expected in ((components, Components), (config, RunConfig)):
             if not isinstance(value, expected):  # pyright: ignore[reportUnnecessaryIsInstance] - for callers without a type checker
                 raise EngineError(f"Engine takes Components, RunConfig and plugins in this order, got {a_kind(value)}")
-        given = [part for part in listed(components.optimizer) if is_optimizer(part)]
-        check_together(components, config, optimizer_mistakes(given, components.network))
+        check_together(components, config, given_mistakes(components))
         self._manager = PluginManager(plugins)
         self._components = components
         self._config = config
@@ -90,6 +91,7 @@ class Engine:
         runtime = Runtime(components, build_feed(components, config, self._strategy.share()), device, Optimizers())
         runtime.evaluator = self._evaluator(device)
         runtime.on_loss = self._manager.loss_handlers()
+        prepare_recomputation(runtime, self._manager.plugins)
         detours = self._manager.detours_given
         table = training_table([detour for _, detour in detours])
         self.current = Run(table, config, runtime, LogBuffer(table, config.log_capacity, read_numbers))
@@ -128,7 +130,12 @@ class Engine:
 
     # -- driving
 
-    def run(self, until: str | Until | None = None, resume: str | os.PathLike[str] | None = None) -> Run:
+    def run(
+        self,
+        until: str | Until | None = None,
+        resume: str | os.PathLike[str] | None = None,
+        allow_changes: Collection[str] = (),
+    ) -> Run:
         """Drive the run to its end: from `idle`, from where it is paused, or from a checkpoint.
 
         Args:
@@ -137,6 +144,8 @@ class Engine:
             resume: A directory of checkpoints, of which the newest sound one is taken; one checkpoint; or `"auto"`: the
                 directory of the run's own `Checkpoint`. Where that holds none, the run begins at its start, and the log
                 says so. What follows is, bit for bit, what a run that was never interrupted does.
+            allow_changes: With `"optimizer"`, options of optimizers (such as the learning rate) may differ from those
+                of the checkpoint: the ones given now hold, with moments and counts of the checkpoint; the log says so.
 
         Returns:
             The run: finished, or paused (`Run.paused` says why).
@@ -154,8 +163,8 @@ class Engine:
         reached = until_predicate(until, self.current.table)
         run = self.current
         with self._driving("run"), CtrlC(run) as ctrl_c:  # it tears neither restoring nor the `open` of a plugin apart
-            if resume is not None:
-                self._resumption.resume(run, resume, partial(build, strategy=self._strategy))
+            if resume is not None or allow_changes:
+                self._resumption.resume(run, resume, partial(build, strategy=self._strategy), allow_changes)
             self._resumption.begin(run)
             with self._manager.opened(run), self._feed_closed_at_the_end():
                 self._make_ready()
@@ -232,39 +241,49 @@ class Engine:
             build = partial(type(self), self._components, self._config)
             return rehearse(self.current, self._manager, self._subscriptions, build)
 
-    def evaluate(self, data: Any, metrics: Mapping[str, Metric] | None = None) -> dict[str, float]:
+    def evaluate(
+        self, data: Any, metrics: MetricsInput | None = None, **options: Unpack[EvaluationOptions]
+    ) -> Measures:
         """Evaluate the network in a run of its own, in which no handler of this engine is called.
 
-        Modes and random state are put back. May be called at any time, from a handler too.
+        Modes and random state are put back. May be called at any time, from a handler too. `on_enter_evaluate` belongs
+        to the state that the plugin `Evaluate` adds: so the weights of `EMA` are not seen here.
 
         Args:
             data: A dataset of samples, batched by `RunConfig.batch_size`; or a loader, or any iterable of batches. A
                 list holds samples where `Components.dataset` is a list, else batches.
             metrics: By name functions `(output, batch) -> tensor`, the mean over the batch or one value a sample; or
-                objects with `update(output, target)`, `compute` and `reset`, such as those of torchmetrics.
+                objects with `update(output, target)`, `compute` and `reset`, such as those of torchmetrics; or one
+                object that computes several by name, such as a `MetricCollection`.
+            **options: Those of `EvaluationOptions`.
 
         Returns:
-            The means by name, `"loss"` among them, weighed as the steps of a window are: with a criterion by what its
-            mean is taken over, else by `LossOutput.weight`; without a weight each batch weighs the same.
+            What was measured by name, `"loss"` among it. Means are weighed as the steps of a window are: with a
+            criterion by what its mean is taken over, else by `LossOutput.weight`; without a weight each batch weighs
+            the same.
 
         Raises:
             ConfigError: If a metric is no function, or the data are samples and there is no `batch_size`.
             DataError: If the data yield nothing.
         """
         with closing(self._evaluator(self.current.device)) as evaluator:
-            return evaluator.evaluate(data, metrics or {}, name="Engine.evaluate(data)")
+            return evaluator.evaluate(data, metrics, name="Engine.evaluate(data)", **options)
 
-    def predict(self, data: Any) -> Iterator[Any]:
+    def predict(
+        self, data: Any, *, compute_loss: ComputeLoss | None = None, inference_mode: bool = False
+    ) -> Iterator[Any]:
         """Yield the network's output for each batch, in evaluation mode and without gradients.
 
         Args:
             data: As for `evaluate`. With a criterion a batch is `(data, target)`, or a tensor without a target.
+            compute_loss: As in `EvaluationOptions`; so is `inference_mode`.
+            inference_mode: See above.
 
         Raises:
             EngineError: If `compute_loss` gives no `LossOutput.output` to yield.
         """
         with closing(self._evaluator(self.current.device)) as evaluator:
-            yield from evaluator.predict(data)
+            yield from evaluator.predict(data, compute_loss, inference_mode=inference_mode)
 
     def _evaluator(self, device: torch.device) -> Evaluator:
         return Evaluator(self._components, self._config, device, self.machine_class)
@@ -291,7 +310,7 @@ class Engine:
     # -- functions as handlers
 
     def on_enter(
-        self, state: str, *, every: int = 1, once: bool = False, when: Predicate | None = None
+        self, state: str, *, every: int = 1, once: bool = False, when: Predicate | None = None, first: int | None = None
     ) -> Callable[[F], F]:
         """Subscribe a function to entering a state, after the plugins; as a decorator, until the run has started.
 
@@ -300,17 +319,18 @@ class Engine:
             every: Called at the n-th, 2n-th … event of the run.
             once: Called at the first of these events only.
             when: Called only if this predicate of the run holds as well.
+            first: The number of the first event that `every` selects, by default n.
 
         Raises:
             PluginError: If the state is unknown, the function cannot be called with the run, or the run has started.
         """
-        return self._subscriber(Mark("enter", state, every, once, when))
+        return self._subscriber(Mark("enter", state, every, once, when, first))
 
     def on_exit(
-        self, state: str, *, every: int = 1, once: bool = False, when: Predicate | None = None
+        self, state: str, *, every: int = 1, once: bool = False, when: Predicate | None = None, first: int | None = None
     ) -> Callable[[F], F]:
         """Subscribe a function to leaving a state; the arguments are those of `on_enter`."""
-        return self._subscriber(Mark("exit", state, every, once, when))
+        return self._subscriber(Mark("exit", state, every, once, when, first))
 
     def _subscriber(self, mark: Mark) -> Callable[[F], F]:
         def put(function: F) -> F:

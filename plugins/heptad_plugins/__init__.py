@@ -17,6 +17,7 @@ _HOMES = {
     "LRSchedule": "lr_schedule",
     "NonFiniteGuard": "non_finite_guard",
     "Progress": "progress",
+    "SAM": "sam",
     "TensorBoardLogger": "tensorboard_logger",
     "Throughput": "throughput",
     "TimeLimit": "time_limit",

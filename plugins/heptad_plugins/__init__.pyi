@@ -9,6 +9,7 @@ from heptad_plugins.journal import Journal as Journal
 from heptad_plugins.lr_schedule import LRSchedule as LRSchedule
 from heptad_plugins.non_finite_guard import NonFiniteGuard as NonFiniteGuard
 from heptad_plugins.progress import Progress as Progress
+from heptad_plugins.sam import SAM as SAM
 from heptad_plugins.tensorboard_logger import TensorBoardLogger as TensorBoardLogger
 from heptad_plugins.throughput import Throughput as Throughput
 from heptad_plugins.time_limit import TimeLimit as TimeLimit

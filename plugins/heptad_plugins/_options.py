@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from pathlib import Path
+from typing import TypeVar, cast
 
 from heptad import PluginError
+from heptad.plugin import Filter
 
 
 def whole_number(plugin: str, option: str, value: object, least: int = 1) -> int:
@@ -19,6 +21,16 @@ def whole_number(plugin: str, option: str, value: object, least: int = 1) -> int
     if type(value) is not int or value < least:
         raise PluginError(f"{plugin}({option}=…) must be a whole number from {least} on, got {value!r}")
     return value
+
+
+def selection(plugin: str, every: object, first: object = None) -> Filter:
+    """Return which numbers the options `every` and `first` select: each n-th, or the first and each n-th from there.
+
+    Raises:
+        PluginError: If one of them is not a whole number from 1 on.
+    """
+    start = None if first is None else whole_number(plugin, "first", first)
+    return Filter(whole_number(plugin, "every", every), first=start)
 
 
 def number(plugin: str, option: str, value: object, *, above: float | None = None, least: float | None = None) -> float:
@@ -44,6 +56,23 @@ def one_of(plugin: str, option: str, value: object, choices: Collection[str]) ->
     if not isinstance(value, str) or value not in choices:
         raise PluginError(f"{plugin}({option}=…) must be {' or '.join(map(repr, choices))}, got {value!r}")
     return value
+
+
+P = TypeVar("P", bound=str)
+
+
+def places_of(plugin: str, at: P | Sequence[P], choices: Collection[str]) -> tuple[P, ...]:
+    """Return the option `at` as a tuple: one place, or several different ones.
+
+    Raises:
+        PluginError: For anything else.
+    """
+    places = cast("tuple[P, ...]", (at,) if isinstance(at, str) else tuple(at))
+    for place in places:
+        one_of(plugin, "at", place, choices)
+    if not places or len(set(places)) != len(places):
+        raise PluginError(f"{plugin}(at=…) names one or several of {', '.join(choices)}, each once; got {at!r}")
+    return places
 
 
 def text_of(plugin: str, option: str, value: object, what: str) -> str:

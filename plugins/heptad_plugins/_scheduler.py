@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import inspect
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, cast
 
+from torch import Tensor
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from heptad import EngineError, PluginError
@@ -66,3 +67,49 @@ def scheduler_from_format_1(value: Any) -> Any:
             pairs: dict[Any, Any] = {key: scheduler_from_format_1(item) for key, item in items}
             return Counter(pairs) if tag == "Counter" else pairs
     return cast("Any", value)
+
+
+def is_rebased(state: Any, groups: Sequence[dict[str, Any]]) -> bool:
+    """Return whether parameter groups were given other rates than those that a scheduler's state counts from."""
+    bases = _held_first(state, "base_lrs") or ()
+    return any(base != group.get("initial_lr", base) for base, group in zip(bases, groups, strict=False))
+
+
+def rebase(
+    build: Callable[[], LRScheduler], given: object, state: Any, groups: Sequence[dict[str, Any]]
+) -> LRScheduler:
+    """Return a scheduler moved to where a state says, from the rates that the groups were given.
+
+    Its steps are made again, since torch's schedulers hold the first rates in their state, and the rates of most follow
+    from those before.
+
+    Args:
+        build: Returns the scheduler.
+        given: The scheduler, where it was built before the run; else anything.
+        state: The state, from a checkpoint.
+        groups: The parameter groups of its optimizer.
+    """
+    for place, group in enumerate(groups):
+        if isinstance(given, LRScheduler):
+            _set_rate(group, given.get_last_lr()[place])
+        elif "initial_lr" in group:  # which a scheduler that is built would take in place of the rate
+            _set_rate(group, group.pop("initial_lr"))
+    scheduler = build()
+    scheduler.optimizer.__dict__["_opt_called"] = True  # as where a state is loaded
+    for _ in range(_held_first(state, "last_epoch") or 0):
+        scheduler.step()
+    return scheduler
+
+
+def _held_first(state: Any, name: str) -> Any:
+    """Return what a scheduler's state holds under a name; in one made of several, the first of them may hold it."""
+    while name not in state and state.get("_schedulers"):
+        state = state["_schedulers"][0]
+    return state.get(name)
+
+
+def _set_rate(group: dict[str, Any], rate: Any) -> None:
+    if isinstance(group["lr"], Tensor):
+        group["lr"].fill_(rate)
+    else:
+        group["lr"] = rate

@@ -9,8 +9,8 @@ from time import monotonic
 from typing import Any, Literal
 
 from heptad import CheckpointError, Detour, Plugin, PluginError, Run
-from heptad.plugin import Store, monitored
-from heptad_plugins._options import directory_of, number, one_of, text_of, whole_number
+from heptad.plugin import Store, refuse_unrecorded
+from heptad_plugins._options import directory_of, number, one_of, places_of, selection, text_of, whole_number
 
 Place = Literal["after_step", "optimizer_update", "after_epoch"]
 PLACES: tuple[Place, ...] = ("after_step", "optimizer_update", "after_epoch")
@@ -23,6 +23,10 @@ class Checkpoint(Plugin):
     because of Ctrl-C, a signal (`GracefulStop`) or `Run.pause`. It is whole or not there, whenever the process is
     killed, and the one before it is removed only when it is durable. While it is written training stands still.
 
+    A recorded value counts for the checkpoints that hold the weights it was measured of: those written after it and
+    before the next update. Where the network has buffers, which move in each step, they must be of the same step. With
+    `EMA`, an evaluation measures the average: `load_weights(…, which="best", average=True)` loads it.
+
     A directory belongs to one run: a resumed run may write to it, any other is refused, as is a second process at the
     same time.
 
@@ -30,6 +34,7 @@ class Checkpoint(Plugin):
         directory: Where they are kept; made where it is missing.
         at: After which state or states: `"after_epoch"`, `"optimizer_update"`, `"after_step"`.
         every: At each epoch, update or step, whichever ends there, whose number is a multiple of this.
+        first: The first of these numbers, by default `every`: `every=10, first=1` means 1, 11, 21, ….
         seconds: At those places, but only when this long has passed since the last one.
         keep_last: How many of the newest stay.
         keep_best: How many of those with the best value of `monitor` stay beside these.
@@ -42,7 +47,7 @@ class Checkpoint(Plugin):
         PluginError: For an option that does not fit.
         CheckpointError: When the run is opened, for a directory that is another run's or in use; when storing, if
             something cannot be stored or written: the earlier checkpoints stay.
-        EngineError: When an epoch ends and nothing was recorded under the name in `monitor`.
+        EngineError: When an epoch ends, nothing was recorded under the name in `monitor`, and no `Evaluate` is to.
     """
 
     observes = True
@@ -59,14 +64,11 @@ class Checkpoint(Plugin):
         mode: Literal["min", "max"] = "min",
         overwrite: bool = False,
         *,
+        first: int | None = None,
         on_error: Literal["raise", "detach"] = "raise",
     ) -> None:
-        self._at = (at,) if isinstance(at, str) else tuple(at)
-        for place in self._at:
-            one_of("Checkpoint", "at", place, PLACES)
-        if not self._at or len(set(self._at)) != len(self._at):
-            raise PluginError(f"Checkpoint(at=…) names one or several of {', '.join(PLACES)}, each once; got {at!r}")
-        self._every = whole_number("Checkpoint", "every", every)
+        self._at = places_of("Checkpoint", at, PLACES)
+        self._numbers = selection("Checkpoint", every, first)
         self._seconds = None if seconds is None else number("Checkpoint", "seconds", seconds, above=0)
         self._keep_last = whole_number("Checkpoint", "keep_last", keep_last)
         self._keep_best = whole_number("Checkpoint", "keep_best", keep_best, least=0)
@@ -85,7 +87,8 @@ class Checkpoint(Plugin):
 
     def detours(self) -> Iterable[Detour]:
         """Return the state `checkpoint`, once for each place, which counts what ends there."""
-        return [Detour("checkpoint", place, self._is_due, self.save, every=self._every) for place in self._at]
+        every, first = self._numbers.every, self._numbers.first
+        return [Detour("checkpoint", place, self._is_due, self.save, every=every, first=first) for place in self._at]
 
     def on_begin(self, run: Run) -> None:
         """Forget that the directory was an earlier run's."""
@@ -131,10 +134,15 @@ class Checkpoint(Plugin):
         return self._time_is_up
 
     def _value(self, run: Run, monitor: str) -> float | None:
-        """Return the monitored value; in the middle of an epoch there may be none yet."""
-        if run.epoch_open or run.paused is not None:
-            return run.metrics.get(monitor)
-        return monitored(run, monitor, "Checkpoint")
+        """Return the monitored value if it was recorded for the weights that are stored now."""
+        newest = run.newest(monitor)
+        if newest is None:
+            if not run.epoch_open and run.paused is None:  # in the middle of an epoch there may be none yet
+                refuse_unrecorded(run, monitor, "Checkpoint")
+            return None
+        updated = newest.update != run.update
+        stepped = newest.step != run.step and _moves_in_steps(run)
+        return None if updated or stepped else newest.value
 
     def _claim(self, run: Run) -> None:
         entries = self.store.entries()
@@ -156,3 +164,9 @@ class Checkpoint(Plugin):
         except CheckpointError:
             return True  # damaged, so its run is unknown; it is removed when the next checkpoint is durable
         return summary.get("run") == run.id
+
+
+def _moves_in_steps(run: Run) -> bool:
+    """Return whether a step may change the network before the update: its buffers, or what side optimizers hold."""
+    buffers = next(run.network.buffers(), None) is not None
+    return buffers or bool(getattr(run.components, "side_optimizers", None))

@@ -8,7 +8,7 @@ from typing import Any, Literal
 from heptad import Plugin, PluginError, Run
 from heptad_plugins._csv_file import PLACE, CSVFile
 from heptad_plugins._losses import UPDATE, Losses
-from heptad_plugins._options import path_of, whole_number
+from heptad_plugins._options import path_of, selection
 
 
 class CSVLogger(Plugin):
@@ -35,6 +35,7 @@ class CSVLogger(Plugin):
         path: The file; its folders are made. A value named like one of the columns `step`, `update`, `epoch` has
             `(recorded)` behind its name.
         every: Updates between two values of `train/loss` in the file.
+        first: The first of these numbers, by default `every`: `every=10, first=1` means 1, 11, 21, ….
         overwrite: Whether values of another run in the file are dropped when a run begins.
         on_error: `"detach"`: an exception detaches the plugin, and the run continues.
 
@@ -56,11 +57,12 @@ class CSVLogger(Plugin):
         every: int = 1,
         overwrite: bool = False,
         *,
+        first: int | None = None,
         on_error: Literal["raise", "detach"] = "raise",
     ) -> None:
         self.on_error = on_error
         self._path = path_of("CSVLogger", "path", path)
-        self._every = whole_number("CSVLogger", "every", every)
+        self._numbers = selection("CSVLogger", every, first)
         self._overwrite = overwrite
         self._forget()
 
@@ -100,7 +102,7 @@ class CSVLogger(Plugin):
         """Record the loss and write the values since the last time."""
         self._losses.record_update(run)
         # a loss that is not written need not be read from its device either
-        if run.update % self._every == 0 or run.names_recorded(self._seen) - {UPDATE}:
+        if self._numbers.selects(run.update) or run.names_recorded(self._seen) - {UPDATE}:
             self.on_exit_evaluate(run)
 
     def on_exit_evaluate(self, run: Run) -> None:
@@ -142,7 +144,7 @@ class CSVLogger(Plugin):
         """Put the values since the last time into rows."""
         values = run.records(self._seen)
         for value in values:
-            if value.name == UPDATE and value.update % self._every:
+            if value.name == UPDATE and value.update and not self._numbers.selects(value.update):
                 continue
             name = f"{value.name} (recorded)" if value.name in PLACE else value.name
             self._file.put((value.step, value.update, value.epoch), name, value.value)

@@ -6,29 +6,32 @@ import math
 from typing import Any, Literal
 
 from heptad import Plugin, Run
-from heptad.plugin import monitored
-from heptad_plugins._options import number, one_of, text_of, whole_number
+from heptad.plugin import Watch, refuse_unrecorded
+from heptad_plugins._options import number, one_of, selection, text_of, whole_number
 
 
 class EarlyStopping(Plugin):
-    """Stop the run after `patience` looks in a row at which a recorded value was no better than the best so far.
+    """Stop the run after `patience` new values in a row of which none was better than the best so far.
 
-    It looks at the newest value on exit of `after_epoch`. NaN is no improvement. An epoch without a step is passed
-    over. The run ends in order. A value that is still on its device is waited for, once a look.
+    Each value that is recorded under the name is judged once, on the next exit of `evaluate`, `optimizer_update` or
+    `after_epoch`: so of `Evaluate` each evaluation, however often that is. NaN is no improvement. The run ends in
+    order. A value that is still on its device is waited for.
 
     Args:
         monitor: The name of the recorded value, such as `"valid/loss"`.
         mode: Whether lower values (`"min"`) or higher ones (`"max"`) are better.
-        patience: Looks without improvement until the run is stopped.
+        patience: Values without improvement until the run is stopped.
         min_delta: How much better than the best a value must be to count as an improvement, in the value's units.
-        every: Look at every n-th epoch only; for a value that is recorded as rarely.
+        every: Judge only the newest value at the end of every n-th epoch, if it is new there.
+        first: The first of these epochs, by default `every`: `every=10, first=1` means 1, 11, 21, ….
 
     Raises:
         PluginError: When built, for an option that does not fit.
-        EngineError: In the run, if nothing was recorded under that name when it looks.
+        EngineError: In the run, if nothing was recorded under that name when an epoch with a step ends, and no
+            `Evaluate` is to.
     """
 
-    runs_after = ("Evaluate",)
+    runs_after = ("Evaluate", "TrainingMetrics")
 
     def __init__(
         self,
@@ -36,44 +39,79 @@ class EarlyStopping(Plugin):
         mode: Literal["min", "max"] = "min",
         patience: int = 3,
         min_delta: float = 0.0,
-        every: int = 1,
+        every: int | None = None,
+        *,
+        first: int | None = None,
     ) -> None:
-        self._monitor = text_of("EarlyStopping", "monitor", monitor, "the name of a recorded value")
+        self._watch = Watch(text_of("EarlyStopping", "monitor", monitor, "the name of a recorded value"))
         self._mode = one_of("EarlyStopping", "mode", mode, ("min", "max"))
         self._sign = 1.0 if mode == "min" else -1.0
         self._patience = whole_number("EarlyStopping", "patience", patience)
         self._min_delta = number("EarlyStopping", "min_delta", min_delta, least=0.0)
-        self._every = whole_number("EarlyStopping", "every", every)
+        self._numbers = None if every is None and first is None else selection("EarlyStopping", every or 1, first)
+        self._forget()
+
+    def _forget(self) -> None:
         self._best: float | None = None
         self._count = 0
+        self._stopped = False
+        self._watch.seen = 0
 
     def on_begin(self, run: Run) -> None:
-        """Forget the best value and the count of an earlier run."""
-        self._best, self._count = None, 0
+        """Forget the values of an earlier run."""
+        self._forget()
+
+    def on_exit_evaluate(self, run: Run) -> None:
+        """Judge what an evaluation recorded."""
+        self._look(run)
+
+    def on_exit_optimizer_update(self, run: Run) -> None:
+        """Judge what was recorded since the last update: a stop would complete the window in any case."""
+        self._look(run)
 
     def on_exit_after_epoch(self, run: Run) -> None:
-        """Look at the value, and stop the run if patience is exhausted."""
-        if run.epoch % self._every or not run.batch_index:
+        """Judge what is new at the end of an epoch; an epoch without a step needs no value."""
+        if self._numbers is None:
+            self._look(run)
+        elif self._numbers.selects(run.epoch):
+            for value in self._watch.take(run)[-1:]:
+                self._judge(run, value)
+        else:
             return
-        value = monitored(run, self._monitor, "EarlyStopping")
+        if run.batch_index:
+            refuse_unrecorded(run, self._watch.name, "EarlyStopping")
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the best value, the count of those without improvement, and which values were judged."""
+        return {"best": self._best, "count": self._count, "stopped": self._stopped, "seen": self._watch.seen}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore these; older checkpoints lack the last two."""
+        self._best, self._count = state["best"], state["count"]
+        self._stopped, self._watch.seen = state.get("stopped", False), state.get("seen")
+
+    def open(self, run: Run) -> None:
+        """Count all values as judged where a checkpoint does not say which were."""
+        if self._watch.seen is None:
+            self._watch.take(run)
+
+    def _look(self, run: Run) -> None:
+        if self._numbers is None and self._watch.seen != run.record_count:
+            for value in self._watch.take(run):
+                self._judge(run, value)
+
+    def _judge(self, run: Run, value: float) -> None:
+        """Compare a value with the best, and stop the run if patience is exhausted."""
         if self._improves(value):
             self._best, self._count = value, 0
             return
         self._count += 1
-        if self._count >= self._patience:
+        if self._count >= self._patience and not self._stopped:
+            self._stopped = True
             best = "there never was a number" if self._best is None else f"the best is {self._best:g}"
             times = "1 time" if self._count == 1 else f"{self._count} times in a row"
-            run.stop(
-                f"EarlyStopping: {self._monitor} is {value:g}, {best}, no improvement {times} (mode='{self._mode}')"
-            )
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return the best value and the count."""
-        return {"best": self._best, "count": self._count}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore both."""
-        self._best, self._count = state["best"], state["count"]
+            monitor, mode = self._watch.name, self._mode
+            run.stop(f"EarlyStopping: {monitor} is {value:g}, {best}, no improvement {times} (mode='{mode}')")
 
     def _improves(self, value: float) -> bool:
         if self._best is None:

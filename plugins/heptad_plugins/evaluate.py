@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
-from typing import Any, Literal
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, Literal, Unpack
 
 from torch.utils.data import DataLoader
 
 from heptad import Detour, Plugin, PluginError, Run
-from heptad.plugin import Metric, metrics_mistake
-from heptad_plugins._options import one_of, text_of, whole_number
+from heptad.plugin import EvaluationOptions, MetricsInput, metrics_mistake, options_mistake
+from heptad_plugins._options import places_of, selection, text_of
 
-PLACES = ("after_epoch", "optimizer_update", "after_step")
+EvaluationPlace = Literal["before_loop", "after_step", "optimizer_update", "after_epoch"]
+PLACES: tuple[EvaluationPlace, ...] = ("after_epoch", "optimizer_update", "after_step", "before_loop")
 
 
 class Evaluate(Plugin):
@@ -29,18 +30,27 @@ class Evaluate(Plugin):
         data: A dataset of samples, batched by `RunConfig.batch_size`; or a loader, or any re-iterable of batches.
         metrics: By name a function `(output, batch) -> tensor`, the mean over the batch or one value a sample, averaged
             over the batches by their weights; or an object with `update(output, target)`, `compute` and `reset`, such
-            as those of torchmetrics, for batches of `(data, target)`. It is reset before each evaluation.
-        at: When: `"after_epoch"` is when an epoch has neither an update nor a batch left, so that all of `after_epoch`
-            sees the values; or after the body of `"optimizer_update"` or `"after_step"`.
+            as those of torchmetrics, for batches of `(data, target)`, or of any kind with `inputs=`. It is reset before
+            each evaluation. What it computes by name, or as a vector, is recorded as `valid/<metric>/<name>`, what has
+            more dimensions as an array, see `Run.record_array`. A `MetricCollection` may stand in place of the mapping.
+        at: When, one place or several: `"after_epoch"` is when an epoch has neither an update nor a batch left, so that
+            all of `after_epoch` sees the values; after the body of `"optimizer_update"` or `"after_step"`; or once
+            after that of `"before_loop"`, before anything is trained.
         every: At each such epoch, update or step whose number is a multiple of this.
+        first: The first of these numbers, by default `every`: `every=10, first=1` means 1, 11, 21, ….
         name: What the recorded values begin with, and the plugin's name: give a second one another.
+        when: Evaluate only if this predicate of the run holds as well. It changes nothing, and is asked often.
+        trial: Try the metrics on one batch when the run is opened, so that a mistake in them is found before training.
+            Nothing is moved by it: neither data, generators, modes and buffers nor the state of metrics. Functions are
+            called once more for it. Of data that cannot be indexed nothing is tried.
         on_error: `"detach"`: an exception detaches the plugin, and the run continues.
+        **options: Those of `EvaluationOptions`.
 
     Raises:
         PluginError: For an option that is none of these; when the run is opened, for the DataLoader that the run
             trains on, which cannot be walked twice at a time.
         ConfigError: When the run is opened, if the data are samples and there is no `batch_size`.
-        EngineError: While evaluating, if an object's `compute` returns something else than one number.
+        EngineError: If an object's `compute` returns something else than numbers.
     """
 
     observes = True
@@ -50,48 +60,85 @@ class Evaluate(Plugin):
     def __init__(
         self,
         data: Any,
-        metrics: Mapping[str, Metric] | None = None,
-        at: Literal["after_epoch", "optimizer_update", "after_step"] = "after_epoch",
+        metrics: MetricsInput | None = None,
+        at: EvaluationPlace | Sequence[EvaluationPlace] = "after_epoch",
         every: int = 1,
         name: str = "valid",
         *,
+        first: int | None = None,
+        when: Callable[[Run], bool] | None = None,
+        trial: bool = True,
         on_error: Literal["raise", "detach"] = "raise",
+        **options: Unpack[EvaluationOptions],
     ) -> None:
         self.name = text_of("Evaluate", "name", name, "a word such as 'valid'")
         if mistake := _data_mistake(data):
             raise PluginError(f"Evaluate(data=…) {mistake}; pass a dataset, a DataLoader or a list of batches")
         metrics = {} if metrics is None else metrics
-        if mistake := metrics_mistake(metrics):
+        if mistake := metrics_mistake(metrics, alone=True):
             raise PluginError(f"Evaluate(metrics=…): {mistake}")
-        self._at = one_of("Evaluate", "at", at, PLACES)
-        self._every = whole_number("Evaluate", "every", every)
+        if mistake := options_mistake(options):
+            raise PluginError(f"Evaluate(…): {mistake}")
+        self._at: tuple[EvaluationPlace, ...] = places_of("Evaluate", at, PLACES)
+        self._numbers = selection("Evaluate", every, first)
         self._data = data
-        self._metrics = dict(metrics)
+        self._metrics = dict(metrics) if isinstance(metrics, Mapping) else metrics
+        if when is not None and not callable(when):
+            raise PluginError(f"Evaluate(when=…) must be a function of the run, got {when!r}")
+        self._when = when
+        self._evaluated = (-1, -1)  # step and update of the newest evaluation
+        self._trial = trial
+        self._tried = False
+        self._options = options
         self.on_error = on_error
 
     def detours(self) -> Iterable[Detour]:
         """Return the state `evaluate`."""
-        if self._at != "after_epoch":
-            return [Detour("evaluate", self._at, lambda run: True, self.evaluate, every=self._every)]
-        return [Detour("evaluate", ("after_step", "optimizer_update"), self._epoch_is_over, self.evaluate)]
+        return [self._detour(place) for place in self._at]
+
+    def _detour(self, place: EvaluationPlace) -> Detour:
+        if place == "before_loop":
+            return Detour("evaluate", place, self._wanted, self.evaluate)
+        if place == "after_epoch":
+            return Detour("evaluate", ("after_step", "optimizer_update"), self._epoch_is_over, self.evaluate)
+        return Detour(
+            "evaluate", place, self._wanted, self.evaluate, every=self._numbers.every, first=self._numbers.first
+        )
+
+    def on_begin(self, run: Run) -> None:
+        """Forget that the metrics were tried for an earlier run."""
+        self._tried = False
+        self._evaluated = (-1, -1)
 
     def open(self, run: Run) -> None:
-        """Look at the data, of which nothing is read yet."""
+        """Look at the data, and try the metrics on a batch of them."""
         loader = run.components.loader
         if self._data is loader and isinstance(loader, DataLoader):
             raise PluginError(
                 f"Evaluate(data=…) of '{self.name}' is the DataLoader that the run trains on: walking it would move "
                 "its workers and its sampler; pass another DataLoader of the same dataset"
             )
-        run.prepare_evaluation(self._data, f"Evaluate(data=…) of '{self.name}'")
+        tried = self._metrics if self._trial and not self._tried else None
+        what = f"Evaluate(data=…) of '{self.name}'"
+        run.prepare_evaluation(self._data, what, f"{self.name}/", tried, **self._options)
+        self._tried = True
 
     def evaluate(self, run: Run) -> None:
         """Record all values over one pass of the data: the body of `evaluate`."""
-        for name, value in run.evaluate(self._data, self._metrics).items():
+        measures = run.evaluate(self._data, self._metrics, **self._options)
+        for name, value in measures.items():
             run.record(f"{self.name}/{name}", value)
+        for name, array in measures.arrays.items():
+            run.record_array(f"{self.name}/{name}", array)
+        self._evaluated = run.step, run.update
+
+    def _wanted(self, run: Run) -> bool:
+        return self._when is None or self._when(run)
 
     def _epoch_is_over(self, run: Run) -> bool:
-        return not run.update_due and not run.batches_remain and (run.epoch + 1) % self._every == 0
+        over = not run.update_due and not run.batches_remain and self._numbers.selects(run.epoch + 1)
+        # what another place has just evaluated need not be evaluated again
+        return over and self._evaluated != (run.step, run.update) and self._wanted(run)
 
 
 def _data_mistake(data: object) -> str:

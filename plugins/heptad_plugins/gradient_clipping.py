@@ -11,9 +11,12 @@ from heptad_plugins._options import number
 class GradientClipping(Plugin):
     """Clip the gradients on entry to `optimizer_update`, where they are those of the whole window.
 
-    All parameters that the optimizers hold count together, each once. With `max_norm` the norm before clipping is
+    All parameters of the network count together, in its order, as in `clip_grad_norm_(network.parameters(), …)`; then
+    those that only an optimizer holds, such as a criterion's. One that no optimizer holds counts too if it has a
+    gradient: freeze what is not trained (`requires_grad_(False)`). With `max_norm` the norm before clipping is
     recorded as `"gradient_norm"`, also for an update that another plugin skips; it stays on its device until it is read
-    (no device sync). The cost is one pass over the gradients, with `max_norm` two.
+    (no device sync). The cost is one pass over the gradients, with `max_norm` two. An optimizer whose step needs a
+    closure computes the gradients again, not clipped, and is refused.
 
     Args:
         max_norm: The 2-norm that all gradients together are scaled down to where theirs is larger; above 0.
@@ -24,6 +27,7 @@ class GradientClipping(Plugin):
     """
 
     runs_after = ("NonFiniteGuard",)
+    changes_gradients = True
 
     def __init__(self, *, max_norm: float | None = None, max_value: float | None = None) -> None:
         if (max_norm is None) == (max_value is None):
@@ -36,7 +40,7 @@ class GradientClipping(Plugin):
 
     def on_enter_optimizer_update(self, run: Run) -> None:
         """Clip the gradients."""
-        parameters = run.optimized_parameters()
+        parameters = run.parameters()
         if self._norm is not None:
             run.record("gradient_norm", clip_grad_norm_(parameters, self._norm))
         elif self._value is not None:

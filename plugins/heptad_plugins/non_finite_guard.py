@@ -9,8 +9,7 @@ import torch
 from torch import Tensor
 
 from heptad import Plugin, Run
-from heptad.plugin import Filter
-from heptad_plugins._options import one_of, whole_number
+from heptad_plugins._options import one_of, selection
 
 IN_A_ROW = 100
 """Skipped updates in a row after which there is no hope."""
@@ -37,6 +36,7 @@ class NonFiniteGuard(Plugin):
             gradients are not finite all the same; `"raise"` raises.
         every: Check every n-th time that an update is due, skipped ones included. With `"skip_batch"` the loss is
             looked at in every step.
+        first: The first of these numbers, by default `every`: `every=10, first=1` means 1, 11, 21, ….
 
     Raises:
         PluginError: When built, for an option that does not fit.
@@ -44,15 +44,22 @@ class NonFiniteGuard(Plugin):
             names what is not finite.
     """
 
-    def __init__(self, action: Literal["stop", "skip", "skip_batch", "raise"] = "stop", every: int = 1) -> None:
+    def __init__(
+        self,
+        action: Literal["stop", "skip", "skip_batch", "raise"] = "stop",
+        every: int = 1,
+        *,
+        first: int | None = None,
+    ) -> None:
         self._action = one_of("NonFiniteGuard", "action", action, ("stop", "skip", "skip_batch", "raise"))
-        self._every = whole_number("NonFiniteGuard", "every", every)
+        self._every, self._first = every, first
+        selection("NonFiniteGuard", every, first)
         if action != "skip_batch":
             self.on_loss = super().on_loss  # which is not called
         self._forget()
 
     def _forget(self) -> None:
-        self._filter = Filter(self._every)
+        self._filter = selection("NonFiniteGuard", self._every, self._first)
         self._update_due = self._filter.gate(self._check)
         self._skipped = 0  # checks in a row that had to skip
         self._left_out = 0  # steps in a row that were left out

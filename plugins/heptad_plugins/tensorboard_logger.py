@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, cast
 
-from heptad import Plugin, PluginError, Run
+from heptad import EngineError, Plugin, PluginError, Run
 from heptad_plugins._losses import UPDATE, Losses
-from heptad_plugins._options import directory_of, whole_number
+from heptad_plugins._options import directory_of, selection
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
+
+Setting = bool | int | float | str
 
 
 class TensorBoardLogger(Plugin):
@@ -25,6 +27,10 @@ class TensorBoardLogger(Plugin):
     log has dropped its beginning, they are the shares over what it keeps.) TensorBoard keeps values in single
     precision.
 
+    Learning rates have the tags `train/lr`, `train/lr/0`, …, whoever recorded them. The configuration, the options that
+    the optimizers were built with, and `hparams` are written once a run, as hyperparameters and as the text `config`;
+    a run that is resumed writes its own. Images, histograms and the like go to `writer`.
+
     What was written is on disk on exit of `after_epoch` and when `run()` returns. A run that continues adds to the
     directory; a resumed one hides what the run before it wrote for later updates.
 
@@ -34,11 +40,13 @@ class TensorBoardLogger(Plugin):
     Args:
         directory: Where the event files go; it is made.
         every: Updates between two values of `train/loss` and the learning rates in the files.
+        first: The first of these numbers, by default `every`: `every=10, first=1` means 1, 11, 21, ….
+        hparams: Further hyperparameters by name, such as the width of the network.
         on_error: `"detach"`: an exception detaches the plugin, and the run continues.
 
     Raises:
-        PluginError: If `every` is not a whole number from 1 on, or `directory` is no path or that of a file; when the
-            run is opened, if it cannot be written to.
+        PluginError: If a hyperparameter is no number, truth value or text; if `every` is not a whole number from 1 on,
+            or `directory` is no path or that of a file; when the run is opened, if it cannot be written to.
         ImportError: If tensorboard is not installed; it names the extra.
     """
 
@@ -52,6 +60,8 @@ class TensorBoardLogger(Plugin):
         directory: str | os.PathLike[str],
         every: int = 1,
         *,
+        first: int | None = None,
+        hparams: Mapping[str, Setting] | None = None,
         on_error: Literal["raise", "detach"] = "raise",
     ) -> None:
         try:
@@ -61,8 +71,14 @@ class TensorBoardLogger(Plugin):
         self.on_error = on_error
         self._build = SummaryWriter
         self._directory = str(directory_of("TensorBoardLogger", "directory", directory))
-        self._every = whole_number("TensorBoardLogger", "every", every)
+        self._numbers = selection("TensorBoardLogger", every, first)
         self._writer: SummaryWriter | None = None
+        self._hparams = dict(hparams or {})
+        for name, value in self._hparams.items():
+            if not isinstance(value, Setting):  # pyright: ignore[reportUnnecessaryIsInstance] - for callers without a type checker
+                raise PluginError(
+                    f"TensorBoardLogger(hparams=…): {name} must be a number, a truth value or a text, got {value!r}"
+                )
         self._forget()
 
     def _forget(self) -> None:
@@ -71,6 +87,19 @@ class TensorBoardLogger(Plugin):
         self._losses = Losses()
         self._rates: dict[str, float] = {}
         self._spent: Mapping[str, int] = {}
+
+    @property
+    def writer(self) -> SummaryWriter:
+        """Torch's writer, for what is no number: `logger.writer.add_image("samples", image, run.update)`.
+
+        Raises:
+            EngineError: If no run is being driven: the file is open from `open` to `close`.
+        """
+        if self._writer is None:
+            raise EngineError(
+                "TensorBoardLogger.writer is there while a run is driven; use it in a handler, from before_loop on"
+            )
+        return self._writer
 
     def on_begin(self, run: Run) -> None:
         """Forget an earlier run."""
@@ -92,6 +121,8 @@ class TensorBoardLogger(Plugin):
                 "directory"
             ) from error
         self._opened = True
+        if resumed and run.optimizers:
+            self._describe(run)
 
     def close(self, run: Run) -> None:
         """Write what is left and close the file."""
@@ -102,15 +133,19 @@ class TensorBoardLogger(Plugin):
                 self._writer.close()
                 self._writer = None
 
+    def on_exit_before_loop(self, run: Run) -> None:
+        """Write the hyperparameters, now that there is an optimizer."""
+        self._describe(run)
+
     def on_enter_optimizer_update(self, run: Run) -> None:
         """Read the learning rates; after the update they may be those of the next one."""
-        if (run.update + 1) % self._every == 0:
+        if self._numbers.selects(run.update + 1):
             self._rates = {name: float(rate) for name, rate in run.learning_rates().items()}
 
     def on_exit_optimizer_update(self, run: Run) -> None:
         """Record the loss; write the values since the last time and the learning rates."""
         self._losses.record_update(run)
-        due = run.update % self._every == 0
+        due = self._numbers.selects(run.update)
         # a loss that is not written need not be read from its device either
         if due or run.names_recorded(self._seen) - {UPDATE}:
             self._write(run, self._rates if due and not run.update_skipped else {})
@@ -140,14 +175,44 @@ class TensorBoardLogger(Plugin):
         self._seen = state["seen"]
         self._losses.load_state_dict(state.get("losses", {}))
 
+    def _describe(self, run: Run) -> None:
+        """Write configuration, optimizers and what the user named, as hyperparameters and as a text."""
+        from torch.utils.tensorboard import summary
+
+        make, files = cast("Any", summary), cast("Any", self.writer.file_writer)
+        found = _settings(run) | self._hparams
+        rows = "\n".join(f"| {name} | {value} |" for name, value in found.items())
+        self.writer.add_text("config", f"| option | value |\n|---|---|\n{rows}", run.update)
+        # only that of the session: without a list of metrics tensorboard shows all scalars beside the hyperparameters
+        _, session, _ = make.hparams(found, {})
+        files.add_summary(session)
+
     def _write(self, run: Run, scalars: Mapping[str, float] | None = None) -> None:
         if self._writer is None:
             return
         values = run.records(self._seen)
         for value in values:
-            if value.name != UPDATE or value.update % self._every == 0:
-                self._writer.add_scalar(value.name, value.value, value.update)
+            if value.name != UPDATE or not value.update or self._numbers.selects(value.update):
+                self._writer.add_scalar(_tag(value.name), value.value, value.update)
         self._seen += len(values)
         for name, number in (scalars or {}).items():
             if all(value.name != name for value in values):
-                self._writer.add_scalar(name, number, run.update)
+                self._writer.add_scalar(_tag(name), number, run.update)
+
+
+def _tag(name: str) -> str:
+    """Return the tag of a value: its name, but that learning rates stand beside `train/loss`."""
+    return f"train/{name}" if name == "lr" or name.startswith("lr/") else name
+
+
+def _settings(run: Run) -> dict[str, Setting]:
+    """Return the plain fields of the configuration, and what network and optimizers are, with the options of groups."""
+    network, optimizers = type(run.network).__name__, [type(optimizer).__name__ for optimizer in run.optimizers]
+    found: dict[str, Any] = {**run.config.model_dump(), "network": network, "optimizer": ", ".join(optimizers)}
+    groups = run.parameter_groups()
+    for number, group in enumerate(groups):
+        where = "optimizer" if len(groups) == 1 else f"optimizer/{number}"
+        options = {name: value for name, value in group.items() if name not in ("params", "initial_lr")}
+        options["lr"] = group.get("initial_lr", group.get("lr"))  # a schedule has written its first rate over it
+        found |= {f"{where}/{name}": value for name, value in options.items()}
+    return {name: value for name, value in found.items() if isinstance(value, Setting)}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Literal
 
 from heptad import Plugin, Run, on_exit
-from heptad_plugins._options import whole_number
+from heptad_plugins._options import selection
 from heptad_plugins._stopwatch import Stopwatch
 
 
@@ -24,6 +24,7 @@ class Throughput(Plugin):
 
     Args:
         every: Epochs between two records; the figures are taken over all of these.
+        first: The first of these numbers, by default `every`: `every=10, first=1` means 1, 11, 21, ….
         on_error: `"detach"`: an exception detaches the plugin, and the run continues.
 
     Raises:
@@ -34,9 +35,11 @@ class Throughput(Plugin):
 
     runs_before = ("EarlyStopping", "CSVLogger", "TensorBoardLogger", "Progress", "Checkpoint")
 
-    def __init__(self, every: int = 1, *, on_error: Literal["raise", "detach"] = "raise") -> None:
+    def __init__(
+        self, every: int = 1, *, first: int | None = None, on_error: Literal["raise", "detach"] = "raise"
+    ) -> None:
         self.on_error = on_error
-        self._every = whole_number("Throughput", "every", every)
+        self._numbers = selection("Throughput", every, first)
         self._all, self._waiting = Stopwatch(), Stopwatch()
         self._began: tuple[int, int, int] | None = None
         """Steps, samples and updates that were complete when measuring began; `None` between two spans."""
@@ -80,7 +83,7 @@ class Throughput(Plugin):
 
     def on_exit_after_epoch(self, run: Run) -> None:
         """Record the figures, at an epoch whose number is a multiple of `every`."""
-        if self._began is None or run.epoch % self._every:
+        if self._began is None or not self._numbers.selects(run.epoch):
             return
         seconds = max(self._all.read(), 1e-9)
         now = (run.step, run.samples, run.update)

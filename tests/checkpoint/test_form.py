@@ -39,6 +39,10 @@ MALFORMED: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
     "no plugins": (lambda s: s.pop("plugins"), "plugins: Field required"),
     "no run": (lambda s: s.pop("run"), "run: Field required"),
     "no optimizers": (lambda s: s.pop("optimizers"), "optimizers: Field required"),
+    "a side optimizer without a state": (
+        lambda s: s["run"]["position"].update(side_optimizers={"a": {"class": "SGD", "groups": []}}),
+        "the side optimizers are not those",
+    ),
     "an optimizer without a state": (lambda s: s["optimizers"]["states"][0].pop("state"), r"optimizers.states.0.state"),
     "a module without parts": (lambda s: s["network"].pop("parts"), "network.parts: Field required"),
     "a mode of no part": (lambda s: s["network"]["training"].update(x=True), "speak of parts that there are not"),
@@ -122,6 +126,9 @@ LATER = {
     ("position", "window", "empty"),
     ("position", "window", "losses"),
     ("position", "window", "closed"),
+    ("position", "side_optimizers"),
+    ("position", "kept"),
+    ("optimizers", "side"),
 }
 """Fields that came after the kept checkpoint was written."""
 

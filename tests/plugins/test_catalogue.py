@@ -14,13 +14,14 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import nn
-from torch.optim.lr_scheduler import StepLR
+from torch.optim.lr_scheduler import LRScheduler, StepLR
 
 import heptad_plugins
 from builders import CLASSES, FEATURES, Planned, Side, batches
@@ -30,6 +31,7 @@ from heptad.plugin.order import ordered
 from heptad.testing import check_plugin
 from heptad_plugins import (
     EMA,
+    SAM,
     Checkpoint,
     CSVLogger,
     EarlyStopping,
@@ -77,8 +79,8 @@ def makers(folder: Path) -> dict[str, Any]:
         "Checkpoint": checkpoint(),
         "Checkpoint often": checkpoint(at=("after_step", "optimizer_update"), every=2, keep_best=1, monitor="loss"),
         "EMA": lambda: EMA(decay=0.5),
-        "EarlyStopping": lambda: EarlyStopping("valid/loss", patience=1),
-        "EarlyStopping max": lambda: EarlyStopping("valid/accuracy", mode="max", patience=2),
+        "EarlyStopping": lambda: EarlyStopping("valid/loss", patience=1, every=1),
+        "EarlyStopping max": lambda: EarlyStopping("valid/accuracy", mode="max", patience=6),
         "Evaluate": lambda: Evaluate(held_out, {"mean": lambda output, batch: output.mean()}),
         "Evaluate often": lambda: Evaluate(held_out, at="optimizer_update", every=2, name="often"),
         "Evaluate steps": lambda: Evaluate(held_out, at="after_step", name="steps"),
@@ -92,6 +94,7 @@ def makers(folder: Path) -> dict[str, Any]:
         "NonFiniteGuard": lambda: NonFiniteGuard("skip", every=2),
         "Progress": lambda: Progress(file=io.StringIO()),
         "Progress bar": lambda: Progress(file=Terminal()),
+        "SAM": SAM,
         "TensorBoardLogger": lambda: TensorBoardLogger(folder / f"events {next(files)}"),
         "Throughput": Throughput,
         "TimeLimit": lambda: TimeLimit(1e6),
@@ -106,6 +109,45 @@ NAMES = tuple(makers(Path()))
 def test_every_shipped_plugin_keeps_the_contract(name, tmp_path):
     """The conformance kit finds no fault."""
     assert "no fault found" in str(check_plugin(makers(tmp_path)[name], volatile=TIMES))
+
+
+class OwnRates(torch.optim.SGD):
+    """An optimizer that finds its rate itself where a group has none, as Adafactor does by default."""
+
+    def step(self, closure=None):
+        held = [group["lr"] for group in self.param_groups]
+        for group in self.param_groups:
+            group["lr"] = 0.1 if group["lr"] is None else group["lr"]
+        super().step(closure)
+        for group, rate in zip(self.param_groups, held, strict=True):
+            group["lr"] = rate
+
+
+class Still(LRScheduler):
+    """A schedule that leaves all rates as they are."""
+
+    def get_lr(self):
+        return [group["lr"] for group in self.optimizer.param_groups]
+
+
+@pytest.mark.parametrize("second", [0.25, torch.tensor([0.25]), None], ids=["number", "tensor", "none"])
+def test_observers_leave_out_a_rate_that_is_no_number(second, tmp_path):
+    """Adafactor's `lr=None` ends no run; the other groups keep their numbers, and the logs their values."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    network = nn.Linear(FEATURES, CLASSES)
+    optimizer = OwnRates([{"params": [network.weight]}, {"params": [network.bias]}], lr=0.1)
+    optimizer.param_groups[0]["lr"], optimizer.param_groups[1]["lr"] = None, second
+    components = Components(network=network, loader=batches(2), criterion=nn.CrossEntropyLoss(), optimizer=optimizer)
+    loggers = [TensorBoardLogger(tmp_path), CSVLogger(tmp_path / "a.csv"), Progress(file=io.StringIO())]
+    for plugins in ([Journal(tmp_path / "a")], loggers, [LRSchedule(partial(Still))]):
+        run = Engine(components, RunConfig(epochs=1), plugins).run()
+        assert not run.history("lr/0")
+        if plugins is not loggers:
+            assert run.history("lr/1") == ([] if second is None else [0.25] * 2)
+    events = EventAccumulator(str(tmp_path)).Reload().Tags()["scalars"]
+    assert "train/lr/0" not in events
+    assert ("train/lr/1" in events) is (second is not None)
 
 
 def forgetful(plugin: Plugin) -> Plugin:
@@ -443,6 +485,7 @@ def test_every_is_the_same_word_everywhere(tmp_path):
     needed = {
         "CSVLogger": (tmp_path / "a.csv",),
         "Checkpoint": (tmp_path / "checkpoints",),
+        "EMA": (0.9,),
         "EarlyStopping": ("valid/loss",),
         "Evaluate": (batches(1),),
         "TensorBoardLogger": (tmp_path,),
@@ -456,6 +499,68 @@ def test_every_is_the_same_word_everywhere(tmp_path):
             with pytest.raises(PluginError) as caught:
                 getattr(heptad_plugins, name)(*needed.get(name, ()), every=wrong)
             assert str(caught.value) == f"{name}(every=…) must be a whole number from 1 on, got {wrong!r}"
+        assert options[name]["first"].default is None
+        for wrong in (0, -1, 1.0, True, "2"):
+            with pytest.raises(PluginError) as caught:
+                getattr(heptad_plugins, name)(*needed.get(name, ()), first=wrong)
+            assert str(caught.value) == f"{name}(first=…) must be a whole number from 1 on, got {wrong!r}"
+
+
+def numbers_of(name: str, folder: Path, **options: int) -> list[int]:
+    """Return at which epochs or updates, of ten, a plugin does what its `every` counts."""
+    guarded: list[int] = []
+
+    class Guarded(NonFiniteGuard):
+        def _check(self, run: Run) -> None:
+            guarded.append(run.update + 1)
+
+    monitor: dict[str, Any] = {"monitor": "valid/loss", "patience": 100}
+    plugin = {
+        "CSVLogger": lambda: CSVLogger(folder / "a.csv", overwrite=True, **options),
+        "Checkpoint": lambda: Checkpoint(folder / "c", overwrite=True, keep_last=10, **options),
+        "Checkpoint updates": lambda: Checkpoint(folder / "d", "optimizer_update", overwrite=True, **options),
+        "EarlyStopping": lambda: EarlyStopping(**monitor, **options),
+        "Evaluate": lambda: Evaluate(batches(1), **options),
+        "Evaluate updates": lambda: Evaluate(batches(1), at="optimizer_update", **options),
+        "NonFiniteGuard": lambda: Guarded(**options),
+        "Throughput": lambda: Throughput(**options),
+    }[name]()
+    network = nn.Linear(FEATURES, CLASSES)
+    components = Components(
+        network=network,
+        loader=batches(1),
+        criterion=nn.CrossEntropyLoss(),
+        optimizer=torch.optim.SGD(network.parameters(), lr=0.1),
+    )
+    engine = Engine(components, RunConfig(epochs=10), [plugin])
+    if name == "EarlyStopping":
+        engine.on_enter("after_epoch")(lambda run: run.record("valid/loss", 1.0))
+        looked: list[int] = []
+        plugin._improves = lambda value: looked.append(engine.current.epoch) is None
+        engine.run()
+        return looked
+    run = engine.run()
+    state = {"Checkpoint": "checkpoint", "Evaluate": "evaluate"}.get(name.split(maxsplit=1)[0])
+    if state is not None:
+        return [t.update for t in run.log.where(dest=state)]
+    if name == "CSVLogger":
+        rows = list(csv.DictReader((folder / "a.csv").read_text().splitlines()))
+        return [int(row["update"]) for row in rows if row["loss"]]
+    return guarded or [value.epoch for value in run.records() if value.name == "steps_per_second"]
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("CSVLogger", "Checkpoint", "Checkpoint updates", "EarlyStopping", "Evaluate", "Evaluate updates"),
+        *("NonFiniteGuard", "Throughput"),
+    ],
+)
+def test_first_is_the_same_word_everywhere(name, tmp_path):
+    """`every=4, first=1` means 1, 5, 9, as in a loop that asks for `i % 4 == 0`; without it 4, 8."""
+    assert numbers_of(name, tmp_path, every=4) == [4, 8]
+    assert numbers_of(name, tmp_path, every=4, first=1) == [1, 5, 9]
+    assert numbers_of(name, tmp_path, every=2, first=7) == [7, 9]
 
 
 @pytest.mark.parametrize("wrong", [None, "", 3, True, b"a", Path], ids=repr)

@@ -180,3 +180,25 @@ def test_a_run_without_an_engine_evaluates_nothing():
 def test_the_contract_has_no_other_name():
     with pytest.raises(AttributeError, match=r"module 'heptad\.plugin' has no attribute 'PluginManager'"):
         _ = heptad.plugin.PluginManager
+
+
+# -- recorded values
+
+
+def test_the_newest_value_of_a_name_has_its_place():
+    run = small_engine(2, epochs=2).run()
+    run.record("a", 1.0)
+    run.record("a", torch.tensor(2.0))
+    newest = run.newest("a")
+    assert newest is not None
+    assert (newest.value, newest.step, newest.update, newest.epoch) == (2.0, 4, 4, 2)
+    assert run.newest("b") is None
+
+
+def test_a_value_is_expected_until_the_first_of_its_evaluation_is_recorded():
+    run = small_engine(1).current
+    assert not run.expects("valid/loss")
+    run.prepare_evaluation(batches(1), records="valid/")
+    assert (run.expects("valid/loss"), run.expects("validation")) == (True, False)
+    run.record("valid/error", 1.0)
+    assert not run.expects("valid/loss")

@@ -77,6 +77,73 @@ def test_sees_the_value_of_the_epoch_that_is_just_complete():
     assert run.epoch == 3
 
 
+# -- each new value
+
+
+def updates_run(values, make, step=None, every=1):
+    """Return how many updates a run makes that evaluates at every n-th update with these results, and why it ended."""
+    plugin = make() if step is None else Reborn(make, step)
+    left = iter(values)
+    side = Detour("evaluate", "optimizer_update", lambda run: True, lambda run: run.record("error", next(left)), every)
+    run = small_engine(4, [Side(side), plugin], epochs=len(values) * every).run()
+    return run.update, run.reason
+
+
+@pytest.mark.parametrize("every", [1, 2, 3])
+@pytest.mark.parametrize(
+    ("options", "values", "judged"),
+    [
+        ({"patience": 2}, [3, 2, 2, 2, 1], 4),
+        ({"patience": 1, "mode": "max"}, [1, 2, 3, 3, 4], 4),
+        ({"patience": 3}, [3, NAN, NAN, 2, 2, 2, 2], 7),
+    ],
+)
+def test_patience_counts_evaluations_however_often_they_are(options, values, judged, every):
+    """In the middle of an epoch, or once in several epochs."""
+    more = [*values, *[0] * 40]
+    assert updates_run(more, lambda: EarlyStopping("error", **options), every=every)[0] == judged * every
+
+
+def test_a_value_is_judged_once():
+    """Where every second epoch is evaluated, the epochs between count for nothing, and the first is no error."""
+    valid = Evaluate(batches(2), every=2)
+    run = small_engine(1, [EarlyStopping("valid/loss", patience=2, min_delta=1e9), valid], epochs=20).run()
+    assert (run.epoch, len(run.history("valid/loss"))) == (6, 3)
+
+
+def test_all_values_since_the_last_look_are_judged():
+    """In their order: two in one step are two."""
+    engine = small_engine(1, [EarlyStopping("error", patience=3)], epochs=9)
+    engine.on_exit("process_batch")(lambda run: [run.record("error", 1.0), run.record("error", 2.0)])
+    assert engine.run().epoch == 2
+
+
+def test_the_run_is_stopped_once():
+    """The evaluation at the end of the epoch that is stopped is judged too, and asks for nothing more."""
+    at = ("optimizer_update", "after_epoch")
+    plugins = [EarlyStopping("valid/loss", patience=1, min_delta=1e9), Evaluate(batches(2), at=at, every=1)]
+    run = small_engine(6, plugins, epochs=3, accumulation=2).run()
+    assert (run.update, len(run.log.notes("stop"))) == (2, 1)
+
+
+@pytest.mark.parametrize("step", range(9))
+def test_built_anew_between_evaluations_it_stops_where_the_unbroken_run_does(step):
+    """Which values were judged is state."""
+    values = [5, 4, 4.5, 4.5, 3, 3, 3, 3, 0, 0, 0, 0]
+    assert updates_run(values, lambda: EarlyStopping("error"), step, every=2)[0] == 16
+
+
+def test_a_checkpoint_that_does_not_say_what_was_judged_is_taken_to_have_judged_all():
+    """Those of earlier versions."""
+    run = small_engine(1).current
+    run.record("error", 9.0)
+    plugin = EarlyStopping("error", patience=2)
+    plugin.load_state_dict({"best": 1.0, "count": 1})
+    plugin.open(run)
+    plugin.on_exit_evaluate(run)
+    assert plugin.state_dict() == {"best": 1.0, "count": 1, "stopped": False, "seen": 1}
+
+
 def test_works_on_what_evaluate_records_at_the_end_of_every_other_epoch():
     """`every` says how rarely there is a value."""
     valid = Evaluate(batches(2), every=2)

@@ -6,8 +6,9 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from builders import Side, batches, equal, small_engine, small_network, weights
-from heptad import Components, Detour, Engine, EngineError, Plugin, PluginError, Run, RunConfig
+from heptad import Components, Detour, Engine, EngineError, Plugin, PluginError, Run, RunConfig, load_weights
 from heptad.testing import check_plugin
+from heptad_plugins.checkpoint import Checkpoint as Store
 from heptad_plugins.ema import EMA
 from heptad_plugins.evaluate import Evaluate
 from rebirth import Reborn, through_checkpoint
@@ -363,6 +364,184 @@ def test_there_is_no_averaged_network_before_the_network_is_copied():
     engine.run()
 
 
+def plain_average(network, decay, moves, dtype=torch.float32):
+    """Return the average that a plain loop keeps in `dtype`: `moves` says of each update, from 1, what is done."""
+    optimizer, criterion = torch.optim.SGD(network.parameters(), lr=0.1, momentum=0.9), nn.CrossEntropyLoss()
+    averages = [p.detach().to(dtype, copy=True) for p in network.parameters()]
+    for update, (data, target) in enumerate(batches(10), 1):
+        optimizer.zero_grad()
+        criterion(network(data.to(network.weight.dtype)), target).backward()
+        optimizer.step()
+        for average, parameter in zip(averages, network.parameters(), strict=True):
+            if moves(update) == "copy":
+                average.copy_(parameter.detach())
+            elif moves(update) == "blend":
+                average.lerp_(parameter.detach().to(dtype), 1 - decay)
+    return averages
+
+
+def first_copied(update):
+    return "copy" if update == 1 else "blend"
+
+
+def half_engine(plugins, dtype, **config):
+    """Return an engine over ten batches that trains in a half precision."""
+    data = [(x.to(dtype), y) for x, y in batches(10)]
+    return small_engine(data, plugins, network=small_network(dtype), **config)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_weights_of_half_precision_are_averaged_in_float32(dtype):
+    """A decay whose step their own dtype would round away moves the average all the same."""
+    plugin = EMA(0.9999)
+    half_engine([plugin], dtype).run()
+    own = list(plugin.state_dict()["tensors"].values())
+    expected = plain_average(small_network(dtype), 0.9999, first_copied)
+    assert [tensor.dtype for tensor in own] == [torch.float32] * 2
+    assert equal(own, expected)
+    in_half = plain_average(small_network(dtype), 0.9999, first_copied, dtype)
+    assert not torch.equal(own[0], in_half[0].float())
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
+def test_averages_in_the_dtype_that_is_named(dtype):
+    plugin = EMA(0.9, dtype=dtype)
+    half_engine([plugin], torch.bfloat16).run()
+    expected = plain_average(small_network(torch.bfloat16), 0.9, first_copied, dtype)
+    assert equal(list(plugin.state_dict()["tensors"].values()), expected)
+
+
+@pytest.mark.parametrize(
+    ("options", "moves"),
+    [
+        ({"every": 3}, lambda u: "" if u % 3 else "copy" if u == 3 else "blend"),
+        ({"start": 4}, lambda u: "copy" if u <= 4 else "blend"),
+        ({"start": 4, "every": 3}, lambda u: "copy" if u <= 4 else "" if u % 3 else "blend"),
+        ({"start": 100}, lambda u: "copy"),
+        ({"every": 100}, lambda u: ""),
+    ],
+)
+def test_moves_at_every_nth_update_and_is_a_copy_until_its_start(options, moves):
+    """The averages are those of a plain loop, bit for bit."""
+    engine = small_engine(10, [plugin := EMA(0.9, **options)])
+    engine.run()
+    assert equal(list(plugin.state_dict()["tensors"].values()), plain_average(small_network(), 0.9, moves))
+    assert equal(weights(plugin.network), plain_average(small_network(), 0.9, moves))
+
+
+def test_an_evaluation_of_half_precision_sees_the_rounded_average_and_training_its_own_bits():
+    """And the average keeps its own precision."""
+    dtype, seen, plugin = torch.bfloat16, [], EMA(0.9)
+    side = evaluation(lambda run: seen.append(weights(run.network)), "optimizer_update")
+    engine = half_engine([plugin, side], dtype)
+    averages = []
+
+    @engine.on_exit("optimizer_update")
+    def look(run):
+        averages.append([tensor.to(dtype) for tensor in plugin.state_dict()["tensors"].values()])
+        assert equal(weights(plugin.network), averages[-1])
+
+    run = engine.run()
+    assert len(seen) == 10
+    assert all(equal(one, other) for one, other in zip(seen, averages, strict=True))
+    assert equal(weights(run.network), weights(half_engine([], dtype).run().network))
+    assert equal(list(plugin.state_dict()["tensors"].values()), plain_average(small_network(dtype), 0.9, first_copied))
+
+
+def test_in_an_evaluation_of_half_precision_the_state_is_the_average_and_its_network_the_trained_weights():
+    """As with float32 weights, wherever the run stands."""
+    dtype, plugin = torch.bfloat16, EMA(0.9)
+    engine = half_engine([plugin, evaluation(lambda run: None)], dtype)
+    while engine.advance().dest != "evaluate":
+        pass
+    expected = plain_average(small_network(dtype), 0.9, first_copied)
+    assert equal(list(plugin.state_dict()["tensors"].values()), expected)
+    assert equal(weights(plugin.network), weights(half_engine([], dtype).run().network))
+    engine.close()
+    assert equal(weights(plugin.network), [tensor.to(dtype) for tensor in expected])
+
+
+@pytest.mark.parametrize("options", [{"every": 2}, {"start": 3}, {"every": 2, "start": 3, "dtype": torch.float64}])
+@pytest.mark.parametrize("step", [1, 4, 7])
+def test_built_anew_it_keeps_its_phase_and_its_precision(options, step):
+    """The averages of half-precision weights are those of the unbroken run, bit for bit."""
+    half_engine([plugin := EMA(0.9, **options)], torch.bfloat16).run()
+    reborn = Reborn(lambda: EMA(0.9, **options), step)
+    half_engine([reborn], torch.bfloat16).run()
+    assert same(reborn.inner.state_dict()["tensors"], plugin.state_dict()["tensors"])
+
+
+def test_the_average_of_half_precision_weights_is_loaded_by_networks_of_either_dtype(tmp_path):
+    """Rounded by one of the weights' dtype, as it is by one of its own."""
+    plugin = EMA(0.9)
+    half_engine([plugin, Store(tmp_path)], torch.bfloat16).run()
+    average = list(plugin.state_dict()["tensors"].values())
+    for dtype in (torch.bfloat16, torch.float32):
+        network = small_network(dtype)
+        load_weights(tmp_path, network, which="ema")
+        assert equal(weights(network), [tensor.to(dtype) for tensor in average])
+
+
+@pytest.mark.filterwarnings("ignore:`torch.nn.utils.weight_norm` is deprecated")
+@pytest.mark.parametrize(
+    "normed", [nn.utils.weight_norm, nn.utils.parametrizations.weight_norm, nn.utils.spectral_norm]
+)
+def test_averages_a_network_whose_hooks_compute_its_weight(normed):
+    """Such a weight is no parameter, and torch refuses to copy it; what it is computed from is averaged."""
+
+    def network():
+        torch.manual_seed(3)
+        made = nn.Sequential(normed(nn.Linear(4, 5)), nn.Linear(5, 3))
+        made(torch.ones(2, 4))  # computes the weight, which is no leaf from then on
+        return made
+
+    plugin, data = EMA(0.9), batches(2)
+    run = small_engine(6, [Evaluate(data), plugin], network=network()).run()
+    losses = [nn.CrossEntropyLoss()(plugin.network(x), y).item() for x, y in data]
+    assert run.metrics["valid/loss"] == pytest.approx(sum(losses) / 2, rel=1e-6)
+    assert same(tensors(run.network), tensors(small_engine(6, network=network()).run().network))
+    assert not same(tensors(run.network), tensors(plugin.network))
+
+
+def test_averages_the_weights_of_lazy_modules_from_their_first_update_on():
+    """They have no memory when the run begins."""
+
+    def network():
+        torch.manual_seed(3)
+        return nn.Sequential(nn.LazyLinear(5), nn.ReLU(), nn.Linear(5, 3))
+
+    plugin = EMA(0.9)
+    run = small_engine(6, [plugin, evaluation(lambda run: None, "optimizer_update")], network=network()).run()
+    averages = []
+
+    def follow(run):
+        if not averages:
+            averages.extend(weights(run.network))
+        else:
+            for average, new in zip(averages, weights(run.network), strict=True):
+                average.lerp_(new, 0.1)
+
+    engine = small_engine(6, network=network())
+    engine.on_exit("optimizer_update")(follow)
+    engine.run()
+    assert same(tensors(run.network), tensors(engine.current.network))
+    assert equal(weights(plugin.network), averages)
+
+
+def test_a_network_that_cannot_be_copied_is_averaged_and_said_to_be_one():
+    """Only `EMA.network` is a copy; its error says what else there is."""
+
+    class Locked(nn.Linear):
+        def __deepcopy__(self, memo):
+            raise TypeError("no copies of me")
+
+    plugin = EMA(0.9)
+    small_engine(3, [plugin], network=Locked(4, 3)).run()
+    assert plugin.state_dict()["n_averaged"] == 3
+    with pytest.raises(EngineError, match=r"a Locked cannot be copied \(no copies of me\); .* load_state_dict"):
+        _ = plugin.network
+
+
 @pytest.mark.parametrize("decay", [1.0, 1.5, -0.1, float("nan"), "0.9", True, None])
 def test_bad_options_are_refused_when_it_is_built(decay):
     """From 0 on and below 1."""
@@ -370,6 +549,15 @@ def test_bad_options_are_refused_when_it_is_built(decay):
         EMA(decay)
 
 
-def test_passes_the_conformance_kit():
+@pytest.mark.parametrize(
+    "option", [{"every": 0}, {"every": True}, {"start": -1}, {"start": 1.5}, {"dtype": torch.int64}]
+)
+def test_other_bad_options_are_named(option):
+    with pytest.raises(PluginError, match=rf"EMA\({next(iter(option))}=…\)"):
+        EMA(0.9, **option)
+
+
+@pytest.mark.parametrize("options", [{}, {"every": 2, "start": 1, "dtype": torch.float64}])
+def test_passes_the_conformance_kit(options):
     """Paused, rebuilt and restored anywhere, on every path."""
-    check_plugin(lambda: EMA(0.9))
+    check_plugin(lambda: EMA(0.9, **options))

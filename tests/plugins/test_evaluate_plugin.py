@@ -117,28 +117,29 @@ def test_nothing_is_shuffled_or_dropped():
     seen = []
     valid = TensorDataset(torch.zeros(10, FEATURES), torch.arange(10) % CLASSES)
     metrics = {"seen": lambda output, batch: seen.append(batch[1].tolist()) or 0.0}
-    engine_over(Transformed(8), [Evaluate(valid, metrics)], epochs=2, shuffle=True, drop_last=True).run()
+    engine_over(Transformed(8), [Evaluate(valid, metrics, trial=False)], epochs=2, shuffle=True, drop_last=True).run()
     assert seen == [[0, 1, 2, 0], [1, 2, 0, 1], [2, 0]] * 2
 
 
 def test_no_gradient_is_taken():
-    """Metrics see inference tensors of a network in evaluation mode."""
+    """Metrics see tensors without a graph of a network in evaluation mode, and inference tensors if asked for."""
     seen = []
 
     def look(output, batch):
         seen.append((output.is_inference(), output.requires_grad, engine.current.network.training))
         return 0.0
 
-    engine = small_engine(3, [Evaluate(VALID, {"look": look})])
-    engine.run()
-    assert seen == [(True, False, False)] * len(VALID)
+    for option in ({}, {"inference_mode": True}):
+        engine = small_engine(3, [Evaluate(VALID, {"look": look}, trial=False, **option)])
+        engine.run()
+    assert seen == [(False, False, False)] * len(VALID) + [(True, False, False)] * len(VALID)
 
 
 def test_random_transforms_of_the_data_are_the_same_in_each_evaluation():
     """What differs between two evaluations is the network."""
     seen = []
     metrics = {"data": lambda output, batch: seen.append(batch[0]) or 0.0}
-    engine_over(Transformed(8), [Evaluate(Transformed(6), metrics)], epochs=2).run()
+    engine_over(Transformed(8), [Evaluate(Transformed(6), metrics, trial=False)], epochs=2).run()
     assert len(seen) == 4
     assert equal(seen[:2], seen[2:])
 
@@ -221,21 +222,23 @@ def test_an_object_is_moved_reset_updated_and_computed():
 @pytest.mark.parametrize(
     ("value", "got"),
     [
-        (torch.zeros(3, 3), r"got a Tensor of shape \(3, 3\)"),
-        ({"a": 1.0}, "got a dict"),
+        (torch.zeros(3) * 1j, r"got complex64 of shape \(3,\)"),
+        (["0.5"], "got a list"),
         ("0.5", "got a str"),
+        (object(), "got a object"),
     ],
 )
-def test_an_object_must_compute_one_number(value, got):
-    """The error names the metric and what it gave."""
-    engine = small_engine(3, [Evaluate(VALID, {"table": Sum(value)})])
-    with pytest.raises(EngineError, match=rf"metrics\['table'\].compute\(\) must return a number .*{got}"):
+@pytest.mark.parametrize("trial", [True, False])
+def test_an_object_must_compute_numbers(value, got, trial):
+    """The error names the metric and what it gave; a trial finds it before the first turn."""
+    engine = small_engine(3, [Evaluate(VALID, {"table": Sum(value)}, trial=trial)])
+    with pytest.raises(EngineError, match=rf"metrics\['table'\].compute\(\) must return numbers: .*{got}"):
         engine.run()
-    assert engine.current.state == "failed"
+    assert engine.current.state == ("idle" if trial else "failed")
 
 
 def test_an_object_needs_batches_of_data_and_target():
-    """The error says what to give in its place."""
+    """The error says how to say what it is called with."""
 
     def loss(network, batch):
         return network(batch["data"]).square().mean()
@@ -247,7 +250,7 @@ def test_an_object_needs_batches_of_data_and_target():
     )
     engine = Engine(components, RunConfig(epochs=1), [Evaluate(data, {"sum": Sum()})])
     with pytest.raises(
-        DataError, match=r"metrics\['sum'\].update takes \(output, target\).*got a dict; give a function"
+        DataError, match=r"metrics\['sum'\].update takes \(output, target\).*got a dict; .*inputs=lambda"
     ):
         engine.run()
 
@@ -438,7 +441,8 @@ def test_the_moments_of_evaluate_are_for_other_plugins():
 def test_worker_processes_see_the_data_as_they_are_or_serve_all_evaluations_of_a_run(persistent):
     """They are started anew each time, or once; none is left when `run()` returns."""
     workers = set()
-    plugin = Evaluate(Pids(5), {"pid": lambda output, batch: workers.update(batch[1].tolist()) or 0.0})
+    metrics = {"pid": lambda output, batch: workers.update(batch[1].tolist()) or 0.0}
+    plugin = Evaluate(Pids(5), metrics, trial=False)  # which has a worker of its own
 
     def loss(network, batch):
         return network(batch[0]).square().mean()
@@ -481,7 +485,8 @@ def paused_run(batch, at, k=1, valid=None):
     metric = Pausing(batch)
     metrics = {"accuracy": metric, "object": torchmetrics.Accuracy("multiclass", num_classes=CLASSES)}
     valid = valid or batches(3, size=4)
-    engine = engine_over(Transformed(22), [Evaluate(valid, metrics, at)], lively_network(), epochs=2, accumulation=k)
+    plugin = Evaluate(valid, metrics, at, trial=False)  # which would pause the run too
+    engine = engine_over(Transformed(22), [plugin], lively_network(), epochs=2, accumulation=k)
     metric.act = lambda: engine.current.pause("asked by the test")
     return engine, metric
 
@@ -578,7 +583,8 @@ def test_a_failing_metric_ends_the_run(at):
     def fail(output, batch):
         raise ZeroDivisionError("planned")
 
-    engine = engine_over(Transformed(8), [Evaluate(VALID, {"bad": fail}, at=at)], lively_network(), epochs=1)
+    plugin = Evaluate(VALID, {"bad": fail}, at=at, trial=False)
+    engine = engine_over(Transformed(8), [plugin], lively_network(), epochs=1)
     with pytest.raises(ZeroDivisionError, match="planned") as raised:
         engine.run()
     step = {"after_epoch": 2, "after_step": 1}[at]
@@ -602,7 +608,7 @@ def test_one_that_may_fail_is_detached():
     def fail(output, batch):
         raise ZeroDivisionError("planned")
 
-    run = small_engine(3, [Evaluate(VALID, {"bad": fail}, on_error="detach")], epochs=3).run()
+    run = small_engine(3, [Evaluate(VALID, {"bad": fail}, trial=False, on_error="detach")], epochs=3).run()
     assert (run.state, run.log.counts()["evaluate"], run.metrics) == ("finished", 1, {})
     assert "valid.evaluate raised ZeroDivisionError: planned" in str(run.log.notes()[0])
     assert equal(weights(run.network), weights(small_engine(3, epochs=3).run().network))

@@ -56,6 +56,55 @@ def test_the_parameters_of_all_optimizers_count_together_and_each_once():
     assert run.history("gradient_norm") == [nn.utils.clip_grad_norm_(network.parameters(), 1e9).item()]
 
 
+def grouped():
+    """Return a network of five layers and an optimizer whose groups stand in another order than the network."""
+    torch.manual_seed(0)
+    network = nn.Sequential(*(nn.Linear(4, 4) for _ in range(4)), nn.Linear(4, 3))
+    matrices = [p for p in network.parameters() if p.dim() > 1]
+    others = [p for p in network.parameters() if p.dim() < 2]
+    groups = [{"params": others, "weight_decay": 0.0}, {"params": matrices[::-1], "weight_decay": 0.1}]
+    return network, torch.optim.AdamW(groups, lr=0.01)
+
+
+@pytest.mark.parametrize("held", ["all", "last"])
+def test_the_norm_is_taken_in_the_order_of_the_network(held):
+    """Norms and weights have the bits of a script that clips `network.parameters()`, whatever the groups."""
+
+    def parts():
+        network, optimizer = grouped()
+        return network, optimizer if held == "all" else torch.optim.SGD(network[-1].parameters(), lr=0.1)
+
+    network, optimizer = parts()
+    norms = []
+    for data, target in batches(6):
+        optimizer.zero_grad()
+        nn.CrossEntropyLoss()(network(data), target).backward()
+        norms.append(nn.utils.clip_grad_norm_(network.parameters(), 0.2).item())
+        optimizer.step()
+    expected = weights(network)
+    network, optimizer = parts()
+    components = Components(network=network, loader=batches(6), criterion=nn.CrossEntropyLoss(), optimizer=optimizer)
+    run = Engine(components, RunConfig(epochs=1), [GradientClipping(max_norm=0.2)]).run()
+    assert run.history("gradient_norm") == norms
+    assert equal(weights(run.network), expected)
+
+
+def test_a_parameter_that_only_an_optimizer_holds_is_clipped_with_the_network():
+    """Such as the temperature of a criterion."""
+    network, temperature = small_network(), nn.Parameter(torch.tensor(2.0))
+    components = Components(
+        network=network,
+        loader=batches(1),
+        compute_loss=lambda network, batch: nn.functional.cross_entropy(network(batch[0]) * temperature, batch[1]),
+        optimizer=torch.optim.SGD([temperature, *network.parameters()], lr=0.0),
+    )
+    run = Engine(components, RunConfig(epochs=1), [GradientClipping(max_norm=1e9)]).run()
+    data, target = batches(1)[0]
+    nn.functional.cross_entropy(network(data) * temperature, target).backward()
+    norm = nn.utils.clip_grad_norm_([*network.parameters(), temperature], 1e9)
+    assert run.history("gradient_norm") == [norm.item()]
+
+
 def test_comes_after_the_guard_against_non_finite_values():
     """Whatever their place in the list, the guard sees the gradients as they were."""
     seen = []

@@ -9,8 +9,8 @@ import torch
 from torch import nn
 from torch.optim import lr_scheduler as schedulers
 
-from builders import Unsized, batches, equal, small_engine, small_network, weights
-from heptad import Components, Engine, EngineError, Plugin, PluginError, RunConfig
+from builders import Side, Unsized, batches, equal, small_engine, small_network, weights
+from heptad import Components, Detour, Engine, EngineError, Plugin, PluginError, RunConfig
 from heptad.step.optimizers import Optimizers
 from heptad.testing import check_plugin
 from heptad_plugins._scheduler import scheduler_from_format_1
@@ -155,6 +155,23 @@ def test_each_of_several_optimizers_has_a_schedule_of_its_own():
     run = two_optimizers(LRSchedule(halved, optimizer=1)).run()
     assert (run.history("lr/0"), run.history("lr/1")) == ([], [0.4, 0.2])
     assert [optimizer.param_groups[0]["lr"] for optimizer in run.optimizers] == [0.1, 0.1]
+
+
+def test_two_schedules_of_one_optimizer_have_names_of_their_own():
+    """The second chains on the first, as torch's do; the rate is recorded once, before either moves."""
+
+    def halved(optimizer):
+        return schedulers.ExponentialLR(optimizer, 0.5)
+
+    with pytest.raises(PluginError, match="two plugins have the name 'LRSchedule'"):
+        small_engine(3, [LRSchedule(halved), LRSchedule(halved)])
+    run = small_engine(3, [LRSchedule(halved), LRSchedule(halved, name="second")]).run()
+    assert run.history("lr") == [0.1, 0.025, 0.00625]
+    assert LRSchedule(halved, optimizer=1).name == "LRSchedule/1"
+    assert LRSchedule(halved, optimizer=1, name="second").name == "second"
+    for wrong in ("", 3):
+        with pytest.raises(PluginError, match=r"LRSchedule\(name=…\)"):
+            LRSchedule(halved, name=wrong)
 
 
 def test_one_optimizer_is_said_to_be_one():
@@ -404,3 +421,60 @@ def test_a_state_of_a_checkpoint_of_the_first_version_is_read(stored: Any, sched
     """There tuples, dicts and Counters were tagged lists."""
     assert scheduler_from_format_1(stored) == scheduler
     assert scheduler_from_format_1(scheduler) == scheduler
+
+
+# -- each new value
+
+
+def plateau_rates(values, patience=1):
+    """Return torch's own rates: that before each value, and the last."""
+    optimizer = torch.optim.SGD(small_network().parameters(), lr=0.1)
+    scheduler = schedulers.ReduceLROnPlateau(optimizer, factor=0.5, patience=patience)
+    rates = [0.1]
+    for value in values:
+        scheduler.step(value)
+        rates.append(optimizer.param_groups[0]["lr"])
+    return rates
+
+
+VALUES = [3.0, 2.0, 2.5, 2.5, 1.0, 1.5, 1.5, 1.5]
+
+
+@pytest.mark.parametrize("step", [None, 1, 4, 7, 10])
+@pytest.mark.parametrize("every", [1, 3])
+def test_a_plateau_is_found_by_each_evaluation(every, step):
+    """However often the run is evaluated, before training too; the rate of an update is what came of those before."""
+
+    def make():
+        return LRSchedule(
+            lambda o: schedulers.ReduceLROnPlateau(o, factor=0.5, patience=1), "evaluation", monitor="error"
+        )
+
+    left = iter(VALUES)
+    record = lambda run: run.record("error", next(left))  # noqa: E731
+    sides = Side(
+        Detour("evaluate", "before_loop", lambda run: True, record),
+        Detour("evaluate", "optimizer_update", lambda run: True, record, every),
+    )
+    plugin = make() if step is None else Reborn(make, step)
+    engine = small_engine(4, [plugin, sides], max_updates=7 * every)
+    used = []
+    engine.on_enter("optimizer_update")(lambda run: used.append(run.optimizer.param_groups[0]["lr"]))
+    run = engine.run()
+    expected = plateau_rates(VALUES)
+    assert used == [rate for rate in expected[1:8] for _ in range(every)]
+    assert run.optimizer.param_groups[0]["lr"] == expected[8]
+    assert run.history("lr") == expected[:8]
+
+
+def test_an_evaluation_interval_needs_a_value_to_look_at():
+    with pytest.raises(PluginError, match=r"interval='evaluation'\) steps ReduceLROnPlateau on each new value"):
+        LRSchedule(lambda o: schedulers.ReduceLROnPlateau(o, patience=1), "evaluation")
+    with pytest.raises(EngineError, match="got monitor='error' with ExponentialLR"):
+        small_engine(3, [LRSchedule(lambda o: schedulers.ExponentialLR(o, 0.9), "evaluation", "error")]).run()
+
+
+def test_a_value_that_no_evaluation_records_is_reported_at_the_end_of_an_epoch():
+    schedule = LRSchedule(lambda o: schedulers.ReduceLROnPlateau(o, patience=1), "evaluation", "valid/los")
+    with pytest.raises(EngineError, match=r"LRSchedule\(monitor='valid/los'\).*did you mean 'valid/loss'"):
+        small_engine(3, [schedule, Evaluate(batches(1))]).run()

@@ -10,11 +10,12 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import nn
-from torch.optim.lr_scheduler import StepLR
+from torch.optim.lr_scheduler import LinearLR, StepLR
 from torch.utils.tensorboard import SummaryWriter
 
 from builders import STATES, Clock, batches, small_engine, small_network
-from heptad import Components, Engine, Plugin, PluginError, Run, RunConfig
+from heptad import Components, Engine, EngineError, Plugin, PluginError, Run, RunConfig
+from heptad_plugins.checkpoint import Checkpoint
 from heptad_plugins.evaluate import Evaluate
 from heptad_plugins.lr_schedule import LRSchedule
 from heptad_plugins.tensorboard_logger import TensorBoardLogger
@@ -53,7 +54,7 @@ def test_all_recorded_values_at_their_updates(tmp_path):
     scalars = read(tmp_path)
     for name in run.metrics:
         assert scalars[name] == near([(value.update, value.value) for value in run.records() if value.name == name])
-    assert {name for name in scalars if not name.startswith("time/")} == {*run.metrics, "lr"}
+    assert {name for name in scalars if not name.startswith("time/")} == {*run.metrics, "train/lr"}
     assert [step for step, _ in scalars["valid/loss"]] == [4, 8]
 
 
@@ -66,7 +67,7 @@ def test_loss_and_learning_rate_at_every_nth_update(every, updates, tmp_path):
     engine.run()
     scalars = read(tmp_path)
     assert scalars.get("train/loss", []) == near([(update, losses[update]) for update in updates])
-    assert scalars.get("lr", []) == near([(update, 0.1) for update in updates])
+    assert scalars.get("train/lr", []) == near([(update, 0.1) for update in updates])
 
 
 @pytest.mark.parametrize("first", [False, True])
@@ -79,7 +80,7 @@ def test_the_learning_rate_is_that_of_the_update(first, tmp_path):
     engine.on_enter("optimizer_update")(lambda run: used.append((run.update + 1, run.optimizer.param_groups[0]["lr"])))
     engine.run()
     assert [rate for _, rate in used] == [0.1, 0.1, 0.05, 0.05, 0.025, 0.025]
-    assert read(tmp_path)["lr"] == near(used)
+    assert read(tmp_path)["train/lr"] == near(used)
 
 
 @pytest.mark.parametrize("moment", ["enter", "exit"])
@@ -121,11 +122,11 @@ def test_each_group_has_its_learning_rate(tmp_path):
     )
     engine.run()
     scalars = read(tmp_path)
-    rates = {name: scalars[name] for name in scalars if name.startswith("lr")}
+    rates = {name: scalars[name] for name in scalars if name.startswith("train/lr")}
     assert rates == {
-        "lr/0": [(1, 0.5), (2, 0.5)],
-        "lr/1": [(1, 0.25), (2, 0.25)],
-        "lr/2": [(1, 0.125), (2, 0.125)],
+        "train/lr/0": [(1, 0.5), (2, 0.5)],
+        "train/lr/1": [(1, 0.25), (2, 0.25)],
+        "train/lr/2": [(1, 0.125), (2, 0.125)],
     }
 
 
@@ -135,7 +136,7 @@ def test_a_skipped_update_has_neither(tmp_path):
     engine.on_enter("optimizer_update", every=2)(lambda run: run.skip_update("no"))
     engine.run()
     scalars = read(tmp_path)
-    assert [step for step, _ in scalars["train/loss"]] == [step for step, _ in scalars["lr"]] == [1, 2]
+    assert [step for step, _ in scalars["train/loss"]] == [step for step, _ in scalars["train/lr"]] == [1, 2]
 
 
 # -- shares of time
@@ -227,7 +228,7 @@ def test_what_is_there_after_an_epoch_is_on_disk(tmp_path):
     @engine.on_exit("after_epoch")
     def look(run: Run) -> None:
         scalars = read(tmp_path)
-        seen.append([len(scalars[name]) for name in ("train/loss", "lr", "valid/loss", "time/evaluate")])
+        seen.append([len(scalars[name]) for name in ("train/loss", "train/lr", "valid/loss", "time/evaluate")])
 
     engine.run()
     assert seen == [[3, 3, 1, 1], [6, 6, 2, 2]]
@@ -349,3 +350,83 @@ def test_every_is_checked_where_the_plugin_is_built(every, tmp_path):
     """And the message says what was found."""
     with pytest.raises(PluginError, match=r"TensorBoardLogger\(every=…\) must be a whole number from 1 on, got"):
         TensorBoardLogger(tmp_path, every=every)
+
+
+# -- what is no scalar
+
+
+def hyperparameters(directory: Path) -> list[dict[str, Any]]:
+    """Return those of all sessions, as tensorboard's own page of them sees them."""
+    from tensorboard.plugins.hparams import plugin_data_pb2
+
+    found = []
+    for file in sorted(directory.glob("events*"), key=lambda file: file.stat().st_mtime_ns):
+        reader = EventAccumulator(str(file)).Reload()
+        data = reader.SummaryMetadata("_hparams_/session_start_info").plugin_data.content
+        info = plugin_data_pb2.HParamsPluginData.FromString(data).session_start_info
+        found.append({name: getattr(value, value.WhichOneof("kind")) for name, value in info.hparams.items()})
+    return found
+
+
+def test_config_and_optimizer_are_hyperparameters_and_a_text(tmp_path):
+    """With the rate that the optimizer was built with, though a schedule writes another one before the first update."""
+    schedule = LRSchedule(lambda optimizer: LinearLR(optimizer, 0.5))
+    logger = TensorBoardLogger(tmp_path, hparams={"width": 4, "kind": "linear"})
+    small_engine(3, [schedule, logger], accumulation=2).run()
+    (found,) = hyperparameters(tmp_path)
+    expected = {"epochs": 1, "accumulation": 2, "seed": 0, "network": "Linear", "width": 4, "kind": "linear"}
+    assert expected.items() <= found.items()
+    assert (found["optimizer"], found["optimizer/lr"], found["optimizer/momentum"]) == ("SGD", 0.1, 0.9)
+    assert not any("params" in name or "initial" in name for name in found)
+    reader = EventAccumulator(str(tmp_path)).Reload()
+    (text,) = reader.Tensors("config/text_summary")
+    assert "| accumulation | 2 |" in text.tensor_proto.string_val[0].decode()
+
+
+def test_a_resumed_run_writes_its_own_hyperparameters(tmp_path):
+    """It may be longer than the one before."""
+    for epochs, resume in ((1, None), (2, "auto")):
+        plugins = [TensorBoardLogger(tmp_path / "events"), Checkpoint(tmp_path / "checkpoints")]
+        small_engine(3, plugins, epochs=epochs).run(resume=resume)
+    assert [found["epochs"] for found in hyperparameters(tmp_path / "events")] == [1, 2]
+
+
+def test_each_of_several_groups_has_its_options(tmp_path):
+    network = small_network()
+    groups = [{"params": [network.weight]}, {"params": [network.bias], "lr": 0.25}]
+    optimizer = torch.optim.SGD(groups, lr=0.5)
+    optimizer.param_groups[0]["lr"] = None
+    components = Components(network=network, loader=batches(1), criterion=nn.CrossEntropyLoss(), optimizer=optimizer)
+    engine = Engine(components, RunConfig(epochs=1), [TensorBoardLogger(tmp_path)])
+    engine.on_enter("optimizer_update")(lambda run: run.skip_update("this optimizer cannot step"))
+    engine.run()
+    (found,) = hyperparameters(tmp_path)
+    assert found["optimizer/1/lr"] == 0.25
+    assert "optimizer/0/lr" not in found
+
+
+def test_its_writer_takes_what_is_no_number(tmp_path):
+    """An image, in a handler; outside of a run there is none."""
+    logger = TensorBoardLogger(tmp_path)
+    with pytest.raises(EngineError, match="is there while a run is driven"):
+        _ = logger.writer
+    engine = small_engine(2, [logger])
+    engine.on_exit("optimizer_update")(
+        lambda run: logger.writer.add_image("weights", run.network.weight[None].clamp(0, 1), run.update)
+    )
+    engine.run()
+    reader = EventAccumulator(str(tmp_path)).Reload()
+    assert [event.step for event in reader.Images("weights")] == [1, 2]
+    with pytest.raises(EngineError, match="is there while a run is driven"):
+        _ = logger.writer
+
+
+@pytest.mark.parametrize("value", [None, [1], torch.tensor(1.0)])
+def test_a_hyperparameter_that_is_no_plain_value_is_refused(value, tmp_path):
+    with pytest.raises(PluginError, match=r"TensorBoardLogger\(hparams=…\): width must be a number"):
+        TensorBoardLogger(tmp_path, hparams={"width": value})
+
+
+def test_first_is_the_first_update_that_is_written(tmp_path):
+    small_engine(6, [TensorBoardLogger(tmp_path, every=3, first=1)]).run()
+    assert [step for step, _ in read(tmp_path)["train/lr"]] == [1, 4]

@@ -33,9 +33,11 @@ from heptad import (
     on_enter,
     on_exit,
 )
+from heptad.plugin import Measures
 from heptad.testing import check_plugin
 from heptad_plugins import (
     EMA,
+    SAM,
     Checkpoint,
     CSVLogger,
     EarlyStopping,
@@ -149,6 +151,7 @@ def engines(network: nn.Module, data: TensorDataset, batches: list[Batch]) -> li
         Evaluate(data, {"accuracy": accuracy}, at="after_epoch", every=1, name="valid"),
         LRSchedule(lambda optimizer, total_updates: StepLR(optimizer, total_updates), interval="update"),
         GradientClipping(max_norm=1.0),
+        SAM(rho=0.1, adaptive=True),
         EMA(decay=0.99),
         EarlyStopping("valid/loss", mode="min", patience=3, min_delta=0.0),
         NonFiniteGuard(action="skip", every=2),
@@ -169,7 +172,13 @@ def engines(network: nn.Module, data: TensorDataset, batches: list[Batch]) -> li
             RunConfig(max_updates=3),
         ),
         Engine(
-            Components(network=network, loader=batches, compute_loss=bare_loss, optimizer=[given, build_optimizer]),
+            Components(
+                network=network,
+                loader=batches,
+                compute_loss=bare_loss,
+                optimizer=[given, build_optimizer],
+                side_optimizers={"made": given, "built": build_optimizer},
+            ),
             RunConfig(max_updates=3),
             plugins=[Own()],
         ),
@@ -192,7 +201,8 @@ def drive(engine: Engine) -> Run:
     with engine:
         run = engine.run()
     assert_type(run, Run)
-    assert_type(engine.evaluate([], {"accuracy": accuracy}), dict[str, float])
+    assert_type(engine.evaluate([], {"accuracy": accuracy}), Measures)
+    assert_type(engine.evaluate([], limit=1)["loss"], float)
     assert_type(engine.predict([]), Iterator[Any])
     engine.close()
     return run
@@ -217,6 +227,8 @@ def read(run: Run) -> None:
     assert_type((run.mean_loss, run.epoch_loss), tuple[torch.Tensor | None, torch.Tensor | None])
     assert_type((run.weight, run.windows), tuple[float | torch.Tensor | None, int])
     assert_type(run.optimizer, Optimizer)
+    assert_type(run.side_optimizers, Mapping[str, Optimizer])
+    assert_type(run.recompute(), torch.Tensor)
     assert_type(run.network, nn.Module)
     assert_type((run.state, run.paused, run.reason), tuple[str, str | None, str | None])
     assert_type((run.update_due, run.batches_remain, run.epochs_remain), tuple[bool, bool, bool])
@@ -224,6 +236,7 @@ def read(run: Run) -> None:
 
 def resume(engine: Engine, network: nn.Module) -> None:
     assert_type(engine.run(resume="auto"), Run)
+    assert_type(engine.run(resume="auto", allow_changes=("optimizer",)), Run)
     assert_type(engine.run(resume=Path("runs"), until="after_epoch").resumed_from, str | None)
     assert_type(load_weights("runs", network, which="best"), Path)
     checkpoint = Checkpoint("runs", at=("after_step", "after_epoch"), seconds=60.0, keep_best=1, monitor="valid/loss")

@@ -56,7 +56,8 @@ def mistakes(network: nn.Module, engine: Engine, run: Run) -> None:
     GradientClipping(1.0)  # wrong
     NonFiniteGuard(action="ignore")  # wrong
     TimeLimit("60")  # wrong
-    Evaluate([], at="before_loop")  # wrong
+    Evaluate([], at="before_epoch")  # wrong
+    Evaluate([], limits=3)  # wrong
     LRSchedule(3)  # wrong
 
     @engine.on_exit("after_epoch")  # wrong

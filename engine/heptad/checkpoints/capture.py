@@ -10,6 +10,7 @@ from heptad.checkpoints.encoding import encode
 from heptad.checkpoints.form import (
     StoredBeginning,
     StoredCounters,
+    StoredKept,
     StoredOptions,
     StoredPlugin,
     StoredPosition,
@@ -74,10 +75,11 @@ def capture(
     return Snapshot(_summarize_run(run).plain(), sections.plain())
 
 
-def filter_key(subscription: Subscription) -> tuple[str, str, str, int, bool]:
+def filter_key(subscription: Subscription) -> tuple[Any, ...]:
     """Return what a handler is found by in the run that is resumed: its name and its mark."""
     mark = subscription.mark
-    return subscription.who, mark.moment, mark.state, mark.every, mark.once
+    first = () if mark.first is None else (mark.first,)
+    return subscription.who, mark.moment, mark.state, mark.every, mark.once, *first
 
 
 def _check_place(run: Run) -> None:
@@ -111,8 +113,9 @@ def _capture_plugins(run: Run, manager: PluginManager) -> dict[str, StoredPlugin
 def _capture_position(
     run: Run, detours: Sequence[DetourState], subscriptions: Sequence[Subscription]
 ) -> StoredPosition:
-    at, buffer = run.position, run.buffer
+    at, buffer, kept = run.position, run.buffer, run.position.kept
     built: list[dict[str, Any]] = buffer.facts.get("optimizers", [])
+    beside: dict[str, Any] = buffer.facts.get("side_optimizers", {})
     return StoredPosition(
         id=run.id,
         seq=buffer.seq,
@@ -122,10 +125,12 @@ def _capture_position(
         window=StoredWindow.model_validate(at.window, from_attributes=True),
         loss=run.loss,
         batch=[] if at.batch is None else [at.batch],
+        kept=StoredKept(batches=list(kept.batches), loss=kept.loss) if kept is not None and at.window.steps else None,
         stopped=bool(buffer.stops),
         reason=run.reason,
         seed=run.runtime.feed.seed,
         optimizers=[StoredOptions.model_validate(options) for options in built],
+        side_optimizers={name: StoredOptions.model_validate(options) for name, options in beside.items()},
         visits=[detour.last_now(run) for detour in detours],
         filters=[[*filter_key(row), *row.filter.state()] for row in subscriptions],
         notes=[],  # where format 1 stored the words of its events

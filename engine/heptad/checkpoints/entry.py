@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -23,9 +23,10 @@ class Entry:
 
 
 def rank(summaries: Iterable[tuple[Entry, dict[str, Any]]]) -> list[Entry]:
-    """Return the checkpoints by their monitored value, the best first, of equals the newest.
+    """Return the checkpoints by their monitored value, the best first, of equals the oldest.
 
-    Only those are compared that monitor what the newest of them does. NaN is not a value.
+    Only those are compared that monitor what the newest of them does. NaN is not a value. The oldest of equals is what
+    was measured, where earlier versions gave the value to later checkpoints as well.
 
     Args:
         summaries: Checkpoints with their summaries, see `Snapshot.summary`.
@@ -35,8 +36,26 @@ def rank(summaries: Iterable[tuple[Entry, dict[str, Any]]]) -> list[Entry]:
         return []
     name, mode, _ = max(found)[1]
     sign = 1 if mode == "min" else -1
-    ranked = [(sign * monitor[2], -entry.number, entry) for entry, monitor in found if monitor[:2] == (name, mode)]
+    ranked = [(sign * monitor[2], entry.number, entry) for entry, monitor in found if monitor[:2] == (name, mode)]
     return [entry for _, _, entry in sorted(ranked)]
+
+
+def best_of(summaries: Sequence[tuple[Entry, dict[str, Any]]], count: int) -> list[Entry]:
+    """Return the checkpoints of so many best values: of several with one value and one update, the oldest.
+
+    Args:
+        summaries: As for `rank`.
+        count: At most so many.
+    """
+    updates = {entry: summary.get("update", entry.number) for entry, summary in summaries}
+    values = {entry: summary.get("monitor") for entry, summary in summaries}
+    kept: list[Entry] = []
+    for entry in rank(summaries):
+        if len(kept) < count and not any(
+            (updates[entry], values[entry]) == (updates[other], values[other]) for other in kept
+        ):
+            kept.append(entry)
+    return kept
 
 
 def _monitor_of(summary: dict[str, Any]) -> tuple[str, str, float] | None:

@@ -121,9 +121,17 @@ class StoredOptimizer(Stored):
 
 
 class StoredOptimizers(Stored):
-    """The optimizers, with the parameters that only they hold, and the gradients of the open window."""
+    """The optimizers, with the parameters that only they hold, and the gradients of the open window.
+
+    Attributes:
+        states: In their order.
+        side: The side optimizers by name.
+        held: Parameters that no module holds.
+        gradients: By parameter.
+    """
 
     states: list[StoredOptimizer]
+    side: dict[str, StoredOptimizer] = {}
     held: dict[str, Tensor]
     gradients: dict[str, Tensor]
 
@@ -201,6 +209,13 @@ def _event_row(row: dict[str, Any]) -> dict[str, Any]:
     return row
 
 
+class StoredKept(Stored):
+    """What was kept of the open window, to compute it again; the fields of `KeptWindow`."""
+
+    batches: list[Any]
+    loss: Tensor | None
+
+
 class StoredPosition(Stored):
     """Where a run is.
 
@@ -213,12 +228,15 @@ class StoredPosition(Stored):
         window: The open window.
         loss: Of the newest step.
         batch: The batch of the step, or nothing.
+        kept: What was kept of the open window; `None` where nothing computes it again.
         stopped: A stop was asked for.
         reason: Why the run ends.
         seed: Of the order of the data.
         optimizers: What each was built with.
+        side_optimizers: What each side optimizer was built with.
         visits: The count of each detour when it last ran.
-        filters: Plugin and method, moment, state, `every`, `once`; events counted, and whether `once` is done.
+        filters: Plugin and method, moment, state, `every`, `once`, `first` where it was given; events counted, and
+            whether `once` is done.
         notes: What format 1 had in place of events: seq, kind, words and time of each.
         events: The events of the next transition, as plain data.
         epoch_loss: The sums that the mean loss of the epoch is taken from.
@@ -232,12 +250,14 @@ class StoredPosition(Stored):
     window: StoredWindow
     loss: Tensor | None
     batch: Annotated[list[Any], Field(max_length=1)]
+    kept: StoredKept | None = None
     stopped: bool
     reason: str | None
     seed: int
     optimizers: list[StoredOptions]
+    side_optimizers: dict[str, StoredOptions] = {}
     visits: list[int]
-    filters: list[Annotated[list[Any], Field(min_length=7, max_length=7)]]
+    filters: list[Annotated[list[Any], Field(min_length=7, max_length=8)]]
     notes: list[Annotated[list[Any], AfterValidator(_row_of_format_1)]] = []
     events: list[Annotated[dict[str, Any], AfterValidator(_event_row)]] = []
     epoch_loss: Annotated[list[Any], Field(max_length=4)] = []
@@ -357,6 +377,12 @@ class StoredSections(Stored):
     plugins: dict[str, StoredPlugin]
     run: StoredRun
 
+    @model_validator(mode="after")
+    def _says_what_side_optimizers_were_built_with(self) -> Self:
+        if self.optimizers.side.keys() != self.run.position.side_optimizers.keys():
+            raise ValueError("the side optimizers are not those whose options are stored")
+        return self
+
     def module(self, name: str) -> StoredModule | None:
         """Return the module of a section."""
         return {"network": self.network, "criterion": self.criterion, "compute_loss": self.compute_loss}[name]
@@ -380,10 +406,11 @@ def read_form(path: Path, snapshot: Snapshot) -> tuple[StoredSummary, StoredSect
         place = ".".join(map(str, found["loc"])) or "the whole"
         raise _refusal(path, f"{place}: {found['msg']}, got {found['input']!r:.60}") from error
     try:
-        # Only a generator knows which states it accepts, so each is set, and then put back. CUDA's are not tried:
-        # `preserved` puts back those of the CPU only.
+        # Only a generator knows which states it accepts, so each is set, and then put back. An accelerator's are not
+        # tried: `preserved` puts back those of the CPU only.
         with seeding.preserved():
-            seeding.restore_states({name: state for name, state in sections.run.random.items() if name != "cuda"})
+            states, tried = sections.run.random, seeding.CPU_GENERATORS
+            seeding.restore_states({name: state for name, state in states.items() if name in tried})
     except (KeyError, IndexError, TypeError, ValueError, RuntimeError, OverflowError) as error:
         raise _refusal(path, f"run.random: {type(error).__name__}: {error}") from error
     return summary, sections

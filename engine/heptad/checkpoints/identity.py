@@ -14,9 +14,6 @@ from heptad.checkpoints.form import (
     StoredBeginning,
     StoredIdentity,
     StoredModule,
-    StoredOptimizer,
-    StoredOptimizers,
-    StoredOptions,
     StoredPlugin,
     StoredSections,
 )
@@ -28,9 +25,8 @@ from heptad.checkpoints.modules import (
     tensor_differences,
     tensors_of,
 )
-from heptad.checkpoints.parameters import held_parameters, parameter_names
 from heptad.config import RunConfig
-from heptad.errors import CheckpointError, a_kind, counted, kind, with_article
+from heptad.errors import CheckpointError, kind, with_article
 from heptad.plugin.contract import Plugin
 from heptad.run.run import Run
 from heptad.table import Arc
@@ -93,7 +89,7 @@ def check_run(run: Run, plugins: Sequence[Plugin], sections: StoredSections) -> 
         CheckpointError: With every difference, one a line.
     """
     stored, here = sections.run.identity, identity(run)
-    _refuse(
+    refuse(
         [
             *_config_differences(stored.config, here.config),
             *_data_differences(stored.data, here.data),
@@ -102,32 +98,6 @@ def check_run(run: Run, plugins: Sequence[Plugin], sections: StoredSections) -> 
             *_plugin_differences(plugins, sections.plugins),
         ]
     )
-
-
-def check_optimizers(run: Run, stored: StoredOptimizers, built: Sequence[StoredOptions]) -> None:
-    """Compare the optimizers that were built: classes, options, parameters in their order.
-
-    Args:
-        run: The run.
-        stored: What the checkpoint holds of optimizers.
-        built: The options that they were built with, which a schedule may have changed since.
-
-    Raises:
-        CheckpointError: With every difference, one a line.
-    """
-    if len(stored.states) != len(run.optimizers):
-        _refuse([f"Components.optimizer: {len(stored.states)} in the checkpoint, {len(run.optimizers)} here"])
-    names, optimizers = parameter_names(run), run.runtime.optimizers
-    wrong = tensor_differences("held by the optimizers", stored.held, held_parameters(run))
-    rows = zip(optimizers, stored.states, built, optimizers.names(names), optimizers.describe(), strict=True)
-    for number, (optimizer, state, options, groups, now) in enumerate(rows):
-        where = f"optimizers[{number}]"
-        if kind(optimizer) != state.kind:
-            wrong.append(f"{where}: {with_article(state.kind)} in the checkpoint, {a_kind(optimizer)} here")
-            continue
-        wrong += _group_differences(where, state, len(options.groups), groups, set(names.values()))
-        wrong += _option_differences(where, options.groups, now["groups"])
-    _refuse(wrong)
 
 
 def changed_options(run: Run, options: Mapping[str, Mapping[str, str]]) -> list[str]:
@@ -148,7 +118,8 @@ def changed_options(run: Run, options: Mapping[str, Mapping[str, str]]) -> list[
     ]
 
 
-def _refuse(wrong: list[str]) -> None:
+def refuse(wrong: list[str]) -> None:
+    """Raise a `CheckpointError` if there are differences, with all of them."""
     if wrong:
         listed = "\n".join(f"  {line}" for line in wrong)
         raise CheckpointError(
@@ -244,37 +215,3 @@ def _plugin_differences(plugins: Sequence[Plugin], stored: Mapping[str, StoredPl
         and stored[plugin.name].state
     ]
     return wrong
-
-
-def _group_differences(
-    where: str, stored: StoredOptimizer, built: int, here: list[list[str]], known: set[str]
-) -> list[str]:
-    """Return how the names of an optimizer's parameters differ. Groups added during the run need not be here yet."""
-    added = stored.parameters[built:] if len(here) == built else []
-    before = stored.parameters[: len(stored.parameters) - len(added)]
-    wrong = [] if here == before else [f"{where}: {_first_difference(stored.parameters, here)}"]
-    absent = {name for group in added for name in group} - known
-    if absent:
-        wrong.append(f"{where}: {', '.join(sorted(absent))} of a group added during the run is not here")
-    return wrong
-
-
-def _option_differences(where: str, stored: Sequence[dict[str, Any]], here: Sequence[dict[str, Any]]) -> list[str]:
-    return [
-        f"{where}, group {number}: {name} {then.get(name)!r} in the checkpoint, {now.get(name)!r} here"
-        for number, (then, now) in enumerate(zip(stored, here, strict=False))
-        for name in dict.fromkeys((*then, *now))
-        if then.get(name) != now.get(name)
-    ]
-
-
-def _first_difference(stored: Sequence[Sequence[str]], here: Sequence[Sequence[str]]) -> str:
-    if len(stored) != len(here):
-        return f"{counted(len(stored), 'parameter group')} in the checkpoint, {len(here)} here"
-    for number, (one, other) in enumerate(zip(stored, here, strict=True)):
-        for place, (name, now) in enumerate(zip(one, other, strict=False)):
-            if name != now:
-                return f"parameter {place} of group {number} is {name} in the checkpoint, {now} here"
-        if len(one) != len(other):
-            return f"group {number} has {counted(len(one), 'parameter')} in the checkpoint, {len(other)} here"
-    return "the parameters differ"

@@ -6,7 +6,8 @@ The name of a parameter is that of its module and its own (`network.layer.weight
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,17 +15,38 @@ from torch import Tensor, nn
 from heptad.checkpoints.form import StoredOptimizer, StoredOptimizers
 from heptad.checkpoints.modules import modules_of
 from heptad.run.run import Run
+from heptad.run.runtime import OptimizerSet
 
 
 def capture_optimizers(run: Run) -> StoredOptimizers:
     """Return the state of the optimizers, the parameters that only they hold, and the gradients of the open window."""
-    built = [len(options["groups"]) for options in run.buffer.facts.get("optimizers", ())]
-    states = run.runtime.optimizers.state(parameter_names(run), built)
+    optimizers, facts, names = run.runtime.optimizers, run.buffer.facts, parameter_names(run)
+    states = _states_of(optimizers, names, facts.get("optimizers", ()))
+    side = _states_of(optimizers.beside(), names, facts.get("side_optimizers", {}).values())
     return StoredOptimizers(
-        states=[StoredOptimizer.model_validate(state) for state in states],
+        states=states,
+        side=dict(zip(optimizers.side, side, strict=True)),
         held=held_parameters(run),
         gradients=_gradients(run),
     )
+
+
+def _states_of(
+    optimizers: OptimizerSet, names: Mapping[int, str], built: Iterable[Mapping[str, Any]]
+) -> list[StoredOptimizer]:
+    states = optimizers.state(names, [len(options["groups"]) for options in built])
+    return [StoredOptimizer.model_validate(state) for state in states]
+
+
+def rehearse_optimizers(run: Run, stored: StoredOptimizers) -> None:
+    """Find out whether the optimizers can load what is stored; they are as they were afterwards.
+
+    Raises:
+        CheckpointError: If one cannot.
+    """
+    parameters, optimizers = dict(_named_parameters(run)), run.runtime.optimizers
+    optimizers.rehearse([one.plain() for one in stored.states], parameters)
+    optimizers.beside().rehearse(_side_states(run, stored), parameters)
 
 
 def restore_optimizers(run: Run, stored: StoredOptimizers) -> None:
@@ -34,9 +56,15 @@ def restore_optimizers(run: Run, stored: StoredOptimizers) -> None:
         for name, tensor in stored.held.items():
             parameters[name].copy_(tensor)
     run.runtime.optimizers.restore([one.plain() for one in stored.states], parameters)
+    run.runtime.optimizers.beside().restore(_side_states(run, stored), parameters)
     for name, parameter in parameters.items():
         gradient = stored.gradients.get(name)
         parameter.grad = None if gradient is None else gradient.to(parameter.device)
+
+
+def _side_states(run: Run, stored: StoredOptimizers) -> list[dict[str, Any]]:
+    """Return the stored states of the side optimizers in the order of those that are here."""
+    return [stored.side[name].plain() for name in run.runtime.optimizers.side]
 
 
 def parameter_names(run: Run) -> dict[int, str]:
@@ -57,7 +85,9 @@ def _named_parameters(run: Run) -> Iterator[tuple[str, nn.Parameter]]:
             if id(parameter) not in seen:
                 seen.add(id(parameter))
                 yield f"{prefix}.{name}", parameter
-    others = (parameter for parameter in run.runtime.optimizers.held() if id(parameter) not in seen)
+    optimizers = run.runtime.optimizers
+    held = {id(one): one for one in (*optimizers.held(), *optimizers.beside().held())}
+    others = (parameter for parameter in held.values() if id(parameter) not in seen)
     yield from ((f"held.{number}", parameter) for number, parameter in enumerate(others))
 
 

@@ -14,9 +14,11 @@ from heptad.checkpoints.form import (
     StoredSections,
     StoredWindow,
 )
-from heptad.checkpoints.identity import check_optimizers, check_run, environment, environment_differences
+from heptad.checkpoints.identity import check_run, environment, environment_differences
 from heptad.checkpoints.modules import modules_of, restore_module
-from heptad.checkpoints.parameters import restore_optimizers
+from heptad.checkpoints.options import ChangedOption, check_optimizers
+from heptad.checkpoints.parameters import rehearse_optimizers, restore_optimizers
+from heptad.data.placement import place
 from heptad.errors import CheckpointError, in_a_line
 from heptad.plugin.contract import Plugin
 from heptad.plugin.detour_state import DetourState
@@ -43,23 +45,34 @@ def restore(
     detours: Sequence[DetourState],
     subscriptions: Sequence[Subscription],
     build: Build,
+    allow_changes: Collection[str] = (),
 ) -> list[Finding]:
     """Restore a run in `idle`; all but the global random generators.
 
     The order matters:
 
     1. Everything is compared with the live objects. The network is placed for that, and nothing else of it changes.
+       Only an optimizer knows which states it can load, so each loads what is stored, and its own state again.
     2. The data: a place that is found by reading may fail, and draws what the data draw.
     3. Plugins, before the modules: one that refuses its state gives the others theirs back, and the weights are still
        what they were; and what a plugin does to a module while it loads its state is overwritten by what is stored.
-    4. Modules, then the optimizers, whose parameters they are, then the gradients.
+    4. Modules, then the optimizers, whose parameters they are, then the options that may differ, then the gradients.
     5. The position and the log: a run that failed to be restored is still in `idle`.
 
     The generators come after plugins were opened, which may draw from them: `Resumption.restore_generators` does that.
 
+    Args:
+        run: The run.
+        sections: What is stored.
+        manager: The plugins.
+        detours: What the guards of the detours count.
+        subscriptions: The handlers.
+        build: Builds the optimizers and places the network.
+        allow_changes: What may differ from the checkpoint, see `Engine.run`.
+
     Returns:
-        What the log is to say, as events but for their place: detached plugins, data that were read, differences that
-        may change bits.
+        What the log is to say, as events but for their place: detached plugins, data that were read, options that were
+        changed, differences that may change bits.
 
     Raises:
         CheckpointError: If the run is not the one that the checkpoint is of, with every difference, one a line, or a
@@ -68,9 +81,13 @@ def restore(
     stored = sections.run
     check_run(run, manager.plugins, sections)
     _check_position(run, len(detours), stored.position)
+    changed: list[ChangedOption] = []
     if stored.position.node != "before_loop":  # whose body builds the optimizers
         build(run)
-        check_optimizers(run, sections.optimizers, stored.position.optimizers)
+        _check_kept(run, stored.position)
+        may_change = "optimizer" in allow_changes
+        changed = check_optimizers(run, sections.optimizers, stored.position, may_change=may_change)
+        rehearse_optimizers(run, sections.optimizers)
     findings = _findings(*environment_differences(stored.environment, environment(run.runtime.device)))
     run.runtime.feed.seed = stored.position.seed
     read = run.runtime.feed.restore(stored.data)
@@ -78,11 +95,15 @@ def restore(
     for name, module in modules_of(run).items():
         if (state := sections.module(name)) is not None:
             restore_module(module, state, run.runtime.device)
+    for option in changed:
+        option.prepare()
     restore_optimizers(run, sections.optimizers)
+    for option in changed:
+        option.apply(run)
     run.buffer.recorded.restore(stored.values.columns())
     _restore_position(run, detours, subscriptions, stored.position)
     cut = _cut_short(run, stored.identity.config.get("max_updates"))
-    return [*findings, *_findings(read, cut, _left_open(run))]
+    return [*(option.event() for option in changed), *findings, *_findings(read, cut, _left_open(run))]
 
 
 def _findings(*texts: str | None) -> list[Finding]:
@@ -99,6 +120,16 @@ def _check_position(run: Run, detours: int, position: StoredPosition) -> None:
         raise CheckpointError(f"the checkpoint counts {counted} detours, and there are {detours}")
 
 
+def _check_kept(run: Run, position: StoredPosition) -> None:
+    """Refuse an open window whose batches are needed and were not kept: what needs them came since."""
+    if run.position.kept is not None and position.window.steps and position.kept is None:
+        raise CheckpointError(
+            f"the checkpoint is of a window of which {position.window.steps} steps are done, and their batches were "
+            "not kept, which the optimizer or a plugin with keeps_window = True needs here; nothing was changed. "
+            "Resume from a checkpoint that was taken between two windows"
+        )
+
+
 def _restore_position(
     run: Run, detours: Sequence[DetourState], subscriptions: Sequence[Subscription], stored: StoredPosition
 ) -> None:
@@ -110,15 +141,20 @@ def _restore_position(
         setattr(at.window, name, getattr(stored.window, name))
     at.node, at.body_done = run.table.index[stored.node], stored.body_done
     at.loss = stored.loss
+    device = run.runtime.device
     at.epoch_loss.restore(stored.epoch_loss)
-    at.batch = run.runtime.step.place(stored.batch[0], run.runtime.device) if stored.batch else None
+    at.batch = run.runtime.step.place(stored.batch[0], device) if stored.batch else None
+    if at.kept is not None and stored.kept is not None:
+        at.kept.batches = [place(batch, device) for batch in stored.kept.batches]
+        at.kept.loss = None if stored.kept.loss is None else stored.kept.loss.to(device)
     _restore_ending(run, stored)
     at.settle_carry()  # the number of epochs may be another now
     for detour, last in zip(detours, stored.visits, strict=True):
         detour.last = last
     counted = {tuple(key): (count, done) for *key, count, done in stored.filters}
     for row in subscriptions:
-        row.filter.restore(*counted.get(filter_key(row), (0, False)))
+        key = filter_key(row)
+        row.filter.restore(*counted.get(key, counted.get(key[:5], (0, False))))  # `first` may have been given since
     at.update_due = is_update_due(at)
     run.plan_windows()
     _restore_log(run, stored)
@@ -137,7 +173,6 @@ def _restore_ending(run: Run, stored: StoredPosition) -> None:
 def _restore_log(run: Run, stored: StoredPosition) -> None:
     """Start the log at the position; from there on it knows window sizes and requested stops."""
     at, buffer = run.position, run.buffer
-    buffer.facts["optimizers"] = [options.plain() for options in stored.optimizers]
     buffer.windows[:] = [(stored.seq, at.window.size)]
     buffer.stops[:] = [stored.seq] if stored.stopped else []
     buffer.restore(stored.seq, at.node, Counters(at.epoch, at.batch_index, at.step, at.update, at.window.steps))

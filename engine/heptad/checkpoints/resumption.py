@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,9 @@ from heptad.plugin.subscription import Subscription
 from heptad.record.events import Remark, Resume
 from heptad.run.run import Run
 from heptad.run.snapshot import Snapshot
+
+CHANGES = ("optimizer",)
+"""What `allow_changes` may name."""
 
 
 class Resumption:
@@ -57,7 +60,9 @@ class Resumption:
         """Return everything that the rest of the run depends on, see `capture`."""
         return capture(run, self._manager, self._detours, self._subscriptions, self._first)
 
-    def resume(self, run: Run, source: str | os.PathLike[str], build: Build) -> None:
+    def resume(
+        self, run: Run, source: str | os.PathLike[str] | None, build: Build, allow_changes: Collection[str] = ()
+    ) -> None:
         """Restore a run from a checkpoint, all but the global generators.
 
         A run that was restored from this checkpoint and has made no turn since, because a plugin failed to open, is
@@ -67,11 +72,17 @@ class Resumption:
             run: The run, in `idle`.
             source: A directory of checkpoints, one checkpoint, or `"auto"`.
             build: Builds the optimizers and places the network.
+            allow_changes: What may differ from the checkpoint, see `Engine.run`.
 
         Raises:
-            EngineError: If the run has begun, or was restored from another checkpoint.
+            EngineError: If the run has begun, or was restored from another checkpoint; if `allow_changes` names
+                something else.
             CheckpointError: If there is no sound checkpoint, or the run is not the one that it is of.
         """
+        if source is None:
+            raise EngineError("run(allow_changes=…) goes with resume=…: it says what may differ from a checkpoint")
+        if isinstance(allow_changes, str) or not set(allow_changes) <= set(CHANGES):
+            raise EngineError(f"run(allow_changes=…) takes a tuple of names out of {CHANGES}, got {allow_changes!r}")
         if run.state != "idle" and self._generators is None:
             raise EngineError(
                 f"run(resume=…) was called on a run that is in {run.state}; call run() to continue it, or build a new "
@@ -89,7 +100,7 @@ class Resumption:
             run.afresh = True
             run.emit(Resume, checkpoint=None, state=run.state)
             return
-        findings = restore(run, found.sections, self._manager, self._detours, self._subscriptions, build)
+        findings = restore(run, found.sections, self._manager, self._detours, self._subscriptions, build, allow_changes)
         for name in modules_of(run):
             if (stored := found.sections.module(name)) is not None:
                 self._first[name], self._options[name] = stored.first, stored.parts

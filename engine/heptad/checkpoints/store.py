@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from heptad.checkpoints.damage import DamagedError
-from heptad.checkpoints.entry import Entry, rank
+from heptad.checkpoints.entry import Entry, best_of, rank
 from heptad.checkpoints.files import Files, os_errors_explained, remove_tree
 from heptad.checkpoints.layout import TEMPORARY, is_there, name_of, number_of
 from heptad.checkpoints.lock import Lock
@@ -180,7 +180,7 @@ class Store:
 
         Args:
             keep_last: How many of the newest stay, at least 1.
-            keep_best: How many of those with the best monitored value stay, if they are not among the newest.
+            keep_best: For how many of the best monitored values a checkpoint stays, if it is not among the newest.
 
         Returns:
             Those that were removed.
@@ -190,9 +190,10 @@ class Store:
         """
         with self._locked():
             entries = self.entries()
-            ranked = rank(self._summaries(entries, [])) if keep_best else []
+            summaries = self._summaries(entries, []) if keep_best else []
             sound = [entry for entry in entries if entry not in self._damaged]
-            keep = {*sound[-max(keep_last, 1) :], *[entry for entry in ranked if entry in sound][:keep_best]}
+            best = best_of([row for row in summaries if row[0] in sound], keep_best)
+            keep = {*sound[-max(keep_last, 1) :], *best}
             gone = [entry for entry in entries if entry not in keep] if sound else []
             self._remove_entries(gone)
         return gone
@@ -274,7 +275,8 @@ class Store:
             if entries and not found and not damage:
                 raise CheckpointError(
                     f"no checkpoint in {self.directory} was written with a monitored value, so none is the best; "
-                    "train with Checkpoint(monitor=…), or take the newest"
+                    "train with Checkpoint(monitor=…), or take the newest. A value counts for the checkpoints that are "
+                    "written after it and before the next update"
                 )
             return found
 

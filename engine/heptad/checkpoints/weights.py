@@ -24,7 +24,13 @@ WHICH = ("newest", "best", "ema")
 _MOST_NAMED = 20
 
 
-def load_weights(directory: str | Path, network: nn.Module, which: Literal["newest", "best", "ema"] = "newest") -> Path:
+def load_weights(
+    directory: str | Path,
+    network: nn.Module,
+    which: Literal["newest", "best", "ema"] = "newest",
+    *,
+    average: bool = False,
+) -> Path:
     """Load the weights of a checkpoint into a network: parameters and buffers, not persistent ones too.
 
     All or nothing: names, shapes and dtypes are compared before anything is changed, and must be equal; a tensor that
@@ -36,8 +42,10 @@ def load_weights(directory: str | Path, network: nn.Module, which: Literal["newe
     Args:
         directory: Of checkpoints, or one checkpoint.
         network: Of the kind that was trained; either may be one that `torch.compile` made.
-        which: `"newest"`; `"best"`, by the value that `Checkpoint(monitor=…)` watched; or `"ema"`, the average that the
-            plugin `EMA` kept, of the newest. Where one checkpoint is given, `"best"` is that one.
+        which: `"newest"`; `"best"`, by the value that `Checkpoint(monitor=…)` watched, of equals the first; or `"ema"`,
+            the average in the newest. Where one checkpoint is given, `"best"` is that one.
+        average: Load the average that the plugin `EMA` kept in place of the weights that were trained: what its
+            evaluations measured.
 
     Returns:
         The path of the checkpoint. Damaged ones are passed over with a warning.
@@ -48,9 +56,10 @@ def load_weights(directory: str | Path, network: nn.Module, which: Literal["newe
     _check_arguments(directory, network)
     if which not in WHICH:
         raise CheckpointError(f"load_weights(which=…) is one of {', '.join(map(repr, WHICH))}, got {which!r}")
-    path, snapshot = _chosen(Path(directory), which)
+    average = average or which == "ema"
+    path, snapshot = _chosen(Path(directory), which, average=average)
     section: Mapping[str, Any] = snapshot.sections.get("network", {})
-    given = _ema_tensors(path, snapshot) if which == "ema" else section.get("tensors")
+    given = _ema_tensors(path, snapshot, network) if average else section.get("tensors")
     if not isinstance(given, Mapping):
         raise CheckpointError(f"{path} holds no weights of a network")
     _fill_network(path, network, cast("Mapping[str, Tensor]", given), section.get("not_persistent", ()))
@@ -81,8 +90,8 @@ def _check_arguments(directory: object, network: object) -> None:
         )
 
 
-def _chosen(path: Path, which: str) -> tuple[Path, Snapshot]:
-    sections = ("network", "plugins") if which == "ema" else ("network",)
+def _chosen(path: Path, which: str, *, average: bool) -> tuple[Path, Snapshot]:
+    sections = ("network", "plugins") if average else ("network",)
     if is_checkpoint(path):
         return path, Store(path.parent).load(path, sections)
     store = Store(path)
@@ -93,7 +102,8 @@ def _chosen(path: Path, which: str) -> tuple[Path, Snapshot]:
     return entry.path, snapshot
 
 
-def _ema_tensors(path: Path, snapshot: Snapshot) -> Any:
+def _ema_tensors(path: Path, snapshot: Snapshot, network: nn.Module) -> Any:
+    """Return the averages, in the dtypes of the weights; those that the network has in its own stay as they are."""
     plugins: Mapping[str, Any] = snapshot.sections.get("plugins", {})
     if "EMA" not in plugins:
         there = ", ".join(sorted(plugins)) or "none"
@@ -101,7 +111,15 @@ def _ema_tensors(path: Path, snapshot: Snapshot) -> Any:
     state: Any = plugins["EMA"].get("state")
     if not isinstance(state, Mapping) or "tensors" not in state:
         raise CheckpointError(f"{path} holds no average yet: it was written before EMA saw the network")
-    return cast("Mapping[str, Any]", state)["tensors"]
+    averages = cast("Mapping[str, Tensor]", cast("Mapping[str, Any]", state)["tensors"])
+    weights: Mapping[str, Tensor] = snapshot.sections.get("network", {}).get("tensors", {})
+    own = _tensors_by_name(network)
+    return {
+        name: tensor
+        if name not in weights or ((there := own.get(_unwrapped(name))) is not None and there.dtype == tensor.dtype)
+        else tensor.to(weights[name].dtype)
+        for name, tensor in averages.items()
+    }
 
 
 def _fill_network(path: Path, network: nn.Module, held: Mapping[str, Tensor], optional: Iterable[str]) -> None:

@@ -12,6 +12,9 @@ from typing import Any, cast
 import numpy as np
 import torch
 
+CPU_GENERATORS = frozenset(("torch", "python", "numpy"))
+"""The names of the states of the CPU's global generators; any other name is that of a type of device."""
+
 
 def derive(*parts: int | str) -> int:
     """Return a seed of 63 bits that is a function of all parts and of nothing else."""
@@ -42,11 +45,34 @@ def cpu_states() -> dict[str, Any]:
 
 
 def global_states() -> dict[str, Any]:
-    """Return the states of the global generators, those of all CUDA devices in use too (waits for these devices)."""
-    states = cpu_states()
-    if torch.cuda.is_initialized():
-        states["cuda"] = torch.cuda.get_rng_state_all()
-    return states
+    """Return the states of the global generators, those of all accelerators in use too (waits for these devices)."""
+    return {**cpu_states(), **_accelerator_states()}
+
+
+def _accelerator_states() -> dict[str, list[torch.Tensor]]:
+    """Return the states of the accelerator's generators, by the type of the device; none if it was not used yet."""
+    device = torch.accelerator.current_accelerator()
+    module = None if device is None else _module_of(device.type)
+    if device is None or module is None:
+        return {}
+    # asked where it can answer: to read the state would open a context, which takes memory
+    in_use = module.is_initialized() if hasattr(module, "is_initialized") else module.device_count() > 0
+    if not in_use:
+        return {}
+    return {device.type: module.get_rng_state_all() if _has_several(module) else [module.get_rng_state()]}
+
+
+def _module_of(kind: str) -> Any:
+    """Return torch's module for a type of device, such as `torch.cuda`; `None` if this torch has none."""
+    try:
+        return torch.get_device_module(kind)
+    except RuntimeError:
+        return None
+
+
+def _has_several(module: Any) -> bool:
+    """Return whether a device module numbers its devices: `torch.mps` has one, and takes no number."""
+    return hasattr(module, "get_rng_state_all")
 
 
 def restore_states(states: Mapping[str, Any]) -> None:
@@ -54,9 +80,26 @@ def restore_states(states: Mapping[str, Any]) -> None:
     torch.set_rng_state(states["torch"])
     random.setstate(states["python"])
     np.random.set_state(states["numpy"])
-    for device, state in enumerate(states.get("cuda", ())):
-        if device < torch.cuda.device_count():
-            torch.cuda.set_rng_state(state, device)
+    for kind in states.keys() - CPU_GENERATORS:
+        module = _module_of(kind)
+        for number, state in enumerate(states[kind]):
+            if module is not None and number < module.device_count():
+                module.set_rng_state(state, *([number] if _has_several(module) else []))
+
+
+@contextmanager
+def device_preserved(device: torch.device) -> Yields[None]:
+    """Restore the global generator of an accelerator at the end of a block; for the CPU do nothing."""
+    module: Any = None if device.type == "cpu" else _module_of(device.type)
+    if not hasattr(module, "get_rng_state"):
+        yield
+        return
+    which = [device] if _has_several(module) else []
+    state = module.get_rng_state(*which)
+    try:
+        yield
+    finally:
+        module.set_rng_state(state, *which)
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, MutableMapping, Sequence
 from copy import copy
 from typing import Any, cast
@@ -50,6 +51,9 @@ def _accelerators() -> str:
 def place(batch: Any, device: torch.device) -> Any:
     """Return the batch with every tensor in it on `device`; containers keep their kind, all else stays as it is.
 
+    An object that has a method `to` is asked to move itself. Of a dataclass, or an object of attrs or pydantic, the
+    fields are moved, in a copy.
+
     Copies from pinned memory need no device sync.
     """
     if isinstance(batch, torch.Tensor):
@@ -69,7 +73,29 @@ def place(batch: Any, device: torch.device) -> Any:
         return cast("Any", type(batch))([place(value, device) for value in cast("Sequence[Any]", batch)])  # pyright: ignore[reportUnknownArgumentType] - as above
     if callable(move := getattr(batch, "to", None)):
         return move(device)
+    if names := field_names(batch):
+        # copied, and set past what freezes it: the constructor may take more than the fields, or other things
+        clone = copy(batch)
+        for name in names:
+            object.__setattr__(clone, name, place(getattr(clone, name), device))
+        return clone
     return batch
+
+
+def field_names(batch: Any) -> list[str]:
+    """Return the names of the attributes that a dataclass, or an object of attrs or pydantic, holds; else none."""
+    cls = cast("Any", type(batch))
+    if dataclasses.is_dataclass(cls):
+        names = [field.name for field in dataclasses.fields(cls)]
+    elif hasattr(cls, "__attrs_attrs__"):
+        names = [field.name for field in cls.__attrs_attrs__]
+    elif hasattr(cls, "__pydantic_fields__"):
+        names = list(cls.__pydantic_fields__)
+    else:
+        return []
+    # what it has computed and kept, such as a cached property, goes with the fields; one with slots has no __dict__
+    names += getattr(batch, "__dict__", {})
+    return [name for name in dict.fromkeys(names) if hasattr(batch, name)]
 
 
 def read_numbers(tensors: Sequence[torch.Tensor]) -> list[float]:
@@ -93,7 +119,7 @@ def _samples_in(batch: Any) -> int | None:
     if isinstance(batch, Mapping):
         return _samples_of(list(cast("Mapping[Any, Any]", batch).values()))
     if not isinstance(batch, list | tuple):
-        return None
+        return _samples_of([getattr(batch, name) for name in field_names(batch)])
     parts = list(cast("Sequence[Any]", batch))
     found = _samples_of(parts)
     return max(1, len(parts)) if found is None else found
@@ -113,4 +139,5 @@ def _samples_of(parts: list[Any]) -> int | None:
 
 def _nested(part: Any) -> int | None:
     """Return what a container in a batch says; nothing where it is empty."""
-    return _samples_in(part) if isinstance(part, Mapping | list | tuple) and part else None
+    held = part if isinstance(part, Mapping | list | tuple) else field_names(part)  # pyright: ignore[reportUnknownVariableType] - only whether it is empty
+    return _samples_in(part) if held else None

@@ -2,41 +2,57 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 from torch import nn
 
 from heptad.config import short
-from heptad.errors import a_kind, kind
+from heptad.errors import a_kind, in_a_line, kind, summarize
 
 
-def optimizer_factory(error: Exception, network: nn.Module) -> str:
+def optimizer_factory(error: Exception, network: nn.Module, field: str) -> str:
     """Say what was called when a function for an optimizer raised."""
     # what a partial of a class or a forgotten .parameters() leads to
     hint = "; an optimizer of torch takes network.parameters()" if isinstance(error, TypeError) else ""
-    return f"while Components.optimizer was called with the network ({a_kind(network)}){hint}"
+    return f"while {field} was called with the network ({a_kind(network)}){hint}"
 
 
-def no_optimizer(value: Any) -> str:
+def no_optimizer(value: Any, field: str = "Components.optimizer") -> str:
     """Describe what a function returned in place of an optimizer."""
-    return f"Components.optimizer: the function must return a torch optimizer, got {short(value)}"
+    return f"{field}: the function must return a torch optimizer, got {short(value)}"
 
 
-def foreign_parameters(optimizer: Any, held: int, own: int, when: str) -> str:
+def foreign_parameters(optimizer: Any, held: int, own: int, when: str, field: str) -> str:
     """Describe an optimizer that holds other parameters than the network's."""
     advice = {
         "built": "build it from the parameters of the network that is passed",
         "initialised": "init_weights put others in their place: change them in place, as torch.nn.init does",
     }[when]
     return (
-        f"Components.optimizer: this {kind(optimizer)} holds none of the network's parameters "
+        f"{field}: this {kind(optimizer)} holds none of the network's parameters "
         f"({held} held, {own} in the network); {advice}"
     )
 
 
-def needs_closure(optimizer: Any, why: str) -> str:
-    """Describe an optimizer whose step cannot be called without an argument."""
+def odd_step(optimizer: Any, why: str) -> str:
+    """Describe an optimizer whose step can be called neither without an argument nor with a closure."""
     return (
-        f"Components.optimizer: the step of this {kind(optimizer)} is called as step(), but {why}; use an "
-        "optimizer that needs no closure, such as SGD or Adam"
+        f"Components.optimizer: the step of this {kind(optimizer)} is called as step(), or as step(closure), but "
+        f"{why}; use an optimizer whose step takes nothing else"
     )
+
+
+def unfit_state(where: str, optimizer: Any, stored: Any, own: Any, error: Exception) -> str:
+    """Describe a state in a checkpoint that an optimizer cannot load."""
+    return (
+        f"{where} ({a_kind(optimizer)}) cannot load its state in the checkpoint: {in_a_line(error)}; "
+        f"found {_keys(stored)}, expected {_keys(own)}; nothing was changed. Build the optimizer with the version of "
+        "its class that wrote it, or begin a new run from the weights with load_weights"
+    )
+
+
+def _keys(state: Any) -> str:
+    """Return the form of a state: its keys, where it is a dict."""
+    if not isinstance(state, dict):
+        return summarize(state)
+    return f"a dict of {', '.join(map(repr, cast('dict[Any, Any]', state))) or 'nothing'}"

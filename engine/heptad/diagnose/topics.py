@@ -5,8 +5,14 @@ from __future__ import annotations
 from heptad.diagnose.data import iterated_once, no_data, no_dataset, no_loader, shuffled_stream, too_few_samples
 from heptad.diagnose.hooks import HERE
 from heptad.diagnose.loss import backward, loss, never_returns, own_backward, pair
-from heptad.diagnose.optimizers import foreign_parameters, needs_closure, no_optimizer, optimizer_factory
-from heptad.diagnose.values import unrecorded
+from heptad.diagnose.optimizers import (
+    foreign_parameters,
+    no_optimizer,
+    odd_step,
+    optimizer_factory,
+    unfit_state,
+)
+from heptad.diagnose.values import unrecordable, unrecorded
 
 __all__ = [
     "backward",
@@ -14,17 +20,19 @@ __all__ = [
     "handler_name",
     "iterated_once",
     "loss",
-    "needs_closure",
     "never_returns",
     "no_data",
     "no_dataset",
     "no_loader",
     "no_optimizer",
+    "odd_step",
     "optimizer_factory",
     "own_backward",
     "pair",
     "shuffled_stream",
     "too_few_samples",
+    "unfit_state",
+    "unrecordable",
     "unrecorded",
 ]
 

@@ -27,3 +27,12 @@ def unrecorded(name: str, recorded: Iterable[str], interval: str) -> str:
             "Evaluate(data) records 'valid/loss', needs interval='epoch'"
         )
     return "Evaluate(data) records 'valid/loss', run.record(name, value) any other"
+
+
+def unrecordable(name: str) -> str:
+    """Return what to do with something that is no number, such as an image."""
+    return (
+        f"of several numbers record one that sums them up, such as their mean, or each under its name, '{name}/0', "
+        f"'{name}/1', …; an image or an array goes to a writer of its own, such as TensorBoardLogger's: "
+        f"logger.writer.add_image('{name}', image, run.update)"
+    )

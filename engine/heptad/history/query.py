@@ -22,7 +22,7 @@ from heptad.history.select import Conditions, selected
 from heptad.history.source import Source
 from heptad.history.transition import Transition
 from heptad.record.chunk import Call, View
-from heptad.record.events import EVENTS, Event
+from heptad.record.events import EVENTS, Event, RecordedArray
 from heptad.record.values import Recorded
 
 if TYPE_CHECKING:
@@ -177,7 +177,7 @@ class TransitionLog(Sequence[Transition]):
 
         Args:
             kind: Such as `"stop"`, `"pause"`, `"skip"`, `"extend"`, `"drop"`, `"detach"`, `"resume"`, `"untrained"`,
-                `"accumulation"`, `"failure"`, or `"note"` for what `Run.note` was given.
+                `"accumulation"`, `"array"`, `"failure"`, or `"note"` for what `Run.note` was given.
 
         Raises:
             EngineError: If there is no such kind.
@@ -191,6 +191,14 @@ class TransitionLog(Sequence[Transition]):
     def values(self, name: str | None = None) -> list[Recorded]:
         """Return all recorded values, or those of one name; waits for those that are still on their device."""
         return [value for value in self.source.values() if name is None or value.name == name]
+
+    def arrays(self, name: str | None = None) -> list[RecordedArray]:
+        """Return the arrays that were recorded in the transitions that are kept, or those of one name, oldest first.
+
+        Each is an event with its `name`, its `array` and its transition, `seq`.
+        """
+        events = (event for event in self.notes("array") if isinstance(event, RecordedArray))
+        return [event for event in events if name is None or event.name == name]
 
     def calls(self, first: int = 0, end: int | None = None) -> list[Call]:
         """Return the calls of handlers in the turns of some transitions, where they were traced.

@@ -8,11 +8,14 @@ from importlib import import_module
 
 _HOMES = {
     "Detour": "plugin.detour",
+    "EvaluationOptions": "run.evaluating",
     "Filter": "plugin.filter",
     "Follower": "record.buffer",
     "JournalFile": "history.journal.file",
     "JournalRecorder": "history.journal.recorder",
+    "Measures": "run.evaluating",
     "Metric": "step.metrics",
+    "MetricsInput": "step.metrics",
     **dict.fromkeys(
         (
             "Accumulation",
@@ -22,7 +25,9 @@ _HOMES = {
             "Extend",
             "Failed",
             "Note",
+            "OptionChange",
             "Pause",
+            "RecordedArray",
             "Remark",
             "Resume",
             "Skip",
@@ -40,9 +45,12 @@ _HOMES = {
     "Store": "checkpoints.store",
     "Unfinished": "errors",
     "metrics_mistake": "step.metrics",
+    "Watch": "plugin.lookup",
     "monitored": "plugin.lookup",
+    "refuse_unrecorded": "plugin.lookup",
     "on_enter": "plugin.contract",
     "on_exit": "plugin.contract",
+    "options_mistake": "run.evaluating",
 }
 """Each public name with the module that defines it."""
 

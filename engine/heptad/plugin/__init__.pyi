@@ -7,7 +7,9 @@ from heptad.plugin.contract import on_enter as on_enter
 from heptad.plugin.contract import on_exit as on_exit
 from heptad.plugin.detour import Detour as Detour
 from heptad.plugin.filter import Filter as Filter
+from heptad.plugin.lookup import Watch as Watch
 from heptad.plugin.lookup import monitored as monitored
+from heptad.plugin.lookup import refuse_unrecorded as refuse_unrecorded
 from heptad.record.buffer import Follower as Follower
 from heptad.record.buffer import PackedChunk as PackedChunk
 from heptad.record.events import Accumulation as Accumulation
@@ -17,7 +19,9 @@ from heptad.record.events import Event as Event
 from heptad.record.events import Extend as Extend
 from heptad.record.events import Failed as Failed
 from heptad.record.events import Note as Note
+from heptad.record.events import OptionChange as OptionChange
 from heptad.record.events import Pause as Pause
+from heptad.record.events import RecordedArray as RecordedArray
 from heptad.record.events import Remark as Remark
 from heptad.record.events import Resume as Resume
 from heptad.record.events import Skip as Skip
@@ -26,8 +30,12 @@ from heptad.record.events import StillDetached as StillDetached
 from heptad.record.events import Stop as Stop
 from heptad.record.events import Untrained as Untrained
 from heptad.record.values import Recorded as Recorded
+from heptad.run.evaluating import EvaluationOptions as EvaluationOptions
+from heptad.run.evaluating import Measures as Measures
+from heptad.run.evaluating import options_mistake as options_mistake
 from heptad.run.snapshot import Snapshot as Snapshot
 from heptad.step.metrics import Metric as Metric
+from heptad.step.metrics import MetricsInput as MetricsInput
 from heptad.step.metrics import metrics_mistake as metrics_mistake
 
 __all__: list[str]

@@ -37,6 +37,7 @@ class Mark:
     every: int = 1
     once: bool = False
     when: Predicate | None = None
+    first: int | None = None
 
     def __post_init__(self) -> None:
         if not isinstance(self.state, str):  # pyright: ignore[reportUnnecessaryIsInstance] - for callers without a type checker
@@ -48,11 +49,15 @@ class Mark:
 
     def words(self) -> str:
         """Return which events are heard, in words; empty for all."""
-        parts = [f"every {self.every}" if self.every != 1 else "", "once" if self.once else ""]
-        return ", ".join(part for part in (*parts, "when its predicate holds" if self.when else "") if part)
+        late = f"from {self.first} on" if self.first not in (None, self.every) else ""
+        numbers = " ".join(filter(None, (f"every {self.every}" if self.every != 1 else "", late)))
+        parts = (numbers, "once" if self.once else "", "when its predicate holds" if self.when else "")
+        return ", ".join(filter(None, parts))
 
 
-def on_enter(state: str, *, every: int = 1, once: bool = False, when: Predicate | None = None) -> Callable[[H], H]:
+def on_enter(
+    state: str, *, every: int = 1, once: bool = False, when: Predicate | None = None, first: int | None = None
+) -> Callable[[H], H]:
     """Mark a plugin's method as a handler on entry to a state.
 
     Args:
@@ -61,16 +66,20 @@ def on_enter(state: str, *, every: int = 1, once: bool = False, when: Predicate 
         once: Call it at the first of these events only.
         when: Call it only if this predicate of the run holds as well. It is asked at the events that `every`
             selects, and `once` counts only a call.
+        first: The number of the first event that `every` selects, by default n: `every=10, first=1` calls it at events
+            1, 11, 21, …, as a loop that asks for `i % 10 == 0` does.
 
     Returns:
         The function as it was.
     """
-    return _mark(Mark("enter", state, every, once, when))
+    return _mark(Mark("enter", state, every, once, when, first))
 
 
-def on_exit(state: str, *, every: int = 1, once: bool = False, when: Predicate | None = None) -> Callable[[H], H]:
+def on_exit(
+    state: str, *, every: int = 1, once: bool = False, when: Predicate | None = None, first: int | None = None
+) -> Callable[[H], H]:
     """Mark a plugin's method as a handler on exit from a state; the arguments are those of `on_enter`."""
-    return _mark(Mark("exit", state, every, once, when))
+    return _mark(Mark("exit", state, every, once, when, first))
 
 
 def _mark(mark: Mark) -> Callable[[H], H]:
@@ -92,6 +101,10 @@ class Plugin:
     Attributes:
         name: Unique among the plugins of an engine; by default the class's name.
         observes: Whether the run does the same without this plugin; a resumed run may then lack it.
+        keeps_window: Whether the plugin calls `Run.recompute`: the batches of each window are kept for it, until its
+            update is made.
+        changes_gradients: Whether it changes the gradients on entry to `optimizer_update`. An optimizer whose step
+            needs a closure computes them again, without the change, and is refused beside it.
         on_error: `"raise"`: an exception of the plugin ends the run. `"detach"`, for an observer: after an Exception
             the plugin is called no more, the log says so, and the run continues.
         needs_epoch_loss: Whether `Run.epoch_loss` is kept: costs a few microseconds a step.
@@ -101,6 +114,8 @@ class Plugin:
 
     name: str = "Plugin"
     observes: bool = False
+    keeps_window: bool = False
+    changes_gradients: bool = False
     on_error: Literal["raise", "detach"] = "raise"
     needs_epoch_loss: bool = False
     runs_after: Sequence[type[Plugin] | str] = ()
@@ -117,6 +132,8 @@ class Plugin:
 
     def state_dict(self) -> dict[str, Any]:
         """Return what the rest of the run depends on: plain data and tensors, which a checkpoint can hold.
+
+        A plugin that has it needs `load_state_dict` too, and the reverse: an engine refuses one half.
 
         Plain data are None, numbers, text, bytes, and lists, tuples, dicts, Counters and OrderedDicts of these.
         """

@@ -28,6 +28,7 @@ class Detour:
             never twice for one value. `None` leaves the decision to `when` alone.
         count: What `every` counts: complete `"step"`, `"update"` or `"epoch"`. By default what the first state in
             `after` counts: updates after `optimizer_update`, epochs after `after_epoch`, else steps.
+        first: With `every`: the first number at which it is due, by default `every`; then each `every` more.
     """
 
     state: str
@@ -36,6 +37,7 @@ class Detour:
     body: Callable[[Run], object]
     every: int | None = None
     count: Counter | None = None
+    first: int | None = None
 
     def __post_init__(self) -> None:
         if not (isinstance(self.state, str) and self.state.isidentifier()):  # pyright: ignore[reportUnnecessaryIsInstance] - checked for callers without a type checker
@@ -49,6 +51,10 @@ class Detour:
                 raise TableError(f"detour '{self.state}': {field} must be a function of the run")
         if self.every is not None and (type(self.every) is not int or self.every < 1):
             raise TableError(f"detour '{self.state}': every must be a whole number from 1 on, got {self.every!r}")
+        if self.first is not None and (type(self.first) is not int or self.first < 1 or self.every is None):
+            raise TableError(
+                f"detour '{self.state}': first must be a whole number from 1 on, beside every, got {self.first!r}"
+            )
         if self.count is None:
             counts: Mapping[str, Counter] = {"optimizer_update": "update", "after_epoch": "epoch"}
             object.__setattr__(self, "count", counts.get(sources[0], "step"))

@@ -22,7 +22,7 @@ class DetourState:
         self._detour = detour
         self._body = body
         self._count = detour.count or "step"
-        self._filter = None if detour.every is None else Filter(detour.every)
+        self._filter = None if detour.every is None else Filter(detour.every, first=detour.first)
         self.last = 0
 
     @property
@@ -37,7 +37,7 @@ class DetourState:
 
     def due(self, run: Run) -> bool:
         """Return whether the detour is due: its guard. It changes nothing; the body remembers the count."""
-        # The counter never falls, so reaching the next multiple is the same as having crossed one.
+        # The counter never falls, so reaching the next due number is the same as having crossed it.
         if self._next and getattr(run, self._count) < self._next:
             return False
         return bool(self._detour.when(run))

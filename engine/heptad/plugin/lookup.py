@@ -1,4 +1,4 @@
-"""`monitored`: the newest value recorded under a name, for plugins that watch one."""
+"""The values recorded under a name, for plugins that watch one: `monitored`, `refuse_unrecorded`, `Watch`."""
 
 from __future__ import annotations
 
@@ -8,26 +8,70 @@ from heptad.errors import EngineError, diagnose
 from heptad.run.run import Run
 
 
-def monitored(run: Run, name: str, plugin: str, interval: Literal["update", "epoch"] = "epoch") -> float:
+def monitored(run: Run, name: str, plugin: str, interval: Literal["update", "epoch", "evaluation"] = "epoch") -> float:
     """Return the newest value recorded under a name; values that are still on their device are waited for.
 
     Args:
         run: The run.
         name: The value's name.
         plugin: Who asks, for the message.
-        interval: Whether the plugin asks after each update or after each epoch.
+        interval: Whether the plugin asks after each update, epoch or evaluation.
 
     Raises:
         EngineError: If nothing was recorded under that name yet; the message lists the recorded names.
     """
-    metrics = run.metrics
-    if name in metrics:
-        return metrics[name]
-    known = ", ".join(repr(other) for other in metrics) or "none"
+    newest = run.newest(name)
+    if newest is None:
+        raise _unrecorded(run, name, plugin, interval)
+    return newest.value
+
+
+def refuse_unrecorded(run: Run, name: str, plugin: str) -> None:
+    """Raise an error if nothing was recorded under a name, and no evaluation is to record its first values later.
+
+    Args:
+        run: The run, at the end of an epoch.
+        name: The value's name.
+        plugin: Who asks, for the message.
+
+    Raises:
+        EngineError: As `monitored`.
+    """
+    if name not in run.names_recorded() and not run.expects(name):
+        raise _unrecorded(run, name, plugin, "epoch")
+
+
+class Watch:
+    """The new values of a name: each is returned once.
+
+    Args:
+        name: The value's name.
+
+    Attributes:
+        name: See above.
+        seen: How many values of any name were recorded when it was last asked: what a plugin stores of it. `None` for
+            all there are when it is asked next, as of a checkpoint that does not say.
+    """
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.seen: int | None = 0
+
+    def take(self, run: Run) -> list[float]:
+        """Return the values recorded since the last call, oldest first (waits for those on a device, if there are)."""
+        seen, self.seen = self.seen, run.record_count
+        if seen is None or seen == self.seen or self.name not in run.names_recorded(seen):
+            return []
+        return [value.value for value in run.records(seen) if value.name == self.name]
+
+
+def _unrecorded(run: Run, name: str, plugin: str, interval: str) -> EngineError:
+    names = run.metrics
+    known = ", ".join(repr(other) for other in names) or "none"
     place = f"by the end of epoch {run.epoch} (update {run.update})"
     if interval == "update":
         place = f"by update {run.update} (epoch {run.epoch})"
-    raise EngineError(
+    return EngineError(
         f"{plugin}(monitor='{name}'): no value of that name has been recorded {place}; "
-        f"recorded so far: {known}; {diagnose('unrecorded', name, metrics, interval)}"
+        f"recorded so far: {known}; {diagnose('unrecorded', name, names, interval)}"
     )

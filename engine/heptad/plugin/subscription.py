@@ -35,7 +35,8 @@ class Subscription:
 
     def wrap(self, around: Callable[[Handler], Handler]) -> None:
         """Wrap each call that passes the filter; to be used before the first event."""
-        self.filter = Filter(self.mark.every, self.mark.once, self.mark.when)
+        mark = self.mark
+        self.filter = Filter(mark.every, mark.once, mark.when, first=mark.first)
         self.call = self.filter.gate(around(self.handler))
 
 

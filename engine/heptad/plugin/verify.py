@@ -16,7 +16,7 @@ def verify_plugins(plugins: Sequence[object]) -> None:
 
     Raises:
         PluginError: If it is not a list, holds a class in place of an instance, something that is not a plugin, the
-            same object twice, or two plugins of one name.
+            same object twice, two plugins of one name, or one that stores a state and cannot restore it.
     """
     if not isinstance(plugins, list | tuple):
         raise PluginError(f"plugins must be a list, got {a_kind(plugins)}; write plugins=[…]")
@@ -30,6 +30,7 @@ def verify_plugins(plugins: Sequence[object]) -> None:
             raise PluginError(f"{kind(plugin)}.name must be a text that is not empty, got {plugin.name!r}")
         for method in LIFE:
             verify_signature(f"{plugin.name}.{method}", getattr(plugin, method))
+        _verify_state(plugin)
         if plugin.on_error not in ("raise", "detach"):
             raise PluginError(f"{plugin.name}.on_error must be 'raise' or 'detach', got {plugin.on_error!r}")
         for references in (plugin.runs_after, plugin.runs_before):
@@ -42,6 +43,24 @@ def verify_plugins(plugins: Sequence[object]) -> None:
         if other is not None:
             raise PluginError(f"two plugins have the name '{plugin.name}'; give one of them another `name`")
         seen[plugin.name] = plugin
+
+
+def _verify_state(plugin: Plugin) -> None:
+    """Check that a plugin has both `state_dict` and `load_state_dict`, or neither.
+
+    Raises:
+        PluginError: If it has one: its state would be stored and never restored, or restored from nothing.
+    """
+    has = {
+        name: name in getattr(plugin, "__dict__", ()) or getattr(type(plugin), name) is not getattr(Plugin, name)
+        for name in ("state_dict", "load_state_dict")
+    }
+    for name, other in (("state_dict", "load_state_dict"), ("load_state_dict", "state_dict")):
+        if has[name] and not has[other]:
+            raise PluginError(
+                f"{plugin.name} has a {name} and no {other}, so a resumed run could not restore it; give it both, or "
+                "neither where it has nothing to store"
+            )
 
 
 def verify(subscription: Subscription, table: Table) -> None:
@@ -60,6 +79,8 @@ def verify(subscription: Subscription, table: Table) -> None:
         )
     if type(mark.every) is not int or mark.every < 1:
         raise PluginError(f"{who}: every must be a whole number from 1 on, got {mark.every!r}")
+    if mark.first is not None and (type(mark.first) is not int or mark.first < 1):
+        raise PluginError(f"{who}: first must be a whole number from 1 on, got {mark.first!r}")
     if type(mark.once) is not bool:
         raise PluginError(
             f"{who}: once must be True or False, got {mark.once!r}; for the n-th event alone say every=n, once=True"

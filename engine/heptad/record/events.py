@@ -4,10 +4,16 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import Any, ClassVar
+
+import numpy as np
 
 from heptad.errors import counted
+from heptad.record.arrays import unpack_array
 from heptad.record.chunk import Failure
+
+_SHOWN = 100
+"""Numbers in an array that is shown in words."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -216,6 +222,32 @@ class StillDetached(Event):
 
 
 @dataclass(frozen=True, slots=True)
+class OptionChange(Event):
+    """An option of an optimizer is another one than in the checkpoint, as `allow_changes` permits.
+
+    Attributes:
+        optimizer: Which one: `optimizers[0]`, or `side/<name>`.
+        group: The number of its parameter group.
+        option: The name of the option.
+        before: The value that the optimizer was built with in the run of the checkpoint, as text.
+        after: The value that holds from now on, as text.
+    """
+
+    kind = "resume"
+
+    optimizer: str
+    group: int
+    option: str
+    before: str
+    after: str
+
+    @property
+    def text(self) -> str:
+        """Both values, in the words of the error that would refuse them."""
+        return f"{self.optimizer}, group {self.group}: {self.option} {self.before} in the checkpoint, {self.after} here"
+
+
+@dataclass(frozen=True, slots=True)
 class Remark(Event):
     """What else is worth knowing of a run that is resumed, in words: damage passed over, what may change bits.
 
@@ -254,6 +286,32 @@ class Note(Event):
     kind = "note"
 
     text: str = field()  # pyright: ignore[reportIncompatibleMethodOverride] - as in Remark
+
+
+@dataclass(frozen=True, slots=True)
+class RecordedArray(Event):
+    """An array was recorded under a name, such as a confusion matrix.
+
+    Attributes:
+        name: The name.
+        data: The array in NumPy's `.npy` format, deflated, as base64: exact, and plain text in a file.
+    """
+
+    kind = "array"
+
+    name: str
+    data: str
+
+    @property
+    def array(self) -> np.ndarray[Any, Any]:
+        """The array."""
+        return unpack_array(self.data)
+
+    @property
+    def text(self) -> str:
+        """The name, with the numbers where they are few."""
+        array = self.array
+        return f"{self.name} is {array.tolist() if array.size <= _SHOWN else f'an array of shape {array.shape}'}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -303,7 +361,9 @@ EVENTS: dict[str, type[Event]] = {
         Extend,
         Failed,
         Note,
+        OptionChange,
         Pause,
+        RecordedArray,
         Remark,
         Resume,
         Skip,

@@ -12,10 +12,12 @@ from typing import Any, cast
 
 import numpy as np
 
-from heptad.errors import EngineError, is_tensor_class
+from heptad.errors import EngineError, diagnose, is_tensor_class, kind
 from heptad.record.counters import Counters
 
 _NAN = float("nan")
+_LONG = 60
+"""Characters of a value that a message shows."""
 _PENDING = 4096
 """Device tensors that wait at most. With that many all are read, and the device is synced; most are long computed."""
 
@@ -134,6 +136,11 @@ class RecordedValues:
         self._fetch()
         return {name: self._value[row] for name, row in self._newest.copy().items()}
 
+    def newest_of(self, name: str) -> Recorded | None:
+        """Return the newest value of a name with its place; `None` for a name that was never recorded."""
+        row = self._newest.get(name)
+        return None if row is None else self._read(range(row, row + 1))[0]
+
     def since(self, first: int) -> list[Recorded]:
         """Return all values from the one of that number on, oldest first."""
         end = len(self)
@@ -185,7 +192,7 @@ def _number(name: str, value: Any) -> Any:
     """Return a float, or a copy of a tensor that is not on the CPU (no device sync)."""
     if is_tensor_class(type(value)):  # pyright: ignore[reportUnknownArgumentType] - a cast is a call
         if value.dim():
-            raise EngineError(f"record('{name}', …) takes a number or a 0-dim tensor, got shape {tuple(value.shape)}")
+            raise EngineError(_no_number(name, value))
         if not value.is_cpu:
             return value.detach().clone()  # a copy: the caller may write into it later
         value = value.item()
@@ -194,5 +201,13 @@ def _number(name: str, value: Any) -> Any:
     elif isinstance(value, np.generic):
         value = cast("Any", value.item())
     if isinstance(value, bool) or not isinstance(value, int | float):
-        raise EngineError(f"record('{name}', …) takes a number or a 0-dim tensor, got {value!r}")
+        raise EngineError(_no_number(name, value))
     return float(value)
+
+
+def _no_number(name: str, value: Any) -> str:
+    """Return the message for something that is no number."""
+    shape = getattr(value, "shape", None)
+    got = repr(value) if shape is None else f"shape {tuple(shape)}"
+    got = got if len(got) <= _LONG else f"a {kind(value)}"
+    return f"record('{name}', …) takes a number or a 0-dim tensor, got {got}; {diagnose('unrecordable', name)}"

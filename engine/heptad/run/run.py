@@ -15,11 +15,12 @@ import torch
 
 from heptad.config import RunConfig
 from heptad.errors import EngineError, add_note, in_a_line, summarize
+from heptad.record.arrays import pack_array
 from heptad.record.buffer import Follower, LogBuffer
 from heptad.record.chunk import Failure
 from heptad.record.counters import Counters
-from heptad.record.events import Accumulation, Event, Note, Skip, SkipBatch, Stop
-from heptad.run.runtime import Evaluates, Runtime
+from heptad.record.events import Accumulation, Event, Note, RecordedArray, Skip, SkipBatch, Stop
+from heptad.run.runtime import Runtime
 from heptad.run.snapshot import Snapshot
 from heptad.run.state import initial_state
 from heptad.run.view import RunView, in_words
@@ -95,49 +96,6 @@ class Run(RunView):
         """Stop handing the log to a follower; one that does not follow is passed over."""
         self.buffer.leave(follower)
 
-    def prepare_evaluation(self, data: Any, name: str = "run.evaluate(data)") -> None:
-        """Open data for `evaluate`, so that a mistake in it is raised now; nothing is read yet.
-
-        Args:
-            data: As for `evaluate`.
-            name: What errors call the data.
-
-        Raises:
-            ConfigError: If the data are samples and there is no `batch_size`.
-            DataError: If it is known now that the data hold no batch.
-        """
-        self._evaluator.prepare(data, name)
-
-    def evaluate(self, data: Any, metrics: Mapping[str, Any] | None = None) -> dict[str, float]:
-        """Evaluate the network in a run of its own, in which no handler of this run is called.
-
-        Modes and random state are put back. The worker processes of the data are kept for further evaluations of the
-        same object, until plugins are closed. In a detour's body the evaluation ends at its next batch if a pause is
-        asked for after it began: the run pauses in the detour, and the body is run again from its start.
-
-        Args:
-            data: A dataset of samples, a loader, or any re-iterable of batches, as for `Engine.evaluate`.
-            metrics: By name, as for `Engine.evaluate`.
-
-        Returns:
-            The means by name, `"loss"` among them.
-
-        Raises:
-            ConfigError: If a metric is no function, or the data are samples and there is no `batch_size`.
-            DataError: If the data yield nothing.
-            Unfinished: If it ended early, as said above. Let it through.
-        """
-        at = self.position
-        # An older request pauses the run after this turn: ending early for it would repeat the body for ever.
-        may_end = at.visit is not None and at.pause_requested is None
-        return self._evaluator.evaluate(data, metrics or {}, lambda: may_end and self.pause_requested)
-
-    @property
-    def _evaluator(self) -> Evaluates:
-        if self.runtime.evaluator is None:
-            raise EngineError("only the run of an engine can evaluate")
-        return self.runtime.evaluator
-
     # -- verbs
 
     def stop(self, reason: str) -> None:
@@ -210,6 +168,16 @@ class Run(RunView):
             self.emit(SkipBatch, reason=reason)
         at.weight = 0
 
+    def recompute(self) -> torch.Tensor:
+        """Compute the window's gradients again, at the present weights; return its loss. See `Plugin.keeps_window`.
+
+        Raises:
+            EngineError: Anywhere but on entry to `optimizer_update`, or if no plugin has `keeps_window = True`.
+        """
+        if self.state != "optimizer_update" or not self.position.entering or self.runtime.recomputation is None:
+            raise EngineError("recompute is for on_enter_optimizer_update, of a plugin with keeps_window = True")
+        return self.runtime.recomputation.again(self)
+
     def set_accumulation(self, k: int) -> None:
         """Give the windows from the next one on another number of steps.
 
@@ -241,6 +209,14 @@ class Run(RunView):
             EngineError: If the value is neither.
         """
         self.buffer.recorded.record(name, value, self.seq, self.counters())
+
+    def record_array(self, name: str, value: np.ndarray[Any, Any] | torch.Tensor) -> None:
+        """Record a small array (waits for its device) as an event that `run.log.arrays(name)` returns.
+
+        Raises:
+            EngineError: If it is no array or tensor of numbers, or the name is no text.
+        """
+        self.emit(RecordedArray, name=in_words("record_array", name), data=pack_array(name, value))
 
     def record_defaults(self, values: Mapping[str, float | torch.Tensor | None], since: int) -> int:
         """Record values under those of their names that nobody has recorded lately.

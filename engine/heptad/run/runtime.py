@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, Unpack
 
 import torch
 from torch import nn
@@ -12,12 +12,21 @@ from torch.optim import Optimizer
 
 from heptad.config import Components
 from heptad.data.feed import Feed
+from heptad.run.evaluating import EvaluationOptions, Measures
 from heptad.run.state import RunState
 from heptad.run.weight import Weight
 
 
 class OptimizerSet(Protocol):
-    """The optimizers of a run, as one object. Nobody else walks their parameter groups."""
+    """The optimizers of a run, as one object. Nobody else walks their parameter groups.
+
+    Attributes:
+        side: Those that plugins step, by name.
+        where: What messages call each.
+    """
+
+    side: Mapping[str, Optimizer]
+    where: Sequence[str]
 
     def __iter__(self) -> Iterator[Optimizer]: ...
 
@@ -25,12 +34,16 @@ class OptimizerSet(Protocol):
 
     def __getitem__(self, index: int, /) -> Optimizer: ...
 
+    def beside(self) -> OptimizerSet:
+        """Return the side optimizers as a set of their own."""
+        ...
+
     def clear(self) -> None:
-        """Drop the gradients of the optimizers' parameters: what opens a window."""
+        """Drop the gradients of all that the optimizers and the side optimizers hold: what opens a window."""
         ...
 
     def drop(self, network: nn.Module) -> None:
-        """Drop the gradients of the network and of all that the optimizers hold."""
+        """Drop the gradients of the network and of all that the optimizers and the side optimizers hold."""
         ...
 
     def held(self) -> list[nn.Parameter]:
@@ -57,12 +70,20 @@ class OptimizerSet(Protocol):
         """Return the class of each and the plain options of its parameter groups."""
         ...
 
+    def facts(self) -> dict[str, Any]:
+        """Return what the log says of all of them."""
+        ...
+
     def names(self, names: Mapping[int, str]) -> list[list[list[str]]]:
         """Return the names of the parameters, by optimizer and group."""
         ...
 
     def state(self, names: Mapping[int, str], built: Sequence[int]) -> list[dict[str, Any]]:
         """Return the state of each, with the names of its parameters by group."""
+        ...
+
+    def rehearse(self, states: Sequence[Mapping[str, Any]], parameters: Mapping[str, nn.Parameter]) -> None:
+        """Load what `state` returned, and put back what was there."""
         ...
 
     def restore(self, states: Sequence[Mapping[str, Any]], parameters: Mapping[str, nn.Parameter]) -> None:
@@ -102,17 +123,48 @@ class StepFunction(Protocol):
         ...
 
 
-class Evaluates(Protocol):
-    """Evaluates a network over data; the engine's `Evaluator`."""
+class Recomputes(Protocol):
+    """Computes a window again, from the batches that were kept of it."""
 
-    def prepare(self, data: Any, name: str) -> object:
-        """Open data for later evaluations; errors call it `name`."""
+    def update(self, run: Any) -> None:
+        """Step the optimizers of a run, with a closure those that need one."""
+        ...
+
+    def again(self, run: Any) -> torch.Tensor:
+        """Compute the gradients of the window at the present weights, and return its loss."""
+        ...
+
+
+class Evaluates(Protocol):
+    """Evaluates a network over data; the engine's `Evaluator`.
+
+    Attributes:
+        expected: What the names of values to come begin with.
+    """
+
+    expected: set[str]
+
+    def prepare(self, data: Any, name: str, records: str = "") -> object:
+        """Open data for later evaluations; errors call it `name`, and recorded values begin with `records`."""
+        ...
+
+    def attempt(self, data: Any, metrics: Any, name: str, **options: Unpack[EvaluationOptions]) -> None:
+        """Try metrics on one batch of data."""
         ...
 
     def evaluate(
-        self, data: Any, metrics: Mapping[str, Any], ended: Callable[[], bool] | None = None
-    ) -> dict[str, float]:
-        """Return the means by name. `ended` is asked before each batch; where it says True, `Unfinished` is raised."""
+        self,
+        data: Any,
+        metrics: Any = None,
+        ended: Callable[[], bool] | None = None,
+        *,
+        name: str = "",
+        **options: Unpack[EvaluationOptions],
+    ) -> Measures:
+        """Return what is measured by name; errors call the data `name`.
+
+        `ended` is asked before each batch; where it says True, `Unfinished` is raised.
+        """
         ...
 
     def close(self) -> None:
@@ -131,6 +183,9 @@ class Runtime:
         optimizers: Empty until `before_loop` has built them.
         step: The step function; it exists from `before_loop` on.
         on_loss: What is called in each step before its backward pass, with the run: plugins that ask for it.
+        recomputation: Computes the window again; `None` where nothing asks for it.
+        keeps_window: Whether a plugin asks for it.
+        gradient_changers: The plugins that change gradients on entry to `optimizer_update`, as messages name them.
         evaluator: Evaluates for `Run.evaluate`; `None` in a run that is itself an evaluation.
         places: Whether batches are moved to the device. On the CPU they are where they are used.
         network: The bare network: what has names and is stored.
@@ -143,6 +198,9 @@ class Runtime:
     optimizers: OptimizerSet
     on_loss: tuple[Callable[[Any], object], ...] = ()
     evaluator: Evaluates | None = None
+    recomputation: Recomputes | None = None
+    keeps_window: bool = False
+    gradient_changers: Sequence[str] = ()
     step: StepFunction = field(init=False)
     places: bool = field(init=False)
     network: nn.Module = field(init=False)

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from heptad.config import RunConfig
+from heptad.run.kept import KeptWindow
 from heptad.run.loss_sums import LossSums
 from heptad.run.weight import Weight
 from heptad.run.window import Window
@@ -53,6 +54,7 @@ class RunState:
             to know; 0 where it adds nothing.
         judging: `Plugin.on_loss` is being called: the step may still be left out.
         epoch_loss: The sums of the epoch's losses, where a plugin needs them.
+        kept: The batches of the open window, `None` where nothing computes it again.
         skip: Why the update that was just entered is to be skipped, `None` where it is not.
         skipped: The newest update was skipped.
     """
@@ -95,6 +97,7 @@ class RunState:
     weight: Weight | None = None
     judging: bool = False
     epoch_loss: LossSums = field(default_factory=LossSums)
+    kept: KeptWindow | None = None
     skip: str | None = None
     skipped: bool = False
 

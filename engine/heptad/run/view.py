@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from copy import copy
-from typing import TYPE_CHECKING, Any, cast
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, Unpack, cast
 
 import torch
 from torch import nn
@@ -14,9 +15,10 @@ from heptad.config import Components, RunConfig
 from heptad.errors import EngineError
 from heptad.record.buffer import LogBuffer
 from heptad.record.values import Recorded
+from heptad.run.evaluating import EvaluationOptions, Measures
 from heptad.run.guards import batches_remain, epochs_remain, update_due
 from heptad.run.loss_mean import mean_of
-from heptad.run.runtime import Runtime
+from heptad.run.runtime import Evaluates, Runtime
 from heptad.run.state import RunState
 from heptad.table import Table
 
@@ -248,6 +250,19 @@ class RunView:
         return tuple(self.runtime.optimizers)
 
     @property
+    def side_optimizers(self) -> Mapping[str, Optimizer]:
+        """The side optimizers by name, for the plugins that step them.
+
+        Raises:
+            EngineError: Before `before_loop` has built them.
+        """
+        if not self.runtime.optimizers:
+            raise EngineError(
+                "run.side_optimizers exist from the body of before_loop on; subscribe to its exit or later"
+            )
+        return MappingProxyType(self.runtime.optimizers.side)
+
+    @property
     def update_skipped(self) -> bool:
         """Whether the newest `optimizer_update` leaves the weights alone: from the call of `skip_update` on."""
         at = self.position
@@ -259,6 +274,23 @@ class RunView:
     def metrics(self) -> dict[str, float]:
         """The newest recorded value of every name (waits for values that are still on a device)."""
         return self.buffer.recorded.newest()
+
+    def newest(self, name: str) -> Recorded | None:
+        """Return the newest value of a name with its place (waits for values that are still on a device).
+
+        Returns:
+            The value; `None` where nothing was recorded under that name yet.
+        """
+        return self.buffer.recorded.newest_of(name)
+
+    def expects(self, name: str) -> bool:
+        """Return whether a value of that name may still come from an evaluation that records its first ones later."""
+        evaluator = self.runtime.evaluator
+        names = self.names_recorded()
+        return any(
+            name.startswith(begin) and not any(other.startswith(begin) for other in names)
+            for begin in (() if evaluator is None else evaluator.expected)
+        )
 
     def history(self, name: str) -> list[float]:
         """Return all values recorded under a name, oldest first (waits for values that are still on a device)."""
@@ -299,7 +331,7 @@ class RunView:
         return self.runtime.optimizers.groups(of)
 
     def learning_rates(self, of: Optimizer | None = None) -> dict[str, float | torch.Tensor]:
-        """Return the learning rates by name, those that are tensors copied.
+        """Return the learning rates by name, those that are tensors copied, and those that are no numbers left out.
 
         Args:
             of: Leave out the groups of all other optimizers; the names stay.
@@ -312,6 +344,10 @@ class RunView:
     def optimized_parameters(self) -> list[nn.Parameter]:
         """Return the parameters that the optimizers hold, each once, in the order of their groups."""
         return self.runtime.optimizers.held()
+
+    def parameters(self) -> list[nn.Parameter]:
+        """Return the network's parameters in its order, then the others that the optimizers hold, each once."""
+        return self.runtime.optimizers.parameters(self.network)
 
     @property
     def reading_seconds(self) -> float:
@@ -326,6 +362,67 @@ class RunView:
     def names_recorded(self, since: int = 0) -> set[str]:
         """Return the names of the recorded values but for the first `since` (no device sync)."""
         return self.buffer.recorded.names(since)
+
+    # -- evaluations, which change nothing
+
+    def prepare_evaluation(
+        self,
+        data: Any,
+        name: str = "run.evaluate(data)",
+        records: str = "",
+        metrics: Any = None,
+        **options: Unpack[EvaluationOptions],
+    ) -> None:
+        """Open data for `evaluate`, and try metrics on one batch, so that a mistake in either is raised now.
+
+        Neither the data nor the generators, the network and the metrics are moved by it. Where no batch can be had so,
+        as of a stream, nothing is tried.
+
+        Args:
+            data: As for `evaluate`.
+            name: What errors call the data.
+            records: What the names begin with under which its values will be recorded, such as `"valid/"`.
+            metrics: What to try, as for `evaluate`; `None` tries nothing, and nothing is read yet.
+            **options: Those of `evaluate`.
+
+        Raises:
+            ConfigError: If the data are samples and there is no `batch_size`.
+            DataError: If it is known now that the data hold no batch.
+        """
+        self._evaluator.prepare(data, name, records)
+        if metrics is not None:
+            self._evaluator.attempt(data, metrics, name, **options)
+
+    def evaluate(self, data: Any, metrics: Any = None, **options: Unpack[EvaluationOptions]) -> Measures:
+        """Evaluate the network in a run of its own, in which no handler of this run is called.
+
+        Modes and random state are put back. The worker processes of the data are kept for further evaluations of the
+        same object, until plugins are closed. In a detour's body the evaluation ends at its next batch if a pause is
+        asked for after it began: the run pauses in the detour, and the body is run again from its start.
+
+        Args:
+            data: A dataset of samples, a loader, or any re-iterable of batches, as for `Engine.evaluate`.
+            metrics: As for `Engine.evaluate`.
+            **options: Those of `EvaluationOptions`.
+
+        Returns:
+            What was measured by name, `"loss"` among it.
+
+        Raises:
+            ConfigError: If a metric is no function, or the data are samples and there is no `batch_size`.
+            DataError: If the data yield nothing.
+            Unfinished: If it ended early, as said above. Let it through.
+        """
+        at = self.position
+        # An older request pauses the run after this turn: ending early for it would repeat the body for ever.
+        may_end = at.visit is not None and at.pause_requested is None
+        return self._evaluator.evaluate(data, metrics, lambda: may_end and self.pause_requested, **options)
+
+    @property
+    def _evaluator(self) -> Evaluates:
+        if self.runtime.evaluator is None:
+            raise EngineError("only the run of an engine can evaluate")
+        return self.runtime.evaluator
 
     def __repr__(self) -> str:
         paused = f" (paused: {self.paused})" if self.paused else ""

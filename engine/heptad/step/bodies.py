@@ -13,14 +13,15 @@ from typing import Any
 
 from heptad.data.cursor import NOTHING
 from heptad.data.generators import seed_all
-from heptad.errors import ConfigError, DataError, add_note, diagnose
+from heptad.errors import DataError, add_note, diagnose
 from heptad.ranks.strategy import Strategy
 from heptad.record.events import Drop, Extend, Untrained
 from heptad.run.run import Run
+from heptad.step.closure import build_recomputation
 from heptad.step.first_step import FirstStep
 from heptad.step.function import build_step, check_loss
 from heptad.step.judging import call_on_loss
-from heptad.step.optimizers import build_optimizers, optimizer_mistake
+from heptad.step.optimizers import apply_init_weights, build_optimizers
 
 
 def before_loop(run: Run, strategy: Strategy) -> None:
@@ -32,10 +33,7 @@ def before_loop(run: Run, strategy: Strategy) -> None:
     runtime.feed.seed = secrets.randbits(62) if seed is None else seed
     build(run, strategy)
     if (init_weights := runtime.components.init_weights) is not None:
-        init_weights(runtime.network)
-        for optimizer in runtime.optimizers:
-            if mistake := optimizer_mistake(optimizer, runtime.network, "initialised"):
-                raise ConfigError(mistake)
+        apply_init_weights(runtime.network, init_weights, runtime.optimizers)
     runtime.network.train()
     runtime.optimizers.drop(runtime.network)
     run.plan_windows()
@@ -47,11 +45,12 @@ def build(run: Run, strategy: Strategy) -> None:
     runtime = run.runtime
     strategy.place(runtime)
     runtime.optimizers = build_optimizers(runtime.components)  # after placing, which may replace the parameters
+    build_recomputation(run, strategy)
     runtime.step = FirstStep(build_step(runtime.components, runtime.forward, weighs=False), runtime)
     run.buffer.facts |= {
         **run.config.model_dump(),
         "batches": runtime.feed.batches,
-        "optimizers": runtime.optimizers.describe(),
+        **runtime.optimizers.facts(),
     }
 
 
@@ -142,6 +141,8 @@ def after_step(run: Run) -> None:
     at.batch_index += 1
     at.samples += at.samples_now
     window = at.window
+    if at.kept is not None:
+        at.kept.add(at.batch, at.loss, at.weight, window)
     steps = window.steps = window.steps + 1
     at.batch = at.output = None
     if at.sized:
@@ -166,8 +167,11 @@ def optimizer_update(run: Run) -> None:
     at.skipped = False
     if not at.update:
         _note_untrained(run)
-    for optimizer in optimizers:
-        optimizer.step()
+    if (recomputation := run.runtime.recomputation) is not None:
+        recomputation.update(run)
+    else:
+        for optimizer in optimizers:
+            optimizer.step()
     at.update += 1
     if at.update == at.last_update:
         at.end(f"max_updates={at.update} reached")

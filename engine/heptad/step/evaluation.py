@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any, cast
 
 import torch
@@ -13,29 +13,42 @@ from torch.utils.data import DataLoader, Dataset
 from heptad.config import Components, RunConfig
 from heptad.data.build import build_dataset_feed, build_loader_feed
 from heptad.data.feed import Feed
-from heptad.data.generators import preserved
+from heptad.data.generators import device_preserved, global_states, preserved, restore_states
 from heptad.data.placement import count_samples
 from heptad.errors import ConfigError, DataError, Unfinished, a_kind
+from heptad.run.evaluating import EvaluationOptions, Measures
 from heptad.run.run import Run
 from heptad.run.runtime import StepFunction
-from heptad.run.weight import adds_nothing
-from heptad.step.metrics import Metrics, as_tensor, blamed, target_of
+from heptad.run.view import detached
+from heptad.step.metrics import Metrics
 
 
 class Evaluation:
     """The bodies of an evaluation and the sums that they build.
 
+    Attributes:
+        measures: What was measured, once it is over.
+
     Args:
         step: The step function.
         metrics: What is measured beside the loss.
+        options: Those of the evaluation.
         pause_requested: Asked before each batch: where it says True, the evaluation ends there.
     """
 
-    def __init__(self, step: StepFunction, metrics: Metrics, pause_requested: Callable[[], bool] | None = None) -> None:
+    def __init__(
+        self,
+        step: StepFunction,
+        metrics: Metrics,
+        options: EvaluationOptions,
+        pause_requested: Callable[[], bool] | None = None,
+    ) -> None:
         self._step = step
         self._metrics = metrics
+        self._gradients_off = gradients_off(options.get("inference_mode", False))
         self._pause_requested = pause_requested
-        self.means: dict[str, float] = {}
+        self._limit = options.get("limit")
+        self.measures = Measures({})
 
     def bodies(self) -> dict[str, Callable[[Run], None]]:
         """Return the bodies by the state's name."""
@@ -51,8 +64,8 @@ class Evaluation:
         """Open the data and reset metric objects."""
         self._metrics.reset(run.runtime.device)
         feed = run.runtime.feed
-        feed.open(0, 0)
-        run.position.remaining = (1 if feed.more() else 0) if feed.batches is None else feed.batches
+        feed.open(0, 0, self._limit)
+        run.position.remaining = self._left(run)
         if not run.position.remaining:
             raise DataError("the data to evaluate on yield nothing")
 
@@ -65,36 +78,35 @@ class Evaluation:
 
     def process_batch(self, run: Run) -> None:
         """Run forward, loss and metrics, without gradients (no device sync)."""
-        at, metrics = run.position, self._metrics
-        with torch.inference_mode():
+        at = run.position
+        with self._gradients_off():
             self._step.run(at)
-            if adds_nothing(at.weight):
-                return  # nothing to measure: all targets are ignored, or there is no loss
-            values: dict[str, Any] = {"loss": at.loss}
-            for name, function in metrics.functions.items():
-                with blamed(name, at.output):
-                    value = function(at.output, at.batch)
-                values[name] = as_tensor(name, value)
-            for name, metric in metrics.objects.items():
-                with blamed(name, at.output):
-                    metric.update(at.output, target_of(name, at.batch))
-            metrics.add(values, 1.0 if at.weight is None else at.weight)
+            self._metrics.add(without_graph(at.output), at.batch, at.loss, at.weight)
 
     def after_step(self, run: Run) -> None:
         """Count the step."""
-        at, feed = run.position, run.runtime.feed
+        at = run.position
         at.samples += count_samples(at.batch)
         at.step += 1
         at.batch_index += 1
-        at.batch = at.output = None
-        at.remaining = (1 if feed.more() else 0) if feed.batches is None else at.remaining - 1
+        at.batch = at.output = at.loss = None
+        at.remaining = self._left(run)
+
+    def _left(self, run: Run) -> int:
+        """Return how many batches follow: 1 stands for more where nobody can know. None is read beyond the limit."""
+        feed, taken = run.runtime.feed, run.position.batch_index
+        if self._limit is not None and taken >= self._limit:
+            return 0
+        if feed.batches is None:
+            return 1 if feed.more() else 0
+        return feed.batches - taken
 
     def after_epoch(self, run: Run) -> None:
-        """Take the means."""
+        """Take the means, and what metric objects compute."""
         run.runtime.feed.end()
         run.position.epoch += 1
-        with torch.inference_mode():
-            self.means = self._metrics.means()
+        with self._gradients_off():
+            self.measures = self._metrics.measures()
 
 
 def reading_config(config: RunConfig) -> RunConfig:
@@ -111,19 +123,25 @@ def reading_config(config: RunConfig) -> RunConfig:
     )
 
 
-def build_reading_feed(data: Any, components: Components, config: RunConfig, field: str) -> Feed:
-    """Return a feed over a dataset of samples, or over a loader or any iterable of batches; errors call it `field`.
+def holds_samples(data: Any, components: Components) -> bool:
+    """Return whether data hold samples and not batches.
 
     Samples are what is a torch dataset, a tensor, of the class that the training data are of (a list where those are a
     list), or can be indexed and not iterated over.
     """
-    of_samples = (
+    if isinstance(data, DataLoader):
+        return False
+    return (
         isinstance(data, Dataset | torch.Tensor)
         or callable(getattr(data, "__getitems__", None))
         or (components.dataset is not None and type(data) is type(components.dataset))
         or (hasattr(data, "__getitem__") and not hasattr(data, "__iter__"))
     )
-    if isinstance(data, DataLoader) or not of_samples:
+
+
+def build_reading_feed(data: Any, components: Components, config: RunConfig, field: str) -> Feed:
+    """Return a feed over a dataset of samples, or over a loader or any iterable of batches; errors call it `field`."""
+    if not holds_samples(data, components):
         return build_loader_feed(data, field)
     if config.batch_size is None:
         raise ConfigError(
@@ -133,11 +151,44 @@ def build_reading_feed(data: Any, components: Components, config: RunConfig, fie
     return build_dataset_feed(data, components.collate_fn, config, field)
 
 
+def gradients_off(inference_mode: bool) -> Callable[[], AbstractContextManager[object]]:
+    """Return what makes the context of an evaluation."""
+    # not inference mode by default: what a network keeps from there could not be trained on
+    return torch.inference_mode if inference_mode else torch.no_grad
+
+
+def without_graph(output: Any) -> Any:
+    """Return an output without the graph of a network that takes gradients inside: a metric would keep it alive."""
+    return detached(output) if _has_graph(output) else output
+
+
+def _has_graph(value: Any) -> bool:
+    if isinstance(value, torch.Tensor):
+        return value.requires_grad
+    parts: Iterable[Any] = ()
+    if isinstance(value, Mapping):
+        parts = cast("Mapping[Any, Any]", value).values()
+    elif isinstance(value, tuple | list):
+        parts = cast("Sequence[Any]", value)
+    return any(map(_has_graph, parts))
+
+
 @contextmanager
 def generators_preserved(device: torch.device) -> Generator[None]:
     """Restore the global random generators, the device's too, to where they were on entry."""
-    with torch.random.fork_rng([device]) if device.type == "cuda" else nullcontext(), preserved():
+    with device_preserved(device), preserved():
         yield
+
+
+@contextmanager
+def generators_restored_on_error() -> Generator[None]:
+    """Restore them only if the block raises: an evaluation that ends early for a pause is done anew."""
+    states = global_states()
+    try:
+        yield
+    except BaseException:
+        restore_states(states)
+        raise
 
 
 @contextmanager

@@ -2,30 +2,39 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from typing import Any, Protocol
+import warnings
+from collections.abc import Callable, Iterator
+from typing import Any, Protocol, Unpack
 
 import torch
 
-from heptad.config import Components, RunConfig
+from heptad.config import Components, ComputeLoss, RunConfig
+from heptad.data.cursor import NOTHING
 from heptad.data.feed import Feed
 from heptad.data.generators import preserved
 from heptad.data.placement import place, read_numbers
-from heptad.errors import ConfigError, DataError
+from heptad.errors import ConfigError, DataError, add_note, summarize
 from heptad.record.buffer import LogBuffer
+from heptad.run.evaluating import EvaluationOptions, Measures, options_mistake
 from heptad.run.guards import GUARDS
 from heptad.run.run import Run
-from heptad.run.runtime import Runtime
+from heptad.run.runtime import Runtime, StepFunction
+from heptad.run.state import initial_state
 from heptad.step.evaluation import (
     Evaluation,
     build_reading_feed,
     evaluating,
     generators_preserved,
+    generators_restored_on_error,
+    gradients_off,
+    holds_samples,
     reading_config,
+    without_graph,
 )
-from heptad.step.function import build_step
-from heptad.step.metrics import Metric, Metrics, metrics_mistake
+from heptad.step.function import LossStep, build_step
+from heptad.step.metrics import Metrics, MetricsInput, metrics_mistake
 from heptad.step.optimizers import Optimizers
+from heptad.step.trial import buffers_preserved, copies_of, first_batch, has_memory
 from heptad.table import evaluation_table
 
 LOG_CAPACITY = 1024
@@ -48,6 +57,9 @@ class Evaluator:
         config: That of the training run.
         device: Where the network is.
         machine: Makes what drives a run; a machine imports this room, so it is handed in.
+
+    Attributes:
+        expected: What the names begin with under which values will be recorded.
     """
 
     def __init__(
@@ -57,21 +69,69 @@ class Evaluator:
         self._config = reading_config(config)
         self._device = device
         self._machine = machine
+        self.expected: set[str] = set()
         self._feeds: dict[int, tuple[Any, Feed]] = {}  # by id; the object is held so that its id stays its own
 
-    def prepare(self, data: Any, name: str) -> Feed:
+    def prepare(self, data: Any, name: str, records: str = "") -> Feed:
         """Return the feed of a data object, built when it is first asked for. See `Run.prepare_evaluation`."""
+        if records:
+            self.expected.add(records)
         if id(data) not in self._feeds:
             self._feeds[id(data)] = data, build_reading_feed(data, self._components, self._config, name)
         return self._feeds[id(data)][1]
 
+    def attempt(self, data: Any, metrics: MetricsInput, name: str, **options: Unpack[EvaluationOptions]) -> None:
+        """Try metrics on one batch; nothing is moved. See `Run.prepare_evaluation`.
+
+        Without such a batch, or where the network cannot be run yet, nothing is tried.
+        """
+        components, network = self._components, self._components.network
+        copies = copies_of(metrics)
+        if not copies or not has_memory(network):
+            return
+        network.to(self._device)
+        at, measured = initial_state(self._config), Metrics(copies, options)
+        off = gradients_off(options.get("inference_mode", False))
+        measured.reset(self._device)
+        with (
+            generators_preserved(self._device),
+            evaluating(network),
+            buffers_preserved(network),
+            warnings.catch_warnings(action="ignore"),  # of what one batch lacks, such as a class
+        ):
+            batch = first_batch(data, components, self._config, of_samples=holds_samples(data, components))
+            if batch is NOTHING:
+                return
+            at.batch = place(batch, self._device)
+            with off():
+                try:
+                    self._step(options).run(at)
+                except Exception:  # no mistake in a metric: handlers may still have to complete network or loss
+                    return
+                try:
+                    measured.add(without_graph(at.output), at.batch, at.loss, at.weight)
+                    if measured.counted:
+                        measured.measures()
+                except Exception as error:
+                    for what, value in (("batch", at.batch), ("output", at.output)):
+                        add_note(error, f"the {what}: {summarize(value)}")
+                    add_note(error, f"in a trial of the metrics of {name} on one batch; trial=False leaves it out")
+                    raise
+
+    def _step(self, options: EvaluationOptions) -> StepFunction:
+        if (compute_loss := options.get("compute_loss")) is not None:
+            return LossStep(self._components.network, compute_loss)
+        return build_step(self._components, self._components.network, weighs=True)
+
     def evaluate(
         self,
         data: Any,
-        metrics: Mapping[str, Metric],
+        metrics: MetricsInput | None = None,
         ended: Callable[[], bool] | None = None,
+        *,
         name: str = "run.evaluate(data)",
-    ) -> dict[str, float]:
+        **options: Unpack[EvaluationOptions],
+    ) -> Measures:
         """Return the mean loss and metrics over one pass of data. See `Run.evaluate`.
 
         Args:
@@ -79,38 +139,45 @@ class Evaluator:
             metrics: By name.
             ended: Asked before each batch; where it says True, `Unfinished` is raised.
             name: What errors call the data.
+            **options: Those of `EvaluationOptions`.
         """
-        if mistake := metrics_mistake(metrics):
+        metrics = {} if metrics is None else metrics
+        if mistake := metrics_mistake(metrics, alone=True) or options_mistake(options):
             raise ConfigError(mistake)
         feed, network = self.prepare(data, name), self._components.network
         table = evaluation_table()
         runtime = Runtime(self._components, feed, self._device, Optimizers())
         run = Run(table, self._config, runtime, LogBuffer(table, LOG_CAPACITY, read_numbers))
-        evaluation = Evaluation(build_step(self._components, network, weighs=True), Metrics(metrics), ended)
+        evaluation = Evaluation(self._step(options), Metrics(metrics, options), options, ended)
         bodies = evaluation.bodies()
         machine = self._machine(run, bodies, GUARDS, owners=dict.fromkeys(bodies, "the evaluation"))
         network.to(self._device)
-        with generators_preserved(self._device), evaluating(network):
+        preserve = options.get("preserve_rng", True)
+        generators = generators_preserved(self._device) if preserve else generators_restored_on_error()
+        with generators, evaluating(network):
             run.buffer.go()
             while not run.ended:
                 run.position.halt = False
                 machine.drive(run, run.buffer.room)
                 run.buffer.settle(run.counters)
-        return evaluation.means
+        return evaluation.measures
 
-    def predict(self, data: Any) -> Iterator[Any]:
+    def predict(
+        self, data: Any, compute_loss: ComputeLoss | None = None, *, inference_mode: bool = False
+    ) -> Iterator[Any]:
         """Yield the network's output for each batch of data. See `Engine.predict`."""
         feed = self.prepare(data, "Engine.predict(data)")
         network = self._components.network.to(self._device)
-        step = build_step(self._components, network, weighs=False)
+        step = self._step({} if compute_loss is None else {"compute_loss": compute_loss})
+        off = gradients_off(inference_mode)
         with preserved():
             feed.open(0, 0)
         left = _left(feed, feed.batches)
         if not left:
             raise DataError("the data to predict on yield nothing")
         while left:
-            with generators_preserved(self._device), evaluating(network), torch.inference_mode():
-                output = step.predict(place(feed.take(), self._device))
+            with generators_preserved(self._device), evaluating(network), off():
+                output = without_graph(step.predict(place(feed.take(), self._device)))
             yield output
             left = _left(feed, left - 1)
         with preserved():

@@ -9,19 +9,21 @@ from typing import Any, Protocol, cast, runtime_checkable
 import numpy as np
 import torch
 
-from heptad.errors import DataError, EngineError, a_kind, add_note, kind, summarize
+from heptad.errors import DataError, EngineError, a_kind, add_note, summarize
+from heptad.run.evaluating import EvaluationOptions, Measures
+from heptad.step.results import split
 
 
 @runtime_checkable
 class MetricObject(Protocol):
     """A metric that gathers what it needs batch by batch, such as those of torchmetrics."""
 
-    def update(self, output: Any, target: Any, /) -> object:
-        """Take in a batch."""
+    def update(self, *args: Any, **kwargs: Any) -> object:
+        """Take in a batch: by default `(output, target)`, else what the option `inputs` returns."""
         ...
 
     def compute(self) -> Any:
-        """Return the value over all batches since the reset: a number or a 0-dim tensor."""
+        """Return the value over all batches since the reset: a number, an array, or a mapping of these by name."""
         ...
 
     def reset(self) -> object:
@@ -30,21 +32,33 @@ class MetricObject(Protocol):
 
 
 Metric = Callable[[Any, Any], "torch.Tensor | float"] | MetricObject
+MetricsInput = Mapping[str, Metric] | MetricObject
+"""Metrics by name; or one object whose `compute` gives names, such as a `MetricCollection`."""
 
 
 class Metrics:
-    """The loss and the metrics of one evaluation, averaged with the weight of each batch, in float64.
+    """The loss and the metrics of one evaluation: means with the weight of each batch, in float64, and objects.
 
     Attributes:
         functions: The metrics that are functions of a batch, by name.
-        objects: Those that gather batches.
+        objects: Those that gather batches; one that stands alone has no name.
+        counted: Batches that were added and weigh something, as far as the host knows.
+
+    Args:
+        metrics: What is measured beside the loss.
+        options: Those of the evaluation.
     """
 
-    def __init__(self, metrics: Mapping[str, Metric]) -> None:
-        self.objects = {name: metric for name, metric in metrics.items() if isinstance(metric, MetricObject)}
-        self.functions = {name: metric for name, metric in metrics.items() if not isinstance(metric, MetricObject)}
+    def __init__(self, metrics: MetricsInput, options: EvaluationOptions) -> None:
+        named = named_metrics(metrics)
+        self.objects = {name: metric for name, metric in named.items() if isinstance(metric, MetricObject)}
+        self.functions = {name: metric for name, metric in named.items() if not isinstance(metric, MetricObject)}
+        self._inputs = options.get("inputs")
+        self._class_names = options.get("class_names", ())
+        self._has_loss = False
+        self.counted = 0
         self._sums: dict[str, torch.Tensor] = {}
-        self._weight = torch.zeros((), dtype=torch.float64)
+        self._weights: dict[str, torch.Tensor | float] = {}
 
     def reset(self, device: torch.device) -> None:
         """Reset metric objects, and move those to the device that can be moved."""
@@ -53,23 +67,76 @@ class Metrics:
                 move(device)
             metric.reset()
 
-    def add(self, values: Mapping[str, torch.Tensor], weight: float | torch.Tensor) -> None:
-        """Add what was measured of a batch, `"loss"` among it."""
-        device = values["loss"].device
+    def add(self, output: Any, batch: Any, loss: torch.Tensor | None, weight: float | torch.Tensor | None) -> None:
+        """Add what is measured of a batch (no device sync). A batch that weighs nothing adds nothing."""
+        self._has_loss = self._has_loss or loss is not None
+        if (loss is None and output is None) or _is_nothing(weight):
+            return
+        self.counted += 1
+        values: dict[str, Any] = {} if loss is None else {"loss": loss}
+        for name, function in self.functions.items():
+            with blamed(name, output):
+                value = function(output, batch)
+            values[name] = as_tensor(name, value)
+        for name, metric in self.objects.items():
+            with blamed(name, output):
+                self._update(name, metric, output, batch)
+        weight = 1.0 if weight is None else weight
         for name, value in values.items():
-            self._sums[name] = self._sums.get(name, 0.0) + _weighed(value.to(device).double().mean(), weight)
-        self._weight = self._weight.to(device) + weight
+            device = value.device if loss is None else loss.device
+            mean = value.to(device).double().mean()
+            self._sums[name] = self._sums.get(name, 0.0) + _weighed(mean, weight)
+            self._weights[name] = self._weights.get(name, 0.0) + weight
 
-    def means(self) -> dict[str, float]:
-        """Return all values by name, which waits for the device."""
-        found = {name: (total / self._weight).item() for name, total in self._sums.items()}
-        if not found:  # no batch counts: a mean of nothing
-            found = dict.fromkeys(("loss", *self.functions), float("nan"))
-        return found | {name: _as_number(name, metric.compute()) for name, metric in self.objects.items()}
+    def _update(self, name: str, metric: MetricObject, output: Any, batch: Any) -> None:
+        if self._inputs is None:
+            metric.update(output, target_of(name, batch))
+            return
+        given = self._inputs(output, batch)
+        if isinstance(given, Mapping):
+            metric.update(**cast("Mapping[str, Any]", given))
+        elif isinstance(given, tuple):
+            metric.update(*cast("tuple[Any, ...]", given))
+        else:
+            raise EngineError(f"inputs must return a tuple, such as (preds, target), or a mapping, got {a_kind(given)}")
+
+    def measures(self) -> Measures:
+        """Return all that was measured, which waits for the device."""
+        found = {  # a mean of nothing is NaN
+            name: float(self._sums[name] / self._weights[name]) if name in self._sums else float("nan")
+            for name in (*(("loss",) if self._has_loss else ()), *self.functions)
+        }
+        measures = Measures(found)
+        for name, metric in self.objects.items():
+            with blamed(name, metric):
+                value = metric.compute()
+            if not name and not isinstance(value, Mapping):
+                raise EngineError(
+                    f"{a_kind(metric)} that is given alone must compute a mapping from names to values, as a "
+                    f"MetricCollection does, got {a_kind(value)}; give it a name: {{'name': metric}}"
+                )
+            numbers, arrays = split(name, value, getattr(metric, "class_names", None) or self._class_names)
+            if taken := (numbers | arrays).keys() & (measures.keys() | measures.arrays.keys()):
+                raise EngineError(f"two metrics give a value named {min(taken)!r}; give them other names")
+            measures |= numbers
+            measures.arrays |= arrays
+        return measures
 
 
-def metrics_mistake(metrics: object) -> str | None:
-    """Return what is wrong with metrics, `None` where nothing is."""
+def named_metrics(metrics: MetricsInput) -> dict[str, Metric]:
+    """Return metrics by name; an object that stands alone has the empty name."""
+    return dict(metrics) if isinstance(metrics, Mapping) else {"": metrics}
+
+
+def metrics_mistake(metrics: object, *, alone: bool = False) -> str | None:
+    """Return what is wrong with metrics, `None` where nothing is.
+
+    Args:
+        metrics: By name; anything is looked at.
+        alone: Whether one object that computes several values by name may stand in place of the mapping.
+    """
+    if alone and isinstance(metrics, MetricObject) and not isinstance(metrics, type | Mapping):
+        return None
     if not isinstance(metrics, Mapping):
         return f"metrics maps names to metrics, got {a_kind(metrics)}"
     for name, metric in cast("Mapping[Any, Any]", metrics).items():
@@ -82,6 +149,13 @@ def metrics_mistake(metrics: object) -> str | None:
                 f"reset; 'loss' is always measured and no name for another: got {name!r}: {metric!r}"
             )
     return None
+
+
+def _is_nothing(weight: float | torch.Tensor | None) -> bool:
+    """Return whether the host knows that a batch weighs nothing; a tensor on an accelerator is not read."""
+    if isinstance(weight, torch.Tensor):
+        return weight.is_cpu and not weight.dim() and weight.item() == 0
+    return weight == 0
 
 
 def _weighed(mean: torch.Tensor, weight: float | torch.Tensor) -> torch.Tensor:
@@ -116,7 +190,7 @@ def blamed(name: str, output: Any) -> Generator[None]:
     try:
         yield
     except Exception as error:
-        add_note(error, f"in metrics[{name!r}]")
+        add_note(error, f"in metrics[{name!r}]" if name else "in metrics")
         if output is None:
             add_note(error, "there is no output to measure: let compute_loss return LossOutput(value, output=…)")
         raise
@@ -126,20 +200,9 @@ def target_of(name: str, batch: Any) -> Any:
     """Return the target of a batch of (data, target), for a metric object."""
     if isinstance(batch, tuple | list) and len(cast("list[Any]", batch)) == 2:
         return cast("list[Any]", batch)[1]
+    which = f"metrics[{name!r}]" if name else "the metric"
     raise DataError(
-        f"metrics[{name!r}].update takes (output, target), which needs batches of (data, target); got a "
-        f"{kind(cast('object', batch))}; give a function (output, batch) in its place"
-    )
-
-
-def _as_number(name: str, value: Any) -> float:
-    """Return what a metric object computed, if it is a number."""
-    if isinstance(value, torch.Tensor) and not value.dim():
-        return value.item()
-    if isinstance(value, int | float):
-        return float(value)
-    shape = f" of shape {tuple(value.shape)}" if isinstance(value, torch.Tensor) else ""
-    raise EngineError(
-        f"metrics[{name!r}].compute() must return a number or a 0-dim tensor, got {a_kind(value)}{shape}; "
-        "average it, or give one metric for each of its values"
+        f"{which}.update takes (output, target), which needs batches of (data, "
+        f"target); got {a_kind(cast('object', batch))}; say what it is to be called with: inputs=lambda output, batch: "
+        "(preds, target)"
     )

@@ -135,6 +135,7 @@ _BEYOND = frozenset(
         "network",
         "optimizer",
         "optimizers",
+        "side_optimizers",
         "metrics",
         "history",
         "records",
@@ -216,6 +217,7 @@ class Planner:
         self._shadow = _Shadow(run.table, run.config, parts, LogBuffer(run.table, 1))
         self._shadow.position = copy(run.position)
         self._shadow.position.window = copy(run.position.window)
+        self._shadow.position.kept = None
         self._visits = [visit.ahead() for visit in visits]
         self._guards: dict[str, Guard] = dict(GUARDS)
         self._guards |= {name: visit.due for name, visit in zip(guard_names, self._visits, strict=True)}

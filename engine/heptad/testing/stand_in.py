@@ -23,6 +23,7 @@ class StandIn(Plugin):
         self.name = plugin.name
         self.runs_after, self.runs_before = plugin.runs_after, plugin.runs_before
         self.needs_epoch_loss = plugin.needs_epoch_loss
+        self.keeps_window, self.changes_gradients = plugin.keeps_window, plugin.changes_gradients
         self.ask_twice = False
         self.exchange(plugin)
 

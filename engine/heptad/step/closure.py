@@ -1,0 +1,124 @@
+"""`Recomputation`: a window computed again from its batches, for optimizers that need a closure and for plugins."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from heptad.errors import ConfigError, kind
+from heptad.plugin.contract import Plugin, titled
+from heptad.ranks.strategy import Strategy
+from heptad.run.kept import KeptWindow
+from heptad.run.run import Run
+from heptad.run.runtime import Runtime
+from heptad.run.window import Window
+from heptad.step.optimizers import given_optimizers, needs_closure
+
+
+class Recomputation:
+    """Steps the optimizers of a run, and computes its window again where one of them or a plugin asks for it.
+
+    Args:
+        strategy: Asked as in the step: whether the window closes, and to make the gradients those of the window.
+        needy: For each optimizer, whether its step needs a closure.
+    """
+
+    def __init__(self, strategy: Strategy, needy: Sequence[bool]) -> None:
+        self._strategy = strategy
+        self._needy = needy
+
+    def update(self, run: Run) -> None:
+        """Step the optimizers, with a closure those that need one; then drop the batches.
+
+        The first call of a closure returns the loss and leaves the gradients that the window has made, so the network
+        is run as often as in a plain loop. It does so only for the first optimizer: the others find other weights.
+        """
+        kept = _kept(run)
+        fresh = True
+
+        def closure() -> torch.Tensor:
+            nonlocal fresh
+            if fresh:
+                fresh = False
+                return kept.corrected(run.position.window)
+            return self.again(run)
+
+        for optimizer, needy in zip(run.optimizers, self._needy, strict=True):
+            step: Any = optimizer.step  # as torch declares it, a closure returns a number
+            step(closure) if needy else step()
+            fresh = False
+        kept.clear()
+
+    def again(self, run: Run) -> torch.Tensor:
+        """Compute the gradients of the window at the present weights; those before are dropped.
+
+        What the steps of the window have left in the run (the newest loss, recorded values) stays.
+
+        Returns:
+            The loss of the window: Σ (r / k) · loss in the order of its steps, corrected for their weights; detached.
+        """
+        at, runtime, strategy = run.position, run.runtime, self._strategy
+        before = at.window, at.batch, at.output, at.loss, at.weight, at.samples_now
+        batches, loss = _kept(run).batches, KeptWindow()
+        window = at.window = Window(at.window.size)
+        runtime.optimizers.clear()
+        try:
+            with torch.enable_grad():  # an optimizer steps without
+                for number, batch in enumerate(batches, 1):
+                    if strategy.announces:
+                        strategy.window_closes(number == len(batches))
+                    at.batch, at.loss = batch, None
+                    runtime.step.run(at)
+                    if at.loss is not None:
+                        window.backward(at.loss, at.weight)
+                    loss.add(batch, at.loss, at.weight, window)
+                    window.steps += 1
+            strategy.reduce(run)
+            return loss.corrected(window)
+        finally:
+            at.window, at.batch, at.output, at.loss, at.weight, at.samples_now = before
+
+
+def _kept(run: Run) -> KeptWindow:
+    if run.position.kept is None:
+        raise AssertionError("a run with a Recomputation keeps its window")
+    return run.position.kept
+
+
+def prepare_recomputation(runtime: Runtime, plugins: Sequence[Plugin]) -> None:
+    """Take note of what plugins do with a window, and check the optimizers that are given ready-made.
+
+    Raises:
+        ConfigError: If an optimizer needs a closure, and a plugin changes the gradients.
+    """
+    runtime.keeps_window = any(plugin.keeps_window for plugin in plugins)
+    runtime.gradient_changers = [titled(plugin) for plugin in plugins if plugin.changes_gradients]
+    _check_closures(given_optimizers(runtime.components), runtime.gradient_changers)
+
+
+def build_recomputation(run: Run, strategy: Strategy) -> None:
+    """Keep the batches of each window if an optimizer or a plugin needs them.
+
+    Raises:
+        ConfigError: If an optimizer needs a closure, and a plugin changes the gradients.
+    """
+    runtime = run.runtime
+    _check_closures(run.optimizers, runtime.gradient_changers)
+    needy = [needs_closure(optimizer) for optimizer in run.optimizers]
+    if runtime.keeps_window or any(needy):
+        runtime.recomputation = Recomputation(strategy, needy)
+        run.position.kept = KeptWindow()
+
+
+def _check_closures(optimizers: Sequence[object], changers: Sequence[str]) -> None:
+    """Refuse plugins whose change of the gradients an optimizer would undo."""
+    if needy := [kind(optimizer) for optimizer in optimizers if changers and needs_closure(optimizer)]:
+        raise ConfigError(
+            "\n".join(
+                f"{name} changes the gradients on entry to optimizer_update, and the step of {needy[0]}, which needs a "
+                "closure, computes them again without the change; leave the plugin out, or use another optimizer"
+                for name in changers
+            )
+        )

@@ -1,0 +1,175 @@
+"""`Average`: averages of a network's parameters and buffers by name, and their exchange with its values, for `EMA`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from copy import deepcopy
+from itertools import chain
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
+
+from heptad import EngineError
+
+Blend = Callable[[list[Tensor], list[Tensor], int], None]
+"""Moves averages towards values, both of one dtype, given how many updates are in them."""
+
+
+class Average:
+    """Averages of all parameters and buffers of a network, each a tensor of its own.
+
+    The network is not copied but its tensors: so it may hold what cannot be copied, such as the weight that the hooks
+    of `torch.nn.utils.weight_norm` compute. A tensor that appears later, such as the weight of a lazy module, is
+    averaged from then on.
+
+    Attributes:
+        count: How many updates are in the averages; 0 for the weights that the network began with.
+
+    Args:
+        network: The network.
+        dtype: The dtype of the averages; `None` for that of each tensor, or float32 where that has fewer bits.
+    """
+
+    def __init__(self, network: nn.Module, dtype: torch.dtype | None) -> None:
+        self.count = 0
+        self._network = network
+        self._dtype = dtype
+        self._values = {name: self._averaged(tensor) for name, tensor in _by_name(network).items()}
+        self._trained: dict[str, Tensor] | None = None
+        """While the averages are in the network: the trained values of tensors that are averaged in another dtype."""
+        self._module: nn.Module | None = None
+
+    def follow(self, blend: Blend, *, copies: bool) -> None:
+        """Move the averages towards the network's values, or copy these; to be called after an update."""
+        same: list[tuple[Tensor, Tensor]] = []
+        tensors = _by_name(self._network)
+        copies = copies or not self.count
+        with torch.no_grad():
+            for name, new in tensors.items():
+                own = self._values.get(name)
+                if own is None or own.shape != new.shape:
+                    self._values[name], self._module = self._averaged(new), None
+                elif copies or not _has_mean(new):
+                    own.copy_(new)
+                elif own.dtype == new.dtype:
+                    same.append((own, new))
+                else:  # one at a time: the memory of a wider copy of one tensor, not of all
+                    blend([own], [new.to(own.dtype)], self.count)
+            if same:
+                blend([own for own, _ in same], [new for _, new in same], self.count)
+        for name in self._values.keys() - tensors.keys():
+            del self._values[name]
+        self.count = 1 if copies else self.count + 1
+
+    def swap_in(self) -> None:
+        """Give the network the averages, in its own dtypes; the values that are trained are kept."""
+        if self._trained is None:
+            self._trained = self._exchange({})
+
+    def swap_out(self) -> None:
+        """Give the network back the values that are trained."""
+        if self._trained is not None:
+            self._exchange(self._trained)
+            self._trained = None
+
+    def state(self) -> dict[str, Any]:
+        """Return the averages by name (not copied), and how many updates are in them."""
+        values = self._values
+        if self._trained is not None:
+            swapped = values.keys() - self._trained.keys()
+            values = values | {name: t for name, t in _by_name(self._network).items() if name in swapped}
+        return {"tensors": values, "n_averaged": self.count}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Restore what `state` returned; the averages of another dtype are converted.
+
+        Raises:
+            EngineError: If it is the state of another network.
+        """
+        own, given = self._values, state["tensors"]
+        odd = [n for n in sorted(own.keys() | given.keys()) if n not in own or n not in given]
+        odd = odd or [name for name, tensor in own.items() if tensor.shape != given[name].shape]
+        if odd:
+            raise EngineError(f"EMA: the state to restore is that of another network; they differ in {', '.join(odd)}")
+        for name, tensor in own.items():
+            tensor.copy_(given[name])
+        self.count = int(state["n_averaged"])
+
+    def module(self) -> nn.Module:
+        """Return a copy of the network that holds the averages: these themselves, but for those of another dtype.
+
+        While the averages are in the network, it holds the values that are trained.
+
+        Raises:
+            EngineError: If the network cannot be copied.
+        """
+        if self._module is None:
+            self._module = self._copied()
+        trained = self._trained or {}
+        for name, tensor in _by_name(self._module).items():
+            own = self._values.get(name)
+            if own is not None and own.dtype != tensor.dtype:
+                tensor.copy_(trained.get(name, own))
+        return self._module
+
+    def _averaged(self, tensor: Tensor) -> Tensor:
+        """Return a tensor's value, as its average begins."""
+        dtype = tensor.dtype
+        if _has_mean(tensor):
+            real = self._dtype or (torch.float32 if dtype.to_real().itemsize < 4 else dtype.to_real())
+            dtype = real.to_complex() if tensor.is_complex() else real
+        return tensor.detach().to(dtype, copy=True)
+
+    def _exchange(self, trained: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Exchange the values of network and averages; each tensor stays where it is, as optimizers expect.
+
+        Returns:
+            The network's values of those that are averaged in another dtype: the average stays, for the network's
+            dtype would round it.
+        """
+        kept: dict[str, Tensor] = {}
+        with torch.no_grad():
+            for name, theirs in _by_name(self._network).items():
+                own = self._values.get(name)
+                if own is None:
+                    continue
+                value = theirs.clone()
+                if own.dtype == theirs.dtype:
+                    theirs.copy_(own)
+                    own.copy_(value)
+                else:
+                    theirs.copy_(trained.get(name, own))
+                    kept[name] = value
+        return kept
+
+    def _copied(self) -> nn.Module:
+        memo: dict[int, Any] = {}
+        for name, tensor in _by_name(self._network).items():
+            if (own := self._values.get(name)) is None:
+                continue
+            value = own if own.dtype == tensor.dtype else own.to(tensor.dtype)
+            memo[id(tensor)] = nn.Parameter(value, requires_grad=False) if isinstance(tensor, nn.Parameter) else value
+        for module in self._network.modules():  # what hooks compute from parameters, which torch does not copy
+            for value in vars(module).values():
+                if isinstance(value, Tensor) and not value.is_leaf:
+                    memo[id(value)] = value.detach().clone()
+        try:
+            return deepcopy(self._network, memo).requires_grad_(False).eval()
+        except Exception as error:
+            raise EngineError(
+                f"EMA.network: a {type(self._network).__name__} cannot be copied ({error}); give a network of your own "
+                "the averages: load_state_dict(EMA.state_dict()['tensors'], strict=False), or load_weights of a "
+                "checkpoint"
+            ) from error
+
+
+def _has_mean(tensor: Tensor) -> bool:
+    """Return whether a mean of such tensors is one: that of counts, indices and masks would be rounded."""
+    return tensor.is_floating_point() or tensor.is_complex()
+
+
+def _by_name(network: nn.Module) -> dict[str, Tensor]:
+    """Return all parameters and buffers that have values, those too that a network's own state_dict leaves out."""
+    return {name: t for name, t in chain(network.named_parameters(), network.named_buffers()) if not is_lazy(t)}
