@@ -144,7 +144,7 @@ class CSVLogger(Plugin):
         """Put the values since the last time into rows."""
         values = run.records(self._seen)
         for value in values:
-            if value.name == UPDATE and not self._numbers.selects(value.update):
+            if value.name == UPDATE and value.update and not self._numbers.selects(value.update):
                 continue
             name = f"{value.name} (recorded)" if value.name in PLACE else value.name
             self._file.put((value.step, value.update, value.epoch), name, value.value)

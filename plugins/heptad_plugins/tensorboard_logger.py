@@ -192,7 +192,7 @@ class TensorBoardLogger(Plugin):
             return
         values = run.records(self._seen)
         for value in values:
-            if value.name != UPDATE or self._numbers.selects(value.update):
+            if value.name != UPDATE or not value.update or self._numbers.selects(value.update):
                 self._writer.add_scalar(_tag(value.name), value.value, value.update)
         self._seen += len(values)
         for name, number in (scalars or {}).items():
