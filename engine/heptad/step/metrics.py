@@ -69,7 +69,7 @@ class Metrics:
 
     def add(self, output: Any, batch: Any, loss: torch.Tensor | None, weight: float | torch.Tensor | None) -> None:
         """Add what is measured of a batch (no device sync). A batch that weighs nothing adds nothing."""
-        self._has_loss = self._has_loss or loss is not None or _is_nothing(weight)
+        self._has_loss = self._has_loss or loss is not None
         if (loss is None and output is None) or _is_nothing(weight):
             return
         self.counted += 1
