@@ -133,9 +133,8 @@ class Plugin:
     def state_dict(self) -> dict[str, Any]:
         """Return what the rest of the run depends on: plain data and tensors, which a checkpoint can hold.
 
-        A plugin that has it needs `load_state_dict` too, and the reverse: an engine refuses one half.
-
-        Plain data are None, numbers, text, bytes, and lists, tuples, dicts, Counters and OrderedDicts of these.
+        Plain data are None, numbers, text, bytes, and lists, tuples, dicts, Counters and OrderedDicts of these. A
+        plugin that has it needs `load_state_dict` too, and the reverse: an engine refuses one half.
         """
         return {}
 
@@ -153,10 +152,7 @@ class Plugin:
         """Open files, start a display. Called before the first turn of each `Engine.run()`."""
 
     def close(self, run: Run) -> None:
-        """Release what `open` took. Called once when `Engine.run()` returns or raises, for every plugin.
-
-        It is also called if `open` failed or was never reached.
-        """
+        """Release what `open` took. Called once when `Engine.run()` returns or raises, `open` called or not."""
 
     def on_loss(self, run: Run) -> None:
         """Look at `run.loss`, `run.output` and `run.batch` before the backward pass of a step.
