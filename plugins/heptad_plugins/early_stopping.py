@@ -22,7 +22,7 @@ class EarlyStopping(Plugin):
         mode: Whether lower values (`"min"`) or higher ones (`"max"`) are better.
         patience: Values without improvement until the run is stopped.
         min_delta: How much better than the best a value must be to count as an improvement, in the value's units.
-        every: Judge only the newest value at the end of every n-th epoch, if it is new there.
+        every: From 2 on: judge only the newest value at the end of every n-th epoch, if it is new there.
         first: The first of these epochs, by default `every`: `every=10, first=1` means 1, 11, 21, ….
 
     Raises:
@@ -31,7 +31,7 @@ class EarlyStopping(Plugin):
             `Evaluate` is to.
     """
 
-    runs_after = ("Evaluate", "TrainingMetrics")
+    runs_after = ("Evaluate",)
 
     def __init__(
         self,
@@ -39,7 +39,7 @@ class EarlyStopping(Plugin):
         mode: Literal["min", "max"] = "min",
         patience: int = 3,
         min_delta: float = 0.0,
-        every: int | None = None,
+        every: int = 1,
         *,
         first: int | None = None,
     ) -> None:
@@ -48,7 +48,8 @@ class EarlyStopping(Plugin):
         self._sign = 1.0 if mode == "min" else -1.0
         self._patience = whole_number("EarlyStopping", "patience", patience)
         self._min_delta = number("EarlyStopping", "min_delta", min_delta, least=0.0)
-        self._numbers = None if every is None and first is None else selection("EarlyStopping", every or 1, first)
+        numbers = selection("EarlyStopping", every, first)
+        self._numbers = None if every == 1 and first is None else numbers
         self._forget()
 
     def _forget(self) -> None:

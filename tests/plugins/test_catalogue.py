@@ -79,7 +79,7 @@ def makers(folder: Path) -> dict[str, Any]:
         "Checkpoint": checkpoint(),
         "Checkpoint often": checkpoint(at=("after_step", "optimizer_update"), every=2, keep_best=1, monitor="loss"),
         "EMA": lambda: EMA(decay=0.5),
-        "EarlyStopping": lambda: EarlyStopping("valid/loss", patience=1, every=1),
+        "EarlyStopping": lambda: EarlyStopping("valid/loss", patience=6, min_delta=1e9),
         "EarlyStopping max": lambda: EarlyStopping("valid/accuracy", mode="max", patience=6),
         "Evaluate": lambda: Evaluate(held_out, {"mean": lambda output, batch: output.mean()}),
         "Evaluate often": lambda: Evaluate(held_out, at="optimizer_update", every=2, name="often"),

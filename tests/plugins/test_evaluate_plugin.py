@@ -225,7 +225,7 @@ def test_an_object_is_moved_reset_updated_and_computed():
         (torch.zeros(3) * 1j, r"got complex64 of shape \(3,\)"),
         (["0.5"], "got a list"),
         ("0.5", "got a str"),
-        (object(), "got a object"),
+        (object(), "got an object"),
     ],
 )
 @pytest.mark.parametrize("trial", [True, False])

@@ -433,7 +433,7 @@ def test_a_signal_during_an_evaluation_pauses_in_it(strays):
             kill()
         return output.mean()
 
-    engine = small_engine(3, [GracefulStop(), Evaluate(batches(3), {"mean": metric})])
+    engine = small_engine(3, [GracefulStop(), Evaluate(batches(3), {"mean": metric}, trial=False)])
     run = raises_exit(engine)
     assert (run.state, run.paused, run.metrics) == ("evaluate", "SIGTERM", {})
     engine.run()

@@ -117,7 +117,7 @@ def test_the_time_of_an_evaluation_counts_at_once():
         clock.now += 50.0
         return output.mean()
 
-    evaluate = Evaluate(batches(2), {"slow": slow}, at="optimizer_update", every=3)
+    evaluate = Evaluate(batches(2), {"slow": slow}, at="optimizer_update", every=3, trial=False)
     run = build(clock, limited(clock, 100.0), evaluate).run()
     assert (run.step, run.reason) == (3, "TimeLimit: the run was driven for 103 s of 100 s")
 

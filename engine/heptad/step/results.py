@@ -32,7 +32,7 @@ def split(name: str, value: Any, class_names: Sequence[str]) -> tuple[dict[str, 
     """
     numbers: dict[str, float] = {}
     arrays: dict[str, Array] = {}
-    for key, part in _leaves_of(name, value):
+    for key, part in _named_parts(name, value):
         array = _as_array(key, part)
         if not array.ndim:
             numbers[key] = float(array)
@@ -44,7 +44,7 @@ def split(name: str, value: Any, class_names: Sequence[str]) -> tuple[dict[str, 
     return numbers, arrays
 
 
-def _leaves_of(name: str, value: Any) -> list[tuple[str, Any]]:
+def _named_parts(name: str, value: Any) -> list[tuple[str, Any]]:
     """Return the parts of a value that have names of their own."""
     items: list[tuple[Any, Any]] | None = None
     if isinstance(value, Mapping):
@@ -55,7 +55,7 @@ def _leaves_of(name: str, value: Any) -> list[tuple[str, Any]]:
         items = list(enumerate(cast("Sequence[Any]", value)))  # such as precision, recall and thresholds of a curve
     if items is None:
         return [(name, value)]
-    return [part for key, one in items for part in _leaves_of(f"{name}/{key}" if name else str(key), one)]
+    return [part for key, one in items for part in _named_parts(f"{name}/{key}" if name else str(key), one)]
 
 
 def _has_dimensions(value: Any) -> bool:
