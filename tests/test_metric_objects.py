@@ -179,7 +179,7 @@ def test_a_matrix_is_an_array_in_the_log(tmp_path):
     assert found["confusion"] is found.arrays["confusion"]
     valid = Evaluate(PAIRS, {"confusion": confusion}, at=("before_loop", "after_epoch"))
     run = engine(valid, Journal(tmp_path / "run.journal"), epochs=2).run()
-    assert run.metrics.keys() == {"valid/loss", "lr", "loss"}
+    assert run.metrics.keys() == {"valid/loss", "lr", "train/loss", "train/epoch_loss"}
     for log in (run.log, TransitionLog.load(tmp_path / "run.journal")):
         arrays = log.arrays("valid/confusion")
         assert [log[event.seq].source for event in arrays] == ["evaluate"] * 3
