@@ -545,7 +545,7 @@ def numbers_of(name: str, folder: Path, **options: int) -> list[int]:
         return [t.update for t in run.log.where(dest=state)]
     if name == "CSVLogger":
         rows = list(csv.DictReader((folder / "a.csv").read_text().splitlines()))
-        return [int(row["update"]) for row in rows if row["loss"]]
+        return [int(row["update"]) for row in rows if row["train/loss"]]
     return guarded or [value.epoch for value in run.records() if value.name == "steps_per_second"]
 
 
