@@ -14,8 +14,8 @@ class GradientClipping(Plugin):
     All parameters of the network count together, in its order, as in `clip_grad_norm_(network.parameters(), …)`; then
     those that only an optimizer holds, such as a criterion's. One that no optimizer holds counts too if it has a
     gradient: freeze what is not trained (`requires_grad_(False)`). With `max_norm` the norm before clipping is
-    recorded as `"gradient_norm"`, also for an update that another plugin skips; it stays on its device until it is read
-    (no device sync). The cost is one pass over the gradients, with `max_norm` two. An optimizer whose step needs a
+    recorded as `"gradient_norm"`; it stays on its device until it is read (no device sync). An update that was skipped
+    before is left alone. The cost is one pass over the gradients, with `max_norm` two. An optimizer whose step needs a
     closure computes the gradients again, not clipped, and is refused.
 
     Args:
@@ -40,6 +40,8 @@ class GradientClipping(Plugin):
 
     def on_enter_optimizer_update(self, run: Run) -> None:
         """Clip the gradients."""
+        if run.update_skipped:
+            return
         parameters = run.parameters()
         if self._norm is not None:
             run.record("gradient_norm", clip_grad_norm_(parameters, self._norm))

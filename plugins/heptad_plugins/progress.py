@@ -132,7 +132,7 @@ class Progress(Plugin):
         here = ("loss", UPDATE, EPOCH)  # the loss stands there already
         others = {name: value for name, value in run.metrics.items() if name not in here}
         metrics = "".join(f"  {name} {value:.4g}" for name, value in others.items())
-        self._console.print(line + metrics, highlight=False, soft_wrap=True)
+        self._console.print(line + metrics, markup=False, emoji=False, highlight=False, soft_wrap=True)
 
 
 def _step_of_epoch(run: Run) -> str:

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
+from heptad.config import RunConfig
 from heptad.errors import a_kind, counted, summarize
 
 
@@ -59,6 +60,13 @@ def too_few_samples(data: Any, field: str, samples: int | None, size: int) -> st
         f"{name} has {counted(samples, 'sample')}, fewer than one batch of {size}, and drop_last=True leaves it "
         f"out; {advice}"
     )
+
+
+def empty_pass(which: str, config: RunConfig) -> str:
+    """Describe a pass without a batch; samples that do not fill one are left out by default."""
+    size = config.batch_size
+    of = f" of {size}; drop_last=True leaves a smaller one out" if size and size > 1 and config.drop_last else ""
+    return f"{which} yields nothing; the data must hold at least one batch{of}"
 
 
 def no_loader(data: Any, field: str) -> str:

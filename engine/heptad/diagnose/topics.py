@@ -2,7 +2,15 @@
 
 from __future__ import annotations
 
-from heptad.diagnose.data import iterated_once, no_data, no_dataset, no_loader, shuffled_stream, too_few_samples
+from heptad.diagnose.data import (
+    empty_pass,
+    iterated_once,
+    no_data,
+    no_dataset,
+    no_loader,
+    shuffled_stream,
+    too_few_samples,
+)
 from heptad.diagnose.hooks import HERE
 from heptad.diagnose.loss import backward, loss, never_returns, own_backward, pair
 from heptad.diagnose.optimizers import (
@@ -16,6 +24,7 @@ from heptad.diagnose.values import unrecordable, unrecorded
 
 __all__ = [
     "backward",
+    "empty_pass",
     "foreign_parameters",
     "handler_name",
     "iterated_once",

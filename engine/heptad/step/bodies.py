@@ -68,7 +68,7 @@ def before_epoch(run: Run) -> None:
     at.sized = feed.batches is not None
     at.remaining = _remaining(run)
     if not at.remaining:
-        raise DataError(f"the pass of epoch {at.epoch} yields nothing; the data must hold at least one batch")
+        raise DataError(diagnose("empty_pass", f"the pass of epoch {at.epoch}", run.config))
     at.settle_carry()
     if at.remaining < at.needed:
         run.emit(Drop, epoch=at.epoch, batches=at.remaining, window=at.window.next_size)
@@ -285,6 +285,4 @@ def _extend(run: Run) -> None:
     feed.open(at.epoch, at.pass_index, missing)
     at.remaining = min(missing, _remaining(run))
     if not at.remaining:
-        raise DataError(
-            f"pass {at.pass_index} of epoch {at.epoch} yields nothing; the data must hold at least one batch"
-        )
+        raise DataError(diagnose("empty_pass", f"pass {at.pass_index} of epoch {at.epoch}", run.config))
