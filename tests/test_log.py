@@ -122,6 +122,7 @@ def looked_at(guard: str, run: Run) -> dict[str, Any]:
             "accumulation": window.size,
             "remainder": config.remainder,
             **batches_now,
+            **({"epochs": run.epoch, "of": config.epochs} if config.remainder == "carry" else {}),
         },
         "batches_remain": {"steps in the window": window.steps, **batches_now, **limits},
         "epochs_remain": {"epochs": run.epoch, "of": config.epochs, **limits},
