@@ -223,8 +223,8 @@ BATCHES = {
     "mixed": ([1, "a", 2], "a list of 3 int or str"),
     "deep": ([[[[torch.zeros(1)]]]], "a list of 1: a list of 1: a list of 1: a list of 1"),
     "nothing": ([], "a list of 0"),
-    "an object": (object(), "a object"),
-    "odd": (Odd(x=1), "a Odd"),
+    "an object": (object(), "an object"),
+    "odd": (Odd(x=1), "an Odd"),
 }
 
 
