@@ -20,7 +20,8 @@ PACKAGES = {"heptad": ROOT / "engine" / "heptad", "heptad_plugins": ROOT / "plug
 
 ROOMS = (
     ("errors",), ("table",), ("config",), ("record",), ("history",), ("data",), ("run",), ("plugin",), ("ranks",),
-    ("checkpoints",), ("step",), ("machine",), ("engine",), ("diagnose",), ("testing", "cli"), ("__main__",),
+    ("checkpoints",), ("step",), ("machine",), ("engine_view",), ("engine",), ("diagnose",), ("testing", "cli"),
+    ("__main__",),
 )  # fmt: skip
 """The rooms of `heptad` in order: each imports only those before it."""
 

@@ -18,6 +18,7 @@ import heptad.plugin
 import heptad_plugins
 from heptad import table, testing
 from heptad.checkpoints import store
+from heptad.engine_view import EngineView
 from heptad.history import diff, explain, summary
 from heptad.plugin import listing
 from heptad.record import chunk, events, values
@@ -128,8 +129,9 @@ def entry(thing: type | object, *, where: bool = False) -> str:
     if isinstance(node, Function):
         return f"### `{node.name}`\n\n{signature(node.name, node)}\n{text(node)}"
     assert isinstance(node, ast.ClassDef)
-    if thing is heptad.Run:  # what can be read of a run stands in its base
-        (base,) = ast.parse(inspect.getsource(view.RunView)).body
+    bases: dict[object, type] = {heptad.Run: view.RunView, heptad.Engine: EngineView}
+    if (view_of := bases.get(thing)) is not None:  # what can be asked of these stands in a base
+        (base,) = ast.parse(inspect.getsource(view_of)).body
         assert isinstance(base, ast.ClassDef)
         node.body += [of for of in base.body if isinstance(of, Function)]
     lines = [f"### `{node.name}`\n"]

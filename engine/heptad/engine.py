@@ -4,26 +4,23 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from collections.abc import Callable, Generator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from types import TracebackType
-from typing import Any, Self, TypeVar
-
-import torch
+from typing import Self, TypeVar
 
 from heptad.checkpoints.resumption import Resumption
 from heptad.config import Components, RunConfig, check_together, is_optimizer, listed
 from heptad.data.build import build_feed
 from heptad.data.placement import read_numbers, resolve_device
+from heptad.engine_view import EngineView
 from heptad.errors import EngineError, PluginError, a_kind
-from heptad.history.drawing import mermaid
 from heptad.history.transition import Transition
 from heptad.machine import Body, Guard, Machine
 from heptad.plugin.contract import Mark, Plugin, Predicate, titled
 from heptad.plugin.detour import Detour
 from heptad.plugin.detour_state import DetourState
-from heptad.plugin.listing import SubscriptionTable, tabulate
 from heptad.plugin.manager import PluginManager
 from heptad.plugin.subscription import Subscription
 from heptad.plugin.tracing import trace
@@ -38,10 +35,7 @@ from heptad.run.runtime import Runtime
 from heptad.run.signals import CtrlC
 from heptad.run.until import Until, until_predicate
 from heptad.step.bodies import BODIES, READERS, announced_batch, before_loop, build
-from heptad.step.evaluator import Evaluator
-from heptad.step.metrics import Metric
 from heptad.step.optimizers import Optimizers, optimizer_mistakes
-from heptad.step.plan import PlannedTurn, Planner
 from heptad.table import guard_of, training_table
 
 F = TypeVar("F", bound=Callable[[Run], object])
@@ -50,7 +44,7 @@ BY_ADVANCE = "advance"
 """Why a run is paused that `advance` has driven."""
 
 
-class Engine:
+class Engine(EngineView):
     """Drives one run through its states.
 
     Args:
@@ -71,7 +65,6 @@ class Engine:
         TableError: If a detour does not fit the table.
     """
 
-    machine_class: type[Machine] = Machine
     strategy_class: Callable[[], Strategy] = Alone
 
     def __init__(self, components: Components, config: RunConfig, plugins: Sequence[Plugin] = ()) -> None:
@@ -107,15 +100,13 @@ class Engine:
             bodies["process_batch"] = partial(announced_batch, strategy=self._strategy)
         guards: dict[str, Guard] = dict(GUARDS)
         owners: dict[str, str] = {}
-        visits = self._visits = [
-            DetourState(detour, self._manager.wrap_body(plugin, detour)) for plugin, detour in detours
-        ]
+        self._visits = [DetourState(detour, self._manager.wrap_body(plugin, detour)) for plugin, detour in detours]
         for number, (plugin, _) in enumerate(detours):
             guard = guard_of([detour for _, detour in detours], number)
-            guards[guard] = self._manager.wrap_guard(plugin, guard, visits[number].due)
+            guards[guard] = self._manager.wrap_guard(plugin, guard, self._visits[number].due)
             owners[guard] = titled(plugin)
         for node, number in table.origin.items():
-            bodies[node] = visits[number].body
+            bodies[node] = self._visits[number].body
             owners[node] = titled(detours[number][0])
         # The engine is the first to be called on entry to optimizer_update: plugins see the gradient that is applied.
         first = Subscription(None, "", Mark("enter", "optimizer_update"), self._strategy.reduce)
@@ -207,64 +198,6 @@ class Engine:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self.close()
-
-    # -- beside the run
-
-    def evaluate(self, data: Any, metrics: Mapping[str, Metric] | None = None) -> dict[str, float]:
-        """Evaluate the network in a run of its own, in which no handler of this engine is called.
-
-        Modes and random state are put back. May be called at any time, from a handler too.
-
-        Args:
-            data: A dataset of samples, batched by `RunConfig.batch_size`; or a loader, or any iterable of batches. A
-                list holds samples where `Components.dataset` is a list, else batches.
-            metrics: By name functions `(output, batch) -> tensor`, the mean over the batch or one value a sample; or
-                objects with `update(output, target)`, `compute` and `reset`, such as those of torchmetrics.
-
-        Returns:
-            The means by name, `"loss"` among them, weighed as the steps of a window are: with a criterion by what its
-            mean is taken over, else by `LossOutput.weight`; without a weight each batch weighs the same.
-
-        Raises:
-            ConfigError: If a metric is no function, or the data are samples and there is no `batch_size`.
-            DataError: If the data yield nothing.
-        """
-        with closing(self._evaluator(self.current.device)) as evaluator:
-            return evaluator.evaluate(data, metrics or {}, name="Engine.evaluate(data)")
-
-    def predict(self, data: Any) -> Iterator[Any]:
-        """Yield the network's output for each batch, in evaluation mode and without gradients.
-
-        Args:
-            data: As for `evaluate`. With a criterion a batch is `(data, target)`, or a tensor without a target.
-
-        Raises:
-            EngineError: If `compute_loss` gives no `LossOutput.output` to yield.
-        """
-        with closing(self._evaluator(self.current.device)) as evaluator:
-            yield from evaluator.predict(data)
-
-    def _evaluator(self, device: torch.device) -> Evaluator:
-        return Evaluator(self._components, self._config, device, self.machine_class)
-
-    def subscriptions(self) -> SubscriptionTable:
-        """Return who is called on which moment of which state, in order, with its filter; print it for a table."""
-        return tabulate(self._subscriptions, self._manager, self.current.table)
-
-    def plan(self) -> Iterator[PlannedTurn]:
-        """Yield the turns and calls to come, from where the run is, touching neither data nor network.
-
-        What handlers will do (a stop, a skipped update) cannot be planned. A guard that reads more of the run than its
-        position and counters is shown as a condition; one that reads something else is asked as it stands now.
-        """
-        detours = [detour for _, detour in self._manager.detours_given]
-        guards = [guard_of(detours, number) for number in range(len(detours))]
-        called = [row for row in self._subscriptions if row.plugin is None or not self._manager.is_detached(row.plugin)]
-        return Planner(self.current, self._visits, guards, called).turns()
-
-    def diagram(self) -> str:
-        """Return the table, detours included, as a Mermaid state diagram."""
-        return mermaid(self.current.table)
 
     # -- functions as handlers
 

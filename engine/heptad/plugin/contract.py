@@ -134,10 +134,7 @@ class Plugin:
         """Open files, start a display. Called before the first turn of each `Engine.run()`."""
 
     def close(self, run: Run) -> None:
-        """Release what `open` took. Called once when `Engine.run()` returns or raises, for every plugin.
-
-        It is also called if `open` failed or was never reached.
-        """
+        """Release what `open` took. Called once when `Engine.run()` returns or raises, `open` called or not."""
 
     def on_pause(self, run: Run) -> None:
         """Save what must survive. Called when `Run.pause`, Ctrl-C or a signal has paused the run, between two turns."""

@@ -1,0 +1,92 @@
+"""`EngineView`: what can be asked of an engine beside driving its run. Nothing here makes a turn of that run."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from heptad.config import Components, RunConfig
+from heptad.history.drawing import mermaid
+from heptad.machine import Machine
+from heptad.plugin.detour_state import DetourState
+from heptad.plugin.listing import SubscriptionTable, tabulate
+from heptad.plugin.manager import PluginManager
+from heptad.plugin.subscription import Subscription
+from heptad.run.run import Run
+from heptad.step.evaluator import Evaluator
+from heptad.step.metrics import Metric
+from heptad.step.plan import PlannedTurn, Planner
+from heptad.table import guard_of
+
+
+class EngineView:
+    """What can be asked of an engine; `Engine` adds wiring and driving. Never made by itself."""
+
+    machine_class: type[Machine] = Machine
+
+    if TYPE_CHECKING:
+        current: Run
+        _components: Components
+        _config: RunConfig
+        _manager: PluginManager
+        _subscriptions: list[Subscription]
+        _visits: Sequence[DetourState]
+
+    def evaluate(self, data: Any, metrics: Mapping[str, Metric] | None = None) -> dict[str, float]:
+        """Evaluate the network in a run of its own, in which no handler of this engine is called.
+
+        Modes and random state are put back. May be called at any time, from a handler too.
+
+        Args:
+            data: A dataset of samples, batched by `RunConfig.batch_size`; or a loader, or any iterable of batches. A
+                list holds samples where `Components.dataset` is a list, else batches.
+            metrics: By name functions `(output, batch) -> tensor`, the mean over the batch or one value a sample; or
+                objects with `update(output, target)`, `compute` and `reset`, such as those of torchmetrics.
+
+        Returns:
+            The means by name, `"loss"` among them, weighed as the steps of a window are: with a criterion by what its
+            mean is taken over, else by `LossOutput.weight`; without a weight each batch weighs the same.
+
+        Raises:
+            ConfigError: If a metric is no function, or the data are samples and there is no `batch_size`.
+            DataError: If the data yield nothing.
+        """
+        with closing(self._evaluator(self.current.device)) as evaluator:
+            return evaluator.evaluate(data, metrics or {}, name="Engine.evaluate(data)")
+
+    def predict(self, data: Any) -> Iterator[Any]:
+        """Yield the network's output for each batch, in evaluation mode and without gradients.
+
+        Args:
+            data: As for `evaluate`. With a criterion a batch is `(data, target)`, or a tensor without a target.
+
+        Raises:
+            EngineError: If `compute_loss` gives no `LossOutput.output` to yield.
+        """
+        with closing(self._evaluator(self.current.device)) as evaluator:
+            yield from evaluator.predict(data)
+
+    def _evaluator(self, device: torch.device) -> Evaluator:
+        return Evaluator(self._components, self._config, device, self.machine_class)
+
+    def subscriptions(self) -> SubscriptionTable:
+        """Return who is called on which moment of which state, in order, with its filter; print it for a table."""
+        return tabulate(self._subscriptions, self._manager, self.current.table)
+
+    def plan(self) -> Iterator[PlannedTurn]:
+        """Yield the turns and calls to come, from where the run is, touching neither data nor network.
+
+        What handlers will do (a stop, a skipped update) cannot be planned. A guard that reads more of the run than its
+        position and counters is shown as a condition; one that reads something else is asked as it stands now.
+        """
+        detours = [detour for _, detour in self._manager.detours_given]
+        guards = [guard_of(detours, number) for number in range(len(detours))]
+        called = [row for row in self._subscriptions if row.plugin is None or not self._manager.is_detached(row.plugin)]
+        return Planner(self.current, self._visits, guards, called).turns()
+
+    def diagram(self) -> str:
+        """Return the table, detours included, as a Mermaid state diagram."""
+        return mermaid(self.current.table)
