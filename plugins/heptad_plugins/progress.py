@@ -108,7 +108,7 @@ class Progress(Plugin):
         line = f"epoch {run.epoch}{_of_epochs(run)}  {figures}  {_duration(now - self._epoch_began[0])}"
         others = {name: value for name, value in run.metrics.items() if name != "loss"}  # which stands there already
         metrics = "".join(f"  {name} {value:.4g}" for name, value in others.items())
-        self._console.print(line + metrics, highlight=False, soft_wrap=True)
+        self._console.print(line + metrics, markup=False, emoji=False, highlight=False, soft_wrap=True)
 
 
 def _step_of_epoch(run: Run) -> str:

@@ -56,6 +56,16 @@ def test_the_rate_of_the_bar_is_counted_from_the_first_step_on(monkeypatch):
     ]
 
 
+def test_a_name_in_brackets_is_shown_as_it_is():
+    """To rich it would be markup: it would vanish, or end the run."""
+    out = io.StringIO()
+    engine = small_engine(2, [Progress(file=out)])
+    names = ("map[small]", "a[/b]", ":smile:")
+    engine.on_exit("after_step")(lambda run: [run.record(name, 1.0) for name in names])
+    engine.run()
+    assert all(f"{name} 1" in out.getvalue() for name in names)
+
+
 @pytest.mark.parametrize("file", ["out.txt", 3, io.BytesIO(), True], ids=repr)
 def test_what_is_no_open_text_file_is_refused_when_it_is_built(file):
     """Neither a path nor a binary file is one: writing to it would fail after the first epoch."""
