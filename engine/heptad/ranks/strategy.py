@@ -71,7 +71,7 @@ class Alone:
         keep the bits of the textbook loop.
         """
         window = run.position.window
-        if window.size == 1:
+        if window.size == 1:  # what correction() would say, less a call for each update
             return
         factor = window.correction()
         if isinstance(factor, torch.Tensor) or factor != 1.0:
