@@ -815,3 +815,8 @@ def test_an_iterable_dataset_of_batches_may_be_the_loader():
             return iter(BATCHES)
 
     assert over_loader(Batches()).run().step == 3
+
+
+def test_a_batch_size_of_none_beside_a_loader_is_no_mistake():
+    """It is the default, whether it was written out or not."""
+    assert small_engine(2, batch_size=None).run().state == "finished"

@@ -168,6 +168,26 @@ def test_an_instance_cannot_be_built_anew():
         check_plugin(Plugin())  # pyright: ignore[reportArgumentType] - the mistake
 
 
+def test_an_exchanged_plugin_begins_before_it_loads_its_state():
+    """As where a run is resumed: what `on_begin` makes is there."""
+
+    class Begun(Plugin):
+        def on_begin(self, run: Run) -> None:
+            self.steps: list[int] = []
+
+        @on_exit("after_step")
+        def add(self, run: Run) -> None:
+            self.steps.append(run.step)
+
+        def state_dict(self) -> dict[str, Any]:
+            return {"steps": list(self.steps) if hasattr(self, "steps") else []}
+
+        def load_state_dict(self, state: dict[str, Any]) -> None:
+            self.steps[:] = state["steps"]
+
+    assert not check_plugin(Begun).faults
+
+
 @pytest.mark.parametrize(("given", "what"), [(dict, "it returned a dict"), (None, "got a NoneType")])
 def test_what_builds_no_plugin_is_refused(given: Any, what: str):
     with pytest.raises(PluginError, match=f"takes a function that builds a plugin; {what}"):

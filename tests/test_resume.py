@@ -558,33 +558,48 @@ def test_an_observer_that_refuses_its_state_is_detached(tmp_path):
     ]
 
 
-@pytest.mark.parametrize("on_error", ["raise", "detach"])
-def test_a_plugin_that_cannot_begin_is_named(on_error, tmp_path):
-    """Whether the checkpoint holds its state or not; the run continues without one that it can do without."""
+class Unlucky(Plugin):
+    """An observer that cannot begin with one network."""
 
-    class Begins(Plugin):
-        observes = True
+    observes = True
 
-        def on_begin(self, run: Run) -> None:
-            if run.network is unlucky:
-                raise OSError("no room")
+    def __init__(self, network: nn.Module | None = None, on_error: Any = "raise") -> None:
+        self.network, self.on_error = network, on_error
 
-    unlucky = small_network()
-    for number, there in enumerate([[Begins()], []]):
-        directory = tmp_path / str(number)
-        engine_of(directory, components(small_network()), there).run(until=lambda run: run.step == 3)
-        plugin = Begins()
-        plugin.on_error = on_error
-        engine = engine_of(directory, components(unlucky), [plugin])
-        if on_error == "raise":
-            with pytest.raises(CheckpointError, match="the plugin Begins cannot begin: OSError: no room"):
-                engine.run(resume="auto")
-            continue
-        run = engine.run(resume="auto")
-        assert run.state == "finished"
-        assert [note.text for note in run.log.notes("detach")] == [
-            "Begins.on_begin raised OSError: no room; Begins is called no more"
-        ]
+    def on_begin(self, run: Run) -> None:
+        if run.network is self.network:
+            raise OSError("no room")
+
+
+@pytest.mark.parametrize("stored", [True, False], ids=["stored", "not stored"])
+def test_a_plugin_that_cannot_begin_is_named(stored, tmp_path):
+    """Whether the checkpoint holds its state or not."""
+    engine_of(tmp_path, components(small_network()), [Unlucky()] * stored).run(until=lambda run: run.step == 3)
+    network = small_network()
+    engine = engine_of(tmp_path, components(network), [Unlucky(network)])
+    with pytest.raises(CheckpointError, match="the plugin Unlucky cannot begin: OSError: no room"):
+        engine.run(resume="auto")
+
+
+@pytest.mark.parametrize("stored", [True, False], ids=["stored", "not stored"])
+def test_a_run_continues_without_an_observer_that_cannot_begin(stored, tmp_path):
+    """It is detached, and the log names the method that failed."""
+    engine_of(tmp_path, components(small_network()), [Unlucky()] * stored).run(until=lambda run: run.step == 3)
+    network = small_network()
+    run = engine_of(tmp_path, components(network), [Unlucky(network, "detach")]).run(resume="auto")
+    assert run.state == "finished"
+    assert [note.text for note in run.log.notes("detach")] == [
+        "Unlucky.on_begin raised OSError: no room; Unlucky is called no more"
+    ]
+
+
+def test_the_log_says_that_a_plugin_which_changed_the_run_is_not_here(tmp_path):
+    """One without a state is not refused, and the run is another one from here on."""
+    clipped = [GradientClipping(max_norm=1.0)]
+    engine_of(tmp_path, components(small_network()), clipped).run(until=lambda run: run.step == 3)
+    run = engine_of(tmp_path, components(small_network())).run(resume="auto")
+    text = "the plugin GradientClipping of the checkpoint, which changes the run, is not here: what follows may differ"
+    assert text in [note.text for note in run.log.notes("resume")]
 
 
 def test_a_detached_checkpoint_takes_no_other_detour_along(tmp_path):

@@ -91,7 +91,7 @@ def test_a_strategy_that_does_nothing_more_changes_no_bit():
 
 
 def test_the_correction_of_a_window_of_one_step_is_exactly_one():
-    """Also after longer ones, and after one with weights: a strategy may ask for it in any window."""
+    """Also after longer ones, whose sum is no longer its: a strategy may ask for it in any window."""
 
     class Asks(Spy):
         def reduce(self, run: Run) -> None:

@@ -137,9 +137,7 @@ def entry(thing: type | object, *, where: bool = False) -> str:
         return f"### `{node.name}`\n\n{signature(node.name, node)}\n{text(node)}"
     assert isinstance(node, ast.ClassDef)
     bases: dict[object, type] = {heptad.Run: view.RunView, heptad.Engine: EngineView}
-    if (
-        view_of := bases.get(thing)
-    ) is not None:  # what can be read of a run, or asked of an engine, stands in its base
+    if (view_of := bases.get(thing)) is not None:  # what can be asked of these stands in a base
         (base,) = ast.parse(inspect.getsource(view_of)).body
         assert isinstance(base, ast.ClassDef)
         node.body += [of for of in base.body if isinstance(of, Function)]

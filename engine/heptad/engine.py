@@ -104,15 +104,13 @@ class Engine(EngineView):
             bodies["process_batch"] = partial(announced_batch, strategy=self._strategy)
         guards: dict[str, Guard] = dict(GUARDS)
         owners: dict[str, str] = {}
-        visits = self._visits = [
-            DetourState(detour, self._manager.wrap_body(plugin, detour)) for plugin, detour in detours
-        ]
+        self._visits = [DetourState(detour, self._manager.wrap_body(plugin, detour)) for plugin, detour in detours]
         for number, (plugin, _) in enumerate(detours):
             guard = guard_of([detour for _, detour in detours], number)
-            guards[guard] = self._manager.wrap_guard(plugin, guard, visits[number].due)
+            guards[guard] = self._manager.wrap_guard(plugin, guard, self._visits[number].due)
             owners[guard] = titled(plugin)
         for node, number in table.origin.items():
-            bodies[node] = visits[number].body
+            bodies[node] = self._visits[number].body
             owners[node] = titled(detours[number][0])
         # The engine is the first to be called on entry to optimizer_update: plugins see the gradient that is applied.
         first = [Subscription(None, "", Mark("enter", "optimizer_update"), self._strategy.reduce)]

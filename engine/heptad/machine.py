@@ -116,7 +116,7 @@ class CompiledEvent(transitions.Event):
                             break
                     moment = "body"
 
-                at.node = dest  # before the arc: a Ctrl-C between the two is mended by the record, see `fail`
+                at.node = dest  # an interrupt before the time is appended is mended from the record, see `fail`
                 arcs_taken.append(arc)
                 times.append(monotonic_ns())
                 body, exits, guarded, dest, arc, enters = nodes[dest]

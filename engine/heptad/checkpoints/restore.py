@@ -218,41 +218,14 @@ def _restore_plugins(
     One that was detached stays so, and one with `on_error="detach"` that refuses is detached: else the run would not be
     the one that was never paused, or could not be resumed at all.
     """
-    before: list[tuple[Plugin, dict[str, Any]]] = []
+    restored: list[tuple[Plugin, dict[str, Any]]] = []
     failed: list[str] = []
     for plugin in manager.plugins:
-        may_fail = plugin.on_error == "detach"
-        if plugin.name in detached and may_fail:
+        if plugin.name in detached and plugin.on_error == "detach":
             failed.append(plugin.name)
             findings.append(partial(StillDetached, plugin=plugin.name))
-            continue
-        stored, own = states.get(plugin.name), None
-        if stored is not None:
-            try:
-                own = plugin_state(plugin)
-            except Exception:
-                if not may_fail:
-                    raise
-        method = "on_begin"
-        try:
-            plugin.on_begin(run)
-            if stored is not None:
-                method = "load_state_dict"
-                plugin.load_state_dict(stored.state)
-        except Exception as error:
-            if may_fail:
-                failed.append(plugin.name)
-                handler, line = f"{plugin.name}.{method}", in_a_line(error)
-                findings.append(partial(Detach, plugin=plugin.name, handler=handler, error=line))
-                continue
-            for other, state in before:
-                other.load_state_dict(state)
-            refused = "cannot begin" if method == "on_begin" else "cannot load its state"
-            raise CheckpointError(f"the plugin {plugin.name} {refused}: {in_a_line(error)}") from error
-        if stored is None:
-            findings += _findings(f"the plugin {plugin.name} has no state in the checkpoint: it begins here")
-        elif own is not None:
-            before.append((plugin, own))
+        elif not _restore_plugin(run, plugin, states.get(plugin.name), restored, findings):
+            failed.append(plugin.name)
     for name in failed:
         manager.detach(name)
     here = {plugin.name for plugin in manager.plugins}
@@ -265,3 +238,52 @@ def _restore_plugins(
             for name in absent
         )
     )
+
+
+def _restore_plugin(
+    run: Run,
+    plugin: Plugin,
+    stored: StoredPlugin | None,
+    restored: list[tuple[Plugin, dict[str, Any]]],
+    findings: list[Finding],
+) -> bool:
+    """Begin a plugin and restore it; return whether it takes part.
+
+    Args:
+        run: The run.
+        plugin: The plugin.
+        stored: Its state; `None` if the checkpoint has none of it.
+        restored: The plugins before it with the states that they had: added to, or given back if this one refuses.
+        findings: What the log is to say, which is added to.
+    """
+    own = None if stored is None else _own_state(plugin)
+    method = "on_begin"
+    try:
+        plugin.on_begin(run)
+        if stored is not None:
+            method = "load_state_dict"
+            plugin.load_state_dict(stored.state)
+    except Exception as error:
+        line = in_a_line(error)
+        if plugin.on_error == "detach":
+            findings.append(partial(Detach, plugin=plugin.name, handler=f"{plugin.name}.{method}", error=line))
+            return False
+        for other, state in restored:
+            other.load_state_dict(state)
+        refused = "cannot begin" if method == "on_begin" else "cannot load its state"
+        raise CheckpointError(f"the plugin {plugin.name} {refused}: {line}") from error
+    if stored is None:
+        findings += _findings(f"the plugin {plugin.name} has no state in the checkpoint: it begins here")
+    elif own is not None:
+        restored.append((plugin, own))
+    return True
+
+
+def _own_state(plugin: Plugin) -> dict[str, Any] | None:
+    """Return the state that a plugin has now; `None` if it cannot give it and may fail."""
+    try:
+        return plugin_state(plugin)
+    except Exception:
+        if plugin.on_error != "detach":
+            raise
+        return None

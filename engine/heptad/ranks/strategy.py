@@ -74,7 +74,7 @@ class Alone:
         if window.empty:
             run.skip_update("no step of this window counts: each weighs 0 or has no loss")
             return
-        if window.size == 1:
+        if window.size == 1:  # what correction() would say, less a call for each update
             return
         factor = window.correction()
         if isinstance(factor, torch.Tensor) or factor != 1.0:

@@ -101,6 +101,7 @@ _PLACES = {
 }
 _COUNTED = r"\(epoch (?P<epoch>\d+), batch (?P<batch_index>\d+), step (?P<step>\d+), update (?P<update>\d+)\)"
 
+# Words that stand in files, and so stay as they are: no sentence of today is made from them.
 _SENTENCES: list[tuple[str, str, type[Event] | _Parse]] = [
     ("accumulation", r"(?P<before>\d+) -> (?P<after>\d+) from the next window on", Accumulation),
     ("detach", r"(?P<handler>.+?) raised (?P<error>.*); (?P<plugin>.+) is called no more", _detach),

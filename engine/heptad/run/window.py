@@ -76,7 +76,7 @@ class Window:
         elif relative != 1.0:
             loss.backward(torch.full_like(loss, relative / self.size))
         elif self.size == 1:
-            loss.backward()  # alone in its window a step weighs nothing
+            loss.backward()  # the only step of its window needs no scaling
         else:
             # 1 / k, to the bit what dividing the loss by k hands on; kept, since the window asks for it k times
             seed = self._seeds.get((loss.dtype, loss.device))
@@ -90,7 +90,7 @@ class Window:
     def correction(self) -> Weight:
         """Return k / Σr, by which the gradients are to be multiplied; exactly 1.0 where nothing is to be done.
 
-        A window of one step is whatever its weight; its sum may not have been kept.
+        A window of one step needs no correction, whatever its weight; and its sum may not have been kept.
         """
         if self.size == 1:
             return 1.0
