@@ -153,7 +153,7 @@ class StoredIdentity(Stored):
 
 
 class StoredCounters(Stored):
-    """The fields of `RunState` that are stored as they are; `windows` came later, and was as many as updates."""
+    """The fields of `RunState` that are stored as they are; `skips` came later."""
 
     epoch: Count
     batch_index: Count
@@ -167,12 +167,7 @@ class StoredCounters(Stored):
     extending: bool
     samples_now: Count
     skipped: bool
-    windows: Count | None = None
-
-    @model_validator(mode="after")
-    def _counts_windows(self) -> Self:
-        self.windows = self.update if self.windows is None else self.windows
-        return self
+    skips: Count = 0
 
 
 class StoredWindow(Stored):

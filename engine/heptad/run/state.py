@@ -36,7 +36,7 @@ class RunState:
             `None` where it need not.
         ending: A stop was asked for, or `max_updates` is reached: no new window is started.
         reason: Why the run ended, or is going to.
-        windows: Closed windows, those of skipped updates included.
+        skips: Skipped updates.
         epoch_open: The run is between the bodies of `before_epoch` and `after_epoch`.
         pass_index: Which pass of the epoch this is, from 0.
         remaining: Batches still to be taken from this pass; where nobody can know how many, 1 stands for "more".
@@ -79,7 +79,7 @@ class RunState:
     batch_index: int = 0
     step: int = 0
     update: int = 0
-    windows: int = 0
+    skips: int = 0
     samples: int = 0
     epoch_open: bool = False
     pass_index: int = 0

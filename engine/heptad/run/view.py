@@ -93,7 +93,7 @@ class RunView:
     @property
     def windows(self) -> int:
         """Closed windows, those of skipped updates included; grows in the body of `optimizer_update`."""
-        return self.position.windows
+        return self.position.update + self.position.skips
 
     @property
     def samples(self) -> int:

@@ -155,11 +155,11 @@ def optimizer_update(run: Run) -> None:
     at, optimizers = run.position, run.runtime.optimizers
     at.window.steps = 0
     at.window.closed = at.window.losses
-    at.windows += 1
     at.update_due = False
     if at.skip is not None:
         at.skip = None
         at.skipped = True
+        at.skips += 1
         run.buffer.skip()
         for optimizer in optimizers:
             optimizer.zero_grad()

@@ -75,20 +75,22 @@ class CriterionStep:
             raise
         output = at.output = self._forward(data)
         loss = at.loss = self._criterion(output, target)
-        # One sample each: a tensor's rows, or plain numbers in a list. Without a call, which each step would make.
-        first = target[0] if target.__class__ in (tuple, list) and target else None
-        try:
-            flat = target.__class__ is torch.Tensor or first.__class__ in NUMBERS
-            samples = len(target) if flat else count_samples((target, data))
-        except TypeError:  # a single sample
-            samples = 1
+        # One sample each: a tensor's rows, or plain numbers in a list. Without a call, which each step would make; and
+        # len() of a tensor takes four times as long as its shape.
+        if target.__class__ is torch.Tensor:
+            shape = target.shape
+            samples = shape[0] if shape else 1
+        else:
+            first = target[0] if target.__class__ in (tuple, list) and target else None
+            samples = len(target) if first.__class__ in NUMBERS else count_samples((target, data))
         at.samples_now = samples
         if self._weighs or at.window.size != 1 or not samples:
             at.weight = samples if self._by_samples else self._weight(target)
             return
         at.weight = None
-        # The mean over nothing but ignored targets is NaN. On the host a look at it costs 0.1 µs, counting them 1.3.
-        if self._ignores and (self._placed is not None or (loss.is_cpu and isnan(loss.item()))):
+        # The mean over nothing but ignored targets is NaN. On the host a look at it costs 0.5 µs (item() 0.7), which is
+        # half of what counting them does.
+        if self._ignores and (self._placed is not None or (loss.is_cpu and isnan(loss.tolist()))):
             weight = self._weight(target)
             at.weight = weight if adds_nothing(weight) else None
 

