@@ -19,6 +19,22 @@ PAGE = Path(__file__).resolve().parent.parent / "docs" / "patterns.md"
 Names = dict[str, Any]
 
 
+def oppose(names: Names) -> tuple[nn.Module, nn.Module]:
+    """Generative adversarial networks: one update of each in turn."""
+    rivals = names["build_rivals"]()
+    torch.manual_seed(7)
+    adam = {name: torch.optim.Adam(part.parameters(), lr=0.005, betas=(0.5, 0.99)) for name, part in rivals.items()}
+    for _ in range(5):
+        for real in names["batches"]:
+            adam["discriminator"].zero_grad()
+            names["discriminator_loss"](rivals, real).backward()
+            adam["discriminator"].step()
+            adam["generator"].zero_grad()
+            names["generator_loss"](rivals).backward()
+            adam["generator"].step()
+    return rivals, names["rivals"]
+
+
 def play(names: Names) -> tuple[nn.Module, nn.Module]:
     """Policy gradient: an episode, a step, an episode, a step."""
     policy = names["build_policy"]()
@@ -104,6 +120,7 @@ def learn_to_learn(names: Names) -> tuple[nn.Module, nn.Module]:
 
 
 PLAIN: dict[str, Callable[[Names], tuple[nn.Module, nn.Module]]] = {
+    "Generative adversarial networks": oppose,
     "Policy gradient": play,
     "Truncated backpropagation through time": unroll,
     "Distillation": distill,
