@@ -31,7 +31,7 @@ from builders import (
 )
 from heptad import Arc, Detour, Engine, RunConfig, State
 from heptad.machine import Machine
-from heptad.plugin.contract import Mark
+from heptad.plugin.marks import Mark
 from heptad.plugin.subscription import Subscription
 from heptad.record.buffer import LogBuffer
 from heptad.run.guards import GUARDS

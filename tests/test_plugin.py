@@ -10,7 +10,7 @@ import pytest
 
 from builders import small_engine
 from heptad import Detour, EngineError, Plugin, PluginError, Run, on_enter, on_exit
-from heptad.plugin.contract import Mark
+from heptad.plugin.marks import Mark
 from heptad.plugin.subscription import Subscription
 from heptad_plugins import Checkpoint
 

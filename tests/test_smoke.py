@@ -281,10 +281,11 @@ def test_functions_take_part_as_handlers():
     heard: list[int] = []
     engine = small_engine(4, epochs=2)
     engine.on_exit("after_step", every=2)(lambda run: heard.append(run.step))
+    engine.on_exit("after_step", every=4, first=1)(lambda run: heard.append(-run.step))
     engine.smoke()
-    assert heard == [2]
+    assert heard == [-1, 2]
     engine.run()
-    assert heard == [2, 2, 4, 6, 8]
+    assert heard == [-1, 2, -1, 2, 4, -5, 6, 8]
 
 
 def test_detours_of_plugins_that_change_the_run_are_taken():

@@ -26,8 +26,8 @@ _HOMES = {
     "Transition": "history.transition",
     "TransitionLog": "history.query",
     "load_weights": "checkpoints.weights",
-    "on_enter": "plugin.contract",
-    "on_exit": "plugin.contract",
+    "on_enter": "plugin.marks",
+    "on_exit": "plugin.marks",
 }
 """Each public name with the module that defines it."""
 

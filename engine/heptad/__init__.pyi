@@ -13,9 +13,9 @@ from heptad.errors import TableError as TableError
 from heptad.history.query import TransitionLog as TransitionLog
 from heptad.history.transition import Transition as Transition
 from heptad.plugin.contract import Plugin as Plugin
-from heptad.plugin.contract import on_enter as on_enter
-from heptad.plugin.contract import on_exit as on_exit
 from heptad.plugin.detour import Detour as Detour
+from heptad.plugin.marks import on_enter as on_enter
+from heptad.plugin.marks import on_exit as on_exit
 from heptad.run.run import Run as Run
 from heptad.table import Arc as Arc
 from heptad.table import State as State

@@ -18,10 +18,11 @@ from heptad.engine_view import EngineView
 from heptad.errors import EngineError, PluginError, a_kind
 from heptad.history.transition import Transition
 from heptad.machine import Body, Guard, Machine
-from heptad.plugin.contract import Mark, Plugin, Predicate, titled
+from heptad.plugin.contract import Plugin, titled
 from heptad.plugin.detour import Detour
 from heptad.plugin.detour_state import DetourState
 from heptad.plugin.manager import PluginManager
+from heptad.plugin.marks import Mark, Predicate
 from heptad.plugin.subscription import Subscription
 from heptad.plugin.tracing import trace
 from heptad.plugin.verify import verify
@@ -35,7 +36,6 @@ from heptad.run.run import Run
 from heptad.run.runtime import Runtime
 from heptad.run.signals import CtrlC
 from heptad.run.until import Until, until_predicate
-from heptad.smoke.rehearsal import rehearse
 from heptad.step.bodies import BODIES, READERS, announced_batch, before_loop, build
 from heptad.step.closure import prepare_recomputation
 from heptad.step.optimizers import Optimizers, given_mistakes
@@ -211,25 +211,6 @@ class Engine(EngineView):
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self.close()
-
-    # -- beside the run
-
-    def smoke(self) -> Run:
-        """Try out what `run` will do, before it: two updates, an evaluation and a checkpoint in a temporary folder.
-
-        Afterwards everything is as it was: weights, optimizers, RNG, data, plugins and their files, log. Plugins that
-        observe take no part, except those that evaluate. What handlers do elsewhere stays done.
-
-        Returns:
-            The run that was made, finished: its log and its recorded values.
-
-        Raises:
-            EngineError: If the run has begun, or the data can be iterated once.
-            BaseException: As `run`. Everything is put back then too.
-        """
-        with self._driving("smoke"):
-            build = partial(type(self), self._components, self._config)
-            return rehearse(self.current, self._manager, self._subscriptions, build)
 
     # -- functions as handlers
 

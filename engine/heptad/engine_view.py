@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import closing
+from contextlib import AbstractContextManager, closing
+from functools import partial
 from typing import TYPE_CHECKING, Any, Unpack
 
 import torch
@@ -17,6 +18,7 @@ from heptad.plugin.manager import PluginManager
 from heptad.plugin.subscription import Subscription
 from heptad.run.evaluating import EvaluationOptions, Measures
 from heptad.run.run import Run
+from heptad.smoke.rehearsal import rehearse
 from heptad.step.evaluator import Evaluator
 from heptad.step.metrics import MetricsInput
 from heptad.step.plan import PlannedTurn, Planner
@@ -35,6 +37,25 @@ class EngineView:
         _manager: PluginManager
         _subscriptions: list[Subscription]
         _visits: Sequence[DetourState]
+
+        def _driving(self, verb: str) -> AbstractContextManager[None]: ...
+
+    def smoke(self) -> Run:
+        """Try out what `run` will do, before it: two updates, an evaluation and a checkpoint in a temporary folder.
+
+        Afterwards everything is as it was: weights, optimizers, RNG, data, plugins and their files, log. Plugins that
+        observe take no part, except those that evaluate. What handlers do elsewhere stays done.
+
+        Returns:
+            The run that was made, finished: its log and its recorded values.
+
+        Raises:
+            EngineError: If the run has begun, or the data can be iterated once.
+            BaseException: As `run`. Everything is put back then too.
+        """
+        with self._driving("smoke"):
+            build: Any = partial(type(self), self._components, self._config)
+            return rehearse(self.current, self._manager, self._subscriptions, build)
 
     def evaluate(
         self, data: Any, metrics: MetricsInput | None = None, **options: Unpack[EvaluationOptions]

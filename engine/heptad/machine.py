@@ -17,7 +17,7 @@ from typing import Any, cast
 import transitions
 
 from heptad.errors import Unfinished
-from heptad.plugin.contract import Handler
+from heptad.plugin.marks import Handler
 from heptad.plugin.subscription import Subscription
 from heptad.run.run import Run
 

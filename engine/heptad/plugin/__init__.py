@@ -48,8 +48,8 @@ _HOMES = {
     "Watch": "plugin.lookup",
     "monitored": "plugin.lookup",
     "refuse_unrecorded": "plugin.lookup",
-    "on_enter": "plugin.contract",
-    "on_exit": "plugin.contract",
+    "on_enter": "plugin.marks",
+    "on_exit": "plugin.marks",
     "options_mistake": "run.evaluating",
 }
 """Each public name with the module that defines it."""

@@ -3,13 +3,13 @@ from heptad.errors import Unfinished as Unfinished
 from heptad.history.journal.file import JournalFile as JournalFile
 from heptad.history.journal.recorder import JournalRecorder as JournalRecorder
 from heptad.plugin.contract import Plugin as Plugin
-from heptad.plugin.contract import on_enter as on_enter
-from heptad.plugin.contract import on_exit as on_exit
 from heptad.plugin.detour import Detour as Detour
 from heptad.plugin.filter import Filter as Filter
 from heptad.plugin.lookup import Watch as Watch
 from heptad.plugin.lookup import monitored as monitored
 from heptad.plugin.lookup import refuse_unrecorded as refuse_unrecorded
+from heptad.plugin.marks import on_enter as on_enter
+from heptad.plugin.marks import on_exit as on_exit
 from heptad.record.buffer import Follower as Follower
 from heptad.record.buffer import PackedChunk as PackedChunk
 from heptad.record.events import Accumulation as Accumulation

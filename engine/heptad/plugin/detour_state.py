@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from heptad.plugin.contract import Handler
 from heptad.plugin.detour import Detour
 from heptad.plugin.filter import Filter
+from heptad.plugin.marks import Handler
 from heptad.run.run import Run
 
 

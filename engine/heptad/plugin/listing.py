@@ -6,8 +6,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import overload
 
-from heptad.plugin.contract import Moment
 from heptad.plugin.manager import PluginManager
+from heptad.plugin.marks import Moment
 from heptad.plugin.subscription import Subscription
 from heptad.table import Table
 

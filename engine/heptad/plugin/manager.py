@@ -7,8 +7,9 @@ from types import TracebackType
 from typing import Any, cast
 
 from heptad.errors import CheckpointError, PluginError, Unfinished, a_kind, add_note, in_a_line
-from heptad.plugin.contract import Handler, Plugin
+from heptad.plugin.contract import Plugin
 from heptad.plugin.detour import Detour
+from heptad.plugin.marks import Handler
 from heptad.plugin.order import ordered
 from heptad.plugin.subscription import Subscription, subscriptions_of
 from heptad.plugin.verify import verify_plugins, verify_signature

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from time import monotonic_ns
 
-from heptad.plugin.contract import Handler
+from heptad.plugin.marks import Handler
 from heptad.plugin.subscription import Subscription
 from heptad.run.run import Run
 

@@ -14,9 +14,10 @@ from heptad.checkpoints.store import Store
 from heptad.data.fetch import is_a
 from heptad.data.generators import global_states, restore_states
 from heptad.errors import EngineError, kind
-from heptad.plugin.contract import Handler, Plugin, Predicate
+from heptad.plugin.contract import Plugin
 from heptad.plugin.detour import Detour
 from heptad.plugin.manager import PluginManager, plugin_state
+from heptad.plugin.marks import Handler, Predicate
 from heptad.plugin.subscription import Subscription
 from heptad.run.run import Run
 from heptad.smoke.memento import Memento
@@ -37,11 +38,15 @@ class SmokeEngine(Protocol):
         """Drive the run to its end, or to where a predicate of it holds."""
         ...
 
-    def on_enter(self, state: str, *, every: int, once: bool, when: Predicate | None) -> Callable[[Handler], object]:
+    def on_enter(
+        self, state: str, *, every: int, once: bool, when: Predicate | None, first: int | None
+    ) -> Callable[[Handler], object]:
         """Subscribe a function to entering a state."""
         ...
 
-    def on_exit(self, state: str, *, every: int, once: bool, when: Predicate | None) -> Callable[[Handler], object]:
+    def on_exit(
+        self, state: str, *, every: int, once: bool, when: Predicate | None, first: int | None
+    ) -> Callable[[Handler], object]:
         """Subscribe a function to leaving a state."""
         ...
 
@@ -98,7 +103,9 @@ def rehearse(
         engine = build(plugins)
         for row in functions:
             subscribe = engine.on_enter if row.mark.moment == "enter" else engine.on_exit
-            subscribe(row.mark.state, every=row.mark.every, once=row.mark.once, when=row.mark.when)(row.handler)
+            mark = row.mark
+            put = subscribe(mark.state, every=mark.every, once=mark.once, when=mark.when, first=mark.first)
+            put(row.handler)
         return _drive(engine, [detour for _, detour in evaluations])
 
 
@@ -121,7 +128,7 @@ def _drive(engine: SmokeEngine, evaluations: Sequence[Detour]) -> Run:
         if run.update >= UPDATES or windows >= WINDOWS:
             run.stop("the smoke run is complete")
 
-    engine.on_exit("optimizer_update", every=1, once=False, when=None)(end)
+    engine.on_exit("optimizer_update", every=1, once=False, when=None, first=None)(end)
     try:
         while not run.ended and not run.update:  # again where a plugin pauses it
             engine.run(until=lambda run: run.update > 0)

@@ -8,7 +8,8 @@ from typing import Any, cast
 
 from heptad.engine import Engine
 from heptad.errors import PluginError, a_kind
-from heptad.plugin.contract import Plugin, on_enter, on_exit
+from heptad.plugin.contract import Plugin
+from heptad.plugin.marks import on_enter, on_exit
 from heptad.run.run import Run
 from heptad.testing.outcome import RunOutcome, same
 from heptad.testing.report import PluginReport

@@ -11,8 +11,9 @@ from torch import nn
 
 from heptad.config import Components, RunConfig
 from heptad.engine import Engine
-from heptad.plugin.contract import Plugin, on_enter, on_exit
+from heptad.plugin.contract import Plugin
 from heptad.plugin.detour import Detour
+from heptad.plugin.marks import on_enter, on_exit
 from heptad.run.run import Run
 
 FEATURES, CLASSES, SIZE = 4, 3, 4

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any, cast
 
-from heptad.plugin.contract import Plugin, on_enter, on_exit
+from heptad.plugin.contract import Plugin
 from heptad.plugin.detour import Detour
+from heptad.plugin.marks import on_enter, on_exit
 from heptad.plugin.subscription import subscriptions_of
 from heptad.run.run import Run
 
