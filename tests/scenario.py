@@ -12,13 +12,14 @@ import json
 import random
 import warnings
 from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
-from torch.optim.lr_scheduler import OneCycleLR
+from torch.optim.lr_scheduler import OneCycleLR, ReduceLROnPlateau
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from builders import Unsized
@@ -94,6 +95,23 @@ class Tilts(Plugin):
         run.side_optimizers["tilt"].step()
 
 
+class Skips(Plugin):
+    """Leaves a step out now and then, by a die of its own: whole windows too."""
+
+    def __init__(self) -> None:
+        self.die = random.Random(5)
+
+    def on_loss(self, run: Run) -> None:
+        if self.die.random() < 0.4:
+            run.skip_batch("the die fell so")
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"die": self.die.getstate()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.die.setstate(state["die"])
+
+
 def network() -> nn.Module:
     """Return a network with dropout and batch norm."""
     with torch.random.fork_rng():
@@ -160,11 +178,15 @@ def full_engine(
     checkpoint: Checkpoint | None = None,
     schedule: bool = True,
     again: bool = False,
+    odd: bool = False,
+    closure: bool = False,
     **config: Any,
 ) -> Engine:
     """Return the engine of the scenario; its checkpoints are in `directory`.
 
-    With `again`, each window is computed again from its batches, and there is a side optimizer.
+    With `again`, each window is computed again from its batches, and there is a side optimizer. With `odd`, steps are
+    left out, there are fewer of them than batches, and the schedule follows evaluations, the first of them before the
+    loop. With `closure`, the optimizer is L-BFGS, beside which nobody may change gradients.
     """
     model = network()
     given = FEEDS[feed]()
@@ -172,15 +194,14 @@ def full_engine(
     components = Components(
         network=model,
         criterion=nn.CrossEntropyLoss(),
-        optimizer=lambda network: torch.optim.AdamW(network.parameters(), lr=0.01),
+        optimizer=quasi_newton if closure else lambda network: torch.optim.AdamW(network.parameters(), lr=0.01),
         side_optimizers={"tilt": torch.optim.SGD([nn.Parameter(torch.ones(()))], lr=0.1, momentum=0.9)}
         if again
         else {},
         **given,
     )
     members: list[Plugin] = [
-        Noise(),
-        GradientClipping(max_norm=1.0),
+        *([] if closure else [Noise(), GradientClipping(max_norm=1.0)]),
         EMA(decay=0.8, every=2, start=1, dtype=torch.float64),
         Evaluate(held_out(), {"guesses": Guesses()}),
         EarlyStopping("valid/loss", patience=50),
@@ -189,11 +210,21 @@ def full_engine(
     ]
     if again:
         members += [SAM(), Tilts()]
-    if schedule:
+    if odd:
+        early = Evaluate(held_out(), at="before_loop", name="early", limit=2, preserve_rng=False)
+        plateau = partial(ReduceLROnPlateau, factor=0.5, patience=0)
+        members += [Skips(), early, LRSchedule(plateau, monitor="valid/loss", interval="evaluation")]
+        config = {"limit_batches": 5, **config}
+    elif schedule:
         # a fixed length where that of the data is unknown
         members.append(LRSchedule(lambda optimizer: OneCycleLR(optimizer, 0.05, total_steps=8)))
     settings = {"epochs": 2, "accumulation": 3, "seed": 9, **own, **config}
     return engine_class(components, RunConfig(**settings), plugins=members)
+
+
+def quasi_newton(network: nn.Module) -> torch.optim.Optimizer:
+    """Return an optimizer that computes each window several times."""
+    return torch.optim.LBFGS(network.parameters(), lr=0.1, max_iter=3, history_size=4)
 
 
 def outcome(engine: Engine) -> dict[str, str]:
@@ -205,7 +236,7 @@ def outcome(engine: Engine) -> dict[str, str]:
         "optimizer": [one.state_dict() for one in (*run.optimizers, *run.side_optimizers.values())],
         "random state": global_states(),
         "recorded values": [(r.name, r.value, r.seq, r.epoch, r.step, r.update) for r in run.records()],
-        "counters": [run.epoch, run.batch_index, run.step, run.update, run.samples, run.state, run.reason],
+        "counters": [run.epoch, run.batch_index, run.step, run.update, run.windows, run.samples, run.state, run.reason],
         "plugins": {name: plugin.state_dict() for name, plugin in plugins.items() if name != "Checkpoint"},
     }
     return {name: digest(part) for name, part in parts.items()}

@@ -27,6 +27,8 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "drop": {"remainder": "drop"},
     "carry": {"remainder": "carry"},
     "again": {"again": True},
+    "odd": {"odd": True},
+    "closure": {"closure": True, "schedule": False},
 }
 
 
@@ -68,7 +70,7 @@ def test_killed_while_a_checkpoint_is_written(place):
 @pytest.mark.parametrize("place", range(3))
 @pytest.mark.parametrize("variant", [name for name in VARIANTS if name != "journal"])
 def test_killed_whatever_the_data_come_from(variant, place):
-    """Worker processes, streams, loaders that the user made, one with a `state_dict`; each remainder of a window."""
+    """Worker processes, streams, loaders of the user's; each remainder; steps left out; windows computed again."""
     at = moments(variant, 3, of_files=False)[place]
     assert trial(at, lived(variant), **VARIANTS[variant]) == [], lived(variant)["labels"][at]
 

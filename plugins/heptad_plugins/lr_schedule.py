@@ -193,7 +193,7 @@ class LRSchedule(Plugin):
     def state_dict(self) -> dict[str, Any]:
         """Return the scheduler's state, the length it was built with, and up to where it has moved."""
         if self._scheduler is None:
-            return self._restored or {}
+            return {**self._restored, "seen": self._watch.seen} if self._restored else {}
         return {
             "scheduler": self._scheduler.state_dict(),
             "total_updates": self._total,

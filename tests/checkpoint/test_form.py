@@ -125,7 +125,7 @@ LATER = {
     ("position", "kept"),
     ("optimizers", "side"),
     ("position", "epoch_loss"),
-    ("position", "placed", "windows"),
+    ("position", "placed", "skips"),
     ("position", "window", "empty"),
     ("position", "window", "losses"),
     ("position", "window", "closed"),
@@ -154,12 +154,12 @@ def test_what_is_captured_has_the_fields_of_format_1(tmp_path):
     assert keys(Store(KEPT).load(kept).sections) <= keys(now)
 
 
-def test_a_checkpoint_of_before_has_closed_as_many_windows_as_it_made_updates():
+def test_a_checkpoint_of_before_has_skipped_no_update_that_it_counts():
     """And none of the steps of its open window was empty, for that was an error."""
     (kept,) = Store(KEPT).entries()
     position = Store(KEPT).load(kept).sections["run"]["position"]
-    assert "windows" not in position["placed"]
-    assert StoredCounters.model_validate(position["placed"]).windows == position["placed"]["update"] > 0
+    assert "skips" not in position["placed"]
+    assert StoredCounters.model_validate(position["placed"]).skips == 0
     assert StoredWindow.model_validate(position["window"]).empty is False
 
 
