@@ -736,7 +736,10 @@ def test_an_invalid_place_to_pause_is_refused_before_the_first_turn(until, match
 
 LOSSES: dict[str, tuple[Callable[[nn.Module, Any], Any], str]] = {
     "a number": (lambda network, batch: 0.5, r"must return a scalar tensor.*, got float"),
-    "nothing": (lambda network, batch: None, r"must return a scalar tensor.*, got NoneType"),
+    "nothing": (
+        lambda network, batch: None,
+        r"criterion must return a scalar tensor, got NoneType|compute_loss returned LossOutput\(None, …\)",
+    ),
     "a value a sample": (
         lambda network, batch: nn.functional.cross_entropy(network(batch[0]), batch[1], reduction="none"),
         r"must return a scalar tensor, got one of shape \(2,\); take its mean",
@@ -777,6 +780,21 @@ def test_a_loss_that_cannot_be_trained_on_is_an_error_at_the_first_step(wrong, g
     last = engine.current.log[-1]
     assert (last.source, last.dest, last.step, last.update) == ("process_batch", "failed", 0, 0)
     assert [parameter.grad for parameter in NETWORK.parameters()] == [None, None]
+
+
+@pytest.mark.parametrize("wrong", ["a value a sample", "a vector of one", "a detached loss"])
+def test_it_is_looked_for_in_the_first_step_that_gives_a_loss(wrong):
+    """The steps before may have left theirs out."""
+    loss, match = LOSSES[wrong]
+    steps = iter(range(9))
+
+    def compute_loss(network: nn.Module, batch: Any) -> Any:
+        return None if next(steps) < 1 else loss(network, batch)
+
+    engine = Engine(components(criterion=..., compute_loss=compute_loss), RunConfig(epochs=1, accumulation=2))
+    with pytest.raises(EngineError, match=match):
+        engine.run()
+    assert engine.current.step == 1
 
 
 def test_a_network_without_trainable_parameters_gives_a_loss_that_does_not_require_grad():

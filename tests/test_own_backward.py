@@ -10,6 +10,7 @@ from torch import nn
 
 from builders import batches, equal, small_components, small_network, weights
 from heptad import Engine, EngineError, RunConfig
+from heptad_plugins import Checkpoint
 
 ADVICE = (
     r"compute_loss made a backward pass of its own: 'weight' and 1 more got a gradient from it.*call no backward\(\)"
@@ -128,3 +129,74 @@ def test_a_handler_before_the_step_may_add_to_the_gradients():
     engine = engine_of(loss_of)
     engine.on_enter("process_batch")(lambda run: sum(p.square().sum() for p in run.network.parameters()).backward())
     assert engine.run().update == 4
+
+
+@pytest.mark.parametrize("first", [0, 1], ids=["at once", "after a step without a loss"])
+def test_gradients_that_compute_loss_drops_in_an_open_window_are_an_error(first):
+    """Those of the steps before would be missing from the update."""
+    steps = iter(range(8))
+    network = small_network()
+
+    def compute_loss(network: nn.Module, batch: Any) -> Any:
+        if next(steps) < first:
+            return None
+        network.zero_grad()
+        return loss_of(network, batch)
+
+    with pytest.raises(EngineError, match="compute_loss dropped gradients that the window had gathered: those of 'wei"):
+        engine_of(compute_loss, network, accumulation=4).run()
+    assert engine_of(compute_loss, network).run().update == 4  # where each window has one step, there are none to lose
+
+
+@pytest.mark.parametrize("resumed", [False, True], ids=["whole", "resumed in the window"])
+def test_the_attack_of_adversarial_training_is_seen_in_an_open_window(resumed, tmp_path):
+    """A backward pass for the slope of the data, and `zero_grad` after it."""
+
+    def compute_loss(network: nn.Module, batch: Any) -> Any:
+        data = batch[0].clone().requires_grad_()
+        loss_of(network, (data, batch[1])).backward()
+        network.zero_grad()
+        return loss_of(network, (data.detach() + 0.1 * data.grad.sign(), batch[1]))
+
+    if resumed:
+        network = small_network()
+        parts = small_components(network, compute_loss=loss_of, loader=batches(4))
+        plain = Engine(parts, RunConfig(epochs=1, accumulation=2), [Checkpoint(tmp_path, at="after_step")])
+        plain.run(until=lambda run: run.step == 1 and run.state == "before_step")
+    parts = small_components(compute_loss=compute_loss, loader=batches(4))
+    engine = Engine(parts, RunConfig(epochs=1, accumulation=2), [Checkpoint(tmp_path, at="after_step")])
+    with pytest.raises(EngineError, match="compute_loss dropped gradients"):
+        engine.run(resume=tmp_path if resumed else None)
+    assert engine.current.step == 1
+
+
+def test_zeros_that_a_pass_of_its_own_leaves_are_no_error():
+    """`zero_grad(set_to_none=False)` leaves what adds nothing."""
+
+    def compute_loss(network: nn.Module, batch: Any) -> Any:
+        loss_of(network, batch).backward()
+        network.zero_grad(set_to_none=False)
+        return loss_of(network, batch)
+
+    def plain(network: nn.Module, batch: Any) -> Any:
+        return loss_of(network, batch)
+
+    runs = [engine_of(loss).run() for loss in (compute_loss, plain)]
+    assert equal(*(weights(run.network) for run in runs))
+
+
+def test_weights_that_are_changed_before_the_backward_pass_say_whose_the_pass_is():
+    """torch's error alone speaks of a version."""
+
+    def compute_loss(network: nn.Module, batch: Any) -> Any:
+        loss = loss_of(network, batch)
+        with torch.no_grad():
+            network[1].weight.add_(1.0)
+        return loss
+
+    two = nn.Sequential(nn.Linear(4, 3), nn.Linear(3, 3))
+    with pytest.raises(RuntimeError, match="inplace operation") as caught:
+        engine_of(compute_loss, two).run()
+    assert "the backward pass, which is the engine's: does compute_loss step an optimizer" in str(
+        caught.value.__notes__
+    )

@@ -37,6 +37,9 @@ TARGETS: dict[str, Any] = {
     "numbers": [0, 1, 2, 0],
     "texts": ("a", "b", "c", "d"),
     "a scale first": (torch.tensor(2.0), Y),
+    "a number first": (0.3, Y, Y),
+    "a name first": ("mixed", Y),
+    "a truth first": (True, Y),
     "names only": {"name": "what", "id": 7},
     "none": None,
 }

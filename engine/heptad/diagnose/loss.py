@@ -37,19 +37,45 @@ def loss(value: Any, giver: str) -> str:
     )
 
 
+def empty_output() -> str:
+    """Say what to return in place of a `LossOutput` without a loss."""
+    return (
+        "compute_loss returned LossOutput(None, …), which has no loss to train on; to leave a step out return None, or "
+        "LossOutput(…, weight=0)"
+    )
+
+
 def backward(error: Exception, giver: str) -> str:
     """Say why a backward pass failed, where that can be known; nothing elsewhere."""
     if "backward through the graph a second time" in in_a_line(error):
         return f"the backward pass is the engine's; {giver} returns the loss and calls no backward()"
+    if "modified by an inplace operation" in in_a_line(error):
+        return (
+            f"something that the loss needs was changed before the backward pass, which is the engine's: does {giver} "
+            "step an optimizer, or change weights or buffers in place?"
+        )
     return ""
+
+
+def own_clearing(giver: str, names: list[str]) -> str:
+    """Say that gradients of the window's earlier steps were dropped."""
+    return (
+        f"{giver} dropped gradients that the window had gathered: those of {_some(names)}. The engine clears them "
+        "where a window opens; call no zero_grad() on what Components.optimizer holds, and take gradients of your own "
+        "with torch.autograd.grad(…)"
+    )
+
+
+def _some(names: list[str]) -> str:
+    """Name the first of some parameters, and say how many more there are."""
+    named = [f"'{name}'" for name in names if name] or ["a parameter outside of the network"]
+    return named[0] + (f" and {len(names) - 1} more" if len(names) > 1 else "")
 
 
 def own_backward(giver: str, names: list[str]) -> str:
     """Say that a parameter has a gradient before the engine's backward pass."""
-    named = [f"'{name}'" for name in names if name] or ["a parameter outside of the network"]
-    more = f" and {len(names) - 1} more" if len(names) > 1 else ""
     return (
-        f"{giver} made a backward pass of its own: {named[0]}{more} got a gradient from it, to which the engine's is "
+        f"{giver} made a backward pass of its own: {_some(names)} got a gradient from it, to which the engine's is "
         "added. Return the loss and call no backward(); take gradients that you need with torch.autograd.grad(…), or "
         "reach only parameters that no optimizer of Components.optimizer holds: loss.backward(inputs=[…]), with "
         "detach() on what comes from the others"

@@ -12,7 +12,7 @@ from heptad.diagnose.data import (
     too_few_samples,
 )
 from heptad.diagnose.hooks import HERE
-from heptad.diagnose.loss import backward, loss, never_returns, own_backward, pair
+from heptad.diagnose.loss import backward, empty_output, loss, never_returns, own_backward, own_clearing, pair
 from heptad.diagnose.optimizers import (
     foreign_parameters,
     no_optimizer,
@@ -24,6 +24,7 @@ from heptad.diagnose.values import unrecordable, unrecorded
 
 __all__ = [
     "backward",
+    "empty_output",
     "empty_pass",
     "foreign_parameters",
     "handler_name",
@@ -37,6 +38,7 @@ __all__ = [
     "odd_step",
     "optimizer_factory",
     "own_backward",
+    "own_clearing",
     "pair",
     "shuffled_stream",
     "too_few_samples",

@@ -106,8 +106,6 @@ def process_batch(run: Run) -> None:
         for name, value in logs.items():
             run.record(name, value)
     loss: Any = at.loss
-    if not at.step:
-        check_loss(loss, step.giver, at.weight)
     if runtime.on_loss:
         call_on_loss(run)
     try:

@@ -1,4 +1,4 @@
-"""`FirstStep`: the step function of the first step, which looks for a backward pass that is not the engine's."""
+"""`FirstStep`: the step function of the first steps, which looks at their loss and at what becomes of gradients."""
 
 from __future__ import annotations
 
@@ -12,10 +12,11 @@ from heptad.errors import EngineError, diagnose
 from heptad.run.runtime import Runtime, StepFunction
 from heptad.run.state import RunState
 from heptad.run.weight import Weight
+from heptad.step.function import check_loss
 
 
 class FirstStep:
-    """Runs a step function until it gives a loss, and leaves the runtime to that function then.
+    """Runs a step function until it has given a loss, beside gradients too; leaves the runtime to it then.
 
     Args:
         step: The step function.
@@ -35,19 +36,24 @@ class FirstStep:
         """Run the step function; see the protocol.
 
         Raises:
-            EngineError: If a parameter of an optimizer has got a gradient from it: that would be counted twice.
+            EngineError: If the loss cannot be trained on; or if a parameter of an optimizer has got a gradient from the
+                step function, which would be counted twice, or has lost that of the window's earlier steps.
         """
         runtime = self._runtime()
         assert runtime is not None
         parameters = runtime.optimizers.held()
         before = [_stamp(parameter.grad) for parameter in parameters]
         logs = self._step.run(at)
-        got = [one for one, stamp in zip(parameters, before, strict=True) if _stamp(one.grad) not in (stamp, None)]
-        if got:
+        changed = [one for one, stamp in zip(parameters, before, strict=True) if _is_changed(one.grad, stamp)]
+        if changed:
             names = {id(parameter): name for name, parameter in runtime.network.named_parameters()}
-            raise EngineError(diagnose("own_backward", self.giver, [names.get(id(one), "") for one in got]))
+            lost = all(one.grad is None for one in changed)
+            topic = "own_clearing" if lost else "own_backward"
+            raise EngineError(diagnose(topic, self.giver, [names.get(id(one), "") for one in changed]))
         if at.loss is not None:
-            runtime.step = self._step
+            check_loss(at.loss, self.giver, at.weight)
+            if at.window.size == 1 or any(before):
+                runtime.step = self._step
         return logs
 
     def weigh(self, at: RunState) -> Weight:
@@ -57,6 +63,13 @@ class FirstStep:
     def predict(self, batch: Any) -> Any:
         """Return the network's output; see the protocol."""
         return self._step.predict(batch)
+
+
+def _is_changed(gradient: torch.Tensor | None, stamp: tuple[int, int] | None) -> bool:
+    """Return whether a gradient is another than it was; zeros where there was none change nothing."""
+    if _stamp(gradient) == stamp:
+        return False
+    return stamp is not None or (gradient is not None and bool(gradient.any()))
 
 
 def _stamp(gradient: torch.Tensor | None) -> tuple[int, int] | None:

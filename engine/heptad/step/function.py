@@ -82,7 +82,8 @@ class CriterionStep:
             samples = shape[0] if shape else 1
         else:
             first = target[0] if target.__class__ in (tuple, list) and target else None
-            samples = len(target) if first.__class__ in NUMBERS else count_samples((target, data))
+            flat = first.__class__ in NUMBERS and target[-1].__class__ in NUMBERS  # (0.3, y1, y2) of mixup is not
+            samples = len(target) if flat else count_samples((target, data))
         at.samples_now = samples
         if self._weighs or at.window.size != 1 or not samples:
             at.weight = samples if self._by_samples else self._weight(target)
@@ -178,5 +179,7 @@ def check_loss(loss: Any, giver: str, weight: Weight | None = None) -> None:
     """Raise an `EngineError` for a loss that cannot be trained on; of a step that weighs 0 none is needed."""
     if adds_nothing(weight):
         return
+    if loss is None and giver == LossStep.giver:
+        raise EngineError(diagnose("empty_output"))
     if not isinstance(loss, torch.Tensor) or loss.dim() or not loss.requires_grad:
         raise EngineError(diagnose("loss", loss, giver))
