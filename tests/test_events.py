@@ -18,6 +18,7 @@ from heptad.plugin import (
     Extend,
     Failed,
     Note,
+    NoUpdate,
     OptionChange,
     Pause,
     RecordedArray,
@@ -83,7 +84,7 @@ OLD: dict[tuple[str, str], Event] = {
 }
 """What each sentence of format 1 means."""
 
-LATER: list[Event] = [SkipBatch(*AT, "the loss is NaN")]
+LATER: list[Event] = [SkipBatch(*AT, "the loss is NaN"), NoUpdate(*AT, 1000)]
 """Events that format 1 did not have."""
 
 

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from builders import Unsized, batches, equal, small_components, small_engine, small_network, weights
-from heptad import Components, Engine, LossOutput, Plugin, PluginError, Run, RunConfig
+from heptad import Components, Engine, EngineError, LossOutput, Plugin, PluginError, Run, RunConfig
 from heptad.plugin import monitored
 from heptad_plugins import Checkpoint, CSVLogger, Journal, NonFiniteGuard, Progress, TensorBoardLogger, TrainingMetrics
 
@@ -26,8 +26,11 @@ def uneven(count: int) -> list[Any]:
 def engine_of(data: Any, plugins: Any = (), **config: Any) -> tuple[Engine, list[tuple[float, int]]]:
     """Return an engine, and a list that each step adds its loss and its number of samples to."""
     seen: list[tuple[float, int]] = []
+    parts = {"criterion": config.pop("criterion")} if "criterion" in config else {}
     engine = Engine(
-        small_components(small_network(DOUBLE), loader=data), RunConfig(**{"epochs": 1, **config}), list(plugins)
+        small_components(small_network(DOUBLE), loader=data, **parts),
+        RunConfig(**{"epochs": 1, **config}),
+        list(plugins),
     )
 
     @engine.on_exit("process_batch")
@@ -180,6 +183,45 @@ def test_nothing_is_summed_where_no_plugin_asks(tmp_path):
         assert (run.epoch_loss, run.records()) == (None, [])
 
 
+def test_the_mean_of_a_window_of_one_step_stays_when_windows_grow():
+    """Until the next one is complete."""
+
+    class Grow(Plugin):
+        def __init__(self) -> None:
+            self.seen: list[tuple[float, float]] = []
+
+        def on_exit_optimizer_update(self, run: Run) -> None:
+            run.set_accumulation(3)
+
+        def on_exit_after_step(self, run: Run) -> None:
+            assert run.mean_loss is not None
+            assert run.loss is not None
+            self.seen.append((run.mean_loss.item(), run.loss.item()))
+
+    grow = Grow()
+    engine, _ = engine_of(uneven(4), [grow], criterion=lambda output, target: output.square().mean())
+    engine.run()
+    (first, loss), *others = grow.seen
+    assert first == loss
+    assert [mean for mean, _ in others[:2]] == [first, first]
+    window = [(loss, size) for (_, loss), size in zip(others, (2, 3, 4), strict=True)]
+    assert others[2][0] == pytest.approx(mean_of_steps(window))
+
+
+def test_the_mean_of_bfloat16_losses_has_more_digits_than_they():
+    """As `train/epoch_loss` has."""
+    losses: list[float] = []
+
+    def compute_loss(network: nn.Module, batch: Any) -> torch.Tensor:
+        loss = network(batch[0]).square().mean().bfloat16()
+        losses.append(loss.item())
+        return loss
+
+    parts = small_components(compute_loss=compute_loss, loader=batches(3))
+    run = Engine(parts, RunConfig(epochs=1, accumulation=3), [TrainingMetrics()]).run()
+    assert run.history("train/loss") == pytest.approx([sum(losses) / 3], rel=1e-6)
+
+
 def test_progress_shows_means():
     """In the line of an epoch its mean loss."""
     out = io.StringIO()
@@ -231,9 +273,57 @@ def test_training_metrics_are_means_over_the_samples_of_an_epoch(k):
     assert run.history("train/plain") == [2.0, 2.0]
 
 
+class Still(Plugin):
+    """Lets no update be made but a first one of nothing."""
+
+    def on_enter_optimizer_update(self, run: Run) -> None:
+        for parameter in run.network.parameters():
+            parameter.grad = None
+
+
+def test_weights_of_classes_are_those_of_the_loss_alone():
+    """An accuracy is the share of right answers, in training and in evaluation; ignored targets count in neither."""
+    given = [(data, target) for data, target in uneven(4)]
+    given[1][1][0] = -100
+    criterion = nn.CrossEntropyLoss(weight=torch.tensor([1.0, 20.0, 0.1], dtype=DOUBLE))
+    metrics = {"right": lambda output, batch: (output.argmax(1) == batch[1]).sum() / (batch[1] != -100).sum()}
+    engine, _ = engine_of(given, [TrainingMetrics(metrics), Still()], criterion=criterion)
+    run = engine.run()
+    with torch.no_grad():
+        right = sum((run.network(data).argmax(1) == target).sum().item() for data, target in given)
+    expected = right / sum((target != -100).sum().item() for _, target in given)
+    assert run.history("train/right") == pytest.approx([expected], rel=1e-12)
+    assert engine.evaluate(given, metrics)["right"] == pytest.approx(expected, rel=1e-12)
+
+
+def test_training_metrics_leave_out_skipped_updates_as_the_mean_loss_does():
+    """The loss as a metric is `train/epoch_loss`."""
+    metrics = {"again": lambda output, batch: nn.functional.cross_entropy(output, batch[1])}
+
+    class Skips(Plugin):
+        def on_enter_optimizer_update(self, run: Run) -> None:
+            if run.windows in (0, 2):
+                run.skip_update("to see")
+
+    for remainder, count in (("extend", 6), ("drop", 5), ("flush", 5), ("carry", 5)):
+        config = {"accumulation": 2, "remainder": remainder, "epochs": 2}
+        engine, _ = engine_of(uneven(count), [TrainingMetrics(metrics), Skips()], **config)
+        run = engine.run()
+        assert run.history("train/again") == pytest.approx(run.history("train/epoch_loss"), rel=1e-6)
+
+
+@pytest.mark.parametrize("value", [False, None, "x"], ids=repr)
+def test_what_a_training_metric_must_give_is_said_with_its_name(value):
+    """As `Evaluate` does."""
+    engine, _ = engine_of(uneven(2), [TrainingMetrics({"odd": lambda output, batch: value})])
+    with pytest.raises(EngineError, match=r"metrics\['odd'\] must return a tensor or a number"):
+        engine.run()
+
+
 @pytest.mark.parametrize(
     ("metrics", "match"),
     [
+        ({"epoch_loss": accuracy}, "'epoch_loss' is always recorded"),
         ({"loss": accuracy}, "'loss' is always measured"),
         ({"a": 0.5}, "metrics maps names to functions"),
         ([accuracy], "metrics maps names to metrics, got a list"),

@@ -301,3 +301,20 @@ def test_a_run_that_is_resumed_from_any_step_is_the_same(how, k, tmp_path):
         assert (run.update, run.windows, run.step) == (straight.update, straight.windows, straight.step)
         assert equal(weights(run.network), weights(straight.network))
         assert str(run.mean_loss) == str(straight.mean_loss)
+
+
+@pytest.mark.parametrize("config", [{"epochs": 3}, {"epochs": None, "max_updates": 1}], ids=["epochs", "updates"])
+def test_the_log_says_if_no_window_makes_an_update(config):
+    """Where the run ends; and after a thousand windows, for it may never end."""
+    steps = iter(range(1500))
+
+    def compute_loss(network: nn.Module, batch: Any) -> Any:
+        return None if next(steps) < 1200 else mean_loss(network, batch)
+
+    engine = engine_of(batches(4, dtype=DOUBLE), compute_loss, **config)
+    run = engine.run()
+    (note,) = run.log.notes("untrained")
+    assert note.windows == (12 if config["epochs"] else 1000)
+    assert str(note).startswith(
+        f"#{note.seq} untrained: {note.windows:,} windows closed, and no update made: each step"
+    )

@@ -211,7 +211,35 @@ def patched() -> nn.Module:
     return criterion
 
 
-@pytest.mark.parametrize("criterion", [Focal(CLASS_WEIGHTS), patched()], ids=["subclass", "patched"])
+class Called(nn.CrossEntropyLoss):
+    """A mean over samples by a `__call__` of its own."""
+
+    def __call__(self, output: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        return Focal(CLASS_WEIGHTS).forward(output, target)
+
+
+class Unreduced(nn.CrossEntropyLoss):
+    """A mean over samples, of what torch does not reduce."""
+
+    def __init__(self) -> None:
+        super().__init__(CLASS_WEIGHTS, reduction="none")
+
+    def forward(self, output: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        return super().forward(output, target).mean()
+
+
+def hooked() -> nn.Module:
+    """Return a criterion of torch's whose loss a hook replaces."""
+    criterion = nn.CrossEntropyLoss(CLASS_WEIGHTS)
+    criterion.register_forward_hook(lambda module, given, loss: Focal(CLASS_WEIGHTS).forward(*given))
+    return criterion
+
+
+@pytest.mark.parametrize(
+    "criterion",
+    [Focal(CLASS_WEIGHTS), patched(), Called(CLASS_WEIGHTS), Unreduced(), hooked()],
+    ids=["subclass", "patched", "called", "unreduced", "hooked"],
+)
 def test_only_torchs_own_forward_is_trusted(criterion):
     """A class of one's own is weighed by samples: a window is one large batch of its mean over samples."""
     given = batches_of((4, 1, 3), 1, classes)

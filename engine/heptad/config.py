@@ -295,9 +295,11 @@ class Components(_Checked):
         if issubclass(type(criterion), partial):  # isinstance would make of `Any` a type that is unknown in part
             function, options = criterion.func, criterion.keywords
         reduction = options.get("reduction", getattr(function, "reduction", "mean"))
+        # a subclass may take the mean itself; if it does not, its first loss is refused
+        own = reduction == "none" and isinstance(function, nn.Module) and not _is_of_torch(type(function).forward)
         # the mean over a batch of distributions: torch's "mean" of these divides by the number of classes too
         batchmean = isinstance(function, nn.KLDivLoss) or function is nn.functional.kl_div
-        if reduction != "mean" and not (batchmean and reduction == "batchmean"):
+        if reduction != "mean" and not own and not (batchmean and reduction == "batchmean"):
             raise ValueError(
                 f"must take the mean over the batch, but its reduction is {reduction!r}: "
                 f"use reduction='{'batchmean' if batchmean else 'mean'}', or compute_loss for a loss of your own"
@@ -395,6 +397,11 @@ def is_optimizer(value: object) -> bool:
     return isinstance(value, Optimizer) or (
         not isinstance(value, type) and all(hasattr(value, name) for name in ("step", "zero_grad", "param_groups"))
     )
+
+
+def _is_of_torch(function: object) -> bool:
+    """Return whether a function is defined in torch."""
+    return str(getattr(function, "__module__", "")).split(".")[0] == "torch"
 
 
 def _check_call(function: Callable[..., Any], call: str, remedy: str = "") -> None:

@@ -25,7 +25,8 @@ class Checkpoint(Plugin):
 
     A recorded value counts for the checkpoints that hold the weights it was measured of: those written after it and
     before the next update. Where the network has buffers, which move in each step, they must be of the same step. With
-    `EMA`, an evaluation measures the average: `load_weights(…, which="best", average=True)` loads it.
+    `EMA`, an evaluation measures the average: `load_weights(…, which="best", average=True)` loads it. Means of the
+    training, such as `train/loss`, are of the weights before their updates; an evaluation is of those that are stored.
 
     A directory belongs to one run: a resumed run may write to it, any other is refused, as is a second process at the
     same time.
@@ -83,6 +84,7 @@ class Checkpoint(Plugin):
         self.store = Store(directory_of("Checkpoint", "directory", directory))
         self._saved_at = 0.0
         self._claimed = False
+        self._has_valued = False
         self._time_is_up = self._seconds is None
 
     def detours(self) -> Iterable[Detour]:
@@ -93,6 +95,7 @@ class Checkpoint(Plugin):
     def on_begin(self, run: Run) -> None:
         """Forget that the directory was an earlier run's."""
         self._claimed = False
+        self._has_valued = False
         self._time_is_up = self._seconds is None
 
     def open(self, run: Run) -> None:
@@ -116,14 +119,33 @@ class Checkpoint(Plugin):
         if self._seconds is not None and monotonic() - self._saved_at >= self._seconds:
             self._time_is_up = True
 
+    def on_exit_after_loop(self, run: Run) -> None:
+        """Say in the log if no checkpoint held weights that the monitored value was measured of."""
+        if not self._keep_best or self._has_valued:
+            return
+        why = "nothing was recorded under that name"
+        if run.newest(self._monitor or "") is not None:
+            why = "none was taken between a value and the next update; evaluate and store at the same place and numbers"
+        run.note(f"Checkpoint(monitor='{self._monitor}'): no checkpoint is the best: {why}")
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return whether a checkpoint had a value of the monitor."""
+        return {"has_valued": self._has_valued}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore it; older checkpoints lack it."""
+        self._has_valued = state.get("has_valued", False)
+
     def on_pause(self, run: Run) -> None:
         """Store a checkpoint where the run has paused."""
         self.save(run)
 
     def save(self, run: Run) -> None:
         """Store a checkpoint and remove those that need not be kept: the body of `checkpoint`."""
+        value = None if self._monitor is None else self._value(run, self._monitor)
+        self._has_valued = self._has_valued or value is not None
         snapshot = run.snapshot()
-        if self._monitor is not None and (value := self._value(run, self._monitor)) is not None:
+        if value is not None:
             snapshot.summary["monitor"] = {"name": self._monitor, "mode": self._mode, "value": value}
         self.store.save(snapshot)
         self.store.rotate(self._keep_last, self._keep_best)
@@ -144,6 +166,13 @@ class Checkpoint(Plugin):
         stepped = newest.step != run.step and _moves_in_steps(run)
         return None if updated or stepped else newest.value
 
+    def _summary(self, path: Path) -> dict[str, Any] | None:
+        """Return the summary of a checkpoint; `None` of a damaged one, which is removed when the next is durable."""
+        try:
+            return self.store.summary(path)
+        except CheckpointError:
+            return None
+
     def _claim(self, run: Run) -> None:
         entries = self.store.entries()
         own = [entry for entry in entries if self._is_of(run, entry.path)] if run.resumed_from else []
@@ -159,11 +188,8 @@ class Checkpoint(Plugin):
         )
 
     def _is_of(self, run: Run, path: Path) -> bool:
-        try:
-            summary: dict[str, Any] = self.store.summary(path)
-        except CheckpointError:
-            return True  # damaged, so its run is unknown; it is removed when the next checkpoint is durable
-        return summary.get("run") == run.id
+        summary = self._summary(path)
+        return summary is None or summary.get("run") == run.id
 
 
 def _moves_in_steps(run: Run) -> bool:

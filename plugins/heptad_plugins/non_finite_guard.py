@@ -54,7 +54,7 @@ class NonFiniteGuard(Plugin):
         self._action = one_of("NonFiniteGuard", "action", action, ("stop", "skip", "skip_batch", "raise"))
         self._every, self._first = every, first
         selection("NonFiniteGuard", every, first)
-        if action != "skip_batch":
+        if action != "skip_batch" and type(self).on_loss is NonFiniteGuard.on_loss:
             self.on_loss = super().on_loss  # which is not called
         self._forget()
 
@@ -74,7 +74,7 @@ class NonFiniteGuard(Plugin):
 
     def on_loss(self, run: Run) -> None:
         """Leave the step out if its loss is not finite; with `action="skip_batch"` only."""
-        if run.loss is None:
+        if run.loss is None or self._action != "skip_batch":
             return
         if math.isfinite(value := run.loss.item()):
             self._left_out = 0

@@ -3,20 +3,36 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
 
 from heptad import Plugin, PluginError, Run
-from heptad.plugin import metrics_mistake
+from heptad.plugin import apply_metric, metric_weight, metrics_mistake
 from heptad_plugins._losses import Losses
+
+
+@dataclass
+class Sums:
+    """Sums of what was measured, weighed, by name, and of the weights."""
+
+    totals: dict[str, torch.Tensor] = field(default_factory=dict[str, torch.Tensor])
+    weight: float | torch.Tensor = 0.0
+
+    def add(self, parts: Mapping[str, torch.Tensor], weight: float | torch.Tensor) -> None:
+        """Add further ones. New tensors are made: a checkpoint may hold the old ones."""
+        for name, part in parts.items():
+            self.totals[name] = self.totals[name] + part if name in self.totals else part
+        self.weight = self.weight + weight
 
 
 class TrainingMetrics(Plugin):
     """Measure the training itself: what the network gave for each step, while it was trained.
 
-    A metric is averaged over the steps of an epoch, each weighed by what the mean of its loss is taken over, and
-    recorded on exit of `after_epoch` as `train/accuracy` and so on. The network was in training mode, with dropout, and
+    A metric is averaged over the steps of an epoch, each weighed by what the mean of its loss is taken over (of weights
+    of classes it knows nothing), and recorded on exit of `after_epoch` as `train/accuracy` and so on. Steps of skipped
+    updates are left out. The network was in training mode, with dropout, and
     changed from step to step: `Evaluate` on the training data measures what it is at the end. Records `train/loss` and
     `train/epoch_loss` as the loggers do, also without any metric.
 
@@ -47,6 +63,8 @@ class TrainingMetrics(Plugin):
         objects = (
             "" if mistake else ", ".join(repr(name) for name, metric in given.items() if hasattr(metric, "update"))
         )
+        if not mistake and "epoch_loss" in given:
+            mistake = "'epoch_loss' is always recorded, and no name for another"
         if objects:
             mistake = (
                 f"metrics takes functions (output, batch) -> tensor, and {objects} gathers batches; give it to Evaluate"
@@ -61,8 +79,7 @@ class TrainingMetrics(Plugin):
         self._clear()
 
     def _clear(self) -> None:
-        self._sums: dict[str, torch.Tensor] = {}
-        self._weight: float | torch.Tensor = 0.0
+        self._epoch, self._window = Sums(), Sums()
 
     def on_begin(self, run: Run) -> None:
         """Forget an earlier run."""
@@ -78,7 +95,7 @@ class TrainingMetrics(Plugin):
 
     def on_exit_process_batch(self, run: Run) -> None:
         """Measure the step, unless it adds nothing."""
-        weight = run.weight
+        weight = metric_weight(run)
         if not self._metrics or weight is None or run.loss is None:
             return
         if not isinstance(weight, torch.Tensor) and not weight:
@@ -89,29 +106,37 @@ class TrainingMetrics(Plugin):
                 "TrainingMetrics: there is no output to measure; let compute_loss return LossOutput(value, output=…)"
             )
         with torch.no_grad():
+            parts: dict[str, torch.Tensor] = {}
             for name, metric in self._metrics.items():
-                part = torch.as_tensor(metric(output, batch)).double().mean() * weight
-                if isinstance(weight, torch.Tensor):  # of weight 0 the mean may be NaN
-                    part = torch.where(weight > 0, part, 0.0)
-                self._sums[name] = self._sums[name] + part if name in self._sums else part
-            self._weight = self._weight + weight
+                part = apply_metric(name, metric, output, batch).double().mean() * weight
+                # of weight 0 the mean may be NaN
+                parts[name] = torch.where(weight > 0, part, 0.0) if isinstance(weight, torch.Tensor) else part
+            self._window.add(parts, weight)
 
     def on_exit_optimizer_update(self, run: Run) -> None:
-        """Record the loss of the update, unless somebody did."""
+        """Record the loss of the update, unless somebody did; take over what its window measured."""
         self._losses.record_update(run)
+        if not run.update_skipped:
+            self._epoch.add(self._window.totals, self._window.weight)
+        self._window = Sums()
 
     def on_exit_after_epoch(self, run: Run) -> None:
         """Record the metrics and the loss of the epoch."""
         self._losses.record_epoch(run)
-        for name, total in self._sums.items():
-            run.record(f"train/{name}", total / self._weight)
+        self._epoch.add(self._window.totals, self._window.weight)  # what remainder="drop" left, or "carry" left open
+        for name, total in self._epoch.totals.items():
+            run.record(f"train/{name}", total / self._epoch.weight)
         self._clear()
 
     def state_dict(self) -> dict[str, Any]:
         """Return the sums of the epoch, and how many values were recorded by the last update and epoch."""
-        return {"sums": dict(self._sums), "weight": self._weight, "losses": self._losses.state_dict()}
+        return {
+            "epoch": [dict(self._epoch.totals), self._epoch.weight],
+            "window": [dict(self._window.totals), self._window.weight],
+            "losses": self._losses.state_dict(),
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore them."""
-        self._sums, self._weight = dict(state["sums"]), state["weight"]
+        self._epoch, self._window = Sums(*state["epoch"]), Sums(*state["window"])
         self._losses.load_state_dict(state["losses"])

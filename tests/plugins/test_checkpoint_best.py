@@ -195,3 +195,25 @@ def test_where_no_value_counts_the_error_says_when_one_does(tmp_path):
     trained(tmp_path, plugins=[Early()], monitor="early", at="optimizer_update")
     with pytest.raises(CheckpointError, match="written after it and before the next update"):
         load_weights(tmp_path, network(), "best")
+
+
+@pytest.mark.parametrize("monitor", ["valid/loss", "valid/los"])
+@pytest.mark.parametrize("resumed", [False, True])
+def test_the_log_says_if_no_checkpoint_could_be_the_best(tmp_path, monitor, resumed):
+    """An update lies between each value and each checkpoint, or the name is wrong: `which="best"` will find nothing."""
+    options = {"at": "optimizer_update", "every": 7, "monitor": monitor}
+    if resumed:
+        trained(tmp_path, until=lambda run: run.update == 8, **options)
+    run = trained(tmp_path, resume=tmp_path if resumed else None, **options)
+    (note,) = run.log.notes("note")
+    why = "none was taken between a value and" if monitor == "valid/loss" else "nothing was recorded under that name"
+    assert note.text.startswith(f"Checkpoint(monitor='{monitor}'): no checkpoint is the best: {why}")
+    with pytest.raises(CheckpointError, match="best"):
+        load_weights(tmp_path, network(), "best")
+
+
+def test_a_best_of_before_a_pause_is_remembered(tmp_path):
+    """Nothing is said in a run whose only checkpoint with a value was written before it was resumed."""
+    options = {"at": "after_epoch", "evaluate": Evaluate(VALID, every=2, first=1)}
+    trained(tmp_path, until=lambda run: run.epoch == 1 and run.state == "process_batch", epochs=2, **options)
+    assert trained(tmp_path, resume=tmp_path, epochs=2, **options).log.notes("note") == []

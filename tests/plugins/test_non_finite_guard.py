@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from builders import batches, equal, small_engine, small_network, weights
-from heptad import Components, Engine, LossOutput, PluginError, RunConfig
+from heptad import Components, Engine, LossOutput, PluginError, Run, RunConfig
 from heptad.testing import check_plugin
 from heptad_plugins.ema import EMA
 from heptad_plugins.gradient_clipping import GradientClipping
@@ -328,3 +328,16 @@ def test_updates_that_are_sound_between_begin_the_count_anew():
     )
     run = Engine(components, RunConfig(max_updates=2), [NonFiniteGuard("skip")]).run()
     assert (run.update, run.step) == (2, 200)
+
+
+def test_a_subclass_looks_at_losses_with_any_action():
+    """Its own `on_loss` is called, and the guard's leaves steps out with `"skip_batch"` only."""
+
+    class Looks(NonFiniteGuard):
+        def on_loss(self, run: Run) -> None:
+            super().on_loss(run)
+            seen.append(run.loss.item())
+
+    seen: list[float] = []
+    small_engine(3, [Looks("stop")]).run()
+    assert len(seen) == 3

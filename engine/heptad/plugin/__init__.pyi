@@ -6,6 +6,7 @@ from heptad.plugin.contract import Plugin as Plugin
 from heptad.plugin.detour import Detour as Detour
 from heptad.plugin.filter import Filter as Filter
 from heptad.plugin.lookup import Watch as Watch
+from heptad.plugin.lookup import metric_weight as metric_weight
 from heptad.plugin.lookup import monitored as monitored
 from heptad.plugin.lookup import refuse_unrecorded as refuse_unrecorded
 from heptad.plugin.marks import on_enter as on_enter
@@ -19,6 +20,7 @@ from heptad.record.events import Event as Event
 from heptad.record.events import Extend as Extend
 from heptad.record.events import Failed as Failed
 from heptad.record.events import Note as Note
+from heptad.record.events import NoUpdate as NoUpdate
 from heptad.record.events import OptionChange as OptionChange
 from heptad.record.events import Pause as Pause
 from heptad.record.events import RecordedArray as RecordedArray
@@ -36,6 +38,7 @@ from heptad.run.evaluating import options_mistake as options_mistake
 from heptad.run.snapshot import Snapshot as Snapshot
 from heptad.step.metrics import Metric as Metric
 from heptad.step.metrics import MetricsInput as MetricsInput
+from heptad.step.metrics import apply_metric as apply_metric
 from heptad.step.metrics import metrics_mistake as metrics_mistake
 
 __all__: list[str]

@@ -1,8 +1,10 @@
-"""The values recorded under a name, for plugins that watch one: `monitored`, `refuse_unrecorded`, `Watch`."""
+"""What plugins look up: values recorded under a name (`monitored`, `refuse_unrecorded`, `Watch`), `metric_weight`."""
 
 from __future__ import annotations
 
 from typing import Literal
+
+import torch
 
 from heptad.errors import EngineError, diagnose
 from heptad.run.run import Run
@@ -39,6 +41,12 @@ def refuse_unrecorded(run: Run, name: str, plugin: str) -> None:
     """
     if name not in run.names_recorded() and not run.expects(name):
         raise _unrecorded(run, name, plugin, "epoch")
+
+
+def metric_weight(run: Run) -> float | torch.Tensor | None:
+    """Return what a metric of this step is averaged by: `Run.weight`, but each target counts once (no device sync)."""
+    at = run.position
+    return None if at.batch is None else run.runtime.step.count(at)
 
 
 class Watch:

@@ -276,6 +276,27 @@ class Untrained(Event):
 
 
 @dataclass(frozen=True, slots=True)
+class NoUpdate(Event):
+    """Windows were closed, and none of them made an update; after a thousand of these, and where the run ends.
+
+    Attributes:
+        windows: How many.
+    """
+
+    kind = "untrained"
+
+    windows: int
+
+    @property
+    def text(self) -> str:
+        """What that means, and what to look at."""
+        return (
+            f"{counted(self.windows, 'window')} closed, and no update made: each step weighs 0 or gives no loss, or "
+            "each update is skipped; does compute_loss ever return a loss, are all targets ignored?"
+        )
+
+
+@dataclass(frozen=True, slots=True)
 class Note(Event):
     """What a handler noted.
 
@@ -360,6 +381,7 @@ EVENTS: dict[str, type[Event]] = {
         Drop,
         Extend,
         Failed,
+        NoUpdate,
         Note,
         OptionChange,
         Pause,

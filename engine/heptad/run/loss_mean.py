@@ -11,7 +11,10 @@ Losses = list[tuple[torch.Tensor, Weight]]
 
 
 def mean_of(losses: Losses) -> torch.Tensor | None:
-    """Return the weighed mean as a scalar of the losses' dtype, summed in float64; `None` of nothing (no sync)."""
+    """Return the weighed mean as a scalar, summed in float64; `None` of nothing (no sync).
+
+    Its dtype is that of the losses, and float32 where that is less: a mean has more digits than bfloat16.
+    """
     if not losses:
         return None
     newest = losses[-1][0]
@@ -19,7 +22,7 @@ def mean_of(losses: Losses) -> torch.Tensor | None:
     for loss, relative in losses:
         total = total + weighed(loss, relative)
         weight = weight + relative
-    return (total / weight).to(newest.device, newest.dtype)
+    return (total / weight).to(newest.device, torch.promote_types(newest.dtype, torch.float32))
 
 
 def weighed(loss: torch.Tensor, weight: Weight) -> torch.Tensor:

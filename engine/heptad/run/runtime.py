@@ -118,6 +118,10 @@ class StepFunction(Protocol):
         """Return what the mean of the step was taken over, also where a window of one step needs no weight."""
         ...
 
+    def count(self, at: RunState) -> Weight:
+        """Return what a metric of the step is averaged by: what its mean was taken over, each target counted once."""
+        ...
+
     def predict(self, batch: Any) -> Any:
         """Return the network's output for a batch, of which no loss is asked."""
         ...

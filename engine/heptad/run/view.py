@@ -200,11 +200,11 @@ class RunView:
     def mean_loss(self) -> torch.Tensor | None:
         """The mean loss of the newest complete window, weighed as the window is: a detached scalar (no device sync).
 
-        On entry to `optimizer_update` it is that of the window whose update is due. `None` before the first window is
-        complete, and after one of which no step counts.
+        On entry to `optimizer_update` it is that of the window whose update is due; in windows of one step it is the
+        loss of the newest step. `None` before the first window is complete, and after one of which no step counts.
         """
         at = self.position
-        losses = at.window.losses if at.update_due else at.window.closed
+        losses = at.window.losses if at.update_due or at.window.size == 1 else at.window.closed
         if losses is not None:
             return mean_of(losses)
         return None if at.loss is None else at.loss.detach()

@@ -48,8 +48,14 @@ class Window:
         self.closed: Losses | None = []
         self._seeds: dict[tuple[torch.dtype, torch.device], torch.Tensor] = {}
 
-    def resize(self) -> None:
-        """Give the window that is about to be opened the size that was asked for."""
+    def resize(self, loss: torch.Tensor | None) -> None:
+        """Give the window that is about to be opened the size that was asked for.
+
+        Args:
+            loss: The loss of the newest step, of which nothing is kept in windows of one step.
+        """
+        if self.closed is None and loss is not None:
+            self.closed = [(loss.detach(), 1.0)]
         self.size = self.next_size
         self._seeds.clear()
 

@@ -15,13 +15,16 @@ from heptad.data.cursor import NOTHING
 from heptad.data.generators import seed_all
 from heptad.errors import DataError, add_note, diagnose
 from heptad.ranks.strategy import Strategy
-from heptad.record.events import Drop, Extend, Untrained
+from heptad.record.events import Drop, Extend, NoUpdate, Untrained
 from heptad.run.run import Run
 from heptad.step.closure import build_recomputation
 from heptad.step.first_step import FirstStep
 from heptad.step.function import build_step, check_loss
 from heptad.step.judging import call_on_loss
 from heptad.step.optimizers import apply_init_weights, build_optimizers
+
+MANY = 1000
+"""Windows without any update after which the log says so."""
 
 
 def before_loop(run: Run, strategy: Strategy) -> None:
@@ -81,7 +84,7 @@ def before_step(run: Run) -> None:
     if not window.steps:
         # where the data cannot fill one of the size that was asked for, this one was begun as it was sized
         if window.size != window.next_size and at.remaining >= at.needed:
-            window.resize()
+            window.resize(at.loss)
             run.buffer.windows.append((run.buffer.seq, window.size))
         # Here and not after the update: gradients can be read until now, at the cost of their memory, and those that
         # remainder="drop" left go too. Before the batch is taken, which may need their memory.
@@ -142,7 +145,7 @@ def after_step(run: Run) -> None:
     if at.kept is not None:
         at.kept.add(at.batch, at.loss, at.weight, window)
     steps = window.steps = window.steps + 1
-    at.batch = at.output = None
+    at.batch = at.output = at.weight = None
     if at.sized:
         at.remaining -= 1
     at.update_due = steps == window.size or (at.flushes and not at.remaining)
@@ -159,6 +162,8 @@ def optimizer_update(run: Run) -> None:
         at.skipped = True
         at.skips += 1
         run.buffer.skip()
+        if at.skips == MANY and not at.update:
+            run.emit(NoUpdate, windows=MANY)
         for optimizer in optimizers:
             optimizer.zero_grad()
         return
@@ -195,6 +200,8 @@ def after_loop(run: Run) -> None:
     at.loss = None if at.loss is None else at.loss.detach()
     runtime.network.eval()
     runtime.feed.close()
+    if at.skips and not at.update:
+        run.emit(NoUpdate, windows=at.skips)
     at.end(f"epochs={at.epoch} complete")
 
 

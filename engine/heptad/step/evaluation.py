@@ -81,7 +81,7 @@ class Evaluation:
         at = run.position
         with self._gradients_off():
             self._step.run(at)
-            self._metrics.add(without_graph(at.output), at.batch, at.loss, at.weight)
+            self._metrics.add(without_graph(at.output), at.batch, at.loss, at.weight, self._step.count(at))
 
     def after_step(self, run: Run) -> None:
         """Count the step."""

@@ -104,12 +104,13 @@ class Evaluator:
                 return
             at.batch = place(batch, self._device)
             with off():
+                step = self._step(options)
                 try:
-                    self._step(options).run(at)
+                    step.run(at)
                 except Exception:  # no mistake in a metric: handlers may still have to complete network or loss
                     return
                 try:
-                    measured.add(without_graph(at.output), at.batch, at.loss, at.weight)
+                    measured.add(without_graph(at.output), at.batch, at.loss, at.weight, step.count(at))
                     if measured.counted:
                         measured.measures()
                 except Exception as error:

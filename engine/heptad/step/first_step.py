@@ -60,6 +60,10 @@ class FirstStep:
         """Return what the mean of the step was taken over; see the protocol."""
         return self._step.weigh(at)
 
+    def count(self, at: RunState) -> Weight:
+        """Return what a metric of the step is averaged by; see the protocol."""
+        return self._step.count(at)
+
     def predict(self, batch: Any) -> Any:
         """Return the network's output; see the protocol."""
         return self._step.predict(batch)

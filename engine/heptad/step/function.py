@@ -17,7 +17,7 @@ from heptad.errors import DataError, EngineError, diagnose
 from heptad.run.runtime import StepFunction
 from heptad.run.state import RunState
 from heptad.run.weight import Weight, adds_nothing, known_weight
-from heptad.step.weighing import ignores_targets, weigher, weight_on_host
+from heptad.step.weighing import count_targets, ignores_targets, weigher, weight_on_host
 
 NUMBERS = (int, float, bool, str)
 """What a target that is a plain list may hold, one a sample."""
@@ -101,6 +101,13 @@ class CriterionStep:
             return at.weight
         return at.samples_now if self._by_samples else self._weight(at.batch[1])
 
+    def count(self, at: RunState) -> Weight:
+        """Return what a metric of the step is averaged by; see the protocol."""
+        weight = self.weigh(at)
+        if adds_nothing(weight) or not self._ignores or self._criterion.weight is None:
+            return weight
+        return count_targets(self._criterion, at.batch[1])
+
     def _weight(self, target: Any) -> Weight:
         known = self._placed
         if known is not None and known[0] is target and known[1] == target._version:  # nobody has replaced it
@@ -147,6 +154,10 @@ class LossStep:
     def weigh(self, at: RunState) -> Weight:
         """Return what the mean of the step was taken over; see the protocol."""
         return 1.0 if at.weight is None else at.weight
+
+    def count(self, at: RunState) -> Weight:
+        """Return what a metric of the step is averaged by; see the protocol."""
+        return self.weigh(at)
 
     def _take_nothing(self, at: RunState) -> None:
         """Let a step without a loss weigh 0, unless a `return` was forgotten."""

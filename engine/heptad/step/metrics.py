@@ -67,26 +67,40 @@ class Metrics:
                 move(device)
             metric.reset()
 
-    def add(self, output: Any, batch: Any, loss: torch.Tensor | None, weight: float | torch.Tensor | None) -> None:
-        """Add what is measured of a batch (no device sync). A batch that weighs nothing adds nothing."""
+    def add(
+        self,
+        output: Any,
+        batch: Any,
+        loss: torch.Tensor | None,
+        weight: float | torch.Tensor | None,
+        count: float | torch.Tensor | None = None,
+    ) -> None:
+        """Add what is measured of a batch (no device sync). A batch that weighs nothing adds nothing.
+
+        Args:
+            output: What the network gave.
+            batch: For what.
+            loss: Its loss, `None` where there is none.
+            weight: What the mean of the loss was taken over; `None` where each batch weighs the same.
+            count: By what metrics are averaged; `None` where that is the weight.
+        """
         self._has_loss = self._has_loss or loss is not None
         if (loss is None and output is None) or _is_nothing(weight):
             return
         self.counted += 1
         values: dict[str, Any] = {} if loss is None else {"loss": loss}
         for name, function in self.functions.items():
-            with blamed(name, output):
-                value = function(output, batch)
-            values[name] = as_tensor(name, value)
+            values[name] = apply_metric(name, function, output, batch)
         for name, metric in self.objects.items():
             with blamed(name, output):
                 self._update(name, metric, output, batch)
         weight = 1.0 if weight is None else weight
+        count = weight if count is None else count
         for name, value in values.items():
             device = value.device if loss is None else loss.device
-            mean = value.to(device).double().mean()
-            self._sums[name] = self._sums.get(name, 0.0) + _weighed(mean, weight)
-            self._weights[name] = self._weights.get(name, 0.0) + weight
+            mean, own = value.to(device).double().mean(), weight if name == "loss" else count
+            self._sums[name] = self._sums.get(name, 0.0) + _weighed(mean, own)
+            self._weights[name] = self._weights.get(name, 0.0) + own
 
     def _update(self, name: str, metric: MetricObject, output: Any, batch: Any) -> None:
         if self._inputs is None:
@@ -163,6 +177,18 @@ def _weighed(mean: torch.Tensor, weight: float | torch.Tensor) -> torch.Tensor:
     if isinstance(weight, torch.Tensor):
         return torch.where(weight > 0, mean * weight, 0.0)
     return mean * weight
+
+
+def apply_metric(name: str, metric: Callable[[Any, Any], Any], output: Any, batch: Any) -> torch.Tensor:
+    """Return what a metric that is a function gives for a batch, as a tensor: of any shape, whose mean counts.
+
+    Raises:
+        EngineError: If it gives nothing that has a mean.
+        BaseException: What the metric raised, with a note that names it.
+    """
+    with blamed(name, output):
+        value = metric(output, batch)
+    return as_tensor(name, value)
 
 
 def as_tensor(name: str, value: Any) -> torch.Tensor:

@@ -65,10 +65,14 @@ def weight_on_host(criterion: OverClasses, target: Any) -> float | None:
 
 def _has_forward_of(criterion: object, *classes: type[nn.Module]) -> bool:
     """Return whether a criterion is of one of these classes and computes what that does."""
+    if not isinstance(criterion, classes):
+        return False
+    kind, own = type(criterion), vars(criterion)
     return (
-        isinstance(criterion, classes)
-        and "forward" not in vars(criterion)
-        and any(type(criterion).forward is known.forward for known in classes if isinstance(criterion, known))
+        any(kind.forward is known.forward for known in classes if isinstance(criterion, known))
+        and kind.__call__ is nn.Module.__call__
+        and "forward" not in own
+        and not own["_forward_hooks"]  # one may replace the loss
     )
 
 
@@ -76,15 +80,20 @@ def _over_elements(target: Any) -> float:
     return target.numel() if isinstance(target, Tensor) else count_samples(target)
 
 
-def _over_classes(criterion: OverClasses, target: Any) -> float | Tensor:
-    """Weigh as torch's mean over classes does."""
+def count_targets(criterion: OverClasses, target: Any) -> float | Tensor:
+    """Return how many targets are not ignored, whatever their classes weigh."""
     if not isinstance(target, Tensor):
         return count_samples(target)
     if target.is_floating_point():  # probabilities of classes, which lie in the second dimension: all are counted
         return target.numel() // target.shape[1] if target.dim() > 1 else 1
+    return _count(target, criterion.ignore_index)
+
+
+def _over_classes(criterion: OverClasses, target: Any) -> float | Tensor:
+    """Weigh as torch's mean over classes does."""
     weight, ignored = criterion.weight, criterion.ignore_index
-    if weight is None:
-        return _count(target, ignored)
+    if weight is None or not isinstance(target, Tensor) or target.is_floating_point():
+        return count_targets(criterion, target)
     counted = target != ignored
     total = torch.where(counted, weight[target.where(counted, 0)], 0).sum()
     return total.item() if total.is_cpu else total
