@@ -2,18 +2,33 @@
 
 from __future__ import annotations
 
+import csv
 import io
 import math
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
 import torch
 from torch import nn
+from torch.optim.lr_scheduler import ExponentialLR, ReduceLROnPlateau
 
 from builders import Unsized, batches, equal, small_components, small_engine, small_network, weights
 from heptad import Components, Engine, EngineError, LossOutput, Plugin, PluginError, Run, RunConfig
 from heptad.plugin import monitored
-from heptad_plugins import Checkpoint, CSVLogger, Journal, NonFiniteGuard, Progress, TensorBoardLogger, TrainingMetrics
+from heptad.record.values import RecordedValues
+from heptad_plugins import (
+    Checkpoint,
+    CSVLogger,
+    EarlyStopping,
+    Journal,
+    LRSchedule,
+    NonFiniteGuard,
+    Progress,
+    TensorBoardLogger,
+    TrainingMetrics,
+)
 
 DOUBLE = torch.float64
 
@@ -384,3 +399,73 @@ def test_means_are_resumed_exactly(k, tmp_path):
         assert [(value.name, value.value, value.update, value.epoch) for value in run.records()] == values
         assert equal(weights(run.network), weights(straight.network))
         assert (run.mean_loss, run.epoch_loss) == (straight.mean_loss, straight.epoch_loss)
+
+
+WATCHERS: dict[str, Callable[[str], Plugin]] = {
+    "EarlyStopping": lambda name: EarlyStopping(name, patience=99),
+    "plateau of epochs": lambda name: plateau(name, "epoch"),
+    "plateau of values": lambda name: plateau(name, "evaluation"),
+    "plateau of updates": lambda name: plateau(name, "update"),
+}
+
+
+def plateau(name: str, interval: Any) -> LRSchedule:
+    return LRSchedule(partial(ReduceLROnPlateau, patience=0, factor=0.5, threshold=1e9), interval, name)
+
+
+@pytest.mark.parametrize("order", [1, -1])
+@pytest.mark.parametrize("logger", ["CSVLogger", "TensorBoardLogger", "Journal", "Progress", "TrainingMetrics", "none"])
+@pytest.mark.parametrize(
+    ("name", "watcher"),  # at the first update there is no mean of the epoch
+    [(name, watcher) for name in ("train/loss", "train/epoch_loss") for watcher in WATCHERS][:-1],
+)
+def test_the_means_can_be_watched_beside_any_logger(name, watcher, logger, order, tmp_path):
+    """Each is there before it is looked at, once; and as soon as it can be."""
+    loggers = {
+        "CSVLogger": lambda: CSVLogger(tmp_path / "values.csv"),
+        "TensorBoardLogger": lambda: TensorBoardLogger(tmp_path / "board"),
+        "Journal": lambda: Journal(tmp_path / "journal"),
+        "Progress": lambda: Progress(file=io.StringIO()),
+        "TrainingMetrics": TrainingMetrics,
+        "none": Plugin,
+    }
+    engine, seen = engine_of(uneven(4), [WATCHERS[watcher](name), loggers[logger]()][::order], epochs=2)
+    run = engine.run()
+    epochs = [mean_of_steps(seen[:4]), mean_of_steps(seen[4:])]
+    expected = epochs if name == "train/epoch_loss" else [loss for loss, _ in seen]
+    assert run.history(name) == pytest.approx(expected)
+    if watcher != "EarlyStopping":  # each value halves the rate
+        judged = 2 if watcher == "plateau of epochs" else len(expected)
+        assert run.optimizer.param_groups[0]["lr"] == pytest.approx(0.1 * 0.5**judged)
+
+
+@pytest.mark.parametrize("logger", [CSVLogger, TensorBoardLogger])
+def test_rates_of_each_update_are_written_at_the_updates_that_are_asked_for(logger, tmp_path, monkeypatch):
+    """And read then, not at each update: on an accelerator that would be a device sync."""
+    asked: list[int] = []
+    fetch = RecordedValues._fetch
+
+    def count(self: Any) -> Any:
+        asked.append(1)
+        return fetch(self)
+
+    monkeypatch.setattr(RecordedValues, "_fetch", count)
+    reads = []
+    for schedules in ([], [LRSchedule(lambda optimizer: ExponentialLR(optimizer, 0.9))]):
+        engine, _ = engine_of(uneven(20), [logger(tmp_path / str(len(reads)), every=5), *schedules])
+        engine.run()
+        reads.append(len(asked))
+        asked.clear()
+    assert reads[0] == reads[1] < 10
+    if logger is CSVLogger:
+        rows = list(csv.DictReader((tmp_path / "1").read_text().splitlines()))
+        assert [int(row["update"]) for row in rows if row["lr"]] == [5, 10, 15, 20]
+
+
+def test_a_rate_of_each_epoch_is_written_whatever_its_update(tmp_path):
+    """It is recorded where the epoch ends."""
+    schedule = LRSchedule(lambda optimizer: ExponentialLR(optimizer, 0.9), "epoch")
+    engine, _ = engine_of(uneven(7), [CSVLogger(tmp_path / "values.csv", every=10), schedule], epochs=3)
+    engine.run()
+    rows = list(csv.DictReader((tmp_path / "values.csv").read_text().splitlines()))
+    assert [row["update"] for row in rows if row["lr"]] == ["7", "14", "21"]

@@ -12,7 +12,7 @@ from torch import nn
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 from builders import CLASSES, FEATURES, equal, small_components, small_engine, small_network, weights
-from heptad import Engine, EngineError, LossOutput, PluginError, RunConfig, TransitionLog
+from heptad import DataError, Engine, EngineError, LossOutput, PluginError, RunConfig, TransitionLog
 from heptad_plugins import Checkpoint, Evaluate, Journal
 
 GENERATOR = torch.Generator().manual_seed(4)
@@ -276,22 +276,40 @@ def test_a_trial_moves_nothing(data):
         (torchmetrics.MetricCollection({"bad": torchmetrics.F1Score("binary")}), RuntimeError),
     ],
 )
-def test_a_mistake_in_a_metric_is_found_before_training(metrics, error):
-    """On opening, with a note that says what is going on; `Engine.run` finds it in its first evaluation."""
+def test_a_mistake_in_a_metric_is_found_when_the_engine_is_built(metrics, error):
+    """With a note that says what is going on."""
 
     def loss(network: nn.Module, batch: Any) -> LossOutput:
         output = network(batch[0])
         return LossOutput(output.square().mean(), output=output[:, :, None].expand(-1, -1, 5))
 
-    engine = Engine(
-        small_components(loader=PAIRS, compute_loss=loss),
-        RunConfig(epochs=1),
-        [Evaluate(PAIRS, metrics)],
-    )
+    parts = small_components(loader=PAIRS, compute_loss=loss)
     with pytest.raises(error) as caught:
-        engine.run()
+        Engine(parts, RunConfig(epochs=1), [Evaluate(PAIRS, metrics)])
     assert any("in a trial of the metrics of Evaluate(data=…) of 'valid'" in note for note in caught.value.__notes__)
-    assert (engine.current.state, engine.current.step) == ("idle", 0)
+    # an observer that may be detached is, when it is opened
+    run = Engine(parts, RunConfig(epochs=1), [Evaluate(PAIRS, metrics, on_error="detach")]).run()
+    assert [note.plugin for note in run.log.notes("detach")] == ["valid"]
+
+
+def test_what_cannot_be_computed_of_one_batch_is_no_mistake():
+    """Such as a score of fit of one sample: a warning says so, and each evaluation asks for that of all."""
+    data = [(DATA[place : place + 1], TARGET[place : place + 1].float()[:, None]) for place in range(8)]
+    parts = small_components(nn.Linear(FEATURES, 1), loader=data, criterion=nn.MSELoss())
+    with pytest.warns(UserWarning, match=r"metrics\['fit'\] could compute nothing of one batch \(ValueError: Needs at"):
+        engine = Engine(parts, RunConfig(epochs=1), [Evaluate(data, {"fit": torchmetrics.R2Score()})])
+    run = engine.run()
+    with torch.no_grad():
+        outputs = run.network(DATA[:8])
+    assert run.metrics["valid/fit"] == pytest.approx(
+        torchmetrics.R2Score()(outputs, TARGET[:8].float()[:, None]).item()
+    )
+
+
+def test_a_batch_that_is_none_for_the_loss_is_found_when_the_engine_is_built():
+    """One of (data, target) is needed with a criterion."""
+    with pytest.raises(DataError, match=r"with a criterion a batch must be \(data, target\), got a dict"):
+        Engine(small_components(), RunConfig(epochs=1), [Evaluate([{"data": DATA}], {"n": lambda output, batch: 0.0})])
 
 
 def test_what_is_still_to_be_completed_before_the_loop_is_no_mistake():

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from builders import CLASSES, FEATURES, Unsized, batches, small_components, small_engine, small_network
+from builders import CLASSES, FEATURES, Unsized, batches, equal, small_components, small_engine, small_network, weights
 from heptad import Detour, Engine, EngineError, Plugin, Run, RunConfig
 from heptad.checkpoints.store import Store
 from heptad.data.generators import global_states
@@ -333,3 +333,99 @@ def test_it_can_be_made_again():
     """Each is the same."""
     engine = small_engine(4, [Evaluate(batches(2))], epochs=3)
     assert engine.smoke().metrics == engine.smoke().metrics
+
+
+class Lookahead:
+    """An optimizer around another: it has slow weights of its own, and is no `Optimizer`."""
+
+    def __init__(self, inner: torch.optim.Optimizer) -> None:
+        self.inner, self.count = inner, 0
+        self.param_groups = inner.param_groups
+        self.slow = [p.detach().clone() for group in inner.param_groups for p in group["params"]]
+
+    def step(self) -> None:
+        self.inner.step()
+        self.count += 1
+        for slow, fast in zip(self.slow, (p for g in self.param_groups for p in g["params"]), strict=True):
+            slow.lerp_(fast.detach(), 0.5)
+            if self.count % 2 == 0:
+                fast.data.copy_(slow)
+
+    def zero_grad(self) -> None:
+        self.inner.zero_grad()
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"inner": self.inner.state_dict(), "slow": self.slow, "count": self.count}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.inner.load_state_dict(state["inner"])
+        self.slow, self.count = state["slow"], state["count"]
+
+
+class Teaches:
+    """A loss that holds a network, a generator, numbers and a count of its own."""
+
+    def __init__(self) -> None:
+        self.teacher = small_network()
+        self.dice = torch.Generator().manual_seed(3)
+        self.shift = np.zeros(1)
+        self.calls = 0
+
+    def loss(self, network: nn.Module, batch: Any) -> torch.Tensor:
+        self.calls += 1
+        self.shift += 0.01
+        with torch.no_grad():
+            self.teacher.weight.add_(0.1)
+        noise = torch.rand((), generator=self.dice) + self.shift[0] + 0.001 * self.calls
+        return (network(batch[0]) - self.teacher(batch[0])).square().mean() * noise
+
+    __call__ = loss
+
+
+class Scales(Plugin):
+    """Scales gradients by a tensor that grows in place."""
+
+    def __init__(self, *, stores: bool) -> None:
+        self.scale, self.array = torch.ones(1), np.ones(1)
+        if stores:
+            self.state_dict = lambda: {"scale": self.scale, "array": self.array}
+            self.load_state_dict = self.restore
+
+    def restore(self, state: dict[str, Any]) -> None:
+        self.scale, self.array = state["scale"], state["array"]
+
+    def on_enter_optimizer_update(self, run: Run) -> None:
+        self.scale += 0.5
+        self.array += 0.25
+        for parameter in run.network.parameters():
+            parameter.grad.mul_(self.scale.item() * self.array.item())
+
+
+@pytest.mark.parametrize("kind", ["wrapper", "method", "object", "plugin", "plugin with a state"])
+def test_what_parts_of_the_users_own_hold_is_put_back(kind):
+    """The weights are those of a run without it."""
+
+    def build() -> Engine:
+        network = small_network()
+        plugins: list[Plugin] = []
+        given: dict[str, Any] = {}
+        if kind == "wrapper":
+            given["optimizer"] = Lookahead(torch.optim.SGD(network.parameters(), lr=0.1))
+        elif kind in ("method", "object"):
+            given["compute_loss"] = Teaches().loss if kind == "method" else Teaches()
+        else:
+            plugins = [Scales(stores="state" in kind)]
+        return Engine(small_components(network, loader=batches(5), **given), RunConfig(epochs=2), plugins)
+
+    straight, tried = build(), build()
+    tried.smoke()
+    assert equal(weights(straight.run().network), weights(tried.run().network))
+
+
+def test_parts_that_have_no_shape_yet_are_refused():
+    """What they become could not be undone."""
+    network = nn.Sequential(nn.LazyLinear(8), nn.Linear(8, 3))
+    engine = Engine(small_components(network), RunConfig(epochs=1))
+    with pytest.raises(EngineError, match=r"run one batch through it before smoke\(\)"):
+        engine.smoke()
+    assert engine.current.state == "idle"

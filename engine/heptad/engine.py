@@ -96,6 +96,7 @@ class Engine(EngineView):
         self._reading = False  # whether data of unknown length are being read ahead
         self._driver: int | None = None
         self._lock = threading.Lock()
+        self._manager.check(self.current)
 
     def _build_machine(self, detours: Sequence[tuple[Plugin, Detour]]) -> Machine:
         table = self.current.table

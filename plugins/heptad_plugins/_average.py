@@ -13,6 +13,9 @@ from torch.nn.parameter import is_lazy
 
 from heptad import EngineError
 
+HOLDER = "_heptad_average"
+"""The attribute of a network that holds an average, and says whose: a second one would take it for the weights."""
+
 Blend = Callable[[list[Tensor], list[Tensor], int], None]
 """Moves averages towards values, both of one dtype, given how many updates are in them."""
 
@@ -64,15 +67,27 @@ class Average:
         self.count = 1 if copies else self.count + 1
 
     def swap_in(self) -> None:
-        """Give the network the averages, in its own dtypes; the values that are trained are kept."""
-        if self._trained is None:
-            self._trained = self._exchange({})
+        """Give the network the averages, in its own dtypes; the values that are trained are kept.
+
+        Raises:
+            EngineError: If it holds another average.
+        """
+        if self._trained is not None:
+            return
+        if HOLDER in vars(self._network):
+            raise EngineError(
+                "two EMA give the network their averages for the same evaluation; say EMA(…, evaluate=False) for all "
+                "but the one that evaluations are to see"
+            )
+        self._trained = self._exchange({})
+        vars(self._network)[HOLDER] = id(self)
 
     def swap_out(self) -> None:
         """Give the network back the values that are trained."""
         if self._trained is not None:
             self._exchange(self._trained)
             self._trained = None
+            vars(self._network).pop(HOLDER, None)
 
     def state(self) -> dict[str, Any]:
         """Return the averages by name (not copied), and how many updates are in them."""

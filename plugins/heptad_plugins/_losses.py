@@ -2,15 +2,41 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 
 from heptad import Run
+from heptad.plugin import Filter, Recorded
 
 UPDATE, EPOCH = "train/loss", "train/epoch_loss"
 """The names of the two means."""
+
+
+def is_per_update(name: str) -> bool:
+    """Return whether a value is one that is recorded in each update: the loss, and what `LRSchedule` records."""
+    return name in (UPDATE, "lr") or name.startswith("lr/")
+
+
+def thinned(values: Sequence[Recorded], numbers: Filter) -> list[Recorded]:
+    """Return the values that a logger writes: of the loss and the rate of each update those of selected ones.
+
+    A rate that was recorded elsewhere, as at the end of an epoch, is written.
+
+    Args:
+        values: Those since it wrote last.
+        numbers: Which updates are selected.
+    """
+    updates = {value.seq for value in values if value.name == UPDATE}
+    return [
+        value
+        for value in values
+        if not is_per_update(value.name)
+        or not value.update
+        or numbers.selects(value.update)
+        or value.seq not in updates
+    ]
 
 
 class Losses:
@@ -36,6 +62,19 @@ class Losses:
     def record_epoch(self, run: Run) -> None:
         """Record the mean loss of the epoch; on exit of `after_epoch`."""
         self._epoch = run.record_defaults({EPOCH: run.epoch_loss}, self._epoch or 0)
+
+    def record_watched(self, run: Run, name: str, *, epoch: bool = False) -> None:
+        """Record the mean of that name for a plugin that watches it and is called before the loggers.
+
+        Args:
+            run: The run, on exit of `optimizer_update` or `after_epoch`.
+            name: What is watched.
+            epoch: Whether an epoch has ended.
+        """
+        if name == UPDATE and not epoch:
+            self.record_update(run)
+        elif name == EPOCH and epoch:
+            self.record_epoch(run)
 
     def state_dict(self) -> dict[str, Any]:
         """Return how many values were recorded then."""

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from heptad import Plugin, PluginError, Run
 from heptad_plugins._csv_file import PLACE, CSVFile
-from heptad_plugins._losses import UPDATE, Losses
+from heptad_plugins._losses import Losses, is_per_update, thinned
 from heptad_plugins._options import path_of, selection
 
 
@@ -102,7 +102,7 @@ class CSVLogger(Plugin):
         """Record the loss and write the values since the last time."""
         self._losses.record_update(run)
         # a loss that is not written need not be read from its device either
-        if self._numbers.selects(run.update) or run.names_recorded(self._seen) - {UPDATE}:
+        if self._numbers.selects(run.update) or not all(map(is_per_update, run.names_recorded(self._seen))):
             self.on_exit_evaluate(run)
 
     def on_exit_evaluate(self, run: Run) -> None:
@@ -143,9 +143,7 @@ class CSVLogger(Plugin):
     def _take(self, run: Run) -> None:
         """Put the values since the last time into rows."""
         values = run.records(self._seen)
-        for value in values:
-            if value.name == UPDATE and value.update and not self._numbers.selects(value.update):
-                continue
+        for value in thinned(values, self._numbers):
             name = f"{value.name} (recorded)" if value.name in PLACE else value.name
             self._file.put((value.step, value.update, value.epoch), name, value.value)
         self._seen += len(values)

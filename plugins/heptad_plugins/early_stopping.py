@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 from heptad import Plugin, Run
 from heptad.plugin import Watch, refuse_unrecorded
+from heptad_plugins._losses import EPOCH, Losses
 from heptad_plugins._options import number, one_of, selection, text_of, whole_number
 
 
@@ -43,6 +44,7 @@ class EarlyStopping(Plugin):
         *,
         first: int | None = None,
     ) -> None:
+        self.needs_epoch_loss = monitor == EPOCH
         self._watch = Watch(text_of("EarlyStopping", "monitor", monitor, "the name of a recorded value"))
         self._mode = one_of("EarlyStopping", "mode", mode, ("min", "max"))
         self._sign = 1.0 if mode == "min" else -1.0
@@ -57,6 +59,7 @@ class EarlyStopping(Plugin):
         self._count = 0
         self._stopped = False
         self._watch.seen = 0
+        self._losses = Losses()
 
     def on_begin(self, run: Run) -> None:
         """Forget the values of an earlier run."""
@@ -68,10 +71,12 @@ class EarlyStopping(Plugin):
 
     def on_exit_optimizer_update(self, run: Run) -> None:
         """Judge what was recorded since the last update: a stop would complete the window in any case."""
+        self._losses.record_watched(run, self._watch.name)
         self._look(run)
 
     def on_exit_after_epoch(self, run: Run) -> None:
         """Judge what is new at the end of an epoch; an epoch without a step needs no value."""
+        self._losses.record_watched(run, self._watch.name, epoch=True)
         if self._numbers is None:
             self._look(run)
         elif self._numbers.selects(run.epoch):
@@ -84,15 +89,23 @@ class EarlyStopping(Plugin):
 
     def state_dict(self) -> dict[str, Any]:
         """Return the best value, the count of those without improvement, and which values were judged."""
-        return {"best": self._best, "count": self._count, "stopped": self._stopped, "seen": self._watch.seen}
+        return {
+            "best": self._best,
+            "count": self._count,
+            "stopped": self._stopped,
+            "seen": self._watch.seen,
+            "losses": self._losses.state_dict(),
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore these; older checkpoints lack the last two."""
+        """Restore these; older checkpoints lack the last three."""
         self._best, self._count = state["best"], state["count"]
         self._stopped, self._watch.seen = state.get("stopped", False), state.get("seen")
+        self._losses.load_state_dict(state.get("losses", {}))
 
     def open(self, run: Run) -> None:
         """Count all values as judged where a checkpoint does not say which were."""
+        self._losses.open(run)
         if self._watch.seen is None:
             self._watch.take(run)
 

@@ -10,7 +10,7 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from heptad import EngineError, Plugin, PluginError, Run
 from heptad_plugins._average import Average
-from heptad_plugins._options import number, selection, whole_number
+from heptad_plugins._options import number, selection, text_of, whole_number
 
 
 class EMA(Plugin):
@@ -32,6 +32,8 @@ class EMA(Plugin):
         first: The first of these numbers, by default `every`: `every=10, first=1` means 1, 11, 21, ….
         start: Up to and including this update the average is a copy of the weights; `every` counts from 1 all the same.
         dtype: The dtype of all averages; by default that of the weights, or float32 where that has fewer bits.
+        evaluate: Whether evaluations see the average. Of several EMA only one can be seen.
+        name: The plugin's name; a second EMA needs one.
 
     Raises:
         PluginError: For an option that does not fit.
@@ -47,6 +49,8 @@ class EMA(Plugin):
         first: int | None = None,
         start: int = 0,
         dtype: torch.dtype | None = None,
+        evaluate: bool = True,
+        name: str | None = None,
     ) -> None:
         if number("EMA", "decay", decay, least=0.0) >= 1.0:
             raise PluginError(f"EMA(decay=…) must be below 1, or the average would never move; got {decay!r}")
@@ -55,6 +59,11 @@ class EMA(Plugin):
         self._blend: Any = get_ema_multi_avg_fn(decay)
         self._numbers = selection("EMA", every, first)
         self._start = whole_number("EMA", "start", start, least=0)
+        if not isinstance(evaluate, bool):  # pyright: ignore[reportUnnecessaryIsInstance] - for callers without a type checker
+            raise PluginError(f"EMA(evaluate=…) must be True or False, got {evaluate!r}")
+        if name is not None:
+            self.name = text_of("EMA", "name", name, "a word such as 'slow'")
+        self._evaluate = evaluate
         self._dtype = dtype
         self._average: Average | None = None
         self._restored: dict[str, Any] | None = None
@@ -80,7 +89,7 @@ class EMA(Plugin):
 
     def open(self, run: Run) -> None:
         """Swap the average in, if the run continues in an evaluation."""
-        if run.state == "evaluate":
+        if run.state == "evaluate" and self._evaluate:
             self._ready(run).swap_in()
 
     def on_pause(self, run: Run) -> None:
@@ -103,7 +112,8 @@ class EMA(Plugin):
 
     def on_enter_evaluate(self, run: Run) -> None:
         """Swap the average in."""
-        self._ready(run).swap_in()
+        if self._evaluate:
+            self._ready(run).swap_in()
 
     def on_exit_evaluate(self, run: Run) -> None:
         """Swap it out."""

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any, Literal, Unpack
 
 from torch.utils.data import DataLoader
 
-from heptad import Detour, Plugin, PluginError, Run
+from heptad import ConfigError, DataError, Detour, EngineError, Plugin, PluginError, Run
 from heptad.plugin import EvaluationOptions, MetricsInput, metrics_mistake, options_mistake
 from heptad_plugins._options import places_of, selection, text_of
 
@@ -101,23 +102,34 @@ class Evaluate(Plugin):
             return Detour("evaluate", place, self._wanted, self.evaluate)
         if place == "after_epoch":
             return Detour("evaluate", ("after_step", "optimizer_update"), self._epoch_is_over, self.evaluate)
-        return Detour(
-            "evaluate", place, self._wanted, self.evaluate, every=self._numbers.every, first=self._numbers.first
-        )
+        when = partial(self._counts, counter="step" if place == "after_step" else "update")
+        return Detour("evaluate", place, when, self.evaluate, every=self._numbers.every, first=self._numbers.first)
+
+    def on_build(self, run: Run) -> None:
+        """Try the metrics on a batch of the data."""
+        self._tried = False
+        try:
+            run.prepare_evaluation(self._data, "", f"{self.name}/")
+        except (ConfigError, DataError):
+            return  # `open` says it, as of data that are no metric's fault
+        self._prepare(run)
 
     def on_begin(self, run: Run) -> None:
-        """Forget that the metrics were tried for an earlier run."""
-        self._tried = False
+        """Forget what an earlier run has evaluated."""
         self._evaluated = (-1, -1)
 
     def open(self, run: Run) -> None:
-        """Look at the data, and try the metrics on a batch of them."""
+        """Look at the data, and try the metrics where that was not done."""
         loader = run.components.loader
         if self._data is loader and isinstance(loader, DataLoader):
             raise PluginError(
                 f"Evaluate(data=…) of '{self.name}' is the DataLoader that the run trains on: walking it would move "
                 "its workers and its sampler; pass another DataLoader of the same dataset"
             )
+        self._prepare(run)
+
+    def _prepare(self, run: Run) -> None:
+        """Open the data, and try the metrics unless that was done."""
         tried = self._metrics if self._trial and not self._tried else None
         what = f"Evaluate(data=…) of '{self.name}'"
         run.prepare_evaluation(self._data, what, f"{self.name}/", tried, **self._options)
@@ -128,12 +140,20 @@ class Evaluate(Plugin):
         measures = run.evaluate(self._data, self._metrics, **self._options)
         for name, value in measures.items():
             run.record(f"{self.name}/{name}", value)
+        if not measures and not measures.arrays:
+            raise EngineError(
+                f"Evaluate '{self.name}' measured nothing: its compute_loss gives no loss, and it has no metrics"
+            )
         for name, array in measures.arrays.items():
             run.record_array(f"{self.name}/{name}", array)
         self._evaluated = run.step, run.update
 
     def _wanted(self, run: Run) -> bool:
         return self._when is None or self._when(run)
+
+    def _counts(self, run: Run, counter: str) -> bool:
+        """Return what `when` says; an evaluation that it holds back is not made up for at the next number."""
+        return self._when is None or (self._numbers.selects(getattr(run, counter)) and self._when(run))
 
     def _epoch_is_over(self, run: Run) -> bool:
         over = not run.update_due and not run.batches_remain and self._numbers.selects(run.epoch + 1)

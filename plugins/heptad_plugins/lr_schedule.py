@@ -10,6 +10,7 @@ from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from heptad import EngineError, Plugin, PluginError, Run
 from heptad.plugin import Watch, monitored, refuse_unrecorded
+from heptad_plugins._losses import EPOCH, Losses
 from heptad_plugins._options import one_of, text_of, whole_number
 from heptad_plugins._scheduler import check_monitor, is_rebased, rebase, scheduler_from_format_1, takes_length
 from heptad_plugins._stretching import (
@@ -20,6 +21,9 @@ from heptad_plugins._stretching import (
     replay,
     shows_all,
 )
+
+SCHEDULES = "_heptad_schedules"
+"""The attribute of an optimizer that holds the names of its schedules."""
 
 Build = Callable[[Optimizer, int], LRScheduler] | Callable[[Optimizer], LRScheduler]
 
@@ -95,6 +99,7 @@ class LRSchedule(Plugin):
         self._interval: Literal["update", "epoch", "evaluation"] = interval
         self._monitor = monitor
         self._watch = Watch(monitor or "")
+        self.needs_epoch_loss = monitor == EPOCH
         self._sized = True
         self._forget()
         if isinstance(scheduler, LRScheduler):
@@ -134,6 +139,9 @@ class LRSchedule(Plugin):
         """A run that has begun and not made a turn: one that a state can be compared with."""
         self._stretches = False
         self._watch.seen = 0
+        self._losses = Losses()
+        self._beside: set[str] = set()
+        """The names of all schedules of its optimizer."""
         self._restored: dict[str, Any] | None = None
 
     def on_begin(self, run: Run) -> None:
@@ -149,6 +157,7 @@ class LRSchedule(Plugin):
         which has to write its first rate before the next update.
         """
         self._begun = None
+        self._losses.open(run)
         if self._stretches:
             self._ready(run)
         elif self._restored is not None and run.optimizers:
@@ -156,6 +165,7 @@ class LRSchedule(Plugin):
             optimizer = given.optimizer if isinstance(given, LRScheduler) else run.optimizers[self._number]
             state, groups = scheduler_from_format_1(self._restored["scheduler"]), run.parameter_groups(optimizer)
             if is_rebased(state, groups):
+                self._refuse_others(self._restored, "a changed learning rate", "keep that of the checkpoint")
                 self._scheduler, self._restored = rebase(lambda: self._build(run), given, state, groups), None
         elif self._scheduler is None and run.optimizers and run.total_updates != 0:
             self._ready(run)
@@ -171,6 +181,7 @@ class LRSchedule(Plugin):
 
     def on_exit_optimizer_update(self, run: Run) -> None:
         """Record the rate of this update, then move on to that of the next."""
+        self._losses.record_watched(run, self._watch.name)
         if self._interval == "update":
             self._move(run)
         elif self._interval == "evaluation":
@@ -178,6 +189,7 @@ class LRSchedule(Plugin):
 
     def on_exit_after_epoch(self, run: Run) -> None:
         """Record the rate of this epoch, then move on to that of the next."""
+        self._losses.record_watched(run, self._watch.name, epoch=True)
         if self._interval == "epoch":
             self._move(run)
         elif self._interval == "evaluation":
@@ -193,16 +205,21 @@ class LRSchedule(Plugin):
     def state_dict(self) -> dict[str, Any]:
         """Return the scheduler's state, the length it was built with, and up to where it has moved."""
         if self._scheduler is None:
-            return {**self._restored, "seen": self._watch.seen} if self._restored else {}
+            return {**self._restored, **self._places()} if self._restored else {}
         return {
             "scheduler": self._scheduler.state_dict(),
             "total_updates": self._total,
             "moved_at": self._moved_at,
             "moves": self._moves,
+            "beside": sorted(self._beside),
             "length": self._length,
             "first": self._first,
-            "seen": self._watch.seen,
+            **self._places(),
         }
+
+    def _places(self) -> dict[str, Any]:
+        """Return up to which recorded value it has looked, and what the means are that were recorded."""
+        return {"seen": self._watch.seen, "losses": self._losses.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Keep the state until there is a scheduler to restore it to.
@@ -211,6 +228,7 @@ class LRSchedule(Plugin):
             EngineError: If the schedule is another one now, and `on_resize` does not say what is meant.
         """
         self._moved_at, self._watch.seen = state.get("moved_at", 0), state.get("seen", None if state else 0)
+        self._losses.load_state_dict(state.get("losses", {}))
         self._total = state.get("total_updates")
         self._first = state.get("first", {})
         if state and self._begun is not None:
@@ -299,6 +317,9 @@ class LRSchedule(Plugin):
                 f"LRSchedule: the {type(scheduler).__name__} belongs to an optimizer that is not the run's; build it "
                 "from the optimizer in Components, or pass a function (optimizer, total_updates)"
             )
+        # by name: an optimizer that serves a second run has the same plugins
+        self._beside = vars(scheduler.optimizer).setdefault(SCHEDULES, set())
+        self._beside.add(self.name)
         self._length = run.total_updates if self._length is None else self._length
         self._first = facts_of(type(scheduler).__name__, scheduler.state_dict())
         return scheduler
@@ -319,8 +340,8 @@ class LRSchedule(Plugin):
     def _changes(self, run: Run, state: dict[str, Any]) -> list[str]:
         """Return in what the schedule is another one than that of a checkpoint, in words."""
         scheduler, first = self._tried(run), self._first
-        if isinstance(scheduler, ReduceLROnPlateau):
-            return []
+        if isinstance(scheduler, ReduceLROnPlateau) or (self._sized and self._length is None):
+            return []  # it has no length, or the data change and nobody knows that of the run
         changes: list[str] = []
         if first and scheduler is not None:
             moved = facts_of(first["class"], scheduler_from_format_1(state["scheduler"]))
@@ -331,6 +352,15 @@ class LRSchedule(Plugin):
         if self._sized and stored != self._length:
             changes.insert(0, f"it was sized for {stored} updates, and the run makes {self._length} now")
         return changes
+
+    def _refuse_others(self, state: dict[str, Any], what: str, way: str) -> None:
+        """Raise an error where another schedule drives the same optimizer: their moves cannot be made again alone."""
+        if others := set(state.get("beside", ())) - {self.name}:
+            raise EngineError(
+                f"{self.name}: with {what} a schedule is moved to its place from its beginning, which cannot be done "
+                f"beside {min(others)}, since the rates of their optimizer are the work of both; {way}, or give the "
+                "optimizer one schedule, such as torch's SequentialLR or ChainedScheduler"
+            )
 
     def _tried(self, run: Run) -> LRScheduler | None:
         """Return the scheduler as it would be built now, on an optimizer like it; `None` where that fails."""
@@ -358,6 +388,8 @@ class LRSchedule(Plugin):
                 "on_resize='keep' with the one of the checkpoint, as it was built; or give the run the epochs, "
                 "max_updates and schedule that it had"
             )
+        if self._on_resize == "stretch":
+            self._refuse_others(state, "on_resize='stretch'", "say on_resize='keep'")
         ended = self._length is not None and self._moved_at >= self._length
         self._stretches = self._on_resize == "stretch" and not ended
         if self._on_resize == "keep":

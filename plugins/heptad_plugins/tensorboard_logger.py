@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 from heptad import EngineError, Plugin, PluginError, Run
-from heptad_plugins._losses import UPDATE, Losses
+from heptad_plugins._losses import Losses, is_per_update, thinned
 from heptad_plugins._options import directory_of, selection
 
 if TYPE_CHECKING:
@@ -147,7 +147,7 @@ class TensorBoardLogger(Plugin):
         self._losses.record_update(run)
         due = self._numbers.selects(run.update)
         # a loss that is not written need not be read from its device either
-        if due or run.names_recorded(self._seen) - {UPDATE}:
+        if due or not all(map(is_per_update, run.names_recorded(self._seen))):
             self._write(run, self._rates if due and not run.update_skipped else {})
 
     def on_exit_evaluate(self, run: Run) -> None:
@@ -191,9 +191,8 @@ class TensorBoardLogger(Plugin):
         if self._writer is None:
             return
         values = run.records(self._seen)
-        for value in values:
-            if value.name != UPDATE or not value.update or self._numbers.selects(value.update):
-                self._writer.add_scalar(_tag(value.name), value.value, value.update)
+        for value in thinned(values, self._numbers):
+            self._writer.add_scalar(_tag(value.name), value.value, value.update)
         self._seen += len(values)
         for name, number in (scalars or {}).items():
             if all(value.name != name for value in values):

@@ -141,7 +141,8 @@ def test_a_checkpoint_that_does_not_say_what_was_judged_is_taken_to_have_judged_
     plugin.load_state_dict({"best": 1.0, "count": 1})
     plugin.open(run)
     plugin.on_exit_evaluate(run)
-    assert plugin.state_dict() == {"best": 1.0, "count": 1, "stopped": False, "seen": 1}
+    places = {"seen": 1, "losses": {"update": 1, "epoch": 1}}
+    assert plugin.state_dict() == {"best": 1.0, "count": 1, "stopped": False, **places}
 
 
 def test_works_on_what_evaluate_records_at_the_end_of_every_other_epoch():

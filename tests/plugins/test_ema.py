@@ -561,3 +561,22 @@ def test_other_bad_options_are_named(option):
 def test_passes_the_conformance_kit(options):
     """Paused, rebuilt and restored anywhere, on every path."""
     check_plugin(lambda: EMA(0.9, **options))
+
+
+def test_of_two_averages_one_is_seen_and_both_are_those_of_one_alone():
+    """A second one that evaluations would see too is refused, before it takes the first for the weights."""
+
+    def train(*plugins):
+        run = small_engine(3, [*plugins, Evaluate(batches(2))], epochs=2).run()
+        return weights(run.network), run.history("valid/loss")
+
+    fast, slow = EMA(0.5), EMA(0.9, name="slow", evaluate=False)
+    alone = EMA(0.9)
+    expected, seen = train(EMA(0.5))
+    found, values = train(fast, slow)
+    assert equal(found, expected)
+    assert values == seen
+    train(alone)
+    assert equal(weights(slow.network), weights(alone.network))
+    with pytest.raises(EngineError, match=r"two EMA .*EMA\(…, evaluate=False\)"):
+        train(EMA(0.5), EMA(0.9, name="slow"))

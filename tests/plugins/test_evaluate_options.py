@@ -2,10 +2,11 @@
 
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 from builders import CLASSES, FEATURES, Unsized, batches, equal, small_components, small_engine, small_network, weights
 from heptad import Engine, EngineError, LossOutput, Plugin, PluginError, RunConfig
@@ -295,3 +296,52 @@ def test_the_first_batches_are_those_that_are_evaluated():
     seen: list[Any] = []
     small_engine(3).evaluate(VALID, {"seen": lambda output, batch: seen.append(batch[0]) or 0.0}, limit=2)
     assert equal(seen, [x for x, _ in VALID[:2]])
+
+
+def test_an_evaluation_that_when_holds_back_is_not_made_up_for():
+    """As a handler with `every` and `when`: the numbers stay multiples."""
+    seen, heard = [], []
+    wanted = lambda run: run.update != 6  # noqa: E731 - one predicate for both
+    plugin = Evaluate(VALID, at="optimizer_update", every=3, when=wanted)
+    engine = small_engine(6, [plugin], epochs=3)
+    engine.on_exit("optimizer_update", every=3, when=wanted)(lambda run: heard.append(run.update))
+    engine.on_enter("evaluate")(lambda run: seen.append(run.update))
+    engine.run()
+    assert seen == heard == [3, 9, 12, 15, 18]
+
+
+def test_an_evaluation_of_nothing_is_an_error():
+    """Who watches its values would wait for ever."""
+    nothing = lambda network, batch: LossOutput(None, output=network(batch[0]))  # noqa: E731
+    engine = small_engine(3, [Evaluate(VALID, compute_loss=nothing)])
+    with pytest.raises(EngineError, match="measured nothing: its compute_loss gives no loss, and it has no metrics"):
+        engine.run()
+
+
+@pytest.mark.parametrize("kind", ["random state", "views"])
+def test_a_trial_moves_no_generator_of_a_dataset_and_writes_to_no_batch_of_it(kind):
+    """The values are those without it."""
+
+    class Jittered(Dataset):
+        def __init__(self):
+            self.dice = np.random.RandomState(3)
+
+        def __len__(self):
+            return 8
+
+        def __getitem__(self, place):
+            return torch.ones(4) * self.dice.rand(), place % 3
+
+    class Writes(nn.Linear):
+        def forward(self, data):
+            return super().forward(data.mul_(0.5))
+
+    found = []
+    for trial in (True, False):
+        torch.manual_seed(0)
+        network = Writes(4, 3) if kind == "views" else nn.Linear(4, 3)
+        valid = batches(2, size=4)
+        data = DataLoader(valid, batch_size=None) if kind == "views" else DataLoader(Jittered(), batch_size=4)
+        plugin = Evaluate(data, {"mean": lambda output, batch: output.mean()}, trial=trial)
+        found.append(small_engine(3, [plugin], network=network).run().metrics)
+    assert found[0] == found[1]

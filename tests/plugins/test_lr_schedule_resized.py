@@ -8,7 +8,7 @@ from torch import nn
 from torch.optim import lr_scheduler as schedulers
 
 from builders import batches, equal, small_network, weights
-from heptad import CheckpointError, Components, Engine, PluginError, RunConfig
+from heptad import CheckpointError, Components, Engine, EngineError, PluginError, RunConfig
 from heptad_plugins import Checkpoint, LRSchedule
 
 
@@ -258,3 +258,64 @@ def test_other_options_of_a_group_stay_what_a_handler_made_them(tmp_path):
 def test_another_word_for_on_resize_is_refused_when_it_is_built(value):
     with pytest.raises(PluginError, match=r"LRSchedule\(on_resize=…\)"):
         LRSchedule(built(Line), on_resize=value)
+
+
+def two_schedules(directory, on_resize=None, lr=0.1, **config):
+    """Return an engine whose optimizer has a decay of no length and a warm-up that has one."""
+    network = small_network()
+    components = Components(
+        network=network,
+        loader=batches(5),
+        criterion=nn.CrossEntropyLoss(),
+        optimizer=torch.optim.SGD(network.parameters(), lr=lr),
+    )
+    decay = LRSchedule(lambda optimizer: schedulers.ExponentialLR(optimizer, 0.9), name="decay")
+    warm_up = LRSchedule(
+        lambda optimizer, total: schedulers.LinearLR(optimizer, 0.1, total_iters=total // 2),
+        name="warm-up",
+        on_resize=on_resize,
+    )
+    return Engine(components, RunConfig(**config), [decay, warm_up, Checkpoint(directory, "optimizer_update")])
+
+
+def test_beside_another_schedule_of_the_optimizer_none_is_moved_to_its_place(tmp_path):
+    """The rates are the work of both; kept, both go on."""
+    two_schedules(tmp_path, epochs=2).run(until=lambda run: run.update == 5)
+    with pytest.raises(CheckpointError, match=r"warm-up: with on_resize='stretch'.*beside decay.*on_resize='keep'"):
+        two_schedules(tmp_path, "stretch", epochs=4).run(resume=tmp_path)
+    with pytest.raises(EngineError, match=r"decay: with a changed learning rate.*beside warm-up.*keep that of the"):
+        two_schedules(tmp_path, lr=0.2, epochs=2).run(resume=tmp_path, allow_changes=("optimizer",))
+    kept = two_schedules(tmp_path, "keep", epochs=4).run(resume=tmp_path).history("lr")
+    factors = [0.9**move * min(1.0, 0.1 + 0.9 * move / 5) for move in range(20)]
+    assert kept == pytest.approx([0.1 * factor for factor in factors])
+
+
+@pytest.mark.parametrize("on_resize", [None, "keep", "stretch"])
+def test_a_run_over_data_that_change_has_the_schedule_it_had(on_resize, tmp_path):
+    """Nobody knows its length after the first change, so there is nothing to compare."""
+
+    def engine(directory):
+        data = [(torch.ones(4), 0)] * 8
+        network = small_network()
+        plugin = LRSchedule(built(schedulers.CosineAnnealingLR), on_resize=on_resize)
+        components = Components(
+            network=network,
+            dataset=data,
+            criterion=nn.CrossEntropyLoss(),
+            optimizer=torch.optim.SGD(network.parameters(), lr=0.1),
+        )
+        made = Engine(
+            components,
+            RunConfig(epochs=3, batch_size=8, seed=1),
+            [plugin, Checkpoint(directory, "optimizer_update", keep_last=9)],
+        )
+        made.on_enter("before_epoch")(
+            lambda run: data.__setitem__(slice(None), [(torch.ones(4), 0)] * 8 * (run.epoch + 1))
+        )
+        return made
+
+    whole = engine(tmp_path / "whole").run()
+    engine(tmp_path / "cut").run(until=lambda run: run.update == 2)
+    resumed = engine(tmp_path / "cut").run(resume=tmp_path / "cut")
+    assert resumed.history("lr") == whole.history("lr")
+    assert equal(weights(resumed.network), weights(whole.network))

@@ -180,3 +180,29 @@ def test_an_optimizer_with_a_closure_is_refused():
 def test_options_are_checked(options, says):
     with pytest.raises(PluginError, match=says):
         SAM(**options)
+
+
+@pytest.mark.parametrize("again", ["SAM", "L-BFGS"])
+def test_gradients_of_a_side_optimizer_are_left_to_its_plugin(again):
+    """They were put there before the window is computed again."""
+
+    class Tempers(Plugin):
+        def on_exit_process_batch(self, run):
+            nn.functional.cross_entropy(run.output / heat, run.batch[1]).backward()
+
+        def on_exit_optimizer_update(self, run):
+            slopes.append(heat.grad.item())
+            run.side_optimizers["heat"].step()
+
+    network, heat, slopes = small_network(), nn.Parameter(torch.ones(())), []
+    main = torch.optim.LBFGS(network.parameters(), max_iter=2) if again == "L-BFGS" else None
+    parts = small_components(
+        network,
+        loader=batches(4),
+        optimizer=main or torch.optim.SGD(network.parameters(), lr=0.1),
+        side_optimizers={"heat": torch.optim.SGD([heat], lr=0.1)},
+    )
+    Engine(parts, RunConfig(epochs=1, accumulation=2), [Tempers(), *([] if main else [SAM()])]).run()
+    assert len(slopes) == 2
+    assert heat.item() == pytest.approx(1 - 0.1 * sum(slopes))
+    assert heat.item() != 1.0

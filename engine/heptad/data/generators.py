@@ -115,7 +115,7 @@ def preserved() -> Yields[None]:
         restore_states(states)
 
 
-Generator = torch.Generator | np.random.Generator | random.Random
+Generator = torch.Generator | np.random.Generator | np.random.RandomState | random.Random
 
 
 def generators_of(*holders: object) -> list[Generator]:
@@ -135,6 +135,8 @@ def generator_state(generator: Generator) -> Any:
             return generator.get_state()
         case np.random.Generator():
             return generator.bit_generator.state
+        case np.random.RandomState():
+            return generator.get_state()
         case random.Random():
             return generator.getstate()
 
@@ -146,5 +148,7 @@ def set_generator_state(generator: Generator, state: Any) -> None:
             generator.set_state(state)
         case np.random.Generator():
             generator.bit_generator.state = state
+        case np.random.RandomState():
+            generator.set_state(state)
         case random.Random():
             generator.setstate(state)

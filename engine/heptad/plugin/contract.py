@@ -12,7 +12,7 @@ from heptad.run.run import Run
 SHIPPED_DETOURS = ("evaluate", "checkpoint")
 """States that only a shipped detour brings. A handler for one is legal without it, and never called."""
 
-LIFE = ("on_begin", "open", "on_loss", "on_pause", "close")
+LIFE = ("on_build", "on_begin", "open", "on_loss", "on_pause", "close")
 """The methods of a plugin's life: each is called with the run, and none is a handler of a state."""
 
 
@@ -20,8 +20,8 @@ class Plugin:
     """Base of all plugins. A method named `on_enter_<state>` or `on_exit_<state>`, or marked, is a handler.
 
     Handlers take the `Run` and nothing else. They may read it and use its verbs; only the machine advances it. The
-    methods below may be overridden; none of them has to be. Their order: `detours` when the engine is built;
-    `on_begin`, and `load_state_dict` if the run is resumed; then for each `Engine.run()` call `open`, handlers,
+    methods below may be overridden; none of them has to be. Their order: `detours` and `on_build` when the engine is
+    built; `on_begin`, and `load_state_dict` if the run is resumed; then for each `Engine.run()` call `open`, handlers,
     `on_pause` if it pauses because that was requested, `close`.
 
     Attributes:
@@ -55,6 +55,9 @@ class Plugin:
     def detours(self) -> Iterable[Detour]:
         """Return the states that this plugin adds. Called once, when the engine is built."""
         return ()
+
+    def on_build(self, run: Run) -> None:
+        """Check what can be checked before the run begins: called when the engine is built. Change nothing."""
 
     def state_dict(self) -> dict[str, Any]:
         """Return what the rest of the run depends on: plain data and tensors, which a checkpoint can hold.

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import functools
-import random
 import types
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack
+from copy import deepcopy
 from typing import Any, cast
 
 import numpy as np
@@ -17,6 +17,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from heptad.config import is_optimizer
 from heptad.data.fetch import is_a
 from heptad.data.generators import Generator, generator_state, set_generator_state
 from heptad.plugin.contract import Plugin
@@ -35,9 +36,10 @@ Found = tuple[Any, bool, int]
 class Memento:
     """What objects hold, to be put back: attributes, contents of containers, tensors, generators.
 
-    Modules and optimizers are remembered whole, wherever they are reached from, in the closure of a loss too. Of
-    plugins the attributes are, and the containers in them; of data the attributes and the generators, since a copy of
-    the samples could fill the memory. Other objects, and what functions keep in closures, are left alone.
+    Modules, optimizers and plugins are remembered whole, wherever they are reached from, in the closure of a loss too,
+    and so is an object that is called or whose method is, such as one with `compute_loss`. Of data the attributes and
+    the generators are, since a copy of the samples could fill the memory. Other objects, and what else functions keep
+    in closures, are left alone.
 
     Args:
         roots: What is remembered, with all that is reached from it.
@@ -47,7 +49,10 @@ class Memento:
     def __init__(self, roots: Iterable[object], data: Iterable[object]) -> None:
         self._undo = ExitStack()
         self._seen: dict[tuple[int, bool], object] = {}  # the object is held, so that its id stays its own
+        self._holders: set[int] = set()
+        """The ids of objects that are called: what they hold is remembered, whatever they are."""
         front: list[Found] = [(root, False, 0) for root in roots]
+        self._holders |= {id(root) for root, _, _ in front if callable(root) and not isinstance(root, type)}
         front += [(root, False, 1) for root in data]
         while front:
             value, copied, depth = front.pop()
@@ -66,25 +71,39 @@ class Memento:
     def _remember(self, value: Any, copied: bool, depth: int) -> Iterator[Found]:
         """Remember one object; yield what is reached from it."""
         match value:
-            case Tensor():
-                if copied:
-                    self._undo.callback(_tensor_restorer(value))
-            case torch.Generator() | np.random.Generator() | random.Random():
-                self._undo.callback(set_generator_state, value, generator_state(value))
-            case Filter():
-                self._undo.callback(value.restore, *value.state())
+            case _ if isinstance(value, Tensor | np.ndarray | Filter | Generator):
+                self._remember_value(value, copied)
             case dict() | list() | set() | deque():
                 yield from self._remember_container(cast("Any", value), copied, depth)
             case tuple() | types.MethodType() | functools.partial() | types.FunctionType():
+                if isinstance(value, types.MethodType):
+                    self._holders.add(id(value.__self__))
                 yield from ((part, copied, depth) for part in _held_by(cast("Any", value)))
-            case nn.Module() | Optimizer():
+            case nn.Module() | Optimizer() | Plugin():
                 yield from self._remember_attributes(value, True, 0)
-            case Plugin() | LRScheduler():
+            case LRScheduler():
                 yield from self._remember_attributes(value, copied, 0)
+            case _ if _has_attributes(value) and (is_optimizer(value) or id(value) in self._holders):
+                yield from self._remember_attributes(value, True, 0)
             case _ if _is_data(value) and depth < DEPTH:
                 yield from self._remember_attributes(value, False, depth + 1)
             case _:
                 pass
+
+    def _remember_value(self, value: Any, copied: bool) -> None:
+        """Remember what has no parts: numbers if they are to be copied, and where a generator or a filter is."""
+        match value:
+            case Tensor():
+                if copied:
+                    self._undo.callback(_tensor_restorer(value))
+            case np.ndarray():
+                if copied:
+                    array = cast("Any", value)
+                    self._undo.callback(np.copyto, array, deepcopy(array))
+            case Filter():
+                self._undo.callback(value.restore, *value.state())
+            case _:
+                self._undo.callback(set_generator_state, value, generator_state(value))
 
     def _remember_container(self, container: Any, copied: bool, depth: int) -> Iterator[Found]:
         kept = container.copy()
@@ -123,9 +142,13 @@ def _is_filled(cell: types.CellType) -> bool:
     return True
 
 
+def _has_attributes(value: Any) -> bool:
+    return not isinstance(value, type | types.ModuleType) and isinstance(getattr(value, "__dict__", None), dict)
+
+
 def _is_data(value: Any) -> bool:
     """Return whether this is a dataset, a sampler, a loader, or a user's object that is iterated or indexed."""
-    if isinstance(value, type | types.ModuleType | str | bytes) or not hasattr(value, "__dict__"):
+    if isinstance(value, str | bytes) or not _has_attributes(value):
         return False
     made_for_it: Any = (DataLoader, Dataset, Sampler)
     return is_a(value, made_for_it) or any(hasattr(value, name) for name in ("__iter__", "__getitem__"))

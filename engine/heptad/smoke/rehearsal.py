@@ -9,6 +9,7 @@ from copy import deepcopy
 from typing import Any, Protocol
 
 import torch
+from torch.nn.parameter import is_lazy
 
 from heptad.checkpoints.store import Store
 from heptad.data.fetch import is_a
@@ -85,6 +86,11 @@ def rehearse(
             f"the data (a {kind(data)}) can be iterated once, so a smoke run would use them up; pass an object whose "
             "__iter__ begins anew"
         )
+    if any(is_lazy(tensor) for tensor in (*parts.network.parameters(), *parts.network.buffers())):
+        raise EngineError(
+            "the network has parts whose shape is not known yet, and they could not be put back; run one batch through "
+            "it before smoke(), or leave smoke() out"
+        )
     evaluations = [(plugin, detour) for plugin, detour in manager.detours_given if detour.state == "evaluate"]
     evaluating = [plugin for plugin, _ in evaluations]
     # a plugin that observes writes files, which a smoke run leaves as they are; one that evaluates writes none
@@ -92,8 +98,8 @@ def rehearse(
     functions = [row for row in subscriptions if row.plugin is None]
     roots = [getattr(parts, name) for name in type(parts).model_fields if name not in ("dataset", "loader")]
     with ExitStack() as put_back:  # in reverse order
-        if run.device.type == "cuda":
-            torch.cuda.init()  # so that its generators are among the states
+        if run.device.type != "cpu":  # so that its generators are among the states
+            getattr(torch.get_device_module(run.device), "init", lambda: None)()
         put_back.callback(restore_states, global_states())
         memento = Memento([*roots, *plugins, *(row.handler for row in functions)], [data])
         put_back.callback(memento.restore)

@@ -54,7 +54,8 @@ class Recomputation:
     def again(self, run: Run) -> torch.Tensor:
         """Compute the gradients of the window at the present weights; those before are dropped.
 
-        What the steps of the window have left in the run (the newest loss, recorded values) stays.
+        What the steps of the window have left in the run (the newest loss, recorded values) stays, and so do the
+        gradients of what side optimizers alone hold: plugins have put them there.
 
         Returns:
             The loss of the window: Σ (r / k) · loss in the order of its steps, corrected for their weights; detached.
@@ -63,7 +64,10 @@ class Recomputation:
         before = at.window, at.batch, at.output, at.loss, at.weight, at.samples_now
         batches, loss = _kept(run).batches, KeptWindow()
         window = at.window = Window(at.window.size)
-        runtime.optimizers.clear()
+        optimizers = runtime.optimizers
+        own = {id(parameter) for parameter in optimizers.held()}
+        beside = [(one, one.grad) for one in optimizers.beside().held() if id(one) not in own]
+        optimizers.clear()
         try:
             with torch.enable_grad():  # an optimizer steps without
                 for number, batch in enumerate(batches, 1):
@@ -78,6 +82,8 @@ class Recomputation:
             strategy.reduce(run)
             return loss.corrected(window)
         finally:
+            for parameter, gradient in beside:
+                parameter.grad = gradient
             at.window, at.batch, at.output, at.loss, at.weight, at.samples_now = before
 
 

@@ -13,7 +13,7 @@ from heptad.data.cursor import NOTHING
 from heptad.data.feed import Feed
 from heptad.data.generators import preserved
 from heptad.data.placement import place, read_numbers
-from heptad.errors import ConfigError, DataError, add_note, summarize
+from heptad.errors import ConfigError, DataError, add_note, in_a_line, summarize
 from heptad.record.buffer import LogBuffer
 from heptad.run.evaluating import EvaluationOptions, Measures, options_mistake
 from heptad.run.guards import GUARDS
@@ -107,17 +107,25 @@ class Evaluator:
                 step = self._step(options)
                 try:
                     step.run(at)
+                except DataError:  # a batch that is none for this loss
+                    raise
                 except Exception:  # no mistake in a metric: handlers may still have to complete network or loss
                     return
                 try:
                     measured.add(without_graph(at.output), at.batch, at.loss, at.weight, step.count(at))
                     if measured.counted:
-                        measured.measures()
+                        measured.measures(trial=True)
                 except Exception as error:
                     for what, value in (("batch", at.batch), ("output", at.output)):
                         add_note(error, f"the {what}: {summarize(value)}")
                     add_note(error, f"in a trial of the metrics of {name} on one batch; trial=False leaves it out")
                     raise
+        for metric, error in measured.unready.items():
+            warnings.warn(
+                f"{name}: metrics[{metric!r}] could compute nothing of one batch ({in_a_line(error)}); that of "
+                "all batches is asked for in each evaluation",
+                stacklevel=2,
+            )
 
     def _step(self, options: EvaluationOptions) -> StepFunction:
         if (compute_loss := options.get("compute_loss")) is not None:

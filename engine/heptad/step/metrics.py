@@ -43,6 +43,7 @@ class Metrics:
         functions: The metrics that are functions of a batch, by name.
         objects: Those that gather batches; one that stands alone has no name.
         counted: Batches that were added and weigh something, as far as the host knows.
+        unready: In a trial, what metric objects could not compute of one batch, by name.
 
     Args:
         metrics: What is measured beside the loss.
@@ -55,6 +56,7 @@ class Metrics:
         self.functions = {name: metric for name, metric in named.items() if not isinstance(metric, MetricObject)}
         self._inputs = options.get("inputs")
         self._class_names = options.get("class_names", ())
+        self.unready: dict[str, Exception] = {}
         self._has_loss = False
         self.counted = 0
         self._sums: dict[str, torch.Tensor] = {}
@@ -114,16 +116,26 @@ class Metrics:
         else:
             raise EngineError(f"inputs must return a tuple, such as (preds, target), or a mapping, got {a_kind(given)}")
 
-    def measures(self) -> Measures:
-        """Return all that was measured, which waits for the device."""
+    def measures(self, *, trial: bool = False) -> Measures:
+        """Return all that was measured, which waits for the device.
+
+        Args:
+            trial: Whether a single batch was added, of which a metric object need not be able to compute anything.
+        """
         found = {  # a mean of nothing is NaN
             name: float(self._sums[name] / self._weights[name]) if name in self._sums else float("nan")
             for name in (*(("loss",) if self._has_loss else ()), *self.functions)
         }
         measures = Measures(found)
         for name, metric in self.objects.items():
-            with blamed(name, metric):
-                value = metric.compute()
+            try:
+                with blamed(name, metric):
+                    value = metric.compute()
+            except Exception as error:
+                if not trial:
+                    raise
+                self.unready[name] = error
+                continue
             if not name and not isinstance(value, Mapping):
                 raise EngineError(
                     f"{a_kind(metric)} that is given alone must compute a mapping from names to values, as a "

@@ -82,7 +82,7 @@ def _of_loader(loader: DataLoader[Any]) -> Any:
         generator=torch.Generator().manual_seed(0),  # without one, iter() draws from the global generator
         **given,
     )
-    return next(iter(one))
+    return deepcopy(next(iter(one)))  # without collating, it is the dataset's own: a network may write to it
 
 
 def copies_of(metrics: MetricsInput) -> MetricsInput:
