@@ -262,14 +262,21 @@ class Remark(Event):
 
 @dataclass(frozen=True, slots=True)
 class Untrained(Event):
-    """The first update found no gradient in any parameter that the optimizers hold."""
+    """Updates train nothing, or not all that they did.
+
+    Attributes:
+        found: Which parameters the updates do not reach any more; empty where no parameter that the optimizers hold has
+            a gradient, in the first update of the run or the last one of a pass.
+    """
 
     kind = "untrained"
+
+    found: str = ""
 
     @property
     def text(self) -> str:
         """What that means, and what to look at."""
-        return (
+        return self.found or (
             "no parameter that the optimizer holds has a gradient, the loss does not depend on them: does compute_loss "
             "use the network that it is given, and does the optimizer hold the layers that this has now?"
         )
