@@ -23,6 +23,7 @@ from heptad.plugin import (
     RecordedArray,
     Remark,
     Resume,
+    SharedGenerators,
     Skip,
     SkipBatch,
     StillDetached,
@@ -83,7 +84,11 @@ OLD: dict[tuple[str, str], Event] = {
 }
 """What each sentence of format 1 means."""
 
-LATER: list[Event] = [SkipBatch(*AT, "the loss is NaN")]
+LATER: list[Event] = [
+    SkipBatch(*AT, "the loss is NaN"),
+    SharedGenerators(*AT, "the thread A"),
+    Untrained(*AT, "the layer is another"),
+]
 """Events that format 1 did not have."""
 
 

@@ -30,6 +30,7 @@ _HOMES = {
             "RecordedArray",
             "Remark",
             "Resume",
+            "SharedGenerators",
             "Skip",
             "SkipBatch",
             "StillDetached",

@@ -283,6 +283,29 @@ class Untrained(Event):
 
 
 @dataclass(frozen=True, slots=True)
+class SharedGenerators(Event):
+    """Another engine drove a run in this process at the same time.
+
+    Attributes:
+        thread: Which thread drove it, in words.
+    """
+
+    kind = "shared"
+
+    thread: str
+
+    @property
+    def text(self) -> str:
+        """What promise does not hold."""
+        return (
+            f"another engine drives a run in this process at the same time, in {self.thread}: both seed, draw from and "
+            "restore the global random generators, so that what this run draws at random (dropout, random transforms, "
+            "the order of a loader) is no function of its seed, and resuming it is not bit-exact; give each run a "
+            "process of its own"
+        )
+
+
+@dataclass(frozen=True, slots=True)
 class Note(Event):
     """What a handler noted.
 
@@ -373,6 +396,7 @@ EVENTS: dict[str, type[Event]] = {
         RecordedArray,
         Remark,
         Resume,
+        SharedGenerators,
         Skip,
         SkipBatch,
         StillDetached,
