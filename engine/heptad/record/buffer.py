@@ -166,6 +166,10 @@ class LogBuffer:
         """Stop handing the log to a follower; one that does not follow is passed over."""
         self._followers = tuple(other for other in self._followers if other is not follower)
 
+    def leave_all(self) -> None:
+        """Stop handing the log to anybody."""
+        self._followers = ()
+
     @property
     def arcs(self) -> list[int]:
         """Numbers of the arcs of the open chunk; the machine appends to the list."""
