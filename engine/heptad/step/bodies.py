@@ -196,6 +196,7 @@ def after_epoch(run: Run) -> None:
 def after_loop(run: Run) -> None:
     """Clear gradients; evaluation mode."""
     at, runtime = run.position, run.runtime
+    run.buffer.check(run.counters())
     runtime.optimizers.drop(runtime.network)
     at.loss = None if at.loss is None else at.loss.detach()
     runtime.network.eval()
