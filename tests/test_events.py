@@ -24,6 +24,7 @@ from heptad.plugin import (
     RecordedArray,
     Remark,
     Resume,
+    SharedGenerators,
     Skip,
     SkipBatch,
     StillDetached,
@@ -84,7 +85,12 @@ OLD: dict[tuple[str, str], Event] = {
 }
 """What each sentence of format 1 means."""
 
-LATER: list[Event] = [SkipBatch(*AT, "the loss is NaN"), NoUpdate(*AT, 1000)]
+LATER: list[Event] = [
+    SkipBatch(*AT, "the loss is NaN"),
+    NoUpdate(*AT, 1000),
+    SharedGenerators(*AT, "the thread A"),
+    Untrained(*AT, "the layer is another"),
+]
 """Events that format 1 did not have."""
 
 

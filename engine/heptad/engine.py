@@ -32,6 +32,7 @@ from heptad.record.events import Pause
 from heptad.run.determinism import deterministic
 from heptad.run.epoch_loss import SUMMED
 from heptad.run.guards import GUARDS, in_mid_step
+from heptad.run.others import beside_others
 from heptad.run.run import Run
 from heptad.run.runtime import Runtime
 from heptad.run.signals import CtrlC
@@ -157,7 +158,7 @@ class Engine(EngineView):
             if resume is not None or allow_changes:
                 self._resumption.resume(run, resume, partial(build, strategy=self._strategy), allow_changes)
             self._resumption.begin(run)
-            with self._manager.opened(run), self._feed_closed_at_the_end():
+            with self._manager.opened(run), self._feed_closed_at_the_end(), beside_others(run):
                 self._make_ready()
                 self._drive(reached, f"until {until}" if isinstance(until, str) else "until a predicate held")
         if ctrl_c.pressed:
@@ -182,8 +183,9 @@ class Engine(EngineView):
             try:
                 self._resumption.begin(self.current)
                 self._manager.open(self.current)
-                self._make_ready()
-                self._drive(lambda run: True, BY_ADVANCE)
+                with beside_others(self.current):
+                    self._make_ready()
+                    self._drive(lambda run: True, BY_ADVANCE)
             except BaseException as error:
                 self.current.runtime.feed.close()
                 self._manager.close_after(error, self.current)

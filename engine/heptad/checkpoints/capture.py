@@ -56,6 +56,7 @@ def capture(
         EngineError: If the run is neither between two turns nor in a detour's body, or if it is in mid-step.
     """
     _check_place(run)
+    run.buffer.check(run.counters())
     plugins = _capture_plugins(run, manager)  # first: one whose state_dict fails may be detached, which is state too
     modules = {name: capture_module(module, first.get(name)) for name, module in modules_of(run).items()}
     sections = StoredSections(

@@ -90,12 +90,15 @@ class Samples:
         self._dataset = dataset
         self._collate = collate
         self._by_list = _is_read_by_list(dataset)
+        self._listed = collate is default_collate and _is_list(dataset)
 
     def __call__(self, indices: torch.Tensor, seed: int) -> Any:
-        """Return the batch. The global generators are left as they were."""
+        """Return the batch. The global generators are left as they were, and alone where nothing can draw from them."""
+        places = cast("list[int]", indices.tolist())
+        if self._listed and all(map(is_plain, samples := self._samples(places))):
+            return collate_samples(self._collate, samples)
         with preserved():
             seed_cpu(seed)
-            places = cast("list[int]", indices.tolist())
             return collate_samples(self._collate, self._by_lists(places) if self._by_list else self._samples(places))
 
     def _by_lists(self, places: list[int]) -> list[Any]:
@@ -135,6 +138,26 @@ def _is_read_by_list(dataset: Any) -> bool:
     while type(dataset) is Subset:
         dataset = cast("Any", dataset).dataset
     return callable(getattr(dataset, "__getitems__", None))
+
+
+def _is_list(dataset: Any) -> bool:
+    """Return whether samples are taken from a list or a tuple, where nothing is computed."""
+    while type(dataset) is Subset:
+        dataset = cast("Any", dataset).dataset
+    return type(dataset) in (list, tuple)
+
+
+_VALUES = (torch.Tensor, int, float, bool, str, bytes, np.float64, np.float32, np.int64, np.int32, np.bool_)
+
+
+def is_plain(value: Any) -> bool:
+    """Return whether a sample is plain data: no class of the user's own computes anything when it is collated."""
+    cls = cast("type[Any]", type(value))
+    if cls in (tuple, list):
+        return all(map(is_plain, value))
+    if cls is dict:
+        return all(map(is_plain, value.values()))
+    return cls in _VALUES or (cls is np.ndarray and value.dtype.kind in "biuf")
 
 
 def collate_samples(collate: Collate, samples: list[Any]) -> Any:

@@ -10,9 +10,10 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from heptad.data.cursor import PassKey
-from heptad.data.fetch import Collate, Fetch, InWorkers, as_it_is, build_fetch, ignore_interrupts
+from heptad.data.fetch import Collate, Fetch, InWorkers, as_it_is, build_fetch
 from heptad.data.generators import generator_state, set_generator_state
 from heptad.data.order import ORDER_VERSION, batch_seed, order
+from heptad.data.workers import begin_iterating
 from heptad.errors import DataError
 
 
@@ -203,10 +204,9 @@ class IndexCursor:
                 num_workers=self._workers,
                 persistent_workers=self._persistent,
                 collate_fn=as_it_is,
-                worker_init_fn=ignore_interrupts,
                 generator=torch.Generator().manual_seed(0),  # without one, iter() draws from the global generator
             )
-        self._fetched = iter(self._loader)
+        self._fetched = begin_iterating(self._loader)
         return self._fetched
 
 

@@ -18,6 +18,7 @@ from heptad.data.generators import (
     set_generator_state,
 )
 from heptad.data.iterator_cursor import walk_to
+from heptad.data.workers import begin_iterating
 from heptad.errors import DataError, a_kind
 
 OF_TORCH = ("torch.utils.data", "torchdata.")
@@ -49,7 +50,7 @@ class LoaderSource:
     def iterate(self, key: PassKey) -> Iterator[Any]:
         """Begin a pass."""
         del key  # the order is the loader's
-        return iter(self.data)
+        return begin_iterating(self.data)
 
     def before_pass(self) -> list[Any]:
         """Return the states of the global and the loader's own generators, and of its samplers."""
@@ -75,7 +76,7 @@ class LoaderSource:
         del key
         if self._stateful and state["own"] is not None:
             self.data.load_state_dict(state["own"])
-            iterator = iter(self.data)  # it is this that takes the state in; the next one begins a pass
+            iterator = begin_iterating(self.data)  # it is this that takes the state in; the next one begins a pass
             self._restore_own(state["generators"], state.get("samplers"))
             return (iterator if state["open"] else None), None
         iterator, walked = None, None
@@ -90,7 +91,7 @@ class LoaderSource:
     def _walk(self, taken: int, began: Sequence[Mapping[str, Any]]) -> tuple[Iterator[Any], str | None]:
         if began:
             self._restore_drawn(began[0])
-        iterator = iter(self.data)
+        iterator = begin_iterating(self.data)
         if began[1:]:
             self._restore_drawn(began[1])
         return iterator, walk_to(iterator, taken)

@@ -10,11 +10,12 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from heptad.config import RunConfig
 from heptad.data.cursor import PassKey
-from heptad.data.fetch import Collate, as_it_is, collate_samples, default_collate, ignore_interrupts
+from heptad.data.fetch import Collate, as_it_is, collate_samples, default_collate
 from heptad.data.generators import generator_state, generators_of, preserved, seed_cpu, set_generator_state
 from heptad.data.iterator_cursor import walk_to
 from heptad.data.loader import parts_of_dataset
 from heptad.data.order import batch_seed
+from heptad.data.workers import begin_iterating
 
 
 class StreamSource:
@@ -43,10 +44,9 @@ class StreamSource:
             batch_size=None,
             num_workers=self._workers,
             collate_fn=as_it_is,
-            worker_init_fn=ignore_interrupts,
             generator=torch.Generator().manual_seed(0),  # without one, iter() draws from the global generator
         )
-        return iter(loader)
+        return begin_iterating(loader)
 
     def before_pass(self) -> list[Any]:
         """Return the states of the generators that the dataset holds; all other randomness follows from the key."""

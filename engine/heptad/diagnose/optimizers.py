@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, cast
 
 from torch import nn
@@ -40,6 +41,34 @@ def odd_step(optimizer: Any, why: str) -> str:
         f"Components.optimizer: the step of this {kind(optimizer)} is called as step(), or as step(closure), but "
         f"{why}; use an optimizer whose step takes nothing else"
     )
+
+
+def lost_parameters(new: Sequence[str], loose: Sequence[str], gone: Sequence[str], nothing: bool) -> str:
+    """Describe parameters that updates do not reach any more.
+
+    Args:
+        new: Those that were put into the network and that no optimizer holds.
+        loose: Those of the network that an optimizer held, and does not hold now.
+        gone: Those that an optimizer holds, and that are not in the network now.
+        nothing: Whether the updates change nothing of the network.
+    """
+    parts = (
+        (new, "no optimizer holds what was put into the network: "),
+        (loose, "no optimizer holds these parameters of the network any more: "),
+        (gone, "an optimizer holds what is not in the network any more: "),
+    )
+    said = "; ".join(text + _few(names) for names, text in parts if names)
+    begin = (
+        "updates change no parameter of the network any more" if nothing else "updates do not train all that they did"
+    )
+    return (
+        f"{begin}{': ' if said else ''}{said}; change parameters in place (under torch.no_grad, with copy_), or hand "
+        "new ones to the optimizer with run.optimizer.add_param_group"
+    )
+
+
+def _few(names: Sequence[str]) -> str:
+    return ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
 
 
 def unfit_state(where: str, optimizer: Any, stored: Any, own: Any, error: Exception) -> str:

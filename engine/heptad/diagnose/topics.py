@@ -15,6 +15,7 @@ from heptad.diagnose.hooks import HERE
 from heptad.diagnose.loss import backward, empty_output, loss, never_returns, own_backward, own_clearing, pair
 from heptad.diagnose.optimizers import (
     foreign_parameters,
+    lost_parameters,
     no_optimizer,
     odd_step,
     optimizer_factory,
@@ -30,6 +31,7 @@ __all__ = [
     "handler_name",
     "iterated_once",
     "loss",
+    "lost_parameters",
     "never_returns",
     "no_data",
     "no_dataset",

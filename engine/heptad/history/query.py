@@ -177,7 +177,7 @@ class TransitionLog(Sequence[Transition]):
 
         Args:
             kind: Such as `"stop"`, `"pause"`, `"skip"`, `"extend"`, `"drop"`, `"detach"`, `"resume"`, `"untrained"`,
-                `"accumulation"`, `"array"`, `"failure"`, or `"note"` for what `Run.note` was given.
+                `"shared"`, `"accumulation"`, `"array"`, `"failure"`, or `"note"` for what `Run.note` was given.
 
         Raises:
             EngineError: If there is no such kind.

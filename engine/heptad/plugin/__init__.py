@@ -31,6 +31,7 @@ _HOMES = {
             "RecordedArray",
             "Remark",
             "Resume",
+            "SharedGenerators",
             "Skip",
             "SkipBatch",
             "StillDetached",

@@ -26,6 +26,7 @@ from heptad.record.events import Pause as Pause
 from heptad.record.events import RecordedArray as RecordedArray
 from heptad.record.events import Remark as Remark
 from heptad.record.events import Resume as Resume
+from heptad.record.events import SharedGenerators as SharedGenerators
 from heptad.record.events import Skip as Skip
 from heptad.record.events import SkipBatch as SkipBatch
 from heptad.record.events import StillDetached as StillDetached

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable, Sequence
 from types import TracebackType
 from typing import Any, cast
@@ -37,6 +38,7 @@ class PluginManager:
         self._detached: set[str] = set()
         self._begun = False
         self._opened = False
+        self._process = os.getpid()
 
     def subscriptions(self) -> list[Subscription]:
         """Return the subscriptions of all plugins."""
@@ -166,6 +168,7 @@ class PluginManager:
         if self._opened:
             return
         self._opened = True
+        self._process = os.getpid()
         begins = run.state == "idle" and not self._begun
         self._begun = True
         for plugin in self.plugins:
@@ -228,6 +231,8 @@ class PluginManager:
     def _close(self, run: Run) -> BaseException | None:
         """Close all plugins, in reverse order, then the data of evaluations; return what they raised."""
         self._opened = False
+        if self._process != os.getpid():  # a forked child: their files and threads are the parent's
+            return None
         errors: list[BaseException] = []
         for plugin in reversed(self.plugins):
             try:

@@ -136,6 +136,7 @@ class LogBuffer:
         self._offset = time_ns() - monotonic_ns()
         self._paused_at: int | None = monotonic_ns()
         self._node = table.index[table.start.name]
+        self._checked = 0
         packed: tuple[PackedChunk, ...] = ()
         # One assignment of both: a reader sees the log as it was before a chunk was packed or after, never in between.
         self._written = packed, OpenChunk(0, self._paused_at, self._offset, Counters())
@@ -165,6 +166,10 @@ class LogBuffer:
     def leave(self, follower: Follower) -> None:
         """Stop handing the log to a follower; one that does not follow is passed over."""
         self._followers = tuple(other for other in self._followers if other is not follower)
+
+    def leave_all(self) -> None:
+        """Stop handing the log to anybody."""
+        self._followers = ()
 
     @property
     def arcs(self) -> list[int]:
@@ -252,6 +257,26 @@ class LogBuffer:
         for follower in self._followers:
             follower.settled()
 
+    def check(self, counters: Counters) -> None:
+        """Compare counters with what the path counts; between two turns, or in a body that counts nothing.
+
+        Raises:
+            EngineError: If they differ, because a handler has written to what the engine keeps them in.
+        """
+        packed, newest = self._written
+        odd = ["turn"] if len(newest.arcs) != len(newest.times) else []
+        if not odd and newest.seq + len(newest.times) > self._checked:
+            odd = _differing(
+                self.effects, [*[one for one in packed if one.seq >= self._checked], newest.packed()], counters
+            )
+        if odd:
+            raise EngineError(
+                f"the run and its log differ in {', '.join(odd)}: a handler has written to run.position or run.buffer, "
+                "which are the engine's; a handler acts through the run's verbs (stop, pause, skip_update, skip_batch, "
+                "set_accumulation, record, note)"
+            )
+        self._checked = newest.seq
+
     def _pack(self, counters: Counters) -> None:
         packed, chunk = self._written
         end = chunk.seq + len(chunk.times)
@@ -303,3 +328,19 @@ class LogBuffer:
     def calls(self, first: int, end: int) -> list[Call]:
         """Return the calls of handlers in the turns of these transitions, if they were traced."""
         return self.traced.between(first, end, self._offset)
+
+
+def _differing(effects: Effects, chunks: Sequence[PackedChunk], counters: Counters) -> list[str]:
+    """Return what differs between counters, those that each chunk begins with, and the path."""
+    parts = [chunk.arcs() for chunk in chunks]
+    arcs, ends = np.concatenate(parts), np.cumsum([len(part) for part in parts])
+    updates = effects.counts_update[arcs]
+    updates[[chunk.seq - chunks[0].seq + place for chunk in chunks for place in chunk.skipped]] = False
+    paths = {"epoch": effects.counts_epoch[arcs], "step": effects.counts_step[arcs], "update": updates}
+    after = [*[chunk.counters for chunk in chunks[1:]], counters]
+    odd = ["turn"] if (effects.sources[arcs[1:]] != effects.dests[arcs[:-1]]).any() else []
+    for name, counts in paths.items():
+        counted = np.concatenate(([0], np.cumsum(counts)))[ends] + getattr(chunks[0].counters, name)
+        if (counted != [getattr(one, name) for one in after]).any():
+            odd.append(name)
+    return odd

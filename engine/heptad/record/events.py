@@ -262,14 +262,21 @@ class Remark(Event):
 
 @dataclass(frozen=True, slots=True)
 class Untrained(Event):
-    """The first update found no gradient in any parameter that the optimizers hold."""
+    """Updates train nothing, or not all that they did.
+
+    Attributes:
+        found: Which parameters the updates do not reach any more; empty where no parameter that the optimizers hold has
+            a gradient, in the first update of the run or the last one of a pass.
+    """
 
     kind = "untrained"
+
+    found: str = ""
 
     @property
     def text(self) -> str:
         """What that means, and what to look at."""
-        return (
+        return self.found or (
             "no parameter that the optimizer holds has a gradient, the loss does not depend on them: does compute_loss "
             "use the network that it is given, and does the optimizer hold the layers that this has now?"
         )
@@ -293,6 +300,29 @@ class NoUpdate(Event):
         return (
             f"{counted(self.windows, 'window')} closed, and no update made: each step weighs 0 or gives no loss, or "
             "each update is skipped; does compute_loss ever return a loss, are all targets ignored?"
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class SharedGenerators(Event):
+    """Another engine drove a run in this process at the same time.
+
+    Attributes:
+        thread: Which thread drove it, in words.
+    """
+
+    kind = "shared"
+
+    thread: str
+
+    @property
+    def text(self) -> str:
+        """What promise does not hold."""
+        return (
+            f"another engine drives a run in this process at the same time, in {self.thread}: both seed, draw from and "
+            "restore the global random generators, so that what this run draws at random (dropout, random transforms, "
+            "the order of a loader) is no function of its seed, and resuming it is not bit-exact; give each run a "
+            "process of its own"
         )
 
 
@@ -388,6 +418,7 @@ EVENTS: dict[str, type[Event]] = {
         RecordedArray,
         Remark,
         Resume,
+        SharedGenerators,
         Skip,
         SkipBatch,
         StillDetached,

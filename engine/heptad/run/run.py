@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
 
 P = ParamSpec("P")
+_FIXED = frozenset({"buffer", "capture", "config", "position", "runtime", "table"})
 
 
 class Run(RunView):
@@ -304,6 +305,8 @@ class Run(RunView):
 
     def __setattr__(self, name: str, value: object) -> None:
         try:
+            if name in _FIXED and getattr(self, name, None) is not None:
+                raise AttributeError
             super().__setattr__(name, value)
         except AttributeError:  # there is no such slot, or no setter
             raise AttributeError(

@@ -191,6 +191,7 @@ class Runtime:
         gradient_changers: The plugins that change gradients on entry to `optimizer_update`, as messages name them.
         on_loss: What is called in each step before its backward pass, with the run: plugins that ask for it.
         evaluator: Evaluates for `Run.evaluate`; `None` in a run that is itself an evaluation.
+        bond: Which parameters the network and the optimizers held when that was last looked at.
         places: Whether batches are moved to the device. On the CPU they are where they are used.
         network: The bare network: what has names and is stored.
         forward: What is called: the network, or what a strategy wrapped around it.
@@ -205,6 +206,7 @@ class Runtime:
     recomputation: Recomputes | None = None
     keeps_window: bool = False
     gradient_changers: Sequence[str] = ()
+    bond: Any = None
     step: StepFunction = field(init=False)
     places: bool = field(init=False)
     network: nn.Module = field(init=False)

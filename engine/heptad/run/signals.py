@@ -7,6 +7,7 @@ Python installs no handler of Ctrl-C in a process that was started with SIGINT i
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
 from types import FrameType
@@ -31,6 +32,7 @@ class CtrlC:
     def __init__(self, run: Run) -> None:
         self._run = run
         self._before: Any = None
+        self._process = os.getpid()
         self.pressed = False
 
     def __enter__(self) -> CtrlC:
@@ -49,6 +51,8 @@ class CtrlC:
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         del number, frame
+        if self._process != os.getpid():  # a worker that was forked meanwhile: a terminal sends Ctrl-C there too
+            return
         if self.pressed:
             raise SecondInterrupt("Ctrl-C was pressed a second time")
         self.pressed = True

@@ -15,13 +15,14 @@ from heptad.data.cursor import NOTHING
 from heptad.data.generators import seed_all
 from heptad.errors import DataError, add_note, diagnose
 from heptad.ranks.strategy import Strategy
-from heptad.record.events import Drop, Extend, NoUpdate, Untrained
+from heptad.record.events import Drop, Extend, NoUpdate
 from heptad.run.run import Run
 from heptad.step.closure import build_recomputation
 from heptad.step.first_step import FirstStep
 from heptad.step.function import build_step, check_loss
 from heptad.step.judging import call_on_loss
 from heptad.step.optimizers import apply_init_weights, build_optimizers
+from heptad.step.untrained import Bond, find_untrained, look_after_parameters
 
 MANY = 1000
 """Windows without any update after which the log says so."""
@@ -48,6 +49,7 @@ def build(run: Run, strategy: Strategy) -> None:
     runtime = run.runtime
     strategy.place(runtime)
     runtime.optimizers = build_optimizers(runtime.components)  # after placing, which may replace the parameters
+    runtime.bond = Bond(runtime)
     build_recomputation(run, strategy)
     runtime.step = FirstStep(build_step(runtime.components, runtime.forward, weighs=False), runtime)
     run.buffer.facts |= {
@@ -168,8 +170,8 @@ def optimizer_update(run: Run) -> None:
             optimizer.zero_grad()
         return
     at.skipped = False
-    if not at.update:
-        _note_untrained(run)
+    if at.remaining < at.needed or not at.update:  # the last update of the pass, and the first of the run
+        find_untrained(run)
     if (recomputation := run.runtime.recomputation) is not None:
         recomputation.update(run)
     else:
@@ -185,6 +187,7 @@ def after_epoch(run: Run) -> None:
     at = run.position
     run.runtime.feed.end()
     _refuse_endless(run)
+    look_after_parameters(run)
     if not at.carries:
         at.window.steps = 0
     at.remaining = 0
@@ -196,6 +199,7 @@ def after_epoch(run: Run) -> None:
 def after_loop(run: Run) -> None:
     """Clear gradients; evaluation mode."""
     at, runtime = run.position, run.runtime
+    run.buffer.check(run.counters())
     runtime.optimizers.drop(runtime.network)
     at.loss = None if at.loss is None else at.loss.detach()
     runtime.network.eval()
@@ -251,12 +255,6 @@ def _read_ahead(run: Run) -> None:
 
 
 READERS = {"after_step": read_on_exit_of_after_step, "optimizer_update": read_on_exit_of_optimizer_update}
-
-
-def _note_untrained(run: Run) -> None:
-    """Report a first update that finds no gradient: it changes nothing, and the next one will be like it."""
-    if all(parameter.grad is None for parameter in run.runtime.optimizers.held()):
-        run.emit(Untrained)
 
 
 def _refuse_endless(run: Run) -> None:

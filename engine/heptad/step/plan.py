@@ -215,7 +215,7 @@ class Planner:
         nothing = Components.model_construct(network=torch.nn.Module())
         parts = Runtime(nothing, _ShadowFeed(run.runtime.feed.batches), torch.device("cpu"), Optimizers())
         self._shadow = _Shadow(run.table, run.config, parts, LogBuffer(run.table, 1))
-        self._shadow.position = copy(run.position)
+        object.__setattr__(self._shadow, "position", copy(run.position))
         self._shadow.position.window = copy(run.position.window)
         self._shadow.position.kept = None
         self._visits = [visit.ahead() for visit in visits]

@@ -19,6 +19,7 @@ from heptad.data.build import build_dataset_feed
 from heptad.data.cursor import NOTHING
 from heptad.data.generators import generator_state, generators_of, set_generator_state
 from heptad.data.loader import parts_of_dataset
+from heptad.data.workers import begin_iterating
 from heptad.step.metrics import Metric, MetricObject, MetricsInput, named_metrics
 
 _FUNCTIONS = (FunctionType, BuiltinFunctionType, MethodType, partial, nn.Module)
@@ -82,7 +83,7 @@ def _of_loader(loader: DataLoader[Any]) -> Any:
         generator=torch.Generator().manual_seed(0),  # without one, iter() draws from the global generator
         **given,
     )
-    return deepcopy(next(iter(one)))  # without collating, it is the dataset's own: a network may write to it
+    return deepcopy(next(begin_iterating(one)))  # without collating, it is the dataset's own: a network may write to it
 
 
 def copies_of(metrics: MetricsInput) -> MetricsInput:

@@ -18,6 +18,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from heptad.errors import LogError, kind
+from heptad.history.journal.forks import ForkedError, know_forks
 from heptad.history.journal.writer import FileWriter
 from heptad.record.buffer import LogBuffer, PackedChunk
 from heptad.record.chunk import Call, Chunk
@@ -39,7 +40,7 @@ _DISK_ERRORS = (OSError, sqlite3.OperationalError)
 class JournalRecorder:
     """Write the log of a run to a file on a thread of its own. `JournalFile.record` starts one.
 
-    A forked child has neither the thread nor a use for the connection, so nothing in it can touch the file.
+    A forked child has neither the thread nor a use for the connection: there `check` says whose file it is.
 
     Attributes:
         error: What writing raised. Nothing more is written then.
@@ -82,6 +83,7 @@ class JournalRecorder:
         self.calls = earlier.calls if earlier else 0
         self.session = earlier.session if earlier else 0
         self._thread = threading.Thread(target=self._work, name="heptad-journal", daemon=True)
+        know_forks(self)
 
     def start(self, chunks: Sequence[Chunk], events: Sequence[Event]) -> None:
         """Open the file and follow the log.
@@ -136,8 +138,17 @@ class JournalRecorder:
         self._log.leave(self)
         raise LogError(f"{self._path} {self._failed(self.error)}") from self.error
 
+    def disown(self) -> None:
+        """Leave the file to the parent, in a forked child: neither the thread nor a use for the connection is there."""
+        self._wake = threading.Condition()  # the one before may be held by the thread, for ever
+        self._chunks.clear()
+        self._log.leave(self)
+        self.error = ForkedError()
+
     def _failed(self, error: BaseException) -> str:
         """Return what became of the file, and what to do."""
+        if isinstance(error, ForkedError):
+            return str(error)
         if not self._path.exists():
             return (
                 f"is gone: it was removed or renamed while the run was writing it ({error}). Leave a journal in its "

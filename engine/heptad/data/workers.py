@@ -1,0 +1,58 @@
+"""Worker processes that Ctrl-C does not end: a terminal sends it to all processes, and the main one decides."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Callable, Generator, Iterator
+from contextlib import contextmanager
+from functools import partial
+from multiprocessing import get_start_method, resource_tracker
+from typing import Any
+
+from torch.utils.data import DataLoader
+
+from heptad.data.fetch import ignore_interrupts, is_a
+
+
+def begin_iterating(data: Any) -> Iterator[Any]:
+    """Return `iter(data)`; the workers that a `DataLoader` starts for it ignore Ctrl-C, from their first instant on.
+
+    They inherit that it is blocked, and soon ignore it. In this process one that comes meanwhile is only late.
+    """
+    if not is_a(data, DataLoader) or not data.num_workers:
+        return iter(data)
+    loader: Any = data
+    own: Callable[[int], object] | None = loader.worker_init_fn
+    if _method_of(loader) != "fork":
+        resource_tracker.ensure_running()  # before: starting it ends with Ctrl-C no longer blocked
+    with _ctrl_c_blocked():
+        loader.worker_init_fn = partial(_begin_worker, own)
+        try:
+            return iter(loader)
+        finally:
+            loader.worker_init_fn = own
+
+
+@contextmanager
+def _ctrl_c_blocked() -> Generator[None]:
+    """Block Ctrl-C in this thread, and in the processes that it starts, where the system can."""
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _begin_worker(own: Callable[[int], object] | None, worker: int) -> None:
+    ignore_interrupts(worker)
+    if own is not None:
+        own(worker)
+
+
+def _method_of(loader: Any) -> str:
+    """Return how a loader starts processes."""
+    context = loader.multiprocessing_context
+    return (get_start_method() if context is None else context.get_start_method()) or ""

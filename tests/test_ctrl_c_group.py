@@ -1,0 +1,107 @@
+"""Ctrl-C at a terminal: the worker processes of a loader get the signal too, and the run pauses all the same."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+
+PROGRAM = """
+import os, random, signal, sys, threading, time
+import torch
+from torch.utils.data import DataLoader, IterableDataset
+from builders import FEATURES, equal, small_engine, weights
+
+torch.set_num_threads(1)
+SAMPLES = [(torch.full((FEATURES,), number / 64), number % 3) for number in range(64)]
+
+
+class Stream(IterableDataset):
+    def __iter__(self):
+        return iter(SAMPLES)
+
+
+def init(worker):
+    torch.set_num_threads(1)
+
+
+def wrapped():
+    class Loader:  # starts workers of which the engine knows nothing
+        def __len__(self):
+            return 32
+
+        def __iter__(self):
+            yield from DataLoader(SAMPLES, batch_size=2, num_workers=2)
+
+    return Loader()
+
+
+MAKE = {
+    "loader": lambda: small_engine(DataLoader(SAMPLES, batch_size=2, num_workers=2, worker_init_fn=init), epochs=6),
+    "persistent": lambda: small_engine(
+        DataLoader(SAMPLES, batch_size=2, num_workers=2, persistent_workers=True), epochs=6
+    ),
+    "spawn": lambda: small_engine(
+        DataLoader(SAMPLES, batch_size=2, num_workers=1, multiprocessing_context="spawn"), epochs=1
+    ),
+    "stream": lambda: small_engine(DataLoader(Stream(), batch_size=2, num_workers=2), epochs=6),
+    "wrapped": lambda: small_engine(wrapped(), epochs=6),
+}
+
+
+def main(kind, presses):
+    draw, engine = random.Random(kind), MAKE[kind]()
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+
+    @engine.on_exit("before_step")
+    def _(run):
+        time.sleep(0.001)
+
+    pressed = 0
+    while not engine.current.ended:
+        timer = threading.Timer(draw.uniform(0.01, 0.06), lambda: os.killpg(0, signal.SIGINT))
+        if pressed < presses:
+            timer.start()
+        try:
+            engine.run()
+            timer.cancel()
+        except KeyboardInterrupt:
+            pressed += 1
+        try:
+            timer.join() if pressed <= presses and timer.ident else None
+        except KeyboardInterrupt:
+            pass
+    same = equal(weights(engine.current.network), weights(MAKE[kind]().run().network))
+    print(engine.current.state, pressed >= min(2, presses), same)
+
+
+if __name__ == "__main__":
+    for kind in sys.argv[2:]:
+        main(kind, int(sys.argv[1]))
+"""
+
+KINDS = {"forked": (6, "loader", "persistent", "wrapped", "stream"), "spawned": (2, "spawn")}
+"""How often Ctrl-C is pressed, and what loads the data."""
+
+
+@pytest.mark.skipif(not hasattr(os, "killpg"), reason="there are no process groups here")
+@pytest.mark.parametrize("kind", KINDS)
+def test_workers_that_get_ctrl_c_too_do_not_end_the_run(kind, tmp_path):
+    """Pressed again and again, at times drawn at random; the weights are those of a run that nobody paused."""
+    (tmp_path / "program.py").write_text(PROGRAM)
+    program = subprocess.Popen(
+        [sys.executable, str(tmp_path / "program.py"), *map(str, KINDS[kind])],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    try:
+        out, err = program.communicate(timeout=60)
+    except subprocess.TimeoutExpired:
+        os.killpg(program.pid, signal.SIGKILL)
+        out, err = program.communicate()
+    assert (out.split(), program.returncode) == (["finished", "True", "True"] * (len(KINDS[kind]) - 1), 0), err

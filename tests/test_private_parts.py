@@ -1,0 +1,88 @@
+"""What belongs to the engine and is reachable from a handler: an error says so, no wrong run comes of it."""
+
+from __future__ import annotations
+
+import pytest
+
+from builders import Unsized, batches, small_engine
+from heptad import EngineError
+from heptad_plugins import Checkpoint
+
+
+def act_once(engine, act, state="after_step", step=5):
+    """Let a handler do something once."""
+
+    @engine.on_exit(state)
+    def _(run):
+        if run.step == step:
+            act(run)
+
+    return engine
+
+
+def set_counter(name, value):
+    return lambda run: setattr(run.position, name, value)
+
+
+COUNTERS = ["update", "step", "epoch"]
+
+
+@pytest.mark.parametrize("name", COUNTERS)
+def test_a_counter_that_a_handler_sets_ends_the_run_with_an_error(name):
+    engine = act_once(small_engine(12, epochs=2), set_counter(name, 1 if name == "epoch" else 0))
+    if name == "epoch":
+        act_once(engine, set_counter("epoch", 0), step=18)
+    with pytest.raises(EngineError, match=rf"the run and its log differ in .*{name}.*: a handler has written to"):
+        engine.run()
+
+
+def clear_arcs(run):
+    run.buffer.arcs.clear()
+
+
+def clear_both(run):
+    run.buffer.arcs.clear()
+    run.buffer.times.clear()
+
+
+def drop_a_turn(run):
+    run.buffer.arcs.pop()
+    run.buffer.times.pop()
+
+
+@pytest.mark.parametrize("act", [clear_arcs, clear_both, drop_a_turn])
+def test_a_log_that_a_handler_cuts_ends_the_run_with_an_error(act):
+    with pytest.raises(EngineError, match=r"differ in .*(turn|step).*: a handler has written to"):
+        act_once(small_engine(12), act).run()
+
+
+def test_it_is_found_before_a_checkpoint_and_in_an_older_chunk_of_the_log(tmp_path):
+    """The run does not go on to its end with it, and no checkpoint holds it."""
+    engine = act_once(small_engine(12, [Checkpoint(tmp_path / "c")], epochs=9), set_counter("update", 0))
+    with pytest.raises(EngineError, match="differ in update"):
+        engine.run()
+    assert not list((tmp_path / "c").glob("checkpoint-*"))
+    with pytest.raises(EngineError, match="differ in update"):
+        act_once(small_engine(2_000), set_counter("update", 0)).run()
+
+
+@pytest.mark.parametrize("name", ["buffer", "capture", "config", "position", "runtime", "table"])
+def test_the_parts_of_a_run_cannot_be_replaced(name):
+    def replace(run):
+        with pytest.raises(AttributeError, match=f"run.{name} cannot be set: a handler acts through"):
+            setattr(run, name, None)
+
+    assert act_once(small_engine(6), replace).run().state == "finished"
+
+
+@pytest.mark.parametrize("remainder", ["extend", "flush", "drop", "carry"])
+@pytest.mark.parametrize("sized", [True, False])
+def test_a_run_that_nobody_has_touched_agrees_with_its_log(remainder, sized, tmp_path):
+    """Windows of three over passes of seven, updates skipped, another accumulation, checkpoints in between."""
+    data = batches(7) if sized else Unsized(batches(7))
+    engine = small_engine(
+        data, [Checkpoint(tmp_path, "optimizer_update")], accumulation=3, epochs=4, remainder=remainder
+    )
+    engine.on_enter("optimizer_update", every=2)(lambda run: run.skip_update("no"))
+    engine.on_exit("after_step", every=11)(lambda run: run.set_accumulation(2))
+    assert engine.run().state == "finished"
