@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+import resource
 import shutil
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -66,6 +69,31 @@ def resaved(source: Path, directory: Path, change: Change) -> Path:
 def copied(source: Path, directory: Path) -> Path:
     """Copy a checkpoint into another directory of checkpoints, to be changed there."""
     return Path(shutil.copytree(source, directory / source.name))
+
+
+def bounded(work: Callable[[], object], megabytes: int = 512, seconds: int = 10) -> str:
+    """Call a function in a forked child that may take so much more memory and so much time; return what came of it.
+
+    That is nothing where it returned, class and message of what it raised, or the signal that ended it.
+    """
+    receive, send = os.pipe()
+    child = os.fork()
+    if child == 0:
+        try:
+            pages = int(Path("/proc/self/statm").read_text().split()[0])
+            resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + (megabytes << 20),) * 2)
+            signal.signal(signal.SIGALRM, signal.SIG_DFL)
+            signal.alarm(seconds)
+            work()
+        except BaseException as error:
+            os.write(send, f"{type(error).__name__}: {error}"[:4000].encode())
+        finally:
+            os._exit(0)
+    os.close(send)
+    with os.fdopen(receive, "rb") as answer:
+        said = answer.read().decode(errors="replace")
+    ended = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    return said if ended == 0 else f"ended by {signal.Signals(-ended).name}"
 
 
 def some_other(tensor: torch.Tensor) -> list[torch.Tensor]:
