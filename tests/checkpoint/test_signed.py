@@ -50,7 +50,7 @@ def everything(engine: Engine) -> dict[str, str]:
     return {name: digest(part) for name, part in parts.items()}
 
 
-def assert_refused(engine: Engine, path: Path, says: str = "") -> None:
+def assert_refused(engine: Engine, path: Path, says: str | None = None) -> None:
     """The checkpoint is refused by name, nothing has changed, and the engine is not driven."""
     before = everything(engine)
     with pytest.raises(CheckpointError, match=says):
@@ -443,3 +443,24 @@ def test_an_average_that_is_none_is_refused(plugins: Any, source: Path, tmp_path
     path = resaved(source, tmp_path / "crafted", lambda sections: sections.update(plugins=plugins))
     with pytest.raises(CheckpointError, match="holds no average"):
         load_weights(path, network(), average=True)
+
+
+DRAWN: dict[tuple[str, str], Callable[[dict[str, Any]], object]] = {
+    ("loader", "no states"): lambda place: place["began"][0].update({"global": None}),
+    ("loader", "a state of python that is a number"): lambda place: place["began"][0]["global"].update(python=5),
+    ("loader", "samplers that are numbers"): lambda place: place["began"][0].update(samplers=[5, 5]),
+    ("loader", "a generator too many"): lambda place: place["began"][1].update(own=[torch.zeros(3)]),
+    ("unsized", "a number for what was drawn"): lambda place: place["walk"].update(began=[5]),
+    ("unsized", "a place behind the end"): lambda place: [
+        place.update(taken=10**6), place["walk"].update(taken=10**6 + place["waits"])],
+    ("stateful", "a state of the loader in words"): lambda place: place.update(own="x"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("feed", "what"), DRAWN)
+def test_a_place_that_the_data_cannot_return_to_is_refused(feed: str, what: str, tmp_path: Path):
+    """Whatever the loader or a generator raises; the global generators are put back, and the engine is not driven."""
+    full_engine(tmp_path / "a", feed=feed, at="after_step").run(until=lambda run: run.step == 3)
+    newest = Store(tmp_path / "a").entries()[-1].path
+    path = resaved(newest, tmp_path / "b", lambda sections: DRAWN[feed, what](sections["run"]["data"]))
+    assert_refused(full_engine(tmp_path / "c", feed=feed, at="after_step"), path)
