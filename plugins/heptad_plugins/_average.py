@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from copy import deepcopy
 from itertools import chain
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from heptad import EngineError
+from heptad_plugins._stored import count_in, mapping
 
 HOLDER = "_heptad_average"
 """The attribute of a network that holds an average, and says whose: a second one would take it for the weights."""
@@ -178,6 +179,39 @@ class Average:
                 "the averages: load_state_dict(EMA.state_dict()['tensors'], strict=False), or load_weights of a "
                 "checkpoint"
             ) from error
+
+
+def check_state(state: dict[str, Any], network: nn.Module | None) -> None:
+    """Compare what `Average.state` returned with a network; buffers that it has yet to make may be missing there.
+
+    Raises:
+        ValueError: If it is something else, or the average of another network.
+    """
+    count_in(mapping(state), "n_averaged")
+    values = mapping(state.get("tensors"), "tensors")
+    for name, value in values.items():
+        if not isinstance(value, Tensor) or value.layout is not torch.strided:
+            raise ValueError(f"tensors[{name!r:.80}] is no tensor")
+    if network is None:
+        return
+    own = _by_name(network)
+    awaited = {
+        f"{prefix}.{name}" if prefix else name
+        for prefix, module in cast("Iterable[tuple[str, nn.Module]]", network.named_modules())
+        for name, buffer in vars(module)["_buffers"].items()
+        if buffer is None
+    }
+    odd = sorted(map(str, own.keys() - values.keys())) or sorted(map(str, values.keys() - own.keys() - awaited))
+    odd = odd or [name for name, tensor in own.items() if not _is_average_of(values[name], tensor)]
+    if odd:
+        raise ValueError(f"it is the average of another network; they differ in {', '.join(odd):.200}")
+
+
+def _is_average_of(value: Tensor, tensor: Tensor) -> bool:
+    return value.shape == tensor.shape and (value.is_complex(), _has_mean(value)) == (
+        tensor.is_complex(),
+        _has_mean(tensor),
+    )
 
 
 def _has_mean(tensor: Tensor) -> bool:

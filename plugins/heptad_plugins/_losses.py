@@ -9,6 +9,7 @@ import torch
 
 from heptad import Run
 from heptad.plugin import Filter, Recorded
+from heptad_plugins._stored import count_in, mapping
 
 UPDATE, EPOCH = "train/loss", "train/epoch_loss"
 """The names of the two means."""
@@ -82,4 +83,5 @@ class Losses:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore both; a checkpoint from before there were means has neither."""
-        self._update, self._epoch = state.get("update"), state.get("epoch")
+        update, epoch = (count_in(mapping(state), name, None) for name in ("update", "epoch"))
+        self._update, self._epoch = update, epoch

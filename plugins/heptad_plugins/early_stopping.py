@@ -9,6 +9,7 @@ from heptad import Plugin, Run
 from heptad.plugin import Watch, refuse_unrecorded
 from heptad_plugins._losses import EPOCH, Losses
 from heptad_plugins._options import number, one_of, selection, text_of, whole_number
+from heptad_plugins._stored import count_in, flag_in, mapping, real_in
 
 
 class EarlyStopping(Plugin):
@@ -99,9 +100,11 @@ class EarlyStopping(Plugin):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore these; older checkpoints lack the last three."""
-        self._best, self._count = state["best"], state["count"]
-        self._stopped, self._watch.seen = state.get("stopped", False), state.get("seen")
-        self._losses.load_state_dict(state.get("losses", {}))
+        best, number, seen = real_in(state, "best", None), count_in(state, "count"), count_in(state, "seen", None)
+        losses = mapping(state.get("losses", {}), "losses")
+        self._stopped = flag_in(state, "stopped", False)
+        self._best, self._count, self._watch.seen = best, number, seen
+        self._losses.load_state_dict(losses)
 
     def open(self, run: Run) -> None:
         """Count all values as judged where a checkpoint does not say which were."""

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import torch
 
 from heptad import Plugin, PluginError, Run
 from heptad.plugin import apply_metric, metric_weight, metrics_mistake
 from heptad_plugins._losses import Losses
+from heptad_plugins._stored import mapping, scalars_in
 
 
 @dataclass
@@ -25,6 +26,15 @@ class Sums:
         for name, part in parts.items():
             self.totals[name] = self.totals[name] + part if name in self.totals else part
         self.weight = self.weight + weight
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the sums, for a checkpoint."""
+        return {"totals": dict(self.totals), "weight": self.weight}
+
+    @classmethod
+    def of(cls, state: Mapping[str, Any]) -> Self:
+        """Return the sums that `state_dict` returned."""
+        return cls(scalars_in(state, "totals"), scalars_in({"sum": {"weight": state["weight"]}}, "sum")["weight"])
 
 
 class TrainingMetrics(Plugin):
@@ -131,12 +141,13 @@ class TrainingMetrics(Plugin):
     def state_dict(self) -> dict[str, Any]:
         """Return the sums of the epoch, and how many values were recorded by the last update and epoch."""
         return {
-            "epoch": [dict(self._epoch.totals), self._epoch.weight],
-            "window": [dict(self._window.totals), self._window.weight],
+            "epoch": self._epoch.state_dict(),
+            "window": self._window.state_dict(),
             "losses": self._losses.state_dict(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore them."""
-        self._epoch, self._window = Sums(*state["epoch"]), Sums(*state["window"])
+        epoch, window = Sums.of(mapping(state["epoch"], "epoch")), Sums.of(mapping(state["window"], "window"))
         self._losses.load_state_dict(state["losses"])
+        self._epoch, self._window = epoch, window
