@@ -13,6 +13,9 @@ from heptad import PluginError
 PLACE = ("step", "update", "epoch")
 """The first columns: how many were complete when the values of the row were recorded."""
 
+MOST_COLUMNS = 16_384
+"""As many as a spreadsheet opens. Each new one costs a copy of the file: with more, a run would do little else."""
+
 Place = tuple[int, int, int]
 
 
@@ -133,6 +136,13 @@ class CSVFile:
         if self._file is None or not self._changed:
             return
         late = dict.fromkeys(name for _, row in self._rows for name in row if name not in self._columns)
+        if len(self._columns) + len(late) > MOST_COLUMNS:
+            self._changed = False  # so that closing does not raise it again
+            raise PluginError(
+                f"CSVLogger: {self._path} has a column for each name of a recorded value, and at most {MOST_COLUMNS} "
+                f"of them; {len(self._columns) + len(late)} are needed with '{next(iter(late))}'. Record under fewer "
+                "names, or use Journal, which has a row for each value"
+            )
         self._columns |= late
         named = list(self._columns)[len(PLACE) :]
         # numbers need no quotes

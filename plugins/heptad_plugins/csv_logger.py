@@ -21,6 +21,7 @@ class CSVLogger(Plugin):
     opens a second row. Numbers have full precision. Rows are written on exit of `optimizer_update`, `evaluate` and
     `after_epoch` and when `run()` returns, each with one write to the operating system: a program that is killed
     leaves every row that was written. For a name that comes later the file is rewritten, whole, beside itself.
+    A file has at most 16,384 columns, as many as a spreadsheet opens.
 
     A file that holds values is left alone, unless the run continues it: then rows are added. Where the run resumes from
     a checkpoint, the rows that a killed run had written after that are dropped first, so the file reads as one run's.
@@ -43,6 +44,7 @@ class CSVLogger(Plugin):
         PluginError: If `every` is not a whole number from 1 on, or `path` is no path; when the run is opened, for a
             file that cannot be written to, or may not, because it holds another run's values or is no file of this
             plugin's.
+        PluginError: In the run, if more columns are needed.
         OSError: In the run, if the file cannot be written any more.
     """
 

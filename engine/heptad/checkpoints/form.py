@@ -279,7 +279,7 @@ class StoredValues(Stored):
     def columns(self) -> Columns:
         """Return what `of` was given."""
         name, value, place = (cast("list[Any]", column.tolist()) for column in (self.name, self.value, self.place))
-        return Columns(self.names, array("H", name), array("d", value), array("q", place))
+        return Columns(self.names, array("I", name), array("d", value), array("q", place))
 
     @model_validator(mode="after")
     def _are_columns(self) -> Self:
@@ -288,6 +288,8 @@ class StoredValues(Stored):
             raise ValueError("the columns of recorded values differ in length")
         if rows and not 0 <= int(self.name.min()) <= int(self.name.max()) < len(self.names):
             raise ValueError("a recorded value has no name")
+        if len(set(self.names)) != len(self.names):
+            raise ValueError("two names of recorded values are equal")
         return self
 
 

@@ -196,7 +196,7 @@ class FileWriter:
         count = len(values)
         if not count:
             return
-        numbers = [self._name(name) for name in values.names]
+        numbers = self._numbers(values)
         flat: list[Any] = [None] * (WIDTH * count)
         flat[0::WIDTH] = range(self.values, self.values + count)
         flat[1::WIDTH] = [numbers[name] for name in values.name]
@@ -296,13 +296,19 @@ class FileWriter:
             rows = [(chunk.seq + place, int(spent[place])) for place in sorted(places)]
             self._connection.executemany("INSERT OR REPLACE INTO stay VALUES (?, ?)", rows)
 
-    def _name(self, name: str) -> int:
-        stored = schema.stored_text(name)
-        number = self._names.get(stored)
-        if number is None:
-            number = self._names[stored] = len(self._names)
-            self._connection.execute("INSERT INTO name VALUES (?, ?)", (number, stored))
-        return number
+    def _numbers(self, values: Columns) -> dict[int, int]:
+        """Return the numbers in the file of the names that some values have; new names are added."""
+        found: dict[int, int] = {}
+        rows: list[Any] = []
+        for place in dict.fromkeys(values.name):
+            stored = schema.stored_text(values.names[place])
+            number = self._names.get(stored)
+            if number is None:
+                number = self._names[stored] = len(self._names)
+                rows += (number, stored)
+            found[place] = number
+        insert(self._connection, "name", rows, width=2)
+        return found
 
     def _handler(self, *handler: str) -> int:
         who, edge, state = handler
