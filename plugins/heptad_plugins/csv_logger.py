@@ -44,7 +44,8 @@ class CSVLogger(Plugin):
         PluginError: If `every` is not a whole number from 1 on, or `path` is no path; when the run is opened, for a
             file that cannot be written to, or may not, because it holds another run's values or is no file of this
             plugin's.
-        PluginError: In the run, if more columns are needed.
+        PluginError: In the run, if more columns are needed, or if the file was removed, replaced, cut or written to by
+            another program since it was opened.
         OSError: In the run, if the file cannot be written any more.
     """
 
@@ -97,6 +98,7 @@ class CSVLogger(Plugin):
         if self._file.is_open:
             try:
                 self.on_exit_evaluate(run)
+                self._file.check()
             finally:
                 self._file.close()
 
@@ -141,6 +143,11 @@ class CSVLogger(Plugin):
                 )
         if not self._file.adopt(keep=goes_on):
             self._seen = 0  # the file is gone, or new: write all values
+        if self._file.lacks > 0:
+            run.note(
+                f"CSVLogger: {self._path} lacks {self._file.lacks} of the rows that were written before the checkpoint:"
+                " it was cut or replaced since"
+            )
 
     def _take(self, run: Run) -> None:
         """Put the values since the last time into rows."""

@@ -18,6 +18,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from heptad.errors import LogError, kind
+from heptad.history.journal.watch import JournalChangedError
 from heptad.history.journal.writer import FileWriter
 from heptad.record.buffer import LogBuffer, PackedChunk
 from heptad.record.chunk import Call, Chunk
@@ -138,6 +139,11 @@ class JournalRecorder:
 
     def _failed(self, error: BaseException) -> str:
         """Return what became of the file, and what to do."""
+        if isinstance(error, JournalChangedError):
+            return (
+                f"{error}. Some of what the run has written is lost, or is where the file is now. Leave a journal as "
+                "it is until its run has ended"
+            )
         if not self._path.exists():
             return (
                 f"is gone: it was removed or renamed while the run was writing it ({error}). Leave a journal in its "
@@ -214,6 +220,7 @@ class JournalRecorder:
 
         Transitions are taken first. What belongs to them was logged before them, so it is in the same transaction.
         """
+        writer.check_files()
         log = self._log
         newest = log.open_chunk()
         with self._wake:
