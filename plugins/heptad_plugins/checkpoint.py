@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from time import monotonic
@@ -26,6 +27,10 @@ class Checkpoint(Plugin):
     A recorded value counts for the checkpoints that hold the weights it was measured of: those written after it and
     before the next update. Where the network has buffers, which move in each step, they must be of the same step. With
     `EMA`, an evaluation measures the average: `load_weights(…, which="best", average=True)` loads it.
+
+    Where the data are a loader that may carry random states from pass to pass out of sight (a `DataLoader` with
+    `persistent_workers=True`, a sampler or a loader of one's own without `state_dict`), a note at the start says that
+    a resumed run may see other data.
 
     A directory belongs to one run: a resumed run may write to it, any other is refused, as is a second process at the
     same time.
@@ -105,6 +110,8 @@ class Checkpoint(Plugin):
         if not self._claimed:
             self._claim(run)
             self._claimed = True
+            if run.state == "idle" and run.config.epochs != 1:
+                _warn_of_data(run)
         self._saved_at = monotonic()
 
     def close(self, run: Run) -> None:
@@ -164,6 +171,20 @@ class Checkpoint(Plugin):
         except CheckpointError:
             return True  # damaged, so its run is unknown; it is removed when the next checkpoint is durable
         return summary.get("run") == run.id
+
+
+def _warn_of_data(run: Run) -> None:
+    """Say at the start what a resumed run could only say too late."""
+    doubt = run.data_doubt
+    if not doubt:
+        return
+    text = (
+        f"Checkpoint: {doubt}. From a checkpoint of a later pass a run may not continue with the same data; with "
+        "Components(dataset=…), or a loader whose state is seen, it does"
+    )
+    run.note(text)
+    if getattr(run.components.loader, "persistent_workers", False):
+        warnings.warn(f"{text}. For a DataLoader say persistent_workers=False", stacklevel=2)
 
 
 def _moves_in_steps(run: Run) -> bool:
