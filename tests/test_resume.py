@@ -33,6 +33,7 @@ from builders import (
     Side,
     Unsized,
     batches,
+    dataset_engine,
     plans,
     records,
     sgd,
@@ -1318,6 +1319,7 @@ def test_what_data_carry_from_pass_to_pass_comes_back(what, step, tmp_path):
         (lambda: DataLoader(SAMPLES, 2, shuffle=True), ""),
     ],
 )
+@pytest.mark.filterwarnings("ignore:Checkpoint. the workers draw at random")
 def test_what_cannot_be_verified_is_reported(loader, text, tmp_path):
     """What may carry something from pass to pass unreported; in the first pass there is nothing to carry."""
 
@@ -1330,6 +1332,46 @@ def test_what_cannot_be_verified_is_reported(loader, text, tmp_path):
 
     assert "verified" not in notes(3)
     assert (text in notes(7)) if text else ("verified" not in notes(7))
+
+
+@pytest.mark.parametrize(
+    ("loader", "text"),
+    [
+        (lambda: DataLoader(SAMPLES, 2, sampler=Passes()), "the sampler (a Passes) has no state_dict"),
+        (lambda: Unsized(batches(4)), "the loader (an Unsized) has no state_dict"),
+        (lambda: DataLoader(SAMPLES, 2, shuffle=True), ""),
+        (lambda: DataLoader(SAMPLES, 2, num_workers=1), ""),
+    ],
+)
+@pytest.mark.parametrize("epochs", [1, 2])
+def test_what_cannot_be_resumed_exactly_is_noted_at_the_start(loader, text, epochs, tmp_path):
+    """Once, where a Checkpoint is among the plugins and another pass follows."""
+    engine = small_engine(loader(), [Checkpoint(tmp_path)], epochs=epochs)
+    engine.run(until="before_epoch")
+    engine.run(until="before_step")
+    found = [str(note) for note in engine.current.log.notes("note")]
+    assert len(found) == (bool(text) and epochs == 2)
+    assert all(text in one and "a run may not continue with the same data" in one for one in found)
+    engine.close()
+
+
+def test_workers_that_go_on_drawing_are_warned_of_at_the_start(tmp_path):
+    """Before anything is trained, and only with a Checkpoint; the engine's own workers are seeded for each batch."""
+    loader = DataLoader(SAMPLES, 2, num_workers=1, persistent_workers=True)
+    with (
+        pytest.warns(
+            UserWarning, match=r"Checkpoint: the workers draw .*For a DataLoader say persistent_workers=False"
+        ),
+        small_engine(loader, [Checkpoint(tmp_path / "a")], epochs=2) as engine,
+    ):
+        engine.run(until="before_epoch")
+    assert [note.seq for note in engine.current.log.notes("note")] == [0]
+    with small_engine(loader, epochs=2) as engine:
+        engine.run(until="before_epoch")
+    own = dataset_engine(SAMPLES, [Checkpoint(tmp_path / "b")], epochs=2, num_workers=1, persistent_workers=True)
+    with own as engine:
+        engine.run(until="before_epoch")
+    assert engine.current.log.notes("note") == []
 
 
 class Pair(NamedTuple):

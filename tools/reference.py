@@ -59,6 +59,7 @@ BESIDE = (
     "PackedChunk",
     "JournalFile",
     "JournalRecorder",
+    "replacing",
     "Unfinished",
 )
 """The names of `heptad.plugin.__all__` that stand nowhere else on the page."""

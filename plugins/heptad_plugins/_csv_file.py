@@ -4,15 +4,21 @@ from __future__ import annotations
 
 import csv
 import io
+import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, cast
 
 from heptad import PluginError
+from heptad.plugin import replacing
 from heptad_plugins._stored import count_in, mapping
+from heptad_plugins._watched import WatchedFile
 
 PLACE = ("step", "update", "epoch")
 """The first columns: how many were complete when the values of the row were recorded."""
+
+MOST_COLUMNS = 16_384
+"""As many as a spreadsheet opens. Each new one costs a copy of the file: with more, a run would do little else."""
 
 Place = tuple[int, int, int]
 
@@ -32,7 +38,10 @@ class CSVFile:
         self._written = 0  # rows of the file before these
         self._end = 0  # where the first of them begins
         self._changed = False  # they hold something that the file does not
+        self._watched: WatchedFile | None = None  # as the file was left; nothing once it was found changed
         self._restored = False
+        self.lacks = 0
+        """Rows that were written before the checkpoint and were missing when the file was adopted, if above 0."""
 
     @property
     def is_open(self) -> bool:
@@ -45,8 +54,31 @@ class CSVFile:
         return bool(self._columns)
 
     def open(self) -> None:
-        """Open the file, which was adopted."""
+        """Open the file, which was adopted.
+
+        Raises:
+            PluginError: If it is not as it was left when the run was paused.
+        """
+        left = self._watched
         self._file = io.FileIO(self._path, "r+")
+        self._watched = WatchedFile("CSVLogger", self._path)
+        if left is not None and left.size != self._watched.size:
+            self.close()
+            raise PluginError(
+                f"CSVLogger: {self._path} was changed while the run was paused: it has {self._watched.size} bytes in "
+                f"place of {left.size}; put back what was there"
+            )
+
+    def check(self) -> None:
+        """Look whether the file is as it was left.
+
+        Raises:
+            PluginError: If it is not: once, and nothing more is written then.
+        """
+        watched, self._watched = self._watched, None
+        if watched is not None:
+            watched.check()
+            self._watched = watched
 
     def close(self) -> None:
         """Close the file."""
@@ -95,6 +127,7 @@ class CSVFile:
             # no row has a line end in it; only names may, and these are in the header alone
             head = len(_csv_line(columns))
             rows = held[head:].splitlines(keepends=True)
+            self.lacks = self._written - len(rows) if held else 0
             held = held[:head] + b"".join(rows[: self._written])
         continued = bool(held)
         if not continued:
@@ -134,7 +167,17 @@ class CSVFile:
         """Write the rows that the file lacks, with one write to the operating system."""
         if self._file is None or not self._changed:
             return
+        self.check()
+        if self._watched is None:
+            return
         late = dict.fromkeys(name for _, row in self._rows for name in row if name not in self._columns)
+        if len(self._columns) + len(late) > MOST_COLUMNS:
+            self._changed = False  # so that closing does not raise it again
+            raise PluginError(
+                f"CSVLogger: {self._path} has a column for each name of a recorded value, and at most {MOST_COLUMNS} "
+                f"of them; {len(self._columns) + len(late)} are needed with '{next(iter(late))}'. Record under fewer "
+                "names, or use Journal, which has a row for each value"
+            )
         self._columns |= late
         named = list(self._columns)[len(PLACE) :]
         # numbers need no quotes
@@ -147,8 +190,11 @@ class CSVFile:
         else:
             self._file.seek(self._end)
             left = b"".join(lines)
-            while left:  # one write, unless the disk is full or a signal comes
-                left = left[self._file.write(left) :]
+            try:
+                while left:  # one write, unless the disk is full or a signal comes
+                    left = left[self._file.write(left) :]
+            finally:
+                self._watched.size = os.fstat(self._file.fileno()).st_size
         self._end += sum(map(len, lines[:-1]))
         self._written += len(lines) - 1
         del self._rows[:-1]
@@ -161,13 +207,13 @@ class CSVFile:
         kept = b"".join(map(_csv_line, [self._columns, *held]))
         self.close()
         self._replace(kept + b"".join(lines))
+        self._watched = None
         self.open()
         self._end = len(kept)
 
     def _replace(self, content: bytes) -> None:
-        beside = self._path.with_name(f"{self._path.name}.new")
-        beside.write_bytes(content)
-        beside.replace(self._path)
+        with replacing(self._path) as file:
+            file.write(content)
 
 
 def _header(held: bytes) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from time import monotonic
@@ -27,6 +28,10 @@ class Checkpoint(Plugin):
     before the next update. Where the network has buffers, which move in each step, they must be of the same step. With
     `EMA`, an evaluation measures the average: `load_weights(…, which="best", average=True)` loads it. Means of the
     training, such as `train/loss`, are of the weights before their updates; an evaluation is of those that are stored.
+
+    Where the data are a loader that may carry random states from pass to pass out of sight (a `DataLoader` with
+    `persistent_workers=True`, a sampler or a loader of one's own without `state_dict`), a note at the start says that
+    a resumed run may see other data.
 
     A directory belongs to one run: a resumed run may write to it, any other is refused, as is a second process at the
     same time.
@@ -108,6 +113,8 @@ class Checkpoint(Plugin):
         if not self._claimed:
             self._claim(run)
             self._claimed = True
+            if run.state == "idle" and run.config.epochs != 1:
+                _warn_of_data(run)
         self._saved_at = monotonic()
 
     def close(self, run: Run) -> None:
@@ -190,6 +197,20 @@ class Checkpoint(Plugin):
     def _is_of(self, run: Run, path: Path) -> bool:
         summary = self._summary(path)
         return summary is None or summary.get("run") == run.id
+
+
+def _warn_of_data(run: Run) -> None:
+    """Say at the start what a resumed run could only say too late."""
+    doubt = run.data_doubt
+    if not doubt:
+        return
+    text = (
+        f"Checkpoint: {doubt}. From a checkpoint of a later pass a run may not continue with the same data; with "
+        "Components(dataset=…), or a loader whose state is seen, it does"
+    )
+    run.note(text)
+    if getattr(run.components.loader, "persistent_workers", False):
+        warnings.warn(f"{text}. For a DataLoader say persistent_workers=False", stacklevel=2)
 
 
 def _moves_in_steps(run: Run) -> bool:

@@ -22,6 +22,7 @@ class CSVLogger(Plugin):
     opens a second row. Numbers have full precision. Rows are written on exit of `optimizer_update`, `evaluate` and
     `after_epoch` and when `run()` returns, each with one write to the operating system: a program that is killed
     leaves every row that was written. For a name that comes later the file is rewritten, whole, beside itself.
+    A file has at most 16,384 columns, as many as a spreadsheet opens.
 
     A file that holds values is left alone, unless the run continues it: then rows are added. Where the run resumes from
     a checkpoint, the rows that a killed run had written after that are dropped first, so the file reads as one run's.
@@ -44,6 +45,8 @@ class CSVLogger(Plugin):
         PluginError: If `every` is not a whole number from 1 on, or `path` is no path; when the run is opened, for a
             file that cannot be written to, or may not, because it holds another run's values or is no file of this
             plugin's.
+        PluginError: In the run, if more columns are needed, or if the file was removed, replaced, cut or written to by
+            another program since it was opened.
         OSError: In the run, if the file cannot be written any more.
     """
 
@@ -96,6 +99,7 @@ class CSVLogger(Plugin):
         if self._file.is_open:
             try:
                 self.on_exit_evaluate(run)
+                self._file.check()
             finally:
                 self._file.close()
 
@@ -141,6 +145,11 @@ class CSVLogger(Plugin):
                 )
         if not self._file.adopt(keep=goes_on):
             self._seen = 0  # the file is gone, or new: write all values
+        if self._file.lacks > 0:
+            run.note(
+                f"CSVLogger: {self._path} lacks {self._file.lacks} of the rows that were written before the checkpoint:"
+                " it was cut or replaced since"
+            )
 
     def _take(self, run: Run) -> None:
         """Put the values since the last time into rows."""

@@ -48,8 +48,8 @@ class Journal(Plugin):
         PluginError: When built, for a wrong option. When the run is opened, for a file that it may not have: another
             run's, another program's, one that another process is writing, one that lacks transitions which the resumed
             run made.
-        LogError: In the run, from the next step or `close`: after an error of the disk, if the file was removed, or for
-            something that cannot be written.
+        LogError: In the run, from the next step or `close`: after an error of the disk, if the file, or what SQLite
+            keeps beside it, was removed, renamed, replaced or cut, or for something that cannot be written.
     """
 
     observes = True

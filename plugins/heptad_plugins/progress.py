@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from itertools import islice
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Literal, TextIO
 
@@ -18,6 +19,9 @@ if TYPE_CHECKING:
 REDRAW = 0.25
 """Seconds between two drawings of the bar, at least."""
 
+MOST_METRICS = 64
+"""Values that the line of an epoch shows; how many more there are stands behind them."""
+
 BINARY = (io.RawIOBase, io.BufferedIOBase)
 """Classes of files that take bytes and no text."""
 
@@ -28,8 +32,9 @@ class Progress(Plugin):
     In a terminal a bar is redrawn four times a second at most. A line is written after each epoch, in a terminal or
     not. Both read the loss, which is a device sync. In the bar it is the mean over the window of the newest update, in
     a line that over the steps of the epoch. They are recorded as `train/loss` and `train/epoch_loss`, unless somebody
-    recorded a value of that name since the update, or the epoch, before. The rate of a line is that of its epoch; that
-    of the bar is counted from the end of the first step on, so that starting up is not in it.
+    recorded a value of that name since the update, or the epoch, before. A line shows 64 other values.
+    The rate of a line is that of its epoch; that of the bar is counted from the end of the first step on, so that
+    starting up is not in it.
 
     Args:
         file: Where to write, an open text file; by default the standard error stream, so that a program's output stays
@@ -131,7 +136,9 @@ class Progress(Plugin):
         line = f"epoch {run.epoch}{_of_epochs(run)}  {figures}  {_duration(now - self._epoch_began[0])}"
         here = ("loss", UPDATE, EPOCH)  # the loss stands there already
         others = {name: value for name, value in run.metrics.items() if name not in here}
-        metrics = "".join(f"  {name} {value:.4g}" for name, value in others.items())
+        metrics = "".join(f"  {name} {value:.4g}" for name, value in islice(others.items(), MOST_METRICS))
+        if len(others) > MOST_METRICS:
+            metrics += f"  and {len(others) - MOST_METRICS} more"
         self._console.print(line + metrics, markup=False, emoji=False, highlight=False, soft_wrap=True)
 
 

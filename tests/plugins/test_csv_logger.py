@@ -618,16 +618,16 @@ def scene(folder: Path, moment: int) -> None:
             os.kill(os.getpid(), signal.SIGKILL)
 
     def beside(function: Any, where: str) -> Any:
-        def call(*arguments: Any) -> Any:
+        def call(*arguments: Any, **options: Any) -> Any:
             moment_of(f"before {where}")
-            result = function(*arguments)
+            result = function(*arguments, **options)
             moment_of(f"after {where}")
             return result
 
         return call
 
     Path.replace = beside(Path.replace, "replace")
-    Path.write_bytes = beside(Path.write_bytes, "write_bytes")
+    Path.open = beside(Path.open, "open")
     values = {event: [(f"from {event // 3}", event / 3)] for event in range(8)}
     engine = small_engine(8, [Records("exit", "optimizer_update", values), CSVLogger(rows)])
     for state in ("process_batch", "after_step", "optimizer_update"):
@@ -666,7 +666,7 @@ def test_a_kill_leaves_every_row_that_was_written(tmp_path):
     assert (process.returncode, process.stderr) == (0, "")
     killed = {path: json.loads(path.read_text()) for path in tmp_path.glob("*.json")}
     assert len(killed) > 60
-    assert {"before replace", "after replace", "after write_bytes"} <= {where for where, _ in killed.values()}
+    assert {"before replace", "after replace", "after open"} <= {where for where, _ in killed.values()}
     straight = read(tmp_path / f"{len(killed)}.csv")
     assert [row["update"] for row in straight] == [str(update) for update in range(1, 9)]
     for path, (where, update) in killed.items():

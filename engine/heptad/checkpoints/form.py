@@ -307,7 +307,7 @@ class StoredValues(Stored):
     def columns(self) -> Columns:
         """Return what `of` was given."""
         name, value, place = (cast("list[Any]", column.tolist()) for column in (self.name, self.value, self.place))
-        return Columns(self.names, array("H", name), array("d", value), array("q", place))
+        return Columns(self.names, array("I", name), array("d", value), array("q", place))
 
     @model_validator(mode="after")
     def _are_columns(self) -> Self:

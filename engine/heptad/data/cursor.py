@@ -74,6 +74,10 @@ class Cursor(Protocol):
         """
         ...
 
+    def doubt(self) -> str:
+        """Return what may keep a run that is resumed in a later pass from the same data, or nothing."""
+        ...
+
     def rest(self) -> None:
         """End worker processes in the middle of a pass, if `take` can start them anew without loss."""
         ...

@@ -63,6 +63,10 @@ class Feed(Protocol):
         """Return to a place that `state` gave, in place of `open`; return what is to be said of it."""
         ...
 
+    def doubt(self) -> str:
+        """Return what may keep a run that is resumed in a later pass from the same data, or nothing."""
+        ...
+
     def rest(self) -> None:
         """End worker processes in the middle of a pass, if `take` can start them anew without loss."""
         ...
@@ -117,6 +121,10 @@ class SizedFeed:
     def restore(self, state: Mapping[str, Any]) -> str | None:
         """Return to a place."""
         return self._cursor.restore(state, PassKey(self.seed, 0, 0))
+
+    def doubt(self) -> str:
+        """Return what the cursor says."""
+        return self._cursor.doubt()
 
     def rest(self) -> None:
         """End worker processes that can be started anew."""
@@ -212,6 +220,10 @@ class StreamFeed:
         elif state["waits"]:
             (self._ahead,) = state["ahead"]
         return remarks
+
+    def doubt(self) -> str:
+        """Return what the cursor says."""
+        return self._cursor.doubt()
 
     def rest(self) -> None:
         """Keep the iterator: what it has drawn could not be drawn again."""

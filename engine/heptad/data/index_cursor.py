@@ -140,6 +140,10 @@ class IndexCursor:
         if self._fetched is not None and self._next >= self._stop:
             next(self._fetched, None)
 
+    def doubt(self) -> str:
+        """Return nothing: order and randomness are functions of seed, epoch, pass and batch."""
+        return ""
+
     def rest(self) -> None:
         """End worker processes: what they have fetched can be fetched again."""
         self._fetched = self._loader = None

@@ -40,6 +40,10 @@ class PassSource(Protocol):
         """Return what the source carries from pass to pass."""
         ...
 
+    def doubt(self) -> str:
+        """Return what may keep a run that is resumed in a later pass from the same data, or nothing."""
+        ...
+
     def go_to(self, state: Mapping[str, Any], key: PassKey) -> tuple[Iterator[Any] | None, str | None]:
         """Return an iterator at a place, and what is to be said of it. See `Cursor.restore`."""
         ...
@@ -144,6 +148,10 @@ class IteratorCursor:
             return None
         self._iterator, remarks = self._source.go_to(state, key)
         return remarks
+
+    def doubt(self) -> str:
+        """Return what may keep a run that is resumed in a later pass from the same data, or nothing."""
+        return self._source.doubt()
 
     def _resume(self) -> Iterator[Any]:
         """Return to a place that was restored, with the source as it is now that plugins are open."""

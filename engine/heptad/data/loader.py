@@ -88,7 +88,9 @@ class LoaderSource:
                 iterator, walked = self._walk(state["taken"], state["began"])
         else:
             self._restore_own(state["generators"], state.get("samplers"))
-        lost = self._may_be_lost() if state["walks"] > state["open"] else ""
+        lost = self.doubt() if state["walks"] > state["open"] else ""
+        if lost:
+            lost += ", and earlier passes were not walked again: exact continuation of the data cannot be verified"
         return iterator, "; ".join(filter(None, (walked, lost))) or None
 
     def _walk(self, taken: int, began: Sequence[Mapping[str, Any]]) -> tuple[Iterator[Any], str | None]:
@@ -148,7 +150,7 @@ class LoaderSource:
             if state is not None:
                 _restore_sampler(sampler, state)
 
-    def _may_be_lost(self) -> str:
+    def doubt(self) -> str:
         """Return what may carry something from pass to pass that cannot be seen, or nothing."""
         loader, what = self.data, ""
         if self._stateful or isinstance(loader, list | tuple):
@@ -161,9 +163,7 @@ class LoaderSource:
             what = f"the dataset ({a_kind(loader.dataset)}) is iterated anew"
         elif loader.num_workers and loader.persistent_workers:
             what = "the workers draw at random from where they were after the last pass (persistent_workers=True)"
-        if not what:
-            return ""
-        return f"{what}, and earlier passes were not walked again: exact continuation of the data cannot be verified"
+        return what
 
 
 def data_generators(components: Components) -> list[Any]:

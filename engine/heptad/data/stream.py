@@ -67,6 +67,10 @@ class StreamSource:
         """Return the states of the generators that the dataset holds."""
         return {"generators": self._generator_states()}
 
+    def doubt(self) -> str:
+        """Return nothing: each pass is seeded."""
+        return ""
+
     def go_to(self, state: Mapping[str, Any], key: PassKey) -> tuple[Iterator[Any] | None, str | None]:
         """Return an iterator at a place, and what is to be said of it."""
         states = state.get("began", ()) if state["open"] else state.get("generators", ())

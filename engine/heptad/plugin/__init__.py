@@ -52,6 +52,7 @@ _HOMES = {
     "Watch": "plugin.lookup",
     "monitored": "plugin.lookup",
     "refuse_unrecorded": "plugin.lookup",
+    "replacing": "history.export.output",
     "on_enter": "plugin.marks",
     "on_exit": "plugin.marks",
     "options_mistake": "run.evaluating",

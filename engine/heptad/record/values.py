@@ -48,7 +48,7 @@ class Columns:
     """Recorded values by column: a tenth of the memory of as many `Recorded`.
 
     Attributes:
-        names: All names.
+        names: All names, in the order of their numbers. The list grows while names are recorded.
         name: For each value the place of its name among them.
         value: The values.
         place: For each value four numbers: seq, epoch, step, update.
@@ -69,7 +69,7 @@ def read_each(tensors: Sequence[Any]) -> list[float]:
 
 
 class RecordedValues:
-    """All recorded values: 42 bytes each once they are read.
+    """All recorded values: 44 bytes each once they are read, however many names.
 
     One thread records, any thread may read. A value counts once its place is there, which is appended last.
 
@@ -81,8 +81,9 @@ class RecordedValues:
     def __init__(self, read: Callable[[Sequence[Any]], list[float]] = read_each) -> None:
         self._read_tensors = read
         self._names: dict[str, int] = {}
+        self._listed: list[str] = []  # the names by number; other threads read it, so it is only appended to
         self._newest: dict[str, int] = {}
-        self._name = array("H")
+        self._name = array("I")  # four bytes wherever torch runs: more names than memory holds
         self._value = array("d")
         self._place = array("q")  # seq, epoch, step, update of each
         self._pending: deque[tuple[int, Any]] = deque()  # row, tensor on its device
@@ -119,7 +120,10 @@ class RecordedValues:
         """Return the number of a name, which may be new."""
         if not isinstance(name, str) or not name:
             raise EngineError(f"a value is recorded under a name that is a non-empty str, got {name!r}")
-        return self._names.setdefault(name, len(self._names))
+        number = len(self._listed)
+        self._listed.append(name)
+        self._names[name] = number
+        return number
 
     def history(self, name: str) -> list[float]:
         """Return all values of a name, oldest first; none for a name that was never recorded."""
@@ -154,7 +158,7 @@ class RecordedValues:
 
     def _read(self, rows: range) -> list[Recorded]:
         self._fetch()
-        names = list(self._names)
+        names = self._listed
         return [Recorded(names[self._name[row]], self._value[row], *self._place[4 * row : 4 * row + 4]) for row in rows]
 
     def columns(self, first: int) -> Columns:
@@ -162,21 +166,20 @@ class RecordedValues:
         end = len(self)
         self._fetch()
         name, value, place = self._name[first:end], self._value[first:end], self._place[4 * first : 4 * end]
-        return Columns(list(self._names), name, value, place)
+        return Columns(self._listed, name, value, place)
 
     def names(self, first: int) -> set[str]:
         """Return the names that were recorded from the value of that number on (no device sync)."""
         if len(self._name) <= first:
             return set()
-        newer = self._name[first:]
-        known = list(self._names)
-        return {known[number] for number in newer}
+        return {self._listed[number] for number in self._name[first:]}
 
     def restore(self, columns: Columns) -> None:
         """Replace what is here by columns that `columns(0)` returned."""
-        self._names = {name: number for number, name in enumerate(columns.names)}
+        self._listed = list(columns.names)
+        self._names = {name: number for number, name in enumerate(self._listed)}
         self._name, self._value, self._place = columns.name, columns.value, columns.place
-        self._newest = {columns.names[number]: row for row, number in enumerate(self._name)}
+        self._newest = {self._listed[number]: row for row, number in enumerate(self._name)}
 
     def _fetch(self) -> None:
         """Read the values that are still on their device, with one device sync."""

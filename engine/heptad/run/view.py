@@ -320,6 +320,14 @@ class RunView:
         return self.runtime.device
 
     @property
+    def data_doubt(self) -> str:
+        """What may keep a run that is resumed in a later pass from the data that this one sees, in words, or nothing.
+
+        A loader of one's own may carry random states from pass to pass where no checkpoint reaches them.
+        """
+        return self.runtime.feed.doubt()
+
+    @property
     def epoch_open(self) -> bool:
         """Whether an epoch is under way: from the body of `before_epoch` to that of `after_epoch`."""
         return self.position.epoch_open

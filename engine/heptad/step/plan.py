@@ -116,6 +116,10 @@ class _ShadowFeed:
     def restore(self, state: Mapping[str, Any]) -> None:
         del state
 
+    def doubt(self) -> str:
+        """Return nothing: no data are read."""
+        return ""
+
     def rest(self) -> None:
         pass
 

@@ -13,7 +13,7 @@ from heptad.errors import EngineError, summarize
 Array = np.ndarray[Any, Any]
 
 MOST_NAMES = 1024
-"""A vector of more values is kept as an array: each value has a name, and a log has at most 65,535 of them."""
+"""A vector of more values is kept as an array: each value has a name of its own in logs."""
 
 
 def split(name: str, value: Any, class_names: Sequence[str]) -> tuple[dict[str, float], dict[str, Array]]:

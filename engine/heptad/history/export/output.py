@@ -11,6 +11,7 @@ import shutil
 from collections.abc import Generator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
+from secrets import token_hex
 from tempfile import SpooledTemporaryFile
 from typing import IO
 
@@ -49,9 +50,10 @@ def replacing(target: Target) -> Generator[IO[bytes]]:
 
 @contextmanager
 def _beside(path: Path) -> Generator[IO[bytes]]:
-    beside = path.with_name(f"{path.name}.new")
+    # A name that nobody can foresee, and "x": neither a file of the user's nor what a link points to is written over.
+    beside = path.with_name(f".heptad-{token_hex(8)}.new")
     try:
-        with beside.open("wb") as file:
+        with beside.open("xb") as file:
             yield file
         beside.replace(path)
     finally:

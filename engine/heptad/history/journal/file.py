@@ -134,6 +134,11 @@ class JournalFile:
         writer = FileWriter(self._path, log.table, run.id)
         try:
             if earlier is not None:
+                if (writer.run, writer.end) != (run.id, earlier.end):
+                    raise LogError(
+                        f"{self._path} was changed while the run was paused: it is not the file that was written up to "
+                        f"transition {earlier.end}; put that back, or remove this one, and a new one is begun"
+                    )
                 writer.continue_session(earlier.session)
             else:
                 writer.begin(log.view().first, run.resumed_from)

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from heptad.errors import LogError
 from heptad.history.journal import schema
+from heptad.history.journal.watch import refuse_links_beside
 
 _HEAD = 100
 _MAGIC = b"SQLite format 3\x00"
@@ -43,8 +44,9 @@ def check_owner(path: Path) -> bytes:
     """Return the first bytes of a file, if it is the log of a run.
 
     Raises:
-        LogError: If it is not.
+        LogError: If it is not, or a link lies beside it under a name that SQLite writes to.
     """
+    refuse_links_beside(path)
     try:
         with path.open("rb") as file:
             head = file.read(_HEAD)

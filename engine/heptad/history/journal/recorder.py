@@ -19,6 +19,7 @@ from pathlib import Path
 
 from heptad.errors import LogError, kind
 from heptad.history.journal.forks import ForkedError, know_forks
+from heptad.history.journal.watch import JournalChangedError
 from heptad.history.journal.writer import FileWriter
 from heptad.record.buffer import LogBuffer, PackedChunk
 from heptad.record.chunk import Call, Chunk
@@ -149,6 +150,11 @@ class JournalRecorder:
         """Return what became of the file, and what to do."""
         if isinstance(error, ForkedError):
             return str(error)
+        if isinstance(error, JournalChangedError):
+            return (
+                f"{error}. Some of what the run has written is lost, or is where the file is now. Leave a journal as "
+                "it is until its run has ended"
+            )
         if not self._path.exists():
             return (
                 f"is gone: it was removed or renamed while the run was writing it ({error}). Leave a journal in its "
@@ -225,6 +231,7 @@ class JournalRecorder:
 
         Transitions are taken first. What belongs to them was logged before them, so it is in the same transaction.
         """
+        writer.check_files()
         log = self._log
         newest = log.open_chunk()
         with self._wake:

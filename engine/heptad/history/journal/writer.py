@@ -25,6 +25,7 @@ from heptad.history.journal.opening import open_to_write
 from heptad.history.journal.packing import pack_turns
 from heptad.history.journal.shortened import ShortenedChunk
 from heptad.history.journal.versions import installed
+from heptad.history.journal.watch import JournalWatch
 from heptad.history.table_form import table_from_plain, table_to_plain
 from heptad.record.chunk import Call, Chunk, Effects, Failure, durations
 from heptad.record.counters import Counters
@@ -46,6 +47,7 @@ class FileWriter:
         run: The run's id.
 
     Attributes:
+        run: The id of the run that the file is of.
         end: The number of the first transition that is not in the file; `None` where the file holds none.
         values: How many recorded values the file holds.
         new: Whether the file held no log before.
@@ -63,7 +65,9 @@ class FileWriter:
         self._facts: dict[str, Any] = {}
         self._first: int | None = None
         self.session = 0
+        self._watch = JournalWatch(self._path)
         self._connection, self.new = open_to_write(self._path, table, run)
+        self._watch.note()
         try:
             self._read_state(table)
         except BaseException:
@@ -76,6 +80,7 @@ class FileWriter:
         self._upgrade()
         if not _holds(ask, table):
             raise LogError(f"{self._path} holds a run with another table of states (other detours); name another file")
+        self.run = str(get_meta(ask, "run"))
         last = ask.execute("SELECT seq, count FROM chunk ORDER BY seq DESC LIMIT 1").fetchone()
         self.end: int | None = None if last is None else last[0] + last[1]
         self.values = int(_first(ask, "SELECT coalesce(max(number) + 1, 0) FROM value"))
@@ -196,7 +201,7 @@ class FileWriter:
         count = len(values)
         if not count:
             return
-        numbers = [self._name(name) for name in values.names]
+        numbers = self._numbers(values)
         flat: list[Any] = [None] * (WIDTH * count)
         flat[0::WIDTH] = range(self.values, self.values + count)
         flat[1::WIDTH] = [numbers[name] for name in values.name]
@@ -242,6 +247,14 @@ class FileWriter:
                 "UPDATE session SET facts = ?, crc = ? WHERE number = ?", (text, schema.crc(text), self.session)
             )
 
+    def check_files(self) -> None:
+        """Look whether the file is still the one that was opened; before anything is written.
+
+        Raises:
+            JournalChangedError: If it, or what SQLite keeps beside it, was removed, renamed, replaced or cut.
+        """
+        self._watch.check()
+
     def commit(self) -> None:
         """Make what was written visible to readers.
 
@@ -252,6 +265,7 @@ class FileWriter:
         """
         self._connection.execute("COMMIT")
         self._connection.execute("BEGIN IMMEDIATE")
+        self._watch.note()
 
     def close(self, finished: bool = False) -> None:
         """Commit and close the file.
@@ -296,13 +310,19 @@ class FileWriter:
             rows = [(chunk.seq + place, int(spent[place])) for place in sorted(places)]
             self._connection.executemany("INSERT OR REPLACE INTO stay VALUES (?, ?)", rows)
 
-    def _name(self, name: str) -> int:
-        stored = schema.stored_text(name)
-        number = self._names.get(stored)
-        if number is None:
-            number = self._names[stored] = len(self._names)
-            self._connection.execute("INSERT INTO name VALUES (?, ?)", (number, stored))
-        return number
+    def _numbers(self, values: Columns) -> dict[int, int]:
+        """Return the numbers in the file of the names that some values have; new names are added."""
+        found: dict[int, int] = {}
+        rows: list[Any] = []
+        for place in dict.fromkeys(values.name):
+            stored = schema.stored_text(values.names[place])
+            number = self._names.get(stored)
+            if number is None:
+                number = self._names[stored] = len(self._names)
+                rows += (number, stored)
+            found[place] = number
+        insert(self._connection, "name", rows, width=2)
+        return found
 
     def _handler(self, *handler: str) -> int:
         who, edge, state = handler
