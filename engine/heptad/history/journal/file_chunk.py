@@ -15,7 +15,7 @@ HEAD = 'seq, count, clock, "offset", epoch, batch_index, step, "update", "window
 """The columns of the head, in the table `chunk`."""
 
 
-_EVER = 1 << 61
+_EVER = 1 << 62
 """What no number of a head reaches: sums of two fit into 64 bits."""
 
 

@@ -21,8 +21,8 @@ from heptad.record.chunk import Ints
 
 _ARC, _WHOLE = 2, 10
 
-_EVER = 1 << 61
-"""Nanoseconds: 73 years. Sums of two such times fit into 64 bits."""
+_EVER = 1 << 62
+"""Nanoseconds: the year 2116. Sums of two such times fit into 64 bits."""
 
 
 def pack_turns(arcs: Ints, times: Ints, clock: int) -> bytes:
