@@ -144,7 +144,7 @@ class Engine(EngineView):
             EngineError: If the run has ended, is being driven already, or `until` is not a state; if it has begun and
                 is to resume.
             CheckpointError: If there is no sound checkpoint, or the run is not the one that it is of. Nothing has been
-                changed then.
+                changed then, and the engine is not driven; only if another configuration was found may it begin a run.
             KeyboardInterrupt: After Ctrl-C has paused the run; `run()` continues it. Pressed in the very last turn, it
                 finds the run finished.
             BaseException: What a body, a guard or a handler raised, unchanged but for a note that names the place. The

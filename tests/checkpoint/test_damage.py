@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import hashlib
 import io
-import json
 import os
 import pickle
 import random
@@ -15,6 +14,7 @@ from typing import Any
 
 import pytest
 import torch
+from crafted import put, sign
 from disk import CountedFiles, number_of, refusing, snapshot, stored
 
 from heptad import CheckpointError
@@ -41,22 +41,6 @@ def assert_named_and_passed_over(store: Store, path: Path) -> None:
     assert (entry.number, number_of(found)) == (1, 1)
     assert len(damage) == 1
     assert str(path) in damage[0]
-
-
-def signed(path: Path, change: Callable[[dict[str, Any]], object]) -> None:
-    """Change a manifest as somebody would who knows the format: form and digest are right."""
-    content = json.loads((path / "manifest.json").read_text())
-    del content["digest"]
-    change(content)
-    digest = hashlib.sha256(json.dumps(content, indent=1).encode() + b"\n").hexdigest()
-    (path / "manifest.json").write_text(json.dumps({**content, "digest": digest}, indent=1) + "\n")
-
-
-def put(path: Path, name: str, content: bytes) -> None:
-    """Put other content in a checkpoint's file, and its size and digest in the manifest."""
-    (path / name).write_bytes(content)
-    facts = {"size": len(content), "sha256": hashlib.sha256(content).hexdigest()}
-    signed(path, lambda manifest: manifest["files"].update({name: facts}))
 
 
 def test_a_cut_file_is_named_and_the_checkpoint_before_is_taken(tmp_path: Path):
@@ -228,7 +212,7 @@ def test_a_manifest_that_nobody_wrote_is_refused(tmp_path: Path, change: Callabl
     """Though its digest is right: no name leads out of the directory, and nothing is converted."""
     (tmp_path / "secret.safetensors").write_bytes(b"")
     path = stored(tmp_path / "run", 1).entries()[0].path
-    signed(path, change)
+    sign(path, change)
     with pytest.raises(CheckpointError, match=text):
         Store(tmp_path / "run").load(path)
 
@@ -282,7 +266,7 @@ def test_files_that_nobody_wrote_are_refused(tmp_path: Path, name: str, content:
 def test_a_checkpoint_of_a_later_version_is_refused_and_not_passed_over(tmp_path: Path):
     """Falling back to an older one would lose what the later version trained; and it is no damage to be removed."""
     store = stored(tmp_path, 2)
-    signed(store.entries()[1].path, lambda manifest: manifest.update(format=2, new_field=1))
+    sign(store.entries()[1].path, lambda manifest: manifest.update(format=2, new_field=1))
     for ask in (store.newest_sound, store.best_sound, lambda: store.load(store.entries()[1])):
         with pytest.raises(CheckpointError, match=r"manifest.json is of format 2, .* reads formats up to 1: install"):
             ask()

@@ -62,7 +62,7 @@ MALFORMED: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
     "random state that is cut": (lambda s: RANDOM(s).update(torch=RANDOM(s)["torch"][:9]), "run.random: RuntimeError"),
     "no generator of python": (lambda s: RANDOM(s).pop("python"), "run.random: KeyError: 'python'"),
     "values without names": (lambda s: RUN(s)["values"]["names"].clear(), "a recorded value has no name"),
-    "values that are cut": (lambda s: RUN(s)["values"].update(value=torch.zeros(0)), "differ in length"),
+    "values that are cut": (lambda s: RUN(s)["values"].update(value=torch.zeros(0).double()), "differ in length"),
 }  # fmt: skip
 
 

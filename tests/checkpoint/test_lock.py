@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
+import stat
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from crafted import bounded
 from disk import number_of, snapshot, stored
 
 from heptad import CheckpointError
@@ -169,3 +172,58 @@ def test_a_link_in_place_of_the_lock_is_refused(tmp_path: Path):
     with pytest.raises(CheckpointError, match=r"locking .*\.lock failed: ELOOP"):
         Store(tmp_path / "run").lock()
     assert (tmp_path / "mine").read_text() == "keep"
+
+
+def test_another_link_to_a_file_in_place_of_the_lock_is_refused(tmp_path: Path):
+    """Not a byte of that file is changed."""
+    (tmp_path / "mine").write_text("12345")
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / ".lock").hardlink_to(tmp_path / "mine")
+    with pytest.raises(CheckpointError, match=r"\.lock is one of several links to a file, so it is no lock"):
+        Store(tmp_path / "run").save(snapshot(1))
+    assert (tmp_path / "mine").read_text() == "12345"
+    assert Store(tmp_path / "run").entries() == []
+
+
+def test_a_file_of_something_else_in_place_of_the_lock_is_refused(tmp_path: Path):
+    """It may be all that somebody has of it."""
+    for content in ("keep", "1234567890\n" * 3, "\n\nx"):
+        (tmp_path / ".lock").write_text(content)
+        with pytest.raises(CheckpointError, match="holds something else than the number of a process"):
+            Store(tmp_path).lock()
+        assert (tmp_path / ".lock").read_text() == content
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, Path.mkdir, lambda path: os.mknod(path, stat.S_IFSOCK | 0o600)])
+def test_what_is_no_file_in_place_of_the_lock_is_refused(make: Callable[[Path], object], tmp_path: Path):
+    """A pipe is not waited for."""
+    make(tmp_path / ".lock")
+    found = bounded(Store(tmp_path).lock, seconds=5)
+    assert re.match(r"CheckpointError: .*\.lock (is not a regular file|failed: (EISDIR|ENXIO))", found)
+
+
+def test_the_lock_of_an_earlier_version_is_taken(tmp_path: Path):
+    """It held the number on the left."""
+    (tmp_path / ".lock").write_text("123456\n")
+    first = Holder(lambda: locked(tmp_path))
+    try:
+        assert int((tmp_path / ".lock").read_text()) == first.pid
+        with pytest.raises(CheckpointError, match=rf"the process {first.pid} writes"):
+            Store(tmp_path).lock()
+    finally:
+        first.kill()
+
+
+def test_what_was_left_half_written_is_removed_however_deep_it_is(tmp_path: Path):
+    """Deeper than Python calls itself."""
+    deep = tmp_path / ".temporary-deep"
+    deep.mkdir()
+    inner = os.open(deep, os.O_RDONLY)
+    for _ in range(1050):
+        os.mkdir("d", dir_fd=inner)
+        outer, inner = inner, os.open("d", os.O_RDONLY, dir_fd=inner)
+        os.close(outer)
+    os.close(inner)
+    os.mkfifo(deep / "pipe")
+    Store(tmp_path).lock()
+    assert [child.name for child in tmp_path.iterdir()] == [".lock"]

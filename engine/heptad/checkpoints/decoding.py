@@ -31,9 +31,14 @@ def decode(plain: Any, tensors: Mapping[str, Tensor], where: str) -> Any:
 
 
 class ValueDecoder:
-    """Decodes one value."""
+    """Decodes one value.
+
+    Attributes:
+        taken: The names of the tensors in it.
+    """
 
     def __init__(self, tensors: Mapping[str, Tensor], where: str) -> None:
+        self.taken: set[str] = set()
         self._tensors = tensors
         self._where = where
 
@@ -42,7 +47,7 @@ class ValueDecoder:
         if isinstance(plain, list):
             return self._list(cast("list[Any]", plain), path)
         if not isinstance(plain, dict):
-            return plain
+            return self._text(plain, path) if type(plain) is str else plain
         if len(path) > 2 * MOST_DEPTH:  # a key is a level of its own here
             raise self._damage(path)
         items = cast("dict[str, Any]", plain)
@@ -51,7 +56,16 @@ class ValueDecoder:
             raise self._damage(path)
         try:
             return self._kinds[tag](self, given, path)
-        except (TypeError, ValueError, KeyError, OverflowError, RuntimeError, AttributeError, struct.error) as error:
+        except (
+            TypeError,
+            ValueError,
+            KeyError,
+            OverflowError,
+            RuntimeError,
+            AttributeError,
+            struct.error,
+            IndexError,
+        ) as error:
             raise self._damage(path) from error
 
     def _damage(self, path: Path) -> CheckpointError:
@@ -61,7 +75,19 @@ class ValueDecoder:
         if not isinstance(plain, list) or len(path) > 2 * MOST_DEPTH:
             raise self._damage(path)
         items = cast("list[Any]", plain)
-        return [self.decode(item, (*path, place)) for place, item in enumerate(items)]
+        # numbers without a call: there may be millions of them
+        return [
+            item if type(item) in _NUMBERS else self.decode(item, (*path, place)) for place, item in enumerate(items)
+        ]
+
+    def _text(self, plain: str, path: Path) -> str:
+        """Return a text: half a surrogate pair, which no file takes, was never stored."""
+        if not plain.isascii():
+            try:
+                plain.encode()
+            except UnicodeEncodeError:
+                raise self._damage(path) from None
+        return plain
 
     def _tuple(self, plain: Any, path: Path) -> tuple[Any, ...]:
         return tuple(self._list(plain, path))
@@ -79,7 +105,7 @@ class ValueDecoder:
         return base64.b64decode(plain, validate=True)
 
     def _dict(self, plain: Any, path: Path) -> dict[str, Any]:
-        return {key: self.decode(item, (*path, key)) for key, item in plain.items()}
+        return {self._text(key, path): self.decode(item, (*path, key)) for key, item in plain.items()}
 
     def _items(self, plain: Any, path: Path) -> dict[Any, Any]:
         found: dict[Any, Any] = {}
@@ -112,11 +138,14 @@ class ValueDecoder:
         return self.decode(plain, path).numpy()
 
     def _tensor(self, plain: Any, path: Path) -> Tensor:
+        if plain in self.taken:  # two places that hold one tensor would change together; and copies would have no end
+            raise self._damage(path)
+        self.taken.add(plain)
         return self._tensors[plain]
 
     def _strided(self, plain: Any, path: Path) -> Tensor:
         name, strides = plain
-        tensor = self._tensors[name]
+        tensor = self._tensor(name, path)
         if not _is_packed(tensor.shape, _check_sizes(strides)):
             raise self._damage(path)
         return torch.empty_strided(tensor.shape, strides, dtype=tensor.dtype).copy_(tensor)
@@ -144,6 +173,9 @@ class ValueDecoder:
         "strided": _strided,
         "sparse": _sparse,
     }
+
+
+_NUMBERS = (int, float, bool, type(None))
 
 
 def _check_sizes(plain: Any) -> list[int]:

@@ -61,6 +61,8 @@ def best_of(summaries: Sequence[tuple[Entry, dict[str, Any]]], count: int) -> li
 def _monitor_of(summary: dict[str, Any]) -> tuple[str, str, float] | None:
     match summary.get("monitor"):
         case {"name": str(name), "mode": "min" | "max" as mode, "value": int() | float() as value}:
+            if isinstance(value, int) and value.bit_length() > 64:  # no run records one
+                return None
             return None if math.isnan(value) else (name, cast("str", mode), float(value))
         case _:
             return None

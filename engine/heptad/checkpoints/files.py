@@ -113,11 +113,16 @@ def read_file(files: Files, directory: int, name: str, most: int) -> bytes:
 
 
 def remove_tree(files: Files, path: Path) -> None:
-    """Remove a directory and all in it; links are removed, not followed."""
-    for name in files.names(path):
-        child = path / name
-        if child.is_dir() and not child.is_symlink():
-            remove_tree(files, child)
-        else:
-            files.remove(child)
-    files.remove_directory(path)
+    """Remove a directory and all in it, however deep; links are removed, not followed."""
+    waiting, empty = [path], [path][:0]
+    while waiting:
+        directory = waiting.pop()
+        empty.append(directory)
+        for name in files.names(directory):
+            child = directory / name
+            if child.is_dir() and not child.is_symlink():
+                waiting.append(child)
+            else:
+                files.remove(child)
+    for directory in reversed(empty):  # those within come after those that hold them
+        files.remove_directory(directory)

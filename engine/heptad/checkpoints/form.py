@@ -12,18 +12,32 @@ from pathlib import Path
 from typing import Annotated, Any, Self, cast
 
 import torch
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from torch import Tensor
 
+from heptad.checkpoints.stored_types import (
+    MOST,
+    ArcRow,
+    Count,
+    EventRow,
+    FilterRow,
+    Key,
+    Losses,
+    Number,
+    Plain,
+    RandomStates,
+    RowOfFormat1,
+    Scalar,
+    Size,
+    State,
+    Weighed,
+    check_column,
+    shown,
+)
 from heptad.data import generators as seeding
-from heptad.errors import CheckpointError
-from heptad.record.event_codec import from_plain
+from heptad.errors import CheckpointError, in_a_line
 from heptad.record.values import Columns
 from heptad.run.snapshot import Snapshot
-
-Count = Annotated[int, Field(ge=0)]
-Size = Annotated[int, Field(ge=1)]
-Key = Annotated[list[int], Field(min_length=3, max_length=3)]
 
 
 class Stored(BaseModel):
@@ -117,7 +131,7 @@ class StoredOptimizer(Stored):
 
     kind: str = Field(validation_alias="class", serialization_alias="class")
     parameters: list[list[str]]
-    state: Any
+    state: State
 
 
 class StoredOptimizers(Stored):
@@ -140,16 +154,22 @@ class StoredPlugin(Stored):
     """A plugin that is not detached."""
 
     kind: str = Field(validation_alias="class", serialization_alias="class")
-    observes: Any
-    state: Any
+    observes: Plain
+    state: State
 
 
 class StoredIdentity(Stored):
     """What a run must be to be resumed."""
 
-    config: dict[str, Any]
-    arcs: list[Annotated[list[str | None], Field(min_length=3, max_length=3)]]
-    data: dict[str, Any]
+    config: dict[str, Plain]
+    arcs: list[ArcRow]
+    data: dict[str, Plain]
+
+    @model_validator(mode="after")
+    def _has_a_limit_that_is_a_number(self) -> Self:
+        if not isinstance(self.config.get("max_updates"), int | None):
+            raise ValueError("config: max_updates is no number")
+        return self
 
 
 class StoredCounters(Stored):
@@ -177,38 +197,33 @@ class StoredWindow(Stored):
     size: Size
     next_size: Size
     resized: bool
-    first: Any
-    total: Any
+    first: Weighed
+    total: Weighed
     empty: bool = False
-    losses: Any = None
-    closed: Any = None
+    losses: Losses = None
+    closed: Losses = None
+
+    @model_validator(mode="after")
+    def _holds_its_steps(self) -> Self:
+        if self.steps > self.size:
+            raise ValueError(f"a window of {self.size} steps holds {self.steps}")
+        if self.total is None:
+            raise ValueError("the steps of the window have no sum")
+        return self
 
 
 class StoredOptions(Stored):
     """What an optimizer was built with: its class, and the plain options of each parameter group."""
 
     kind: str = Field(validation_alias="class", serialization_alias="class")
-    groups: list[dict[str, Any]]
-
-
-def _row_of_format_1(row: list[Any]) -> list[Any]:
-    """Check a row that stands for an event: its transition, kind, words and time."""
-    if list(map(type, row)) != [int, str, str, int]:
-        raise ValueError("an event of format 1 has a number, two texts and a number")
-    return row
-
-
-def _event_row(row: dict[str, Any]) -> dict[str, Any]:
-    """Check the plain data of an event."""
-    from_plain(row)
-    return row
+    groups: list[dict[str, Plain]]
 
 
 class StoredKept(Stored):
     """What was kept of the open window, to compute it again; the fields of `KeptWindow`."""
 
     batches: list[Any]
-    loss: Tensor | None
+    loss: Scalar | None
 
 
 class StoredPosition(Stored):
@@ -243,19 +258,32 @@ class StoredPosition(Stored):
     body_done: bool
     placed: StoredCounters
     window: StoredWindow
-    loss: Tensor | None
+    loss: Scalar | None
     batch: Annotated[list[Any], Field(max_length=1)]
     kept: StoredKept | None = None
     stopped: bool
     reason: str | None
-    seed: int
+    seed: Annotated[int, Field(ge=-MOST * 4, le=MOST * 4)]
     optimizers: list[StoredOptions]
     side_optimizers: dict[str, StoredOptions] = {}
-    visits: list[int]
-    filters: list[Annotated[list[Any], Field(min_length=7, max_length=8)]]
-    notes: list[Annotated[list[Any], AfterValidator(_row_of_format_1)]] = []
-    events: list[Annotated[dict[str, Any], AfterValidator(_event_row)]] = []
-    epoch_loss: Annotated[list[Any], Field(max_length=4)] = []
+    visits: list[Count]
+    filters: list[FilterRow]
+    notes: list[RowOfFormat1] = []
+    events: list[EventRow] = []
+    epoch_loss: Annotated[list[Number], Field(max_length=4)] = []
+
+    @model_validator(mode="after")
+    def _counts_what_it_did(self) -> Self:
+        placed = self.placed
+        if len(self.epoch_loss) not in (0, 4):
+            raise ValueError(f"the loss of the epoch is four sums, got {len(self.epoch_loss)}")
+        if placed.update + placed.skips > placed.step or placed.batch_index > placed.step:
+            raise ValueError(
+                f"{placed.step} steps make neither {placed.update} updates nor {placed.batch_index} batches"
+            )
+        if self.kept is not None and len(self.kept.batches) > self.window.steps:
+            raise ValueError(f"{len(self.kept.batches)} batches were kept of {self.window.steps} steps")
+        return self
 
 
 class StoredValues(Stored):
@@ -283,12 +311,23 @@ class StoredValues(Stored):
 
     @model_validator(mode="after")
     def _are_columns(self) -> Self:
+        for column, dtype in (("name", torch.int64), ("value", torch.float64), ("place", torch.int64)):
+            check_column(getattr(self, column), dtype, column)
         rows = self.name.numel()
         if self.value.numel() != rows or self.place.numel() != 4 * rows:
             raise ValueError("the columns of recorded values differ in length")
         if rows and not 0 <= int(self.name.min()) <= int(self.name.max()) < len(self.names):
             raise ValueError("a recorded value has no name")
+        if len(set(self.names)) < len(self.names) or not all(self.names):
+            raise ValueError("recorded values have one name twice, or an empty one")
+        place = self.place.view(-1, 4)
+        if rows and (int(self.place.min()) < 0 or int(self.place.max()) > MOST or not _is_sorted(place[:, 0])):
+            raise ValueError("the places of recorded values are in no order")
         return self
+
+
+def _is_sorted(column: Tensor) -> bool:
+    return bool((column[1:] >= column[:-1]).all())
 
 
 class IteratorPlace(Stored):
@@ -343,12 +382,12 @@ class StoredRun(Stored):
     """The section `run`: what is neither a module nor an optimizer nor a plugin."""
 
     identity: StoredIdentity
-    environment: dict[str, Any]
+    environment: dict[str, Plain]
     position: StoredPosition
     detached: list[str] = []
     data: dict[str, Any]
     values: StoredValues
-    random: dict[str, Any]
+    random: RandomStates
 
     @model_validator(mode="after")
     def _fits_its_data(self) -> Self:
@@ -399,15 +438,17 @@ def read_form(path: Path, snapshot: Snapshot) -> tuple[StoredSummary, StoredSect
     except ValidationError as error:
         found = error.errors(include_url=False)[0]
         place = ".".join(map(str, found["loc"])) or "the whole"
-        raise _refusal(path, f"{place}: {found['msg']}, got {found['input']!r:.60}") from error
+        raise _refusal(path, f"{place[:200]}: {found['msg']}, got {shown(found['input'])}") from error
+    except Exception as error:  # a validator met a value that it was not made for
+        raise _refusal(path, in_a_line(error)) from error
     try:
         # Only a generator knows which states it accepts, so each is set, and then put back. An accelerator's are not
         # tried: `preserved` puts back those of the CPU only.
         with seeding.preserved():
             states, tried = sections.run.random, seeding.CPU_GENERATORS
             seeding.restore_states({name: state for name, state in states.items() if name in tried})
-    except (KeyError, IndexError, TypeError, ValueError, RuntimeError, OverflowError) as error:
-        raise _refusal(path, f"run.random: {type(error).__name__}: {error}") from error
+    except Exception as error:
+        raise _refusal(path, f"run.random: {in_a_line(error)}") from error
     return summary, sections
 
 

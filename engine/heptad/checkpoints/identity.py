@@ -31,6 +31,9 @@ from heptad.plugin.contract import Plugin
 from heptad.run.run import Run
 from heptad.table import Arc
 
+_MOST_NAMED = 50
+"""Differences that a message lists."""
+
 FREE_FIELDS = frozenset(
     (
         "epochs",
@@ -82,21 +85,30 @@ def environment_differences(stored: Mapping[str, Any], here: Mapping[str, Any]) 
     return [f"bits may differ from those of the run that was never paused: {'; '.join(found)}"] if found else []
 
 
+class AnotherRunError(CheckpointError):
+    """The checkpoint is of a run with another configuration, data, plugins or version of an optimizer.
+
+    The live objects are what they were, and the engine may begin a run of its own.
+    """
+
+
 def check_run(run: Run, plugins: Sequence[Plugin], sections: StoredSections) -> None:
     """Compare configuration, data, table, modules and plugins.
 
     Raises:
-        CheckpointError: With every difference, one a line.
+        CheckpointError: With every difference, one a line; an `AnotherRunError` if the modules are those of it.
     """
     stored, here = sections.run.identity, identity(run)
+    modules = _modules_differences(modules_of(run), sections)
     refuse(
         [
             *_config_differences(stored.config, here.config),
             *_data_differences(stored.data, here.data),
             *_table_differences(stored.arcs, here.arcs),
-            *_modules_differences(modules_of(run), sections),
+            *modules,
             *_plugin_differences(plugins, sections.plugins),
-        ]
+        ],
+        CheckpointError if modules else AnotherRunError,
     )
 
 
@@ -118,11 +130,12 @@ def changed_options(run: Run, options: Mapping[str, Mapping[str, str]]) -> list[
     ]
 
 
-def refuse(wrong: list[str]) -> None:
-    """Raise a `CheckpointError` if there are differences, with all of them."""
+def refuse(wrong: list[str], error: type[CheckpointError] = CheckpointError) -> None:
+    """Raise an error if there are differences, with all of them."""
     if wrong:
-        listed = "\n".join(f"  {line}" for line in wrong)
-        raise CheckpointError(
+        more = [f"and {len(wrong) - _MOST_NAMED} more"] if len(wrong) > _MOST_NAMED else []
+        listed = "\n".join(f"  {line:.500}" for line in (*wrong[:_MOST_NAMED], *more))
+        raise error(
             "this is not the run that the checkpoint is of; nothing was changed:\n"
             f"{listed}\nBuild the engine as it was built then, or begin a new run from the weights with load_weights."
         )

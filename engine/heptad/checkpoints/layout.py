@@ -19,7 +19,7 @@ SECTION = r"[a-z][a-z0-9_]{0,63}"
 TEMPORARY = ".temporary-"
 """What the name of a directory begins with that is being written or removed: it is not a checkpoint."""
 
-_CHECKPOINT = re.compile(r"checkpoint-(\d{8,18})")
+_CHECKPOINT = re.compile(r"checkpoint-([0-9]{8,18})")
 
 
 def name_of(number: int) -> str:

@@ -82,11 +82,11 @@ def read_manifest(content: bytes) -> Manifest:
         raise DamagedError("is not in the form in which it was written")
     digest = rest.pop("digest", None)
     if digest != _digest(rest):
-        raise DamagedError(f"says that its digest is {digest}, but it is {_digest(rest)}")
+        raise DamagedError(f"says that its digest is {digest!s:.80}, but it is {_digest(rest)}")
     if type(rest.get("format")) is int and rest["format"] > FORMAT:
         raise NewerFormatError(
-            f"is of format {rest['format']}, written by {rest.get('created_by')}; this version of Heptad reads formats "
-            f"up to {FORMAT}: install a newer one"
+            f"is of format {rest['format']}, written by {rest.get('created_by')!s:.200}; this version of Heptad reads "
+            f"formats up to {FORMAT}: install a newer one"
         )
     try:
         manifest = Manifest.model_validate(rest)

@@ -6,6 +6,8 @@ A tensor has the name that it has in its module. A submodule is described by its
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
+from copy import deepcopy
 from itertools import chain
 from typing import cast
 
@@ -14,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from heptad.checkpoints.form import StoredBeginning, StoredModule
-from heptad.errors import CheckpointError, kind
+from heptad.errors import CheckpointError, in_a_line, kind
 from heptad.run.run import Run
 
 _BASE_EXTRA = nn.Module.get_extra_state
@@ -45,7 +47,7 @@ def capture_module(module: nn.Module, first: StoredBeginning | None) -> StoredMo
         parts={name: describe_part(part) for name, part in parts.items()},
         training={name: part.training for name, part in parts.items()},
         requires_grad={name: parameter.requires_grad for name, parameter in module.named_parameters()},
-        extra={name: part.get_extra_state() for name, part in parts.items() if _has_extra_state(part)},
+        extra={name: part.get_extra_state() for name, part in parts.items() if has_extra_state(part)},
         first=first,
         classes={name: kind(part) for name, part in parts.items()},
     )
@@ -57,7 +59,7 @@ def restore_module(module: nn.Module, stored: StoredModule, device: torch.device
     with torch.no_grad():
         for name, tensor in stored.tensors.items():
             if name in here:
-                _copy_into(here[name], tensor)
+                copy_into(here[name], tensor)
             else:  # a buffer that the first forward made
                 setattr(awaited[name], name.rpartition(".")[2], tensor.to(device, copy=True))
     parts = parts_of(module)
@@ -67,6 +69,47 @@ def restore_module(module: nn.Module, stored: StoredModule, device: torch.device
         parameter.requires_grad_(stored.requires_grad[name])
     for name, state in stored.extra.items():
         parts[name].set_extra_state(state)
+
+
+def rehearse_extra_states(name: str, module: nn.Module, stored: StoredModule) -> None:
+    """Find out whether submodules take their extra states; they are as they were afterwards.
+
+    Raises:
+        CheckpointError: If one does not, with its name.
+    """
+    parts = parts_of(module)
+    for part, state in stored.extra.items():
+        own = parts[part].get_extra_state()
+        with suppress(Exception):  # what cannot be copied is put back as it is
+            own = deepcopy(own)
+        try:
+            parts[part].set_extra_state(deepcopy(state))
+        except Exception as error:
+            raise CheckpointError(
+                f"{'.'.join(filter(None, (name, part)))} does not take its extra state: {in_a_line(error)}"
+            ) from error
+        finally:
+            with suppress(Exception):  # one that refuses its own state could be left no better
+                parts[part].set_extra_state(own)
+
+
+def tied_names(module: nn.Module) -> list[list[str]]:
+    """Return the names of each tensor that has several."""
+    shared: dict[int, list[str]] = {}
+    for name, tensor in _named_tensors(module):
+        shared.setdefault(id(tensor), []).append(name)
+    return [names for names in shared.values() if len(names) > 1]
+
+
+def equal_in_bits(one: Tensor, other: Tensor) -> bool:
+    """Return whether two tensors are equal in shape, dtype and bits, NaN included."""
+    if (one.shape, one.dtype) != (other.shape, other.dtype):
+        return False
+    if {one.layout, other.layout} != {torch.strided}:
+        return False  # a sparse tensor from a stranger may be of any size
+    flat = (tensor.clone(memory_format=torch.contiguous_format).reshape(-1) for tensor in (one, other))
+    first, second = (tensor.view(torch.uint8) for tensor in flat)
+    return torch.equal(first, second)
 
 
 def describe_module(module: nn.Module) -> StoredBeginning:
@@ -112,7 +155,8 @@ def tensor_differences(what: str, stored: Mapping[str, Tensor], here: Mapping[st
 
 def describe_tensor(tensor: Tensor) -> str:
     """Return a tensor's dtype and shape, such as `float32 (3, 4)`."""
-    return f"{str(tensor.dtype).removeprefix('torch.')} {tuple(tensor.shape)}"
+    layout = "" if tensor.layout is torch.strided else f", {str(tensor.layout).removeprefix('torch.')}"
+    return f"{str(tensor.dtype).removeprefix('torch.')} {tuple(tensor.shape)}{layout}"
 
 
 def _named_tensors(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
@@ -138,11 +182,12 @@ def _not_persistent_buffers(parts: Mapping[str, nn.Module]) -> list[str]:
     ]
 
 
-def _has_extra_state(part: nn.Module) -> bool:
+def has_extra_state(part: nn.Module) -> bool:
+    """Return whether a module's class keeps a state beside its tensors."""
     return type(part).get_extra_state is not _BASE_EXTRA
 
 
-def _copy_into(tensor: Tensor, stored: Tensor) -> None:
+def copy_into(tensor: Tensor, stored: Tensor) -> None:
     """Copy elements into a tensor. The elements of an expanded one share memory, so `copy_` would raise there.
 
     It is expanded again if what is stored is equal along those dimensions; else it gets memory of its own.

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import inspect
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, cast
@@ -16,13 +15,12 @@ from torch.optim import Optimizer
 from heptad.checkpoints.form import StoredOptimizer, StoredOptimizers, StoredOptions, StoredPosition
 from heptad.checkpoints.identity import refuse
 from heptad.checkpoints.modules import tensor_differences
-from heptad.checkpoints.parameters import held_parameters, parameter_names
+from heptad.checkpoints.optimizer_fit import Group, one_like, state_misfits
+from heptad.checkpoints.parameters import held_parameters, named_parameters, parameter_names
 from heptad.data.generators import preserved
 from heptad.errors import CheckpointError, a_kind, counted, in_a_line, kind, with_article
 from heptad.record.events import OptionChange
 from heptad.run.run import Run
-
-Group = Mapping[str, Any]
 
 ABSENT = "none"
 """Stands for an option that a group has not."""
@@ -115,7 +113,7 @@ def check_optimizers(
     if stored.side.keys() != run.side_optimizers.keys():
         then, here = (", ".join(sorted(names)) or "none" for names in (stored.side, run.side_optimizers))
         refuse([f"Components.side_optimizers: {then} in the checkpoint, {here} here"])
-    known = set(parameter_names(run).values())
+    known = dict(named_parameters(run))
     wrong = tensor_differences("held by the optimizers", stored.held, held_parameters(run))
     changed: list[ChangedOption] = []
     pairs = list(_pair_up(run, stored, position))
@@ -125,8 +123,11 @@ def check_optimizers(
                 f"{pair.where}: {with_article(pair.stored.kind)} in the checkpoint, {a_kind(pair.optimizer)} here"
             )
             continue
-        wrong += _group_differences(pair, known)
-        changed += _options_changed(pair, inferred=may_change)
+        wrong += _group_differences(pair, known.keys())
+        if misfits := state_misfits(pair.where, pair.optimizer, pair.groups, pair.stored, known):
+            wrong += misfits
+        else:
+            changed += _options_changed(pair, inferred=may_change)
     if changed and not may_change:
         wrong += [
             *map(str, changed),
@@ -151,13 +152,13 @@ def _pair_up(run: Run, stored: StoredOptimizers, position: StoredPosition) -> It
             yield _Pair(where, optimizer, state, built, groups, each.groups(optimizer), now["groups"])
 
 
-def _group_differences(pair: _Pair, known: set[str]) -> list[str]:
+def _group_differences(pair: _Pair, known: Collection[str]) -> list[str]:
     """Return how the names of an optimizer's parameters differ. Groups added during the run need not be here yet."""
     built, then, here = len(pair.built.groups), pair.stored.parameters, pair.names
     added = then[built:] if len(here) == built else []
     before = then[: len(then) - len(added)]
     wrong = [] if here == before else [f"{pair.where}: {_first_difference(then, here)}"]
-    absent = {name for group in added for name in group} - known
+    absent = {name for group in added for name in group if name not in known}
     if absent:
         wrong.append(f"{pair.where}: {', '.join(sorted(absent))} of a group added during the run is not here")
     return wrong
@@ -246,7 +247,7 @@ def _check_step(pair: _Pair, group: Group, dimensions: int, keys: frozenset[Any]
         warnings.simplefilter("ignore")
         parameter = nn.Parameter(torch.ones((1,) * dimensions))
         try:
-            trial = _one_like(pair.optimizer, group, parameter)
+            trial = one_like(pair.optimizer, group, parameter)
             parameter.grad = torch.ones_like(parameter)
             trial.step()
         except Exception:  # a constructor or a step with needs of its own: the run itself will show it
@@ -266,11 +267,3 @@ def _check_step(pair: _Pair, group: Group, dimensions: int, keys: frozenset[Any]
                 "the optimizer with the options (such as amsgrad) and the version of its class that it had then, or "
                 "begin a new run from the weights with load_weights"
             ) from error
-
-
-def _one_like(optimizer: Optimizer, group: Group, parameter: nn.Parameter) -> Optimizer:
-    options = {name: value for name, value in group.items() if name not in ("params", "param_names")}
-    make: Any = type(optimizer)
-    taken = inspect.signature(make).parameters
-    arguments = {name: value for name, value in options.items() if name in taken}
-    return make([{**options, "params": [parameter]}], **arguments)

@@ -13,19 +13,19 @@ from torch import Tensor
 
 from heptad.checkpoints import tensors
 from heptad.checkpoints.damage import DamagedError
-from heptad.checkpoints.decoding import decode
+from heptad.checkpoints.decoding import ValueDecoder, decode
 from heptad.checkpoints.encoding import encode
 from heptad.checkpoints.layout import MANIFEST, SECTION, STATE, SUFFIX
 from heptad.checkpoints.manifest import MOST_MANIFEST, Manifest, summary_size
-from heptad.checkpoints.strict_json import read_json, write_json
+from heptad.checkpoints.strict_json import excess, read_json, write_json
 from heptad.errors import CheckpointError
 from heptad.run.snapshot import Snapshot
 
 _MOST_SUMMARY = MOST_MANIFEST // 2
 """Bytes: a longer summary is not written."""
 
-_MOST_STATE = 1 << 28
-"""Bytes: longer state is not written."""
+MOST_STATE = 1 << 28
+"""Bytes: longer state is neither written nor read."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,11 +75,13 @@ def pack_snapshot(snapshot: Snapshot) -> PackedSnapshot:
         if held:
             found[name] = held
     state = write_json({"sections": sections})
-    if len(state) > _MOST_STATE:
+    if len(state) > MOST_STATE:
         raise CheckpointError(
-            f"what is not a tensor comes to {len(state):,} bytes of JSON, and {_MOST_STATE:,} are stored at most; "
+            f"what is not a tensor comes to {len(state):,} bytes of JSON, and {MOST_STATE:,} are stored at most; "
             "store long lists of numbers as tensors"
         )
+    if too_much := excess(state):
+        raise CheckpointError(f"what is not a tensor is too much: {too_much}; store long lists of numbers as tensors")
     return PackedSnapshot(summary, state, found)
 
 
@@ -115,16 +117,22 @@ def unpack_snapshot(
     try:
         state = _StateFile.model_validate(read_json(content.pop(STATE)))
     except (DamagedError, ValidationError) as error:
-        raise CheckpointError(f"{path / STATE} is not what a checkpoint of this format holds: {error}") from error
+        what = error if isinstance(error, DamagedError) else error.errors(include_url=False)[0]["msg"]
+        raise CheckpointError(f"{path / STATE} is not what a checkpoint of this format holds: {what}") from error
     stray = manifest.files.keys() - {STATE} - {f"{name}{SUFFIX}" for name in state.sections}
     if stray:
         raise CheckpointError(f"{path / min(stray)} belongs to no section of {STATE}")
     sections: dict[str, Any] = {}
+    unnamed: list[str] = []
     for name, plain in state.sections.items():
         if wanted is None or name in wanted:
             file = f"{name}{SUFFIX}"
             held = tensors.parse(content.pop(file), str(path / file)) if file in content else {}
-            sections[name] = decode(plain, held, f"{path / STATE}: {name}")
+            decoder = ValueDecoder(held, f"{path / STATE}: {name}")
+            sections[name] = decoder.decode(plain, ())
+            unnamed += (f"{path / file} holds {left!r:.100}" for left in held.keys() - decoder.taken)
+    if unnamed:
+        raise CheckpointError(f"{min(unnamed)}, of which {STATE} does not speak")
     return Snapshot(unpack_summary(path, manifest), sections)
 
 

@@ -13,7 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from heptad.checkpoints.form import StoredOptimizer, StoredOptimizers
+from heptad.checkpoints.identity import AnotherRunError
 from heptad.checkpoints.modules import modules_of
+from heptad.errors import CheckpointError
 from heptad.run.run import Run
 from heptad.run.runtime import OptimizerSet
 
@@ -42,16 +44,19 @@ def rehearse_optimizers(run: Run, stored: StoredOptimizers) -> None:
     """Find out whether the optimizers can load what is stored; they are as they were afterwards.
 
     Raises:
-        CheckpointError: If one cannot.
+        AnotherRunError: If one cannot: its class is of another version.
     """
-    parameters, optimizers = dict(_named_parameters(run)), run.runtime.optimizers
-    optimizers.rehearse([one.plain() for one in stored.states], parameters)
-    optimizers.beside().rehearse(_side_states(run, stored), parameters)
+    parameters, optimizers = dict(named_parameters(run)), run.runtime.optimizers
+    try:
+        optimizers.rehearse([one.plain() for one in stored.states], parameters)
+        optimizers.beside().rehearse(_side_states(run, stored), parameters)
+    except CheckpointError as error:
+        raise AnotherRunError(str(error)) from error.__cause__
 
 
 def restore_optimizers(run: Run, stored: StoredOptimizers) -> None:
     """Restore optimizers and gradients; the optimizers were built, and compared with what is stored."""
-    parameters = dict(_named_parameters(run))
+    parameters = dict(named_parameters(run))
     with torch.no_grad():
         for name, tensor in stored.held.items():
             parameters[name].copy_(tensor)
@@ -69,15 +74,15 @@ def _side_states(run: Run, stored: StoredOptimizers) -> list[dict[str, Any]]:
 
 def parameter_names(run: Run) -> dict[int, str]:
     """Return the name of each parameter by its id."""
-    return {id(parameter): name for name, parameter in _named_parameters(run)}
+    return {id(parameter): name for name, parameter in named_parameters(run)}
 
 
 def held_parameters(run: Run) -> dict[str, Tensor]:
     """Return the parameters that only the optimizers hold."""
-    return {name: parameter.detach() for name, parameter in _named_parameters(run) if name.startswith("held.")}
+    return {name: parameter.detach() for name, parameter in named_parameters(run) if name.startswith("held.")}
 
 
-def _named_parameters(run: Run) -> Iterator[tuple[str, nn.Parameter]]:
+def named_parameters(run: Run) -> Iterator[tuple[str, nn.Parameter]]:
     """Yield every parameter once: those of the modules, then what else the optimizers hold."""
     seen: set[int] = set()
     for prefix, module in modules_of(run).items():
@@ -99,5 +104,5 @@ def _gradients(run: Run) -> dict[str, Tensor]:
     those of a parameter that no optimizer holds are never cleared, so both are kept.
     """
     dropped: set[int] = set() if run.position.window.steps else run.runtime.optimizers.cleared()
-    named = ((name, parameter) for name, parameter in _named_parameters(run) if id(parameter) not in dropped)
+    named = ((name, parameter) for name, parameter in named_parameters(run) if id(parameter) not in dropped)
     return {name: parameter.grad for name, parameter in named if parameter.grad is not None}

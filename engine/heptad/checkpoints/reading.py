@@ -12,7 +12,7 @@ from heptad.checkpoints.damage import DamagedError, NewerFormatError, unreadable
 from heptad.checkpoints.files import Files, read_file
 from heptad.checkpoints.layout import MANIFEST, STATE, SUFFIX
 from heptad.checkpoints.manifest import MOST_MANIFEST, FileFacts, Manifest, read_manifest
-from heptad.checkpoints.packed import unpack_snapshot, unpack_summary
+from heptad.checkpoints.packed import MOST_STATE, unpack_snapshot, unpack_summary
 from heptad.run.snapshot import Snapshot
 
 
@@ -31,7 +31,7 @@ def read_checkpoint(files: Files, path: Path, sections: Collection[str] | None) 
     with _opened(files, path) as directory:
         manifest = _read_manifest_of(files, path, directory)
         for name, facts in manifest.files.items():
-            held = _read(files, path, directory, name, facts.size)
+            held = _read(files, path, directory, name, min(facts.size, MOST_STATE) if name == STATE else facts.size)
             _verify(path / name, held, facts)
             if sections is None or name == STATE or name.removesuffix(SUFFIX) in sections:
                 content[name] = held

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+from torch import Tensor
+
 from heptad.checkpoints.capture import filter_key
+from heptad.checkpoints.fitting import check_fit, check_tensors_of_optimizers
 from heptad.checkpoints.form import (
     StoredCounters,
     StoredPlugin,
@@ -15,9 +20,12 @@ from heptad.checkpoints.form import (
     StoredWindow,
 )
 from heptad.checkpoints.identity import check_run, environment, environment_differences
-from heptad.checkpoints.modules import modules_of, restore_module
+from heptad.checkpoints.modules import modules_of, rehearse_extra_states, restore_module
 from heptad.checkpoints.options import ChangedOption, check_optimizers
 from heptad.checkpoints.parameters import rehearse_optimizers, restore_optimizers
+from heptad.checkpoints.undo import Remembered
+from heptad.data.generators import cpu_states, generator_state, restore_states, set_generator_state
+from heptad.data.loader import data_generators
 from heptad.data.placement import place
 from heptad.errors import CheckpointError, in_a_line
 from heptad.plugin.contract import Plugin
@@ -38,72 +46,150 @@ Build = Callable[[Run], object]
 """What places the network and builds the optimizers and the step function: what `before_loop` does in any case."""
 
 
-def restore(
+@dataclass(frozen=True, slots=True)
+class Checked:
+    """What was found out before anything changed.
+
+    Attributes:
+        changed: The options of optimizers that differ, and may.
+        batch: The batch of the step, placed, or nothing.
+        kept: The batches of the open window, placed, and its loss; `None` where nothing was kept.
+    """
+
+    changed: Sequence[ChangedOption]
+    batch: Sequence[Any]
+    kept: tuple[list[Any], Tensor | None] | None
+
+
+def check(
     run: Run,
     sections: StoredSections,
     manager: PluginManager,
     detours: Sequence[DetourState],
-    subscriptions: Sequence[Subscription],
     build: Build,
     allow_changes: Collection[str] = (),
-) -> list[Finding]:
-    """Restore a run in `idle`; all but the global random generators.
+) -> Checked:
+    """Compare everything that is stored with the live objects of a run in `idle`.
 
-    The order matters:
-
-    1. Everything is compared with the live objects. The network is placed for that, and nothing else of it changes.
-       Only an optimizer knows which states it can load, so each loads what is stored, and its own state again.
-    2. The data: a place that is found by reading may fail, and draws what the data draw.
-    3. Plugins, before the modules: one that refuses its state gives the others theirs back, and the weights are still
-       what they were; and what a plugin does to a module while it loads its state is overwritten by what is stored.
-    4. Modules, then the optimizers, whose parameters they are, then the options that may differ, then the gradients.
-    5. The position and the log: a run that failed to be restored is still in `idle`.
-
-    The generators come after plugins were opened, which may draw from them: `Resumption.restore_generators` does that.
+    The network is placed for that, and the optimizers are built; nothing else of them changes. Only an optimizer knows
+    which states it can load, so each loads what is stored, and its own state again; so does a submodule with an extra
+    state.
 
     Args:
         run: The run.
         sections: What is stored.
         manager: The plugins.
         detours: What the guards of the detours count.
-        subscriptions: The handlers.
         build: Builds the optimizers and places the network.
         allow_changes: What may differ from the checkpoint, see `Engine.run`.
+
+    Raises:
+        CheckpointError: If the run is not the one that the checkpoint is of, with every difference, one a line.
+    """
+    stored = sections.run
+    check_run(run, manager.plugins, sections)
+    _check_position(run, len(detours), stored.position)
+    check_fit(run, sections)
+    changed: list[ChangedOption] = []
+    if stored.position.node != "before_loop":  # whose body builds the optimizers
+        build(run)
+        _check_kept(run, stored.position)
+        check_tensors_of_optimizers(run, sections)
+        may_change = "optimizer" in allow_changes
+        changed = check_optimizers(run, sections.optimizers, stored.position, may_change=may_change)
+        rehearse_optimizers(run, sections.optimizers)
+    else:
+        check_tensors_of_optimizers(run, sections)
+    for name, module in modules_of(run).items():
+        if (state := sections.module(name)) is not None:
+            rehearse_extra_states(name, module, state)
+    return Checked(changed, *_placed(run, stored.position))
+
+
+def _placed(run: Run, stored: StoredPosition) -> tuple[list[Any], tuple[list[Any], Tensor | None] | None]:
+    """Place the batches of a checkpoint where the run has its own."""
+    device, kept = run.runtime.device, stored.kept
+    try:
+        batch = [run.runtime.step.place(one, device) for one in stored.batch]
+        if kept is None:
+            return batch, None
+        loss = None if kept.loss is None else kept.loss.to(device)
+        return batch, ([place(one, device) for one in kept.batches], loss)
+    except Exception as error:
+        raise CheckpointError(f"a batch of the checkpoint cannot be placed: {in_a_line(error)}") from error
+
+
+def restore(
+    run: Run,
+    sections: StoredSections,
+    checked: Checked,
+    manager: PluginManager,
+    detours: Sequence[DetourState],
+    subscriptions: Sequence[Subscription],
+) -> list[Finding]:
+    """Restore a run in `idle` from what was checked; all but the global random generators.
+
+    The order matters:
+
+    1. The data: a place that is found by reading may fail, and draws what the data draw.
+    2. Plugins, before the modules: one that refuses its state is given back its own, as the others are, and the weights
+       are still what they were; and what a plugin does to a module while it loads its state is overwritten by what is
+       stored.
+    3. Modules, then the optimizers, whose parameters they are, then the options that may differ, then the gradients.
+    4. The position and the log: a run that failed to be restored is still in `idle`.
+
+    The generators come after plugins were opened, which may draw from them: `Resumption.restore_generators` does that.
+
+    Args:
+        run: The run.
+        sections: What is stored.
+        checked: What `check` returned for these.
+        manager: The plugins.
+        detours: What the guards of the detours count.
+        subscriptions: The handlers.
 
     Returns:
         What the log is to say, as events but for their place: detached plugins, data that were read, options that were
         changed, differences that may change bits.
 
     Raises:
-        CheckpointError: If the run is not the one that the checkpoint is of, with every difference, one a line, or a
-            plugin refuses its state. Weights, position and log are then what they were.
+        CheckpointError: If a plugin or the data refuse their state. Weights, position and log are then what they were;
+            plugins and generators are put back.
+        DataError: If the data end before their place.
     """
-    stored = sections.run
-    check_run(run, manager.plugins, sections)
-    _check_position(run, len(detours), stored.position)
-    changed: list[ChangedOption] = []
-    if stored.position.node != "before_loop":  # whose body builds the optimizers
-        build(run)
-        _check_kept(run, stored.position)
-        may_change = "optimizer" in allow_changes
-        changed = check_optimizers(run, sections.optimizers, stored.position, may_change=may_change)
-        rehearse_optimizers(run, sections.optimizers)
+    stored, feed = sections.run, run.runtime.feed
     findings = _findings(*environment_differences(stored.environment, environment(run.runtime.device)))
-    run.runtime.feed.seed = stored.position.seed
-    read = run.runtime.feed.restore(stored.data)
-    _restore_plugins(run, manager, sections.plugins, stored.detached, findings)
-    for name, module in modules_of(run).items():
-        if (state := sections.module(name)) is not None:
-            restore_module(module, state, run.runtime.device)
-    for option in changed:
-        option.prepare()
-    restore_optimizers(run, sections.optimizers)
-    for option in changed:
-        option.apply(run)
+    with ExitStack() as undo:
+        undo.callback(restore_states, cpu_states())
+        for generator in data_generators(run.runtime.components):
+            undo.callback(set_generator_state, generator, generator_state(generator))
+        undo.callback(setattr, feed, "seed", feed.seed)
+        feed.seed = stored.position.seed
+        read = feed.restore(stored.data)
+        _restore_plugins(run, manager, sections.plugins, stored.detached, findings, undo)
+        _restore_tensors(run, sections, checked.changed)
+        undo.pop_all()
     run.buffer.recorded.restore(stored.values.columns())
-    _restore_position(run, detours, subscriptions, stored.position)
+    _restore_position(run, detours, subscriptions, stored.position, checked)
     cut = _cut_short(run, stored.identity.config.get("max_updates"))
-    return [*(option.event() for option in changed), *findings, *_findings(read, cut, _left_open(run))]
+    return [*(option.event() for option in checked.changed), *findings, *_findings(read, cut, _left_open(run))]
+
+
+def _restore_tensors(run: Run, sections: StoredSections, changed: Sequence[ChangedOption]) -> None:
+    """Restore modules, optimizers and gradients, which were compared with what is stored."""
+    try:
+        for name, module in modules_of(run).items():
+            if (state := sections.module(name)) is not None:
+                restore_module(module, state, run.runtime.device)
+        for option in changed:
+            option.prepare()
+        restore_optimizers(run, sections.optimizers)
+        for option in changed:
+            option.apply(run)
+    except Exception as error:
+        raise CheckpointError(
+            f"restoring the network and the optimizers failed half-way: {in_a_line(error)}; build them anew"
+        ) from error
 
 
 def _findings(*texts: str | None) -> list[Finding]:
@@ -131,7 +217,11 @@ def _check_kept(run: Run, position: StoredPosition) -> None:
 
 
 def _restore_position(
-    run: Run, detours: Sequence[DetourState], subscriptions: Sequence[Subscription], stored: StoredPosition
+    run: Run,
+    detours: Sequence[DetourState],
+    subscriptions: Sequence[Subscription],
+    stored: StoredPosition,
+    checked: Checked,
 ) -> None:
     at = run.position
     run.id = stored.id
@@ -142,11 +232,9 @@ def _restore_position(
     at.node, at.body_done = run.table.index[stored.node], stored.body_done
     at.loss = stored.loss
     at.epoch_loss.restore(stored.epoch_loss)
-    device = run.runtime.device
-    at.batch = run.runtime.step.place(stored.batch[0], device) if stored.batch else None
-    if at.kept is not None and stored.kept is not None:
-        at.kept.batches = [place(batch, device) for batch in stored.kept.batches]
-        at.kept.loss = None if stored.kept.loss is None else stored.kept.loss.to(device)
+    at.batch = checked.batch[0] if checked.batch else None
+    if at.kept is not None and checked.kept is not None:
+        at.kept.batches, at.kept.loss = checked.kept
     _restore_ending(run, stored)
     at.settle_carry()  # the number of epochs may be another now
     for detour, last in zip(detours, stored.visits, strict=True):
@@ -212,19 +300,19 @@ def _restore_plugins(
     states: Mapping[str, StoredPlugin],
     detached: Collection[str],
     findings: list[Finding],
+    undo: ExitStack,
 ) -> None:
-    """Begin each plugin and restore it; if one that the run needs refuses, those before it get their states back.
+    """Begin each plugin and restore it; if one that the run needs refuses, all of them are put back.
 
     One that was detached stays so, and one with `on_error="detach"` that refuses is detached: else the run would not be
     the one that was never paused, or could not be resumed at all.
     """
-    restored: list[tuple[Plugin, dict[str, Any]]] = []
     failed: list[str] = []
     for plugin in manager.plugins:
         if plugin.name in detached and plugin.on_error == "detach":
             failed.append(plugin.name)
             findings.append(partial(StillDetached, plugin=plugin.name))
-        elif not _restore_plugin(run, plugin, states.get(plugin.name), restored, findings):
+        elif not _restore_plugin(run, plugin, states.get(plugin.name), findings, undo):
             failed.append(plugin.name)
     for name in failed:
         manager.detach(name)
@@ -241,11 +329,7 @@ def _restore_plugins(
 
 
 def _restore_plugin(
-    run: Run,
-    plugin: Plugin,
-    stored: StoredPlugin | None,
-    restored: list[tuple[Plugin, dict[str, Any]]],
-    findings: list[Finding],
+    run: Run, plugin: Plugin, stored: StoredPlugin | None, findings: list[Finding], undo: ExitStack
 ) -> bool:
     """Begin a plugin and restore it; return whether it takes part.
 
@@ -253,10 +337,11 @@ def _restore_plugin(
         run: The run.
         plugin: The plugin.
         stored: Its state; `None` if the checkpoint has none of it.
-        restored: The plugins before it with the states that they had: added to, or given back if this one refuses.
         findings: What the log is to say, which is added to.
+        undo: Gets what puts the plugin back.
     """
-    own = None if stored is None else _own_state(plugin)
+    remembered = Remembered(plugin, None if stored is None else _own_state(plugin))
+    undo.callback(remembered.put_back)
     method = "on_begin"
     try:
         plugin.on_begin(run)
@@ -266,16 +351,13 @@ def _restore_plugin(
     except Exception as error:
         line = in_a_line(error)
         if plugin.on_error == "detach":
+            remembered.put_back()
             findings.append(partial(Detach, plugin=plugin.name, handler=f"{plugin.name}.{method}", error=line))
             return False
-        for other, state in restored:
-            other.load_state_dict(state)
         refused = "cannot begin" if method == "on_begin" else "cannot load its state"
         raise CheckpointError(f"the plugin {plugin.name} {refused}: {line}") from error
     if stored is None:
         findings += _findings(f"the plugin {plugin.name} has no state in the checkpoint: it begins here")
-    elif own is not None:
-        restored.append((plugin, own))
     return True
 
 

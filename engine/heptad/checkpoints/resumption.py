@@ -10,11 +10,11 @@ from typing import Any
 from heptad.checkpoints.capture import capture
 from heptad.checkpoints.finding import find, stores_of
 from heptad.checkpoints.form import StoredBeginning
-from heptad.checkpoints.identity import changed_options
+from heptad.checkpoints.identity import AnotherRunError, changed_options
 from heptad.checkpoints.modules import describe_module, modules_of
-from heptad.checkpoints.restore import Build, restore
+from heptad.checkpoints.restore import Build, check, restore
 from heptad.data.generators import restore_states
-from heptad.errors import EngineError
+from heptad.errors import CheckpointError, EngineError, in_a_line
 from heptad.plugin.detour_state import DetourState
 from heptad.plugin.manager import PluginManager
 from heptad.plugin.subscription import Subscription
@@ -48,11 +48,20 @@ class Resumption:
         """What each module was before the first turn: handlers may change its options later."""
         self._options: dict[str, Mapping[str, str]] = {}
         """The parts of each module in the checkpoint that the run was resumed from."""
+        self._refused = ""
+        """Why the run could not be resumed: it is not driven then, for it would begin, or continue from a mixture."""
+        self._begun = False
+        """Whether restoring has begun to change live objects."""
         self._generators: Mapping[str, Any] | None = None
         """States of the global generators from a checkpoint, until `restore_generators` does."""
 
     def begin(self, run: Run) -> None:
-        """Describe the modules of a run in `idle`, before plugins are opened."""
+        """Describe the modules of a run in `idle`, before plugins are opened.
+
+        Raises:
+            EngineError: If the run could not be resumed.
+        """
+        self._refuse_after_failure(", or run(resume=…) with another checkpoint")
         if run.state == "idle":
             self._first.update((name, describe_module(module)) for name, module in modules_of(run).items())
 
@@ -88,6 +97,26 @@ class Resumption:
                 f"run(resume=…) was called on a run that is in {run.state}; call run() to continue it, or build a new "
                 "Engine to resume from a checkpoint"
             )
+        if self._begun:
+            self._refuse_after_failure()
+        try:
+            self._resume(run, source, build, allow_changes)
+        except BaseException as error:
+            # After a call that is not legal, and a checkpoint of a run that was built otherwise, it may still begin.
+            untouched = type(error) in (EngineError, AnotherRunError)
+            if self._generators is None and not untouched:
+                self._refused = in_a_line(error)
+            raise
+        self._refused, self._begun = "", False
+
+    def _refuse_after_failure(self, otherwise: str = "") -> None:
+        if self._refused:
+            raise EngineError(
+                f"this engine could not be resumed ({self._refused:.300}), and is not driven: what it would do now is "
+                f"not what was asked for; build a new Engine{'' if self._begun else otherwise}"
+            )
+
+    def _resume(self, run: Run, source: str | os.PathLike[str], build: Build, allow_changes: Collection[str]) -> None:
         found = find(source, stores_of(self._manager.plugins))
         if self._generators is not None:
             if found is None or found.path.resolve() != Path(run.resumed_from or "").resolve():
@@ -100,7 +129,9 @@ class Resumption:
             run.afresh = True
             run.emit(Resume, checkpoint=None, state=run.state)
             return
-        findings = restore(run, found.sections, self._manager, self._detours, self._subscriptions, build, allow_changes)
+        checked = check(run, found.sections, self._manager, self._detours, build, allow_changes)
+        self._begun = True
+        findings = restore(run, found.sections, checked, self._manager, self._detours, self._subscriptions)
         for name in modules_of(run):
             if (stored := found.sections.module(name)) is not None:
                 self._first[name], self._options[name] = stored.first, stored.parts
@@ -119,7 +150,11 @@ class Resumption:
         """
         if self._generators is None:
             return
-        restore_states(self._generators)
+        try:
+            restore_states(self._generators)
+        except Exception as error:
+            self._refused, self._begun = in_a_line(error), True
+            raise CheckpointError(f"the state of a random generator is not accepted: {self._refused}") from error
         self._generators = None
         for text in changed_options(run, self._options):
             run.emit(Remark, text)

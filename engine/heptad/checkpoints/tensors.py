@@ -46,6 +46,9 @@ RESERVED = "__metadata__"
 _MOST_HEADER = 100_000_000
 """Bytes: the library reads no longer header."""
 
+MOST_TENSORS = 1 << 18
+"""Tensors in a file: an empty one takes 50 bytes there, and a kilobyte of memory."""
+
 _ALIGNMENT = 64
 """Where the first tensor begins is a multiple of this; largest elements first keeps every tensor on its own size."""
 
@@ -64,10 +67,15 @@ def pieces(tensors: Mapping[str, Tensor], where: str) -> tuple[int, Iterator[mem
         where: Names them in an error.
 
     Raises:
-        CheckpointError: If the header would be longer than the library reads, or this machine is not little-endian.
+        CheckpointError: If there are too many, their header is longer than the library reads, or this machine is not
+            little-endian.
     """
     if sys.byteorder != "little":
         raise CheckpointError(f"{where}: this machine is {sys.byteorder}-endian, and checkpoints are not written on it")
+    if len(tensors) > MOST_TENSORS:
+        raise CheckpointError(
+            f"{where} holds {len(tensors):,} tensors, and {MOST_TENSORS:,} are stored at most; join some"
+        )
     ordered = sorted(tensors.items(), key=lambda item: -item[1].element_size())
     header: dict[str, object] = {}
     end = 0
@@ -117,6 +125,9 @@ def parse(content: bytes, where: str) -> dict[str, Tensor]:
     Raises:
         CheckpointError: If it is not what the safetensors library reads.
     """
+    found = content.count(b'"data_offsets"', 8, 8 + int.from_bytes(content[:8], "little"))
+    if found > MOST_TENSORS:
+        raise CheckpointError(f"{where} holds {found:,} tensors, and at most {MOST_TENSORS:,} are read")
     try:
         return load(content)
     except Exception as error:  # the library raises errors of its own, KeyError, ValueError and RuntimeError

@@ -10,12 +10,15 @@ from pathlib import Path
 from typing import Any, Literal, cast
 
 import torch
+from pydantic import Field, ValidationError
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
+from heptad.checkpoints.form import Stored
 from heptad.checkpoints.layout import is_checkpoint
-from heptad.checkpoints.modules import describe_tensor
+from heptad.checkpoints.modules import copy_into, describe_tensor, equal_in_bits
 from heptad.checkpoints.store import Store
+from heptad.checkpoints.stored_types import shown
 from heptad.errors import CheckpointError, kind
 from heptad.run.snapshot import Snapshot
 
@@ -58,12 +61,28 @@ def load_weights(
         raise CheckpointError(f"load_weights(which=…) is one of {', '.join(map(repr, WHICH))}, got {which!r}")
     average = average or which == "ema"
     path, snapshot = _chosen(Path(directory), which, average=average)
-    section: Mapping[str, Any] = snapshot.sections.get("network", {})
-    given = _ema_tensors(path, snapshot, network) if average else section.get("tensors")
-    if not isinstance(given, Mapping):
-        raise CheckpointError(f"{path} holds no weights of a network")
-    _fill_network(path, network, cast("Mapping[str, Tensor]", given), section.get("not_persistent", ()))
+    held = _weights_in(path, snapshot.sections.get("network"), "weights of a network")
+    given = _ema_tensors(path, snapshot, network, held.tensors) if average else held.tensors
+    _fill_network(path, network, given, held.not_persistent)
     return path
+
+
+class _Weights(Stored):
+    """What is needed of a section; `Any` but for these, so that weights can be taken from what cannot be resumed."""
+
+    tensors: dict[str, Tensor]
+    not_persistent: list[str] = Field(default_factory=list[str])
+
+
+def _weights_in(path: Path, section: Any, what: str) -> _Weights:
+    try:
+        return _Weights.model_validate(section)
+    except ValidationError as error:
+        found = error.errors(include_url=False)[0]
+        place = ".".join(map(str, found["loc"])) or "the whole"
+        raise CheckpointError(
+            f"{path} holds no {what}: {place:.200}: {found['msg']}, got {shown(found['input'])}"
+        ) from error
 
 
 def _check_arguments(directory: object, network: object) -> None:
@@ -102,21 +121,26 @@ def _chosen(path: Path, which: str, *, average: bool) -> tuple[Path, Snapshot]:
     return entry.path, snapshot
 
 
-def _ema_tensors(path: Path, snapshot: Snapshot, network: nn.Module) -> Any:
+def _ema_tensors(
+    path: Path, snapshot: Snapshot, network: nn.Module, weights: Mapping[str, Tensor]
+) -> Mapping[str, Tensor]:
     """Return the averages, in the dtypes of the weights; those that the network has in its own stay as they are."""
-    plugins: Mapping[str, Any] = snapshot.sections.get("plugins", {})
+    found: Any = snapshot.sections.get("plugins", {})
+    plugins = cast("Mapping[Any, Any]", found if isinstance(found, Mapping) else {})
     if "EMA" not in plugins:
-        there = ", ".join(sorted(plugins)) or "none"
-        raise CheckpointError(f"{path} holds no average: the run had no plugin named EMA (its plugins: {there})")
-    state: Any = plugins["EMA"].get("state")
+        there = ", ".join(sorted(map(str, plugins))) or "none"
+        raise CheckpointError(f"{path} holds no average: the run had no plugin named EMA (its plugins: {there:.200})")
+    plugin: Any = plugins["EMA"]
+    state: Any = cast("Mapping[Any, Any]", plugin).get("state") if isinstance(plugin, Mapping) else None
     if not isinstance(state, Mapping) or "tensors" not in state:
         raise CheckpointError(f"{path} holds no average yet: it was written before EMA saw the network")
-    averages = cast("Mapping[str, Tensor]", cast("Mapping[str, Any]", state)["tensors"])
-    weights: Mapping[str, Tensor] = snapshot.sections.get("network", {}).get("tensors", {})
+    averages = _weights_in(path, cast("Any", state), "average of a network").tensors
     own = _tensors_by_name(network)
     return {
         name: tensor
-        if name not in weights or ((there := own.get(_unwrapped(name))) is not None and there.dtype == tensor.dtype)
+        if name not in weights
+        or tensor.is_complex() != weights[name].is_complex()
+        or ((there := own.get(_unwrapped(name))) is not None and there.dtype == tensor.dtype)
         else tensor.to(weights[name].dtype)
         for name, tensor in averages.items()
     }
@@ -124,6 +148,8 @@ def _ema_tensors(path: Path, snapshot: Snapshot, network: nn.Module) -> Any:
 
 def _fill_network(path: Path, network: nn.Module, held: Mapping[str, Tensor], optional: Iterable[str]) -> None:
     given = {_unwrapped(name): tensor for name, tensor in held.items()}
+    if len(given) < len(held):
+        raise CheckpointError(f"{path} holds several tensors under one name, with and without what torch.compile adds")
     own = _tensors_by_name(network)
     lazy = [name for name, tensor in own.items() if is_lazy(tensor) or tensor.is_meta]
     if lazy:
@@ -141,13 +167,13 @@ def _fill_network(path: Path, network: nn.Module, held: Mapping[str, Tensor], op
     other = [
         f"{name} is {describe_tensor(given[name])} in the checkpoint, {describe_tensor(own[name])} in the network"
         for name in own
-        if name in given and (given[name].shape, given[name].dtype) != (own[name].shape, own[name].dtype)
+        if name in given and describe_tensor(given[name]) != describe_tensor(own[name])
     ]
     other += [
         f"{first} and {name} are one tensor in the network, and two that differ in the checkpoint"
         for first, *rest in filter(None, both)
         for name in rest
-        if not _equal_in_bits(given[first], given[name])
+        if not equal_in_bits(given[first], given[name])
     ]
     lines = [f"the checkpoint lacks {_list_names(sorted(missing))}"] if missing else []
     lines += [f"the network lacks {_list_names(sorted(unexpected))}"] if unexpected else []
@@ -155,9 +181,15 @@ def _fill_network(path: Path, network: nn.Module, held: Mapping[str, Tensor], op
     if lines:
         text = "".join(f"\n  {line}" for line in lines)
         raise CheckpointError(f"{path} does not fit this {kind(network)}, and nothing was loaded:{text}")
+    frozen = [name for name, tensor in own.items() if tensor.is_inference()]
+    if frozen and not torch.is_inference_mode_enabled():
+        raise CheckpointError(
+            f"{_list_names(frozen)} of this {kind(network)} was made under torch.inference_mode and cannot be changed "
+            "outside of it, so nothing was loaded; make the network outside of it"
+        )
     with torch.no_grad():
         for first, *_ in filter(None, both):
-            own[first].copy_(given[first])
+            copy_into(own[first], given[first])
 
 
 def _left_out_of_state_dict(network: nn.Module) -> set[str]:
@@ -175,15 +207,6 @@ def _tensors_by_name(network: nn.Module) -> dict[str, Tensor]:
 def _unwrapped(name: str) -> str:
     """Return the name of a tensor without the wrappers of `torch.compile`, around a network or a part of one."""
     return ".".join(part for part in name.split(".") if part != "_orig_mod")
-
-
-def _equal_in_bits(one: Tensor, other: Tensor) -> bool:
-    """Return whether two tensors are equal in shape, dtype and bits, NaN included."""
-    if (one.shape, one.dtype) != (other.shape, other.dtype):
-        return False
-    flat = (tensor.clone(memory_format=torch.contiguous_format).reshape(-1) for tensor in (one, other))
-    first, second = (tensor.view(torch.uint8) for tensor in flat)
-    return torch.equal(first, second)
 
 
 def _list_names(names: list[str]) -> str:

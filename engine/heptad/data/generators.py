@@ -12,6 +12,8 @@ from typing import Any, cast
 import numpy as np
 import torch
 
+from heptad.errors import CheckpointError, EngineError, in_a_line
+
 CPU_GENERATORS = frozenset(("torch", "python", "numpy"))
 """The names of the states of the CPU's global generators; any other name is that of a type of device."""
 
@@ -113,6 +115,17 @@ def preserved() -> Yields[None]:
         yield
     finally:
         restore_states(states)
+
+
+@contextmanager
+def stored_state_of(what: str) -> Yields[None]:
+    """Raise what is wrong with a state that a checkpoint holds as a `CheckpointError`; only its owner can tell."""
+    try:
+        yield
+    except EngineError:
+        raise
+    except Exception as error:
+        raise CheckpointError(f"{what} cannot load the state in the checkpoint: {in_a_line(error)}") from error
 
 
 Generator = torch.Generator | np.random.Generator | random.Random

@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from heptad.data.cursor import PassKey
 from heptad.data.fetch import Collate, Fetch, InWorkers, as_it_is, build_fetch, ignore_interrupts
-from heptad.data.generators import generator_state, set_generator_state
+from heptad.data.generators import generator_state, set_generator_state, stored_state_of
 from heptad.data.order import ORDER_VERSION, batch_seed, order
 from heptad.errors import DataError
 
@@ -112,8 +112,9 @@ class IndexCursor:
     def restore(self, state: Mapping[str, Any], key: PassKey) -> str | None:
         """Return to a place, at once; the dataset is looked at when the first batch is taken, as plugins open first."""
         del key  # it is part of the state
-        for generator, at in zip(self._fetch.generators(), state["generators"], strict=False):
-            set_generator_state(generator, at)
+        with stored_state_of("a generator of the dataset"):
+            for generator, at in zip(self._fetch.generators(), state["generators"], strict=False):
+                set_generator_state(generator, at)
         self._set_samples(state.get("samples", self._samples))  # older checkpoints have none
         self.varies = state.get("varies", False)
         if state["open"]:

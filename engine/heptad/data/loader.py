@@ -7,6 +7,7 @@ from typing import Any, cast
 
 from torch.utils.data import ChainDataset, ConcatDataset, DataLoader, DistributedSampler, IterableDataset, Subset
 
+from heptad.config import Components
 from heptad.data.cursor import PassKey
 from heptad.data.fetch import is_a
 from heptad.data.generators import (
@@ -16,6 +17,7 @@ from heptad.data.generators import (
     preserved,
     restore_states,
     set_generator_state,
+    stored_state_of,
 )
 from heptad.data.iterator_cursor import walk_to
 from heptad.errors import DataError, a_kind
@@ -74,8 +76,9 @@ class LoaderSource:
         """Return an iterator at a place, and what is to be said of it."""
         del key
         if self._stateful and state["own"] is not None:
-            self.data.load_state_dict(state["own"])
-            iterator = iter(self.data)  # it is this that takes the state in; the next one begins a pass
+            with stored_state_of(f"the loader ({a_kind(self.data)})"):
+                self.data.load_state_dict(state["own"])
+                iterator = iter(self.data)  # it is this that takes the state in; the next one begins a pass
             self._restore_own(state["generators"], state.get("samplers"))
             return (iterator if state["open"] else None), None
         iterator, walked = None, None
@@ -114,24 +117,22 @@ class LoaderSource:
         )
 
     def _generators(self) -> list[Any]:
-        batches = getattr(self.data, "batch_sampler", None)
-        return generators_of(
-            self.data,
-            getattr(self.data, "sampler", None),
-            batches,
-            getattr(batches, "sampler", None),
-            *parts_of_dataset(getattr(self.data, "dataset", None)),
-        )
+        return _generators_of_loader(self.data)
 
     def _restore_drawn(self, state: Mapping[str, Any]) -> None:
-        restore_states(state["global"])
-        self._restore_own(state["own"], state.get("samplers"))
+        with stored_state_of("what draws the order of the data"):
+            restore_states(state["global"])
+            self._restore_own(state["own"], state.get("samplers"))
 
     def _restore_own(self, states: Sequence[Any], samplers: Sequence[Any] | None) -> None:
         """Restore the loader's generators and samplers.
 
         A checkpoint without samplers is older; it lacks the generators of datasets within another one.
         """
+        with stored_state_of("what draws the order of the data"):
+            self._restore_each(states, samplers)
+
+    def _restore_each(self, states: Sequence[Any], samplers: Sequence[Any] | None) -> None:
         generators = self._generators()
         if samplers is None:
             generators = generators[: len(states)]
@@ -162,6 +163,24 @@ class LoaderSource:
         if not what:
             return ""
         return f"{what}, and earlier passes were not walked again: exact continuation of the data cannot be verified"
+
+
+def data_generators(components: Components) -> list[Any]:
+    """Return the random generators that the data of a run hold."""
+    if components.loader is not None:
+        return _generators_of_loader(components.loader)
+    return generators_of(*parts_of_dataset(components.dataset))
+
+
+def _generators_of_loader(loader: Any) -> list[Any]:
+    batches = getattr(loader, "batch_sampler", None)
+    return generators_of(
+        loader,
+        getattr(loader, "sampler", None),
+        batches,
+        getattr(batches, "sampler", None),
+        *parts_of_dataset(getattr(loader, "dataset", None)),
+    )
 
 
 def parts_of_dataset(dataset: Any) -> Iterator[Any]:

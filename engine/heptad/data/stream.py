@@ -11,7 +11,14 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 from heptad.config import RunConfig
 from heptad.data.cursor import PassKey
 from heptad.data.fetch import Collate, as_it_is, collate_samples, default_collate, ignore_interrupts
-from heptad.data.generators import generator_state, generators_of, preserved, seed_cpu, set_generator_state
+from heptad.data.generators import (
+    generator_state,
+    generators_of,
+    preserved,
+    seed_cpu,
+    set_generator_state,
+    stored_state_of,
+)
 from heptad.data.iterator_cursor import walk_to
 from heptad.data.loader import parts_of_dataset
 from heptad.data.order import batch_seed
@@ -63,8 +70,9 @@ class StreamSource:
     def go_to(self, state: Mapping[str, Any], key: PassKey) -> tuple[Iterator[Any] | None, str | None]:
         """Return an iterator at a place, and what is to be said of it."""
         states = state.get("began", ()) if state["open"] else state.get("generators", ())
-        for generator, at in zip(generators_of(*parts_of_dataset(self.data)), states, strict=False):
-            set_generator_state(generator, at)
+        with stored_state_of("a generator of the dataset"):
+            for generator, at in zip(generators_of(*parts_of_dataset(self.data)), states, strict=False):
+                set_generator_state(generator, at)
         if not state["open"]:
             return None, None
         iterator = self.iterate(key)
