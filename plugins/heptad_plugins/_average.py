@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from copy import deepcopy
 from itertools import chain
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -36,7 +36,7 @@ class Average:
         self.count = 0
         self._network = network
         self._dtype = dtype
-        self._values = {name: self._averaged(tensor) for name, tensor in _by_name(network).items()}
+        self._values = {name: self._averaged(tensor) for name, tensor in by_name(network).items()}
         self._trained: dict[str, Tensor] | None = None
         """While the averages are in the network: the trained values of tensors that are averaged in another dtype."""
         self._module: nn.Module | None = None
@@ -44,7 +44,7 @@ class Average:
     def follow(self, blend: Blend, *, copies: bool) -> None:
         """Move the averages towards the network's values, or copy these; to be called after an update."""
         same: list[tuple[Tensor, Tensor]] = []
-        tensors = _by_name(self._network)
+        tensors = by_name(self._network)
         copies = copies or not self.count
         with torch.no_grad():
             for name, new in tensors.items():
@@ -79,7 +79,7 @@ class Average:
         values = self._values
         if self._trained is not None:
             swapped = values.keys() - self._trained.keys()
-            values = values | {name: t for name, t in _by_name(self._network).items() if name in swapped}
+            values = values | {name: t for name, t in by_name(self._network).items() if name in swapped}
         return {"tensors": values, "n_averaged": self.count}
 
     def restore(self, state: dict[str, Any]) -> None:
@@ -88,14 +88,10 @@ class Average:
         Raises:
             EngineError: If it is the state of another network.
         """
-        own, given = self._values, state["tensors"]
-        odd = [n for n in sorted(own.keys() | given.keys()) if n not in own or n not in given]
-        odd = odd or [name for name, tensor in own.items() if tensor.shape != given[name].shape]
-        if odd:
-            raise EngineError(f"EMA: the state to restore is that of another network; they differ in {', '.join(odd)}")
-        for name, tensor in own.items():
-            tensor.copy_(given[name])
-        self.count = int(state["n_averaged"])
+        check_average(state, self._values)
+        for name, tensor in self._values.items():
+            tensor.copy_(state["tensors"][name])
+        self.count = state["n_averaged"]
 
     def module(self) -> nn.Module:
         """Return a copy of the network that holds the averages: these themselves, but for those of another dtype.
@@ -108,7 +104,7 @@ class Average:
         if self._module is None:
             self._module = self._copied()
         trained = self._trained or {}
-        for name, tensor in _by_name(self._module).items():
+        for name, tensor in by_name(self._module).items():
             own = self._values.get(name)
             if own is not None and own.dtype != tensor.dtype:
                 tensor.copy_(trained.get(name, own))
@@ -131,7 +127,7 @@ class Average:
         """
         kept: dict[str, Tensor] = {}
         with torch.no_grad():
-            for name, theirs in _by_name(self._network).items():
+            for name, theirs in by_name(self._network).items():
                 own = self._values.get(name)
                 if own is None:
                     continue
@@ -146,7 +142,7 @@ class Average:
 
     def _copied(self) -> nn.Module:
         memo: dict[int, Any] = {}
-        for name, tensor in _by_name(self._network).items():
+        for name, tensor in by_name(self._network).items():
             if (own := self._values.get(name)) is None:
                 continue
             value = own if own.dtype == tensor.dtype else own.to(tensor.dtype)
@@ -165,11 +161,30 @@ class Average:
             ) from error
 
 
+def check_average(state: Any, own: Mapping[str, Tensor]) -> None:
+    """Check that a state is what `Average.state` returns for tensors of these names and shapes.
+
+    Raises:
+        EngineError: If it is the state of another network, or none.
+    """
+    parts = cast("dict[Any, Any]", state) if isinstance(state, dict) else {}
+    given, count = parts.get("tensors"), parts.get("n_averaged")
+    tensors = cast("dict[str, Any]", given) if isinstance(given, dict) else {}
+    sound = isinstance(given, dict) and all(isinstance(tensor, Tensor) for tensor in tensors.values())
+    if not sound or type(count) is not int or count < 0:
+        raise EngineError("EMA: the state to restore is none: it holds tensors by name, and how many updates they hold")
+    odd = sorted(own.keys() ^ tensors.keys())
+    odd = odd or [name for name, tensor in own.items() if tensor.shape != tensors[name].shape]
+    odd = odd or [name for name, tensor in own.items() if _has_mean(tensor) != _has_mean(tensors[name])]
+    if odd:
+        raise EngineError(f"EMA: the state to restore is that of another network; they differ in {', '.join(odd)}")
+
+
 def _has_mean(tensor: Tensor) -> bool:
     """Return whether a mean of such tensors is one: that of counts, indices and masks would be rounded."""
     return tensor.is_floating_point() or tensor.is_complex()
 
 
-def _by_name(network: nn.Module) -> dict[str, Tensor]:
+def by_name(network: nn.Module) -> dict[str, Tensor]:
     """Return all parameters and buffers that have values, those too that a network's own state_dict leaves out."""
     return {name: t for name, t in chain(network.named_parameters(), network.named_buffers()) if not is_lazy(t)}

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from heptad import PluginError
+from heptad_plugins._stored import stored
 
 PLACE = ("step", "update", "epoch")
 """The first columns: how many were complete when the values of the row were recorded."""
@@ -59,7 +60,7 @@ class CSVFile:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore both; rows beyond are dropped when the file is adopted."""
-        self._restored, self._written = True, state["rows"]
+        self._restored, self._written = True, stored(state, "rows", int)
         self._rows = [(cast("Place", tuple(place)), dict(row)) for place, row in state["newest"]]
 
     # -- making a file this run's

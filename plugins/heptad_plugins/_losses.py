@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from types import NoneType
 from typing import Any
 
 import torch
 
 from heptad import Run
+from heptad_plugins._stored import stored
 
 UPDATE, EPOCH = "train/loss", "train/epoch_loss"
 """The names of the two means."""
@@ -43,4 +45,4 @@ class Losses:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore both; a checkpoint from before there were means has neither."""
-        self._update, self._epoch = state.get("update"), state.get("epoch")
+        self._update, self._epoch = (stored(state, key, int, NoneType) for key in ("update", "epoch"))

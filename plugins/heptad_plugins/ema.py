@@ -9,7 +9,7 @@ from torch import nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from heptad import EngineError, Plugin, PluginError, Run
-from heptad_plugins._average import Average
+from heptad_plugins._average import Average, by_name, check_average
 from heptad_plugins._options import number, selection, whole_number
 
 
@@ -58,6 +58,7 @@ class EMA(Plugin):
         self._dtype = dtype
         self._average: Average | None = None
         self._restored: dict[str, Any] | None = None
+        self._network: nn.Module | None = None
 
     @property
     def network(self) -> nn.Module:
@@ -77,6 +78,7 @@ class EMA(Plugin):
     def on_begin(self, run: Run) -> None:
         """Forget the average of an earlier run; a caller that holds its network keeps it."""
         self._average = self._restored = None
+        self._network = run.network
 
     def open(self, run: Run) -> None:
         """Swap the average in, if the run continues in an evaluation."""
@@ -118,7 +120,13 @@ class EMA(Plugin):
         return (self._restored or {}) if self._average is None else self._average.state()
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Keep the state until there is a network."""
+        """Keep the state until the average is first needed; one of another network is refused at once.
+
+        Raises:
+            EngineError: If it is that of another network.
+        """
+        if state and self._network is not None:
+            check_average(state, by_name(self._network))
         self._restored = state or None
 
     def _ready(self, run: Run) -> Average:

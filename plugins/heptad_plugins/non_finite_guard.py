@@ -10,6 +10,7 @@ from torch import Tensor
 
 from heptad import Plugin, Run
 from heptad_plugins._options import one_of, selection
+from heptad_plugins._stored import stored
 
 IN_A_ROW = 100
 """Skipped updates in a row after which there is no hope."""
@@ -91,8 +92,9 @@ class NonFiniteGuard(Plugin):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore them."""
         self._filter.restore(state["count"])
-        self._skipped = state.get("skipped", 0)  # a checkpoint of an older version has none, nor the next
-        self._left_out = state.get("left_out", 0)
+        # a checkpoint of an older version lacks both
+        self._skipped = stored(state, "skipped", int, default=0)
+        self._left_out = stored(state, "left_out", int, default=0)
 
     def _check(self, run: Run) -> None:
         if run.update_skipped:

@@ -7,6 +7,7 @@ from typing import Any, Literal
 from heptad import Plugin, Run
 from heptad_plugins._options import number, one_of
 from heptad_plugins._stopwatch import Stopwatch
+from heptad_plugins._stored import stored
 
 
 class TimeLimit(Plugin):
@@ -74,5 +75,6 @@ class TimeLimit(Plugin):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore both."""
-        self._watch.put(state["seconds"])
-        self._stopped = state["stopped"]
+        seconds, stopped = stored(state, "seconds", float, int), stored(state, "stopped", bool)
+        self._watch.put(seconds)
+        self._stopped = stopped
