@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable
 from copy import deepcopy
 from itertools import chain
 from typing import Any, cast
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from heptad import EngineError
+from heptad_plugins._stored import count_in, mapping
 
 Blend = Callable[[list[Tensor], list[Tensor], int], None]
 """Moves averages towards values, both of one dtype, given how many updates are in them."""
@@ -36,7 +37,7 @@ class Average:
         self.count = 0
         self._network = network
         self._dtype = dtype
-        self._values = {name: self._averaged(tensor) for name, tensor in by_name(network).items()}
+        self._values = {name: self._averaged(tensor) for name, tensor in _by_name(network).items()}
         self._trained: dict[str, Tensor] | None = None
         """While the averages are in the network: the trained values of tensors that are averaged in another dtype."""
         self._module: nn.Module | None = None
@@ -44,7 +45,7 @@ class Average:
     def follow(self, blend: Blend, *, copies: bool) -> None:
         """Move the averages towards the network's values, or copy these; to be called after an update."""
         same: list[tuple[Tensor, Tensor]] = []
-        tensors = by_name(self._network)
+        tensors = _by_name(self._network)
         copies = copies or not self.count
         with torch.no_grad():
             for name, new in tensors.items():
@@ -79,7 +80,7 @@ class Average:
         values = self._values
         if self._trained is not None:
             swapped = values.keys() - self._trained.keys()
-            values = values | {name: t for name, t in by_name(self._network).items() if name in swapped}
+            values = values | {name: t for name, t in _by_name(self._network).items() if name in swapped}
         return {"tensors": values, "n_averaged": self.count}
 
     def restore(self, state: dict[str, Any]) -> None:
@@ -88,10 +89,14 @@ class Average:
         Raises:
             EngineError: If it is the state of another network.
         """
-        check_average(state, self._values)
-        for name, tensor in self._values.items():
-            tensor.copy_(state["tensors"][name])
-        self.count = state["n_averaged"]
+        own, given = self._values, state["tensors"]
+        odd = [n for n in sorted(own.keys() | given.keys()) if n not in own or n not in given]
+        odd = odd or [name for name, tensor in own.items() if tensor.shape != given[name].shape]
+        if odd:
+            raise EngineError(f"EMA: the state to restore is that of another network; they differ in {', '.join(odd)}")
+        for name, tensor in own.items():
+            tensor.copy_(given[name])
+        self.count = int(state["n_averaged"])
 
     def module(self) -> nn.Module:
         """Return a copy of the network that holds the averages: these themselves, but for those of another dtype.
@@ -104,7 +109,7 @@ class Average:
         if self._module is None:
             self._module = self._copied()
         trained = self._trained or {}
-        for name, tensor in by_name(self._module).items():
+        for name, tensor in _by_name(self._module).items():
             own = self._values.get(name)
             if own is not None and own.dtype != tensor.dtype:
                 tensor.copy_(trained.get(name, own))
@@ -127,7 +132,7 @@ class Average:
         """
         kept: dict[str, Tensor] = {}
         with torch.no_grad():
-            for name, theirs in by_name(self._network).items():
+            for name, theirs in _by_name(self._network).items():
                 own = self._values.get(name)
                 if own is None:
                     continue
@@ -142,7 +147,7 @@ class Average:
 
     def _copied(self) -> nn.Module:
         memo: dict[int, Any] = {}
-        for name, tensor in by_name(self._network).items():
+        for name, tensor in _by_name(self._network).items():
             if (own := self._values.get(name)) is None:
                 continue
             value = own if own.dtype == tensor.dtype else own.to(tensor.dtype)
@@ -161,23 +166,37 @@ class Average:
             ) from error
 
 
-def check_average(state: Any, own: Mapping[str, Tensor]) -> None:
-    """Check that a state is what `Average.state` returns for tensors of these names and shapes.
+def check_state(state: dict[str, Any], network: nn.Module | None) -> None:
+    """Compare what `Average.state` returned with a network; buffers that it has yet to make may be missing there.
 
     Raises:
-        EngineError: If it is the state of another network, or none.
+        ValueError: If it is something else, or the average of another network.
     """
-    parts = cast("dict[Any, Any]", state) if isinstance(state, dict) else {}
-    given, count = parts.get("tensors"), parts.get("n_averaged")
-    tensors = cast("dict[str, Any]", given) if isinstance(given, dict) else {}
-    sound = isinstance(given, dict) and all(isinstance(tensor, Tensor) for tensor in tensors.values())
-    if not sound or type(count) is not int or count < 0:
-        raise EngineError("EMA: the state to restore is none: it holds tensors by name, and how many updates they hold")
-    odd = sorted(own.keys() ^ tensors.keys())
-    odd = odd or [name for name, tensor in own.items() if tensor.shape != tensors[name].shape]
-    odd = odd or [name for name, tensor in own.items() if _has_mean(tensor) != _has_mean(tensors[name])]
+    count_in(mapping(state), "n_averaged")
+    values = mapping(state.get("tensors"), "tensors")
+    for name, value in values.items():
+        if not isinstance(value, Tensor) or value.layout is not torch.strided:
+            raise ValueError(f"tensors[{name!r:.80}] is no tensor")
+    if network is None:
+        return
+    own = _by_name(network)
+    awaited = {
+        f"{prefix}.{name}" if prefix else name
+        for prefix, module in cast("Iterable[tuple[str, nn.Module]]", network.named_modules())
+        for name, buffer in vars(module)["_buffers"].items()
+        if buffer is None
+    }
+    odd = sorted(map(str, own.keys() - values.keys())) or sorted(map(str, values.keys() - own.keys() - awaited))
+    odd = odd or [name for name, tensor in own.items() if not _is_average_of(values[name], tensor)]
     if odd:
-        raise EngineError(f"EMA: the state to restore is that of another network; they differ in {', '.join(odd)}")
+        raise ValueError(f"it is the average of another network; they differ in {', '.join(odd):.200}")
+
+
+def _is_average_of(value: Tensor, tensor: Tensor) -> bool:
+    return value.shape == tensor.shape and (value.is_complex(), _has_mean(value)) == (
+        tensor.is_complex(),
+        _has_mean(tensor),
+    )
 
 
 def _has_mean(tensor: Tensor) -> bool:
@@ -185,6 +204,6 @@ def _has_mean(tensor: Tensor) -> bool:
     return tensor.is_floating_point() or tensor.is_complex()
 
 
-def by_name(network: nn.Module) -> dict[str, Tensor]:
+def _by_name(network: nn.Module) -> dict[str, Tensor]:
     """Return all parameters and buffers that have values, those too that a network's own state_dict leaves out."""
     return {name: t for name, t in chain(network.named_parameters(), network.named_buffers()) if not is_lazy(t)}

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from heptad import PluginError
-from heptad_plugins._stored import stored
+from heptad_plugins._stored import count_in, mapping
 
 PLACE = ("step", "update", "epoch")
 """The first columns: how many were complete when the values of the row were recorded."""
@@ -60,8 +60,9 @@ class CSVFile:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore both; rows beyond are dropped when the file is adopted."""
-        self._restored, self._written = True, stored(state, "rows", int)
-        self._rows = [(cast("Place", tuple(place)), dict(row)) for place, row in state["newest"]]
+        written = count_in(state, "rows")
+        self._rows = [(_stored_place(place), _stored_row(row)) for place, row in state["newest"]]
+        self._restored, self._written = True, written
 
     # -- making a file this run's
 
@@ -183,3 +184,19 @@ def _csv_line(cells: Iterable[str]) -> bytes:
     line = io.StringIO()
     csv.writer(line).writerow(cells)  # given another line end it would not quote cells that hold \r
     return (line.getvalue().removesuffix("\r\n") + "\n").encode()
+
+
+def _stored_place(stored: object) -> Place:
+    """Return the place of a row; a ValueError says that it is none."""
+    numbers = cast("list[Any]", stored) if isinstance(stored, list | tuple) else []
+    if len(numbers) != 3 or any(type(number) is not int for number in numbers):
+        raise ValueError("the place of a row is three numbers")
+    return numbers[0], numbers[1], numbers[2]
+
+
+def _stored_row(stored: object) -> dict[str, str]:
+    """Return the cells of a row; a ValueError says that they are none."""
+    cells = dict(mapping(stored, "a row"))
+    if any(not isinstance(cell, str | int | float) for cell in cells.values()):
+        raise ValueError("the cells of a row are texts")
+    return cells

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from types import NoneType
 from typing import Any
 
 import torch
 
 from heptad import Run
-from heptad_plugins._stored import stored
+from heptad_plugins._stored import count_in, mapping
 
 UPDATE, EPOCH = "train/loss", "train/epoch_loss"
 """The names of the two means."""
@@ -45,4 +44,5 @@ class Losses:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore both; a checkpoint from before there were means has neither."""
-        self._update, self._epoch = (stored(state, key, int, NoneType) for key in ("update", "epoch"))
+        update, epoch = (count_in(mapping(state), name, None) for name in ("update", "epoch"))
+        self._update, self._epoch = update, epoch

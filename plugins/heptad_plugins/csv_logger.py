@@ -9,6 +9,7 @@ from heptad import Plugin, PluginError, Run
 from heptad_plugins._csv_file import PLACE, CSVFile
 from heptad_plugins._losses import UPDATE, Losses
 from heptad_plugins._options import path_of, selection
+from heptad_plugins._stored import count_in
 
 
 class CSVLogger(Plugin):
@@ -121,9 +122,10 @@ class CSVLogger(Plugin):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore both."""
-        self._resumed, self._seen = True, state["seen"]
+        seen = count_in(state, "seen")
         self._losses.load_state_dict(state.get("losses", {}))
         self._file.load_state_dict(state)
+        self._resumed, self._seen = True, seen
 
     def _adopt(self, run: Run) -> None:
         """Make the file this run's: begin it, or continue it."""

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import math
-from types import NoneType
 from typing import Any, Literal
 
 from heptad import Plugin, Run
 from heptad.plugin import Watch, refuse_unrecorded
 from heptad_plugins._options import number, one_of, selection, text_of, whole_number
-from heptad_plugins._stored import stored
+from heptad_plugins._stored import count_in, flag_in, real_in
 
 
 class EarlyStopping(Plugin):
@@ -90,9 +89,9 @@ class EarlyStopping(Plugin):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore these; older checkpoints lack the last two."""
-        best, count = stored(state, "best", float, int, NoneType), stored(state, "count", int)
-        stopped, seen = stored(state, "stopped", bool, default=False), stored(state, "seen", int, NoneType)
-        self._best, self._count, self._stopped, self._watch.seen = best, count, stopped, seen
+        best, number, seen = real_in(state, "best", None), count_in(state, "count"), count_in(state, "seen", None)
+        self._stopped = flag_in(state, "stopped", False)
+        self._best, self._count, self._watch.seen = best, number, seen
 
     def open(self, run: Run) -> None:
         """Count all values as judged where a checkpoint does not say which were."""

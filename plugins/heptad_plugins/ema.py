@@ -9,7 +9,7 @@ from torch import nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from heptad import EngineError, Plugin, PluginError, Run
-from heptad_plugins._average import Average, by_name, check_average
+from heptad_plugins._average import Average, check_state
 from heptad_plugins._options import number, selection, whole_number
 
 
@@ -58,7 +58,7 @@ class EMA(Plugin):
         self._dtype = dtype
         self._average: Average | None = None
         self._restored: dict[str, Any] | None = None
-        self._network: nn.Module | None = None
+        self._begun: nn.Module | None = None  # of a run that has begun and was not opened: one that is being resumed
 
     @property
     def network(self) -> nn.Module:
@@ -78,10 +78,11 @@ class EMA(Plugin):
     def on_begin(self, run: Run) -> None:
         """Forget the average of an earlier run; a caller that holds its network keeps it."""
         self._average = self._restored = None
-        self._network = run.network
+        self._begun = run.network
 
     def open(self, run: Run) -> None:
         """Swap the average in, if the run continues in an evaluation."""
+        self._begun = None
         if run.state == "evaluate":
             self._ready(run).swap_in()
 
@@ -120,13 +121,13 @@ class EMA(Plugin):
         return (self._restored or {}) if self._average is None else self._average.state()
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Keep the state until the average is first needed; one of another network is refused at once.
+        """Keep the state until there is an average.
 
         Raises:
-            EngineError: If it is that of another network.
+            ValueError: If it is no state of this class, or, where a run is resumed, that of another network.
         """
-        if state and self._network is not None:
-            check_average(state, by_name(self._network))
+        if state:
+            check_state(state, self._begun)
         self._restored = state or None
 
     def _ready(self, run: Run) -> Average:

@@ -11,6 +11,7 @@ from heptad import LogError, Plugin, PluginError, Run
 from heptad.plugin import JournalFile, JournalRecorder
 from heptad_plugins._losses import Losses
 from heptad_plugins._options import path_of, whole_number
+from heptad_plugins._stored import scalars_in
 
 
 class Journal(Plugin):
@@ -141,8 +142,8 @@ class Journal(Plugin):
         """Restore it."""
         # until 0.1.0 `seen` stood for the first of what `losses` holds, for every epoch too
         self._losses.load_state_dict(state.get("losses") or dict.fromkeys(("update", "epoch"), state.get("seen")))
-        rates = state.get("rates")
-        self._rates = rates if isinstance(rates, dict) else {}  # version 0.1.0 stored a list, of no further use
+        stored = isinstance(state.get("rates"), dict)  # version 0.1.0 stored a list, of no further use
+        self._rates = scalars_in(state, "rates") if stored else {}
 
 
 def _raise_error(recorder: JournalRecorder) -> None:

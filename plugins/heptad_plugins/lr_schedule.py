@@ -8,10 +8,11 @@ from typing import Any, Literal
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
-from heptad import EngineError, Plugin, PluginError, Run
+from heptad import CheckpointError, EngineError, Plugin, PluginError, Run
 from heptad.plugin import Watch, monitored, refuse_unrecorded
 from heptad_plugins._options import one_of, text_of, whole_number
 from heptad_plugins._scheduler import check_monitor, is_rebased, rebase, scheduler_from_format_1, takes_length
+from heptad_plugins._stored import count_in, mapping, refuse_other_form
 from heptad_plugins._stretching import (
     TrialOptimizer,
     facts_of,
@@ -22,6 +23,10 @@ from heptad_plugins._stretching import (
 )
 
 Build = Callable[[Optimizer, int], LRScheduler] | Callable[[Optimizer], LRScheduler]
+
+
+MOVES_AT_ONCE = 1_000_000
+"""Moves that are made again at most where a run has not made as many; a schedule may have moved before the run."""
 
 
 class LRSchedule(Plugin):
@@ -149,6 +154,7 @@ class LRSchedule(Plugin):
         which has to write its first rate before the next update.
         """
         self._begun = None
+        self._refuse_endless(run)
         if self._stretches:
             self._ready(run)
         elif self._restored is not None and run.optimizers:
@@ -210,9 +216,14 @@ class LRSchedule(Plugin):
         Raises:
             EngineError: If the schedule is another one now, and `on_resize` does not say what is meant.
         """
-        self._moved_at, self._watch.seen = state.get("moved_at", 0), state.get("seen", None if state else 0)
-        self._total = state.get("total_updates")
-        self._first = state.get("first", {})
+        moved_at, seen = count_in(state, "moved_at", 0), count_in(state, "seen", None if state else 0)
+        self._total = count_in(state, "total_updates", None)
+        self._first = dict(mapping(state.get("first", {}), "first"))
+        count_in(state, "moves", None)
+        count_in(state, "length", None)
+        self._moved_at, self._watch.seen = moved_at, seen
+        if state:
+            self._refuse_another_form(scheduler_from_format_1(state["scheduler"]))
         if state and self._begun is not None:
             if changes := self._changes(self._begun, state):
                 self._choose(changes, state)
@@ -221,6 +232,22 @@ class LRSchedule(Plugin):
         scheduler: Any = scheduler_from_format_1(state.get("scheduler", {}))
         self._moves = state.get("moves", scheduler.get("last_epoch", self._moved_at))  # older checkpoints lack it
         self._restored = state or None
+
+    def _refuse_another_form(self, stored: object) -> None:
+        """Compare the stored schedule with one of torch's own as it would be built now, in form."""
+        mapping(stored, "the schedule")
+        scheduler = None if self._begun is None else self._tried(self._begun)
+        if scheduler is not None and type(scheduler).__module__ == LRScheduler.__module__:
+            refuse_other_form(stored, scheduler.state_dict())
+
+    def _refuse_endless(self, run: Run) -> None:
+        """Refuse a schedule that has moved further than the run: to move there again could take for ever."""
+        most = max(run.update, run.epoch, run.record_count, MOVES_AT_ONCE)
+        last: Any = scheduler_from_format_1((self._restored or {}).get("scheduler", {})).get("last_epoch", 0)
+        if max(self._moves, last) > most:
+            raise CheckpointError(
+                f"LRSchedule: the schedule in the checkpoint has moved {max(self._moves, last)} times"
+            )
 
     def _step_on_values(self, run: Run) -> None:
         """Step on each new value of the monitor."""

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from heptad import Plugin, Run
 from heptad_plugins._options import one_of, selection
-from heptad_plugins._stored import stored
+from heptad_plugins._stored import count_in
 
 IN_A_ROW = 100
 """Skipped updates in a row after which there is no hope."""
@@ -91,10 +91,13 @@ class NonFiniteGuard(Plugin):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore them."""
-        self._filter.restore(state["count"])
-        # a checkpoint of an older version lacks both
-        self._skipped = stored(state, "skipped", int, default=0)
-        self._left_out = stored(state, "left_out", int, default=0)
+        counted, skipped = (
+            count_in(state, "count"),
+            count_in(state, "skipped", 0),
+        )  # an older checkpoint lacks all but one
+        self._left_out = count_in(state, "left_out", 0)
+        self._filter.restore(counted)
+        self._skipped = skipped
 
     def _check(self, run: Run) -> None:
         if run.update_skipped:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 from heptad import EngineError, Plugin, PluginError, Run
 from heptad_plugins._losses import UPDATE, Losses
 from heptad_plugins._options import directory_of, selection
+from heptad_plugins._stored import count_in
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
@@ -172,8 +173,9 @@ class TensorBoardLogger(Plugin):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore that number."""
-        self._seen = state["seen"]
+        seen = count_in(state, "seen")
         self._losses.load_state_dict(state.get("losses", {}))
+        self._seen = seen
 
     def _describe(self, run: Run) -> None:
         """Write configuration, optimizers and what the user named, as hyperparameters and as a text."""

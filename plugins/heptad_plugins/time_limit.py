@@ -7,7 +7,7 @@ from typing import Any, Literal
 from heptad import Plugin, Run
 from heptad_plugins._options import number, one_of
 from heptad_plugins._stopwatch import Stopwatch
-from heptad_plugins._stored import stored
+from heptad_plugins._stored import flag_in, real_in
 
 
 class TimeLimit(Plugin):
@@ -75,6 +75,5 @@ class TimeLimit(Plugin):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore both."""
-        seconds, stopped = stored(state, "seconds", float, int), stored(state, "stopped", bool)
+        seconds, self._stopped = real_in(state, "seconds"), flag_in(state, "stopped")
         self._watch.put(seconds)
-        self._stopped = stopped

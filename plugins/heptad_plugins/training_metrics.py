@@ -10,6 +10,7 @@ import torch
 from heptad import Plugin, PluginError, Run
 from heptad.plugin import metrics_mistake
 from heptad_plugins._losses import Losses
+from heptad_plugins._stored import scalars_in
 
 
 class TrainingMetrics(Plugin):
@@ -113,5 +114,6 @@ class TrainingMetrics(Plugin):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore them."""
-        self._sums, self._weight = dict(state["sums"]), state["weight"]
+        sums, weight = scalars_in(state, "sums"), scalars_in({"sum": {"weight": state["weight"]}}, "sum")["weight"]
         self._losses.load_state_dict(state["losses"])
+        self._sums, self._weight = sums, weight

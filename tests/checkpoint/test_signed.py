@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from crafted import resaved
+from crafted import bounded, resaved
 from torch import Tensor, nn
 
 from heptad import CheckpointError, Components, Engine, EngineError, Plugin, RunConfig, load_weights
@@ -50,7 +50,7 @@ def everything(engine: Engine) -> dict[str, str]:
     return {name: digest(part) for name, part in parts.items()}
 
 
-def assert_refused(engine: Engine, path: Path, says: str = "") -> None:
+def assert_refused(engine: Engine, path: Path, says: str | None = None) -> None:
     """The checkpoint is refused by name, nothing has changed, and the engine is not driven."""
     before = everything(engine)
     with pytest.raises(CheckpointError, match=says):
@@ -180,10 +180,6 @@ CRAFTED: dict[str, tuple[Callable[[Sections], object], str]] = {
         lambda s: s["run"]["identity"]["config"].update(epochs=torch.zeros(2)), "plain data"),
     "a limit in words": (lambda s: s["run"]["identity"]["config"].update(max_updates="x"), "max_updates"),
     "a tensor in the environment": (lambda s: s["run"]["environment"].update(threads=torch.zeros(2)), "plain data"),
-    "averages of another shape": (
-        lambda s: s["plugins"]["EMA"]["state"]["tensors"].update({"0.bias": torch.zeros(3)}), "another network"),
-    "a best value in words": (
-        lambda s: s["plugins"]["EarlyStopping"]["state"].update(best="low"), "'low' for 'best', expected float"),
     "a plugin of no state": (lambda s: s["plugins"]["EMA"].update(state=torch.zeros(2)), "plugins.EMA.state"),
 }  # fmt: skip
 
@@ -265,6 +261,76 @@ def test_a_submodule_that_refuses_its_extra_state_is_put_back(tmp_path: Path):
         refusing.run(resume=path)
     assert layer.seen == {"a": 0}
     assert torch.equal(layer.weight, weight)
+
+
+def schedule(sections: Sections) -> dict[str, Any]:
+    """Return the state of the schedule."""
+    return sections["plugins"]["LRSchedule"]["state"]
+
+
+def phase(sections: Sections) -> dict[str, Any]:
+    """Return the second phase of the schedule."""
+    return schedule(sections)["scheduler"]["_schedule_phases"][1]
+
+
+def plugin_state(name: str) -> Callable[[Sections], dict[str, Any]]:
+    """Return what leads to the state of a plugin."""
+    return lambda sections: sections["plugins"][name]["state"]
+
+
+average, stopping, guard = plugin_state("EMA"), plugin_state("EarlyStopping"), plugin_state("NonFiniteGuard")
+
+STATES: dict[str, tuple[Callable[[Sections], object], str]] = {
+    "averages of another shape": (lambda s: average(s)["tensors"].update({"0.bias": torch.zeros(9)}), "EMA .* 0.bias"),
+    "two averages swapped": (lambda s: swap(average(s)["tensors"], "0.weight", "4.weight"), "EMA .* another network"),
+    "an average too few": (lambda s: average(s)["tensors"].pop("0.bias"), "EMA .* 0.bias"),
+    "an average that is a number": (lambda s: average(s)["tensors"].update({"0.bias": 1.0}), "no tensor"),
+    "an average of whole numbers": (
+        lambda s: average(s)["tensors"].update({"0.bias": torch.zeros(8).long()}), "EMA .* 0.bias"),
+    "no averages": (lambda s: average(s).pop("tensors"), "EMA cannot load"),
+    "a count of averages in words": (lambda s: average(s).update(n_averaged="x"), "n_averaged is 'x'"),
+    "a best value in words": (lambda s: stopping(s).update(best="x"), "EarlyStopping .* best is 'x'"),
+    "no count": (lambda s: stopping(s).pop("count"), "EarlyStopping .* count is missing"),
+    "a stop that is a number": (lambda s: stopping(s).update(stopped=2), "stopped is 2"),
+    "a count below 0": (lambda s: guard(s).update(skipped=-1), "NonFiniteGuard .* skipped is -1"),
+    "a phase that is cut": (lambda s: phase(s).pop("end_step"), r"LRSchedule .*\[1\].end_step is missing"),
+    "a phase in words": (lambda s: phase(s).update(end_lr="x"), "end_lr is 'x'"),
+    "a phase too few": (lambda s: schedule(s)["scheduler"]["_schedule_phases"].pop(), "_schedule_phases"),
+    "a schedule that is a number": (lambda s: schedule(s).update(scheduler=5), "LRSchedule cannot load"),
+    "another number of rates": (lambda s: schedule(s)["scheduler"].update(base_lrs=[]), "base_lrs"),
+    "moves in words": (lambda s: schedule(s).update(moves="x"), "moves is 'x'"),
+    "a state of nothing": (lambda s: s["plugins"]["EMA"].update(state=5), "EMA cannot load its state"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("what", STATES)
+def test_the_shipped_plugins_look_at_their_states(what: str, tmp_path: Path, scheduled: Path):
+    """When they load them, not turns later; all plugins are put back."""
+    change, says = STATES[what]
+    path = resaved(scheduled, tmp_path / "crafted", change)
+    engine = full_engine(tmp_path / "own", plugins=[NonFiniteGuard()], at="after_step")
+    assert_refused(engine, path, f"(?s){says}")
+
+
+@pytest.fixture(scope="module")
+def scheduled(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a checkpoint with a schedule, and with averages of one update."""
+    directory = tmp_path_factory.mktemp("scheduled")
+    engine = full_engine(directory, plugins=[NonFiniteGuard()], at="after_step")
+    engine.run(until=lambda run: run.step == 6)
+    return Store(directory).entries()[-1].path
+
+
+def test_a_schedule_that_has_moved_for_ever_is_refused_at_once(scheduled: Path, tmp_path: Path):
+    """From another rate, its moves are made again one by one."""
+
+    def craft(sections: Sections) -> None:
+        schedule(sections)["scheduler"].update(last_epoch=10**15, base_lrs=[0.5])
+
+    path = resaved(scheduled, tmp_path / "crafted", craft)
+    engine = full_engine(tmp_path / "own", plugins=[NonFiniteGuard()], at="after_step")
+    said = bounded(lambda: engine.run(resume=path), megabytes=2048, seconds=20)
+    assert "LRSchedule: the schedule in the checkpoint has moved 1000000000000000 times" in said
 
 
 class Half(Plugin):
@@ -379,3 +445,24 @@ def test_an_average_that_is_none_is_refused(plugins: Any, source: Path, tmp_path
     path = resaved(source, tmp_path / "crafted", lambda sections: sections.update(plugins=plugins))
     with pytest.raises(CheckpointError, match="holds no average"):
         load_weights(path, network(), average=True)
+
+
+DRAWN: dict[tuple[str, str], Callable[[dict[str, Any]], object]] = {
+    ("loader", "no states"): lambda place: place["began"][0].update({"global": None}),
+    ("loader", "a state of python that is a number"): lambda place: place["began"][0]["global"].update(python=5),
+    ("loader", "samplers that are numbers"): lambda place: place["began"][0].update(samplers=[5, 5]),
+    ("loader", "a generator too many"): lambda place: place["began"][1].update(own=[torch.zeros(3)]),
+    ("unsized", "a number for what was drawn"): lambda place: place["walk"].update(began=[5]),
+    ("unsized", "a place behind the end"): lambda place: [
+        place.update(taken=10**6), place["walk"].update(taken=10**6 + place["waits"])],
+    ("stateful", "a state of the loader in words"): lambda place: place.update(own="x"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("feed", "what"), DRAWN)
+def test_a_place_that_the_data_cannot_return_to_is_refused(feed: str, what: str, tmp_path: Path):
+    """Whatever the loader or a generator raises; the global generators are put back, and the engine is not driven."""
+    full_engine(tmp_path / "a", feed=feed, at="after_step").run(until=lambda run: run.step == 3)
+    newest = Store(tmp_path / "a").entries()[-1].path
+    path = resaved(newest, tmp_path / "b", lambda sections: DRAWN[feed, what](sections["run"]["data"]))
+    assert_refused(full_engine(tmp_path / "c", feed=feed, at="after_step"), path)

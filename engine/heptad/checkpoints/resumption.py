@@ -101,10 +101,11 @@ class Resumption:
             self._refuse_after_failure()
         try:
             self._resume(run, source, build, allow_changes)
+        except AnotherRunError as error:  # nothing was touched: the run may still begin
+            raise CheckpointError(str(error)) from error.__cause__
         except BaseException as error:
-            # After a call that is not legal, and a checkpoint of a run that was built otherwise, it may still begin.
-            untouched = type(error) in (EngineError, AnotherRunError)
-            if self._generators is None and not untouched:
+            mistaken = type(error) is EngineError  # a call that is not legal
+            if self._generators is None and not mistaken:
                 self._refused = in_a_line(error)
             raise
         self._refused, self._begun = "", False

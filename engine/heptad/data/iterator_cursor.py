@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any, Protocol
 
 from heptad.data.cursor import NOTHING, PassKey
-from heptad.errors import DataError, counted, diagnose
+from heptad.errors import CheckpointError, DataError, counted, diagnose
 
 
 class PassSource(Protocol):
@@ -171,15 +171,19 @@ class IteratorCursor:
         self._iterator = None
 
 
+class NoPlaceError(DataError, CheckpointError):
+    """The data end before the place in them that a checkpoint names: one of the two is not what it should be."""
+
+
 def walk_to(iterator: Iterator[Any], batches: int) -> str | None:
     """Take this many batches and drop them; return what is to be said of it.
 
     Raises:
-        DataError: If there are fewer.
+        NoPlaceError: If there are fewer.
     """
     for number in range(batches):
         if next(iterator, NOTHING) is NOTHING:
-            raise DataError(
+            raise NoPlaceError(
                 f"the data ended after {counted(number, 'batch')}, but the checkpoint was taken after {batches} of "
                 "this pass; resume with the data that the run was begun with"
             )

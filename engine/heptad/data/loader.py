@@ -20,7 +20,7 @@ from heptad.data.generators import (
     stored_state_of,
 )
 from heptad.data.iterator_cursor import walk_to
-from heptad.errors import DataError, a_kind
+from heptad.errors import CheckpointError, a_kind
 
 OF_TORCH = ("torch.utils.data", "torchdata.")
 """How the names of modules begin whose loaders and samplers are torch's own."""
@@ -137,7 +137,7 @@ class LoaderSource:
         if samplers is None:
             generators = generators[: len(states)]
         if len(generators) != len(states):
-            raise DataError(
+            raise CheckpointError(
                 f"the loader, its sampler and its dataset hold {len(generators)} random generators, those of the "
                 f"checkpoint held {len(states)}; resume with the data that the run was begun with"
             )
