@@ -95,7 +95,11 @@ class JournalFile:
         Raises:
             LogError: If the run may not have the file.
         """
-        if not self._path.exists() or not self._path.stat().st_size:
+        if not self._path.exists():
+            return "new"
+        if not self._path.is_file():
+            check_owner(self._path)  # which refuses it
+        if not self._path.stat().st_size:
             return "new"
         if self._run == run.id:
             return "continue"

@@ -7,11 +7,16 @@ from collections.abc import Callable, Sequence
 from typing import Any, cast
 
 from heptad.history.journal import schema
+from heptad.record.buffer import CHUNK
 from heptad.record.chunk import Ints
 from heptad.record.counters import Counters
 
 HEAD = 'seq, count, clock, "offset", epoch, batch_index, step, "update", "window", skipped, gaps, crc'
 """The columns of the head, in the table `chunk`."""
+
+
+_EVER = 1 << 62
+"""What no number of a head reaches: sums of two fit into 64 bits."""
 
 
 class FileChunk:
@@ -29,12 +34,18 @@ class FileChunk:
 
     def __init__(self, row: Sequence[Any], read: Callable[[FileChunk], tuple[Ints, Ints]]) -> None:
         head = schema.checked(row, f"the head of the chunk at transition {row[0]}")
+        _check(head)
         self._read = read
         self.seq, self._count, self.clock, self.offset = cast("list[int]", head[:4])
         self.counters = Counters(*head[4:9])
         self.skipped: Sequence[int] = json.loads(head[9]) if head[9] else ()
         gaps: list[list[int]] = json.loads(head[10]) if head[10] else []
         self.gaps: Sequence[tuple[int, int]] = [(place, paused) for place, paused in gaps]
+        places = [*self.skipped, *(place for place, _ in self.gaps)]
+        if not all(type(place) is int and 0 <= place < self._count for place in places) or not all(
+            type(paused) is int and abs(paused) < _EVER for _, paused in self.gaps
+        ):
+            raise ValueError(f"the head of the chunk at transition {self.seq} names places that it lacks")
 
     def __len__(self) -> int:
         return self._count
@@ -46,3 +57,18 @@ class FileChunk:
     def times(self) -> Ints:
         """Return monotonic nanoseconds of the process that made it, for each transition."""
         return self._read(self)[1]
+
+
+def _check(head: Sequence[Any]) -> None:
+    """Refuse a head whose numbers no run has.
+
+    Raises:
+        ValueError: If there is one.
+    """
+    numbers = schema.whole(head[:9], "the head of a chunk")
+    _, count, clock, offset, *counters = numbers
+    if not 0 < count <= CHUNK or numbers[0] < 0 or min(counters) < 0 or max(map(abs, numbers)) >= _EVER:
+        raise ValueError(
+            f"the head of the chunk at transition {numbers[0]} says {count} transitions, clock {clock}, "
+            f"offset {offset}, counters {counters}"
+        )

@@ -11,6 +11,8 @@ The offsets are those of SQLite's file format, https://www.sqlite.org/fileformat
 
 from __future__ import annotations
 
+import os
+import stat
 from pathlib import Path
 
 from heptad.errors import LogError
@@ -46,8 +48,7 @@ def check_owner(path: Path) -> bytes:
         LogError: If it is not.
     """
     try:
-        with path.open("rb") as file:
-            head = file.read(_HEAD)
+        head = _beginning(path)
     except FileNotFoundError:
         raise LogError(f"{path}: there is no such file; Journal('{path.name}') among the plugins writes one") from None
     except OSError as error:
@@ -65,6 +66,21 @@ def check_owner(path: Path) -> bytes:
     if int.from_bytes(head[68:72], "big") != schema.APPLICATION_ID:
         raise LogError(f"{path} is not the log of a run: it is an SQLite database of another program")
     return head
+
+
+def _beginning(path: Path) -> bytes:
+    """Return the first bytes of a regular file. Opening does not wait, as it would for the writer of a pipe.
+
+    Raises:
+        LogError: If it is a pipe, a device or a socket.
+        OSError: If it cannot be read.
+    """
+    with os.fdopen(
+        os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0)), "rb"
+    ) as file:
+        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+            raise LogError(f"{path} is not the log of a run: it is no regular file, but a pipe or a device")
+        return file.read(_HEAD)
 
 
 def size_beside(path: Path, suffix: str) -> int:

@@ -10,6 +10,7 @@ from pathlib import Path
 from heptad.errors import LogError
 from heptad.history.journal.head import check_owner
 from heptad.history.journal.meta import get_meta
+from heptad.history.journal.stranger import Limits
 
 BUSY_MS = 30_000
 """How long a writer, or a reader at the opening or closing of a file, waits for a lock that is held for an instant."""
@@ -61,6 +62,7 @@ def discard(path: Path) -> None:
     connection = sqlite3.connect(path, isolation_level=None)
     try:
         with suppress(sqlite3.Error, ValueError):  # a file so damaged that it cannot be locked is written by nobody
+            Limits(connection, path)
             lock(connection, path)
         for suffix in ("", "-wal", "-shm"):
             path.with_name(path.name + suffix).unlink(missing_ok=True)

@@ -10,6 +10,7 @@ from heptad.history.journal import schema
 from heptad.history.journal.head import check_head
 from heptad.history.journal.lock import BUSY_MS, lock
 from heptad.history.journal.meta import put_meta
+from heptad.history.journal.stranger import Limits, check_schema
 from heptad.history.table_form import table_to_plain
 from heptad.table import Table
 
@@ -29,10 +30,16 @@ def open_to_write(path: Path, table: Table, run: str) -> tuple[sqlite3.Connectio
         LogError: If the file is another program's, or is being written.
         sqlite3.Error: If it cannot be read or written.
     """
-    if path.exists() and path.stat().st_size:
+    held = path.exists() and path.stat().st_size
+    if held:
         check_head(path)
     connection = sqlite3.connect(path, isolation_level=None)
     try:
+        if held:
+            limits = Limits(connection, path)
+            connection.execute(f"PRAGMA busy_timeout = {BUSY_MS}")
+            check_schema(connection)
+            limits.lift()
         new = _make_log(connection, table, run)
         _write_ahead(connection, path)
         lock(connection, path)

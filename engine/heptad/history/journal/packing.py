@@ -16,9 +16,13 @@ import zlib
 
 import numpy as np
 
+from heptad.record.buffer import CHUNK
 from heptad.record.chunk import Ints
 
 _ARC, _WHOLE = 2, 10
+
+_EVER = 1 << 62
+"""Nanoseconds: the year 2116. Sums of two such times fit into 64 bits."""
 
 
 def pack_turns(arcs: Ints, times: Ints, clock: int) -> bytes:
@@ -42,10 +46,17 @@ def unpack_turns(blob: bytes, count: int, clock: int) -> tuple[Ints, Ints]:
         zlib.error: If the blob is damaged.
         ValueError: If it does not hold that many transitions.
     """
-    held = zlib.decompress(blob)
+    if not 0 <= count <= CHUNK:
+        raise ValueError(f"a chunk says that it holds {count} transitions; it holds {CHUNK} at most")
+    inflating = zlib.decompressobj()
+    held = inflating.decompress(blob, count * _WHOLE + 1)  # a small blob may inflate to gigabytes
+    if len(held) == count * _WHOLE and not inflating.eof:
+        raise ValueError(f"the blob of a chunk of {count} transitions lacks its end")
     if len(held) != count * _WHOLE:
         raise ValueError(f"a chunk of {count} transitions holds {len(held)} bytes, not {count * _WHOLE}")
     planes = np.frombuffer(held, dtype=np.uint8).reshape(_WHOLE, count).T
     arcs = np.ascontiguousarray(planes[:, :_ARC]).view("<u2").ravel().astype(np.int64)
     since = np.ascontiguousarray(planes[:, _ARC:]).view("<u8").ravel().astype(np.int64)
+    if since.min(initial=0) < 0 or abs(clock) + since.sum(dtype=np.float64) > _EVER:
+        raise ValueError(f"the times of a chunk of {count} transitions lie beyond all time")
     return arcs, clock + np.cumsum(since)

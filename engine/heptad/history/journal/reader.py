@@ -28,6 +28,7 @@ from heptad.history.journal.head import check_head, size_beside
 from heptad.history.journal.lock import BUSY_MS
 from heptad.history.journal.meta import get_meta
 from heptad.history.journal.packing import unpack_turns
+from heptad.history.journal.stranger import Limits, check_schema
 from heptad.history.table_form import table_from_plain
 from heptad.record.chunk import Call, Effects, Failure, Ints, View
 from heptad.record.counters import Counters
@@ -39,6 +40,9 @@ from heptad.table import Table
 
 _UNPACKED = BLOCK
 """Chunks that are kept unpacked, 16 kB each: a question asks several things of a chunk, or of all chunks of a block."""
+
+_ASTRAY = (LookupError, AttributeError, ArithmeticError, RecursionError)
+"""What rows with right checksums and wrong contents may raise where they are taken apart."""
 
 
 class FileSource:
@@ -62,6 +66,7 @@ class FileSource:
         self._bodies: OrderedDict[int, tuple[Ints, Ints]] = OrderedDict()  # least recently used first
         self._chunks: list[FileChunk] = []
         self._view = View((), 0, 0)
+        self._limits: Limits | None = None
         self._version: int | None = None
         self._session: int | None = None
         self._failure: Failure | None = None
@@ -241,21 +246,25 @@ class FileSource:
     # -- the file
 
     def _connect(self) -> sqlite3.Connection:
-        where = f"file:{quote(str(self._path.absolute()))}?mode=ro"
-        connection = sqlite3.connect(where, uri=True, isolation_level=None, check_same_thread=False)
-        connection.execute(f"PRAGMA busy_timeout = {BUSY_MS}")
-        connection.execute("PRAGMA cache_size = -8000")
+        where = f"file://{quote(os.fsencode(self._path.absolute()))}?mode=ro"
+        connection = self._open(where)
         try:
-            connection.execute("SELECT count(*) FROM meta").fetchone()
+            connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
         except sqlite3.OperationalError as error:
             # To read a file in write-ahead mode SQLite makes a second one beside it. In a folder where it cannot,
             # nobody can be writing either, so the file may be read as one that never changes.
             if "unable to open" not in str(error) or size_beside(self._path, "-wal"):
                 raise
             connection.close()
-            connection = sqlite3.connect(
-                f"{where}&immutable=1", uri=True, isolation_level=None, check_same_thread=False
-            )
+            connection = self._open(f"{where}&immutable=1")
+        check_schema(connection)
+        return connection
+
+    def _open(self, where: str) -> sqlite3.Connection:
+        connection = sqlite3.connect(where, uri=True, isolation_level=None, check_same_thread=False)
+        self._limits = Limits(connection, self._path)
+        connection.execute(f"PRAGMA busy_timeout = {BUSY_MS}")
+        connection.execute("PRAGMA cache_size = -8000")
         return connection
 
     def _read(self) -> None:
@@ -336,12 +345,18 @@ class FileSource:
         """Read in one thread at a time, and raise errors as a `LogError` that says what they mean."""
         with self._lock:
             try:
+                if self._limits is not None:
+                    self._limits.renew()
                 yield
             except sqlite3.OperationalError as error:
+                if str(error) == "interrupted":
+                    raise self._damaged(
+                        ValueError("reading it takes more steps than a file of its size has rows for")
+                    ) from error
                 if "malformed" in str(error) or "decode" in str(error) or "no such" in str(error):
                     raise self._damaged(error) from error
                 raise LogError(f"{self._path} cannot be read: {error}") from error
-            except (sqlite3.Error, zlib.error, ValueError, TypeError, KeyError, IndexError, TableError) as error:
+            except (sqlite3.Error, zlib.error, ValueError, TypeError, *_ASTRAY, TableError) as error:
                 raise self._damaged(error) from error
 
     def _damaged(self, error: Exception) -> LogError:
