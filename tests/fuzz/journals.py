@@ -388,7 +388,7 @@ QUESTIONS: dict[str, Answer] = {
     "counts": lambda log, folder: repr(log.counts()),
     "durations": lambda log, folder: repr(log.durations()),
     "call durations": lambda log, folder: repr(log.call_durations()),
-    "notes": lambda log, folder: repr([(note.seq, note.kind, note.text, note.time_ns) for note in log.notes()]),
+    "notes": lambda log, folder: "\n".join(f"{note.seq} {note.time_ns} {note!r}" for note in log.notes()),
     "values": lambda log, folder: repr(log.values()),
     "arrays": lambda log, folder: repr([(one.seq, one.name, str(one.array)) for one in log.arrays()]),
     "calls": lambda log, folder: repr(log.calls()),
@@ -421,6 +421,11 @@ COMMANDS: list[list[str]] = [
     ["export", NAME, "--format", "trace", "--output", "out"],
     ["export", NAME, "--format", "csv", "--output", "out"],
 ]
+
+GUARDED = {"transitions", "path", "counts", "durations", "where", "tail", "repr", "frame"}
+"""The questions to what has checksums: `docs/journal.md` says that recorded values and calls have none."""
+
+GUARDED_COMMANDS = [["diagram", NAME], ["show", NAME, "--all"], ["show", NAME, "--epoch", "1", "--dest", "after_step"]]
 
 OTHER = "other.journal"
 
@@ -468,8 +473,10 @@ def _question(folder: Path, truth: Truth | None, draw: Random) -> bool:
         except LogError:
             refused = True
             continue
-        if truth is not None:
+        if truth is not None and question in GUARDED:
             expect_equal(found, truth.answers[question], f"the answer of {question}")
+        elif truth is not None and question == "notes":  # each that is there is right; a lost page loses some
+            expect_equal({*found.splitlines()} - {*truth.answers[question].splitlines()}, set(), "a note")
     return refused
 
 
@@ -484,7 +491,7 @@ def _order(folder: Path, truth: Truth | None, draw: Random) -> bool:
         return True
     if code not in (0, 1) or (code == 1 and words[0] != "diff"):
         raise WrongAnswer(f"{name} ended with {code} and said {err!r}")
-    if truth is not None:
+    if truth is not None and words in GUARDED_COMMANDS:
         expect_equal(out, truth.printed[name], f"what {name} printed")
     return False
 
