@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: demo examples test lint types pytest oldest newest benchmarks kill-matrix reference clean
+.PHONY: demo examples test lint types pytest oldest newest benchmarks kill-matrix chains fuzz reference clean
 
 demo: .venv/ready
 	$(BIN)/python examples/digits.py
@@ -48,6 +48,15 @@ benchmarks: .venv/ready
 # Kills a run at each of its moments and resumes it: about half an hour. `make test` takes a sample of them.
 kill-matrix: .venv/ready
 	$(BIN)/python -W ignore tests/kill_matrix.py
+
+# Kills runs again and again at random times, while they start, load, write and rotate: some ten minutes.
+chains: .venv/ready
+	$(BIN)/python -W ignore tests/chains.py
+
+# Gives readers damaged and crafted files, INPUTS of them: half an hour. What fails is kept in runs/fuzz.
+INPUTS := 100000
+fuzz: .venv/ready
+	PYTHONPATH=tests $(BIN)/python -m fuzz --inputs $(INPUTS)
 
 # Writes docs/reference.md from the docstrings; a test holds the two equal.
 reference: .venv/ready

@@ -182,8 +182,12 @@ def warm() -> None:
         live(Path(name) / "checkpoints", None, None, journal=True)
 
 
-def in_child(function: Callable[[], Any]) -> Any:
+def in_child(function: Callable[[], Any], meanwhile: Callable[[int], object] | None = None) -> Any:
     """Return what a function returns in a forked child; `None` if that was killed.
+
+    Args:
+        function: What the child calls.
+        meanwhile: Called in this process, with the id of the child.
 
     Raises:
         AssertionError: If the child failed, with its traceback.
@@ -199,6 +203,8 @@ def in_child(function: Callable[[], Any]) -> Any:
                 text = json.dumps({"failed": traceback.format_exc()})
             Path(answer.name).write_text(text)
             os._exit(0)
+        if meanwhile is not None:
+            meanwhile(child)
         _, status = os.waitpid(child, 0)
         if os.WIFSIGNALED(status):
             assert os.WTERMSIG(status) == signal.SIGKILL, f"the child was ended by signal {os.WTERMSIG(status)}"

@@ -65,8 +65,8 @@ class Noise(Plugin):
     def add(self, run: Run) -> None:
         self.drawn += 1
         for parameter in run.network.parameters():
-            assert parameter.grad is not None
-            parameter.grad.add_(torch.randn_like(parameter.grad), alpha=0.01)
+            if parameter.grad is not None:
+                parameter.grad.add_(torch.randn_like(parameter.grad), alpha=0.01)
 
     @on_exit("after_step", every=4, first=3)
     def report(self, run: Run) -> None:
@@ -83,7 +83,7 @@ class Noise(Plugin):
         return {"drawn": self.drawn}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.drawn = state["drawn"]
+        self.drawn = int(state["drawn"])
 
 
 class Tilts(Plugin):

@@ -114,6 +114,8 @@ CRAFTED: dict[str, tuple[Callable[[Sections], object], str]] = {
         lambda s: optimizer(s)["state"][0].update(exp_avg_sq=torch.zeros(8, 4).double()), "exp_avg_sq is float64"),
     "a moment that is a number": (lambda s: optimizer(s)["state"][0].update(exp_avg=0.0), "exp_avg is 0.0"),
     "a count that is a text": (lambda s: optimizer(s)["state"][0].update(step="7"), "step is '7'"),
+    "a count of unsigned numbers": (
+        lambda s: optimizer(s)["state"][0].update(step=torch.tensor(7, dtype=torch.uint32)), "step is "),
     "the moments of another parameter": (lambda s: swap(optimizer(s)["state"], 0, 5), "exp_avg"),
     "moments of no parameter": (lambda s: optimizer(s)["state"].update({99: {}}), "the parameter 99, of 6"),
     "moments by name": (lambda s: optimizer(s)["state"].update(x={}), "no number of a parameter"),

@@ -103,7 +103,7 @@ def read_file(files: Files, directory: int, name: str, most: int) -> bytes:
         if found.st_size > most:
             raise OSError(errno.EFBIG, f"{found.st_size:,} bytes, where at most {most:,} are expected")
         parts: list[bytes] = []
-        left = most + 1  # one more, which is there if the file has grown since
+        left = found.st_size + 1  # one more, which is there if the file has grown since; a manifest can claim any size
         while left and (part := files.read(descriptor, min(left, _MOST_READ))):
             parts.append(part)
             left -= len(part)

@@ -66,7 +66,8 @@ def state_misfits(
             if isinstance(number, int):
                 wrong += [f"{names[number]}: {text}" for text in fit.misfits(number, held[number], state)]
     if not wrong and isinstance(optimizer, LBFGS):
-        wrong += _lbfgs_misfits(states, sum(parameter.numel() for parameter in held))
+        flat = torch.cat([torch.empty(0, dtype=parameter.dtype) for parameter in held])
+        wrong += _lbfgs_misfits(states, sum(parameter.numel() for parameter in held), flat.dtype)
     return [f"{where}: {text}" for text in wrong]
 
 
@@ -227,7 +228,8 @@ def _count_of_numbers(value: Any) -> int:
 
 def _is_number(value: Any) -> bool:
     if isinstance(value, Tensor):
-        return value.numel() == 1 and value.layout is torch.strided
+        counts = value.dtype in (torch.int64, torch.int32)
+        return value.numel() == 1 and value.layout is torch.strided and (value.is_floating_point() or counts)
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
@@ -257,15 +259,17 @@ def _shape_for(made: Tensor, parameter: Tensor) -> tuple[int, ...]:
     )  # a sum over a dimension, as of Adafactor
 
 
-def _lbfgs_misfits(states: Mapping[Any, Any], count: int) -> list[str]:
-    """Return which vector of an L-BFGS is not as long as all of its parameters together."""
+def _lbfgs_misfits(states: Mapping[Any, Any], count: int, dtype: torch.dtype) -> list[str]:
+    """Return which vector of an L-BFGS is not as long as all of its parameters together, or of another dtype."""
     for state in states.values():
         for name, value in cast("dict[Any, Any]", state).items() if isinstance(state, dict) else ():
             rows = cast("list[Any]", value) if isinstance(value, list) else [value]
             vectors = name in ("d", "prev_flat_grad", "old_dirs", "old_stps")
             for row in rows:
-                if vectors and row is not None and not (isinstance(row, Tensor) and tuple(row.shape) == (count,)):
-                    return [f"{name} holds {shown(row)}, expected vectors of {count} numbers"]
+                right = isinstance(row, Tensor) and (tuple(row.shape), row.dtype) == ((count,), dtype)
+                if vectors and row is not None and not right:
+                    kind = str(dtype).removeprefix("torch.")
+                    return [f"{name} holds {shown(row)}, expected vectors of {count} numbers, {kind}"]
                 if not vectors and row is not None and not _is_number(row):
                     return [f"{name} holds {shown(row)}, expected numbers"]
     return []
