@@ -9,6 +9,8 @@ import sys
 
 import pytest
 
+from programs import environment
+
 PROGRAM = """
 import os, random, signal, sys, threading, time
 import torch
@@ -98,6 +100,7 @@ def test_workers_that_get_ctrl_c_too_do_not_end_the_run(kind, tmp_path):
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
+        env=environment(),
     )
     try:
         out, err = program.communicate(timeout=60)
