@@ -131,11 +131,11 @@ class Truth(NamedTuple):
 
 
 @cache
-def truth_of(number: int) -> Truth:
-    """Return what is right for the original of an input."""
+def truth_of(original: tuple[tuple[str, bytes], ...]) -> Truth:
+    """Return what is right for an original, given its parts."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        path = _write(folder, original_of(number))
+        path = _write(folder, dict(original))
         _write_other(folder)
         answers = {question: answer(TransitionLog.load(path), folder) for question, answer in QUESTIONS.items()}
         printed = {" ".join(words): _command(folder, words)[1] for words in COMMANDS}
@@ -144,8 +144,8 @@ def truth_of(number: int) -> Truth:
 
 def prepare() -> None:
     """Write all originals and answer for them, before processes are forked."""
-    for number in range(len(originals())):
-        truth_of(number)
+    for original in originals().values():
+        truth_of((*original.items(),))
 
 
 # -- inputs
@@ -159,6 +159,12 @@ def make_damaged(folder: Path, number: int, draw: Random) -> None:
     if draw.random() < 0.02:
         parts[draw.choice(["-wal", "-journal", "-shm"])] = draw.randbytes(4096)
     _write(folder, parts)
+    (folder / ORIGINAL).mkdir()
+    _write(folder / ORIGINAL, original_of(number))
+
+
+ORIGINAL = "original"
+"""The folder in which the original lies beside what was damaged: those of another process have other times."""
 
 
 def make_crafted(folder: Path, number: int, draw: Random) -> None:
@@ -440,10 +446,10 @@ def ask_damaged(folder: Path, number: int, draw: Random) -> Outcome:
 
     What is damaged in a write-ahead log ends it, by the rules of SQLite: then the log is that of an earlier moment.
     """
-    original = original_of(number)
+    original = _parts(folder / ORIGINAL / NAME)
     beside = ("-wal", "-journal", "-shm")
     whole = all(_content(folder / f"{NAME}{end}") == original.get(end) for end in beside)
-    return _ask(folder, truth_of(number) if whole else None, draw)
+    return _ask(folder, truth_of((*original.items(),)) if whole else None, draw)
 
 
 def ask_crafted(folder: Path, number: int, draw: Random) -> Outcome:

@@ -133,5 +133,6 @@ def test_an_original_is_read_rightly(tmp_path: Path):
         checkpoints._write(folder, expected.parts)
         for reader in (checkpoints._resume, checkpoints._load):
             assert reader(folder, name, expected, Random(0)) == "answered"
-    for number in range(len(journals.originals())):
-        assert journals.truth_of.__wrapped__(number) == journals.truth_of(number)
+    for parts in journals.originals().values():
+        original = (*parts.items(),)
+        assert journals.truth_of.__wrapped__(original) == journals.truth_of(original)

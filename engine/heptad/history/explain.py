@@ -152,7 +152,7 @@ def _tried(source: Source, transition: Transition, number: int, at: Counters) ->
         values = values_seen(arc.guard or "", at, source.facts, accumulation, stopped)
         answer = None if arc.guard is None else transition.guards.get(arc.guard)
         yield Tried(table.shown[arc.dest], arc.guard, answer, values)
-        if failed is None and arc is table.arcs[number]:
+        if failed is None and table.arcs[number : number + 1] == (arc,):  # none for a failure that the file lacks
             return
 
 

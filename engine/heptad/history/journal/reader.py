@@ -23,6 +23,7 @@ from urllib.parse import quote
 from heptad.errors import LogError, TableError
 from heptad.history.decode import BLOCK
 from heptad.history.journal import schema
+from heptad.history.journal.claims import read_facts, read_failure
 from heptad.history.journal.file_chunk import HEAD, FileChunk
 from heptad.history.journal.head import check_head, size_beside
 from heptad.history.journal.lock import BUSY_MS
@@ -30,10 +31,10 @@ from heptad.history.journal.meta import get_meta
 from heptad.history.journal.packing import unpack_turns
 from heptad.history.journal.stranger import Limits, check_schema
 from heptad.history.table_form import table_from_plain
+from heptad.record.arrays import unpack_array
 from heptad.record.chunk import Call, Effects, Failure, Ints, View
-from heptad.record.counters import Counters
 from heptad.record.event_codec import from_plain
-from heptad.record.events import Event
+from heptad.record.events import Event, RecordedArray
 from heptad.record.format_1 import from_format_1
 from heptad.record.values import Recorded
 from heptad.table import Table
@@ -278,18 +279,17 @@ class FileSource:
             self._session = number
             self._chunks = []
             self._bodies.clear()
-        self._facts = json.loads(facts)
+        self._facts = read_facts(facts)
+        failed = ask.execute("SELECT * FROM failure").fetchone()
+        self._failure = None if failed is None else read_failure(failed, self._table)
         self._read_chunks()
         windows = ask.execute("SELECT seq, steps, crc FROM accumulation ORDER BY seq").fetchall()
-        self._windows = [(seq, steps) for seq, steps in (schema.checked(row, "a window's size") for row in windows)]
+        self._windows = [
+            (seq, steps)
+            for seq, steps in (schema.whole(schema.checked(row, "a window's size"), "a window") for row in windows)
+        ]
         stops = ask.execute("SELECT seq, crc FROM stop ORDER BY seq").fetchall()
-        self._stops = [schema.checked(row, "a stop")[0] for row in stops]
-        failed = ask.execute("SELECT * FROM failure").fetchone()
-        self._failure = None
-        if failed is not None:
-            seq, state, edge, who, guard, error, *counters, guards = schema.checked(failed, "the failure")
-            error = schema.read_text(error)
-            self._failure = Failure(seq, state, edge, who, guard, error, Counters(*counters), json.loads(guards))
+        self._stops = [schema.whole(schema.checked(row, "a stop"), "a stop")[0] for row in stops]
 
     def _read_chunks(self) -> None:
         chunks = self._chunks[:-1]  # the last one may have grown: it is read again
@@ -375,6 +375,9 @@ def _event(row: Sequence[Any]) -> Event:
     what = f"an event of transition {row[0]}"
     if data is not None:
         schema.checked(row, what)
-        return from_plain(json.loads(data))
+        event = from_plain(json.loads(data))
+        if isinstance(event, RecordedArray):
+            unpack_array(event.data)  # the text of a stranger's may stand for no array, or for gigabytes
+        return event
     seq, kind, text, time_ns = schema.checked((*words, crc), what)
     return from_format_1(seq, kind, schema.read_text(text), time_ns)
