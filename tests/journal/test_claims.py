@@ -55,7 +55,7 @@ def test_a_failure_of_another_form_is_refused(column: str, value: Any, tmp_path:
 def test_a_pipe_beside_a_journal_is_not_waited_for(suffix: str, tmp_path: Path):
     path = copied(tmp_path)
     os.mkfifo(f"{path}{suffix}")
-    with pytest.raises(LogError, match=f"run.journal{suffix} is no regular file"):
+    with pytest.raises(LogError, match=f"has 'run.journal{suffix}' beside it, which is a link or no regular file"):
         TransitionLog.load(path)
 
 

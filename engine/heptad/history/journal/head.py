@@ -30,10 +30,6 @@ def check_head(path: Path) -> None:
         LogError: If it is not the log of a run, is of a newer version, or ends too early.
     """
     head = check_owner(path)
-    for suffix in ("-journal", "-wal", "-shm"):
-        beside = path.with_name(path.name + suffix)
-        if beside.exists() and not beside.is_file():  # SQLite would wait for the writer of a pipe
-            raise LogError(f"{beside} is no regular file, but SQLite would read it with {path}; remove it")
     version = int.from_bytes(head[60:64], "big")
     if version > schema.VERSION:
         raise LogError(
