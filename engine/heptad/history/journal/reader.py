@@ -376,6 +376,7 @@ def _event(row: Sequence[Any]) -> Event:
     if data is not None:
         schema.checked(row, what)
         event = from_plain(json.loads(data))
+        schema.whole((event.seq, event.time_ns), what)
         if isinstance(event, RecordedArray):
             unpack_array(event.data)  # the text of a stranger's may stand for no array, or for gigabytes
         return event
