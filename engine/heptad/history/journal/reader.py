@@ -376,9 +376,9 @@ def _event(row: Sequence[Any]) -> Event:
     if data is not None:
         schema.checked(row, what)
         event = from_plain(json.loads(data))
-        schema.whole((event.seq, event.time_ns), what)
         if isinstance(event, RecordedArray):
             unpack_array(event.data)  # the text of a stranger's may stand for no array, or for gigabytes
         return event
     seq, kind, text, time_ns = schema.checked((*words, crc), what)
+    schema.whole((seq, time_ns), what)
     return from_format_1(seq, kind, schema.read_text(text), time_ns)
