@@ -116,6 +116,9 @@ CRAFTED: dict[str, tuple[Callable[[Sections], object], str]] = {
     "a count that is a text": (lambda s: optimizer(s)["state"][0].update(step="7"), "step is '7'"),
     "a count of unsigned numbers": (
         lambda s: optimizer(s)["state"][0].update(step=torch.tensor(7, dtype=torch.uint32)), "step is "),
+    "a momentum of whole numbers": (
+        lambda s: s["optimizers"]["side"]["tilt"]["state"]["state"][0].update(momentum_buffer=torch.tensor(1)),
+        "momentum_buffer is "),
     "the moments of another parameter": (lambda s: swap(optimizer(s)["state"], 0, 5), "exp_avg"),
     "moments of no parameter": (lambda s: optimizer(s)["state"].update({99: {}}), "the parameter 99, of 6"),
     "moments by name": (lambda s: optimizer(s)["state"].update(x={}), "no number of a parameter"),

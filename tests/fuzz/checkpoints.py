@@ -14,7 +14,7 @@ from random import Random
 from typing import Any, NamedTuple
 
 from fuzz.damage import damaged
-from fuzz.values import dumped, mutated, odd
+from fuzz.values import dumped, expanded, mutated, odd
 from fuzz.verdict import Outcome, WrongAnswer, expect_equal
 from heptad import CheckpointError, Engine, load_weights
 from heptad.checkpoints.layout import MANIFEST, STATE, SUFFIX
@@ -132,6 +132,7 @@ def _write(folder: Path, parts: Parts) -> None:
 
 def signed(parts: Parts) -> Parts:
     """Return parts whose manifest has the sizes and digests of the other files, and its own digest."""
+    parts = {**parts, STATE: expanded(parts[STATE])} if STATE in parts else parts
     manifest = json.loads(parts[MANIFEST])
     manifest["files"] = {name: _facts(content) for name, content in sorted(parts.items()) if name != MANIFEST}
     return {**parts, MANIFEST: _with_digest(manifest)}
@@ -148,9 +149,14 @@ def _with_digest(manifest: dict[str, Any]) -> bytes:
     return dumped({**rest, "digest": digest}, indent=1) + b"\n"
 
 
+def _json(value: Any) -> bytes:
+    """Return a value as JSON that can still be changed: `signed` expands it."""
+    return json.dumps(value, separators=(",", ":")).encode()
+
+
 def _change_state(parts: Parts, draw: Random) -> None:
     """Change a place in what is not a tensor."""
-    parts[STATE] = dumped(mutated(json.loads(parts[STATE]), draw), separators=(",", ":"))
+    parts[STATE] = _json(mutated(json.loads(parts[STATE]), draw))
 
 
 def _change_section(parts: Parts, draw: Random) -> None:
@@ -158,7 +164,7 @@ def _change_section(parts: Parts, draw: Random) -> None:
     state = json.loads(parts[STATE])
     name = draw.choice(sorted(state["sections"]))
     state["sections"][name] = mutated(state["sections"][name], draw)
-    parts[STATE] = dumped(state, separators=(",", ":"))
+    parts[STATE] = _json(state)
 
 
 def _take_section(parts: Parts, draw: Random) -> None:
@@ -167,7 +173,7 @@ def _take_section(parts: Parts, draw: Random) -> None:
     state, theirs = json.loads(parts[STATE]), json.loads(other[STATE])
     name = draw.choice(sorted(theirs["sections"]))
     state["sections"][name] = theirs["sections"][name]
-    parts[STATE] = dumped(state, separators=(",", ":"))
+    parts[STATE] = _json(state)
     parts.pop(name + SUFFIX, None)
     parts.update({file: content for file, content in other.items() if file == name + SUFFIX})
 
@@ -175,7 +181,7 @@ def _take_section(parts: Parts, draw: Random) -> None:
 def _change_summary(parts: Parts, draw: Random) -> None:
     """Change a place in the summary."""
     manifest = json.loads(parts[MANIFEST])
-    parts[MANIFEST] = dumped({**manifest, "summary": mutated(manifest["summary"], draw)})
+    parts[MANIFEST] = _json({**manifest, "summary": mutated(manifest["summary"], draw)})
 
 
 def _change_manifest(parts: Parts, draw: Random) -> bool:

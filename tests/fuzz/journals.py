@@ -366,7 +366,9 @@ def _make_special(path: Path, draw: Random) -> None:
             path.write_text(draw.choice(['{"format": 1}', "[" * 1000, "SQLite format 3"]))
         case _:
             path.write_bytes(content)
-            os.mkfifo(f"{path}{draw.choice(['-wal', '-shm', '-journal'])}")
+            beside = Path(f"{path}{draw.choice(['-wal', '-shm', '-journal'])}")
+            beside.unlink(missing_ok=True)
+            os.mkfifo(beside)
 
 
 # -- readers

@@ -62,10 +62,14 @@ def odd(draw: Random) -> Any:
 
 def dumped(value: Any, **options: Any) -> bytes:
     """Return a value as JSON, with what stands for raw text in place of it."""
-    text = json.dumps(value, **options)
+    return expanded(json.dumps(value, **options).encode())
+
+
+def expanded(content: bytes) -> bytes:
+    """Return JSON with raw text in the places of what stands for it; the result may be none that can be parsed."""
     for marker, raw in RAW.items():
-        text = text.replace(f'"{marker}"', raw)
-    return text.encode()
+        content = content.replace(f'"{marker}"'.encode(), raw.encode())
+    return content
 
 
 def _place(root: Any, draw: Random) -> tuple[Any, Any]:

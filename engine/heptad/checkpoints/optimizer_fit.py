@@ -245,9 +245,15 @@ def _value_misfits(made: Mapping[str, Any], state: Mapping[Any, Any], parameter:
                 found = describe_tensor(other) if isinstance(other, Tensor) else shown(other)
                 expected = f"{str(dtype).removeprefix('torch.')} {shape}"
                 wrong.append(f"{name} is {found} in the checkpoint, expected {expected}")
-        elif isinstance(value, Tensor | int | float) and not _is_number(other):
+        elif isinstance(value, Tensor | int | float) and not (_is_number(other) and _same_kind(value, other)):
             wrong.append(f"{name} is {shown(other)} in the checkpoint, expected a number")
     return wrong
+
+
+def _same_kind(made: Any, other: Any) -> bool:
+    """Return whether of two tensors both are floating-point or none is: the optimizer adds to them in place."""
+    both = isinstance(made, Tensor) and isinstance(other, Tensor)
+    return not both or made.is_floating_point() == other.is_floating_point()
 
 
 def _shape_for(made: Tensor, parameter: Tensor) -> tuple[int, ...]:

@@ -22,11 +22,9 @@ def read_facts(text: str) -> Mapping[str, Any]:
         ValueError: If the text is not that of an object, or what questions look at in it is of another kind.
     """
     found = json.loads(text)
-    if not isinstance(found, dict):
-        raise ValueError(f"what the run was asked for is no object: {text:.60}")
-    facts = cast("dict[str, Any]", found)
+    facts = cast("dict[str, Any]", found) if isinstance(found, dict) else {}
     handlers = facts.get("handlers", [])
-    if type(facts.get("accumulation", 1)) is not int or not isinstance(handlers, list):
+    if not isinstance(found, dict) or type(facts.get("accumulation", 1)) is not int or not isinstance(handlers, list):
         raise ValueError(f"what the run was asked for is not what a run stores: {text:.60}")
     for row in cast("list[Any]", handlers):
         words = cast("list[Any]", row) if isinstance(row, list) else []
@@ -43,10 +41,11 @@ def read_failure(row: Sequence[Any], table: Table) -> Failure:
     """
     seq, state, moment, who, guard, error, *counters, guards = schema.checked(row, "the failure")
     schema.whole([seq, *counters], "the failure")
-    given = json.loads(guards)
-    answers = cast("dict[str, Any]", given if isinstance(given, dict) else {"": None})  # which the check below refuses
+    found = json.loads(guards)
+    answers = cast("dict[str, Any]", found) if isinstance(found, dict) else {}
     error = schema.read_text(error)
     texts = all(isinstance(text, str) for text in (state, moment, who, guard, error))
-    if not texts or state not in table.shown.values() or not all(isinstance(one, bool) for one in answers.values()):
+    bools = isinstance(found, dict) and all(type(answer) is bool for answer in answers.values())
+    if not (texts and bools) or state not in table.shown.values():
         raise ValueError(f"the failure is not one of this run: state {state!r:.60}, guards {guards!r:.60}")
     return Failure(seq, state, moment, who, guard, error, Counters(*counters), answers)

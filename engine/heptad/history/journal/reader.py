@@ -381,4 +381,5 @@ def _event(row: Sequence[Any]) -> Event:
             unpack_array(event.data)  # the text of a stranger's may stand for no array, or for gigabytes
         return event
     seq, kind, text, time_ns = schema.checked((*words, crc), what)
+    schema.whole((seq, time_ns), what)
     return from_format_1(seq, kind, schema.read_text(text), time_ns)

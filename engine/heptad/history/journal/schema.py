@@ -150,9 +150,17 @@ def stored_text(text: str) -> str:
     return text.encode(errors="backslashreplace").decode()
 
 
-def read_text(stored: str | bytes) -> str:
-    """Return a text from the file. A blob is one with half a surrogate pair, from an early writer of version 1."""
-    return stored.decode("unicode_escape") if isinstance(stored, bytes) else stored
+def read_text(stored: object) -> str:
+    """Return a text from the file. A blob is one with half a surrogate pair, from an early writer of version 1.
+
+    Raises:
+        ValueError: If it is neither.
+    """
+    if isinstance(stored, bytes):
+        return stored.decode("unicode_escape")
+    if not isinstance(stored, str):
+        raise ValueError(f"{stored!r} stands where a text should")
+    return stored
 
 
 def read_real(stored: object, number: int) -> float:
