@@ -56,6 +56,7 @@ MAKE = {
 
 def main(kind, presses):
     draw, engine = random.Random(kind), MAKE[kind]()
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a program in the background inherits that it is ignored
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
 
     @engine.on_exit("before_step")
