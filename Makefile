@@ -53,7 +53,7 @@ kill-matrix: .venv/ready
 chains: .venv/ready
 	$(BIN)/python -W ignore tests/chains.py
 
-# Gives readers damaged and crafted files, INPUTS of them: half an hour. What fails is kept in runs/fuzz.
+# Gives readers damaged and crafted files, INPUTS of them: a quarter of an hour. What fails is kept in runs/fuzz.
 INPUTS := 100000
 fuzz: .venv/ready
 	PYTHONPATH=tests $(BIN)/python -m fuzz --inputs $(INPUTS)

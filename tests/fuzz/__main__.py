@@ -1,6 +1,6 @@
 """Give readers files that are damaged or crafted, and look whether each is refused or answered rightly.
 
-python -m fuzz                                  # 100,000 inputs, some 20 minutes; `make fuzz`
+python -m fuzz                                  # 100,000 inputs, a quarter of an hour; `make fuzz`
 python -m fuzz --inputs 5000 --only journal     # fewer, of some kinds
 python -m fuzz --again journal-crafted-17 …     # some again: those that were kept as they are
 """
