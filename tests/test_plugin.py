@@ -749,3 +749,20 @@ def test_several_states_take_several_marks():
     """A list of them is no state."""
     with pytest.raises(PluginError, match=r"@on_exit takes the name of one state, got \['a', 'b'\]"):
         on_exit(["a", "b"])  # pyright: ignore[reportArgumentType] - the mistake
+
+
+@pytest.mark.parametrize("on_error", ["raise", "detach"])
+def test_what_a_plugin_raises_when_the_engine_is_built_ends_the_building(on_error):
+    """With a note that says whose it is; there is no log yet in which it could be detached."""
+
+    class Picky(Plugin):
+        observes = True
+
+        def on_build(self, run: Run) -> None:
+            raise ValueError(f"not in {run.state}")
+
+    picky = Picky()
+    picky.on_error = on_error
+    with pytest.raises(ValueError, match="not in idle") as caught:
+        small_engine(plugins=[picky])
+    assert caught.value.__notes__ == ["heptad: in Picky.on_build"]

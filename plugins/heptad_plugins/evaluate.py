@@ -106,8 +106,10 @@ class Evaluate(Plugin):
         return Detour("evaluate", place, when, self.evaluate, every=self._numbers.every, first=self._numbers.first)
 
     def on_build(self, run: Run) -> None:
-        """Try the metrics on a batch of the data."""
+        """Try the metrics on a batch of the data; where a mistake is to detach the plugin, `open` does."""
         self._tried = False
+        if self.on_error == "detach":
+            return
         try:
             run.prepare_evaluation(self._data, "", f"{self.name}/")
         except (ConfigError, DataError):

@@ -57,7 +57,10 @@ class Plugin:
         return ()
 
     def on_build(self, run: Run) -> None:
-        """Check what can be checked before the run begins: called when the engine is built. Change nothing."""
+        """Check what can be checked before the run begins: called when the engine is built. Change nothing.
+
+        What it raises ends the building, whatever `on_error` says.
+        """
 
     def state_dict(self) -> dict[str, Any]:
         """Return what the rest of the run depends on: plain data and tensors, which a checkpoint can hold.

@@ -75,14 +75,13 @@ class PluginManager:
         return ask
 
     def check(self, run: Run) -> None:
-        """Call `on_build` of each plugin; an observer that may be detached is asked again when it is opened."""
+        """Call `on_build` of each plugin. There is no log to detach one in yet: what it raises ends the building."""
         for plugin in self.plugins:
             try:
                 plugin.on_build(run)
-            except Exception as error:
-                if plugin.on_error != "detach":
-                    add_note(error, f"in {plugin.name}.on_build")
-                    raise
+            except BaseException as error:
+                add_note(error, f"in {plugin.name}.on_build")
+                raise
 
     def loss_handlers(self) -> tuple[Handler, ...]:
         """Return the `on_loss` of the plugins that define it, wrapped likewise.

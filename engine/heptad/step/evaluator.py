@@ -107,7 +107,7 @@ class Evaluator:
                 step = self._step(options)
                 try:
                     step.run(at)
-                except DataError:  # a batch that is none for this loss
+                except DataError:  # the loss cannot take a batch of this form
                     raise
                 except Exception:  # no mistake in a metric: handlers may still have to complete network or loss
                     return

@@ -82,7 +82,7 @@ class Metrics:
         Args:
             output: What the network gave.
             batch: For what.
-            loss: Its loss, `None` where there is none.
+            loss: Its loss; `None` if it gave no loss.
             weight: What the mean of the loss was taken over; `None` where each batch weighs the same.
             count: By what metrics are averaged; `None` where that is the weight.
         """
