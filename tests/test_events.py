@@ -30,6 +30,7 @@ from heptad.plugin import (
     StillDetached,
     Stop,
     Untrained,
+    Written,
 )
 from heptad.record.arrays import pack_array
 from heptad.record.chunk import Failure
@@ -89,6 +90,7 @@ LATER: list[Event] = [
     SkipBatch(*AT, "the loss is NaN"),
     NoUpdate(*AT, 1000),
     SharedGenerators(*AT, "the thread A"),
+    Written(*AT, "checkpoint-00000003", 1_500_000_000),
     Untrained(*AT, "the layer is another"),
 ]
 """Events that format 1 did not have."""

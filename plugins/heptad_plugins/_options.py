@@ -58,6 +58,17 @@ def one_of(plugin: str, option: str, value: object, choices: Collection[str]) ->
     return value
 
 
+def yes_or_no(plugin: str, option: str, value: object) -> bool:
+    """Return True or False.
+
+    Raises:
+        PluginError: For anything else, 0 and 1 too.
+    """
+    if not isinstance(value, bool):
+        raise PluginError(f"{plugin}({option}=…) must be True or False, got {value!r}")
+    return value
+
+
 P = TypeVar("P", bound=str)
 
 

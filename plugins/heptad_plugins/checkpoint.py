@@ -10,8 +10,8 @@ from time import monotonic
 from typing import Any, Literal
 
 from heptad import CheckpointError, Detour, Plugin, PluginError, Run
-from heptad.plugin import Store, refuse_unrecorded
-from heptad_plugins._options import directory_of, number, one_of, places_of, selection, text_of, whole_number
+from heptad.plugin import BackgroundWriter, Store, refuse_unrecorded
+from heptad_plugins._options import directory_of, number, one_of, places_of, selection, text_of, whole_number, yes_or_no
 
 Place = Literal["after_step", "optimizer_update", "after_epoch"]
 PLACES: tuple[Place, ...] = ("after_step", "optimizer_update", "after_epoch")
@@ -23,6 +23,12 @@ class Checkpoint(Plugin):
     A checkpoint is a state, `checkpoint`, reached from the states in `at`; one is also stored when the run pauses
     because of Ctrl-C, a signal (`GracefulStop`) or `Run.pause`. It is whole or not there, whenever the process is
     killed, and the one before it is removed only when it is durable. While it is written training stands still.
+
+    With `background=True` it stands still only while a copy is made in the memory of the host, pinned where the tensors
+    are on a device: a thread writes it, under the same rules, to the same bytes. The event `written` says in the log
+    when it was durable and how long that took. There is one copy at most: the next checkpoint waits for the one before,
+    and so do a pause, which writes its own before it returns, `Engine.close`, and the end of the run. What writing
+    fails with ends the run after the turn under way.
 
     A recorded value counts for the checkpoints that hold the weights it was measured of: those written after it and
     before the next update. Where the network has buffers, which move in each step, they must be of the same step. With
@@ -47,12 +53,15 @@ class Checkpoint(Plugin):
         monitor: The name of a recorded value, such as `"valid/loss"`; `load_weights(which="best")` looks at it.
         mode: Whether lower values (`"min"`) or higher ones (`"max"`) are better.
         overwrite: Removes the checkpoints of another run from the directory when a run begins.
+        background: Whether a thread writes the checkpoints while the run continues.
         on_error: `"detach"`: an exception detaches the plugin, and the run continues.
 
     Raises:
         PluginError: For an option that does not fit.
         CheckpointError: When the run is opened, for a directory that is another run's or in use; when storing, if
-            something cannot be stored or written: the earlier checkpoints stay.
+            something cannot be stored or written: the earlier checkpoints stay. In the background, what cannot be
+            stored is refused at once; what cannot be written raises after the turn under way, or when the run pauses
+            or ends.
         EngineError: When an epoch ends, nothing was recorded under the name in `monitor`, and no `Evaluate` is to.
     """
 
@@ -71,6 +80,7 @@ class Checkpoint(Plugin):
         overwrite: bool = False,
         *,
         first: int | None = None,
+        background: bool = False,
         on_error: Literal["raise", "detach"] = "raise",
     ) -> None:
         self._at = places_of("Checkpoint", at, PLACES)
@@ -85,6 +95,8 @@ class Checkpoint(Plugin):
         self._monitor = monitor
         self._mode = one_of("Checkpoint", "mode", mode, ("min", "max"))
         self._overwrite = overwrite
+        self._background = yes_or_no("Checkpoint", "background", background)
+        self._writer: BackgroundWriter | None = None
         self.on_error = on_error
         self.store = Store(directory_of("Checkpoint", "directory", directory))
         self._saved_at = 0.0
@@ -99,6 +111,7 @@ class Checkpoint(Plugin):
 
     def on_begin(self, run: Run) -> None:
         """Forget that the directory was an earlier run's."""
+        self._finish()
         self._claimed = False
         self._has_valued = False
         self._time_is_up = self._seconds is None
@@ -109,7 +122,10 @@ class Checkpoint(Plugin):
         Raises:
             CheckpointError: If it is another run's, or in use.
         """
+        self._finish()
         self.store.lock()
+        if self._background:
+            self._writer = BackgroundWriter(self.store, f"{self.name}.save", self.on_error == "raise")
         if not self._claimed:
             self._claim(run)
             self._claimed = True
@@ -118,16 +134,29 @@ class Checkpoint(Plugin):
         self._saved_at = monotonic()
 
     def close(self, run: Run) -> None:
-        """Unlock the directory."""
-        self.store.unlock()
+        """Unlock the directory, when nothing is being written there any more.
+
+        Raises:
+            CheckpointError: If writing failed, and no turn has said so yet.
+        """
+        try:
+            self._finish()
+        finally:
+            if self._writer is None:
+                self.store.unlock()
+            else:
+                self._writer.release()
 
     def on_exit_after_step(self, run: Run) -> None:
-        """Read the clock, which the guard must not."""
+        """Read the clock, which the guard must not; with `on_error="detach"`, raise what writing failed with."""
+        if self._writer is not None:
+            self._writer.poll()
         if self._seconds is not None and monotonic() - self._saved_at >= self._seconds:
             self._time_is_up = True
 
     def on_exit_after_loop(self, run: Run) -> None:
-        """Say in the log if no checkpoint held weights that the monitored value was measured of."""
+        """Wait for the last checkpoint, and say so if none held weights that the monitored value was measured of."""
+        self._finish()
         if not self._keep_best or self._has_valued:
             return
         why = "nothing was recorded under that name"
@@ -145,19 +174,36 @@ class Checkpoint(Plugin):
 
     def on_pause(self, run: Run) -> None:
         """Store a checkpoint where the run has paused."""
+        try:
+            self._finish()
+        except Exception:  # raised when this checkpoint is stored, which needs it the more
+            self.save(run)
+            raise
         self.save(run)
 
     def save(self, run: Run) -> None:
-        """Store a checkpoint and remove those that need not be kept: the body of `checkpoint`."""
+        """Store a checkpoint and remove those that need not be kept: the body of `checkpoint`.
+
+        In the background only a copy is made here, but for a run that is paused: it may not continue.
+        """
         value = None if self._monitor is None else self._value(run, self._monitor)
         self._has_valued = self._has_valued or value is not None
         snapshot = run.snapshot()
         if value is not None:
             snapshot.summary["monitor"] = {"name": self._monitor, "mode": self._mode, "value": value}
-        self.store.save(snapshot)
-        self.store.rotate(self._keep_last, self._keep_best)
+        if self._writer is not None and run.paused is None:
+            self._writer.save(run, snapshot, self._keep_last, self._keep_best)
+        else:
+            self._finish()
+            self.store.save(snapshot)
+            self.store.rotate(self._keep_last, self._keep_best)
         self._saved_at = monotonic()
         self._time_is_up = self._seconds is None
+
+    def _finish(self) -> None:
+        """Wait for what is being written, and raise what that failed with."""
+        if self._writer is not None:
+            self._writer.finish()
 
     def _is_due(self, run: Run) -> bool:
         return self._time_is_up

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from heptad.checkpoints.files import Files
@@ -52,7 +54,7 @@ def same(one: Any, other: Any) -> bool:
         return list(one) == list(other) and all(same(one[key], other[key]) for key in one)
     if isinstance(one, list | tuple):
         return len(one) == len(other) and all(map(same, one, other))
-    return one == other
+    return bool(np.array_equal(one, other)) if isinstance(one, np.ndarray) else one == other
 
 
 def stored(directory: Path, count: int) -> Store:
@@ -99,6 +101,28 @@ def _counting(name: str) -> Callable[..., Any]:
 
 for _name in OPERATIONS:
     setattr(CountedFiles, _name, _counting(_name))
+
+
+class Holder(Files):
+    """Files that stop before the first one of a checkpoint is made, until they are let go.
+
+    Attributes:
+        reached: Set when a writer has come there.
+        gate: To be set by the test.
+        error: The number of the error that is raised then, once; 0 for none.
+    """
+
+    def __init__(self, error: int = 0) -> None:
+        self.reached, self.gate = threading.Event(), threading.Event()
+        self.error = error
+
+    def create(self, path: Path) -> int:
+        self.reached.set()
+        assert self.gate.wait(20), "nobody has opened the gate"
+        error, self.error = self.error, 0
+        if error:
+            raise OSError(error, os.strerror(error))
+        return super().create(path)
 
 
 def refusing(number: int) -> Callable[[str], object]:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import errno
 import os
 import shutil
+import threading
 from collections.abc import Callable, Collection, Generator, Iterable
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -43,6 +44,7 @@ class Store:
         self.directory = Path(directory)
         self._files = Files() if files is None else files
         self._lock = Lock(self.directory)
+        self._turn = threading.Lock()  # of a thread: else it would sweep away what another one is writing
         self._damaged: set[Entry] = set()
 
     # -- who may write
@@ -68,17 +70,18 @@ class Store:
 
     @contextmanager
     def _locked(self) -> Generator[None, None, None]:
-        """Hold the lock for a call, and remove what was left half written."""
-        held = self._lock.held
-        if held:
-            self._sweep()
-        else:
-            self.lock()
-        try:
-            yield
-        finally:
-            if not held:
-                self.unlock()
+        """Hold the lock for a call, and remove what was left half written; one thread at a time."""
+        with self._turn:
+            held = self._lock.held
+            if held:
+                self._sweep()
+            else:
+                self.lock()
+            try:
+                yield
+            finally:
+                if not held:
+                    self.unlock()
 
     # -- what there is
 
@@ -109,7 +112,14 @@ class Store:
                 refuses something, with path and cause. Nothing is tried again: after a failed sync the system may
                 report success for data that it lost, so the next save writes new files.
         """
-        packed = pack_snapshot(snapshot)
+        return self.write(pack_snapshot(snapshot))
+
+    def write(self, packed: PackedSnapshot) -> Entry:
+        """Write a packed snapshot as `save` does, from any thread.
+
+        Raises:
+            CheckpointError: As `save`.
+        """
         with self._locked():
             number = max((entry.number for entry in self.entries()), default=0) + 1
             entry = Entry(number, self.directory / name_of(number))

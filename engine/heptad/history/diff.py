@@ -1,7 +1,8 @@
 """Where two runs part: the first turn that differs in an event, a recorded value, a guard's answer or the transition.
 
 Both logs are read side by side, a block at a time. They are compared by the names of states and guards, so that runs
-with other plugins, or of another version, can be compared too. Times do not count as differences.
+with other plugins, or of another version, can be compared too. Times do not count as differences, nor do events whose
+place depends on the clock.
 """
 
 from __future__ import annotations
@@ -171,7 +172,7 @@ def diff(one: Source, other: Source, ignore: Iterable[str] = ()) -> Diff:
 def _first_parting(
     sources: tuple[Source, Source], views: tuple[View, View], first: int, end: int, heard: Callable[[str], bool]
 ) -> tuple[int | None, tuple[Parting, ...]]:
-    events = tuple([event for event in source.events(first) if heard(event.kind)] for source in sources)
+    events = tuple([one for one in source.events(first) if heard(one.kind) and not one.timed] for source in sources)
     begin = first
     # Events and values are read for as far as the paths agree, and within the turn where they part: that turn's events
     # come before its transition, so they are named first. Each block costs one query of values in either log.

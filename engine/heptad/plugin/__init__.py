@@ -7,6 +7,7 @@ run is what is public on `heptad.Run`, and nothing of its `runtime`, `position` 
 from importlib import import_module
 
 _HOMES = {
+    "BackgroundWriter": "checkpoints.background",
     "Detour": "plugin.detour",
     "EvaluationOptions": "run.evaluating",
     "Filter": "plugin.filter",
@@ -37,6 +38,7 @@ _HOMES = {
             "StillDetached",
             "Stop",
             "Untrained",
+            "Written",
         ),
         "record.events",
     ),

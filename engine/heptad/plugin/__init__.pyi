@@ -1,3 +1,4 @@
+from heptad.checkpoints.background import BackgroundWriter as BackgroundWriter
 from heptad.checkpoints.store import Store as Store
 from heptad.errors import Unfinished as Unfinished
 from heptad.history.export.output import replacing as replacing
@@ -33,6 +34,7 @@ from heptad.record.events import SkipBatch as SkipBatch
 from heptad.record.events import StillDetached as StillDetached
 from heptad.record.events import Stop as Stop
 from heptad.record.events import Untrained as Untrained
+from heptad.record.events import Written as Written
 from heptad.record.values import Recorded as Recorded
 from heptad.run.evaluating import EvaluationOptions as EvaluationOptions
 from heptad.run.evaluating import Measures as Measures

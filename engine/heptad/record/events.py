@@ -24,9 +24,11 @@ class Event(ABC):
         kind: What `TransitionLog.notes(kind)` selects by.
         seq: The number of that transition.
         time_ns: When, on the clock of `Transition.time_ns`.
+        timed: Whether its place in the log depends on the clock, so that two equal runs may differ in it.
     """
 
     kind: ClassVar[str]
+    timed: ClassVar[bool] = False
 
     seq: int
     time_ns: int
@@ -327,6 +329,29 @@ class SharedGenerators(Event):
 
 
 @dataclass(frozen=True, slots=True)
+class Written(Event):
+    """A checkpoint was written in the background; it is durable from `time_ns` on.
+
+    Bound to the last transition before the run noticed it.
+
+    Attributes:
+        checkpoint: Its name.
+        duration_ns: How long the thread took, the removal of older checkpoints not included.
+    """
+
+    kind = "written"
+    timed = True
+
+    checkpoint: str
+    duration_ns: int
+
+    @property
+    def text(self) -> str:
+        """Which one, and how long it took."""
+        return f"{self.checkpoint} was written in the background in {self.duration_ns / 1e9:.3f} s"
+
+
+@dataclass(frozen=True, slots=True)
 class Note(Event):
     """What a handler noted.
 
@@ -424,6 +449,7 @@ EVENTS: dict[str, type[Event]] = {
         StillDetached,
         Stop,
         Untrained,
+        Written,
     )
 }
 """Every event by the name of its class, which is what a file stores."""

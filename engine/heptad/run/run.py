@@ -92,6 +92,7 @@ class Run(RunView):
             follower: Its methods are called on the thread that drives the run, see `Follower`.
         """
         self.buffer.follow(follower)
+        self.position.halt = True  # the turns up to the next `settled` are counted anew, by the limit of this one too
 
     def unfollow(self, follower: Follower) -> None:
         """Stop handing the log to a follower; one that does not follow is passed over."""

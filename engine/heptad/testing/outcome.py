@@ -21,7 +21,7 @@ Encoded = tuple[Any, dict[str, Tensor]]
 
 @dataclass
 class RunOutcome:
-    """What a run left behind: its path, events but for pauses, recorded values, weights, state and generators."""
+    """What a run left behind: its path, events but for pauses and timed ones, values, weights, state and generators."""
 
     path: list[tuple[Any, ...]]
     events: list[Event]
@@ -41,7 +41,7 @@ class RunOutcome:
         records = [(r.name, [r.value, r.seq, r.epoch, r.step, r.update]) for r in run.records()]
         return cls(
             [(t.seq, t.source, t.dest, dict(t.guards), t.epoch, t.batch_index, t.step, t.update) for t in run.log],
-            [replace(event, time_ns=0) for event in run.log.notes() if not isinstance(event, Pause)],
+            [replace(event, time_ns=0) for event in run.log.notes() if not (event.timed or isinstance(event, Pause))],
             {name: encode([row for other, row in records if other == name], "values") for name in run.metrics},
             _with_copies(encode(dict(run.network.state_dict()), "weights")),
             {name: _with_copies(encode(part, f"state_dict()[{name!r}]")) for name, part in state.items()},
