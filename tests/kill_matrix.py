@@ -2,6 +2,7 @@
 
 python tests/kill_matrix.py            # all moments: with a journal, on a dataset; takes about half an hour
 python tests/kill_matrix.py --every 10 # every tenth of them
+python tests/kill_matrix.py --background # checkpoints are written in the background
 """
 
 from __future__ import annotations
@@ -13,21 +14,23 @@ from pathlib import Path
 
 import torch
 
-from killing import MEMORY, in_child, live, trial
+from killing import BACKGROUND, MEMORY, in_child, live, trial
 
 
 def main() -> int:
     """Return 0 if none differs."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--every", type=int, default=1, help="take each n-th moment (default: all)")
+    parser.add_argument("--background", action="store_true", help="write the checkpoints in the background")
     asked = parser.parse_args()
+    options = BACKGROUND if asked.background else {"journal": True}
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory(dir=MEMORY) as name:
-        lived = in_child(lambda: live(Path(name) / "checkpoints", None, None, journal=True))
+        lived = in_child(lambda: live(Path(name) / "checkpoints", None, None, **options))
     moments = range(0, len(lived["labels"]), asked.every)
     wrong = 0
     for number, at in enumerate(moments, 1):
-        if found := trial(at, lived, journal=True):
+        if found := trial(at, lived, **options):
             wrong += 1
             print(f"moment {at}, {lived['labels'][at]}: {', '.join(found)} differ", flush=True)
         if number % 100 == 0:

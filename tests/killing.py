@@ -11,6 +11,7 @@ import json
 import os
 import signal
 import tempfile
+import threading
 import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import astuple, dataclass, field
@@ -40,11 +41,13 @@ class Ticks:
 
     at: int | None = None
     labels: list[str] = field(default_factory=list)
+    _one_by_one: threading.Lock = field(default_factory=threading.Lock)
 
     def tick(self, label: str) -> None:
-        if len(self.labels) == self.at:
-            os.kill(os.getpid(), signal.SIGKILL)
-        self.labels.append(label)
+        with self._one_by_one:  # the run, and the thread that writes in the background
+            if len(self.labels) == self.at:
+                os.kill(os.getpid(), signal.SIGKILL)
+            self.labels.append(label)
 
 
 def ticking_files(ticks: Ticks) -> Files:
@@ -162,7 +165,7 @@ def live(
     except SystemExit as error:
         return f"SystemExit({error.code})"
     log = TransitionLog.load(file) if journal else run.log
-    notes = [[note.seq, note.kind, note.text] for note in log.notes() if note.kind not in KINDS_OF_RESUMING]
+    notes = [[note.seq, note.kind, note.text] for note in log.notes() if note.kind not in KINDS_LEFT_OUT]
     history = {
         "path": path_of(log),
         "notes": notes,
@@ -171,8 +174,11 @@ def live(
     return {"outcome": outcome(engine), "log": history, "labels": ticks.labels, "resumed": run.resumed_from}
 
 
-KINDS_OF_RESUMING = ("resume", "pause")
-"""The kinds of note that only a paused or resumed run has."""
+KINDS_LEFT_OUT = ("resume", "pause", "written")
+"""The kinds of event that only a paused or resumed run has, or whose place depends on the clock."""
+
+BACKGROUND: dict[str, Any] = {"journal": True, "keep": {"background": True}}
+"""The options of a run whose checkpoints are written in the background, everywhere."""
 
 
 @cache

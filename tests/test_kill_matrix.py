@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 import heptad.checkpoints.capture as capturing
-from killing import MEMORY, differences, in_child, live, trial
+from killing import BACKGROUND, MEMORY, differences, in_child, live, trial
 from scenario import FEEDS
 
 VARIANTS: dict[str, dict[str, Any]] = {
@@ -29,6 +29,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "again": {"again": True},
     "odd": {"odd": True},
     "closure": {"closure": True, "schedule": False},
+    "background": BACKGROUND,
 }
 
 
@@ -65,6 +66,13 @@ def test_killed_while_a_checkpoint_is_written(place):
     """Before each kind of operation on its files."""
     at = moments("journal", 12, of_files=True)[place]
     assert trial(at, lived("journal"), **VARIANTS["journal"]) == [], lived("journal")["labels"][at]
+
+
+@pytest.mark.parametrize("place", range(6))
+def test_killed_while_a_thread_writes_a_checkpoint(place):
+    """Before an operation on its files, wherever the run is meanwhile; or in the run, wherever the thread is."""
+    at = moments("background", 6, of_files=True)[place]
+    assert trial(at, lived("background"), **BACKGROUND) == [], lived("background")["labels"][at]
 
 
 @pytest.mark.parametrize("place", range(3))
