@@ -43,6 +43,7 @@ benchmarks: .venv/ready
 	$(BIN)/python benchmarks/data.py
 	$(BIN)/python benchmarks/plugins.py
 	$(BIN)/python benchmarks/checkpoint.py
+	$(BIN)/python benchmarks/background.py
 	$(BIN)/python benchmarks/log.py
 
 # Kills a run at each of its moments and resumes it: about half an hour. `make test` takes a sample of them.

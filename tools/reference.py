@@ -55,6 +55,7 @@ BESIDE = (
     "metrics_mistake",
     "options_mistake",
     "Store",
+    "BackgroundWriter",
     "Follower",
     "PackedChunk",
     "JournalFile",
@@ -89,6 +90,7 @@ FOR_THE_ENGINE = {
     "machine_class",
     "strategy_class",
     "store",
+    "save_packed",
 }
 """Members without an underscore that are used only inside the engine."""
 

@@ -66,7 +66,7 @@ class _Job:
         if not self.taken.acquire(blocking=False):
             return
         try:
-            self.entry = store.write(packed)
+            self.entry = store.save_packed(packed)
             self.written = monotonic_ns()
             store.rotate(keep_last, keep_best)
         except BaseException as error:  # of every kind: it is raised on the other thread

@@ -112,10 +112,10 @@ class Store:
                 refuses something, with path and cause. Nothing is tried again: after a failed sync the system may
                 report success for data that it lost, so the next save writes new files.
         """
-        return self.write(pack_snapshot(snapshot))
+        return self.save_packed(pack_snapshot(snapshot))
 
-    def write(self, packed: PackedSnapshot) -> Entry:
-        """Write a packed snapshot as `save` does, from any thread.
+    def save_packed(self, packed: PackedSnapshot) -> Entry:
+        """Write a packed snapshot, as `save` does; from any thread.
 
         Raises:
             CheckpointError: As `save`.
