@@ -7,6 +7,7 @@ import os
 import re
 import threading
 import time
+import weakref
 from collections import OrderedDict
 from pathlib import Path
 from typing import Any
@@ -144,6 +145,24 @@ def test_the_log_says_when_it_was_durable_and_how_long_it_took(tmp_path: Path, r
     writer.finish()
     writer.poll()
     assert len(run.log.notes("written")) == 1
+
+
+def test_the_copy_is_dropped_when_it_is_written(tmp_path: Path, run: Run, monkeypatch):
+    copies: list[weakref.ref[torch.Tensor]] = []
+
+    def remembered(packed: Any) -> Any:
+        packed = copying.copied(packed)
+        copies.extend(weakref.ref(tensor) for held in packed.tensors.values() for tensor in held.values())
+        return packed
+
+    monkeypatch.setattr("heptad.checkpoints.background.copied", remembered)
+    writer = BackgroundWriter(Store(tmp_path), "A.save")
+    writer.save(run, snapshot(1), 2)
+    while threads():
+        time.sleep(0.001)
+    assert len(copies) == 4
+    assert [copy() for copy in copies] == [None] * 4
+    writer.finish()
 
 
 def test_older_checkpoints_are_removed_when_the_new_one_is_durable(tmp_path: Path, run: Run):

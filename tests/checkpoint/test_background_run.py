@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -217,6 +218,43 @@ def test_a_failing_handler_leaves_a_checkpoint_that_is_whole(tmp_path: Path):
         small_engine(3, [checkpoint, At(1, fail)]).run()
     assert numbers(tmp_path) == [1]
     assert Store(tmp_path).newest_sound()[2] == []
+
+
+@pytest.mark.usefixtures("ctrl_c")
+def test_ctrl_c_while_a_checkpoint_waits_pauses_behind_it(tmp_path: Path):
+    checkpoint, files = held(tmp_path)
+
+    def press() -> None:
+        threading.Timer(0.05, lambda: os.kill(os.getpid(), signal.SIGINT)).start()
+        threading.Timer(0.15, files.gate.set).start()
+
+    engine = small_engine(4, [checkpoint, At(1, press)])
+    with pytest.raises(KeyboardInterrupt):
+        engine.run()
+    assert engine.current.paused == "Ctrl-C"
+    assert [Store(tmp_path).load(entry).summary["step"] for entry in Store(tmp_path).entries()] == [2, 2]
+    assert engine.run().state == "finished"
+
+
+@pytest.mark.usefixtures("ctrl_c")
+def test_ctrl_c_that_is_pressed_on_ends_the_run_and_the_thread_ends_its_work(tmp_path: Path):
+    """The second one ends the run, the third its closing; the lock is the thread's until it has written."""
+    checkpoint, files = held(tmp_path)
+
+    def press() -> None:
+        for number in range(1, 4):
+            threading.Timer(0.05 * number, lambda: os.kill(os.getpid(), signal.SIGINT)).start()
+
+    engine = small_engine(4, [checkpoint, At(1, press)])
+    with pytest.raises(KeyboardInterrupt) as caught:
+        engine.run()
+    assert engine.current.state == "failed"
+    assert "and closing the plugins raised: SecondInterrupt" in "".join(caught.value.__notes__)
+    with pytest.raises(CheckpointError, match="is in use"):
+        Store(tmp_path).lock()
+    let_go(files)
+    Store(tmp_path).lock()
+    assert numbers(tmp_path) == [1]
 
 
 def test_two_engines_write_at_the_same_time(tmp_path: Path):

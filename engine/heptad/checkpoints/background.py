@@ -70,13 +70,14 @@ class _Job:
             self.written = monotonic_ns()
             store.rotate(keep_last, keep_best)
         except BaseException as error:  # of every kind: it is raised on the other thread
-            add_note(error, f"in the background, of the checkpoint that was taken {self.place}")
             self.error = error
+            add_note(error, f"in the background, of the checkpoint that was taken {self.place}")
             atexit.register(self._report)  # for a script that ends without asking
-        with self._lock:
-            self.ended.set()
-        for call in self._last:
-            call()
+        finally:
+            with self._lock:
+                self.ended.set()
+            for call in self._last:
+                call()
 
     def after(self, call: Callable[[], object]) -> None:
         """Call a function when nothing more is written: now, or at the end of the thread."""
