@@ -265,6 +265,19 @@ def test_a_thread_that_cannot_be_started_leaves_nothing_behind(tmp_path: Path, r
     assert number_of(Store(tmp_path).newest_sound()[1]) == 2
 
 
+def test_a_large_file_is_hashed_where_no_second_thread_can_be_started(tmp_path: Path, monkeypatch):
+    """Python 3.12.1 starts none once the main thread has ended."""
+    kept = Snapshot({}, {"network": {"tensors": {"large": torch.randn(600, 600)}}})
+    Store(tmp_path / "two").save(kept)
+
+    def start(self: threading.Thread) -> None:
+        raise RuntimeError("can't create new thread at interpreter shutdown")
+
+    monkeypatch.setattr(threading.Thread, "start", start)
+    Store(tmp_path / "one").save(kept)
+    assert files_in(tmp_path / "one") == files_in(tmp_path / "two")
+
+
 def test_a_save_of_another_thread_waits_and_sweeps_nothing_away(tmp_path: Path, run: Run):
     """As that of a script which stores by itself, through the store of its `Checkpoint`."""
     held = Holder()

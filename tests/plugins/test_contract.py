@@ -71,6 +71,23 @@ def test_a_follower_is_handed_the_log_until_it_unfollows():
     assert len(follower.taken) == 1
 
 
+def test_a_follower_is_called_within_its_limit_from_the_turn_on_in_which_it_follows():
+    """The engine lets the machine make many turns at once; how many is decided anew."""
+    seqs: list[int] = []
+    engine = small_engine(4)
+
+    class Counts(Follows):
+        limit = 1
+
+        def settled(self) -> None:
+            seqs.append(engine.current.log[-1].seq)
+
+    engine.on_enter("process_batch", once=True)(lambda run: run.follow(Counts()))
+    run = engine.run()
+    assert seqs == [t.seq for t in run.log if t.seq >= seqs[0]]
+    assert run.log[seqs[0]].dest == "process_batch"
+
+
 # -- evaluations
 
 

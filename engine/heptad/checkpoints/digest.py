@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import threading
 from collections import deque
+from contextlib import suppress
 from types import TracebackType
 from typing import Self
 
@@ -43,6 +44,9 @@ class ThreadedDigest(Digest):
 
     Hashing is the slower of the two, so it lags, and continues while the file is synced. The lag is limited: a copy of
     a tensor that was made for writing is held until it is hashed.
+
+    Where no thread can be started, it hashes each piece at once: Python 3.12.0 and 3.12.1 start none when the main
+    thread has ended, and a checkpoint may still be written in the background then.
     """
 
     def __init__(self) -> None:
@@ -50,11 +54,15 @@ class ThreadedDigest(Digest):
         self._pieces: deque[memoryview] = deque()
         self._lag = 0
         self._ended = False
+        self._started = False
         self._changed = threading.Condition()
         self._thread = threading.Thread(target=self._work, name="heptad-digest", daemon=True)
 
     def update(self, piece: memoryview) -> None:
         """Queue a piece."""
+        if not self._started:
+            super().update(piece)
+            return
         with self._changed:
             while self._pieces and self._lag + len(piece) > _MOST_LAG:
                 self._changed.wait()
@@ -77,12 +85,16 @@ class ThreadedDigest(Digest):
             del piece  # else it is held while the next one is waited for
 
     def __enter__(self) -> Self:
-        self._thread.start()
+        with suppress(RuntimeError):  # "can't start new thread"
+            self._thread.start()
+            self._started = True
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
+        if not self._started:
+            return
         with self._changed:
             if error is not None:
                 self._pieces.clear()  # the file is given up
