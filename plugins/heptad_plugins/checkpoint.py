@@ -176,7 +176,7 @@ class Checkpoint(Plugin):
         """Store a checkpoint where the run has paused."""
         try:
             self._finish()
-        except Exception:  # raised when this checkpoint is stored, which needs it the more
+        except Exception:  # store this one first: the one before is not there
             self.save(run)
             raise
         self.save(run)
