@@ -158,7 +158,7 @@ class BackgroundWriter:
             job.ended.wait()
         self._forget(job)
         if job.entry is not None:
-            buffer = job.run.buffer
+            buffer = job.run._buffer
             buffer.emit(partial(_written, job), max(buffer.seq - 1, 0))
         error = job.take_error()
         try:
