@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import re
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 from heptad.history.journal import schema
 from heptad.history.journal.head import size_beside
@@ -47,7 +48,7 @@ class Limits:
 
     def __init__(self, connection: sqlite3.Connection, path: Path) -> None:
         self._connection, self._path = connection, path
-        self._left = self.bytes = 0
+        self._left = self._unread = self.bytes = 0
         self.renew()
         connection.execute("PRAGMA trusted_schema = OFF")
         connection.execute("PRAGMA cell_size_check = ON")
@@ -60,7 +61,20 @@ class Limits:
         """Begin a question: it may take as many steps as the file has bytes for."""
         self.bytes = _size(self._path)
         self._left = _STEPS + STEPS_A_BYTE * self.bytes
-        self._connection.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, max(self.bytes, _LONGEST))
+        self._unread = max(self.bytes, _LONGEST)
+        self._connection.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, self._unread)
+
+    def spend(self, row: Sequence[Any]) -> None:
+        """Count the texts and blobs of a row that was read.
+
+        Raises:
+            ValueError: If those of a question are longer together than the file.
+        """
+        for field in row:
+            if isinstance(field, str | bytes):
+                self._unread -= len(field)
+        if self._unread < 0:
+            raise ValueError("its texts are longer together than the file that holds them")
 
     def lift(self) -> None:
         """End the limits of steps and lengths: the tables are Heptad's own, and what comes is from the run."""
