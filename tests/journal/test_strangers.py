@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import sqlite3
 from pathlib import Path
 
 import pytest
@@ -92,6 +93,31 @@ def test_a_journal_is_read_whatever_its_folder_is_called(name, original, tmp_pat
     folder.mkdir()
     path = Path(shutil.copy(original, folder / "run.journal"))
     assert list(TransitionLog.load(path)) == list(TransitionLog.load(original))
+
+
+@pytest.mark.parametrize(
+    ("objects", "text", "says"),
+    [
+        (1000, "CREATE VIEW {name} AS SELECT 1", "takes more steps"),
+        (1, "CREATE VIEW {name} AS SELECT 1 IN (" + "1," * 10_000 + "1)", "too big|malformed database schema"),
+    ],
+)
+def test_a_schema_larger_than_any_is_not_parsed(objects, text, says, crafted):
+    """SQLite does that before the first statement, and takes 80 bytes for each byte."""
+    connection = sqlite3.connect(crafted.path)
+    connection.execute("PRAGMA writable_schema = ON")
+    for name in (f"v{number}" for number in range(objects)):
+        row = ("view", name, name, 0, text.format(name=name))
+        connection.execute("INSERT INTO sqlite_master VALUES (?, ?, ?, ?, ?)", row)
+    connection.commit()
+    connection.close()
+    with pytest.raises(LogError, match=says):
+        TransitionLog.load(crafted.path)
+
+
+def test_a_file_with_many_views_is_read(crafted):
+    crafted.sql(*(f"CREATE VIEW v{number} AS SELECT {number}" for number in range(60)))
+    assert len(TransitionLog.load(crafted.path)) > 0
 
 
 # -- rows without a checksum, and rows that are not there

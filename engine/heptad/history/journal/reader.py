@@ -28,7 +28,7 @@ from heptad.history.journal.head import check_head, size_beside
 from heptad.history.journal.lock import BUSY_MS
 from heptad.history.journal.meta import get_meta
 from heptad.history.journal.packing import unpack_turns
-from heptad.history.journal.stranger import Limits, check_schema
+from heptad.history.journal.stranger import Limits
 from heptad.history.table_form import table_from_plain
 from heptad.record.arrays import unpack_array
 from heptad.record.chunk import Call, Effects, Failure, Ints, View
@@ -303,7 +303,7 @@ class FileSource:
 
     def _connect(self) -> sqlite3.Connection:
         where = f"file://{quote(os.fsencode(self._path.absolute()))}?mode=ro"
-        connection = self._open(where)
+        connection, limits = self._open(where)
         try:
             connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
         except sqlite3.OperationalError as error:
@@ -312,16 +312,17 @@ class FileSource:
             if "unable to open" not in str(error) or size_beside(self._path, "-wal"):
                 raise
             connection.close()
-            connection = self._open(f"{where}&immutable=1")
-        check_schema(connection)
+            connection, limits = self._open(f"{where}&immutable=1")
+        limits.admit()
+        self._limits = limits
         return connection
 
-    def _open(self, where: str) -> sqlite3.Connection:
+    def _open(self, where: str) -> tuple[sqlite3.Connection, Limits]:
         connection = sqlite3.connect(where, uri=True, isolation_level=None, check_same_thread=False)
-        self._limits = Limits(connection, self._path)
+        limits = Limits(connection, self._path)
         connection.execute(f"PRAGMA busy_timeout = {BUSY_MS}")
         connection.execute("PRAGMA cache_size = -8000")
-        return connection
+        return connection, limits
 
     def _read(self) -> None:
         """Read the heads of new chunks, and what the file says of the run as a whole."""

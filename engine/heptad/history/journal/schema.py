@@ -41,7 +41,7 @@ are not UTF-8, is written out as an escape. The first writers of version 1 had b
 are read.
 
 What has a column `crc` is guarded by it. Recorded values, their names, calls, their handlers, and what the views show
-of transitions (`transition`, `stay`, `arc`) are not: a checksum for each value would cost as much as the value. Of these
+of transitions (`transition`, `stay`, `arc`) are not: a checksum for each value would cost as much as it does. Of these
 the library reads values and calls, and refuses a row that names what is missing, and values that are not numbered one
 after another.
 
@@ -201,7 +201,10 @@ def parsed_json(stored: object) -> Any:
         bare = re.sub(r'"[^"]*"', "", text.replace("\\\\", "").replace('\\"', ""))
         if _containers(bare) > MOST_CONTAINERS:
             raise ValueError(f"a text holds more than {MOST_CONTAINERS:,} lists and objects")
-    return json.loads(text)
+    try:
+        return json.loads(text)
+    except RecursionError as error:
+        raise ValueError("a text of JSON is nested too deep") from error
 
 
 def _containers(text: str) -> int:
