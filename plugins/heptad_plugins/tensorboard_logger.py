@@ -223,6 +223,7 @@ class TensorBoardLogger(Plugin):
 
 def _tag(name: str) -> str:
     """Return the tag of a value: its name, but that learning rates stand beside `train/loss`."""
+    name = name.encode(errors="backslashreplace").decode()  # half a surrogate pair stands in the file as its escape
     return f"train/{name}" if name == "lr" or name.startswith("lr/") else name
 
 
