@@ -90,10 +90,10 @@ def path_of(plugin: str, option: str, value: object, what: str = "file") -> Path
     """Return a path, made absolute: a program that changes its directory later still means the same place.
 
     Raises:
-        PluginError: If it is not a path, or is empty, which would be the working directory.
+        PluginError: If it is not a path, holds a zero byte, or is empty, which would be the working directory.
     """
     text = os.fspath(value) if isinstance(value, str | os.PathLike) else None  # pyright: ignore[reportUnknownArgumentType, reportUnknownVariableType] - of str or bytes
-    if not isinstance(text, str) or not text:
+    if not isinstance(text, str) or not text or "\0" in text:
         raise PluginError(f"{plugin}({option}=…) must be the path of a {what}, as a str or a Path, got {value!r}")
     return Path(text).absolute()
 

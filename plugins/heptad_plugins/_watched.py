@@ -29,11 +29,12 @@ class WatchedFile:
         self._identity = found.st_dev, found.st_ino
         self.size = found.st_size
 
-    def check(self, grows: bool = False) -> None:
+    def check(self, grows: bool = False, when: str = "while the run was writing it") -> None:
         """Look at the file: one call of `stat`.
 
         Args:
             grows: Whether it may be longer than `size`, because a thread writes it meanwhile.
+            when: When that must have been.
 
         Raises:
             PluginError: If it was removed, renamed, replaced, cut, or written to by somebody else.
@@ -41,7 +42,7 @@ class WatchedFile:
         change = self._change(grows)
         if change:
             raise PluginError(
-                f"{self._plugin}: {self.path} {change} while the run was writing it. Leave it as it is until the run "
+                f"{self._plugin}: {self.path} {change} {when}. Leave it as it is until the run "
                 "has ended; with on_error='detach' a run continues without its log"
             )
 

@@ -109,6 +109,7 @@ class JournalFile:
         if self._overwrite:
             return "new"
         if run.afresh:
+            FileSource(self._path)  # which refuses what is not as a run writes it
             return "restart"
         raise LogError(
             f"{self._path} holds the log of another run; name another file, remove this one, say overwrite=True, or "

@@ -48,13 +48,15 @@ def check_owner(path: Path) -> bytes:
     Raises:
         LogError: If it is not, or a link lies beside it under a name that SQLite writes to.
     """
-    refuse_links_beside(path)
     try:
+        refuse_links_beside(path)
         head = _beginning(path)
     except FileNotFoundError:
         raise LogError(f"{path}: there is no such file; Journal('{path.name}') among the plugins writes one") from None
     except OSError as error:
         raise LogError(f"{path} cannot be read: {error.strerror}") from error
+    except ValueError as error:  # a zero byte
+        raise LogError(f"{str(path)!r} is not the path of a file: {error}") from error
     if not head:
         raise LogError(f"{path} is empty: no run has written its log there")
     if head.startswith(b"{"):
