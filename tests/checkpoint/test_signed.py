@@ -6,10 +6,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from crafted import bounded, resaved
 from torch import Tensor, nn
+from torch.utils.data import Dataset
 
 from heptad import CheckpointError, Components, Engine, EngineError, Plugin, RunConfig, load_weights
 from heptad.checkpoints.store import Store
@@ -82,6 +84,15 @@ def position(sections: Sections) -> dict[str, Any]:
     """Return the position."""
     return sections["run"]["position"]
 
+
+def far(states: dict[str, Any], place: Any) -> None:
+    """Put another place in the state of numpy's generator, which numpy takes without a look."""
+    name, key, _, *rest = states["numpy"]
+    states["numpy"] = (name, key, place, *rest)
+
+
+BYTES = torch.tensor([112, 2], dtype=torch.uint8)
+"""How many numbers are left to torch's generator: all 624, wherever the next one is."""
 
 CRAFTED: dict[str, tuple[Callable[[Sections], object], str]] = {
     # the network
@@ -178,6 +189,11 @@ CRAFTED: dict[str, tuple[Callable[[Sections], object], str]] = {
     "places in a table": (lambda s: s["run"]["values"].update(place=s["run"]["values"]["place"].view(-1, 4)), "place"),
     "places in no order": (lambda s: s["run"]["values"].update(place=s["run"]["values"]["place"].flip(0)), "no order"),
     "one name twice": (lambda s: s["run"]["values"]["names"].__setitem__(1, s["run"]["values"]["names"][0]), "twice"),
+    "a place behind what numpy has drawn": (lambda s: far(s["run"]["random"], 625), "no place 625"),
+    "a place before what numpy has drawn": (lambda s: far(s["run"]["random"], -(10**9)), "no place -1000000000"),
+    "a place of numpy's in words": (lambda s: far(s["run"]["random"], "x"), "no place 'x'"),
+    "a place behind what torch has drawn": (lambda s: s["run"]["random"]["torch"][8:10].copy_(BYTES), "no place"),
+    "a flag in words": (lambda s: s["plugins"]["Checkpoint"].update(state={"has_valued": "x"}), "has_valued is 'x'"),
     "a generator of a device": (lambda s: s["run"]["random"].update(cuda=5), "cuda generators"),
     "a tensor in the configuration": (
         lambda s: s["run"]["identity"]["config"].update(epochs=torch.zeros(2)), "plain data"),
@@ -450,10 +466,57 @@ def test_an_average_that_is_none_is_refused(plugins: Any, source: Path, tmp_path
         load_weights(path, network(), average=True)
 
 
+class Drawing(Dataset[Any]):
+    """Samples that are drawn from a generator of the dataset's own."""
+
+    def __init__(self, generator: Any) -> None:
+        self.generator = generator
+
+    def __len__(self) -> int:
+        return 8
+
+    def __getitem__(self, place: int) -> tuple[Tensor, Tensor]:
+        return torch.full((4,), self.generator.random()), torch.tensor(place % 3)
+
+
+@pytest.mark.parametrize(
+    ("bits", "place"),
+    [(np.random.MT19937, "pos"), (np.random.Philox, "buffer_pos"), (np.random.RandomState, "pos")],
+)
+@pytest.mark.parametrize("far_away", [10**9, -(10**9)])
+def test_a_generator_of_the_dataset_is_not_led_out_of_its_memory(bits: Any, place: str, far_away: int, tmp_path: Path):
+    """Numpy takes any place, and would read there: the process ended. What is right is taken."""
+
+    def engine(directory: Path) -> Engine:
+        made = bits(1)
+        components = Components(
+            network=nn.Linear(4, 3),
+            dataset=Drawing(made if bits is np.random.RandomState else np.random.Generator(made)),
+            criterion=nn.CrossEntropyLoss(),
+            optimizer=lambda model: torch.optim.SGD(model.parameters(), lr=0.1),
+        )
+        return Engine(components, RunConfig(epochs=2, batch_size=2, seed=1), [Checkpoint(directory, at="after_step")])
+
+    def change(sections: Sections) -> None:
+        (state,) = sections["run"]["data"]["generators"]
+        if isinstance(state, tuple):
+            sections["run"]["data"]["generators"] = [(*state[:2], far_away, *state[3:])]
+        else:
+            state.setdefault("state", {})["pos"] = 0  # which is looked at too
+            (state if place in state else state["state"])[place] = far_away
+
+    engine(tmp_path / "a").run(until=lambda run: run.step == 2)
+    newest = Store(tmp_path / "a").entries()[-1].path
+    path = resaved(newest, tmp_path / "b", change)
+    assert "has no place" in bounded(lambda: engine(tmp_path / "c").run(resume=path), megabytes=2048)
+    assert engine(tmp_path / "a").run(resume=newest).state == "finished"
+
+
 DRAWN: dict[tuple[str, str], Callable[[dict[str, Any]], object]] = {
     ("loader", "no states"): lambda place: place["began"][0].update({"global": None}),
     ("loader", "a state of python that is a number"): lambda place: place["began"][0]["global"].update(python=5),
     ("loader", "samplers that are numbers"): lambda place: place["began"][0].update(samplers=[5, 5]),
+    ("loader", "a far place of numpy's"): lambda place: far(place["began"][1]["global"], 10**9),
     ("loader", "a generator too many"): lambda place: place["began"][1].update(own=[torch.zeros(3)]),
     ("unsized", "a number for what was drawn"): lambda place: place["walk"].update(began=[5]),
     ("unsized", "a place behind the end"): lambda place: [

@@ -446,6 +446,7 @@ def read_form(path: Path, snapshot: Snapshot) -> tuple[StoredSummary, StoredSect
         # tried: `preserved` puts back those of the CPU only.
         with seeding.preserved():
             states, tried = sections.run.random, seeding.CPU_GENERATORS
+            seeding.check_states(states)
             seeding.restore_states({name: state for name, state in states.items() if name in tried})
     except Exception as error:
         raise _refusal(path, f"run.random: {in_a_line(error)}") from error
