@@ -165,6 +165,9 @@ CRAFTED: dict[str, tuple[Callable[[Sections], object], str]] = {
     "between two epochs": (lambda s: position(s)["placed"].update(epoch_open=False), "between two epochs"),
     "batches that are not there": (lambda s: position(s)["placed"].update(remaining=100), "the place in the pass"),
     "another pass": (lambda s: s["run"]["data"].update(key=[9, 5, 0]), "the place in the pass"),
+    "a batch that is taken again": (
+        lambda s: [s["run"]["data"].update(next=4), position(s)["placed"].update(remaining=3)], "the place"),
+    "samples without a number": (lambda s: s["run"]["data"].update(samples=None), "samples"),
     "a closed pass": (lambda s: s["run"]["data"].update(open=False), "the place in the pass"),
     "data of unknown length": (lambda s: position(s)["placed"].update(sized=False), "no known length"),
     "a filter of a list": (lambda s: position(s)["filters"][0].__setitem__(0, ["x"]), "filter"),
@@ -518,6 +521,14 @@ DRAWN: dict[tuple[str, str], Callable[[dict[str, Any]], object]] = {
     ("loader", "samplers that are numbers"): lambda place: place["began"][0].update(samplers=[5, 5]),
     ("loader", "a far place of numpy's"): lambda place: far(place["began"][1]["global"], 10**9),
     ("loader", "a generator too many"): lambda place: place["began"][1].update(own=[torch.zeros(3)]),
+    ("loader", "no number of batches"): lambda place: place.update(batches=None),
+    ("loader", "more batches than the data have"): lambda place: place.update(batches=9),
+    ("loader", "a batch that is taken again"): lambda place: place.update(taken=1),
+    ("unsized", "a pass that has ended"): lambda place: place["walk"].update(open=False),
+    ("unsized", "a batch that nobody waits for"): lambda place: place.update(ahead=[5]),
+    ("stream", "a number of batches"): lambda place: place["walk"].update(batches=3),
+    ("stream", "a place that no counter speaks of"): lambda place: [
+        place.update(taken=10**12), place["walk"].update(taken=10**12 + place["waits"])],
     ("unsized", "a number for what was drawn"): lambda place: place["walk"].update(began=[5]),
     ("unsized", "a place behind the end"): lambda place: [
         place.update(taken=10**6), place["walk"].update(taken=10**6 + place["waits"])],
