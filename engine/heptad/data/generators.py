@@ -110,20 +110,20 @@ def _check_places(state: Any) -> None:
     """Refuse a place outside of the numbers that a generator has drawn in advance: it would be read from there."""
     match state:
         case (str(), _, place, *_) | {"bit_generator": str(), "state": {"pos": place}}:  # numpy's
-            _check_place(place, _TWISTER)
+            _refuse_place(place, _TWISTER)
         case torch.Tensor() if state.dtype is torch.uint8 and state.dim() == 1 and state.numel() > 8 * _TWISTER:
             left, place = _HEAD.unpack(bytes(cast("list[int]", state[: _HEAD.size].tolist())))
-            _check_place(left + place, _TWISTER + 1)
+            _refuse_place(left + place, _TWISTER + 1)
         case _:
             pass  # python looks itself
     match state:
         case {"bit_generator": str(), "buffer_pos": place}:  # of numpy's Philox
-            _check_place(place, 4)
+            _refuse_place(place, 4)
         case _:
             pass
 
 
-def _check_place(place: Any, most: int) -> None:
+def _refuse_place(place: Any, most: int) -> None:
     if not isinstance(place, int) or not 0 <= place <= most:
         raise ValueError(f"a random generator has no place {place!r:.40}")
 
