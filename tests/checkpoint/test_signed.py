@@ -130,6 +130,13 @@ CRAFTED: dict[str, tuple[Callable[[Sections], object], str]] = {
     "a momentum of whole numbers": (
         lambda s: s["optimizers"]["side"]["tilt"]["state"]["state"][0].update(momentum_buffer=torch.tensor(1)),
         "momentum_buffer is "),
+    "a sparse moment": (
+        lambda s: optimizer(s)["state"][0].update(exp_avg=torch.ones(8, 4).to_sparse()), "exp_avg is .*sparse"),
+    "a count below nothing": (
+        lambda s: optimizer(s)["state"][0].update(step=torch.tensor(-2.0)), "step is -2.0"),
+    "a momentum of one dimension too many": (
+        lambda s: s["optimizers"]["side"]["tilt"]["state"]["state"][0].update(momentum_buffer=torch.zeros(1)),
+        "momentum_buffer is "),
     "the moments of another parameter": (lambda s: swap(optimizer(s)["state"], 0, 5), "exp_avg"),
     "moments of no parameter": (lambda s: optimizer(s)["state"].update({99: {}}), "the parameter 99, of 6"),
     "moments by name": (lambda s: optimizer(s)["state"].update(x={}), "no number of a parameter"),
@@ -230,6 +237,7 @@ def test_the_checkpoint_itself_is_resumed(source: Path, tmp_path: Path):
 QUASI_NEWTON: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
     "a direction that is cut": (lambda state: state.update(d=state["d"][:-1]), "d holds a tensor"),
     "an old direction that is a number": (lambda state: state["old_dirs"].append(1.0), "old_dirs holds 1.0"),
+    "a sparse direction": (lambda state: state.update(d=state["d"].to_sparse()), "d holds a tensor"),
     "a count of calls in words": (lambda state: state.update(func_evals="x"), "func_evals holds 'x'"),
 }
 
@@ -319,6 +327,11 @@ STATES: dict[str, tuple[Callable[[Sections], object], str]] = {
     "a phase in words": (lambda s: phase(s).update(end_lr="x"), "end_lr is 'x'"),
     "a phase too few": (lambda s: schedule(s)["scheduler"]["_schedule_phases"].pop(), "_schedule_phases"),
     "a schedule that is a number": (lambda s: schedule(s).update(scheduler=5), "LRSchedule cannot load"),
+    "a curve of no kind": (lambda s: schedule(s)["scheduler"].update(_anneal_func_type="co"), "cannot move: Value"),
+    "a phase of unsigned numbers": (
+        lambda s: phase(s).update(end_step=torch.tensor(3, dtype=torch.uint16)), "end_step is "),
+    "a place between two moves": (lambda s: schedule(s)["scheduler"].update(last_epoch=1.5), "last_epoch is 1.5"),
+    "moves without end": (lambda s: schedule(s).update(moves=1 << 62), "has moved 4611686018427387904 times"),
     "another number of rates": (lambda s: schedule(s)["scheduler"].update(base_lrs=[]), "base_lrs"),
     "moves in words": (lambda s: schedule(s).update(moves="x"), "moves is 'x'"),
     "a state of nothing": (lambda s: s["plugins"]["EMA"].update(state=5), "EMA cannot load its state"),

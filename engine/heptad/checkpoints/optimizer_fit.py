@@ -241,19 +241,22 @@ def _value_misfits(made: Mapping[str, Any], state: Mapping[Any, Any], parameter:
         other = state[name]
         if isinstance(value, Tensor) and value.dim():
             shape, dtype = _shape_for(value, parameter), value.dtype
-            if not isinstance(other, Tensor) or (tuple(other.shape), other.dtype) != (shape, dtype):
+            dense = isinstance(other, Tensor) and other.layout is value.layout
+            if not dense or (tuple(other.shape), other.dtype) != (shape, dtype):
                 found = describe_tensor(other) if isinstance(other, Tensor) else shown(other)
                 expected = f"{str(dtype).removeprefix('torch.')} {shape}"
                 wrong.append(f"{name} is {found} in the checkpoint, expected {expected}")
         elif isinstance(value, Tensor | int | float) and not (_is_number(other) and _same_kind(value, other)):
             wrong.append(f"{name} is {shown(other)} in the checkpoint, expected a number")
+        elif name == "step" and not other >= 0:
+            wrong.append(f"{name} is {float(other)} in the checkpoint, expected a number from 0 on")
     return wrong
 
 
 def _same_kind(made: Any, other: Any) -> bool:
-    """Return whether of two tensors both are floating-point or none is: the optimizer adds to them in place."""
+    """Return whether of two tensors both or none is floating-point, and their shape is one: they are added in place."""
     both = isinstance(made, Tensor) and isinstance(other, Tensor)
-    return not both or made.is_floating_point() == other.is_floating_point()
+    return not both or (made.is_floating_point() == other.is_floating_point() and made.dim() == other.dim())
 
 
 def _shape_for(made: Tensor, parameter: Tensor) -> tuple[int, ...]:
@@ -272,7 +275,8 @@ def _lbfgs_misfits(states: Mapping[Any, Any], count: int, dtype: torch.dtype) ->
             rows = cast("list[Any]", value) if isinstance(value, list) else [value]
             vectors = name in ("d", "prev_flat_grad", "old_dirs", "old_stps")
             for row in rows:
-                right = isinstance(row, Tensor) and (tuple(row.shape), row.dtype) == ((count,), dtype)
+                dense = isinstance(row, Tensor) and row.layout is torch.strided
+                right = dense and (tuple(row.shape), row.dtype) == ((count,), dtype)
                 if vectors and row is not None and not right:
                     kind = str(dtype).removeprefix("torch.")
                     return [f"{name} holds {shown(row)}, expected vectors of {count} numbers, {kind}"]
