@@ -238,6 +238,9 @@ QUASI_NEWTON: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
     "a direction that is cut": (lambda state: state.update(d=state["d"][:-1]), "d holds a tensor"),
     "an old direction that is a number": (lambda state: state["old_dirs"].append(1.0), "old_dirs holds 1.0"),
     "a sparse direction": (lambda state: state.update(d=state["d"].to_sparse()), "d holds a tensor"),
+    "a number for a list": (lambda state: state.update(ro=-1), "ro is -1, expected a list"),
+    "a list for a number": (lambda state: state.update(t=[1.0]), "t is "),
+    "a factor too few": (lambda state: state["ro"].pop(), "differ in length"),
     "a count of calls in words": (lambda state: state.update(func_evals="x"), "func_evals holds 'x'"),
 }
 

@@ -31,6 +31,9 @@ _SIZES = (2, 3, 5, 7, 11)
 _OF_SCHEDULES = frozenset(("initial_lr", "max_lr", "min_lr", "base_momentum", "max_momentum", "swa_lr"))
 """Numbers that a schedule of torch adds to a group."""
 
+_LISTS = ("old_dirs", "old_stps", "ro", "al")
+"""What an L-BFGS keeps of its last steps."""
+
 _MOST_TRIED = 1 << 20
 """Elements of a parameter up to which a step is tried from the very state that is stored."""
 
@@ -271,7 +274,10 @@ def _shape_for(made: Tensor, parameter: Tensor) -> tuple[int, ...]:
 def _lbfgs_misfits(states: Mapping[Any, Any], count: int, dtype: torch.dtype) -> list[str]:
     """Return which vector of an L-BFGS is not as long as all of its parameters together, or of another dtype."""
     for state in states.values():
-        for name, value in cast("dict[Any, Any]", state).items() if isinstance(state, dict) else ():
+        held = cast("dict[Any, Any]", state) if isinstance(state, dict) else {}
+        for name, value in held.items():
+            if isinstance(value, list) is not (name in _LISTS):
+                return [f"{name} is {shown(value)}, expected {'a list' if name in _LISTS else 'a number or a vector'}"]
             rows = cast("list[Any]", value) if isinstance(value, list) else [value]
             vectors = name in ("d", "prev_flat_grad", "old_dirs", "old_stps")
             for row in rows:
@@ -282,6 +288,9 @@ def _lbfgs_misfits(states: Mapping[Any, Any], count: int, dtype: torch.dtype) ->
                     return [f"{name} holds {shown(row)}, expected vectors of {count} numbers, {kind}"]
                 if not vectors and row is not None and not _is_number(row):
                     return [f"{name} holds {shown(row)}, expected numbers"]
+        steps, *others, sums = (len(held.get(name, ())) for name in _LISTS)
+        if others != [steps, steps] or ("al" in held and sums < steps):
+            return [f"{', '.join(_LISTS)} differ in length"]
     return []
 
 
