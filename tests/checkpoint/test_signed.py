@@ -163,6 +163,7 @@ CRAFTED: dict[str, tuple[Callable[[Sections], object], str]] = {
     "a window that is overfull": (lambda s: position(s)["window"].update(steps=9), "a window of 3 steps holds 9"),
     "a window of another size": (lambda s: position(s)["window"].update(size=1 << 40), "accumulation is 3 here"),
     "a window of no weight": (lambda s: position(s)["window"].update(total=None), "no sum"),
+    "steps without a weight": (lambda s: position(s)["window"].update(first=None), "steps without a weight"),
     "a weight below nothing": (lambda s: position(s)["window"].update(first=-1.0), "a number from 0 on"),
     "a loss of several numbers": (lambda s: position(s).update(loss=torch.zeros(3)), "one floating-point number"),
     "three sums of an epoch": (lambda s: position(s).update(epoch_loss=[0.0] * 3), "four sums"),
@@ -240,6 +241,8 @@ QUASI_NEWTON: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
     "a sparse direction": (lambda state: state.update(d=state["d"].to_sparse()), "d holds a tensor"),
     "a number for a list": (lambda state: state.update(ro=-1), "ro is -1, expected a list"),
     "a list for a number": (lambda state: state.update(t=[1.0]), "t is "),
+    "nothing for a direction": (lambda state: state.update(d=None), "d holds None"),
+    "a place too few": (lambda state: state["al"].pop(), "shorter than its history"),
     "a factor too few": (lambda state: state["ro"].pop(), "differ in length"),
     "a count of calls in words": (lambda state: state.update(func_evals="x"), "func_evals holds 'x'"),
 }

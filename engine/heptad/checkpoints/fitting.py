@@ -117,6 +117,9 @@ def _window_misfits(run: Run, position: StoredPosition) -> list[str]:
         return [f"window: of {window.size} steps in the checkpoint, accumulation is {own} here"]
     if window.steps and window.steps > position.placed.step:
         return [f"window: {window.steps} steps in it, of {position.placed.step}"]
+    weighed = run.runtime.components.criterion is not None and window.size > 1 and "empty" in window.model_fields_set
+    if weighed and window.steps and window.first is None and not window.empty:
+        return ["window: steps without a weight in the checkpoint, and the criterion weighs each"]
     return []
 
 

@@ -70,7 +70,7 @@ def state_misfits(
                 wrong += [f"{names[number]}: {text}" for text in fit.misfits(number, held[number], state)]
     if not wrong and isinstance(optimizer, LBFGS):
         flat = torch.cat([torch.empty(0, dtype=parameter.dtype) for parameter in held])
-        wrong += _lbfgs_misfits(states, sum(parameter.numel() for parameter in held), flat.dtype)
+        wrong += _lbfgs_misfits(groups[0], states, sum(parameter.numel() for parameter in held), flat.dtype)
     return [f"{where}: {text}" for text in wrong]
 
 
@@ -271,7 +271,7 @@ def _shape_for(made: Tensor, parameter: Tensor) -> tuple[int, ...]:
     )  # a sum over a dimension, as of Adafactor
 
 
-def _lbfgs_misfits(states: Mapping[Any, Any], count: int, dtype: torch.dtype) -> list[str]:
+def _lbfgs_misfits(group: Group, states: Mapping[Any, Any], count: int, dtype: torch.dtype) -> list[str]:
     """Return which vector of an L-BFGS is not as long as all of its parameters together, or of another dtype."""
     for state in states.values():
         held = cast("dict[Any, Any]", state) if isinstance(state, dict) else {}
@@ -283,14 +283,14 @@ def _lbfgs_misfits(states: Mapping[Any, Any], count: int, dtype: torch.dtype) ->
             for row in rows:
                 dense = isinstance(row, Tensor) and row.layout is torch.strided
                 right = dense and (tuple(row.shape), row.dtype) == ((count,), dtype)
-                if vectors and row is not None and not right:
+                if vectors and not right:
                     kind = str(dtype).removeprefix("torch.")
                     return [f"{name} holds {shown(row)}, expected vectors of {count} numbers, {kind}"]
-                if not vectors and row is not None and not _is_number(row):
+                if not vectors and not (_is_number(row) or (row is None and name == "al")):
                     return [f"{name} holds {shown(row)}, expected numbers"]
         steps, *others, sums = (len(held.get(name, ())) for name in _LISTS)
-        if others != [steps, steps] or ("al" in held and sums < steps):
-            return [f"{', '.join(_LISTS)} differ in length"]
+        if others != [steps, steps] or ("al" in held and sums < max(steps, group["history_size"])):
+            return [f"{', '.join(_LISTS)} differ in length, or are shorter than its history"]
     return []
 
 
