@@ -11,6 +11,7 @@ from heptad.config import Components
 from heptad.data.cursor import PassKey
 from heptad.data.fetch import is_a
 from heptad.data.generators import (
+    check_states,
     cpu_states,
     generator_state,
     generators_of,
@@ -124,6 +125,7 @@ class LoaderSource:
 
     def _restore_drawn(self, state: Mapping[str, Any]) -> None:
         with stored_state_of("what draws the order of the data"):
+            check_states(state["global"])
             restore_states(state["global"])
             self._restore_own(state["own"], state.get("samplers"))
 
