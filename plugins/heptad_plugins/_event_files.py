@@ -73,6 +73,7 @@ class EventFiles:
             add = target.add_event
 
             def add_counted(event: Any) -> None:
+                watched.refuse_fork()  # there is no thread in a forked child that would take it
                 watched.size += event.ByteSize() + _HEAD + _TAIL
                 add(event)
 
@@ -100,8 +101,10 @@ class EventFiles:
         Raises:
             PluginError: If the file was removed, renamed, replaced or cut: once.
         """
-        self._writer.flush()
         watched, self._watched = self._watched, None
+        if watched is not None:
+            watched.refuse_fork()
+        self._writer.flush()
         if watched is not None:
             watched.check(grows=True)
             self._watched = watched
