@@ -210,7 +210,8 @@ def _warn_of_data(run: Run) -> None:
         "Components(dataset=…), or a loader whose state is seen, it does"
     )
     run.note(text)
-    if getattr(run.components.loader, "persistent_workers", False):
+    loader = run.components.loader
+    if getattr(loader, "persistent_workers", False) and not hasattr(loader, "state_dict"):
         warnings.warn(f"{text}. For a DataLoader say persistent_workers=False", stacklevel=2)
 
 
