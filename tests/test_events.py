@@ -12,6 +12,7 @@ from builders import small_engine
 from heptad import Detour, Plugin, Run
 from heptad.plugin import (
     Accumulation,
+    Behind,
     Detach,
     Drop,
     Event,
@@ -89,6 +90,7 @@ OLD: dict[tuple[str, str], Event] = {
 LATER: list[Event] = [
     SkipBatch(*AT, "the loss is NaN"),
     NoUpdate(*AT, 1000),
+    Behind(*AT, 6_000_000),
     SharedGenerators(*AT, "the thread A"),
     Written(*AT, "checkpoint-00000003", 1_500_000_000),
     Untrained(*AT, "the layer is another"),

@@ -20,6 +20,7 @@ _HOMES = {
     **dict.fromkeys(
         (
             "Accumulation",
+            "Behind",
             "Detach",
             "Drop",
             "Event",
