@@ -1,0 +1,164 @@
+"""`StepFlops`: counts the floating-point operations of a network's forward passes in one step of training."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any, cast
+
+import torch
+from torch import nn
+from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
+from torch.utils.flop_counter import FlopCounterMode, flop_registry
+
+from heptad import Run
+
+BACKWARD = 2
+"""A backward pass counts as this many forward passes, one for each of the two gradients of a matrix product: appendix B
+of PaLM (https://arxiv.org/abs/2204.02311), where what is recomputed does not count."""
+
+_ATTENTION = (
+    "_scaled_dot_product_flash_attention_for_cpu",
+    "_scaled_dot_product_fused_attention_overrideable",
+    "_scaled_dot_product_attention_math_for_mps",
+)
+"""Kernels of scaled dot-product attention that torch's counter has no formula for."""
+
+
+class StepFlops:
+    """Counts in the forward passes that one step itself makes: no pass of its own is needed.
+
+    What runs stays as it is: the counter looks at shapes alone. It is called by hooks that belong to no module, so that
+    the network can be copied and stored meanwhile. It counts from the call of one of the network's modules until that
+    returns, so what a loss computes outside of them is left out, and so is a forward pass that `recompute` repeats in
+    the backward pass. Operations without a formula (sums, activations, norms) count as nothing, as in torch's counter.
+
+    A compiled network is not counted: torch runs it uncompiled while operations are looked at, and its bits would
+    differ.
+
+    Attributes:
+        by_module: Of each module that was called, by its name (the network's is empty), those that it took.
+        total: Of all forward passes together.
+        training: Those of a training step: a forward pass that is trained through also has its backward pass.
+        samples: Samples of the step.
+        unknown: Why nothing can be known, in words, or nothing.
+    """
+
+    def __init__(self) -> None:
+        self.by_module: dict[str, int] = {}
+        self.total = self.training = self.samples = 0
+        self.unknown = ""
+        self._since: int | None = None
+        """Samples before the step; `None` before it has begun and after its end."""
+        self._hooks: list[Any] = []
+        self._open: list[tuple[nn.Module, int]] = []
+        """The modules under way, outermost first, each with the count at which it was called."""
+        self._mode: FlopCounterMode | None = None
+
+    def begin(self, run: Run) -> None:
+        """Count in the step that comes: to be called on exit of `before_step` or on entry to `process_batch`."""
+        self._since = run.samples
+        self.resume(run)
+
+    def end(self, run: Run) -> bool:
+        """Count no more, once the step is complete; return whether it is, which is so once."""
+        if self._since is None:
+            return False
+        self.pause()
+        self.samples, self._since = run.samples - self._since, None
+        if not self.samples:
+            self.unknown = self.unknown or "the step has no samples"
+        return True
+
+    def pause(self) -> None:
+        """Count nothing until `resume`: the run pauses, or has ended."""
+        for hook in self._hooks:
+            hook.remove()
+        self._hooks = []
+        self._leave()
+        self._open = []
+
+    def resume(self, run: Run) -> None:
+        """Count in what is left of the step, if one is under way."""
+        if self._since is None or self._hooks:
+            return
+        if any(is_compiled(module) for module in run.network.modules()):
+            self.unknown = "the network is compiled"
+            return
+        modules = cast("Iterable[tuple[str, nn.Module]]", run.network.named_modules())
+        names = {id(module): name for name, module in modules}
+
+        def before(module: nn.Module, args: object) -> None:
+            # the user of a paused run may call the network too; a backward pass repeats what is recomputed
+            if id(module) in names and run.state == "process_batch" and run.paused is None and not _in_backward():
+                self._begin(module)
+
+        def after(module: nn.Module, args: object, output: object) -> None:
+            if self._open and self._open[-1][0] is module:
+                self._end(names[id(module)])
+
+        self._hooks = [
+            register_module_forward_pre_hook(before),
+            register_module_forward_hook(after, always_call=True),
+        ]
+
+    def _begin(self, module: nn.Module) -> None:
+        if self._mode is None:
+            self._mode = FlopCounterMode(display=False, custom_mapping=self._formulas())
+            self._mode.mod_tracker = cast("Any", _NoTracker())
+            self._mode.__enter__()
+        self._open.append((module, self._mode.get_total_flops()))
+
+    def _end(self, name: str) -> None:
+        count = 0 if self._mode is None else self._mode.get_total_flops()
+        self.by_module[name] = self.by_module.get(name, 0) + count - self._open.pop()[1]
+        if not self._open:
+            self.total += count
+            self.training += count * (1 + BACKWARD) if torch.is_grad_enabled() else count
+            self._leave()
+
+    def _leave(self) -> None:
+        mode, self._mode = self._mode, None
+        if mode is not None:
+            mode.__exit__(None, None, None)
+
+    def _formulas(self) -> dict[Any, Any]:
+        """Return torch's formulas and those it lacks, each made to raise nothing: a count is not worth a run."""
+        known = dict(flop_registry)
+        for name in _ATTENTION:
+            if (kernel := getattr(torch.ops.aten, name, None)) is not None:
+                known.setdefault(kernel, flop_registry[torch.ops.aten._scaled_dot_product_flash_attention])
+        return {kernel: self._guarded(formula) for kernel, formula in known.items()}
+
+    def _guarded(self, formula: Callable[..., int]) -> Callable[..., int]:
+        def count(*args: Any, **kwargs: Any) -> int:
+            try:
+                return formula(*args, **kwargs)
+            except Exception as error:
+                self.unknown = f"{type(error).__name__} in a formula of torch.utils.flop_counter: {error}"
+                return 0
+
+        cast(
+            "Any", count
+        )._get_raw = True  # the tensors themselves, not their shapes: the formula takes these from them
+        return count
+
+
+class _NoTracker:
+    """In place of the counter's own tracker of modules, which hooks gradients and knows modules by other names."""
+
+    parents = frozenset({"Global"})
+
+    def __enter__(self) -> None:
+        """Track nothing."""
+
+    def __exit__(self, *error: object) -> None:
+        """Track nothing."""
+
+
+def is_compiled(module: nn.Module) -> bool:
+    """Return whether a module runs compiled: by its own `compile`, or wrapped by `torch.compile`."""
+    return getattr(module, "_compiled_call_impl", None) is not None or hasattr(module, "_orig_mod")
+
+
+def _in_backward() -> bool:
+    return torch._C._current_graph_task_id() != -1  # pyright: ignore[reportPrivateUsage] - as torch's ModuleTracker asks
