@@ -53,7 +53,7 @@ from heptad_plugins import (
 
 FOLDER = Path(heptad_plugins.__file__).parent
 TIMES = {
-    *("steps_per_second", "samples_per_second", "updates_per_second", "data_wait_share", "seconds"),
+    *("steps_per_second", "samples_per_second", "updates_per_second", "data_wait_share", "mfu", "seconds"),
     "host/memory",
 }
 """What measures time or memory, among the recorded values and the state of shipped plugins."""
@@ -106,6 +106,7 @@ def makers(folder: Path) -> dict[str, Any]:
         "SAM": SAM,
         "TensorBoardLogger": lambda: TensorBoardLogger(folder / f"events {next(files)}"),
         "Throughput": Throughput,
+        "Throughput MFU": lambda: Throughput(peak_flops=1e12),
         "TimeLimit": lambda: TimeLimit(1e6),
         "TrainingMetrics": lambda: TrainingMetrics({"mean": lambda output, batch: output.mean()}),
     }
@@ -330,6 +331,7 @@ OBSERVERS = (
     "Progress bar",
     "TensorBoardLogger",
     "Throughput",
+    "Throughput MFU",
     "TrainingMetrics",
 )
 
