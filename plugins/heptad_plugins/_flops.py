@@ -8,6 +8,7 @@ from typing import Any, cast
 import torch
 from torch import nn
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
+from torch.utils import flop_counter
 from torch.utils.flop_counter import FlopCounterMode, flop_registry
 
 from heptad import Run
@@ -24,6 +25,15 @@ _ATTENTION = (
 """Kernels of scaled dot-product attention that torch's counter has no formula for."""
 
 
+class _Mode(flop_counter._FlopCounterMode):  # pyright: ignore[reportPrivateUsage] - the public one has no way to say this
+    """Torch's counter, under which what is compiled stays compiled; its operations are not seen."""
+
+    @classmethod
+    def ignore_compile_internals(cls) -> bool:
+        """Return True: torch would run compiled functions uncompiled under the counter, and bits would differ."""
+        return True
+
+
 class StepFlops:
     """Counts in the forward passes that one step itself makes: no pass of its own is needed.
 
@@ -32,8 +42,7 @@ class StepFlops:
     returns, so what a loss computes outside of them is left out, and so is a forward pass that `recompute` repeats in
     the backward pass. Operations without a formula (sums, activations, norms) count as nothing, as in torch's counter.
 
-    A compiled network is not counted: torch runs it uncompiled while operations are looked at, and its bits would
-    differ.
+    What is compiled runs compiled, and its operations are not seen: of a network with compiled modules none is known.
 
     Attributes:
         by_module: Of each module that was called, by its name (the network's is empty), those that it took.
@@ -52,7 +61,8 @@ class StepFlops:
         self._hooks: list[Any] = []
         self._open: list[tuple[nn.Module, int]] = []
         """The modules under way, outermost first, each with the count at which it was called."""
-        self._mode: FlopCounterMode | None = None
+        self._counter = FlopCounterMode(display=False, custom_mapping=self._formulas())
+        self._mode: _Mode | None = None
 
     def begin(self, run: Run) -> None:
         """Count in the step that comes: to be called on exit of `before_step` or on entry to `process_batch`."""
@@ -65,8 +75,10 @@ class StepFlops:
             return False
         self.pause()
         self.samples, self._since = run.samples - self._since, None
-        if not self.samples:
-            self.unknown = self.unknown or "the step has no samples"
+        if not self.by_module:
+            self.unknown = self.unknown or "no module of the network was called, but for compiled code"
+        elif not self.samples:
+            self.unknown = "the step has no samples"
         return True
 
     def pause(self) -> None:
@@ -88,12 +100,14 @@ class StepFlops:
         names = {id(module): name for name, module in modules}
 
         def before(module: nn.Module, args: object) -> None:
+            if torch.compiler.is_compiling():
+                return  # so that nothing of this hook is compiled
             # the user of a paused run may call the network too; a backward pass repeats what is recomputed
             if id(module) in names and run.state == "process_batch" and run.paused is None and not _in_backward():
                 self._begin(module)
 
         def after(module: nn.Module, args: object, output: object) -> None:
-            if self._open and self._open[-1][0] is module:
+            if not torch.compiler.is_compiling() and self._open and self._open[-1][0] is module:
                 self._end(names[id(module)])
 
         self._hooks = [
@@ -103,13 +117,13 @@ class StepFlops:
 
     def _begin(self, module: nn.Module) -> None:
         if self._mode is None:
-            self._mode = FlopCounterMode(display=False, custom_mapping=self._formulas())
-            self._mode.mod_tracker = cast("Any", _NoTracker())
+            self._counter.flop_counts.clear()
+            self._mode = _Mode(self._counter)
             self._mode.__enter__()
-        self._open.append((module, self._mode.get_total_flops()))
+        self._open.append((module, self._counter.get_total_flops()))
 
     def _end(self, name: str) -> None:
-        count = 0 if self._mode is None else self._mode.get_total_flops()
+        count = self._counter.get_total_flops()
         self.by_module[name] = self.by_module.get(name, 0) + count - self._open.pop()[1]
         if not self._open:
             self.total += count
@@ -141,18 +155,6 @@ class StepFlops:
             "Any", count
         )._get_raw = True  # the tensors themselves, not their shapes: the formula takes these from them
         return count
-
-
-class _NoTracker:
-    """In place of the counter's own tracker of modules, which hooks gradients and knows modules by other names."""
-
-    parents = frozenset({"Global"})
-
-    def __enter__(self) -> None:
-        """Track nothing."""
-
-    def __exit__(self, *error: object) -> None:
-        """Track nothing."""
 
 
 def is_compiled(module: nn.Module) -> bool:

@@ -49,7 +49,7 @@ class ModelSummary(Plugin):
     sync). If the first step fails, the table is printed without FLOPs.
 
     FLOPs are those of operations that torch's `FlopCounterMode` has a formula for: products of matrices, convolutions,
-    attention. They are not known of a compiled network.
+    attention. What is compiled runs compiled and is not seen: of a network with compiled modules none are known.
 
     Args:
         depth: How far below the network rows go: 1 shows its own modules, `None` all.

@@ -245,7 +245,7 @@ def test_what_is_computed_while_the_run_is_paused_is_not_counted(until, by_advan
 
 
 def test_a_compiled_network_runs_as_it_would_and_is_not_counted():
-    """Neither a part compiled in place nor a wrapped network: torch would run it uncompiled while it counts."""
+    """Neither with a part compiled in place nor wrapped: what is compiled cannot be seen."""
     for compiled in (lambda network: network[0].compile(backend="eager"), None):
         network: Any = nn.Sequential(nn.Linear(4, 3))
         if compiled is not None:
@@ -257,6 +257,31 @@ def test_a_compiled_network_runs_as_it_would_and_is_not_counted():
         engine_of(network, [torch.randn(5, 4)], [plugin]).run()
         assert plugin.parts[0].flops is None
         assert "FLOPs are not known: the network is compiled" in " ".join(out.getvalue().split())
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning")  # torch's own, while it compiles
+@pytest.mark.parametrize("whole", [False, True])
+def test_what_is_compiled_within_the_step_stays_compiled(whole):
+    """A function that the network calls is not seen; a loss compiled as a whole leaves nothing to count."""
+    graphs: list[Any] = []
+
+    def backend(graph: Any, inputs: Any) -> Any:
+        graphs.append(graph)
+        return graph.forward
+
+    product = torch.compile(lambda data: data @ data.T, backend=backend)
+
+    class Mixed(nn.Linear):
+        def forward(self, data: torch.Tensor) -> torch.Tensor:
+            data = super().forward(data)
+            return data if whole else product(data)
+
+    def loss(network: nn.Module, batch: torch.Tensor) -> torch.Tensor:
+        return network(batch).mean()
+
+    compute_loss = torch.compile(loss, backend=backend) if whole else loss
+    assert flops(Mixed(4, 3), torch.randn(5, 4), compute_loss) == {"": None if whole else 2 * 5 * 4 * 3 + 2 * 5 * 5 * 3}
+    assert len(graphs) == 1
 
 
 def test_a_formula_that_fails_fails_nothing(monkeypatch):
