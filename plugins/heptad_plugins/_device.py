@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -28,7 +29,7 @@ def memory_of(device: torch.device) -> dict[str, int] | None:
     return None
 
 
-def name_of(device: torch.device) -> str:
+def card_of(device: torch.device) -> str:
     """Return the name of a card; empty where the device has none."""
     module = module_of(device)
     return module.get_device_name(device) if hasattr(module, "get_device_name") else ""
@@ -39,7 +40,30 @@ def load_of(device: torch.device) -> Callable[[torch.device], int] | None:
     return getattr(module_of(device), "utilization", None)
 
 
-def recorder_of(device: torch.device) -> Any:
-    """Return torch's memory module of a device whose allocator can record what it does, else `None`."""
+class AllocationHistory:
+    """What the allocator of a device did last, for https://pytorch.org/memory_viz; it records from the beginning on.
+
+    Args:
+        memory: Torch's memory module of the device.
+        entries: How many allocations are remembered, each with the lines of Python that asked for it.
+    """
+
+    def __init__(self, memory: Any, entries: int) -> None:
+        self._memory = memory
+        memory._record_memory_history(stacks="python", max_entries=entries)
+
+    def store(self, path: Path) -> None:
+        """Write it to a file."""
+        memory = self._memory
+        memory._dump_snapshot(str(path))
+
+    def end(self) -> None:
+        """Record no more."""
+        memory = self._memory
+        memory._record_memory_history(enabled=None)
+
+
+def history_of(device: torch.device, entries: int) -> AllocationHistory | None:
+    """Return the history of a device whose allocator can record one, from now on, else `None`."""
     memory = getattr(module_of(device), "memory", None)
-    return memory if hasattr(memory, "_record_memory_history") else None
+    return AllocationHistory(memory, entries) if hasattr(memory, "_record_memory_history") else None

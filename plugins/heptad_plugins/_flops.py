@@ -17,12 +17,13 @@ BACKWARD = 2
 """A backward pass counts as this many forward passes, one for each of the two gradients of a matrix product: appendix B
 of PaLM (https://arxiv.org/abs/2204.02311), where what is recomputed does not count."""
 
-_ATTENTION = (
+_ATTENTION, *_LIKE_ATTENTION = (
+    "_scaled_dot_product_flash_attention",
     "_scaled_dot_product_flash_attention_for_cpu",
     "_scaled_dot_product_fused_attention_overrideable",
     "_scaled_dot_product_attention_math_for_mps",
 )
-"""Kernels of scaled dot-product attention that torch's counter has no formula for."""
+"""Kernels of scaled dot-product attention: one that torch's counter has a formula for, and those that it lacks."""
 
 
 class _Mode(flop_counter._FlopCounterMode):  # pyright: ignore[reportPrivateUsage] - the public one has no way to say this
@@ -61,7 +62,8 @@ class StepFlops:
         self._hooks: list[Any] = []
         self._open: list[tuple[nn.Module, int]] = []
         """The modules under way, outermost first, each with the count at which it was called."""
-        self._counter = FlopCounterMode(display=False, custom_mapping=self._formulas())
+        self._counter = FlopCounterMode(display=False)
+        self._counter.flop_registry = self._formulas()
         self._mode: _Mode | None = None
 
     def begin(self, run: Run) -> None:
@@ -103,7 +105,12 @@ class StepFlops:
             if torch.compiler.is_compiling():
                 return  # so that nothing of this hook is compiled
             # the user of a paused run may call the network too; a backward pass repeats what is recomputed
-            if id(module) in names and run.state == "process_batch" and run.paused is None and not _in_backward():
+            if (
+                id(module) in names
+                and run.state == "process_batch"
+                and run.paused is None
+                and not self._counter.mod_tracker.is_bw
+            ):
                 self._begin(module)
 
         def after(module: nn.Module, args: object, output: object) -> None:
@@ -138,9 +145,9 @@ class StepFlops:
     def _formulas(self) -> dict[Any, Any]:
         """Return torch's formulas and those it lacks, each made to raise nothing: a count is not worth a run."""
         known = dict(flop_registry)
-        for name in _ATTENTION:
+        for name in _LIKE_ATTENTION:
             if (kernel := getattr(torch.ops.aten, name, None)) is not None:
-                known.setdefault(kernel, flop_registry[torch.ops.aten._scaled_dot_product_flash_attention])
+                known.setdefault(kernel, flop_registry[getattr(torch.ops.aten, _ATTENTION)])
         return {kernel: self._guarded(formula) for kernel, formula in known.items()}
 
     def _guarded(self, formula: Callable[..., int]) -> Callable[..., int]:
@@ -151,16 +158,9 @@ class StepFlops:
                 self.unknown = f"{type(error).__name__} in a formula of torch.utils.flop_counter: {error}"
                 return 0
 
-        cast(
-            "Any", count
-        )._get_raw = True  # the tensors themselves, not their shapes: the formula takes these from them
         return count
 
 
 def is_compiled(module: nn.Module) -> bool:
     """Return whether a module runs compiled: by its own `compile`, or wrapped by `torch.compile`."""
     return getattr(module, "_compiled_call_impl", None) is not None or hasattr(module, "_orig_mod")
-
-
-def _in_backward() -> bool:
-    return torch._C._current_graph_task_id() != -1  # pyright: ignore[reportPrivateUsage] - as torch's ModuleTracker asks

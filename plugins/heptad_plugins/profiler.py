@@ -13,7 +13,7 @@ import torch
 from torch.profiler import profile, record_function
 
 from heptad import Plugin, PluginError, Run, on_enter
-from heptad_plugins._device import recorder_of
+from heptad_plugins._device import AllocationHistory, history_of
 from heptad_plugins._options import path_of
 
 MOST_ENTRIES = 100_000
@@ -87,8 +87,7 @@ class Profiler(Plugin):
         self._overwrite = overwrite
         self._profile: profile | None = None
         self._range: record_function | None = None
-        self._recorder: Any = None
-        """The memory module of a device that records allocations."""
+        self._history: AllocationHistory | None = None
         self._files = self._names(overwrite)
 
     def on_begin(self, run: Run) -> None:
@@ -108,27 +107,25 @@ class Profiler(Plugin):
                 f"Profiler: {self._path} is there already; name another file, remove this one, or say overwrite=True"
             )
         self._path.parent.mkdir(parents=True, exist_ok=True)
-        self._recorder = recorder_of(run.device) if self._memory else None
-        if self._recorder is not None:
-            self._recorder._record_memory_history(stacks="python", max_entries=MOST_ENTRIES)
+        self._history = history_of(run.device, MOST_ENTRIES) if self._memory else None
         if run.step and run.state in _WITHIN and run.update in self._updates:
             self._start(run)
 
     def close(self, run: Run) -> None:
         """Write the trace of a run that ends or pauses, and the snapshot if there was not enough memory."""
         self._stop()
-        recorder, self._recorder = self._recorder, None
-        if recorder is None:
+        history, self._history = self._history, None
+        if history is None:
             return
         try:
             error = sys.exception()
             if run.state == "failed" and _is_out_of_memory(error):
                 name = self._path.name.removesuffix(".gz").removesuffix(".json") + ".oom.pickle"
                 snapshot = self._path.with_name(name)
-                recorder._dump_snapshot(str(snapshot))
+                history.store(snapshot)
                 cast("BaseException", error).add_note(f"Profiler: where the memory was stands in {snapshot}")
         finally:
-            recorder._record_memory_history(enabled=None)
+            history.end()
 
     def on_enter_before_step(self, run: Run) -> None:
         """Start the profiler where its first update begins; end the range of the state before, and begin this one's."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Literal
 
 from heptad import Plugin, Run, on_exit
-from heptad_plugins._device import name_of
+from heptad_plugins._device import card_of
 from heptad_plugins._flops import StepFlops
 from heptad_plugins._options import number, selection
 from heptad_plugins._peaks import product_dtype, published_peak
@@ -160,4 +160,4 @@ class Throughput(Plugin):
 
 def _published_peak(run: Run) -> float | None:
     precision = getattr(run.config, "precision", "fp32")
-    return published_peak(name_of(run.device), product_dtype(precision, run.network.parameters()))
+    return published_peak(card_of(run.device), product_dtype(precision, run.network.parameters()))
