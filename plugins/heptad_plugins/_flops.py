@@ -8,8 +8,9 @@ from typing import Any, cast
 import torch
 from torch import nn
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
-from torch.utils import flop_counter
+from torch.utils import _python_dispatch, flop_counter
 from torch.utils.flop_counter import FlopCounterMode, flop_registry
+from torch.utils.module_tracker import ModuleTracker
 
 from heptad import Run
 
@@ -27,12 +28,42 @@ _ATTENTION, *_LIKE_ATTENTION = (
 
 
 class _Mode(flop_counter._FlopCounterMode):  # pyright: ignore[reportPrivateUsage] - the public one has no way to say this
-    """Torch's counter, under which what is compiled stays compiled; its operations are not seen."""
+    """Torch's counter, under which what is compiled stays compiled; its operations are not seen.
+
+    It has torch's formulas and those that lack there, each made to raise nothing: a count is not worth a run.
+
+    Attributes:
+        failed: What a formula raised, in words, or nothing.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(FlopCounterMode(display=False))
+        self.failed = ""
+        known = dict(flop_registry)
+        for name in _LIKE_ATTENTION:
+            if (kernel := getattr(torch.ops.aten, name, None)) is not None:
+                known.setdefault(kernel, flop_registry[getattr(torch.ops.aten, _ATTENTION)])
+        self.counter.flop_registry = {kernel: self._guarded(formula) for kernel, formula in known.items()}
 
     @classmethod
     def ignore_compile_internals(cls) -> bool:
         """Return True: torch would run compiled functions uncompiled under the counter, and bits would differ."""
         return True
+
+    @property
+    def total(self) -> int:
+        """What was counted so far."""
+        return self.counter.get_total_flops()
+
+    def _guarded(self, formula: Callable[..., int]) -> Callable[..., int]:
+        def count(*args: Any, **kwargs: Any) -> int:
+            try:
+                return formula(*args, **kwargs)
+            except Exception as error:
+                self.failed = f"{type(error).__name__} in a formula of torch.utils.flop_counter: {error}"
+                return 0
+
+        return count
 
 
 class StepFlops:
@@ -62,9 +93,8 @@ class StepFlops:
         self._hooks: list[Any] = []
         self._open: list[tuple[nn.Module, int]] = []
         """The modules under way, outermost first, each with the count at which it was called."""
-        self._counter = FlopCounterMode(display=False)
-        self._counter.flop_registry = self._formulas()
         self._mode: _Mode | None = None
+        self._enters = False
 
     def begin(self, run: Run) -> None:
         """Count in the step that comes: to be called on exit of `before_step` or on entry to `process_batch`."""
@@ -100,22 +130,19 @@ class StepFlops:
             return
         modules = cast("Iterable[tuple[str, nn.Module]]", run.network.named_modules())
         names = {id(module): name for name, module in modules}
+        tracker = ModuleTracker()  # only asked whether a backward pass is under way
 
         def before(module: nn.Module, args: object) -> None:
             if torch.compiler.is_compiling():
                 return  # so that nothing of this hook is compiled
             # the user of a paused run may call the network too; a backward pass repeats what is recomputed
-            if (
-                id(module) in names
-                and run.state == "process_batch"
-                and run.paused is None
-                and not self._counter.mod_tracker.is_bw
-            ):
+            driven = run.state == "process_batch" and run.paused is None and not tracker.is_bw
+            if driven and id(module) in names:
                 self._begin(module)
 
         def after(module: nn.Module, args: object, output: object) -> None:
-            if not torch.compiler.is_compiling() and self._open and self._open[-1][0] is module:
-                self._end(names[id(module)])
+            if not torch.compiler.is_compiling() and self._mode is not None and self._open[-1][0] is module:
+                self._end(names[id(module)], self._mode)
 
         self._hooks = [
             register_module_forward_pre_hook(before),
@@ -124,41 +151,27 @@ class StepFlops:
 
     def _begin(self, module: nn.Module) -> None:
         if self._mode is None:
-            self._counter.flop_counts.clear()
-            self._mode = _Mode(self._counter)
-            self._mode.__enter__()
-        self._open.append((module, self._counter.get_total_flops()))
+            # Modes are left in the reverse order, which hooks of two plugins cannot keep: the second uses the first's.
+            other = _python_dispatch._get_current_dispatch_mode()  # pyright: ignore[reportPrivateUsage]
+            self._enters = not isinstance(other, _Mode)
+            self._mode = other if isinstance(other, _Mode) else _Mode()
+            if self._enters:
+                self._mode.__enter__()
+        self._open.append((module, self._mode.total))
 
-    def _end(self, name: str) -> None:
-        count = self._counter.get_total_flops()
-        self.by_module[name] = self.by_module.get(name, 0) + count - self._open.pop()[1]
+    def _end(self, name: str, mode: _Mode) -> None:
+        count = mode.total - self._open.pop()[1]
+        self.by_module[name] = self.by_module.get(name, 0) + count
         if not self._open:
             self.total += count
             self.training += count * (1 + BACKWARD) if torch.is_grad_enabled() else count
+            self.unknown = self.unknown or mode.failed
             self._leave()
 
     def _leave(self) -> None:
         mode, self._mode = self._mode, None
-        if mode is not None:
+        if mode is not None and self._enters:
             mode.__exit__(None, None, None)
-
-    def _formulas(self) -> dict[Any, Any]:
-        """Return torch's formulas and those it lacks, each made to raise nothing: a count is not worth a run."""
-        known = dict(flop_registry)
-        for name in _LIKE_ATTENTION:
-            if (kernel := getattr(torch.ops.aten, name, None)) is not None:
-                known.setdefault(kernel, flop_registry[getattr(torch.ops.aten, _ATTENTION)])
-        return {kernel: self._guarded(formula) for kernel, formula in known.items()}
-
-    def _guarded(self, formula: Callable[..., int]) -> Callable[..., int]:
-        def count(*args: Any, **kwargs: Any) -> int:
-            try:
-                return formula(*args, **kwargs)
-            except Exception as error:
-                self.unknown = f"{type(error).__name__} in a formula of torch.utils.flop_counter: {error}"
-                return 0
-
-        return count
 
 
 def is_compiled(module: nn.Module) -> bool:

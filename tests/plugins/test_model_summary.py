@@ -16,7 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode, flop_registry
 
 from builders import Planned, Unsized, batches, small_components, small_config, small_engine, weights
 from heptad import Engine, LossOutput, Plugin, PluginError, Run
-from heptad_plugins import Evaluate, ModelSummary
+from heptad_plugins import Evaluate, ModelSummary, Throughput
 
 
 def summary(**options: Any) -> ModelSummary:
@@ -193,7 +193,22 @@ def test_nothing_is_moved_by_it(accumulation, data):
 def hooks_left() -> int:
     """Return how many global hooks and modes torch has."""
     modes = torch.utils._python_dispatch._get_current_dispatch_mode_stack()
-    return len(hooks._global_forward_hooks) + len(hooks._global_forward_pre_hooks) + len(modes)
+    inside = torch.utils._python_dispatch.is_in_torch_dispatch_mode()
+    return len(hooks._global_forward_hooks) + len(hooks._global_forward_pre_hooks) + len(modes) + inside
+
+
+@pytest.mark.parametrize("throughput_first", [False, True])
+def test_two_plugins_count_the_same_step(throughput_first):
+    """Each sees all of it, and nothing is left."""
+    plugins = [summary(), Throughput(peak_flops=1.0)]
+    engine = small_engine(4, plugins[::-1] if throughput_first else plugins)
+    engine.on_exit("process_batch", once=True)(lambda run: seen.append(len(modes())))
+    modes, seen = torch.utils._python_dispatch._get_current_dispatch_mode_stack, []
+    run = engine.run()
+    assert plugins[0].parts[0].flops == 2 * 2 * 4 * 3
+    assert run.metrics["mfu"] == pytest.approx(3 * 2 * 4 * 3 * run.metrics["samples_per_second"], rel=1e-9)
+    assert seen == [0]
+    assert hooks_left() == 0
 
 
 def test_nothing_is_left_after_the_first_step():
