@@ -22,7 +22,7 @@ from heptad.step.first_step import FirstStep
 from heptad.step.function import build_step, check_loss
 from heptad.step.judging import call_on_loss
 from heptad.step.optimizers import apply_init_weights, build_optimizers
-from heptad.step.untrained import Bond, find_untrained, look_after_parameters
+from heptad.step.untrained import LOOKS, Bond, find_untrained, look_after_parameters
 
 MANY = 1000
 """Windows without any update after which the log says so."""
@@ -170,7 +170,7 @@ def optimizer_update(run: Run) -> None:
             optimizer.zero_grad()
         return
     at.skipped = False
-    if at.remaining < at.needed or not at.update:  # the last update of the pass, and the first of the run
+    if at.remaining < at.needed or not at.update & LOOKS:  # the last update of the pass, or one in 4,096
         find_untrained(run)
     if (recomputation := run.runtime.recomputation) is not None:
         recomputation.update(run)
@@ -179,6 +179,7 @@ def optimizer_update(run: Run) -> None:
             optimizer.step()
     at.update += 1
     if at.update == at.last_update:
+        find_untrained(run)
         at.end(f"max_updates={at.update} reached")
 
 
