@@ -45,7 +45,7 @@ def everything(engine: Engine) -> dict[str, str]:
         "values": [value.value for value in run.records()],
         "position": [run.state, run.epoch, run.step, run.update, run.id, run.resumed_from or ""],
         "plugins": {plugin.name: plugin.state_dict() for plugin in engine._manager.plugins},
-        "states": [len(one.state) for one in (*run.runtime.optimizers, *run.runtime.optimizers.side.values())],
+        "states": [len(one.state) for one in (*run._runtime.optimizers, *run._runtime.optimizers.side.values())],
     }
     return {name: digest(part) for name, part in parts.items()}
 
@@ -55,7 +55,7 @@ def assert_refused(engine: Engine, path: Path, says: str | None = None) -> None:
     before = everything(engine)
     with pytest.raises(CheckpointError, match=says):
         engine.run(resume=path)
-    assert sum(len(one.state) for one in engine.current.runtime.optimizers) == 0
+    assert sum(len(one.state) for one in engine.current._runtime.optimizers) == 0
     for drive in (engine.run, engine.advance):
         with pytest.raises(EngineError, match=r"(?s)could not be resumed .* build a new Engine"):
             drive()

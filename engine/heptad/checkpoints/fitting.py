@@ -57,7 +57,7 @@ def check_tensors_of_optimizers(run: Run, sections: StoredSections) -> None:
     Raises:
         CheckpointError: With every difference, one a line.
     """
-    stored, optimizers = sections.optimizers, run.runtime.optimizers
+    stored, optimizers = sections.optimizers, run._runtime.optimizers
     parameters = dict(named_parameters(run))
     wrong = _names("optimizers.held", stored.held, (name for name in parameters if name.startswith("held.")))
     if len(stored.states) != len(optimizers) or len(sections.run.position.optimizers) != len(optimizers):
@@ -122,7 +122,7 @@ def _window_misfits(run: Run, position: StoredPosition) -> list[str]:
 
 def _kept_misfits(run: Run, batches: Sequence[Any]) -> list[str]:
     """Return how the kept batches of a window differ from each other in form; sizes may differ."""
-    pairs = run.runtime.components.criterion is not None
+    pairs = run._runtime.components.criterion is not None
     if pairs and not all(isinstance(batch, list | tuple) and len(cast("list[Any]", batch)) == 2 for batch in batches):
         return ["the batches that were kept of the open window are not (data, target), which the criterion takes"]
     forms = {tuple(map(_form_of, batch)) if pairs else _form_of(batch) for batch in batches}
@@ -152,10 +152,10 @@ def _place_misfits(run: Run, sections: StoredSections) -> list[str]:
         return [f"position: {where} in the checkpoint, where {position.node} never is"]
     if not placed.epoch_open:
         return []
-    sized = run.runtime.feed.batches is not None
+    sized = run._runtime.feed.batches is not None
     if placed.sized is not sized:
         return [f"position: data of {'a' if placed.sized else 'no'} known length in the checkpoint"]
-    return _pass_misfits(sections, "samples" in run.runtime.feed.identity())
+    return _pass_misfits(sections, "samples" in run._runtime.feed.identity())
 
 
 def _pass_misfits(sections: StoredSections, indexed: bool) -> list[str]:

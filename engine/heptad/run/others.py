@@ -103,11 +103,11 @@ _FORKS_KNOWN: list[bool] = []
 def _disown() -> None:
     """Stop the copies of runs in a forked child at the end of this turn, and touch nothing of the parent's."""
     for run in [driver.run for driver in _DRIVERS if driver.run is not None]:
-        run.position.halt = True
-        run.buffer.leave_all()
+        run._position.halt = True
+        run._buffer.leave_all()
         run.follow(_ParentsLog())
-        _KEPT.append(run.runtime.feed)
-        run.runtime.feed = cast("Feed", _ParentsFeed(run.runtime.feed))
+        _KEPT.append(run._runtime.feed)
+        run._runtime.feed = cast("Feed", _ParentsFeed(run._runtime.feed))
     _DRIVERS.clear()
 
 
@@ -152,7 +152,7 @@ def _listed(own: _Driver, verb: str = "") -> Generator[list[_Driver]]:
         if own in _DRIVERS:  # not in a forked child
             _DRIVERS.remove(own)
         if own.met and own.run is not None:
-            _note_shared(own.run, max(own.run.buffer.seq - 1, 0), own.met[0])
+            _note_shared(own.run, max(own.run._buffer.seq - 1, 0), own.met[0])
 
 
 def _is_beside(own: _Driver, other: _Driver) -> bool:
@@ -180,6 +180,6 @@ def _refuse_one_network(own: _Driver, other: _Driver, verb: str) -> None:
 
 
 def _note_shared(run: Run, seq: int, thread: threading.Thread) -> None:
-    if not any(isinstance(event, SharedGenerators) for event in run.buffer.events(0)):
+    if not any(isinstance(event, SharedGenerators) for event in run._buffer.events(0)):
         here = thread is threading.current_thread()
-        run.buffer.emit(SharedGenerators, seq, "this thread" if here else f"the thread {thread.name}")
+        run._buffer.emit(SharedGenerators, seq, "this thread" if here else f"the thread {thread.name}")

@@ -165,11 +165,11 @@ class Evaluator:
         preserve = options.get("preserve_rng", True)
         generators = generators_preserved(self._device) if preserve else generators_restored_on_error()
         with evaluated_beside(network, name), generators, evaluating(network):
-            run.buffer.go()
+            run._buffer.go()
             while not run.ended:
-                run.position.halt = False
-                machine.drive(run, run.buffer.room)
-                run.buffer.settle(run.counters)
+                run._position.halt = False
+                machine.drive(run, run._buffer.room)
+                run._buffer.settle(run.counters)
         return evaluation.measures
 
     def predict(

@@ -37,8 +37,8 @@ class Bond:
 
 def find_untrained(run: Run) -> None:
     """Report an update that finds no gradient: it changes nothing, and the next one will be like it."""
-    done = run.position.update
-    for one in run.runtime.optimizers.held():
+    done = run._position.update
+    for one in run._runtime.optimizers.held():
         if one.grad is not None:
             if done and not done & LOOKS:
                 look_after_parameters(run)
@@ -56,7 +56,7 @@ def look_after_parameters(run: Run) -> bool:
     Raises:
         EngineError: If the updates reach none of them.
     """
-    runtime, before = run.runtime, run.runtime.bond
+    runtime, before = run._runtime, run._runtime.bond
     if before is None or before.same == _ids_now(runtime):
         return False
     now = runtime.bond = Bond(runtime)
@@ -85,7 +85,7 @@ def _lost(before: Bond, now: Bond) -> tuple[list[str], list[str], list[str]]:
 
 def _say(run: Run, found: str) -> None:
     """Emit an event, once for each finding."""
-    if not any(isinstance(event, Untrained) and event.found == found for event in run.buffer.events(0)):
+    if not any(isinstance(event, Untrained) and event.found == found for event in run._buffer.events(0)):
         run.emit(Untrained, found)
 
 
