@@ -275,7 +275,7 @@ class Engine(EngineView):
     def _drive(self, reached: Until | None, pause: str) -> None:
         """Make turns until the run ends or pauses."""
         run, at, buffer = self.current, self.current._position, self.current._buffer
-        run.paused = None
+        run._paused = None
         buffer.go()
         try:
             while True:
@@ -302,7 +302,7 @@ class Engine(EngineView):
 
     def _pause(self, reason: str, requested: int | None = None) -> None:
         run = self.current
-        run.paused = reason
+        run._paused = reason
         run._buffer.pause()  # what plugins save while it is paused takes none of the state's time
         run._buffer.emit(Pause, run._buffer.seq - 1, reason, requested)
 

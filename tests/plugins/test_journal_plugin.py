@@ -452,7 +452,7 @@ def test_a_file_that_is_being_written_is_refused_even_with_overwrite(tmp_path):
     with pytest.raises(PluginError, match="is being written"):
         small_engine(3, [Journal(path, overwrite=True)]).run()
     second = small_engine(3, [Journal(path)])
-    second.current.id, second.current.resumed_from = first.current.id, "a checkpoint"
+    second.current._id, second.current._resumed_from = first.current.id, "a checkpoint"
     with pytest.raises(PluginError, match="is being written"):
         second.run()
     run = first.run()
@@ -509,7 +509,7 @@ def resumed(path: Path, identity: str, seq: int, *, broken: bool = False, **opti
     engine.close()
     run._buffer.restore(run._buffer.seq, run._position.node, run.counters())
     run._buffer._events.clear()
-    run.id, run.resumed_from = identity, f"checkpoint-{seq}"
+    run._id, run._resumed_from = identity, f"checkpoint-{seq}"
     journal.late = False
     return engine
 

@@ -224,7 +224,7 @@ def _restore_position(
     checked: Checked,
 ) -> None:
     at = run._position
-    run.id = stored.id
+    run._id = stored.id
     for name in StoredCounters.model_fields:
         setattr(at, name, getattr(stored.placed, name))
     for name in StoredWindow.model_fields:

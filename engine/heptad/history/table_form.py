@@ -15,7 +15,7 @@ def table_to_plain(table: Table) -> dict[str, Any]:
         "states": [[state.name, state.kind, state.body, state.shown, state.after] for state in table.states],
         "arcs": [[arc.source, arc.dest, arc.guard] for arc in table.arcs],
         "guards": list(table.guards),
-        "origin": table.origin,
+        "origin": dict(table.origin),
     }
 
 

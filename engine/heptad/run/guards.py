@@ -24,12 +24,12 @@ class HasPosition(Protocol):
     """What a guard reads of a run."""
 
     @property
-    def position(self) -> RunState:
+    def _position(self) -> RunState:
         """Where the run is."""
         ...
 
 
-update_due = attrgetter("position.update_due")
+update_due = attrgetter("_position.update_due")
 """The window is full; or it holds something, no batch follows it, and what is left is to be flushed.
 
 The bodies keep the answer, since it is asked after every step: reading a slot this way costs no call.

@@ -32,7 +32,6 @@ if TYPE_CHECKING:
 
 
 P = ParamSpec("P")
-_FIXED = frozenset({"buffer", "capture", "config", "position", "runtime", "table"})
 
 
 class Run(RunView):
@@ -43,29 +42,27 @@ class Run(RunView):
 
     Attributes:
         config: The `RunConfig`.
-        id: Unique for each run; one that is resumed keeps it.
-        resumed_from: The checkpoint that this run continues from; `None` for one that began at the start.
-        afresh: Whether it was asked to resume (`resume="auto"`) and there was no checkpoint yet: an earlier attempt may
-            have left files.
-        paused: Why the run is paused; `None` while it is being driven, before its start and after its end.
-        position: The machine's own record of where the run is; not for handlers.
-        runtime: What the bodies work with; not for handlers.
-        buffer: The written side of the log; not for handlers.
-        capture: Returns a snapshot of the run; not for handlers, which call `snapshot`.
+        table: The states and arcs that it passes through.
     """
+
+    # The rooms of the engine share what has an underscore; handlers read `RunView`, which gives no way to write.
+    #   _position: Where the run is.
+    #   _runtime: What the bodies work with.
+    #   _buffer: The written side of the log.
+    #   _capture: Returns a snapshot of the run.
 
     __slots__ = (
         "__weakref__",
+        "_afresh",
+        "_buffer",
+        "_capture",
+        "_id",
         "_log",
-        "afresh",
-        "buffer",
-        "capture",
+        "_paused",
+        "_position",
+        "_resumed_from",
+        "_runtime",
         "config",
-        "id",
-        "paused",
-        "position",
-        "resumed_from",
-        "runtime",
         "table",
     )
 
@@ -76,12 +73,12 @@ class Run(RunView):
         self._buffer = buffer
         buffer.effects.carries = config.remainder == "carry"
         self._log: TransitionLog | None = None
-        self.id = uuid4().hex
-        self.resumed_from: str | None = None
-        self.afresh = False
+        self._id = uuid4().hex
+        self._resumed_from: str | None = None
+        self._afresh = False
         self._capture: Callable[[Run], Snapshot] | None = None
         self._position = initial_state(config)
-        self.paused: str | None = None
+        self._paused: str | None = None
 
     # -- for plugins
 
@@ -305,7 +302,7 @@ class Run(RunView):
 
     def __setattr__(self, name: str, value: object) -> None:
         try:
-            if name in _FIXED and getattr(self, name, None) is not None:
+            if name in ("config", "table") and hasattr(self, name):
                 raise AttributeError
             super().__setattr__(name, value)
         except AttributeError:  # there is no such slot, or no setter

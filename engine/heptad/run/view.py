@@ -38,11 +38,19 @@ class RunView:
     if TYPE_CHECKING:
         table: Table
         config: RunConfig
-        runtime: Runtime
-        buffer: LogBuffer
-        position: RunState
-        paused: str | None
+        _runtime: Runtime
+        _buffer: LogBuffer
+        _position: RunState
+        _id: str
+        _resumed_from: str | None
+        _afresh: bool
+        _paused: str | None
         _log: TransitionLog | None
+    else:
+
+        def __getattr__(self, name: str) -> object:
+            refuse_private(name)
+            raise AttributeError(f"a run has no attribute '{name}'", name=name, obj=self)
 
     # -- where the run is
 
@@ -59,6 +67,29 @@ class RunView:
 
             self._log = TransitionLog(self._buffer)
         return self._log
+
+    @property
+    def id(self) -> str:
+        """Unique for each run; one that is resumed keeps it."""
+        return self._id
+
+    @property
+    def resumed_from(self) -> str | None:
+        """The checkpoint that this run continues from; `None` for one that began at the start."""
+        return self._resumed_from
+
+    @property
+    def afresh(self) -> bool:
+        """Whether it was asked to resume (`resume="auto"`) and there was no checkpoint yet.
+
+        An earlier attempt may have left files.
+        """
+        return self._afresh
+
+    @property
+    def paused(self) -> str | None:
+        """Why the run is paused; `None` while it is being driven, before its start and after its end."""
+        return self._paused
 
     @property
     def ended(self) -> bool:
@@ -448,6 +479,15 @@ class RunView:
             **{name: f"{value:.6g}" for name, value in self.metrics.items()},
         }
         return table("run", (), shown.items())
+
+
+def refuse_private(name: str) -> None:
+    """Raise an `AttributeError` for what a handler may look for in a run, and which is the engine's."""
+    if name in ("position", "runtime", "buffer", "capture"):
+        raise AttributeError(
+            f"run.{name} is the engine's own: a handler reads the run's properties (state, step, update, optimizer, "
+            "log) and acts through its verbs (stop, pause, skip_update, skip_batch, set_accumulation, record, note)"
+        )
 
 
 def in_words(verb: str, text: str) -> str:

@@ -219,7 +219,7 @@ class Planner:
         nothing = Components.model_construct(network=torch.nn.Module())
         parts = Runtime(nothing, _ShadowFeed(run._runtime.feed.batches), torch.device("cpu"), Optimizers())
         self._shadow = _Shadow(run.table, run.config, parts, LogBuffer(run.table, 1))
-        object.__setattr__(self._shadow, "position", copy(run._position))
+        object.__setattr__(self._shadow, "_position", copy(run._position))
         self._shadow._position.window = copy(run._position.window)
         self._shadow._position.kept = None
         self._visits = [visit.ahead() for visit in visits]

@@ -40,7 +40,7 @@ class JournaledRun(Protocol):
         ...
 
     @property
-    def buffer(self) -> LogBuffer:
+    def _buffer(self) -> LogBuffer:
         """The log while it is written."""
         ...
 
