@@ -12,6 +12,7 @@ from builders import small_engine
 from heptad import Detour, Plugin, Run
 from heptad.plugin import (
     Accumulation,
+    Behind,
     Detach,
     Drop,
     Event,
@@ -88,6 +89,7 @@ OLD: dict[tuple[str, str], Event] = {
 LATER: list[Event] = [
     SkipBatch(*AT, "the loss is NaN"),
     NoUpdate(*AT, 1000),
+    Behind(*AT, 6_000_000),
     SharedGenerators(*AT, "the thread A"),
     Untrained(*AT, "the layer is another"),
 ]

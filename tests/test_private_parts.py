@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from builders import Unsized, batches, small_engine
+from builders import Unsized, batches, equal, small_engine, weights
 from heptad import EngineError
 from heptad_plugins import Checkpoint
 
@@ -89,6 +89,23 @@ def test_what_is_the_engines_is_not_found_by_a_handler(name):
             getattr(run, name)
 
     assert act_once(small_engine(6), read).run().state == "finished"
+
+
+@pytest.mark.parametrize("state", ["before_epoch", "optimizer_update", "after_epoch"])
+def test_a_batch_that_is_set_between_steps_is_refused(state):
+    """It would be dropped, and stored in a checkpoint as the batch of a step."""
+    engine = small_engine(3)
+    engine.on_exit(state)(lambda run: setattr(run, "batch", batches(1)[0]))
+    with pytest.raises(EngineError, match=f"the run is in {state}, where it has none"):
+        engine.run()
+
+
+@pytest.mark.parametrize("moment", ["exit before_step", "enter process_batch"])
+def test_a_batch_is_replaced_before_its_step(moment):
+    engine, (when, state) = small_engine(3), moment.split()
+    (engine.on_enter if when == "enter" else engine.on_exit)(state)(lambda run: setattr(run, "batch", batches(1)[0]))
+    other = small_engine(batches(1) * 3).run()
+    assert equal(weights(engine.run().network), weights(other.network))
 
 
 def test_an_attribute_that_is_misspelt_is_named():

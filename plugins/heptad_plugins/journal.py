@@ -19,8 +19,8 @@ class Journal(Plugin):
 
     `TransitionLog.load(path)` reads it, in any process, and so does SQL (`docs/journal.md`). A thread of its own writes
     it, four times a second and after some thousand transitions. A process that is killed leaves a file that can be read
-    and lacks the last second at most, or `flush_every` transitions. The file is never behind a checkpoint, nor behind a
-    run that is paused or has returned.
+    and lacks the last second at most, unless the disk is slower than the run, or `flush_every` transitions. The file is
+    never behind a checkpoint, nor behind a run that is paused or has returned.
 
     A run that is resumed from a checkpoint continues its file. What the file held beyond the checkpoint moves to tables
     named `superseded_…`, and the path reads as one. If `resume="auto"` finds no checkpoint yet, because the attempt
@@ -33,8 +33,9 @@ class Journal(Plugin):
 
     It costs the run 0.1 µs a transition and, for the recorded values, some microseconds a step. The thread that writes
     takes 1 µs of another core for a transition, and as much for a value; it, not the run, syncs with the device for
-    values there. If transitions come faster than they can be written, the run waits. What a plugin records in `close`,
-    if it is closed after this one, is not in the file.
+    values there. Where transitions come faster than they can be written, up to 64 MB of them wait in memory: some six
+    million. With more, the run waits, and an event `behind` says so; a pause, a checkpoint and the end wait for all.
+    What a plugin records in `close`, if it is closed after this one, is not in the file.
 
     Args:
         path: The file; missing folders are made.

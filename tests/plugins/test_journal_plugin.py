@@ -169,20 +169,62 @@ def test_the_file_is_not_behind_a_checkpoint_nor_a_paused_run(tmp_path, monkeypa
 
 
 def test_nothing_is_lost_where_the_disk_is_slow(tmp_path, monkeypatch):
-    """The run waits: no more than some chunks are held in memory."""
+    """The run waits at a bound of memory, and says so: once, until half of it is written."""
     monkeypatch.setattr(heptad.record.buffer, "CHUNK", 3)
     monkeypatch.setattr(heptad.history.journal.recorder, "TOGETHER", 1)
-    monkeypatch.setattr(heptad.history.journal.recorder, "WAITING", 2)
+    monkeypatch.setattr(heptad.history.journal.recorder, "AT_ONCE", 1)
+    monkeypatch.setattr(heptad.history.journal.recorder, "MOST_BEHIND", 200)
     commit = FileWriter.commit
     monkeypatch.setattr(FileWriter, "commit", lambda self: (time.sleep(0.003), commit(self)))
     path = tmp_path / "run.journal"
     held: list[int] = []
     journal = Journal(path)
     engine = small_engine(60, [journal])
-    engine.on_exit("process_batch")(lambda run: held.append(len(journal._recorder._chunks)))
+    engine.on_exit("process_batch")(lambda run: held.append(journal._recorder._held))
     run = engine.run()
-    assert list(TransitionLog.load(path)) == list(run.log)
-    assert max(held) == 2
+    log = TransitionLog.load(path)
+    assert list(log) == list(run.log)
+    assert max(held) == 210  # a chunk takes 30
+    behind = run.log.notes("behind")
+    assert log.notes("behind") == behind
+    assert 1 <= len(behind) <= 5  # of 80 chunks
+    assert "transitions wait to be written to the journal" in behind[0].text
+    bare = small_engine(60).run()
+    assert run.log.diff(bare.log, ignore=["train/*", "lr"]).seq is None
+
+
+def test_a_run_does_not_wait_for_a_slow_disk(tmp_path, monkeypatch):
+    """Until a pause, a checkpoint or the end: then everything is in the file, whatever one transaction takes."""
+    monkeypatch.setattr(heptad.record.buffer, "CHUNK", 3)
+    monkeypatch.setattr(heptad.history.journal.recorder, "TOGETHER", 1)
+    monkeypatch.setattr(heptad.history.journal.recorder, "AT_ONCE", 2)
+    path = tmp_path / "run.journal"
+    gate = threading.Event()
+    commit = FileWriter.commit
+    held: list[tuple[int, int, int]] = []
+
+    def slow(self: FileWriter) -> None:
+        assert not self.end or gate.wait(60)
+        commit(self)
+        source = FileSource(path)  # as a kill after this commit would leave it
+        bound = [*source.events(0), *source.values(), *source.calls(0, 1 << 40)]
+        held.append((self.end or 0, source.view().end, max((one.seq for one in bound), default=0)))
+
+    monkeypatch.setattr(FileWriter, "commit", slow)
+    journal = Journal(path)
+    engine = small_engine(60, [journal], trace_handlers=True)
+    engine.on_exit("process_batch", every=7)(lambda run: run.note("seventh"))
+    engine.on_exit("process_batch", every=60)(lambda run: (run.pause("enough"), gate.set()))
+    run = engine.run()
+    assert run.log.notes("behind") == []
+    assert len(held) > 30
+    assert all(last <= end == seen for end, seen, last in held)
+    log = TransitionLog.load(path)
+    assert list(log) == list(run.log)
+    assert log.notes() == run.log.notes()
+    assert log.values() == run.log.values()
+    assert log.calls() == run.log.calls()
+    engine.close()
 
 
 def test_no_thread_outlives_close(tmp_path):
@@ -304,7 +346,7 @@ def test_a_run_does_not_wait_for_a_writer_that_is_gone(tmp_path, monkeypatch):
     """Chunks that nobody will write are dropped."""
     breaks_after(monkeypatch, 1)
     monkeypatch.setattr(heptad.record.buffer, "CHUNK", 3)
-    monkeypatch.setattr(heptad.history.journal.recorder, "WAITING", 2)
+    monkeypatch.setattr(heptad.history.journal.recorder, "MOST_BEHIND", 60)
     journal = Journal(tmp_path / "run.journal", flush_every=100, on_error="detach")
     assert small_engine(50, [journal]).run().state == "finished"
 

@@ -117,6 +117,9 @@ def _window_misfits(run: Run, position: StoredPosition) -> list[str]:
         return [f"window: of {window.size} steps in the checkpoint, accumulation is {own} here"]
     if window.steps and window.steps > position.placed.step:
         return [f"window: {window.steps} steps in it, of {position.placed.step}"]
+    weighed = run._runtime.components.criterion is not None and window.size > 1 and "empty" in window.model_fields_set
+    if weighed and window.steps and window.first is None and not window.empty:
+        return ["window: steps without a weight in the checkpoint, and the criterion weighs each"]
     return []
 
 
@@ -163,12 +166,16 @@ def _pass_misfits(sections: StoredSections, indexed: bool) -> list[str]:
     key = [position.seed, placed.epoch, placed.pass_index]
     if indexed:
         place = DatasetPlace.model_validate(data)
-        right = place.open and place.key == key and place.next + placed.remaining == place.stop
+        taken, right = place.next, place.open and place.key == key and place.next + placed.remaining == place.stop
     elif placed.sized:
         walk = LoaderPlace.model_validate(data)
-        left = None if walk.batches is None else walk.batches - walk.taken
-        right = (walk.open or not placed.remaining) and (left is None or placed.remaining <= left)
+        left = placed.remaining if walk.batches < 0 else walk.batches - walk.taken
+        taken, right = walk.taken, (walk.open or not placed.remaining) and placed.remaining <= left
     else:
         stream = StreamPlace.model_validate(data)
-        right = placed.remaining <= 1 and stream.key == key and stream.walk.taken == stream.taken + stream.waits
+        taken, walk = stream.taken, stream.walk
+        right = placed.remaining <= 1 and stream.key == key and walk.taken == taken + stream.waits
+        right = right and (walk.open or not placed.remaining)
+    least = 0 if placed.pass_index else placed.batch_index
+    right = right and least <= taken <= placed.batch_index + 1  # one may have been taken, and not yet counted
     return [] if right else ["data: the place in the pass is not the one that the counters speak of"]

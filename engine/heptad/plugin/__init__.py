@@ -19,6 +19,7 @@ _HOMES = {
     **dict.fromkeys(
         (
             "Accumulation",
+            "Behind",
             "Detach",
             "Drop",
             "Event",

@@ -15,6 +15,7 @@ from heptad.plugin.marks import on_exit as on_exit
 from heptad.record.buffer import Follower as Follower
 from heptad.record.buffer import PackedChunk as PackedChunk
 from heptad.record.events import Accumulation as Accumulation
+from heptad.record.events import Behind as Behind
 from heptad.record.events import Detach as Detach
 from heptad.record.events import Drop as Drop
 from heptad.record.events import Event as Event

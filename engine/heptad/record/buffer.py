@@ -313,9 +313,9 @@ class LogBuffer:
         """Return the recorded values from the one of that number on; syncs with the device of those still there."""
         return self.recorded.since(first)
 
-    def columns(self, first: int) -> Columns:
-        """Return them by column."""
-        return self.recorded.columns(first)
+    def columns(self, first: int, before: int | None = None) -> Columns:
+        """Return them by column, up to those recorded in the turn of transition `before`."""
+        return self.recorded.columns(first, before)
 
     def values_between(self, first: int, end: int) -> list[Recorded]:
         """Return the values recorded in the turns of these transitions; syncs with the device of those still there."""

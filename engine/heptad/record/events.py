@@ -283,6 +283,27 @@ class Untrained(Event):
 
 
 @dataclass(frozen=True, slots=True)
+class Behind(Event):
+    """The file of the log is as far behind the run as it may be: from here on the run waits for it to be written.
+
+    Attributes:
+        transitions: How many wait.
+    """
+
+    kind = "behind"
+
+    transitions: int
+
+    @property
+    def text(self) -> str:
+        """What waits, and what to do."""
+        return (
+            f"{self.transitions:,} transitions wait to be written to the journal, which is as many as may: the run now "
+            "waits for its disk; put the journal on a faster one, or record less"
+        )
+
+
+@dataclass(frozen=True, slots=True)
 class NoUpdate(Event):
     """Windows were closed, and none of them made an update; after a thousand of these, and where the run ends.
 
@@ -407,6 +428,7 @@ EVENTS: dict[str, type[Event]] = {
     one.__name__: one
     for one in (
         Accumulation,
+        Behind,
         Detach,
         Drop,
         Extend,

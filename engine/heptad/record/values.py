@@ -161,9 +161,11 @@ class RecordedValues:
         names = self._listed
         return [Recorded(names[self._name[row]], self._value[row], *self._place[4 * row : 4 * row + 4]) for row in rows]
 
-    def columns(self, first: int) -> Columns:
-        """Return them by column, from the one of that number on."""
+    def columns(self, first: int, before: int | None = None) -> Columns:
+        """Return them by column, from the one of that number on, up to those of the turn of transition `before`."""
         end = len(self)
+        if before is not None:
+            end = first + bisect_left(range(first, end), before, key=lambda row: self._place[4 * row])
         self._fetch()
         name, value, place = self._name[first:end], self._value[first:end], self._place[4 * first : 4 * end]
         return Columns(self._listed, name, value, place)

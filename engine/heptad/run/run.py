@@ -42,7 +42,6 @@ class Run(RunView):
 
     Attributes:
         config: The `RunConfig`.
-        table: The states and arcs that it passes through.
     """
 
     # The rooms of the engine share what has an underscore; handlers read `RunView`, which gives no way to write.

@@ -214,6 +214,11 @@ class RunView:
 
     @batch.setter
     def batch(self, batch: Any) -> None:
+        if self._position.batch is None and self.state not in ("before_step", "process_batch"):
+            raise EngineError(
+                f"run.batch can be replaced from the exit of before_step to the entry to process_batch; the run is in "
+                f"{self.state}, where it has none, and the next one would be taken all the same"
+            )
         self._position.batch = batch
 
     @property

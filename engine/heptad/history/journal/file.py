@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Literal, Protocol
 
 from heptad.errors import LogError
-from heptad.history.journal.head import check_owner
+from heptad.history.journal.head import check_owner, reason
 from heptad.history.journal.lock import discard
 from heptad.history.journal.reader import FileSource
 from heptad.history.journal.recorder import JournalRecorder
@@ -85,7 +85,7 @@ class JournalFile:
             )
             recorder.start(run._buffer.view().chunks, self._events(run, way, earlier))
         except (sqlite3.Error, OSError, ValueError, zlib.error) as error:
-            raise LogError(f"{self._path} cannot be written: {error}; name another file") from error
+            raise LogError(f"{self._path} cannot be written: {reason(self._path, error)}; name another file") from error
         self._recorder, self._run = recorder, run.id
         return recorder
 
@@ -109,6 +109,7 @@ class JournalFile:
         if self._overwrite:
             return "new"
         if run.afresh:
+            FileSource(self._path)  # which refuses what is not as a run writes it
             return "restart"
         raise LogError(
             f"{self._path} holds the log of another run; name another file, remove this one, say overwrite=True, or "

@@ -16,6 +16,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 from heptad.errors import LogError, kind
 from heptad.history.journal.forks import ForkedError, know_forks
@@ -23,16 +24,23 @@ from heptad.history.journal.watch import JournalChangedError
 from heptad.history.journal.writer import FileWriter
 from heptad.record.buffer import LogBuffer, PackedChunk
 from heptad.record.chunk import Call, Chunk
-from heptad.record.events import Event
+from heptad.record.events import Behind, Event
 
 INTERVAL = 0.25
 """Seconds after which everything is written, even if no chunk is full, and in the middle of a long body."""
 TOGETHER = 8
-"""Full chunks that are written in one transaction, which costs as much as some hundred transitions."""
-WAITING = 64
-"""Full chunks that may wait. With more the run waits too: for about the time of 1,024 transitions."""
+"""Full chunks that are worth a transaction, which costs as much as some hundred transitions."""
+AT_ONCE = 64
+"""Full chunks in one transaction at most: rows are made of them, in 20 times their memory."""
+MOST_BEHIND = 64 << 20
+"""Bytes of the log that may wait to be written: some six million transitions. With more the run waits too."""
 
 _NO_LIMIT = 1 << 62
+
+_Bound = TypeVar("_Bound", Event, Call)
+
+_PER_TRANSITION, _PER_CALL = 10, 240
+"""Bytes that each takes while it waits: an arc and a time in two arrays, and a `Call` with its three numbers."""
 
 _DISK_ERRORS = (OSError, sqlite3.OperationalError)
 """Errors of the disk. A damaged file raises a plain `sqlite3.DatabaseError`, whose subclasses are mistakes in calls."""
@@ -73,6 +81,8 @@ class JournalRecorder:
         self._events: deque[Event] = deque()
         self._called: deque[Call] = deque()
         self._wake = threading.Condition()
+        self._held = 0  # bytes of the chunks and calls that wait
+        self._slowed = False
         self._asked = self._done = 0
         self._ending = self._finished = False
         self._flushed = log.seq
@@ -97,6 +107,7 @@ class JournalRecorder:
             BaseException: What opening the file raised.
         """
         self._chunks.extend(chunks)
+        self._held = sum(_bytes(chunk) for chunk in chunks)
         self._events.extend(events)
         self._log.follow(self)
         self._thread.start()
@@ -176,11 +187,15 @@ class JournalRecorder:
         return _NO_LIMIT if self._every is None else self._every - (self._log.seq - self._flushed)
 
     def packed(self, chunk: PackedChunk) -> None:
-        """Take a full chunk; wait while too many are not yet written."""
+        """Take a full chunk; wait while more than `MOST_BEHIND` is not yet written, and say so once."""
         with self._wake:
-            self._wake.wait_for(lambda: len(self._chunks) < WAITING or self.error is not None)
+            slowed, self._slowed = self._slowed, self._held > (MOST_BEHIND // 2 if self._slowed else MOST_BEHIND)
+            if self._slowed and not slowed:
+                self._log.emit(Behind, chunk.seq + len(chunk), chunk.seq - (self.end or 0))
+            self._wake.wait_for(lambda: self._held <= MOST_BEHIND or self.error is not None)
             if self.error is None:
                 self._chunks.append(chunk)
+                self._held += _bytes(chunk)
                 self._take_calls()  # before the log drops those of its oldest chunk
                 if len(self._chunks) >= TOGETHER:
                     self._wake.notify_all()
@@ -209,6 +224,7 @@ class JournalRecorder:
             with self._wake:
                 self.error = error
                 self._chunks.clear()
+                self._called.clear()
                 self._wake.notify_all()
 
     def _turn(self, writer: FileWriter) -> bool:
@@ -218,7 +234,8 @@ class JournalRecorder:
                 lambda: self._asked > self._done or self._ending or len(self._chunks) >= TOGETHER, INTERVAL
             )
             asked, ending = self._asked, self._ending
-        self._write(writer)
+        if not self._write(writer):
+            return True  # and nobody's `flush` is answered yet
         if ending:
             writer.close(self._finished)
         with self._wake:
@@ -226,8 +243,8 @@ class JournalRecorder:
             self._wake.notify_all()
         return not ending
 
-    def _write(self, writer: FileWriter) -> None:
-        """Write everything up to now.
+    def _write(self, writer: FileWriter) -> bool:
+        """Write everything up to now, or as much of it as a transaction takes; return whether it was everything.
 
         Transitions are taken first. What belongs to them was logged before them, so it is in the same transaction.
         """
@@ -235,25 +252,49 @@ class JournalRecorder:
         log = self._log
         newest = log.open_chunk()
         with self._wake:
-            chunks = [*self._chunks, newest]
-            self._chunks.clear()
-            self._wake.notify_all()
-        failure = log.failure
+            chunks = [self._chunks.popleft() for _ in range(min(len(self._chunks), AT_ONCE))]
+            complete = not self._chunks
+        taken = sum(_bytes(chunk) for chunk in chunks)
+        if complete:
+            chunks.append(newest)
+        failure = log.failure if complete else None
         writer.transitions(chunks, failure)
-        events = [self._events.popleft() for _ in range(len(self._events))]
+        # what comes in the turns of later transitions waits for these
+        end = _NO_LIMIT if complete else chunks[-1].seq + len(chunks[-1])
+        events = _take_before(end, self._events)
         writer.events(events)
-        writer.record(log.columns(writer.values))
+        writer.record(log.columns(writer.values, None if complete else end))
         with self._wake:
             self._take_calls()
-            calls = [self._called.popleft() for _ in range(len(self._called))]
+            calls = _take_before(end, self._called)
         writer.calls(calls)
         writer.state(log.facts, log.windows, log.stops, failure)
         writer.commit()
         self.end = writer.end
         self.last_event = events[-1] if events else self.last_event
+        with self._wake:
+            self._held -= taken + _PER_CALL * len(calls)
+            self._wake.notify_all()
+        return complete
 
     def _take_calls(self) -> None:
         """Take the calls since the last time. Both threads do, so hold the lock."""
         calls = self._log.calls_since(self.calls)
         self.calls += len(calls)
         self._called.extend(calls)
+        self._held += _PER_CALL * len(calls)
+
+
+def _bytes(chunk: Chunk) -> int:
+    """Return what a chunk takes while it waits."""
+    return _PER_TRANSITION * len(chunk)
+
+
+def _take_before(end: int, waiting: deque[_Bound]) -> list[_Bound]:
+    """Take those of the turns of transitions before `end`; another thread may append meanwhile."""
+    taken: list[_Bound] = []
+    for _ in range(len(waiting)):
+        if waiting[0].seq >= end:
+            break
+        taken.append(waiting.popleft())
+    return taken
