@@ -76,7 +76,15 @@ EXPORTED = [
 INTERFACES = {"__getattr__", "__dir__", "main", "add_to", "run", "write"}
 """Functions that several modules have: lazy packages, programs, commands, exports."""
 
-OF_TORCH = {"torch._foreach_norm", "gradient._values"}
+OF_TORCH = {
+    *(
+        "torch._foreach_norm",
+        "gradient._values",
+        "flop_counter._FlopCounterMode",
+        "_python_dispatch._get_current_dispatch_mode",
+    ),
+    *("memory._record_memory_history", "memory._dump_snapshot", "torch.autograd.profiler._is_profiler_enabled"),
+}
 """Private names of torch, not of the engine."""
 
 Imports = dict[str, set[str]]

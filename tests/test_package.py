@@ -27,14 +27,15 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["
 
 REQUIRED = {"numpy", "pydantic", "safetensors", "torch", "transitions"}
 EXTRAS = {
-    "all": {"pandas", "rich", "tensorboard", "torchmetrics"},
+    "all": {"nvidia-ml-py", "pandas", "psutil", "rich", "tensorboard", "torchmetrics"},
     "demo": {"rich", "scikit-learn"},
     "dev": {
-        *("accelerate", "datasets", "hypothesis", "pandas", "pyright", "pytest", "rich", "ruff", "scikit-learn"),
-        *("tensorboard", "torchdata", "torchmetrics", "transformers"),
+        *("accelerate", "datasets", "hypothesis", "nvidia-ml-py", "pandas", "psutil", "pyright", "pytest", "rich"),
+        *("ruff", "scikit-learn", "tensorboard", "torchdata", "torchmetrics", "transformers"),
     },
     "examples": {"accelerate", "datasets", "pandas", "rich", "scikit-learn", "transformers"},
     "frames": {"pandas"},
+    "monitor": {"nvidia-ml-py", "psutil"},
     "rich": {"rich"},
     "tensorboard": {"tensorboard"},
     "torchmetrics": {"torchmetrics"},
@@ -142,7 +143,7 @@ def test_the_metadata_say_what_it_is(metadata: Message):
 
 
 def test_the_package_brings_what_it_needs_and_an_extra_what_its_name_says(metadata: Message):
-    """The names that each requires, in the metadata that pip reads; `all` is the four for plugins and the log."""
+    """The names that each requires, in the metadata that pip reads; `all` is those for plugins and the log."""
     found: dict[str | None, set[str]] = {extra: set() for extra in (None, *metadata.get_all("Provides-Extra", []))}
     for requirement in metadata.get_all("Requires-Dist", []):
         asked = re.fullmatch(r"([\w-]+)[^;]*(?:; extra == '([\w-]+)')?", requirement)
@@ -176,7 +177,7 @@ def test_the_oldest_versions_of_the_ranges_are_those_that_are_tested():
     )
     extras = PROJECT["optional-dependencies"]
     ranges = [*PROJECT["dependencies"]]
-    for extra in ("rich", "tensorboard", "torchmetrics", "frames", "demo"):
+    for extra in ("rich", "tensorboard", "torchmetrics", "monitor", "frames", "demo"):
         ranges += extras[extra]
     lowest = dict(requirement.split(",")[0].split(">=") for requirement in ranges)
     assert {name: trimmed(version) for name, version in pinned.items()} == {

@@ -8,6 +8,7 @@ from importlib import import_module
 _HOMES = {
     "CSVLogger": "csv_logger",
     "Checkpoint": "checkpoint",
+    "DeviceMonitor": "device_monitor",
     "EMA": "ema",
     "EarlyStopping": "early_stopping",
     "Evaluate": "evaluate",
@@ -15,7 +16,9 @@ _HOMES = {
     "GradientClipping": "gradient_clipping",
     "Journal": "journal",
     "LRSchedule": "lr_schedule",
+    "ModelSummary": "model_summary",
     "NonFiniteGuard": "non_finite_guard",
+    "Profiler": "profiler",
     "Progress": "progress",
     "SAM": "sam",
     "TensorBoardLogger": "tensorboard_logger",

@@ -1,5 +1,6 @@
 from heptad_plugins.checkpoint import Checkpoint as Checkpoint
 from heptad_plugins.csv_logger import CSVLogger as CSVLogger
+from heptad_plugins.device_monitor import DeviceMonitor as DeviceMonitor
 from heptad_plugins.early_stopping import EarlyStopping as EarlyStopping
 from heptad_plugins.ema import EMA as EMA
 from heptad_plugins.evaluate import Evaluate as Evaluate
@@ -7,7 +8,9 @@ from heptad_plugins.graceful_stop import GracefulStop as GracefulStop
 from heptad_plugins.gradient_clipping import GradientClipping as GradientClipping
 from heptad_plugins.journal import Journal as Journal
 from heptad_plugins.lr_schedule import LRSchedule as LRSchedule
+from heptad_plugins.model_summary import ModelSummary as ModelSummary
 from heptad_plugins.non_finite_guard import NonFiniteGuard as NonFiniteGuard
+from heptad_plugins.profiler import Profiler as Profiler
 from heptad_plugins.progress import Progress as Progress
 from heptad_plugins.sam import SAM as SAM
 from heptad_plugins.tensorboard_logger import TensorBoardLogger as TensorBoardLogger

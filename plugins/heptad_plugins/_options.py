@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import math
 import os
 from collections.abc import Collection, Sequence
 from pathlib import Path
-from typing import TypeVar, cast
+from typing import TextIO, TypeVar, cast
 
 from heptad import PluginError
 from heptad.plugin import Filter
@@ -95,6 +96,21 @@ def text_of(plugin: str, option: str, value: object, what: str) -> str:
     if not isinstance(value, str) or not value:
         raise PluginError(f"{plugin}({option}=…) must be {what}, got {value!r}")
     return value
+
+
+def text_file(plugin: str, file: TextIO | None) -> TextIO | None:
+    """Return the option `file`: an open text file, or `None`.
+
+    Raises:
+        PluginError: For anything else, such as a path or a file that takes bytes.
+    """
+    binary = isinstance(file, io.RawIOBase | io.BufferedIOBase)
+    if file is not None and (binary or not callable(getattr(file, "write", None))):
+        raise PluginError(
+            f"{plugin}(file=…) must be an open text file, such as sys.stdout or open('{plugin.lower()}.txt', 'w'), "
+            f"got {file!r}"
+        )
+    return file
 
 
 def path_of(plugin: str, option: str, value: object, what: str = "file") -> Path:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import io
 from itertools import islice
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Literal, TextIO
 
-from heptad import Plugin, PluginError, Run, on_exit
+from heptad import Plugin, Run, on_exit
 from heptad_plugins._losses import EPOCH, UPDATE, Losses
+from heptad_plugins._options import text_file
 
 if TYPE_CHECKING:
     from rich.progress import Progress as Bar
@@ -21,9 +21,6 @@ REDRAW = 0.25
 
 MOST_METRICS = 64
 """Values that the line of an epoch shows; how many more there are stands behind them."""
-
-BINARY = (io.RawIOBase, io.BufferedIOBase)
-"""Classes of files that take bytes and no text."""
 
 
 class Progress(Plugin):
@@ -54,13 +51,8 @@ class Progress(Plugin):
             from rich.console import Console
         except ImportError as error:
             raise ImportError("Progress needs rich: pip install 'heptad[rich]'") from error
-        if file is not None and (isinstance(file, BINARY) or not callable(getattr(file, "write", None))):
-            raise PluginError(
-                "Progress(file=…) must be an open text file, such as sys.stdout or open('progress.txt', 'w'), "
-                f"got {file!r}"
-            )
         self.on_error = on_error
-        self._console = Console(file=file, stderr=file is None)
+        self._console = Console(file=text_file("Progress", file), stderr=file is None)
         self._bar: Bar | None = None
         self._task: TaskID | None = None
         self._began: tuple[float, int] | None = None

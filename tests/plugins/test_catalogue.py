@@ -34,13 +34,16 @@ from heptad_plugins import (
     SAM,
     Checkpoint,
     CSVLogger,
+    DeviceMonitor,
     EarlyStopping,
     Evaluate,
     GracefulStop,
     GradientClipping,
     Journal,
     LRSchedule,
+    ModelSummary,
     NonFiniteGuard,
+    Profiler,
     Progress,
     TensorBoardLogger,
     Throughput,
@@ -49,8 +52,11 @@ from heptad_plugins import (
 )
 
 FOLDER = Path(heptad_plugins.__file__).parent
-TIMES = {"steps_per_second", "samples_per_second", "updates_per_second", "data_wait_share", "seconds"}
-"""What measures time, among the recorded values and the state of shipped plugins."""
+TIMES = {
+    *("steps_per_second", "samples_per_second", "updates_per_second", "data_wait_share", "mfu", "seconds"),
+    "host/memory",
+}
+"""What measures time or memory, among the recorded values and the state of shipped plugins."""
 
 
 class Terminal(io.StringIO):
@@ -78,6 +84,7 @@ def makers(folder: Path) -> dict[str, Any]:
         "CSVLogger": csv_logger,
         "Checkpoint": checkpoint(),
         "Checkpoint often": checkpoint(at=("after_step", "optimizer_update"), every=2, keep_best=1, monitor="loss"),
+        "DeviceMonitor": lambda: DeviceMonitor(every=2),
         "EMA": lambda: EMA(decay=0.5),
         "EarlyStopping": lambda: EarlyStopping("valid/loss", patience=6, min_delta=1e9),
         "EarlyStopping max": lambda: EarlyStopping("valid/accuracy", mode="max", patience=6),
@@ -91,12 +98,15 @@ def makers(folder: Path) -> dict[str, Any]:
         "Journal often": journal(flush_every=1),
         "LRSchedule": lambda: LRSchedule(lambda optimizer: StepLR(optimizer, step_size=2, gamma=0.5)),
         "LRSchedule epoch": lambda: LRSchedule(lambda optimizer: StepLR(optimizer, step_size=1), interval="epoch"),
+        "ModelSummary": lambda: ModelSummary(file=io.StringIO()),
         "NonFiniteGuard": lambda: NonFiniteGuard("skip", every=2),
+        "Profiler": lambda: Profiler(folder / f"trace {next(files)}.json", range(1, 2), overwrite=True),
         "Progress": lambda: Progress(file=io.StringIO()),
         "Progress bar": lambda: Progress(file=Terminal()),
         "SAM": SAM,
         "TensorBoardLogger": lambda: TensorBoardLogger(folder / f"events {next(files)}"),
         "Throughput": Throughput,
+        "Throughput MFU": lambda: Throughput(peak_flops=1e12),
         "TimeLimit": lambda: TimeLimit(1e6),
         "TrainingMetrics": lambda: TrainingMetrics({"mean": lambda output, batch: output.mean()}),
     }
@@ -188,8 +198,8 @@ def shipped(folder: Path) -> dict[str, Plugin]:
 
 
 def declared(folder: Path) -> list[tuple[str, str]]:
-    """Return every pair (first, second) that a shipped plugin asks for."""
-    plugins = shipped(folder)
+    """Return every pair (first, second) that a shipped plugin asks for, but for `Profiler`, which is before all."""
+    plugins = {name: plugin for name, plugin in shipped(folder).items() if name != "Profiler"}
     pairs = [(str(other), name) for name, plugin in plugins.items() for other in plugin.runs_after]
     pairs += [(name, str(other)) for name, plugin in plugins.items() for other in plugin.runs_before]
     return sorted(set(pairs))
@@ -210,6 +220,8 @@ def test_what_matters_is_declared():
         ("Evaluate", "EarlyStopping"),
         ("Throughput", "CSVLogger"),
         ("Throughput", "TensorBoardLogger"),
+        ("DeviceMonitor", "CSVLogger"),
+        ("DeviceMonitor", "TensorBoardLogger"),
         ("LRSchedule", "CSVLogger"),
         ("GradientClipping", "CSVLogger"),
     }
@@ -243,9 +255,9 @@ MOMENTS = on_one_moment(Path())
 
 @pytest.mark.parametrize("moment", MOMENTS, ids=" ".join)
 def test_the_calls_of_a_moment_keep_each_declared_pair_in_all_orders(moment, tmp_path):
-    """All the plugins that have a handler there, five at a time, in every order of the list."""
+    """All the plugins that have a handler there, four at a time, in every order of the list."""
     plugins, names = shipped(tmp_path), {plugin.name: name for name, plugin in shipped(tmp_path).items()}
-    for some in itertools.combinations(sorted(MOMENTS[moment]), min(5, len(MOMENTS[moment]))):
+    for some in itertools.combinations(sorted(MOMENTS[moment]), min(4, len(MOMENTS[moment]))):
         pairs = [pair for pair in PAIRS if set(pair) <= set(some)]
         for order in itertools.permutations(some):
             called = [
@@ -308,14 +320,18 @@ OBSERVERS = (
     "Evaluate",
     "Checkpoint",
     "Checkpoint often",
+    "DeviceMonitor",
     "Evaluate often",
     "Evaluate steps",
     "Journal",
     "Journal often",
+    "ModelSummary",
+    "Profiler",
     "Progress",
     "Progress bar",
     "TensorBoardLogger",
     "Throughput",
+    "Throughput MFU",
     "TrainingMetrics",
 )
 
@@ -470,8 +486,11 @@ def test_every_observer_may_be_allowed_to_fail(tmp_path):
         assert (option.kind, option.default) == (inspect.Parameter.KEYWORD_ONLY, "raise")
     for plugin in (
         CSVLogger(tmp_path / "a.csv", on_error="detach"),
+        DeviceMonitor(on_error="detach"),
         Evaluate(batches(1), on_error="detach"),
         Journal(tmp_path / "a.journal", on_error="detach"),
+        ModelSummary(on_error="detach"),
+        Profiler(tmp_path / "a.json", range(1), on_error="detach"),
         Progress(on_error="detach"),
         TensorBoardLogger(tmp_path, on_error="detach"),
         Throughput(on_error="detach"),
@@ -492,7 +511,7 @@ def test_every_is_the_same_word_everywhere(tmp_path):
     }
     options = {name: inspect.signature(getattr(heptad_plugins, name)).parameters for name in heptad_plugins.__all__}
     having = [name for name in options if "every" in options[name]]
-    assert {*needed, "NonFiniteGuard", "Throughput"} == set(having)
+    assert {*needed, "DeviceMonitor", "NonFiniteGuard", "Throughput"} == set(having)
     for name in having:
         assert options[name]["every"].default == 1
         for wrong in (0, -1, 1.0, True, "2", None):
@@ -518,6 +537,7 @@ def numbers_of(name: str, folder: Path, **options: int) -> list[int]:
     plugin = {
         "CSVLogger": lambda: CSVLogger(folder / "a.csv", overwrite=True, **options),
         "Checkpoint": lambda: Checkpoint(folder / "c", overwrite=True, keep_last=10, **options),
+        "DeviceMonitor": lambda: DeviceMonitor(**options),
         "Checkpoint updates": lambda: Checkpoint(folder / "d", "optimizer_update", overwrite=True, **options),
         "EarlyStopping": lambda: EarlyStopping(**monitor, **options),
         "Evaluate": lambda: Evaluate(batches(1), **options),
@@ -546,14 +566,16 @@ def numbers_of(name: str, folder: Path, **options: int) -> list[int]:
     if name == "CSVLogger":
         rows = list(csv.DictReader((folder / "a.csv").read_text().splitlines()))
         return [int(row["update"]) for row in rows if row["train/loss"]]
+    if name == "DeviceMonitor":
+        return [value.update for value in run.records()]
     return guarded or [value.epoch for value in run.records() if value.name == "steps_per_second"]
 
 
 @pytest.mark.parametrize(
     "name",
     [
-        *("CSVLogger", "Checkpoint", "Checkpoint updates", "EarlyStopping", "Evaluate", "Evaluate updates"),
-        *("NonFiniteGuard", "Throughput"),
+        *("CSVLogger", "Checkpoint", "Checkpoint updates", "DeviceMonitor", "EarlyStopping", "Evaluate"),
+        *("Evaluate updates", "NonFiniteGuard", "Throughput"),
     ],
 )
 def test_first_is_the_same_word_everywhere(name, tmp_path):
@@ -570,6 +592,7 @@ def test_first_is_the_same_word_everywhere(name, tmp_path):
         (CSVLogger, "path", "file"),
         (Checkpoint, "directory", "directory"),
         (Journal, "path", "file"),
+        (partial(Profiler, updates=range(1)), "path", "file"),
         (TensorBoardLogger, "directory", "directory"),
     ],
 )
@@ -577,7 +600,8 @@ def test_what_is_no_path_is_refused_when_it_is_built(make, option, what, wrong):
     """In equal words; the empty one too, which would be the working directory."""
     with pytest.raises(PluginError) as caught:
         make(wrong)
-    said = f"{make.__name__}({option}=…) must be the path of a {what}, as a str or a Path, got {wrong!r}"
+    name = getattr(make, "func", make).__name__
+    said = f"{name}({option}=…) must be the path of a {what}, as a str or a Path, got {wrong!r}"
     assert str(caught.value) == said
 
 
@@ -595,11 +619,11 @@ def test_no_extra_is_imported_until_it_is_used():
     """All plugins can be imported, and those that need no extra be built, where none is installed."""
     code = """
 import sys
-sys.modules.update(dict.fromkeys(("rich", "tensorboard", "torchmetrics")))
+sys.modules.update(dict.fromkeys(("psutil", "pynvml", "rich", "tensorboard", "torchmetrics")))
 from heptad_plugins import *
 CSVLogger("a.csv"), EMA(0.9), EarlyStopping("a"), Evaluate([]), GracefulStop(), GradientClipping(max_norm=1.0)
-LRSchedule(lambda optimizer: None), NonFiniteGuard(), Throughput(), TimeLimit(1)
-for make in (Progress, lambda: TensorBoardLogger("a")):
+LRSchedule(lambda optimizer: None), NonFiniteGuard(), Profiler("a.json", range(1)), Throughput(), TimeLimit(1)
+for make in (DeviceMonitor, ModelSummary, Progress, lambda: TensorBoardLogger("a")):
     try:
         make()
     except ImportError as error:
@@ -607,6 +631,8 @@ for make in (Progress, lambda: TensorBoardLogger("a")):
 """
     done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
     assert done.stdout.splitlines() == [
+        "DeviceMonitor needs psutil: pip install 'heptad[monitor]'",
+        "ModelSummary needs rich: pip install 'heptad[rich]'",
         "Progress needs rich: pip install 'heptad[rich]'",
         "TensorBoardLogger needs tensorboard: pip install 'heptad[tensorboard]'",
     ]
