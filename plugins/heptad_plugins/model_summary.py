@@ -116,7 +116,7 @@ class ModelSummary(Plugin):
     def _print(self, run: Run) -> None:
         count = self._count
         flops = None if count.unknown else {**count.by_module, "": count.total}
-        self.parts = tuple(_parts(run.network, flops))
+        self.parts = tuple(_parts_of_network(run.network, flops))
         self._console.print(self._table())
 
     def _table(self) -> Table:
@@ -144,7 +144,7 @@ class ModelSummary(Plugin):
         return table
 
 
-def _parts(network: nn.Module, flops: dict[str, int] | None) -> Iterable[Part]:
+def _parts_of_network(network: nn.Module, flops: dict[str, int] | None) -> Iterable[Part]:
     """Yield the network and all its modules, each once."""
     for name, module in cast("Iterable[tuple[str, nn.Module]]", network.named_modules()):
         parameters = list(module.parameters())
