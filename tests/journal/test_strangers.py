@@ -83,9 +83,7 @@ def test_a_pipe_is_no_journal(command, original, tmp_path, monkeypatch, capsys):
 @pytest.mark.parametrize("name", ["x" * 300, "a\0b", "loop"])
 def test_a_path_that_cannot_be_looked_at_is_refused(name, tmp_path):
     (tmp_path / "loop").symlink_to(tmp_path / "loop")
-    with pytest.raises(
-        LogError, match=r"cannot be read: (File name too long|Too many levels)|is not the path of a file"
-    ):
+    with pytest.raises(LogError, match=r"cannot be read: (File name too long|Too many levels|embedded null byte)"):
         TransitionLog.load(tmp_path / name)
 
 
