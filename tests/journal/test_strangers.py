@@ -320,8 +320,8 @@ def edited(rows: list[list[object]], place: tuple[int, int], value: object) -> l
         ("arcs", lambda rows: edited(rows, (0, 0), None), "no text"),
         ("guards", lambda names: [7, *names], "no text"),
         ("origin", lambda _: {"x": "1"}, "no number"),
-        ("origin", lambda _: [], ""),
-        ("states", lambda _: 7, ""),
+        ("origin", lambda _: [], "has no attribute"),
+        ("states", lambda _: 7, "has no len"),
     ],
 )
 def test_a_table_of_another_form_is_refused(part, change, said, crafted):

@@ -93,14 +93,14 @@ def refuse_links_beside(path: Path) -> None:
                 "it. Remove it, or name another file"
             )
     undo = path.with_name(path.name + "-journal")
-    if undo.exists() and _ending(undo) == UNDO:
+    if undo.exists() and _tail(undo) == UNDO:
         raise LogError(
             f"{path} has '{undo.name}' beside it, which names a further file: SQLite would remove that. Remove "
             f"'{undo.name}', or name another file"
         )
 
 
-def _ending(path: Path) -> bytes:
+def _tail(path: Path) -> bytes:
     """Return the last bytes of a file, as many as `UNDO` has."""
     with path.open("rb") as file:
         file.seek(max(os.fstat(file.fileno()).st_size - len(UNDO), 0))
