@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Literal, Protocol
 
 from heptad.errors import LogError
-from heptad.history.journal.head import check_owner, reason
+from heptad.history.journal.head import check_owner, is_unmade, reason
 from heptad.history.journal.lock import discard
 from heptad.history.journal.reader import FileSource
 from heptad.history.journal.recorder import JournalRecorder
@@ -104,6 +104,8 @@ class JournalFile:
         if self._run == run.id:
             return "continue"
         check_owner(self._path)
+        if is_unmade(self._path):
+            return "new"
         if run.resumed_from is not None and self._holds(run):
             return "resume"
         if self._overwrite:

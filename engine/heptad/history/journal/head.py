@@ -17,7 +17,7 @@ from pathlib import Path
 
 from heptad.errors import LogError
 from heptad.history.journal import schema
-from heptad.history.journal.watch import refuse_links_beside
+from heptad.history.journal.watch import UNDO, refuse_links_beside
 
 _HEAD = 100
 _LONG = 500
@@ -92,6 +92,19 @@ def reason(path: Path, error: Exception) -> str:
     if length <= _LONG or "unable to open" not in str(error):
         return str(error)
     return f"{error}: its path has {length} bytes, and SQLite opens none of more than {_LONG} everywhere"
+
+
+def is_unmade(path: Path) -> bool:
+    """Return whether a process was killed while it made a file, see `check_owner` first.
+
+    SQLite would undo what it had written, and nothing was there before. The file `-journal` says so: it begins with a
+    magic number and holds, from byte 16 on, of how many pages the database was.
+    """
+    if size_beside(path, "-journal") < _HEAD:
+        return False
+    with path.with_name(path.name + "-journal").open("rb") as file:
+        undo = file.read(_HEAD)
+    return undo.startswith(UNDO) and undo[16:20] == bytes(4)
 
 
 def size_beside(path: Path, suffix: str) -> int:
