@@ -80,14 +80,26 @@ DATA: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize("precision", ["fp32"])
+@pytest.mark.parametrize("precision", ["fp32", "bf16-mixed"])
 @pytest.mark.parametrize("k", [1, 4])
 @pytest.mark.parametrize("data", DATA)
 def test_no_step_reads_a_tensor(data, k, precision):
     given = DATA[data]
     own = {"batch_size": 2} if "dataset" in given else {}
-    _, found = reads(small_components(**given), accumulation=k, remainder="flush", **own)
+    _, found = reads(small_components(**given), accumulation=k, remainder="flush", precision=precision, **own)
     assert found == {}
+
+
+def test_fp16_asks_once_a_window_whether_its_gradients_are_finite(monkeypatch):
+    """Through torch's scaler, whether or not it finds them so; its own frames read nothing else."""
+    asked: list[str] = []
+    read = torch.amp.GradScaler.get_scale
+    monkeypatch.setattr(torch.amp.GradScaler, "get_scale", lambda scaler: asked.append("") or read(scaler))
+    loud = small_components(criterion=..., compute_loss=lambda net, batch: net(batch[0]).square().sum())
+    run, found = reads(loud, epochs=4, precision="fp16-mixed")
+    assert found == {}
+    assert 0 < run.update < run.windows
+    assert len(asked) == 1 + run.windows, "and once before the first"
 
 
 def test_nor_does_one_with_plugins_that_write_no_log():

@@ -29,6 +29,8 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "again": {"again": True},
     "odd": {"odd": True},
     "closure": {"closure": True, "schedule": False},
+    "bf16": {"precision": "bf16-mixed"},
+    "fp16": {"precision": "fp16-mixed", "again": True},
 }
 
 
