@@ -197,6 +197,14 @@ def test_a_second_micro_batch_adds_exactly_the_same_gradient(precision):
     assert equal(*gradients)
 
 
+def test_cast_weights_do_not_outlive_an_update_within_another_autocast():
+    engine, losses = Engine(small_components(loader=batches(1) * 3), RunConfig(epochs=1, precision="bf16-mixed")), set()
+    engine.on_exit("process_batch")(lambda run: losses.add(float(run.loss)))
+    with torch.autocast("cpu", torch.bfloat16):
+        engine.run()
+    assert len(losses) == 3
+
+
 @pytest.mark.parametrize("k", [1, 4])
 def test_the_scale_is_in_what_the_backward_pass_is_handed(k, monkeypatch):
     """No operation multiplies a loss."""
@@ -516,7 +524,7 @@ def test_the_second_pass_of_sam_is_scaled_and_unscaled(precision):
 
 
 def test_a_second_pass_that_overflows_skips_the_update():
-    """And the weights are those before it."""
+    """The weights are those before it, and the next window is scaled by what it is un-scaled by."""
     network, calls = small_network(), []
 
     def spoil(gradient: torch.Tensor) -> torch.Tensor:
@@ -530,6 +538,9 @@ def test_a_second_pass_that_overflows_skips_the_update():
     assert equal(weights(network), before)
     assert skips(run) == ["fp16: a gradient is not finite at scale 65536 -> 32768"]
     assert engine.run().update == 1
+    rows = batches(2)[1:]
+    alone = Engine(small_components(loader=rows), RunConfig(epochs=1, precision="fp16-mixed"), [SAM()]).run()
+    assert equal(weights(network), weights(alone.network)), "at another scale, which is a power of two"
 
 
 # -- what is refused

@@ -1,4 +1,4 @@
-"""Reading small tensors out of the memory of this process: a number, a list, an array. This room knows no torch.
+"""Reading small tensors out of the memory of this process: a number, integers, an array. This room knows no torch.
 
 No operation of torch reads it, so nothing here can wait for a device. That a tensor lies on the host (`is_cpu`) is for
 the callers to know: rooms that weigh, count and record.
@@ -6,7 +6,8 @@ the callers to know: rooms that weigh, count and record.
 
 from __future__ import annotations
 
-from ctypes import c_byte, c_double, c_float, c_int32, c_int64, string_at
+import ctypes
+from collections.abc import Callable
 from functools import cache
 from typing import Any
 
@@ -14,10 +15,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 _KINDS: dict[str, Any] = {
-    "torch.float32": c_float,
-    "torch.float64": c_double,
-    "torch.int64": c_int64,
-    "torch.int32": c_int32,
+    "torch.float32": ctypes.c_float,
+    "torch.float64": ctypes.c_double,
+    "torch.int64": ctypes.c_int64,
+    "torch.int32": ctypes.c_int32,
 }
 """What lies in memory, by dtype."""
 
@@ -26,6 +27,12 @@ _KINDS: dict[str, Any] = {
 def _kind_in_memory(cls: type, dtype: object) -> Any:
     """Return what the numbers of a plain tensor are in memory; `None` of a subclass, whose memory is its own affair."""
     return _KINDS.get(str(dtype)) if (cls.__module__, cls.__name__) == ("torch", "Tensor") else None
+
+
+@cache
+def _bytes_at(size: int) -> Callable[[int], Any]:
+    """Return what takes an address for that many bytes; kept, since to make the type takes longer than to read."""
+    return (ctypes.c_char * size).from_address
 
 
 def host_number(tensor: Any) -> float:
@@ -39,11 +46,16 @@ def host_number(tensor: Any) -> float:
     return kind.from_address(tensor.data_ptr()).value
 
 
-def host_integers(tensor: Any) -> list[int]:
-    """Return what a contiguous int64 tensor on the host holds, in the order of its memory."""
-    return memoryview(string_at(tensor.data_ptr(), 8 * tensor.numel())).cast("q").tolist()
+def host_bytes(tensor: Any) -> bytes:
+    """Return a copy of the memory of a contiguous int64 tensor on the host."""
+    return _bytes_at(8 * tensor.numel())(tensor.data_ptr()).raw
+
+
+def host_integers(memory: bytes) -> list[int]:
+    """Return the numbers in what `host_bytes` returned."""
+    return memoryview(memory).cast("q").tolist()
 
 
 def host_array(tensor: Any) -> NDArray[np.int64]:
     """Return a contiguous int64 tensor on the host as a flat array on its memory, which it must not outlive."""
-    return np.frombuffer((c_byte * (8 * tensor.numel())).from_address(tensor.data_ptr()), np.int64)
+    return np.frombuffer(_bytes_at(8 * tensor.numel())(tensor.data_ptr()), np.int64)

@@ -87,6 +87,8 @@ class Recomputation:
             for parameter, gradient in beside:
                 parameter.grad = gradient
             at.window, at.batch, at.output, at.loss, at.weight, at.samples_now = before
+            if window.scale is not at.window.scale:  # this pass may have overflowed
+                at.window.rescale(window.scale)
 
 
 def _kept(run: Run) -> KeptWindow:

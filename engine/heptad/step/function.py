@@ -6,7 +6,6 @@ Training, evaluation and prediction share it, so that precision and compilation 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from math import isnan
 from typing import Any, cast
 
 import torch
@@ -14,11 +13,10 @@ import torch
 from heptad.config import Components, LossOutput
 from heptad.data.placement import count_samples, place
 from heptad.errors import DataError, EngineError, diagnose
-from heptad.record.host import host_number
 from heptad.run.runtime import StepFunction
 from heptad.run.state import RunState
 from heptad.run.weight import Weight, adds_nothing, known_weight
-from heptad.step.weighing import count_targets, ignores_targets, weigher, weight_on_host
+from heptad.step.weighing import count_targets, ignores_targets, is_nan, weigher, weight_on_host
 
 NUMBERS = (int, float, bool, str)
 """What a target that is a plain list may hold, one a sample."""
@@ -91,7 +89,7 @@ class CriterionStep:
             return
         at.weight = None
         # The mean over nothing but ignored targets is NaN. On the host a look at it costs half of what counting does.
-        if self._ignores and (self._placed is not None or (loss.is_cpu and isnan(host_number(loss)))):
+        if self._ignores and (self._placed is not None or (loss.is_cpu and is_nan(loss))):
             weight = self._weight(target)
             at.weight = weight if adds_nothing(weight) else None
 

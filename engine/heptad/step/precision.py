@@ -49,7 +49,7 @@ def autocast(precision: str, device: torch.device) -> torch.autocast | None:
 
 
 class AutocastStep:
-    """Runs a step function under autocast, one context a step: its cache of cast weights must not outlive an update.
+    """Runs a step function under autocast, one context a step, so that no cast weight outlives its update.
 
     Args:
         step: The step function.
@@ -68,7 +68,9 @@ class AutocastStep:
     def run(self, at: RunState) -> Mapping[str, float | torch.Tensor] | None:
         """Run forward and loss; see the protocol."""
         with self._autocast:
-            return self._step.run(at)
+            logs = self._step.run(at)
+        torch.clear_autocast_cache()  # within an autocast of the caller's it would outlive the update
+        return logs
 
     def weigh(self, at: RunState) -> Weight:
         """Return what the mean of the step was taken over; see the protocol."""
