@@ -115,8 +115,7 @@ class Engine(EngineView):
         for node, number in table.origin.items():
             bodies[node] = self._visits[number].body
             owners[node] = titled(detours[number][0])
-        # The engine is the first to be called on entry to optimizer_update: plugins see the gradient that is applied.
-        calls = first_on_update(self._strategy, self._config.precision)
+        calls = first_on_update(self._strategy, self._config.precision)  # plugins see the gradient that is applied
         first = [Subscription(None, "", Mark("enter", "optimizer_update"), call) for call in calls]
         if any(plugin.needs_epoch_loss for plugin in self._manager.plugins):
             first += [Subscription(None, "", Mark("exit", state), call) for state, call in SUMMED.items()]

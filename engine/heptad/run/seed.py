@@ -1,4 +1,8 @@
-"""`seed_of`: what the backward pass of a step is handed, the gradient of its loss with respect to itself."""
+"""`seed_of`: what the backward pass of a step is handed.
+
+That is the gradient of the loss with respect to itself: handing in r / k scales every gradient of the step by r / k, as
+multiplying the loss would, less a forward and a backward operation.
+"""
 
 from __future__ import annotations
 

@@ -33,14 +33,15 @@ class Window:
         empty: None of its steps adds anything: each weighs 0 or has no loss. Weights on an accelerator are not asked.
         losses: What its mean loss is taken over; `None` where that is the loss of the newest step.
         closed: The same of the window that was closed last.
-        scale: What fp16 multiplies each loss by in the backward pass, a scalar; `None` where nothing is scaled.
-        reference: What the weights are related to in place of the first, where fp16 knows better.
+        seeds: What each full, unweighted step hands to its backward pass, by dtype and device of the loss.
+        scale: What fp16 multiplies losses by, a scalar; `None` where nothing is scaled.
+        reference: What fp16 relates weights to in place of the first, where a window holds several.
     """
 
-    __slots__ = ("_seeds", "closed", "empty", "first", "losses", "next_size", "reference", "resized", "scale", "size",
+    __slots__ = ("closed", "empty", "first", "losses", "next_size", "reference", "resized", "scale", "seeds", "size",
                  "steps", "total")  # fmt: skip
 
-    def __init__(self, size: int, scale: torch.Tensor | None = None, reference: Weight | None = None) -> None:
+    def __init__(self, size: int) -> None:
         self.steps = 0
         self.size = size
         self.next_size = size
@@ -50,13 +51,9 @@ class Window:
         self.empty = False
         self.losses: Losses | None = []
         self.closed: Losses | None = []
-        self.reference = reference
-        self.rescale(scale)
-
-    def rescale(self, scale: torch.Tensor | None) -> None:
-        """Scale the losses from the next backward pass on."""
-        self.scale = scale
-        self._seeds: dict[tuple[torch.dtype, torch.device], torch.Tensor] = {}
+        self.seeds: dict[tuple[torch.dtype, torch.device], torch.Tensor] = {}
+        self.scale: torch.Tensor | None = None
+        self.reference: Weight | None = None
 
     def resize(self, loss: torch.Tensor | None) -> None:
         """Give the window that is about to be opened the size that was asked for.
@@ -66,8 +63,8 @@ class Window:
         """
         if self.closed is None and loss is not None:
             self.closed = [(loss.detach(), 1.0)]
-        self.size = self.next_size
-        self._seeds.clear()
+        self.size, self.reference = self.next_size, None
+        self.seeds.clear()
 
     def backward(self, loss: Any, weight: Weight | None) -> torch.Tensor | None:
         """Run the backward pass of one step, scaled for the window; none for a step that weighs 0.
@@ -82,8 +79,6 @@ class Window:
         Raises:
             EngineError: If the window mixes steps with and without a weight.
         """
-        # What `backward` is handed is the gradient of the loss with respect to itself: handing in r / k scales every
-        # gradient of this step by r / k, as multiplying the loss would, less a forward and a backward operation.
         relative = self._relative(weight)
         known = not isinstance(relative, torch.Tensor)  # one on an accelerator stays there: no sync
         if known and not relative:
@@ -94,9 +89,9 @@ class Window:
             loss.backward(self.scale)  # the only step of its window needs no more
         else:
             # 1 / k, to the bit what dividing the loss by k hands on; kept, since the window asks for it k times
-            seed = self._seeds.get((loss.dtype, loss.device))
+            seed = self.seeds.get((loss.dtype, loss.device))
             if seed is None:
-                seed = self._seeds[loss.dtype, loss.device] = seed_of(loss, 1.0 / self.size, self.scale).detach()
+                seed = self.seeds[loss.dtype, loss.device] = seed_of(loss, 1.0 / self.size, self.scale).detach()
             loss.backward(seed)
         if self.losses is not None:
             self.losses.append((loss.detach(), relative))
@@ -115,8 +110,7 @@ class Window:
 
     def _relative(self, weight: Weight | None) -> Weight:
         if self.steps == 0:
-            self.first = None if self.size == 1 else self.reference
-            self.total, self.empty, self.losses = 0.0, True, []
+            self.first, self.total, self.empty, self.losses = self.reference, 0.0, True, []
         elif weight.__class__ is int is self.first.__class__ and weight == self.first:
             self.total = self.total + 1.0  # what follows comes to the same, at the cost of two calls for each step
             return 1.0

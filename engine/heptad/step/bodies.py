@@ -52,8 +52,7 @@ def build(run: Run, strategy: Strategy) -> None:
     runtime.optimizers = build_optimizers(runtime.components)  # after placing, which may replace the parameters
     runtime.bond = Bond(runtime)
     build_recomputation(run, strategy)
-    step = build_step(runtime.components, runtime.forward, weighs=False)
-    runtime.step = FirstStep(build_scaled(run, step), runtime)
+    runtime.step = FirstStep(build_scaled(run, build_step(runtime.components, runtime.forward, weighs=False)), runtime)
     run.buffer.facts |= {
         **run.config.model_dump(),
         "batches": runtime.feed.batches,

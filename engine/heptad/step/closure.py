@@ -64,7 +64,9 @@ class Recomputation:
         at, runtime, strategy = run.position, run.runtime, self._strategy
         before = at.window, at.batch, at.output, at.loss, at.weight, at.samples_now
         batches, loss = _kept(run).batches, KeptWindow()
-        window = at.window = Window(at.window.size, at.window.scale, at.window.reference)
+        window = Window(at.window.size)
+        window.scale, window.reference = at.window.scale, at.window.reference
+        at.window = window
         optimizers = runtime.optimizers
         own = {id(parameter) for parameter in optimizers.held()}
         beside = [(one, one.grad) for one in optimizers.beside().held() if id(one) not in own]
@@ -87,8 +89,9 @@ class Recomputation:
             for parameter, gradient in beside:
                 parameter.grad = gradient
             at.window, at.batch, at.output, at.loss, at.weight, at.samples_now = before
-            if window.scale is not at.window.scale:  # this pass may have overflowed
-                at.window.rescale(window.scale)
+            if window.scale is not at.window.scale:  # it has changed in this pass
+                at.window.scale = window.scale
+                at.window.seeds.clear()
 
 
 def _kept(run: Run) -> KeptWindow:

@@ -39,7 +39,8 @@ class LossScaling:
 
     def apply(self, window: Window) -> None:
         """Scale the losses of a window from now on (no device sync)."""
-        window.rescale(self._scaler.scale(self._one))
+        window.scale = self._scaler.scale(self._one)
+        window.seeds.clear()
 
     def unscale(self, run: Run) -> None:
         """Divide the gradients of a window by the scale; skip its update if one of them is not finite.
@@ -50,7 +51,7 @@ class LossScaling:
             EngineError: If they are finite at no scale.
         """
         optimizers, window, before = run.runtime.optimizers, run.position.window, self.scale
-        window.reference = mean_weight(window)
+        window.reference = None if window.size == 1 else mean_weight(window)
         held = optimizers.held()
         if all(parameter.grad is None for parameter in held):  # nothing was scaled, and the scaler would refuse it
             return
@@ -113,7 +114,7 @@ def build_scaled(run: Run, step: StepFunction) -> StepFunction:
 
 
 def first_on_update(strategy: Strategy, precision: str) -> list[Callable[[Run], None]]:
-    """Return what is called first on entry to `optimizer_update`, so that plugins see the gradient that is applied."""
+    """Return what the engine calls on entry to `optimizer_update`, in this order and before all plugins."""
     return [unscale, strategy.reduce] if precision == "fp16-mixed" else [strategy.reduce]
 
 
