@@ -252,8 +252,8 @@ def test_the_scale_doubles_after_2000_updates_and_the_count_is_resumed(tmp_path)
     resumed = Engine(small_components(loader=rows), RunConfig(epochs=1, precision="fp16-mixed")).run(resume=entry.path)
     engine.run()
     for one in (run, resumed):
-        assert one.runtime.scaling is not None
-        assert one.runtime.scaling.state() == (2.0**17, 10)
+        assert one._runtime.scaling is not None
+        assert one._runtime.scaling.state() == (2.0**17, 10)
     assert equal(weights(run.network), weights(resumed.network))
 
 
@@ -392,8 +392,8 @@ def test_a_window_that_weighs_nothing_leaves_the_scale_alone():
     rows[1][1].fill_(-100)
     run = Engine(small_components(loader=rows), RunConfig(epochs=1, precision="fp16-mixed")).run()
     assert (run.windows, run.update) == (3, 2)
-    assert run.runtime.scaling is not None
-    assert run.runtime.scaling.state() == (2.0**16, 2)
+    assert run._runtime.scaling is not None
+    assert run._runtime.scaling.state() == (2.0**16, 2)
 
 
 def test_a_flushed_window_is_that_of_the_loop_by_hand():
@@ -443,8 +443,8 @@ def test_weights_are_related_to_the_mean_of_the_window_before():
 
     run = run_of("fp16-mixed", rows)
     assert (run.windows, run.update) == (4, 4)
-    assert run.position.window.first == pytest.approx((1 + 1100) / 2)
-    assert run.position.window.reference == pytest.approx((2 + 1000) / 2)
+    assert run._position.window.first == pytest.approx((1 + 1100) / 2)
+    assert run._position.window.reference == pytest.approx((2 + 1000) / 2)
     for one, other in zip(weights(run.network), weights(run_of("fp32", rows).network), strict=True):
         torch.testing.assert_close(one, other, rtol=0.02, atol=0.002)
     of_tensors = run_of("fp16-mixed", [(*row, torch.tensor(weight)) for *row, weight in rows])

@@ -50,7 +50,7 @@ class LossScaling:
         Raises:
             EngineError: If they are finite at no scale.
         """
-        optimizers, window, before = run.runtime.optimizers, run.position.window, self.scale
+        optimizers, window, before = run._runtime.optimizers, run._position.window, self.scale
         window.reference = None if window.size == 1 else mean_weight(window)
         held = optimizers.held()
         if all(parameter.grad is None for parameter in held):  # nothing was scaled, and the scaler would refuse it
@@ -104,12 +104,12 @@ def build_scaled(run: Run, step: StepFunction) -> StepFunction:
     Raises:
         ConfigError: If the optimizers, or the device, do not go with the precision.
     """
-    runtime, precision = run.runtime, run.config.precision
+    runtime, precision = run._runtime, run.config.precision
     if mistakes := precision_mistakes(runtime.optimizers, precision):
         raise ConfigError("\n".join(mistakes))
     if precision == "fp16-mixed":
         runtime.scaling = LossScaling(runtime.device)
-        runtime.scaling.apply(run.position.window)
+        runtime.scaling.apply(run._position.window)
     return in_precision(step, precision, runtime.device)
 
 
@@ -120,5 +120,5 @@ def first_on_update(strategy: Strategy, precision: str) -> list[Callable[[Run], 
 
 def unscale(run: Run) -> None:
     """Un-scale the gradients of a run in fp16, see `LossScaling.unscale`; do nothing in another precision."""
-    if run.runtime.scaling is not None:
-        run.runtime.scaling.unscale(run)
+    if run._runtime.scaling is not None:
+        run._runtime.scaling.unscale(run)
