@@ -247,6 +247,24 @@ def an_optimizer_function_of_nothing(folder: Path) -> None:
     train(network=model, optimizer=lambda: sgd(model))
 
 
+@mistake(ConfigError, "RunConfig.precision must be 'fp32', 'bf16-mixed' or 'fp16-mixed', got 'bf16'")
+def a_precision_by_half_of_its_name(folder: Path) -> None:
+    RunConfig(epochs=1, precision="bf16")
+
+
+@mistake(
+    ConfigError,
+    "RunConfig.precision is 'fp16-mixed', and the step of LBFGS needs a closure",
+    "use 'bf16-mixed' or 'fp32', or another optimizer",
+)
+def an_optimizer_that_needs_a_closure_in_fp16(folder: Path) -> None:
+    model = network()
+    Engine(
+        components(network=model, optimizer=torch.optim.LBFGS(model.parameters())),
+        RunConfig(epochs=1, batch_size=4, precision="fp16-mixed"),
+    )
+
+
 @mistake(
     ConfigError,
     "GradientClipping changes the gradients on entry to optimizer_update, and the step of LBFGS",

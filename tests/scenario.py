@@ -237,6 +237,7 @@ def outcome(engine: Engine) -> dict[str, str]:
         "random state": global_states(),
         "recorded values": [(r.name, r.value, r.seq, r.epoch, r.step, r.update) for r in run.records()],
         "counters": [run.epoch, run.batch_index, run.step, run.update, run.windows, run.samples, run.state, run.reason],
+        "loss scale": run._runtime.scaling and run._runtime.scaling.state(),
         "plugins": {name: plugin.state_dict() for name, plugin in plugins.items() if name != "Checkpoint"},
     }
     return {name: digest(part) for name, part in parts.items()}

@@ -30,6 +30,8 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "odd": {"odd": True},
     "closure": {"closure": True, "schedule": False},
     "background": BACKGROUND,
+    "bf16": {"precision": "bf16-mixed"},
+    "fp16": {"precision": "fp16-mixed", "again": True},
 }
 
 

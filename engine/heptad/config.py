@@ -199,6 +199,10 @@ class RunConfig(_Checked):
         device: Where the network and the batches are placed: `"auto"` (the accelerator if there is one), `"cpu"`,
             `"cuda"`, `"cuda:1"` and so on, or a `torch.device`, of which the name is kept. Of a batch every tensor in
             tuples, lists, mappings, dataclasses and objects of attrs or pydantic is moved, or the object by its `to`.
+        precision: What forward and loss are computed in, in training, evaluation and prediction: `"fp32"` as they are;
+            `"bf16-mixed"` or `"fp16-mixed"` under `torch.autocast`, while weights and update stay in float32. In fp16
+            torch's `GradScaler` scales the losses; an update of which a gradient overflows is skipped, as the first of
+            a run may be, and each waits for the device once.
         deterministic: Asks torch for deterministic algorithms for as long as the run is being driven.
         log_capacity: Transitions that `Run.log` keeps in memory, 10 bytes each; the oldest go first.
         trace_handlers: Keeps for every call of a handler when it was made and how long it took: `explain` and the trace
@@ -220,6 +224,7 @@ class RunConfig(_Checked):
     num_workers: Count = 0
     persistent_workers: bool = False
     device: str | torch.device = "auto"
+    precision: Literal["fp32", "bf16-mixed", "fp16-mixed"] = "fp32"
     deterministic: bool = False
     log_capacity: Positive = 1_000_000
     trace_handlers: bool = False

@@ -39,6 +39,7 @@ from heptad.run.signals import CtrlC
 from heptad.run.until import Until, until_predicate
 from heptad.step.bodies import BODIES, READERS, announced_batch, before_loop, build
 from heptad.step.closure import prepare_recomputation
+from heptad.step.loss_scaling import first_on_update
 from heptad.step.optimizers import Optimizers, given_mistakes
 from heptad.table import guard_of, training_table
 
@@ -75,7 +76,7 @@ class Engine(EngineView):
         for value, expected in ((components, Components), (config, RunConfig)):
             if not isinstance(value, expected):  # pyright: ignore[reportUnnecessaryIsInstance] - for callers without a type checker
                 raise EngineError(f"Engine takes Components, RunConfig and plugins in this order, got {a_kind(value)}")
-        check_together(components, config, given_mistakes(components))
+        check_together(components, config, given_mistakes(components, config.precision))
         self._manager = PluginManager(plugins)
         self._components = components
         self._config = config
@@ -114,8 +115,8 @@ class Engine(EngineView):
         for node, number in table.origin.items():
             bodies[node] = self._visits[number].body
             owners[node] = titled(detours[number][0])
-        # The engine is the first to be called on entry to optimizer_update: plugins see the gradient that is applied.
-        first = [Subscription(None, "", Mark("enter", "optimizer_update"), self._strategy.reduce)]
+        calls = first_on_update(self._strategy, self._config.precision)  # plugins see the gradient that is applied
+        first = [Subscription(None, "", Mark("enter", "optimizer_update"), call) for call in calls]
         if any(plugin.needs_epoch_loss for plugin in self._manager.plugins):
             first += [Subscription(None, "", Mark("exit", state), call) for state, call in SUMMED.items()]
         return self.machine_class(self.current, bodies, guards, first, owners)

@@ -129,6 +129,8 @@ LATER = {
     ("position", "window", "empty"),
     ("position", "window", "losses"),
     ("position", "window", "closed"),
+    ("position", "window", "reference"),
+    ("run", "scaler"),
 }
 """Fields that came after the kept checkpoint was written."""
 

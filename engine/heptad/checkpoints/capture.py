@@ -15,6 +15,7 @@ from heptad.checkpoints.form import (
     StoredPlugin,
     StoredPosition,
     StoredRun,
+    StoredScaler,
     StoredSections,
     StoredSummary,
     StoredValues,
@@ -69,6 +70,7 @@ def capture(
             position=_capture_position(run, detours, subscriptions),
             detached=manager.detached(),
             data=_capture_data(run),
+            scaler=_capture_scaler(run),
             values=StoredValues.of(run._buffer.columns(0)),  # all of the run: one device sync, and a copy
             random=global_states(),  # last: what a state_dict above drew, the run that continues has drawn as well
         ),
@@ -138,6 +140,13 @@ def _capture_position(
         epoch_loss=at.epoch_loss.state(),
         events=[to_plain(event) for event in buffer.events(buffer.seq)],
     )
+
+
+def _capture_scaler(run: Run) -> StoredScaler | None:
+    if run._runtime.scaling is None:
+        return None
+    scale, growth = run._runtime.scaling.state()
+    return StoredScaler(scale=scale, growth=growth)
 
 
 def _capture_data(run: Run) -> dict[str, Any]:

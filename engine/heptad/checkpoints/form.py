@@ -191,7 +191,7 @@ class StoredCounters(Stored):
 
 
 class StoredWindow(Stored):
-    """The fields of `Window`; the last three came later."""
+    """The fields of `Window`; the last four came later."""
 
     steps: Count
     size: Size
@@ -202,6 +202,7 @@ class StoredWindow(Stored):
     empty: bool = False
     losses: Losses = None
     closed: Losses = None
+    reference: Weighed = None
 
     @model_validator(mode="after")
     def _holds_its_steps(self) -> Self:
@@ -390,6 +391,13 @@ class StreamPlace(Stored):
         return self
 
 
+class StoredScaler(Stored):
+    """The loss scale of a run in fp16, and the number of finite updates since it last changed."""
+
+    scale: Annotated[float, Field(gt=0, allow_inf_nan=False)]
+    growth: Count
+
+
 class StoredRun(Stored):
     """The section `run`: what is neither a module nor an optimizer nor a plugin."""
 
@@ -400,6 +408,14 @@ class StoredRun(Stored):
     data: dict[str, Any]
     values: StoredValues
     random: RandomStates
+    scaler: StoredScaler | None = None
+
+    @model_validator(mode="after")
+    def _scales_in_fp16_alone(self) -> Self:
+        fp16 = self.identity.config.get("precision") == "fp16-mixed" and self.position.node != "before_loop"
+        if fp16 is not (self.scaler is not None):
+            raise ValueError("a run in fp16-mixed, and no other, has a loss scale from before_loop on")
+        return self
 
     @model_validator(mode="after")
     def _fits_its_data(self) -> Self:

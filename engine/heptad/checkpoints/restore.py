@@ -171,6 +171,8 @@ def restore(
         undo.pop_all()
     run._buffer.recorded.restore(stored.values.columns())
     _restore_position(run, detours, subscriptions, stored.position, checked)
+    if run._runtime.scaling is not None and stored.scaler is not None:
+        run._runtime.scaling.restore(stored.scaler.scale, stored.scaler.growth, run._position.window)
     cut = _cut_short(run, stored.identity.config.get("max_updates"))
     return [*(option.event() for option in checked.changed), *findings, *_findings(read, cut, _left_open(run))]
 

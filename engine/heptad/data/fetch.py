@@ -14,6 +14,7 @@ from torch.utils.data import default_collate as _default_collate  # pyright: ign
 
 from heptad.data.generators import Generator, generators_of, preserved, seed_cpu
 from heptad.errors import DataError, add_note, counted, kind, summarize
+from heptad.record.host import host_bytes, host_integers
 
 Collate = Callable[[list[Any]], Any]
 default_collate = cast("Collate", _default_collate)
@@ -94,7 +95,7 @@ class Samples:
 
     def __call__(self, indices: torch.Tensor, seed: int) -> Any:
         """Return the batch. The global generators are left as they were, and alone where nothing can draw from them."""
-        places = cast("list[int]", indices.tolist())
+        places = host_integers(host_bytes(indices))
         if self._listed and all(map(is_plain, samples := self._samples(places))):
             return collate_samples(self._collate, samples)
         with preserved():

@@ -6,6 +6,7 @@ import weakref
 from collections.abc import Iterator, Mapping
 from typing import Any, cast
 
+import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
@@ -15,6 +16,7 @@ from heptad.data.generators import generator_state, set_generator_state, stored_
 from heptad.data.order import ORDER_VERSION, batch_seed, order
 from heptad.data.workers import begin_iterating
 from heptad.errors import DataError
+from heptad.record.host import host_bytes
 
 
 class IndexCursor:
@@ -156,7 +158,7 @@ class IndexCursor:
         """Yield, for each batch of the open pass that was not taken yet, its indices and its seed."""
         for place in range(self._next, self._stop):
             number = place * self._world + self._rank
-            yield self._indices(number).numpy(), batch_seed(*self._key, number)
+            yield np.frombuffer(host_bytes(self._indices(number)), np.int64).copy(), batch_seed(*self._key, number)
 
     def _resume(self) -> None:
         """Make a pass that was restored ready, with the dataset as it is now that plugins are open."""

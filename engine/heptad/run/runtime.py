@@ -15,6 +15,7 @@ from heptad.data.feed import Feed
 from heptad.run.evaluating import EvaluationOptions, Measures
 from heptad.run.state import RunState
 from heptad.run.weight import Weight
+from heptad.run.window import Window
 
 
 class OptimizerSet(Protocol):
@@ -139,6 +140,22 @@ class Recomputes(Protocol):
         ...
 
 
+class ScalesLosses(Protocol):
+    """Scales the losses of a run in fp16, and un-scales its gradients."""
+
+    def unscale(self, run: Any) -> None:
+        """Un-scale the gradients of a window, and skip its update if they are not finite."""
+        ...
+
+    def state(self) -> tuple[float, int]:
+        """Return the scale, and the number of finite updates since it last changed."""
+        ...
+
+    def restore(self, scale: float, growth: int, window: Window) -> None:
+        """Restore what `state` returned."""
+        ...
+
+
 class Evaluates(Protocol):
     """Evaluates a network over data; the engine's `Evaluator`.
 
@@ -188,6 +205,7 @@ class Runtime:
         step: The step function; it exists from `before_loop` on.
         recomputation: Computes the window again; `None` where nothing asks for it.
         keeps_window: Whether a plugin asks for it.
+        scaling: Scales the losses in fp16; `None` in another precision.
         gradient_changers: The plugins that change gradients on entry to `optimizer_update`, as messages name them.
         on_loss: What is called in each step before its backward pass, with the run: plugins that ask for it.
         evaluator: Evaluates for `Run.evaluate`; `None` in a run that is itself an evaluation.
@@ -205,6 +223,7 @@ class Runtime:
     evaluator: Evaluates | None = None
     recomputation: Recomputes | None = None
     keeps_window: bool = False
+    scaling: ScalesLosses | None = None
     gradient_changers: Sequence[str] = ()
     bond: Any = None
     step: StepFunction = field(init=False)

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from heptad.errors import EngineError
+from heptad.record.host import host_number
 
 Weight = float | torch.Tensor
 
@@ -26,7 +27,7 @@ def known_weight(weight: Weight | None) -> Weight | None:
         sound = not weight.dim() and weight.dtype != torch.bool
         if sound and not weight.is_cpu:
             return weight.detach()
-        number = weight.item() if sound else None
+        number = host_number(weight) if sound else None
     elif isinstance(weight, np.generic):
         number = cast("object", weight.item())
     if isinstance(number, bool) or not isinstance(number, int | float) or not 0 <= number < math.inf:

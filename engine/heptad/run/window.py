@@ -16,6 +16,7 @@ import torch
 
 from heptad.errors import EngineError
 from heptad.run.loss_mean import Losses
+from heptad.run.seed import seed_of
 from heptad.run.weight import Weight, adds_nothing, relate
 
 
@@ -32,9 +33,13 @@ class Window:
         empty: None of its steps adds anything: each weighs 0 or has no loss. Weights on an accelerator are not asked.
         losses: What its mean loss is taken over; `None` where that is the loss of the newest step.
         closed: The same of the window that was closed last.
+        seeds: What each full, unweighted step hands to its backward pass, by dtype and device of the loss.
+        scale: What fp16 multiplies losses by, a scalar; `None` where nothing is scaled.
+        reference: What fp16 relates weights to in place of the first, where a window holds several.
     """
 
-    __slots__ = ("_seeds", "closed", "empty", "first", "losses", "next_size", "resized", "size", "steps", "total")
+    __slots__ = ("closed", "empty", "first", "losses", "next_size", "reference", "resized", "scale", "seeds", "size",
+                 "steps", "total")  # fmt: skip
 
     def __init__(self, size: int) -> None:
         self.steps = 0
@@ -46,7 +51,9 @@ class Window:
         self.empty = False
         self.losses: Losses | None = []
         self.closed: Losses | None = []
-        self._seeds: dict[tuple[torch.dtype, torch.device], torch.Tensor] = {}
+        self.seeds: dict[tuple[torch.dtype, torch.device], torch.Tensor] = {}
+        self.scale: torch.Tensor | None = None
+        self.reference: Weight | None = None
 
     def resize(self, loss: torch.Tensor | None) -> None:
         """Give the window that is about to be opened the size that was asked for.
@@ -56,8 +63,8 @@ class Window:
         """
         if self.closed is None and loss is not None:
             self.closed = [(loss.detach(), 1.0)]
-        self.size = self.next_size
-        self._seeds.clear()
+        self.size, self.reference = self.next_size, None
+        self.seeds.clear()
 
     def backward(self, loss: Any, weight: Weight | None) -> torch.Tensor | None:
         """Run the backward pass of one step, scaled for the window; none for a step that weighs 0.
@@ -72,22 +79,19 @@ class Window:
         Raises:
             EngineError: If the window mixes steps with and without a weight.
         """
-        # What `backward` is handed is the gradient of the loss with respect to itself: handing in r / k scales every
-        # gradient of this step by r / k, as multiplying the loss would, less a forward and a backward operation.
         relative = self._relative(weight)
-        if isinstance(relative, torch.Tensor):  # stays on its device: no sync
-            loss.backward((relative / self.size).to(loss.device, loss.dtype).reshape(loss.shape))
-        elif not relative:
+        known = not isinstance(relative, torch.Tensor)  # one on an accelerator stays there: no sync
+        if known and not relative:
             return loss.detach() if isinstance(loss, torch.Tensor) else None
-        elif relative != 1.0:
-            loss.backward(torch.full_like(loss, relative / self.size))
+        if not known or relative != 1.0:
+            loss.backward(seed_of(loss, relative / self.size, self.scale))
         elif self.size == 1:
-            loss.backward()  # the only step of its window needs no scaling
+            loss.backward(self.scale)  # the only step of its window needs no more
         else:
             # 1 / k, to the bit what dividing the loss by k hands on; kept, since the window asks for it k times
-            seed = self._seeds.get((loss.dtype, loss.device))
+            seed = self.seeds.get((loss.dtype, loss.device))
             if seed is None:
-                seed = self._seeds[loss.dtype, loss.device] = torch.full_like(loss, 1.0 / self.size).detach()
+                seed = self.seeds[loss.dtype, loss.device] = seed_of(loss, 1.0 / self.size, self.scale).detach()
             loss.backward(seed)
         if self.losses is not None:
             self.losses.append((loss.detach(), relative))
@@ -106,7 +110,7 @@ class Window:
 
     def _relative(self, weight: Weight | None) -> Weight:
         if self.steps == 0:
-            self.first, self.total, self.empty, self.losses = None, 0.0, True, []
+            self.first, self.total, self.empty, self.losses = self.reference, 0.0, True, []
         elif weight.__class__ is int is self.first.__class__ and weight == self.first:
             self.total = self.total + 1.0  # what follows comes to the same, at the cost of two calls for each step
             return 1.0
@@ -118,8 +122,6 @@ class Window:
                 f"{'do' if weight is None else 'do not'}; give LossOutput.weight in every step of a window or in none"
             )
         self.empty = False
-        relative: Weight = 1.0
-        if weight is not None:
-            relative, self.first = relate(weight, self.first)
+        relative, self.first = (1.0, None) if weight is None else relate(weight, self.first)
         self.total = self.total + relative  # not +=, which would write into a tensor that a checkpoint may hold
         return relative

@@ -21,6 +21,7 @@ from heptad.step.closure import build_recomputation
 from heptad.step.first_step import FirstStep
 from heptad.step.function import build_step, check_loss
 from heptad.step.judging import call_on_loss
+from heptad.step.loss_scaling import build_scaled
 from heptad.step.optimizers import apply_init_weights, build_optimizers
 from heptad.step.untrained import LOOKS, Bond, find_untrained, look_after_parameters
 
@@ -51,7 +52,7 @@ def build(run: Run, strategy: Strategy) -> None:
     runtime.optimizers = build_optimizers(runtime.components)  # after placing, which may replace the parameters
     runtime.bond = Bond(runtime)
     build_recomputation(run, strategy)
-    runtime.step = FirstStep(build_step(runtime.components, runtime.forward, weighs=False), runtime)
+    runtime.step = FirstStep(build_scaled(run, build_step(runtime.components, runtime.forward, weighs=False)), runtime)
     run._buffer.facts |= {
         **run.config.model_dump(),
         "batches": runtime.feed.batches,
@@ -116,7 +117,7 @@ def process_batch(run: Run) -> None:
     try:
         if window.size == 1 and at.weight is None:
             window.empty, window.losses = False, None
-            loss.backward()  # what window.backward would do, less a call
+            loss.backward(window.scale)  # what window.backward would do, less a call
         else:
             at.loss = window.backward(loss, at.weight)
     except Exception as error:

@@ -14,6 +14,7 @@ from heptad.run.kept import KeptWindow
 from heptad.run.run import Run
 from heptad.run.runtime import Runtime
 from heptad.run.window import Window
+from heptad.step.loss_scaling import unscale
 from heptad.step.optimizers import given_optimizers, needs_closure
 
 
@@ -63,7 +64,9 @@ class Recomputation:
         at, runtime, strategy = run._position, run._runtime, self._strategy
         before = at.window, at.batch, at.output, at.loss, at.weight, at.samples_now
         batches, loss = _kept(run).batches, KeptWindow()
-        window = at.window = Window(at.window.size)
+        window = Window(at.window.size)
+        window.scale, window.reference = at.window.scale, at.window.reference
+        at.window = window
         optimizers = runtime.optimizers
         own = {id(parameter) for parameter in optimizers.held()}
         beside = [(one, one.grad) for one in optimizers.beside().held() if id(one) not in own]
@@ -79,12 +82,16 @@ class Recomputation:
                         window.backward(at.loss, at.weight)
                     loss.add(batch, at.loss, at.weight, window)
                     window.steps += 1
+            unscale(run)
             strategy.reduce(run)
             return loss.corrected(window)
         finally:
             for parameter, gradient in beside:
                 parameter.grad = gradient
             at.window, at.batch, at.output, at.loss, at.weight, at.samples_now = before
+            if window.scale is not at.window.scale:  # it has changed in this pass
+                at.window.scale = window.scale
+                at.window.seeds.clear()
 
 
 def _kept(run: Run) -> KeptWindow:

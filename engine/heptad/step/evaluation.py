@@ -120,6 +120,7 @@ def reading_config(config: RunConfig) -> RunConfig:
         num_workers=config.num_workers,
         persistent_workers=config.persistent_workers,
         device=config.device,
+        precision=config.precision,
     )
 
 

@@ -35,6 +35,7 @@ from heptad.step.evaluation import (
 from heptad.step.function import LossStep, build_step
 from heptad.step.metrics import Metrics, MetricsInput, metrics_mistake
 from heptad.step.optimizers import Optimizers
+from heptad.step.precision import autocast, in_precision
 from heptad.step.trial import buffers_preserved, copies_of, first_batch, has_memory
 from heptad.table import evaluation_table
 
@@ -68,6 +69,7 @@ class Evaluator:
     ) -> None:
         self._components = components
         self._config = reading_config(config)
+        autocast(config.precision, device)  # refused now and not in the first step
         self._device = device
         self._machine = machine
         self.expected: set[str] = set()
@@ -129,9 +131,9 @@ class Evaluator:
             )
 
     def _step(self, options: EvaluationOptions) -> StepFunction:
-        if (compute_loss := options.get("compute_loss")) is not None:
-            return LossStep(self._components.network, compute_loss)
-        return build_step(self._components, self._components.network, weighs=True)
+        compute_loss, parts = options.get("compute_loss"), self._components
+        own = None if compute_loss is None else LossStep(parts.network, compute_loss)
+        return in_precision(own or build_step(parts, parts.network, weighs=True), self._config.precision, self._device)
 
     def evaluate(
         self,

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from heptad.errors import DataError, EngineError, a_kind, add_note, summarize
+from heptad.record.host import host_number
 from heptad.run.evaluating import EvaluationOptions, Measures
 from heptad.step.results import split
 
@@ -180,7 +181,7 @@ def metrics_mistake(metrics: object, *, alone: bool = False) -> str | None:
 def _is_nothing(weight: float | torch.Tensor | None) -> bool:
     """Return whether the host knows that a batch weighs nothing; a tensor on an accelerator is not read."""
     if isinstance(weight, torch.Tensor):
-        return weight.is_cpu and not weight.dim() and weight.item() == 0
+        return weight.is_cpu and not weight.dim() and host_number(weight) == 0
     return weight == 0
 
 

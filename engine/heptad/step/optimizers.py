@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, cast
 
 import numpy as np
+import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
@@ -223,11 +224,12 @@ def given_optimizers(components: Components) -> list[Any]:
     return [part for part in listed(components.optimizer) if is_optimizer(part)]
 
 
-def given_mistakes(components: Components) -> list[str]:
+def given_mistakes(components: Components, precision: str = "fp32") -> list[str]:
     """Return what is wrong with the optimizers that are given ready-made."""
     given = given_optimizers(components)
     side = {name: part for name, part in components.side_optimizers.items() if is_optimizer(part)}
-    return [*optimizer_mistakes(given, components.network), *side_mistakes(side, given)]
+    mistakes = [*optimizer_mistakes(given, components.network), *side_mistakes(side, given)]
+    return mistakes or precision_mistakes(given, precision)
 
 
 def _make(given: Any, network: nn.Module, field: str) -> Any:
@@ -269,6 +271,26 @@ def optimizer_mistakes(optimizers: Sequence[Any], network: nn.Module) -> list[st
             mistakes.append(
                 f"Components.optimizer holds the same {kind(optimizer)} twice: it would update twice; pass it once"
             )
+    return mistakes
+
+
+def precision_mistakes(optimizers: Iterable[Any], precision: str) -> list[str]:
+    """Return what is wrong with optimizers beside a `RunConfig.precision`: torch's GradScaler refuses the same."""
+    if precision != "fp16-mixed":
+        return []
+    given = Optimizers(optimizers)
+    mistakes = [
+        f"RunConfig.precision is 'fp16-mixed', and the step of {kind(optimizer)} needs a closure: what gradients that "
+        "computes would be neither un-scaled nor checked; use 'bf16-mixed' or 'fp32', or another optimizer"
+        for optimizer in given
+        if needs_closure(optimizer)
+    ]
+    held = given.held()
+    if halves := sum(parameter.dtype is torch.float16 for parameter in held):
+        mistakes.append(
+            f"RunConfig.precision is 'fp16-mixed', and {halves} of the {len(held)} parameters of the optimizers are "
+            "float16; autocast makes the halves of float32: leave out network.half()"
+        )
     return mistakes
 
 
