@@ -13,6 +13,7 @@ from heptad import Detour, Plugin, Run
 from heptad.plugin import (
     Accumulation,
     Behind,
+    Compilation,
     Detach,
     Drop,
     Event,
@@ -22,6 +23,7 @@ from heptad.plugin import (
     NoUpdate,
     OptionChange,
     Pause,
+    Recompilation,
     RecordedArray,
     Remark,
     Resume,
@@ -30,6 +32,7 @@ from heptad.plugin import (
     SkipBatch,
     StillDetached,
     Stop,
+    Uncompiled,
     Untrained,
 )
 from heptad.record.arrays import pack_array
@@ -92,6 +95,9 @@ LATER: list[Event] = [
     Behind(*AT, 6_000_000),
     SharedGenerators(*AT, "the thread A"),
     Untrained(*AT, "the layer is another"),
+    Compilation(*AT, 12, 2, 3.5),
+    Recompilation(*AT, 1, 0.25, 4, "tensor 'x' size mismatch at index 0"),
+    Uncompiled(*AT, "Dynamo recompile limit exceeded"),
 ]
 """Events that format 1 did not have."""
 

@@ -22,7 +22,7 @@ from heptad.history.export.rows import transition_row
 from heptad.history.source import Source
 from heptad.history.transition import Transition
 from heptad.record.chunk import Ints, View
-from heptad.record.events import Behind, Event
+from heptad.record.events import Behind, Compilation, Event
 from heptad.record.values import Recorded
 
 BEFORE, AFTER = 3, 3
@@ -145,7 +145,7 @@ def diff(one: Source, other: Source, ignore: Iterable[str] = ()) -> Diff:
         other: "There".
         ignore: Patterns, such as `"*_per_second"`: values of these names and events of these kinds are ignored.
     """
-    patterns = (Behind.kind, *ignore)  # which tells of the disk, not of the run
+    patterns = (Behind.kind, Compilation.kind, *ignore)  # which tell of disk and process, not of the run
 
     def heard(name: str) -> bool:
         return not any(fnmatchcase(name, pattern) for pattern in patterns)

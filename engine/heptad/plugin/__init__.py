@@ -20,6 +20,7 @@ _HOMES = {
         (
             "Accumulation",
             "Behind",
+            "Compilation",
             "Detach",
             "Drop",
             "Event",
@@ -30,6 +31,7 @@ _HOMES = {
             "OptionChange",
             "Pause",
             "RecordedArray",
+            "Recompilation",
             "Remark",
             "Resume",
             "SharedGenerators",
@@ -37,6 +39,7 @@ _HOMES = {
             "SkipBatch",
             "StillDetached",
             "Stop",
+            "Uncompiled",
             "Untrained",
         ),
         "record.events",

@@ -1,0 +1,127 @@
+"""`torch.compile` of blocks, in place, and what torch has compiled since it was last asked, as events.
+
+`nn.Module.compile` gives a module a compiled call beside its own: no module wraps another, so that names of parameters,
+checkpoints and copies know nothing of it. Torch compiles when a block is first called with such shapes, modes and
+types; it keeps the code by the source it is made of, for the length of the process.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import nn
+
+from heptad.record.events import Compilation, Recompilation, Uncompiled
+from heptad.run.run import Run
+
+CompiledCall = Callable[..., Any]
+
+REPEATS_FAITHFULLY = ("inductor", "cudagraphs", "aot_")
+"""What the names of backends begin with that go through AOTAutograd, which sees to it that what is recomputed inside
+compiled code draws the same random numbers. Others do not: with them recomputation goes around the compiled code."""
+
+
+def compile_block(block: nn.Module, options: bool | dict[str, Any]) -> CompiledCall:
+    """Return what calls a block by compiled code; torch compiles when it is first called.
+
+    Raises:
+        Exception: What torch raises where it cannot compile on this platform.
+    """
+    before = use_call(block, None)
+    try:
+        block.compile(**(options if isinstance(options, dict) else {}))
+    finally:
+        made = use_call(block, before)
+    assert made is not None
+    return made
+
+
+def use_call(block: nn.Module, call: CompiledCall | None) -> CompiledCall | None:
+    """Have a block called by compiled code, or by its own where that is `None`; return what it was called by."""
+    own = vars(block)
+    before: CompiledCall | None = own.pop("_compiled_call_impl", None)
+    if call is not None:
+        own["_compiled_call_impl"] = call
+    return before
+
+
+def recomputes_inside(options: bool | dict[str, Any]) -> bool:
+    """Return whether what is recomputed may be a part of what is compiled."""
+    backend = options.get("backend", "inductor") if isinstance(options, dict) else "inductor"
+    return str(backend).startswith(REPEATS_FAITHFULLY)
+
+
+def is_of_compiler(error: BaseException) -> bool:
+    """Return whether it is the compiler that failed, and not what was compiled."""
+    from torch._dynamo.exc import TorchDynamoException  # noqa: PLC0415 - it takes seconds to import
+
+    return isinstance(error, TorchDynamoException)
+
+
+class CompilationWatch:
+    """Notes in the log of a run what torch compiles while it is driven.
+
+    Torch keeps figures of its last 64 compilations; whatever is compiled in this process counts, the user's own parts
+    too. Asking costs less than a microsecond.
+
+    Args:
+        blocks: How many blocks are compiled one by one.
+    """
+
+    def __init__(self, blocks: int) -> None:
+        from torch._dynamo.utils import get_compilation_metrics  # noqa: PLC0415 - as above
+
+        self._figures: Callable[[], list[Any]] = get_compilation_metrics
+        self._blocks = blocks
+        self._last = self._newest()
+        self._began = False
+        self._again = 0
+
+    def look(self, run: Run, *, first: bool = False) -> None:
+        """Note what was compiled since the last call.
+
+        Args:
+            run: The run, of which a transition is under way.
+            first: Whether the blocks have just been run for the first time.
+        """
+        figures = self._figures()
+        if figures and figures[-1] is not self._last:
+            self._note(run, self._new(figures))
+        elif first and not self._began:
+            self._note(run, [])
+
+    def _newest(self) -> Any:
+        figures = self._figures()
+        return figures[-1] if figures else None
+
+    def _new(self, figures: list[Any]) -> list[Any]:
+        news: list[Any] = []
+        for one in reversed(figures):
+            if one is self._last:
+                break
+            news.append(one)
+        self._last = figures[-1]
+        return news[::-1]
+
+    def _note(self, run: Run, news: list[Any]) -> None:
+        seconds = sum(one.duration_us or 0 for one in news) / 1e6
+        made = [one for one in news if one.has_guarded_code]
+        reasons = [_in_torchs_words(one.recompile_reason) for one in made if one.recompile_reason]
+        if not self._began:
+            self._began = True
+            run.emit(Compilation, blocks=self._blocks, graphs=len(made), seconds=seconds)
+        elif made:
+            self._again += len(made)
+            reason = reasons[0] if reasons else "code that had not been run before"
+            run.emit(Recompilation, graphs=len(made), seconds=seconds, total=self._again, reason=reason)
+        for one in news:
+            if one.fail_type is not None:
+                words = map(_in_torchs_words, (one.fail_reason, one.recompile_reason))
+                run.emit(Uncompiled, reason="; ".join(filter(None, words)))
+
+
+def _in_torchs_words(text: str | None) -> str:
+    """Return the first line of what torch says, without the source that it shows at its end."""
+    first = (text or "").strip().partition("\n")[0]
+    return first.partition("  #")[0].strip()

@@ -1,0 +1,109 @@
+"""`Blocks`: the blocks of a run's network, compiled and recomputed while the run is driven."""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from contextlib import ExitStack, contextmanager
+from functools import partial
+from typing import Any
+
+from torch import nn
+
+from heptad.blocks.compilation import (
+    CompilationWatch,
+    CompiledCall,
+    compile_block,
+    is_of_compiler,
+    recomputes_inside,
+    use_call,
+)
+from heptad.blocks.finding import find_blocks
+from heptad.blocks.recomputation import WrittenBuffers, recompute, recompute_no_more, recomputed
+from heptad.config import Components, RunConfig
+from heptad.errors import ConfigError, add_note, diagnose
+
+
+class Blocks:
+    """What `RunConfig.compile` and `RunConfig.recompute` do to the network, and undo.
+
+    The network is the user's: it is compiled and recomputed in the blocks of `in_use`, where the engine drives or
+    evaluates, and is bare outside of them. What stays is what torch has compiled, in this process and in its cache on
+    disk.
+
+    Args:
+        components: Whose network it is.
+        config: What is to be done.
+
+    Attributes:
+        compiles: Whether anything is compiled.
+
+    Raises:
+        ConfigError: If the blocks cannot be found, or the network is what `torch.compile` returned.
+    """
+
+    def __init__(self, components: Components, config: RunConfig) -> None:
+        self._components = components
+        self._options = config.compile
+        self._recomputes = config.recompute
+        self.compiles = bool(self._options)
+        self._inside = not self.compiles or recomputes_inside(self._options)
+        """Whether recomputation is a part of the block's forward, compiled with it."""
+        self._entered = 0
+        self._calls: dict[int, tuple[nn.Module, CompiledCall]] = {}
+        """Compiled calls by the id of their block, which is held so that its id stays its own."""
+        if self.compiles and hasattr(components.network, "_orig_mod"):
+            raise ConfigError(
+                "RunConfig.compile: Components.network is what torch.compile returned, whose parameters have other "
+                "names; pass the network itself, or leave RunConfig.compile out"
+            )
+        if self.compiles or self._recomputes or components.blocks is not None:
+            self._find()
+
+    def watch(self) -> CompilationWatch:
+        """Return what notes compilations."""
+        return CompilationWatch(len(self._find()))
+
+    @contextmanager
+    def in_use(self) -> Generator[None]:
+        """Have the blocks compiled and recomputed; a block within another one does nothing.
+
+        Raises:
+            Exception: What the block raised, unchanged but for a note where the compiler failed.
+        """
+        if self._entered or not (self.compiles or self._recomputes):
+            yield
+            return
+        blocks = self._find()
+        self._entered += 1
+        try:
+            with ExitStack() as undo:
+                for block in blocks.values():
+                    if self._recomputes and self._inside and recompute(block):
+                        undo.callback(recompute_no_more, block)
+                    if self.compiles:
+                        undo.callback(use_call, block, use_call(block, self._call(block)))
+                yield
+        except Exception as error:
+            if self.compiles and is_of_compiler(error):
+                add_note(error, diagnose("compilation", [*blocks], self._options))
+            raise
+        finally:
+            self._entered -= 1
+
+    def _find(self) -> dict[str, nn.Module]:
+        return find_blocks(self._components.network, self._components.blocks)
+
+    def _call(self, block: nn.Module) -> CompiledCall:
+        if id(block) not in self._calls:
+            self._calls[id(block)] = block, self._compiled(block)
+        return self._calls[id(block)][1]
+
+    def _compiled(self, block: nn.Module) -> CompiledCall:
+        call, written = compile_block(block, self._options), WrittenBuffers()
+        if not self._recomputes or self._inside:
+            return call
+
+        def around(*args: Any, **options: Any) -> Any:
+            return recomputed(block, partial(call, **options), args, written)
+
+        return around
