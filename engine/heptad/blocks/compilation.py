@@ -7,15 +7,20 @@ types; it keeps the code by the source it is made of, for the length of the proc
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from types import MethodType
 from typing import Any
 
+import torch
 from torch import nn
 
+from heptad.blocks.frames import give_own_code
 from heptad.record.events import Compilation, Recompilation, Uncompiled
 from heptad.run.run import Run
 
 CompiledCall = Callable[..., Any]
+
+_MOST_REASONS = 4
 
 REPEATS_FAITHFULLY = ("inductor", "cudagraphs", "aot_")
 """What the names of backends begin with that go through AOTAutograd, which sees to it that what is recomputed inside
@@ -28,13 +33,29 @@ def compile_block(block: nn.Module, options: bool | dict[str, Any]) -> CompiledC
     Raises:
         Exception: What torch raises where it cannot compile on this platform.
     """
+    given = options if isinstance(options, dict) else {}
+    if type(block).forward.__module__.startswith("torch.") and "forward" not in vars(block):
+        return torch.compile(_outer_frame(block), **given)
     before = use_call(block, None)
     try:
-        block.compile(**(options if isinstance(options, dict) else {}))
+        block.compile(**given)
     finally:
         made = use_call(block, before)
     assert made is not None
     return made
+
+
+def _outer_frame(block: nn.Module) -> CompiledCall:
+    """Return a call of a block with a frame around it: torch begins to compile in no frame of its own modules.
+
+    `nn.Module.compile` compiles nothing of a `Sequential` or a `TransformerEncoderLayer`.
+    """
+
+    def call(self: Any, *args: Any, **options: Any) -> Any:
+        return self._call_impl(*args, **options)
+
+    give_own_code(call, type(block))
+    return MethodType(call, block)
 
 
 def use_call(block: nn.Module, call: CompiledCall | None) -> CompiledCall | None:
@@ -70,9 +91,11 @@ class CompilationWatch:
     """
 
     def __init__(self, blocks: int) -> None:
-        from torch._dynamo.utils import get_compilation_metrics  # noqa: PLC0415 - as above
+        from torch._dynamo.utils import get_compilation_metrics, guard_failures  # noqa: PLC0415 - as above
 
         self._figures: Callable[[], list[Any]] = get_compilation_metrics
+        self._failures: Mapping[Any, Sequence[str]] = guard_failures
+        self._told = self._lengths()
         self._blocks = blocks
         self._last = self._newest()
         self._began = False
@@ -107,18 +130,28 @@ class CompilationWatch:
     def _note(self, run: Run, news: list[Any]) -> None:
         seconds = sum(one.duration_us or 0 for one in news) / 1e6
         made = [one for one in news if one.has_guarded_code]
-        reasons = [_in_torchs_words(one.recompile_reason) for one in made if one.recompile_reason]
+        reasons = self._new_reasons()
         if not self._began:
             self._began = True
             run.emit(Compilation, blocks=self._blocks, graphs=len(made), seconds=seconds)
         elif made:
             self._again += len(made)
-            reason = reasons[0] if reasons else "code that had not been run before"
-            run.emit(Recompilation, graphs=len(made), seconds=seconds, total=self._again, reason=reason)
+            run.emit(Recompilation, graphs=len(made), seconds=seconds, total=self._again, reason="; ".join(reasons))
         for one in news:
             if one.fail_type is not None:
                 words = map(_in_torchs_words, (one.fail_reason, one.recompile_reason))
                 run.emit(Uncompiled, reason="; ".join(filter(None, words)))
+
+    def _lengths(self) -> dict[Any, int]:
+        return {code: len(failures) for code, failures in self._failures.items()}
+
+    def _new_reasons(self) -> list[str]:
+        """Return why what was compiled did not do, without what stands twice."""
+        told, self._told = self._told, self._lengths()
+        new = (one for code, failures in self._failures.items() for one in failures[told.get(code, 0) :])
+        words = (_in_torchs_words(one).partition(": ") for one in new)  # behind the number of what was compiled
+        reasons = list(dict.fromkeys(reason.rstrip(". ") for _, _, reason in words if reason))
+        return reasons[:_MOST_REASONS] or ["code that had not been run before"]
 
 
 def _in_torchs_words(text: str | None) -> str:

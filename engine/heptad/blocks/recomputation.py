@@ -17,6 +17,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils import checkpoint as torch_checkpoint
 
+from heptad.blocks.frames import give_own_code
+
 FORWARD_BEFORE = "_forward_before_recomputation"
 """Where an instance keeps a forward of its own that it had, if it had one: copies of the module must find theirs."""
 
@@ -110,7 +112,7 @@ def recompute(block: nn.Module) -> bool:
         if hasattr(own["forward"], _MARK):
             return False
         setattr(block, FORWARD_BEFORE, own["forward"])
-    block.forward = MethodType(_recomputing(), block)
+    block.forward = MethodType(_recomputing(block), block)
     return True
 
 
@@ -122,7 +124,7 @@ def recompute_no_more(block: nn.Module) -> None:
         block.forward = own.pop(FORWARD_BEFORE)
 
 
-def _recomputing() -> Callable[..., Any]:
+def _recomputing(block: nn.Module) -> Callable[..., Any]:
     """Return a forward for one block."""
     written = WrittenBuffers()
 
@@ -132,6 +134,7 @@ def _recomputing() -> Callable[..., Any]:
         call = partial(type(self).forward, self, **options) if before is None else partial(before, **options)
         return recomputed(self, call, args, written)
 
+    give_own_code(forward, type(block))
     setattr(forward, _MARK, True)
     return forward
 

@@ -339,7 +339,7 @@ class Recompilation(Event):
         graphs: How many graphs, since the event before.
         seconds: How long it took.
         total: Graphs that were compiled again since the run began, or was resumed.
-        reason: The first reason, in torch's words.
+        reason: Why what was there did not do, in torch's words.
     """
 
     kind = "compile"
