@@ -193,9 +193,10 @@ def test_a_smoke_run_leaves_everything_as_it_was():
     assert_same(outcome(network), expected)
 
 
-def test_a_run_that_is_advanced_turn_by_turn_compiles_once():
+@pytest.mark.parametrize("recompute", [False, True])
+def test_a_run_that_is_advanced_turn_by_turn_compiles_once(recompute: bool):
     expected, network = plain(), stack()
-    trainer = engine(network)
+    trainer = engine(network, compile={"backend": "aot_eager"}, recompute=recompute)
     while not trainer.current.ended:
         trainer.advance()
     assert_same(outcome(network), expected)

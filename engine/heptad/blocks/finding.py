@@ -31,9 +31,8 @@ def find_blocks(network: nn.Module, choose: Chooser | None) -> dict[str, nn.Modu
     if choose is None:  # of two lists of one length the outer one
         return {name: block for name, block in found.items() if name not in nested} or {"": network}
     for name, outer in nested.items():
-        raise ConfigError(
-            f"Components.blocks gives {name!r} and {outer or 'the network'!r}, which holds it; give one of them"
-        )
+        holder = repr(outer) if outer else "the network"
+        raise ConfigError(f"Components.blocks gives {name!r} and {holder}, which holds it; give one of them")
     return found
 
 
