@@ -34,7 +34,7 @@ def compile_block(block: nn.Module, options: bool | dict[str, Any]) -> CompiledC
         Exception: What torch raises where it cannot compile on this platform.
     """
     given = options if isinstance(options, dict) else {}
-    if type(block).forward.__module__.startswith("torch.") and "forward" not in vars(block):
+    if str(type(block).forward.__module__).startswith("torch.") and "forward" not in vars(block):
         return torch.compile(_outer_frame(block), **given)
     before = use_call(block, None)
     try:
