@@ -45,7 +45,7 @@ def _step_and_put_back(run: Run) -> bool:
     step of the run: with a `compute_loss`, which may do anything; with hooks; with data of which no batch can be had
     twice. An error is left to the first step, which raises it where it belongs.
     """
-    runtime, parts = run.runtime, run.components
+    runtime, parts = run._runtime, run.components
     network = runtime.network
     if parts.criterion is None or not run.epochs_remain or not has_memory(network) or _has_hooks(network):
         return False
