@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 import pickle
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -388,6 +389,29 @@ def test_no_options_are_the_default_ones():
 def test_what_torch_compile_returned_is_refused():
     with pytest.raises(ConfigError, match="pass the network itself"):
         engine(torch.compile(stack(), backend="eager"))
+
+
+def test_a_script_is_refused():
+    with warnings.catch_warnings(action="ignore", category=DeprecationWarning):
+        script = torch.jit.script(nn.Linear(WIDTH, 3))
+    for option in ("compile", "recompute"):
+        with pytest.raises(ConfigError, match=rf"RunConfig\.{option}: the network is a ScriptModule"):
+            engine(script, **{"compile": False, option: True})
+
+
+def test_predictions_that_are_not_all_taken_leave_a_run_compiled():
+    network = stack()
+    trainer = engine(network)
+    predictions = trainer.predict(samples())
+    next(predictions)
+    trainer.on_enter("after_step", once=True)(lambda run: predictions.close())
+    trainer.on_enter("after_loop")(
+        lambda run: compiled.append(vars(run.network.get_submodule("layers.0")).get("_compiled_call_impl"))
+    )
+    compiled: list[Any] = []
+    trainer.run()
+    assert compiled != [None]
+    assert "_compiled_call_impl" not in vars(network.layers[0])
 
 
 @pytest.mark.parametrize("accumulation", [1, 4])

@@ -7,6 +7,7 @@ from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import Any
 
+import torch
 from torch import nn
 
 from heptad.blocks.compilation import (
@@ -38,7 +39,7 @@ class Blocks:
         compiles: Whether anything is compiled.
 
     Raises:
-        ConfigError: If the blocks cannot be found, or the network is what `torch.compile` returned.
+        ConfigError: If the blocks cannot be found, or are compiled already in a way that cannot be undone.
     """
 
     def __init__(self, components: Components, config: RunConfig) -> None:
@@ -48,7 +49,9 @@ class Blocks:
         self.compiles = bool(self._options)
         self._inside = not self.compiles or recomputes_inside(self._options)
         """Whether recomputation is a part of the block's forward, compiled with it."""
-        self._entered = 0
+        self._users = 0
+        """The contexts of `in_use` that are open: a run, an evaluation, predictions that are not all taken."""
+        self._undo = ExitStack()
         self._calls: dict[int, tuple[nn.Module, CompiledCall]] = {}
         """Compiled calls by the id of their block, which is held so that its id stays its own."""
         if self.compiles and hasattr(components.network, "_orig_mod"):
@@ -56,8 +59,10 @@ class Blocks:
                 "RunConfig.compile: Components.network is what torch.compile returned, whose parameters have other "
                 "names; pass the network itself, or leave RunConfig.compile out"
             )
-        if self.compiles or self._recomputes or components.blocks is not None:
-            self._find()
+        if self.compiles or self._recomputes:
+            self._refuse_scripts(self._find())
+        elif components.blocks is not None:
+            self._find()  # which says what is wrong with them
 
     def watch(self) -> CompilationWatch:
         """Return what notes compilations."""
@@ -65,30 +70,43 @@ class Blocks:
 
     @contextmanager
     def in_use(self) -> Generator[None]:
-        """Have the blocks compiled and recomputed; a block within another one does nothing.
+        """Have the blocks compiled and recomputed: from the first of these contexts to enter until the last to leave.
 
         Raises:
             Exception: What the block raised, unchanged but for a note where the compiler failed.
         """
-        if self._entered or not (self.compiles or self._recomputes):
+        if not (self.compiles or self._recomputes):
             yield
             return
-        blocks = self._find()
-        self._entered += 1
+        self._users += 1
         try:
-            with ExitStack() as undo:
-                for block in blocks.values():
-                    if self._recomputes and self._inside and recompute(block):
-                        undo.callback(recompute_no_more, block)
-                    if self.compiles:
-                        undo.callback(use_call, block, use_call(block, self._call(block)))
-                yield
+            if self._users == 1:
+                self._put_on()
+            yield
         except Exception as error:
             if self.compiles and is_of_compiler(error):
-                add_note(error, diagnose("compilation", [*blocks], self._options))
+                add_note(error, diagnose("compilation", [*self._find()], self._options))
             raise
         finally:
-            self._entered -= 1
+            self._users -= 1
+            if not self._users:
+                self._undo.close()
+
+    def _refuse_scripts(self, blocks: dict[str, nn.Module]) -> None:
+        for name, block in blocks.items():
+            if isinstance(block, torch.jit.ScriptModule):
+                option = "compile" if self.compiles else "recompute"
+                raise ConfigError(
+                    f"RunConfig.{option}: {repr(name) if name else 'the network'} is a ScriptModule, which TorchScript "
+                    "has compiled; pass the module that it was made of, or leave the option out"
+                )
+
+    def _put_on(self) -> None:
+        for block in self._find().values():
+            if self._recomputes and self._inside and recompute(block):
+                self._undo.callback(recompute_no_more, block)
+            if self.compiles:
+                self._undo.callback(use_call, block, use_call(block, self._call(block)))
 
     def _find(self) -> dict[str, nn.Module]:
         return find_blocks(self._components.network, self._components.blocks)
