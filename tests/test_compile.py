@@ -307,9 +307,14 @@ def test_what_torch_gives_up_compiling_is_said():
     assert any(isinstance(event, Uncompiled) and "limit" in event.reason for event in events)
 
 
-def test_a_journal_holds_the_options_and_the_events(tmp_path: Path):
-    path = tmp_path / "a.journal"
-    run = engine(stack(), [Journal(path)]).run()
+def test_journal_and_checkpoint_hold_the_options_and_the_events(tmp_path: Path):
+    path, options = tmp_path / "a.journal", {**TRACED, "options": {"mine": 1.5}, "dynamic": None}
+    if "mine" not in torch._dynamo.list_backends(None):
+        torch._dynamo.register_backend(name="mine")(lambda graph, inputs, **given: graph)
+    options["backend"] = "mine"
+    plugins = [Journal(path), Checkpoint(tmp_path / "a")]
+    run = engine(stack(), plugins, compile=options, epochs=1).run()
+    engine(stack(), plugins[1:], compile=options).run(resume=tmp_path / "a")
     read = type(run.log).load(path)
     assert read.notes("compile") == run.log.notes("compile")
 
@@ -342,6 +347,29 @@ def test_a_network_that_cannot_be_compiled_gives_the_reason_and_the_way_out():
     assert "leave RunConfig.compile out" in note
     assert "Components.blocks" in note
     assert "fullgraph" in note
+
+
+class Penalised(nn.Linear):
+    """A network whose loss needs the derivative of a derivative."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Return the logits, with a slope that is a part of them."""
+        return super().forward(input).pow(3)
+
+
+def penalty(network: nn.Module, batch: Any) -> Tensor:
+    """Return the squared slope of the network."""
+    data = batch[0].clone().requires_grad_()
+    (slope,) = torch.autograd.grad(network(data).sum(), data, create_graph=True)
+    return slope.square().sum()
+
+
+def test_what_compiled_code_cannot_do_gives_the_way_out_too():
+    given = {"compute_loss": penalty, "criterion": None}
+    assert engine(Penalised(WIDTH, 3), given=given, compile=False, recompute=True).run().state == "finished"
+    with pytest.raises(RuntimeError, match="double backward") as caught:
+        engine(Penalised(WIDTH, 3), given=given, compile={"backend": "aot_eager"}).run()
+    assert any("leave RunConfig.compile out" in note for note in caught.value.__notes__)
 
 
 def test_a_network_that_breaks_is_run_all_the_same():

@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from heptad.blocks.frames import give_own_code
+from heptad.errors import in_a_line
 from heptad.record.events import Compilation, Recompilation, Uncompiled
 from heptad.run.run import Run
 
@@ -77,7 +78,8 @@ def is_of_compiler(error: BaseException) -> bool:
     """Return whether it is the compiler that failed, and not what was compiled."""
     from torch._dynamo.exc import TorchDynamoException  # noqa: PLC0415 - it takes seconds to import
 
-    return isinstance(error, TorchDynamoException)
+    # a platform without a compiler and a second derivative are told of by a RuntimeError
+    return isinstance(error, TorchDynamoException) or "torch.compile" in in_a_line(error)
 
 
 class CompilationWatch:
