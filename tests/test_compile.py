@@ -289,6 +289,15 @@ def test_where_no_step_can_be_put_back_the_first_one_shows_it(what: str):
     assert run.log[event.seq].step == 0
 
 
+def test_what_a_handler_compiles_before_the_first_step_is_no_recompilation():
+    given = {"criterion": None, "compute_loss": UNREPEATABLE["compute_loss"](stack())["compute_loss"]}
+    trainer = engine(stack(), given=given, max_updates=1)
+    trainer.on_enter("before_epoch")(lambda run: torch.compile(torch.sin, backend="eager")(torch.ones(2)))
+    (event,) = trainer.run().log.notes("compile")
+    assert isinstance(event, Compilation)
+    assert trainer.current.log[event.seq].source == "process_batch"
+
+
 def test_recompilations_are_counted_and_say_why():
     """The smaller last batch, then the evaluation."""
     run = engine(stack(), [Evaluate(samples(4))], drop_last=False).run()

@@ -22,10 +22,11 @@ from heptad.run.run import Run
 CompiledCall = Callable[..., Any]
 
 _MOST_REASONS = 4
+"""Reasons that one event gives."""
 
-REPEATS_FAITHFULLY = ("inductor", "cudagraphs", "aot_")
-"""What the names of backends begin with that go through AOTAutograd, which sees to it that what is recomputed inside
-compiled code draws the same random numbers. Others do not: with them recomputation goes around the compiled code."""
+_BY_AOT_AUTOGRAD = ("inductor", "cudagraphs", "aot_")
+"""What the names of backends begin with that go through AOTAutograd: only with it does what is recomputed inside
+compiled code draw the same random numbers again. With others recomputation goes around the compiled code."""
 
 
 def compile_block(block: nn.Module, options: bool | dict[str, Any]) -> CompiledCall:
@@ -71,14 +72,14 @@ def use_call(block: nn.Module, call: CompiledCall | None) -> CompiledCall | None
 def recomputes_inside(options: bool | dict[str, Any]) -> bool:
     """Return whether what is recomputed may be a part of what is compiled."""
     backend = options.get("backend", "inductor") if isinstance(options, dict) else "inductor"
-    return str(backend).startswith(REPEATS_FAITHFULLY)
+    return str(backend).startswith(_BY_AOT_AUTOGRAD)
 
 
 def is_of_compiler(error: BaseException) -> bool:
     """Return whether it is the compiler that failed, and not what was compiled."""
     from torch._dynamo.exc import TorchDynamoException  # noqa: PLC0415 - it takes seconds to import
 
-    # a platform without a compiler and a second derivative are told of by a RuntimeError
+    # a platform that cannot compile, and a second derivative, raise a RuntimeError
     return isinstance(error, TorchDynamoException) or "torch.compile" in in_a_line(error)
 
 
@@ -97,7 +98,7 @@ class CompilationWatch:
 
         self._figures: Callable[[], list[Any]] = get_compilation_metrics
         self._failures: Mapping[Any, Sequence[str]] = guard_failures
-        self._told = self._lengths()
+        self._reported = self._lengths()
         self._blocks = blocks
         self._last = self._newest()
         self._began = False
@@ -108,12 +109,14 @@ class CompilationWatch:
 
         Args:
             run: The run, of which a transition is under way.
-            first: Whether the blocks have just been run for the first time.
+            first: Whether the blocks have just been run: what was compiled until the first time is one event.
         """
+        if not (first or self._began):
+            return  # what is compiled before the first step is noted with it
         figures = self._figures()
         if figures and figures[-1] is not self._last:
             self._note(run, self._new(figures))
-        elif first and not self._began:
+        elif not self._began:
             self._note(run, [])
 
     def _newest(self) -> Any:
@@ -148,10 +151,10 @@ class CompilationWatch:
         return {code: len(failures) for code, failures in self._failures.items()}
 
     def _new_reasons(self) -> list[str]:
-        """Return why what was compiled did not do, without what stands twice."""
-        told, self._told = self._told, self._lengths()
-        new = (one for code, failures in self._failures.items() for one in failures[told.get(code, 0) :])
-        words = (_in_torchs_words(one).partition(": ") for one in new)  # behind the number of what was compiled
+        """Return why torch compiled again since the last call, each reason once."""
+        reported, self._reported = self._reported, self._lengths()
+        new = (one for code, failures in self._failures.items() for one in failures[reported.get(code, 0) :])
+        words = (_in_torchs_words(one).partition(": ") for one in new)  # "0/1: " is the number of a compilation
         reasons = list(dict.fromkeys(reason.rstrip(". ") for _, _, reason in words if reason))
         return reasons[:_MOST_REASONS] or ["code that had not been run before"]
 

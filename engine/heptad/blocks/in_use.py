@@ -27,9 +27,8 @@ from heptad.errors import ConfigError, add_note, diagnose
 class Blocks:
     """What `RunConfig.compile` and `RunConfig.recompute` do to the network, and undo.
 
-    The network is the user's: it is compiled and recomputed in the blocks of `in_use`, where the engine drives or
-    evaluates, and is bare outside of them. What stays is what torch has compiled, in this process and in its cache on
-    disk.
+    The network is the user's: it is compiled and recomputed within `in_use`, where the engine drives a run or
+    evaluates, and bare outside. What stays is what torch has compiled, in this process and in its cache on disk.
 
     Args:
         components: Whose network it is.

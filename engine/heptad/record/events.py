@@ -339,7 +339,7 @@ class Recompilation(Event):
         graphs: How many graphs, since the event before.
         seconds: How long it took.
         total: Graphs that were compiled again since the run began, or was resumed.
-        reason: Why what was there did not do, in torch's words.
+        reason: Why, in torch's words: how what it met differs from what it had compiled for.
     """
 
     kind = "compile"
