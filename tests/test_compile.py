@@ -132,6 +132,22 @@ def test_a_compiled_run_is_the_plain_one(recomputed: bool, backend: str, accumul
     assert network.calls == (4 if accumulation == 1 else 8)
 
 
+def in_bf16(network: nn.Module, batch: Any) -> Tensor:
+    """Return the loss of a batch, computed in bfloat16 where torch does that."""
+    with torch.autocast("cpu", torch.bfloat16):
+        return nn.functional.cross_entropy(network(batch[0]), batch[1])
+
+
+@pytest.mark.parametrize(("compiled", "recomputed"), [(False, True), ({"backend": "aot_eager"}, True), (TRACED, False)])
+def test_under_autocast_too(compiled: Any, recomputed: bool):
+    given = {"criterion": None, "compute_loss": in_bf16}
+    bare, network = stack(), stack()
+    engine(bare, given=given, compile=False, accumulation=2).run()
+    expected = outcome(bare)
+    engine(network, given=given, compile=compiled, recompute=recomputed, accumulation=2).run()
+    assert_same(outcome(network), expected)
+
+
 def test_names_are_those_of_the_bare_network_and_nothing_stays_behind(tmp_path: Path):
     network, bare = stack(), stack()
     seen: list[Any] = []
