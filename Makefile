@@ -40,6 +40,7 @@ newest: .newest/ready
 
 benchmarks: .venv/ready
 	$(BIN)/python benchmarks/overhead.py
+	$(BIN)/python benchmarks/device.py
 	$(BIN)/python benchmarks/data.py
 	$(BIN)/python benchmarks/plugins.py
 	$(BIN)/python benchmarks/checkpoint.py

@@ -127,6 +127,17 @@ def a_learning_rate_in_the_configuration(folder: Path) -> None:
     RunConfig(epochs=1, lr=0.1)
 
 
+@mistake(ConfigError, "RunConfig.compile has 'fullgrap'", "no option of torch.compile; did you mean 'fullgraph'?")
+def an_option_of_compile_that_torch_has_not(folder: Path) -> None:
+    RunConfig(epochs=1, compile={"fullgrap": True})
+
+
+@mistake(ConfigError, "Components.blocks returns a Linear that is no module of the network", "take it from the network")
+def a_block_of_another_network(folder: Path) -> None:
+    other = network()
+    train(config={"recompute": True}, blocks=lambda network: [other[0]])
+
+
 @mistake(ConfigError, "RunConfig.epochs must be a whole number, got '10'")
 def a_number_as_text(folder: Path) -> None:
     RunConfig(epochs="10")

@@ -13,6 +13,7 @@ from heptad import Detour, Plugin, Run
 from heptad.plugin import (
     Accumulation,
     Behind,
+    Compilation,
     Detach,
     Drop,
     Event,
@@ -22,6 +23,7 @@ from heptad.plugin import (
     NoUpdate,
     OptionChange,
     Pause,
+    Recompilation,
     RecordedArray,
     Remark,
     Resume,
@@ -30,6 +32,7 @@ from heptad.plugin import (
     SkipBatch,
     StillDetached,
     Stop,
+    Uncompiled,
     Untrained,
     Written,
 )
@@ -94,6 +97,9 @@ LATER: list[Event] = [
     SharedGenerators(*AT, "the thread A"),
     Written(*AT, "checkpoint-00000003", 1_500_000_000),
     Untrained(*AT, "the layer is another"),
+    Compilation(*AT, 12, 2, 3.5),
+    Recompilation(*AT, 1, 0.25, 4, "tensor 'x' size mismatch at index 0"),
+    Uncompiled(*AT, "Dynamo recompile limit exceeded"),
 ]
 """Events that format 1 did not have."""
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from copy import deepcopy
 from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, cast
@@ -23,7 +24,7 @@ from pydantic.functional_validators import ModelWrapValidatorHandler  # pydantic
 from torch import nn
 from torch.optim import Optimizer
 
-from heptad.errors import ConfigError, EngineError, a_kind, kind, nearest, summarize
+from heptad.errors import ConfigError, EngineError, a_kind, in_a_line, kind, nearest, summarize
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,6 +161,14 @@ def _line(model: type[BaseModel], item: Mapping[str, Any]) -> str:
             return f"{where}: {item['msg']}, got {got}"
 
 
+def _is_plain(value: object) -> bool:
+    """Return whether a value is a number, a text or nothing, or a dict of these."""
+    if isinstance(value, dict):
+        held = cast("dict[object, object]", value)
+        return all(isinstance(name, str) and _is_plain(part) for name, part in held.items())
+    return value is None or isinstance(value, bool | int | float | str)
+
+
 def _instance(value: object) -> str:
     """Return a hint for a class where an instance of it is meant."""
     return f"; pass an instance: {value.__name__}(…)" if isinstance(value, type) else ""
@@ -204,6 +213,13 @@ class RunConfig(_Checked):
             torch's `GradScaler` scales the losses; an update of which a gradient overflows is skipped, as the first of
             a run may be, and each waits for the device once.
         deterministic: Asks torch for deterministic algorithms for as long as the run is being driven.
+        compile: Compiles the network in place, block by block (`Components.blocks`), by `torch.compile` with its
+            defaults, or with these options of it, such as `{"mode": "max-autotune"}`. Names of parameters stay. It
+            changes bits in the seventh digit, and is part of what a checkpoint compares. The first run of a network
+            takes seconds to minutes longer; the log says what it took and why torch compiled again. Outside of the
+            engine's calls the network is as it was.
+        recompute: Keeps only the inputs of each block (`Components.blocks`) for the backward pass, which computes the
+            rest again: less memory, about a third more time, the same bits.
         log_capacity: Transitions that `Run.log` keeps in memory, 10 bytes each; the oldest go first.
         trace_handlers: Keeps for every call of a handler when it was made and how long it took: `explain` and the trace
             show them. Costs about a microsecond and 32 bytes a call.
@@ -226,6 +242,8 @@ class RunConfig(_Checked):
     device: str | torch.device = "auto"
     precision: Literal["fp32", "bf16-mixed", "fp16-mixed"] = "fp32"
     deterministic: bool = False
+    compile: bool | dict[str, Any] = False
+    recompute: bool = False
     log_capacity: Positive = 1_000_000
     trace_handlers: bool = False
 
@@ -241,6 +259,29 @@ class RunConfig(_Checked):
             if found.type == "meta":
                 raise ValueError("must be a device that computes: tensors on 'meta' have shapes and no values")
         return name
+
+    @field_validator("compile", mode="before")
+    @classmethod
+    def _are_options_of_torch(cls, options: object) -> object:
+        if isinstance(options, bool):
+            return options
+        if not isinstance(options, dict):
+            raise ValueError("must be True, False, or a dict of options of torch.compile")
+        given = cast("dict[Any, Any]", options)
+        known = [name for name in inspect.signature(cast("Any", torch.compile)).parameters if name != "model"]
+        for name, value in given.items():
+            if name not in known:
+                raise ValueError(f"has {name!r}, which is no option of torch.compile{nearest(str(name), known)}")
+            if not _is_plain(value):
+                raise ValueError(
+                    f"must hold plain values, which a checkpoint can compare, and its {name} is {short(value)}; a "
+                    "backend of your own goes by the name that torch._dynamo.register_backend gives it"
+                )
+        try:
+            torch.compile(lambda: None, **given)  # compiles nothing: it looks at the options
+        except Exception as error:
+            raise ValueError(f"is refused by torch.compile ({in_a_line(error)})") from None
+        return deepcopy(given) or True
 
     @classmethod
     def _contradictions(cls, given: Mapping[str, object]) -> list[str]:
@@ -273,6 +314,8 @@ class Components(_Checked):
             and a checkpoint holds their state. The engine does not step them, nor correct the gradients of parameters
             that only they hold for the weights of a window.
         init_weights: A function of the network, called in `before_loop` after the seed is set.
+        blocks: A function of the network that returns the parts of it that are compiled or recomputed one by one. By
+            default the members of each longest `ModuleList`, else the network alone.
 
     Raises:
         ConfigError: With every mistake, one a line.
@@ -287,6 +330,7 @@ class Components(_Checked):
     optimizer: OptimizerInput
     side_optimizers: SideOptimizers = Field(default_factory=dict)
     init_weights: Callable[[nn.Module], object] | None = None
+    blocks: Callable[[nn.Module], Iterable[nn.Module]] | None = None
 
     @field_validator("criterion")
     @classmethod

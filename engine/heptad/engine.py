@@ -10,6 +10,7 @@ from functools import partial
 from types import TracebackType
 from typing import Self, TypeVar
 
+from heptad.blocks.in_use import Blocks
 from heptad.checkpoints.resumption import Resumption
 from heptad.config import Components, RunConfig, check_together
 from heptad.data.build import build_feed
@@ -37,6 +38,7 @@ from heptad.run.run import Run
 from heptad.run.runtime import Runtime
 from heptad.run.signals import CtrlC
 from heptad.run.until import Until, until_predicate
+from heptad.smoke.compiling import compilation_handlers
 from heptad.step.bodies import BODIES, READERS, announced_batch, before_loop, build
 from heptad.step.closure import prepare_recomputation
 from heptad.step.loss_scaling import first_on_update
@@ -80,6 +82,7 @@ class Engine(EngineView):
         self._manager = PluginManager(plugins)
         self._components = components
         self._config = config
+        self._blocks = Blocks(components, config)
         self._strategy = self.strategy_class()
         device = resolve_device(config.device)
         runtime = Runtime(components, build_feed(components, config, self._strategy.share()), device, Optimizers())
@@ -119,6 +122,7 @@ class Engine(EngineView):
         first = [Subscription(None, "", Mark("enter", "optimizer_update"), call) for call in calls]
         if any(plugin.needs_epoch_loss for plugin in self._manager.plugins):
             first += [Subscription(None, "", Mark("exit", state), call) for state, call in SUMMED.items()]
+        first += compilation_handlers(self.current, self._blocks)
         return self.machine_class(self.current, bodies, guards, first, owners)
 
     # -- driving
@@ -159,7 +163,7 @@ class Engine(EngineView):
             if resume is not None or allow_changes:
                 self._resumption.resume(run, resume, partial(build, strategy=self._strategy), allow_changes)
             self._resumption.begin(run)
-            with self._manager.opened(run), self._feed_closed_at_the_end(), beside_others(run):
+            with self._manager.opened(run), self._feed_closed_at_the_end(), beside_others(run), self._blocks.in_use():
                 self._make_ready()
                 self._drive(reached, f"until {until}" if isinstance(until, str) else "until a predicate held")
         if ctrl_c.pressed:
@@ -184,7 +188,7 @@ class Engine(EngineView):
             try:
                 self._resumption.begin(self.current)
                 self._manager.open(self.current)
-                with beside_others(self.current):
+                with beside_others(self.current), self._blocks.in_use():
                     self._make_ready()
                     self._drive(lambda run: True, BY_ADVANCE)
             except BaseException as error:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Unpack
 
 import torch
 
+from heptad.blocks.in_use import Blocks
 from heptad.config import Components, ComputeLoss, RunConfig
 from heptad.history.drawing import mermaid
 from heptad.machine import Machine
@@ -32,6 +33,7 @@ class EngineView:
 
     if TYPE_CHECKING:
         current: Run
+        _blocks: Blocks
         _components: Components
         _config: RunConfig
         _manager: PluginManager
@@ -84,7 +86,7 @@ class EngineView:
             DataError: If the data yield nothing.
             EngineError: If another thread is driving a run of this network.
         """
-        with closing(self._evaluator(self.current.device)) as evaluator:
+        with self._blocks.in_use(), closing(self._evaluator(self.current.device)) as evaluator:
             return evaluator.evaluate(data, metrics, name="Engine.evaluate(data)", **options)
 
     def predict(
@@ -101,7 +103,7 @@ class EngineView:
             EngineError: If `compute_loss` gives no `LossOutput.output` to yield, or another thread is driving a run of
                 this network.
         """
-        with closing(self._evaluator(self.current.device)) as evaluator:
+        with self._blocks.in_use(), closing(self._evaluator(self.current.device)) as evaluator:
             yield from evaluator.predict(data, compute_loss, inference_mode=inference_mode)
 
     def _evaluator(self, device: torch.device) -> Evaluator:

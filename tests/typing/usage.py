@@ -147,6 +147,8 @@ def engines(network: nn.Module, data: TensorDataset, batches: list[Batch]) -> li
         num_workers=0,
         device="cpu",
         deterministic=False,
+        compile={"mode": "default"},
+        recompute=True,
         log_capacity=1000,
     )
     plugins = [
@@ -184,6 +186,7 @@ def engines(network: nn.Module, data: TensorDataset, batches: list[Batch]) -> li
                 compute_loss=bare_loss,
                 optimizer=[given, build_optimizer],
                 side_optimizers={"made": given, "built": build_optimizer},
+                blocks=lambda network: network.children(),
             ),
             RunConfig(max_updates=3),
             plugins=[Own()],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from heptad.diagnose.compilation import compilation
 from heptad.diagnose.data import (
     empty_pass,
     iterated_once,
@@ -25,6 +26,7 @@ from heptad.diagnose.values import unrecordable, unrecorded
 
 __all__ = [
     "backward",
+    "compilation",
     "empty_output",
     "empty_pass",
     "foreign_parameters",

@@ -21,6 +21,7 @@ _HOMES = {
         (
             "Accumulation",
             "Behind",
+            "Compilation",
             "Detach",
             "Drop",
             "Event",
@@ -31,6 +32,7 @@ _HOMES = {
             "OptionChange",
             "Pause",
             "RecordedArray",
+            "Recompilation",
             "Remark",
             "Resume",
             "SharedGenerators",
@@ -38,6 +40,7 @@ _HOMES = {
             "SkipBatch",
             "StillDetached",
             "Stop",
+            "Uncompiled",
             "Untrained",
             "Written",
         ),

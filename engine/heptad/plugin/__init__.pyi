@@ -17,6 +17,7 @@ from heptad.record.buffer import Follower as Follower
 from heptad.record.buffer import PackedChunk as PackedChunk
 from heptad.record.events import Accumulation as Accumulation
 from heptad.record.events import Behind as Behind
+from heptad.record.events import Compilation as Compilation
 from heptad.record.events import Detach as Detach
 from heptad.record.events import Drop as Drop
 from heptad.record.events import Event as Event
@@ -26,6 +27,7 @@ from heptad.record.events import Note as Note
 from heptad.record.events import NoUpdate as NoUpdate
 from heptad.record.events import OptionChange as OptionChange
 from heptad.record.events import Pause as Pause
+from heptad.record.events import Recompilation as Recompilation
 from heptad.record.events import RecordedArray as RecordedArray
 from heptad.record.events import Remark as Remark
 from heptad.record.events import Resume as Resume
@@ -34,6 +36,7 @@ from heptad.record.events import Skip as Skip
 from heptad.record.events import SkipBatch as SkipBatch
 from heptad.record.events import StillDetached as StillDetached
 from heptad.record.events import Stop as Stop
+from heptad.record.events import Uncompiled as Uncompiled
 from heptad.record.events import Untrained as Untrained
 from heptad.record.events import Written as Written
 from heptad.record.values import Recorded as Recorded

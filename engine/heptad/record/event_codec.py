@@ -12,6 +12,7 @@ from heptad.record.events import EVENTS, Event
 
 _TYPES: dict[str, type | tuple[type, ...]] = {
     "int": int,
+    "float": (float, int),
     "str": str,
     "int | None": (int, type(None)),
     "str | None": (str, type(None)),

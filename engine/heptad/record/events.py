@@ -307,6 +307,80 @@ class Behind(Event):
 
 
 @dataclass(frozen=True, slots=True)
+class Compilation(Event):
+    """What `RunConfig.compile` took, up to the first step of the network.
+
+    Attributes:
+        blocks: How many parts of the network are compiled one by one.
+        graphs: How many graphs torch compiled for them: blocks of one class share one where torch can tell them equal.
+        seconds: How long it took, the backward pass included.
+    """
+
+    kind = "compile"
+    timed = True
+
+    blocks: int
+    graphs: int
+    seconds: float
+
+    @property
+    def text(self) -> str:
+        """What was compiled, and how long it took."""
+        if not self.graphs:
+            return (
+                f"torch compiled nothing for {counted(self.blocks, 'block')}: it had in this process already, or the "
+                "loss does not call them"
+            )
+        blocks, graphs = counted(self.blocks, "block"), counted(self.graphs, "compilation")
+        return f"{blocks} took {graphs} and {self.seconds:.3g} s"
+
+
+@dataclass(frozen=True, slots=True)
+class Recompilation(Event):
+    """Torch compiled again while the run was driven: for other shapes, another mode, other types.
+
+    Attributes:
+        graphs: How many graphs, since the event before.
+        seconds: How long it took.
+        total: Graphs that were compiled again since the run began, or was resumed.
+        reason: Why, in torch's words: how what it met differs from what it had compiled for.
+    """
+
+    kind = "compile"
+    timed = True
+
+    graphs: int
+    seconds: float
+    total: int
+    reason: str
+
+    @property
+    def text(self) -> str:
+        """What was compiled again, and why."""
+        graphs = counted(self.graphs, "recompilation")
+        return f"{graphs} in {self.seconds:.3g} s, {self.total} so far: {self.reason}"
+
+
+@dataclass(frozen=True, slots=True)
+class Uncompiled(Event):
+    """Torch gave up compiling a part, which is run as it is from here on.
+
+    Attributes:
+        reason: Why, in torch's words.
+    """
+
+    kind = "compile"
+    timed = True
+
+    reason: str
+
+    @property
+    def text(self) -> str:
+        """What that means, and why."""
+        return f"torch runs a part of the network as it is, not compiled: {self.reason}"
+
+
+@dataclass(frozen=True, slots=True)
 class NoUpdate(Event):
     """Windows were closed, and none of them made an update; after a thousand of these, and where the run ends.
 
@@ -455,6 +529,7 @@ EVENTS: dict[str, type[Event]] = {
     for one in (
         Accumulation,
         Behind,
+        Compilation,
         Detach,
         Drop,
         Extend,
@@ -464,6 +539,7 @@ EVENTS: dict[str, type[Event]] = {
         OptionChange,
         Pause,
         RecordedArray,
+        Recompilation,
         Remark,
         Resume,
         SharedGenerators,
@@ -471,6 +547,7 @@ EVENTS: dict[str, type[Event]] = {
         SkipBatch,
         StillDetached,
         Stop,
+        Uncompiled,
         Untrained,
         Written,
     )
