@@ -199,6 +199,12 @@ class RunConfig(_Checked):
         device: Where the network and the batches are placed: `"auto"` (the accelerator if there is one), `"cpu"`,
             `"cuda"`, `"cuda:1"` and so on, or a `torch.device`, of which the name is kept. Of a batch every tensor in
             tuples, lists, mappings, dataclasses and objects of attrs or pydantic is moved, or the object by its `to`.
+        prefetch: Batches that are copied to the device before their step, while it computes, from pinned memory and on
+            a stream of their own; 0 for none. For a dataset that is indexed, and for loaders with workers; batches of
+            any other are read when their step begins, as their reading may depend on the step before. On the CPU, and
+            on a device without streams (`mps`), nothing is read ahead.
+        data_on_device: Keeps a `dataset` of tensors (a tensor, a `TensorDataset`, a `Subset` of one) on the device from
+            the first epoch on, and gathers batches there; without workers. The batches are the same to the bit.
         deterministic: Asks torch for deterministic algorithms for as long as the run is being driven.
         log_capacity: Transitions that `Run.log` keeps in memory, 10 bytes each; the oldest go first.
         trace_handlers: Keeps for every call of a handler when it was made and how long it took: `explain` and the trace
@@ -220,6 +226,8 @@ class RunConfig(_Checked):
     num_workers: Count = 0
     persistent_workers: bool = False
     device: str | torch.device = "auto"
+    prefetch: Count = 1
+    data_on_device: bool = False
     deterministic: bool = False
     log_capacity: Positive = 1_000_000
     trace_handlers: bool = False
@@ -244,6 +252,8 @@ class RunConfig(_Checked):
             mistakes.append("give epochs, max_updates or both, so that the run has an end")
         if given.get("persistent_workers") is True and given.get("num_workers", 0) == 0:
             mistakes.append("persistent_workers=True needs num_workers of at least 1")
+        if given.get("data_on_device") is True and given.get("num_workers", 0) != 0:
+            mistakes.append("data_on_device=True gathers batches on the device, which workers cannot; leave out one")
         return mistakes
 
 
@@ -384,6 +394,7 @@ def check_together(components: Components, config: RunConfig, more: Sequence[str
     if components.loader is not None:
         own = {"batch_size", "shuffle", "drop_last", "num_workers", "persistent_workers"} & config.model_fields_set
         own -= {"batch_size"} if config.batch_size is None else set()
+        own |= {"data_on_device"} if config.data_on_device else set()
         mistakes += [
             f"RunConfig.{name} goes with Components.dataset; the loader decides it, leave it out"
             for name in sorted(own)

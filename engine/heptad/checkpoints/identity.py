@@ -39,6 +39,8 @@ FREE_FIELDS = frozenset(
         "epochs",
         "max_updates",
         "device",
+        "prefetch",
+        "data_on_device",
         "num_workers",
         "persistent_workers",
         "log_capacity",
