@@ -13,6 +13,7 @@ from torch.optim import Optimizer
 from heptad.config import Components
 from heptad.data.feed import Feed
 from heptad.data.placement import Placement
+from heptad.data.transfer import Transfer
 from heptad.run.evaluating import EvaluationOptions, Measures
 from heptad.run.state import RunState
 from heptad.run.weight import Weight
@@ -221,6 +222,6 @@ class Runtime:
     def __post_init__(self) -> None:
         # read in every step, where an attribute of a pydantic model costs five times that of a slot
         self.network = self.forward = self.components.network
-        self.places = self.device.type != "cpu"
+        self.places = self.device.type != "cpu" or isinstance(self.place, Transfer)
         if self.place is None:  # pyright: ignore[reportUnnecessaryComparison] - its default
             self.place = Placement(self.device)
