@@ -15,7 +15,16 @@ import pytest
 import torch
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset, TensorDataset
 
-from builders import Witness, batches, dataset_engine, equal, small_engine, weights
+from builders import (
+    Witness,
+    batches,
+    dataset_engine,
+    equal,
+    small_components,
+    small_config,
+    small_engine,
+    weights,
+)
 from far_device import FarDevice, far_device
 from heptad import ConfigError, Engine, RunConfig
 from heptad.data.ahead import AheadFeed
