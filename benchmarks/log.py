@@ -1,6 +1,6 @@
 """Measure what the log costs: in memory, in a journal, and to query. One thread trains, rounds are interleaved.
 
-Four measurements:
+Five measurements:
 
 1. In memory: what the machine does for each transition, which is two appends and a clock, and the packing, less an
    empty loop.
@@ -8,10 +8,12 @@ Four measurements:
    a journal, with one that records no values, and without. Opening and closing are included. Printed are medians over
    the rounds of the difference to the engine without a journal, per transition: of the processor time of the training
    thread (bound 2 µs), and of wall time. A null step makes a transition every 0.6 µs, faster than rows can be written
-   (about 1 µs each, and 0.8 µs a value). The run then waits for the writer, so the wall time is that of both together,
-   the highest cost that a run can have. Four transitions of a null step are one update and two values.
+   (about 1 µs each, and 0.8 µs a value). Closing waits for the writer, so the wall time is that of both together, the
+   highest cost that a run can have. Four transitions of a null step are one update and two values.
 3. The size of these files in bytes a transition.
-4. A file of 10 million transitions, made by the writer that `Journal` uses: the time to open it, to call `counts()` and
+4. The MLP step of `overhead.py`, with each journal and without: medians of the differences and of the ratios. Between
+   torch's operations our few lines run from cold caches and take several times what they take in a null step.
+5. A file of 10 million transitions, made by the writer that `Journal` uses: the time to open it, to call `counts()` and
    `durations()`, to find an update in the middle by `where(update=…)`, and the peak memory of the process that queries
    it, torch included.
 
@@ -45,7 +47,7 @@ from heptad.record.buffer import CHUNK, LogBuffer, PackedChunk
 from heptad.record.counters import Counters
 from heptad.table import Table, training_table
 from heptad_plugins import Journal
-from overhead import NullLoss, build_null_engine, interpreter_speed
+from overhead import Batch, NullLoss, build_mlp_engine, build_null_engine, interpreter_speed
 
 PER_STEP = 4
 STEP = (
@@ -133,6 +135,29 @@ def journalling(rounds: int, steps: int, folder: Path) -> None:
         print(f"  {kind:28}{'' if kind == 'without' else 'more':>14}{less[0]:17.2f}{less[1]:13.2f}{size:>16}")
 
 
+def time_mlp(loader: list[Batch], steps: int, plugins: list[Plugin]) -> tuple[float, float]:
+    """Return wall time and processor time of the training thread, in microseconds a step."""
+    engine = build_mlp_engine(loader, 1, steps // len(loader), plugins)
+    began, busy = time.perf_counter(), time.thread_time()
+    engine.run()
+    passed, busy = time.perf_counter() - began, time.thread_time() - busy
+    return passed / steps * 1e6, busy / steps * 1e6
+
+
+def real_steps(rounds: int, folder: Path, steps: int = 10_000) -> None:
+    """Print what a journal adds to a step of an MLP."""
+    loader = [(torch.randn(32, 32), torch.randint(0, 10, (32,))) for _ in range(100)]
+    print(f"MLP 32-64-10, {rounds} rounds of {steps:,} steps, µs a step   thread         time   ratio of times")
+    for kind, values in (("Journal", True), ("Journal, values=False", False)):
+        each: list[list[float]] = []
+        for _ in range(rounds):
+            bare = time_mlp(loader, steps, [])
+            ours = time_mlp(loader, steps, [Journal(folder / "mlp", overwrite=True, values=values)])
+            each.append([ours[1] - bare[1], ours[0] - bare[0], ours[0] / bare[0]])
+        thread, wall, ratio = (statistics.median(column) for column in zip(*each, strict=True))
+        print(f"  {kind:28}{'more':>14}{thread:16.1f}{wall:13.1f}{ratio:17.3f}")
+
+
 def write_synthetic(path: Path, transitions: int) -> float:
     """Write a file of steps with durations like those of training; return the seconds that it took."""
     table = training_table()
@@ -213,6 +238,7 @@ def main() -> None:
     print(f"in memory: {statistics.median(each):.3f} µs a transition (bound 0.25)")
     with tempfile.TemporaryDirectory(dir=asked.folder) as folder:
         journalling(asked.rounds, asked.steps, Path(folder))
+        real_steps(asked.rounds, Path(folder))
         asking(asked.transitions, Path(folder))
 
 

@@ -191,7 +191,7 @@ def plain_blocks(loader: list[Batch], k: int) -> Iterator[float]:
         yield time.perf_counter() - began
 
 
-def build_mlp_engine(loader: list[Batch], k: int, epochs: int) -> Engine:
+def build_mlp_engine(loader: list[Batch], k: int, epochs: int, plugins: Sequence[Plugin] = ()) -> Engine:
     """Return an engine over the same network and loader."""
     network = build_mlp()
     return Engine(
@@ -202,6 +202,7 @@ def build_mlp_engine(loader: list[Batch], k: int, epochs: int) -> Engine:
             optimizer=torch.optim.SGD(network.parameters(), lr=0.01),
         ),
         RunConfig(epochs=epochs, accumulation=k),
+        plugins,
     )
 
 

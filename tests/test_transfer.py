@@ -121,7 +121,7 @@ def test_batches_of_workers_are_the_same(data: str, monkeypatch: pytest.MonkeyPa
     here = DATA[data](epochs=2, accumulation=2).run()
     device = far_device(monkeypatch)
     engine = DATA[data](epochs=2, accumulation=2)
-    assert engine.current.runtime.feed.reads_early
+    assert engine.current._runtime.feed.reads_early
     assert equal(weights(engine.run().network), weights(here.network))
     assert device.offences == []
 
@@ -167,7 +167,7 @@ def test_without_prefetch_a_batch_is_copied_when_its_step_begins(device: FarDevi
 def test_a_loader_that_acts_in_this_process_is_read_when_its_step_begins(device: FarDevice):
     """It may act with the network, whose new weights it must see; its batches are copied beside what is queued."""
     engine = small_engine(2, [Tells(device)])
-    assert type(engine.current.runtime.feed) is SizedFeed
+    assert type(engine.current._runtime.feed) is SizedFeed
     engine.run()
     copy = ["pin", "copy on side"] * 2 + ["record side", "main waits"]
     assert device.log == ["before_step", *copy, "process_batch", "optimizer_update"] * 2
@@ -373,7 +373,7 @@ def test_where_there_are_no_streams_nothing_is_read_ahead(name: str):
     """The run has the feed, the handlers and the calls of one that never heard of `prefetch`."""
     assert streams_of(torch.device(name)) is None
     engine = dataset_engine(Rows(), prefetch=5)
-    runtime = engine.current.runtime
+    runtime = engine.current._runtime
     assert (type(runtime.feed), type(runtime.place), runtime.places) == (SizedFeed, Placement, False)
 
 
@@ -478,5 +478,5 @@ def test_the_device_catches_a_computation_that_does_not_wait(monkeypatch: pytest
     engine = dataset_engine(TensorDataset(*rows(6)))
     engine.run()
     assert set(device.offences) == {"freed while the computation may use it"}
-    assert isinstance(engine.current.runtime.place, Transfer)
-    assert isinstance(engine.current.runtime.feed, AheadFeed)
+    assert isinstance(engine.current._runtime.place, Transfer)
+    assert isinstance(engine.current._runtime.feed, AheadFeed)

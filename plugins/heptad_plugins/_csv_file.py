@@ -158,6 +158,7 @@ class CSVFile:
 
     def put(self, place: Place, name: str, value: float) -> None:
         """Add a value to the row of its position; a name that has a value there already opens a second row."""
+        name = name.encode(errors="backslashreplace").decode()  # half a surrogate pair stands in the file as its escape
         if not self._rows or self._rows[-1][0] != place or name in self._rows[-1][1]:
             self._rows.append((place, {}))
         self._rows[-1][1][name] = repr(value)

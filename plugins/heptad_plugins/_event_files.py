@@ -14,6 +14,7 @@ import struct
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +43,8 @@ class EventFiles:
         self._writer: Any = None
         self._known: Counter[Point] = Counter()
         self._last_known = -1
+        self._left: WatchedFile | None = None
+        self._failed = False
 
     def open(self, build: Callable[..., Any], resumed_at: int | None, mark: str, afresh: bool) -> Any:
         """Return a writer to a new file. It writes everything, until `leave_out_known` is called.
@@ -51,7 +54,14 @@ class EventFiles:
             resumed_at: Complete updates, if the run was resumed from a checkpoint.
             mark: What `leave_mark` was given at that checkpoint.
             afresh: Whether it was to resume and there was no checkpoint yet: all that the directory holds is hidden.
+
+        Raises:
+            PluginError: If the file before, which was closed by a pause, was removed, renamed, replaced or cut since.
+            OSError: If the directory cannot be written to.
         """
+        left, self._left = self._left, None
+        if left is not None:
+            left.check(when="while the run was paused")
         before = self._files()
         self._known = Counter()
         if resumed_at is not None:
@@ -59,6 +69,7 @@ class EventFiles:
         if before and (afresh or resumed_at is not None):
             _wait_until_after(before)
         purge = 0 if before and afresh else None
+        self._failed = False
         self._writer = build(str(self._directory), purge_step=purge if resumed_at is None else resumed_at + 1)
         self._writer.flush()
         mine = [path for path in self._files() if path not in before and f".{os.getpid()}." in path.name]
@@ -73,8 +84,13 @@ class EventFiles:
             add = target.add_event
 
             def add_counted(event: Any) -> None:
+                watched.refuse_fork()  # there is no thread in a forked child that would take it
                 watched.size += event.ByteSize() + _HEAD + _TAIL
-                add(event)
+                try:
+                    add(event)
+                except OSError:  # met by the thread that writes
+                    self._fail()
+                    raise
 
             target.add_event = add_counted
 
@@ -99,8 +115,33 @@ class EventFiles:
 
         Raises:
             PluginError: If the file was removed, renamed, replaced or cut: once.
+            OSError: If it cannot be written, once; a full disk, or a directory that is gone.
         """
-        self._writer.flush()
+        if self._failed:
+            return
+        watched, self._watched = self._watched, None
+        if watched is not None:
+            watched.refuse_fork()
+            self._watched = watched
+        try:
+            self._writer.flush()
+        except OSError:
+            self._fail()
+            raise
+        self._check()
+
+    def _fail(self) -> None:
+        """Say what became of the file, after an error that the writer raises again and again.
+
+        Raises:
+            PluginError: If it was removed, renamed, replaced or cut.
+        """
+        self._failed = True
+        self._check()
+        self._watched = None
+
+    def _check(self) -> None:
+        """Look at the file, until that has raised once."""
         watched, self._watched = self._watched, None
         if watched is not None:
             watched.check(grows=True)
@@ -130,8 +171,10 @@ class EventFiles:
         try:
             self.flush()
         finally:
-            self._writer.close()
+            with suppress(OSError) if self._failed else nullcontext():
+                self._writer.close()
             self._writer = None
+        self._left = self._watched
 
     def _files(self) -> list[Path]:
         """Return the event files, oldest first."""

@@ -52,7 +52,8 @@ class TensorBoardLogger(Plugin):
     Raises:
         PluginError: If a hyperparameter is no number, truth value or text; if `every` is not a whole number from 1 on,
             or `directory` is no path or that of a file; when the run is opened, if it cannot be written to; in the run,
-            after an epoch or when it ends, if the file of events was removed, replaced or cut meanwhile.
+            after an epoch or when it ends, if the file of events was removed, replaced or cut meanwhile; when a paused
+            run continues, if that was done to the file before the pause.
         ImportError: If tensorboard is not installed; it names the extra.
     """
 
@@ -77,6 +78,13 @@ class TensorBoardLogger(Plugin):
         self.on_error = on_error
         self._build = SummaryWriter
         self._directory = str(directory_of("TensorBoardLogger", "directory", directory))
+        try:
+            self._directory.encode()
+        except UnicodeEncodeError:
+            raise PluginError(
+                "TensorBoardLogger(directory=…): tensorboard writes to no folder whose name is not UTF-8, as in "
+                f"{self._directory!a}; name another, or rename it"
+            ) from None
         self._numbers = selection("TensorBoardLogger", every, first)
         self._writer: SummaryWriter | None = None
         self._hparams = dict(hparams or {})
@@ -223,6 +231,7 @@ class TensorBoardLogger(Plugin):
 
 def _tag(name: str) -> str:
     """Return the tag of a value: its name, but that learning rates stand beside `train/loss`."""
+    name = name.encode(errors="backslashreplace").decode()  # half a surrogate pair stands in the file as its escape
     return f"train/{name}" if name == "lr" or name.startswith("lr/") else name
 
 

@@ -68,9 +68,7 @@ class Crafted:
 
     def edit(self, table: str, column: str, change: Callable[[Any], Any], where: str = "1") -> Crafted:
         """Change what a column holds as JSON in the first of those rows, and seal it."""
-        connection = sqlite3.connect(self.path)
-        text = connection.execute(f'SELECT "{column}" FROM {table} WHERE {where}').fetchone()[0]
-        connection.close()
+        (text,) = self._asked(f'SELECT "{column}" FROM {table} WHERE {where}')
         held = json.loads(text)
         changed = change(held)
         return self.set(table, column, json.dumps(held if changed is None else changed), where)
@@ -78,6 +76,33 @@ class Crafted:
     def body(self, held: bytes, where: str = "1") -> Crafted:
         """Set what the body of a chunk inflates to."""
         return self.sql(f"UPDATE chunk SET body = ? WHERE {where}", values=(zlib.compress(held, 9),))
+
+    def lead_astray(self, table: str) -> Crafted:
+        """Let all pages of a table that has several be one page, which is read again and again, for hours."""
+        (root,) = self._asked(f"SELECT rootpage FROM sqlite_master WHERE name = '{table}'")
+        content = bytearray(self.path.read_bytes())
+        size = int.from_bytes(content[16:18], "big")
+        page = content[(root - 1) * size : root * size]
+        assert page[0] == 5, f"{table} has one page"
+        cells = [int.from_bytes(page[at : at + 2], "big") for at in range(12, 12 + 2 * page[4], 2)]
+        below = page[cells[0] : cells[0] + 4]
+        for level in range(8):
+            for at in [*cells, 8]:
+                page[at : at + 4] = below
+            if level < 7:
+                content += page
+                below = (len(content) // size).to_bytes(4, "big")
+        content[(root - 1) * size : root * size] = page
+        content[28:32] = (len(content) // size).to_bytes(4, "big")
+        self.path.write_bytes(content)
+        return self
+
+    def _asked(self, statement: str) -> tuple[Any, ...]:
+        connection = sqlite3.connect(self.path)
+        try:
+            return connection.execute(statement).fetchone()
+        finally:
+            connection.close()
 
     def seal(self, table: str) -> Crafted:
         """Give each row of a table the checksum of what it holds."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sqlite3
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -217,6 +218,34 @@ def test_an_event_file_that_is_changed_meanwhile_is_said_to_be(change, tmp_path)
     with pytest.raises(PluginError, match=rf"TensorBoardLogger: .*tfevents.* ({said})") as caught:
         engine.run()
     assert not any("closing" in note for note in caught.value.__notes__)
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")  # of tensorboard's thread
+def test_a_directory_of_event_files_that_is_renamed_is_said_to_be(tmp_path):
+    """By the error that names the file, not by that of the thread which writes it."""
+    pytest.importorskip("tensorboard")
+    folder = tmp_path / "events"
+    engine = small_engine(STEPS, [TensorBoardLogger(folder, on_error="raise"), Meddles(lambda: folder, rename)])
+
+    def wait(run: Run) -> None:
+        if run.step > 6:
+            time.sleep(0.02)
+
+    engine.on_exit("after_step")(wait)
+    with pytest.raises(PluginError, match=r"TensorBoardLogger: .*tfevents.* is gone: it was removed or renamed"):
+        engine.run()
+
+
+@pytest.mark.parametrize("change", [remove, cut], ids=lambda change: change.__name__)
+def test_an_event_file_that_is_changed_between_two_calls_is_said_to_be(change, tmp_path):
+    """What the run before the pause has written would be missing in a run that finished."""
+    pytest.importorskip("tensorboard")
+    engine = small_engine(STEPS, [TensorBoardLogger(tmp_path)])
+    engine.run(until=lambda run: run.update == 2)
+    engine.run(until=lambda run: run.update == 4)
+    change(max(tmp_path.glob("events.out.tfevents.*")))
+    with pytest.raises(PluginError, match=r"(is gone|was cut).* while the run was paused"):
+        engine.run()
 
 
 # -- links

@@ -56,7 +56,7 @@ def capture(
         EngineError: If the run is neither between two turns nor in a detour's body, or if it is in mid-step.
     """
     _check_place(run)
-    run.buffer.check(run.counters())
+    run._buffer.check(run.counters())
     plugins = _capture_plugins(run, manager)  # first: one whose state_dict fails may be detached, which is state too
     modules = {name: capture_module(module, first.get(name)) for name, module in modules_of(run).items()}
     sections = StoredSections(
@@ -65,11 +65,11 @@ def capture(
         plugins=plugins,
         run=StoredRun(
             identity=identity(run),
-            environment=environment(run.runtime.device),
+            environment=environment(run._runtime.device),
             position=_capture_position(run, detours, subscriptions),
             detached=manager.detached(),
             data=_capture_data(run),
-            values=StoredValues.of(run.buffer.columns(0)),  # all of the run: one device sync, and a copy
+            values=StoredValues.of(run._buffer.columns(0)),  # all of the run: one device sync, and a copy
             random=global_states(),  # last: what a state_dict above drew, the run that continues has drawn as well
         ),
     )
@@ -86,19 +86,19 @@ def filter_key(subscription: Subscription) -> tuple[Any, ...]:
 def _check_place(run: Run) -> None:
     if run.state == "idle" or run.ended:
         raise EngineError(f"there is nothing to store of a run that is {run.state}")
-    if run.position.visit is None and run.paused is None:
+    if run._position.visit is None and run.paused is None:
         raise EngineError(
             f"a snapshot is taken between two turns or in the body of a detour, not on a moment of {run.state}: take "
             "it in on_pause, while the run is paused, or in a detour of your own"
         )
-    if in_mid_step(run.table.states[run.position.node]):
+    if in_mid_step(run.table.states[run._position.node]):
         raise EngineError(f"no snapshot is taken in {run.state}: a step or an update is under way there")
 
 
 def _summarize_run(run: Run) -> StoredSummary:
-    at = run.position
+    at = run._position
     return StoredSummary(
-        run=run.id, seq=run.buffer.seq, state=run.state, epoch=at.epoch, step=at.step, update=at.update, time=time()
+        run=run.id, seq=run._buffer.seq, state=run.state, epoch=at.epoch, step=at.step, update=at.update, time=time()
     )
 
 
@@ -114,7 +114,7 @@ def _capture_plugins(run: Run, manager: PluginManager) -> dict[str, StoredPlugin
 def _capture_position(
     run: Run, detours: Sequence[DetourState], subscriptions: Sequence[Subscription]
 ) -> StoredPosition:
-    at, buffer, kept = run.position, run.buffer, run.position.kept
+    at, buffer, kept = run._position, run._buffer, run._position.kept
     built: list[dict[str, Any]] = buffer.facts.get("optimizers", [])
     beside: dict[str, Any] = buffer.facts.get("side_optimizers", {})
     return StoredPosition(
@@ -129,7 +129,7 @@ def _capture_position(
         kept=StoredKept(batches=list(kept.batches), loss=kept.loss) if kept is not None and at.window.steps else None,
         stopped=bool(buffer.stops),
         reason=run.reason,
-        seed=run.runtime.feed.seed,
+        seed=run._runtime.feed.seed,
         optimizers=[StoredOptions.model_validate(options) for options in built],
         side_optimizers={name: StoredOptions.model_validate(options) for name, options in beside.items()},
         visits=[detour.last_now(run) for detour in detours],
@@ -146,7 +146,7 @@ def _capture_data(run: Run) -> dict[str, Any]:
     Raises:
         CheckpointError: If the loader has a `state_dict`: that is past the batch, and would not yield it again.
     """
-    state = run.runtime.feed.state()
+    state = run._runtime.feed.state()
     for batch in state.get("ahead", ()):
         try:
             encode(batch, "the batch that was read ahead")

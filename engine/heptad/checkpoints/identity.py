@@ -57,7 +57,7 @@ def identity(run: Run) -> StoredIdentity:
     return StoredIdentity(
         config=run.config.model_dump(),
         arcs=[[arc.source, arc.dest, arc.guard] for arc in run.table.arcs],
-        data=run.runtime.feed.identity(),
+        data=run._runtime.feed.identity(),
     )
 
 

@@ -107,7 +107,7 @@ def check(
 
 def _placed(run: Run, stored: StoredPosition) -> tuple[list[Any], tuple[list[Any], Tensor | None] | None]:
     """Place the batches of a checkpoint where the run has its own."""
-    runtime, kept = run.runtime, stored.kept
+    runtime, kept = run._runtime, stored.kept
     try:
         batch = [runtime.step.place(one, runtime.place) for one in stored.batch]
         if kept is None:
@@ -156,11 +156,11 @@ def restore(
             plugins and generators are put back.
         DataError: If the data end before their place.
     """
-    stored, feed = sections.run, run.runtime.feed
-    findings = _findings(*environment_differences(stored.environment, environment(run.runtime.device)))
+    stored, feed = sections.run, run._runtime.feed
+    findings = _findings(*environment_differences(stored.environment, environment(run._runtime.device)))
     with ExitStack() as undo:
         undo.callback(restore_states, cpu_states())
-        for generator in data_generators(run.runtime.components):
+        for generator in data_generators(run._runtime.components):
             undo.callback(set_generator_state, generator, generator_state(generator))
         undo.callback(setattr, feed, "seed", feed.seed)
         feed.seed = stored.position.seed
@@ -168,7 +168,7 @@ def restore(
         _restore_plugins(run, manager, sections.plugins, stored.detached, findings, undo)
         _restore_tensors(run, sections, checked.changed)
         undo.pop_all()
-    run.buffer.recorded.restore(stored.values.columns())
+    run._buffer.recorded.restore(stored.values.columns())
     _restore_position(run, detours, subscriptions, stored.position, checked)
     cut = _cut_short(run, stored.identity.config.get("max_updates"))
     return [*(option.event() for option in checked.changed), *findings, *_findings(read, cut, _left_open(run))]
@@ -179,7 +179,7 @@ def _restore_tensors(run: Run, sections: StoredSections, changed: Sequence[Chang
     try:
         for name, module in modules_of(run).items():
             if (state := sections.module(name)) is not None:
-                restore_module(module, state, run.runtime.device)
+                restore_module(module, state, run._runtime.device)
         for option in changed:
             option.prepare()
         restore_optimizers(run, sections.optimizers)
@@ -207,7 +207,7 @@ def _check_position(run: Run, detours: int, position: StoredPosition) -> None:
 
 def _check_kept(run: Run, position: StoredPosition) -> None:
     """Refuse an open window whose batches are needed and were not kept: what needs them came since."""
-    if run.position.kept is not None and position.window.steps and position.kept is None:
+    if run._position.kept is not None and position.window.steps and position.kept is None:
         raise CheckpointError(
             f"the checkpoint is of a window of which {position.window.steps} steps are done, and their batches were "
             "not kept, which the optimizer or a plugin with keeps_window = True needs here; nothing was changed. "
@@ -222,8 +222,8 @@ def _restore_position(
     stored: StoredPosition,
     checked: Checked,
 ) -> None:
-    at = run.position
-    run.id = stored.id
+    at = run._position
+    run._id = stored.id
     for name in StoredCounters.model_fields:
         setattr(at, name, getattr(stored.placed, name))
     for name in StoredWindow.model_fields:
@@ -249,7 +249,7 @@ def _restore_position(
 
 def _restore_ending(run: Run, stored: StoredPosition) -> None:
     """Work out whether the run is ending: `max_updates` may be another now, a stop that was asked for stays."""
-    at, limit = run.position, run.config.max_updates
+    at, limit = run._position, run.config.max_updates
     at.ending, at.reason = False, None
     if stored.stopped:
         at.end(stored.reason or "")
@@ -259,7 +259,7 @@ def _restore_ending(run: Run, stored: StoredPosition) -> None:
 
 def _restore_log(run: Run, stored: StoredPosition) -> None:
     """Start the log at the position; from there on it knows window sizes and requested stops."""
-    at, buffer = run.position, run.buffer
+    at, buffer = run._position, run._buffer
     buffer.windows[:] = [(stored.seq, at.window.size)]
     buffer.stops[:] = [stored.seq] if stored.stopped else []
     buffer.restore(stored.seq, at.node, Counters(at.epoch, at.batch_index, at.step, at.update, at.window.steps))
@@ -269,7 +269,7 @@ def _restore_log(run: Run, stored: StoredPosition) -> None:
 
 def _cut_short(run: Run, limit: int | None) -> str:
     """Return a note if `max_updates`, raised since, ended an epoch in its middle: that epoch is counted."""
-    at, batches = run.position, run.runtime.feed.batches
+    at, batches = run._position, run._runtime.feed.batches
     over = run.state == "after_epoch" or not at.epoch_open
     if limit is None or at.update < limit or at.ending or not over or not at.batch_index:
         return ""
@@ -285,7 +285,7 @@ def _cut_short(run: Run, limit: int | None) -> str:
 
 def _left_open(run: Run) -> str:
     """Return a note if fewer epochs leave no further one to a window that was carried over."""
-    at, last = run.position, run.position.last_epoch
+    at, last = run._position, run._position.last_epoch
     steps, over = at.window.steps, run.state == "after_epoch" or not at.epoch_open
     complete = at.epoch + at.epoch_open
     if not at.carries or not steps or not over or last is None or complete < last:

@@ -6,6 +6,7 @@ import argparse
 
 from heptad.cli.arguments import takes_journals
 from heptad.cli.output import print_json, print_line
+from heptad.history.export.rows import finite
 from heptad.history.query import TransitionLog
 
 
@@ -25,7 +26,7 @@ def run(arguments: argparse.Namespace) -> int:
     """Run the command."""
     found = TransitionLog.load(arguments.here).diff(TransitionLog.load(arguments.there), ignore=arguments.ignore)
     if arguments.json:
-        print_json(found.to_plain())
+        print_json(finite(found.to_plain()))
     else:
         print_line(found)
     return 1 if found else 0

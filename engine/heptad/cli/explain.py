@@ -9,7 +9,7 @@ from heptad.cli.arguments import any_given, conditions, count, takes_conditions,
 from heptad.cli.output import print_json, print_line
 from heptad.errors import LogError
 from heptad.history.explain import Explanation
-from heptad.history.export.rows import note_row, transition_row, value_row
+from heptad.history.export.rows import finite, note_row, transition_row, value_row
 from heptad.history.query import TransitionLog
 
 
@@ -27,7 +27,7 @@ def run(arguments: argparse.Namespace) -> int:
     for seq in _numbers(log, arguments):
         explanation = log.explain(seq)
         if arguments.json:
-            print_json(_explanation_row(explanation))
+            print_json(finite(_explanation_row(explanation)))
         else:
             print_line(explanation)
     return 0

@@ -89,18 +89,16 @@ class TransitionListing(Listing[Noted]):
     def between(self, first: int, end: int) -> Iterator[Sequence[Noted]]:
         """Yield transitions."""
         decoder = Decoder(self.source)
+        notes = by_seq(self.source.events(max(first, self.source.view().first)))
         for chunk, places in self._selected(first, end):
-            yield self._noted(decoder.decode(chunk, places))
+            yield [(turn, notes.get(turn.seq, ())) for turn in decoder.decode(chunk, places)]
 
     def last(self, number: int, end: int) -> Sequence[Noted]:
         """Return the last transitions; the log is read from its end, and no further than needed."""
         asked = self.asked
         rows = self.log.where(source=asked.source, dest=asked.dest, **asked.counters, limit=-number)
-        return self._noted([row for row in rows if row.seq < end])  # more may have been written since
-
-    def _noted(self, transitions: Sequence[Transition]) -> Sequence[Noted]:
-        notes = by_seq(self.source.events(transitions[0].seq)) if transitions else {}
-        return [(transition, notes.get(transition.seq, ())) for transition in transitions]
+        notes = by_seq(self.source.events(rows[0].seq)) if rows else {}
+        return [(row, notes.get(row.seq, ())) for row in rows if row.seq < end]  # more may have been written since
 
     def cells(self, row: Noted) -> Sequence[str]:
         """Return the transition in words."""

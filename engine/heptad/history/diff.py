@@ -7,6 +7,7 @@ with other plugins, or of another version, can be compared too. Times do not cou
 from __future__ import annotations
 
 import json
+from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from fnmatch import fnmatchcase
@@ -171,7 +172,9 @@ def diff(one: Source, other: Source, ignore: Iterable[str] = ()) -> Diff:
 def _first_parting(
     sources: tuple[Source, Source], views: tuple[View, View], first: int, end: int, heard: Callable[[str], bool]
 ) -> tuple[int | None, tuple[Parting, ...]]:
-    events = tuple([event for event in source.events(first) if heard(event.kind)] for source in sources)
+    events = tuple(
+        sorted((e for e in source.events(first) if heard(e.kind)), key=attrgetter("seq")) for source in sources
+    )
     begin = first
     # Events and values are read for as far as the paths agree, and within the turn where they part: that turn's events
     # come before its transition, so they are named first. Each block costs one query of values in either log.
@@ -254,7 +257,12 @@ def _remarks(
     heard: Callable[[str], bool],
 ) -> tuple[int, tuple[Parting, ...]] | None:
     """Return the first turn from `first` to before `end` whose events or values differ, and what differs."""
-    one, other = (_by_turn(rows, ((e.kind, replace(e, time_ns=0)) for e in rows), first, end) for rows in events)
+    # those of the turns alone: a log may be read in as many parts as it has events
+    said = [
+        rows[bisect_left(rows, first, key=attrgetter("seq")) : bisect_left(rows, end, key=attrgetter("seq"))]
+        for rows in events
+    ]
+    one, other = (_by_turn(rows, ((e.kind, replace(e, time_ns=0)) for e in rows), first, end) for rows in said)
     recorded = [[v for v in source.values_between(first, end) if heard(v.name)] for source in sources]
     mine, theirs = (_by_turn(rows, ((v.name, v.value) for v in rows), first, end) for rows in recorded)
     seqs = sorted({*one, *other, *mine, *theirs})
@@ -340,17 +348,21 @@ def _by_moment(handlers: Sequence[Sequence[str]]) -> dict[str, list[str]]:
     return moments
 
 
-def _flat(value: Any, name: str = "") -> dict[str, Any]:
+def _flat(facts: Mapping[str, Any]) -> dict[str, Any]:
     """Return nested plain data as a flat mapping from paths to values."""
-    if isinstance(value, Mapping):
-        parts = [(f"{name}.{key}" if name else str(key), v) for key, v in cast("Mapping[Any, Any]", value).items()]
-    elif isinstance(value, list | tuple):
-        parts = [(f"{name}[{place}]", part) for place, part in enumerate(cast("Sequence[Any]", value))]
-    else:
-        return {name: value}
     found: dict[str, Any] = {}
-    for path, part in parts:
-        found |= _flat(part, path)
+    waiting: list[tuple[str, Any]] = [("", facts)]
+    while waiting:
+        name, value = waiting.pop()
+        if isinstance(value, Mapping):
+            inside = cast("Mapping[Any, Any]", value).items()
+            parts = [(f"{name}.{key}" if name else str(key), part) for key, part in inside]
+        elif isinstance(value, list | tuple):
+            parts = [(f"{name}[{place}]", part) for place, part in enumerate(cast("Sequence[Any]", value))]
+        else:
+            found[name] = value
+            continue
+        waiting += reversed(parts)
     return found
 
 

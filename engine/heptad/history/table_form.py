@@ -6,7 +6,11 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
+from heptad.errors import TableError
 from heptad.table import Arc, State, Table
+
+MOST_STATES, MOST_ARCS = 1024, 4096
+"""In a file: a detour has some ten of each."""
 
 
 def table_to_plain(table: Table) -> dict[str, Any]:
@@ -15,7 +19,7 @@ def table_to_plain(table: Table) -> dict[str, Any]:
         "states": [[state.name, state.kind, state.body, state.shown, state.after] for state in table.states],
         "arcs": [[arc.source, arc.dest, arc.guard] for arc in table.arcs],
         "guards": list(table.guards),
-        "origin": table.origin,
+        "origin": dict(table.origin),
     }
 
 
@@ -25,8 +29,11 @@ def table_from_plain(plain: Mapping[str, Any]) -> Table:
     Rows of states without `after`, as journals of version 1 hold them, get it from the arcs.
 
     Raises:
-        TableError: If it is not a table that could be built.
+        TableError: If it is not a table that could be built, or larger than any: what is asked of one takes time with
+            the square of its size.
     """
+    if len(plain["states"]) > MOST_STATES or len(plain["arcs"]) > MOST_ARCS:
+        raise TableError(f"a table has {MOST_STATES:,} states and {MOST_ARCS:,} arcs at most")
     arcs = [Arc(*row) for row in plain["arcs"]]
     states = [State(*row) for row in plain["states"]]
     scopes = {state.name for state in states if state.kind == "scope"}

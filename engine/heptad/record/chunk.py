@@ -64,6 +64,10 @@ class View:
     end: int
 
 
+MOMENTS = ("body", "exit", "guard", "enter")
+"""When a run may fail in a turn."""
+
+
 @dataclass(frozen=True, slots=True)
 class Failure:
     """Where a run failed.

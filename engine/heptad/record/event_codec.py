@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, fields
 from typing import Any
 
-from heptad.record.chunk import Failure
+from heptad.record.chunk import MOMENTS, Failure
 from heptad.record.counters import Counters
 from heptad.record.events import EVENTS, Event
 
@@ -42,11 +42,21 @@ def from_plain(plain: Mapping[str, Any]) -> Event:
             if one.name in values and not isinstance(values[one.name], _TYPES[str(one.type)]):
                 raise ValueError(f"{plain['event']}.{one.name} is {values[one.name]!r}")
         return made(**values)
-    except (KeyError, TypeError) as error:
+    except (KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"an event {plain['event']} has not the fields of one: {error}") from error
 
 
 def _failure(plain: Mapping[str, Any]) -> Failure:
     values = dict(plain)
     values["counters"] = Counters(*values["counters"])
-    return Failure(**values)
+    failed = Failure(**values)
+    answers = values["guards"]
+    texts = (failed.state, failed.who, failed.guard, failed.error, *answers)
+    if (
+        not all(isinstance(text, str) for text in texts)
+        or failed.moment not in MOMENTS
+        or not all(type(number) is int for number in (failed.seq, *failed.counters))
+        or not all(type(answer) is bool for answer in answers.values())
+    ):
+        raise ValueError(f"{plain!r:.60} describes no failure")
+    return failed

@@ -101,10 +101,16 @@ _PLACES = {
 }
 _COUNTED = r"\(epoch (?P<epoch>\d+), batch (?P<batch_index>\d+), step (?P<step>\d+), update (?P<update>\d+)\)"
 
-# Words that stand in files, and so stay as they are: no sentence of today is made from them.
+# Words that stand in files, and so stay as they are: no sentence of today is made from them. Each pattern takes time in
+# proportion to the text, which a stranger may have made of what it looks for: the end is looked at first, and `(?>…)`
+# tries no second place.
 _SENTENCES: list[tuple[str, str, type[Event] | _Parse]] = [
     ("accumulation", r"(?P<before>\d+) -> (?P<after>\d+) from the next window on", Accumulation),
-    ("detach", r"(?P<handler>.+?) raised (?P<error>.*); (?P<plugin>.+) is called no more", _detach),
+    (
+        "detach",
+        r"(?=.* is called no more\Z)(?>(?P<handler>.+?) raised )(?P<error>.*); (?P<plugin>.+) is called no more",
+        _detach,
+    ),
     (
         "drop",
         r"epoch (?P<epoch>\d+) makes no update: (?P<batches>\d+) of (?P<window>\d+) batches of a window",
@@ -123,7 +129,8 @@ _SENTENCES: list[tuple[str, str, type[Event] | _Parse]] = [
     ),
     (
         "resume",
-        r"the plugin (?P<plugin>.+?) cannot take back its state: (?P<error>.*); it is called no more",
+        r"(?=.*; it is called no more\Z)the plugin (?>(?P<plugin>.+?) cannot take back its state: )(?P<error>.*)"
+        r"; it is called no more",
         _refused_state,
     ),
     ("resume", r"goes on from (?P<checkpoint>.+), #\d+ in (?P<state>\S+)", Resume),

@@ -42,7 +42,7 @@ class Recomputation:
             nonlocal fresh
             if fresh:
                 fresh = False
-                return kept.corrected(run.position.window)
+                return kept.corrected(run._position.window)
             return self.again(run)
 
         for optimizer, needy in zip(run.optimizers, self._needy, strict=True):
@@ -60,7 +60,7 @@ class Recomputation:
         Returns:
             The loss of the window: Σ (r / k) · loss in the order of its steps, corrected for their weights; detached.
         """
-        at, runtime, strategy = run.position, run.runtime, self._strategy
+        at, runtime, strategy = run._position, run._runtime, self._strategy
         before = at.window, at.batch, at.output, at.loss, at.weight, at.samples_now
         batches, loss = _kept(run).batches, KeptWindow()
         window = at.window = Window(at.window.size)
@@ -88,9 +88,9 @@ class Recomputation:
 
 
 def _kept(run: Run) -> KeptWindow:
-    if run.position.kept is None:
+    if run._position.kept is None:
         raise AssertionError("a run with a Recomputation keeps its window")
-    return run.position.kept
+    return run._position.kept
 
 
 def prepare_recomputation(runtime: Runtime, plugins: Sequence[Plugin]) -> None:
@@ -110,12 +110,12 @@ def build_recomputation(run: Run, strategy: Strategy) -> None:
     Raises:
         ConfigError: If an optimizer needs a closure, and a plugin changes the gradients.
     """
-    runtime = run.runtime
+    runtime = run._runtime
     _check_closures(run.optimizers, runtime.gradient_changers)
     needy = [needs_closure(optimizer) for optimizer in run.optimizers]
     if runtime.keeps_window or any(needy):
         runtime.recomputation = Recomputation(strategy, needy)
-        run.position.kept = KeptWindow()
+        run._position.kept = KeptWindow()
 
 
 def _check_closures(optimizers: Sequence[object], changers: Sequence[str]) -> None:

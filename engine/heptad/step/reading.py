@@ -15,17 +15,17 @@ from heptad.run.state import RunState
 
 def readers(run: Run) -> Iterator[tuple[str, Callable[[Run], None]]]:
     """Yield the states on whose exit a run reads ahead, and what does it."""
-    if run.runtime.feed.reads_early:
+    if run._runtime.feed.reads_early:
         yield "process_batch", read_on_exit_of_process_batch
-    if run.runtime.feed.batches is None:
+    if run._runtime.feed.batches is None:
         yield from READERS.items()
 
 
 def read_on_exit_of_process_batch(run: Run) -> None:
     """Read the batches to come: the device has the whole step before it, and they are copied meanwhile."""
     began = monotonic_ns()
-    run.runtime.feed.read_ahead(to_come(run.position))
-    run.position.reading_ns += monotonic_ns() - began
+    run._runtime.feed.read_ahead(to_come(run._position))
+    run._position.reading_ns += monotonic_ns() - began
 
 
 def to_come(at: RunState) -> int:
@@ -48,7 +48,7 @@ def read_on_exit_of_after_step(run: Run) -> None:
 
     Under `remainder="extend"` it does not: the window is filled in any case, and `before_step` finds out what is left.
     """
-    at = run.position
+    at = run._position
     if not at.update_due and not at.extends:
         _read_ahead(run)
         at.update_due = at.flushes and not at.remaining
@@ -60,7 +60,7 @@ def read_on_exit_of_optimizer_update(run: Run) -> None:
     So a loader that acts with the network acts with the new weights, as in a plain loop. Nothing is read where the run
     is ending anyway, nor in a pass that was begun to fill this window.
     """
-    at = run.position
+    at = run._position
     if at.extending:
         at.remaining = 0
     elif not at.ending:
@@ -68,8 +68,8 @@ def read_on_exit_of_optimizer_update(run: Run) -> None:
 
 
 def _read_ahead(run: Run) -> None:
-    at, began = run.position, monotonic_ns()
-    at.remaining = 1 if run.runtime.feed.more() else 0
+    at, began = run._position, monotonic_ns()
+    at.remaining = 1 if run._runtime.feed.more() else 0
     at.reading_ns += monotonic_ns() - began
 
 

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from itertools import chain
-from typing import Any, cast
+from typing import Any
 
 from heptad.history.decode import Decoder, by_seq
 from heptad.history.export.output import Target, replacing
-from heptad.history.export.rows import call_row, json_number, note_row, transition_row, value_row
+from heptad.history.export.rows import call_row, finite, note_row, transition_row, value_row
 from heptad.history.source import Source
 from heptad.history.table_form import table_to_plain
 from heptad.record.chunk import View
@@ -41,7 +41,7 @@ def _log_header(source: Source, view: View) -> Mapping[str, Any]:
         "format": FORMAT,
         "version": VERSION,
         "table": table_to_plain(source.table),
-        "facts": _finite(dict(source.facts)),
+        "facts": finite(dict(source.facts)),
         "failure": None if source.failure is None else asdict(source.failure),
         "notes": [note_row(note) for note in source.events(view.end)],
         "values": [value_row(value) for value in source.values_between(view.end, sys.maxsize)],
@@ -64,14 +64,3 @@ def _lines(source: Source, view: View) -> Iterator[Mapping[str, Any]]:
             if seq in calls:
                 line["calls"] = [call_row(call) for call in calls[seq]]
             yield line
-
-
-def _finite(value: Any) -> Any:
-    """Return nested plain data with each float as `json_number` returns it."""
-    if isinstance(value, float):
-        return json_number(value)
-    if isinstance(value, dict):
-        return {name: _finite(part) for name, part in cast("dict[str, Any]", value).items()}
-    if isinstance(value, list | tuple):
-        return [_finite(part) for part in cast("Sequence[Any]", value)]
-    return value

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, cast
 
 from heptad.history.journal import schema
-from heptad.record.chunk import Failure
+from heptad.record.chunk import MOMENTS, Failure
 from heptad.record.counters import Counters
 from heptad.table import Table
+
+_MOST_PROCESSES = 1 << 31
+"""What the number of a process is below: more than the system accepts is no number of one."""
+
+_DEEPEST = 100
+"""Levels of lists and objects within each other."""
 
 _WORDS_OF_A_HANDLER = (4, 5)
 """How many there are: state, moment, name and filter, then the plugin, which version 1 did not store."""
@@ -21,9 +26,11 @@ def read_facts(text: str) -> Mapping[str, Any]:
     Raises:
         ValueError: If the text is not that of an object, or what questions look at in it is of another kind.
     """
-    found = json.loads(text)
+    found = schema.parsed_json(text)
     facts = cast("dict[str, Any]", found) if isinstance(found, dict) else {}
     handlers = facts.get("handlers", [])
+    if _is_deep(cast("Any", found)):
+        raise ValueError(f"what the run was asked for is nested in more than {_DEEPEST} levels")
     if not isinstance(found, dict) or type(facts.get("accumulation", 1)) is not int or not isinstance(handlers, list):
         raise ValueError(f"what the run was asked for is not what a run stores: {text:.60}")
     for row in cast("list[Any]", handlers):
@@ -41,11 +48,40 @@ def read_failure(row: Sequence[Any], table: Table) -> Failure:
     """
     seq, state, moment, who, guard, error, *counters, guards = schema.checked(row, "the failure")
     schema.whole([seq, *counters], "the failure")
-    found = json.loads(guards)
+    found = schema.parsed_json(guards)
     answers = cast("dict[str, Any]", found) if isinstance(found, dict) else {}
     error = schema.read_text(error)
     texts = all(isinstance(text, str) for text in (state, moment, who, guard, error))
     bools = isinstance(found, dict) and all(type(answer) is bool for answer in answers.values())
-    if not (texts and bools) or state not in table.shown.values():
-        raise ValueError(f"the failure is not one of this run: state {state!r:.60}, guards {guards!r:.60}")
+    if not (texts and bools) or moment not in MOMENTS or state not in table.shown.values():
+        raise ValueError(
+            f"the failure is not one of this run: state {state!r:.60}, moment {moment!r:.60}, guards {guards!r:.60}"
+        )
     return Failure(seq, state, moment, who, guard, error, Counters(*counters), answers)
+
+
+def read_writer(found: object) -> tuple[int, str] | None:
+    """Return the process that writes a file, and its host; `None` where none does.
+
+    Raises:
+        ValueError: If it is described in another way.
+    """
+    if found is None:
+        return None
+    writer = cast("dict[str, Any]", found) if isinstance(found, dict) else {}
+    pid, host = writer.get("pid"), writer.get("host")
+    if type(pid) is not int or not 0 < pid < _MOST_PROCESSES or not isinstance(host, str):
+        raise ValueError(f"what it says of the process that writes it is not what a run stores: {found!r:.60}")
+    return pid, host
+
+
+def _is_deep(value: object) -> bool:
+    """Return whether plain data are nested in more levels than are read: those who take them apart call themselves."""
+    level = [value]
+    for _ in range(_DEEPEST + 1):
+        level = [part for whole in level if isinstance(whole, dict | list) for part in _parts(whole)]
+    return bool(level)
+
+
+def _parts(whole: dict[str, Any] | list[Any]) -> Iterable[Any]:
+    return whole.values() if isinstance(whole, dict) else whole

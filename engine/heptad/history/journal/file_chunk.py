@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from typing import Any, cast
 
@@ -38,14 +37,16 @@ class FileChunk:
         self._read = read
         self.seq, self._count, self.clock, self.offset = cast("list[int]", head[:4])
         self.counters = Counters(*head[4:9])
-        self.skipped: Sequence[int] = json.loads(head[9]) if head[9] else ()
-        gaps: list[list[int]] = json.loads(head[10]) if head[10] else []
+        self.skipped: Sequence[int] = schema.parsed_json(head[9]) if head[9] else ()
+        gaps: list[list[int]] = schema.parsed_json(head[10]) if head[10] else []
         self.gaps: Sequence[tuple[int, int]] = [(place, paused) for place, paused in gaps]
         places = [*self.skipped, *(place for place, _ in self.gaps)]
         if not all(type(place) is int and 0 <= place < self._count for place in places) or not all(
-            type(paused) is int and abs(paused) < _EVER for _, paused in self.gaps
+            type(paused) is int for _, paused in self.gaps
         ):
             raise ValueError(f"the head of the chunk at transition {self.seq} names places that it lacks")
+        if sum(abs(paused) for _, paused in self.gaps) >= _EVER:
+            raise ValueError(f"the head of the chunk at transition {self.seq} says that it was paused beyond all time")
 
     def __len__(self) -> int:
         return self._count

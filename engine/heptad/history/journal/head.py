@@ -20,6 +20,7 @@ from heptad.history.journal import schema
 from heptad.history.journal.watch import refuse_links_beside
 
 _HEAD = 100
+_LONG = 500
 _MAGIC = b"SQLite format 3\x00"
 
 
@@ -48,13 +49,13 @@ def check_owner(path: Path) -> bytes:
     Raises:
         LogError: If it is not, or a link lies beside it under a name that SQLite writes to.
     """
-    refuse_links_beside(path)
     try:
+        refuse_links_beside(path)
         head = _beginning(path)
     except FileNotFoundError:
         raise LogError(f"{path}: there is no such file; Journal('{path.name}') among the plugins writes one") from None
-    except OSError as error:
-        raise LogError(f"{path} cannot be read: {error.strerror}") from error
+    except (OSError, ValueError) as error:  # a name that no file can have
+        raise LogError(f"{path} cannot be read: {error.strerror if isinstance(error, OSError) else error}") from error
     if not head:
         raise LogError(f"{path} is empty: no run has written its log there")
     if head.startswith(b"{"):
@@ -83,6 +84,14 @@ def _beginning(path: Path) -> bytes:
         if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
             raise LogError(f"{path} is not the log of a run: it is no regular file, but a pipe or a device")
         return file.read(_HEAD)
+
+
+def reason(path: Path, error: Exception) -> str:
+    """Return why a file cannot be opened: SQLite does not say that a path is too long for it."""
+    length = len(os.fsencode(path.absolute()))
+    if length <= _LONG or "unable to open" not in str(error):
+        return str(error)
+    return f"{error}: its path has {length} bytes, and SQLite opens none of more than {_LONG} everywhere"
 
 
 def size_beside(path: Path, suffix: str) -> int:

@@ -8,6 +8,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from heptad.errors import LogError
+from heptad.history.journal.claims import read_writer
 from heptad.history.journal.head import check_owner
 from heptad.history.journal.meta import get_meta
 from heptad.history.journal.stranger import Limits
@@ -39,8 +40,8 @@ def lock(connection: sqlite3.Connection, path: Path) -> None:
     except sqlite3.OperationalError as error:
         if "locked" not in str(error):
             raise
-        writer = get_meta(connection, "writer")
-        who = f" (process {writer['pid']} on {writer['host']})" if writer else ""
+        writer = read_writer(get_meta(connection, "writer"))
+        who = f" (process {writer[0]} on {writer[1]})" if writer else ""
         raise LogError(
             f"{path} is being written{who}; let that run end, or close() the engine that was advanced by hand, or name "
             "another file"

@@ -20,7 +20,7 @@ def get_meta(connection: sqlite3.Connection, key: str) -> Any:
         return None
     if schema.crc(row[0]) != row[1]:
         raise ValueError(f"its '{key}' does not fit its checksum")
-    return json.loads(row[0])
+    return schema.parsed_json(row[0])
 
 
 def put_meta(connection: sqlite3.Connection, key: str, value: Any) -> None:

@@ -10,7 +10,7 @@ from heptad.history.journal import schema
 from heptad.history.journal.head import check_head
 from heptad.history.journal.lock import BUSY_MS, lock
 from heptad.history.journal.meta import put_meta
-from heptad.history.journal.stranger import Limits, check_schema
+from heptad.history.journal.stranger import Limits
 from heptad.history.journal.watch import refuse_links_beside
 from heptad.history.table_form import table_to_plain
 from heptad.table import Table
@@ -40,7 +40,7 @@ def open_to_write(path: Path, table: Table, run: str) -> tuple[sqlite3.Connectio
         if held:
             limits = Limits(connection, path)
             connection.execute(f"PRAGMA busy_timeout = {BUSY_MS}")
-            check_schema(connection)
+            limits.admit()
             limits.lift()
         new = _make_log(connection, table, run)
         _write_ahead(connection, path)

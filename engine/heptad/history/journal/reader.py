@@ -6,14 +6,13 @@ read-only and never altered.
 
 from __future__ import annotations
 
-import json
 import os
 import sqlite3
 import threading
 import weakref
 import zlib
 from collections import OrderedDict
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path
@@ -23,13 +22,13 @@ from urllib.parse import quote
 from heptad.errors import LogError, TableError
 from heptad.history.decode import BLOCK
 from heptad.history.journal import schema
-from heptad.history.journal.claims import read_facts, read_failure
+from heptad.history.journal.claims import read_facts, read_failure, read_writer
 from heptad.history.journal.file_chunk import HEAD, FileChunk
-from heptad.history.journal.head import check_head, size_beside
+from heptad.history.journal.head import check_head, reason, size_beside
 from heptad.history.journal.lock import BUSY_MS
 from heptad.history.journal.meta import get_meta
 from heptad.history.journal.packing import unpack_turns
-from heptad.history.journal.stranger import Limits, check_schema
+from heptad.history.journal.stranger import Limits
 from heptad.history.table_form import table_from_plain
 from heptad.record.arrays import unpack_array
 from heptad.record.chunk import Call, Effects, Failure, Ints, View
@@ -41,6 +40,12 @@ from heptad.table import Table
 
 _UNPACKED = BLOCK
 """Chunks that are kept unpacked, 16 kB each: a question asks several things of a chunk, or of all chunks of a block."""
+
+_EVER = 1 << 62
+"""Beyond the number of every row."""
+
+_LOWEST = -(1 << 63)
+"""The lowest number that SQLite has."""
 
 _ASTRAY = (LookupError, AttributeError, ArithmeticError, RecursionError)
 """What rows with right checksums and wrong contents may raise where they are taken apart."""
@@ -74,6 +79,8 @@ class FileSource:
         self._windows: Sequence[tuple[int, int]] = ()
         self._stops: Sequence[int] = ()
         self._facts: Mapping[str, Any] = {}
+        self._names: dict[int, str] = {}  # of values and handlers, as far as they were asked for
+        self._handlers: dict[int, tuple[str, str, str]] = {}
         with self._reading():
             self._connection = self._connect()
             weakref.finalize(self, self._connection.close)
@@ -98,8 +105,7 @@ class FileSource:
     def writer(self) -> tuple[int, str] | None:
         """The process that has the file open to write, or that died with it open: its id, and its host."""
         with self._reading():
-            writer = get_meta(self._connection, "writer")
-            return None if writer is None else (writer["pid"], writer["host"])
+            return read_writer(get_meta(self._connection, "writer"))
 
     @property
     def table(self) -> Table:
@@ -148,43 +154,90 @@ class FileSource:
     def events(self, first: int) -> list[Event]:
         """Return the events of the transitions from that number on, oldest first."""
         with self._reading():
-            columns = [name for _, name, *_ in self._connection.execute("PRAGMA table_info(note)")]
+            ask = self._connection
+            columns = [name for _, name, *_ in ask.execute("PRAGMA table_info(note)")]
             data = "data" if "data" in columns else "NULL"  # version 1 stored words only
-            rows = self._connection.execute(
-                f"SELECT seq, kind, text, time_ns, {data}, crc FROM note WHERE seq >= ? ORDER BY number", (first,)
+            # Who asks for all gets all checked: a number that is damaged would keep its row from being selected by it.
+            some = first > self._view.first
+            since = ask.execute("SELECT min(number) FROM note WHERE seq >= ?", (first,)).fetchone() if some else ()
+            rows = self._rows(
+                f"SELECT number, seq, kind, text, time_ns, {data}, crc FROM note "
+                f"{'WHERE number >= ?' if some else ''} ORDER BY number",
+                since,
             )
-            return [_event(row) for row in rows]
+            events = [_event(row) for _, *row in rows]
+            return [event for event in events if event.seq >= first]
 
     def values(self, first: int = 0) -> list[Recorded]:
         """Return the recorded values from the one of that number on, oldest first."""
         with self._reading():
-            return self._recorded("v.number >= ?", first)
+            return self._recorded(first, _EVER)
 
     def values_between(self, first: int, end: int) -> list[Recorded]:
         """Return the values recorded in the turns of the transitions from `first` to before `end`, oldest first."""
         with self._reading():
-            numbers = self._first_value(first), self._first_value(end)
-            return self._recorded("v.number >= ? AND v.number < ?", *numbers)
+            return self._recorded(self._first_value(first), self._first_value(end))
 
-    def _recorded(self, which: str, *numbers: int) -> list[Recorded]:
-        rows = self._connection.execute(
-            'SELECT n.name, v.value, v.seq, v.epoch, v.step, v."update", v.number FROM value v '
-            f"JOIN name n ON n.number = v.name WHERE {which} ORDER BY v.number",
-            numbers,
+    def _recorded(self, first: int, end: int) -> list[Recorded]:
+        rows = self._rows(
+            'SELECT number, name, value, seq, epoch, step, "update" FROM value WHERE number >= ? AND number < ? '
+            "ORDER BY number",
+            (first, end),
         )
-        return [
-            Recorded(schema.read_text(name), schema.read_real(value, number), *schema.whole(at, f"value {number}"))
-            for name, value, *at, number in rows
-        ]
+        found: list[Recorded] = []
+        for place, (number, name, value, *at) in enumerate(rows, first):
+            if number != place:
+                raise ValueError(f"the recorded values {place} to {number - 1} are missing")
+            schema.whole((name, *at), f"value {number}")
+            found.append(Recorded(self._name(name), schema.read_real(value, number), *at))
+        return found
+
+    def _name(self, number: int) -> str:
+        """Return the name of that number.
+
+        Raises:
+            ValueError: If the file lacks it.
+        """
+        found = self._names.get(number)
+        if found is None:
+            (stored,) = self._named("SELECT name FROM name WHERE number = ?", number)
+            found = self._names[number] = schema.read_text(stored)
+        return found
+
+    def _handler(self, number: int) -> tuple[str, str, str]:
+        """Return the handler of that number, on which moment of which state.
+
+        Raises:
+            ValueError: If the file lacks it, or it is none.
+        """
+        found = self._handlers.get(number)
+        if found is None:
+            who, edge, state = map(
+                schema.read_text, self._named("SELECT who, edge, state FROM handler WHERE number = ?", number)
+            )
+            if edge not in ("enter", "exit") or state not in self._table.shown.values():
+                raise ValueError(f"the handler {number} is called on {edge!r:.60} of {state!r:.60}")
+            found = self._handlers[number] = who, edge, state
+        return found
+
+    def _named(self, statement: str, number: int) -> Sequence[Any]:
+        row = self._connection.execute(statement, (number,)).fetchone()
+        if row is None:
+            raise ValueError(f"the name or the handler of number {number} is missing")
+        return self._within(row)
 
     def _first_value(self, seq: int) -> int:
         """Return the number of the first value of a transition or a later one.
 
         A binary search: `seq` grows with `number`, and an index on it would cost the writer more than it saves here.
         """
-        low, high = self._connection.execute("SELECT min(number), max(number) + 1 FROM value").fetchone()
+        low, last = self._connection.execute("SELECT min(number), max(number) FROM value").fetchone()
         if low is None:
             return 0
+        schema.whole((low, last), "a recorded value")
+        if low:
+            raise ValueError(f"the recorded values 0 to {low - 1} are missing")
+        high = last + 1
         while low < high:
             middle = (low + high) // 2
             at, number = self._connection.execute(
@@ -196,15 +249,17 @@ class FileSource:
     def calls(self, first: int, end: int) -> list[Call]:
         """Return the handlers' calls in the turns of these transitions, where they were traced."""
         with self._reading():
-            rows = self._connection.execute(
-                "SELECT c.seq, h.who, h.edge, h.state, c.time_ns, c.duration_ns FROM call c "
-                "JOIN handler h ON h.number = c.handler WHERE c.seq >= ? AND c.seq < ? ORDER BY c.number",
+            rows = self._rows(
+                "SELECT seq, number, handler, time_ns, duration_ns FROM call WHERE seq >= ? AND seq < ? "
+                "ORDER BY seq, number",  # which is the order of the numbers, and that of an index
                 (first, end),
+                keys=2,
             )
-            return [
-                Call(seq, *handler, *schema.whole(times, f"a call in the turn of transition {seq}"))
-                for seq, *handler, times in ((*row[:4], row[4:]) for row in rows)
-            ]
+            found: list[Call] = []
+            for seq, _, handler, *times in rows:
+                schema.whole((handler, *times), f"a call in the turn of transition {seq}")
+                found.append(Call(seq, *self._handler(handler), *times))
+            return found
 
     # -- chunks
 
@@ -248,7 +303,7 @@ class FileSource:
 
     def _connect(self) -> sqlite3.Connection:
         where = f"file://{quote(os.fsencode(self._path.absolute()))}?mode=ro"
-        connection = self._open(where)
+        connection, limits = self._open(where)
         try:
             connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
         except sqlite3.OperationalError as error:
@@ -257,16 +312,17 @@ class FileSource:
             if "unable to open" not in str(error) or size_beside(self._path, "-wal"):
                 raise
             connection.close()
-            connection = self._open(f"{where}&immutable=1")
-        check_schema(connection)
+            connection, limits = self._open(f"{where}&immutable=1")
+        limits.admit()
+        self._limits = limits
         return connection
 
-    def _open(self, where: str) -> sqlite3.Connection:
+    def _open(self, where: str) -> tuple[sqlite3.Connection, Limits]:
         connection = sqlite3.connect(where, uri=True, isolation_level=None, check_same_thread=False)
-        self._limits = Limits(connection, self._path)
+        limits = Limits(connection, self._path)
         connection.execute(f"PRAGMA busy_timeout = {BUSY_MS}")
         connection.execute("PRAGMA cache_size = -8000")
-        return connection
+        return connection, limits
 
     def _read(self) -> None:
         """Read the heads of new chunks, and what the file says of the run as a whole."""
@@ -283,18 +339,18 @@ class FileSource:
         failed = ask.execute("SELECT * FROM failure").fetchone()
         self._failure = None if failed is None else read_failure(failed, self._table)
         self._read_chunks()
-        windows = ask.execute("SELECT seq, steps, crc FROM accumulation ORDER BY seq").fetchall()
+        windows = self._rows("SELECT seq, steps, crc FROM accumulation ORDER BY seq")
         self._windows = [
             (seq, steps)
             for seq, steps in (schema.whole(schema.checked(row, "a window's size"), "a window") for row in windows)
         ]
-        stops = ask.execute("SELECT seq, crc FROM stop ORDER BY seq").fetchall()
+        stops = self._rows("SELECT seq, crc FROM stop ORDER BY seq")
         self._stops = [schema.whole(schema.checked(row, "a stop"), "a stop")[0] for row in stops]
 
     def _read_chunks(self) -> None:
         chunks = self._chunks[:-1]  # the last one may have grown: it is read again
-        since = self._chunks[-1].seq if self._chunks else -1
-        rows = self._connection.execute(f"SELECT {HEAD} FROM chunk WHERE seq >= ? ORDER BY seq", (since,)).fetchall()
+        since = self._chunks[-1].seq if self._chunks else _LOWEST  # one that is below 0 is refused, not passed over
+        rows = [*self._rows(f"SELECT {HEAD} FROM chunk WHERE seq >= ? ORDER BY seq", (since,))]
         read = self._body
         chunks += [FileChunk(row, read) for row in rows[:-1]]
         if rows:
@@ -331,6 +387,35 @@ class FileSource:
             raise ValueError(f"its '{key}' is missing")
         return found
 
+    def _rows(self, statement: str, values: Sequence[Any] = (), keys: int = 1) -> Iterator[Sequence[Any]]:
+        """Yield the rows of a statement.
+
+        Args:
+            statement: The statement.
+            values: Its values.
+            keys: How many columns, from the first, the rows are sorted by.
+
+        Raises:
+            ValueError: If they are not: several pages may lead to one, so that a row is read again and again.
+        """
+        before: Sequence[Any] = ()  # lower than every key
+        for row in self._connection.execute(statement, values):
+            key = row[:keys]
+            if key <= before:
+                raise ValueError(f"its pages are out of order: {key} comes after {before}")
+            before = key
+            yield self._within(row)
+
+    def _within(self, row: Sequence[Any]) -> Sequence[Any]:
+        """Count what a row holds: together the rows that a question reads hold no more than the file.
+
+        Raises:
+            ValueError: If they do: several of them may share the pages of a text.
+        """
+        if self._limits is not None:
+            self._limits.spend(row)
+        return row
+
     @contextmanager
     def _snapshot(self) -> Generator[None]:
         """Read the file at one moment: what others commit meanwhile is not seen in the block."""
@@ -355,7 +440,7 @@ class FileSource:
                     ) from error
                 if "malformed" in str(error) or "decode" in str(error) or "no such" in str(error):
                     raise self._damaged(error) from error
-                raise LogError(f"{self._path} cannot be read: {error}") from error
+                raise LogError(f"{self._path} cannot be read: {reason(self._path, error)}") from error
             except (sqlite3.Error, zlib.error, ValueError, TypeError, *_ASTRAY, TableError) as error:
                 raise self._damaged(error) from error
 
@@ -375,8 +460,10 @@ def _event(row: Sequence[Any]) -> Event:
     what = f"an event of transition {row[0]}"
     if data is not None:
         schema.checked(row, what)
-        event = from_plain(json.loads(data))
+        event = from_plain(schema.parsed_json(data))
         schema.whole((event.seq, event.time_ns), what)
+        if [event.seq, event.kind, event.time_ns] != [row[0], row[1], row[3]]:
+            raise ValueError(f"{what} says that it is another one: {event!s:.60}")
         if isinstance(event, RecordedArray):
             unpack_array(event.data)  # the text of a stranger's may stand for no array, or for gigabytes
         return event

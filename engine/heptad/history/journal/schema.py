@@ -40,6 +40,11 @@ SQLite has no NaN, so NaN is NULL, and no -0.0, which is 0.0. Half a surrogate p
 are not UTF-8, is written out as an escape. The first writers of version 1 had blobs for -0.0 and for such texts; these
 are read.
 
+What has a column `crc` is guarded by it. Recorded values, their names, calls, their handlers, and what the views show
+of transitions (`transition`, `stay`, `arc`) are not: a checksum for each value would cost as much as it does. Of these
+the library reads values and calls, and refuses a row that names what is missing, and values that are not numbered one
+after another.
+
 A reader needs no lock: in write-ahead mode it sees the file as it was when its transaction began. The writer holds the
 one lock for writing while it has the file open. `user_version` is the version of the schema. A newer one is refused.
 """
@@ -48,11 +53,18 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import zlib
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 from heptad.table import Table
+
+_EVER = 1 << 62
+"""What no whole number of a run reaches: sums of two fit into 64 bits."""
+
+MOST_CONTAINERS = 1 << 20
+"""Lists and objects in a text of JSON."""
 
 APPLICATION_ID = 0x48505444
 VERSION = 2
@@ -178,13 +190,34 @@ def read_real(stored: object, number: int) -> float:
     raise ValueError(f"value {number} is {stored!r}, which is no number")
 
 
+def parsed_json(stored: object) -> Any:
+    """Return the value of JSON text from the file.
+
+    Raises:
+        ValueError: If it is none, or holds too many lists and objects: each takes far more memory than its two bytes.
+    """
+    text = read_text(stored)
+    if _containers(text) > MOST_CONTAINERS:  # perhaps in strings: they take no more than their length
+        bare = re.sub(r'"[^"]*"', "", text.replace("\\\\", "").replace('\\"', ""))
+        if _containers(bare) > MOST_CONTAINERS:
+            raise ValueError(f"a text holds more than {MOST_CONTAINERS:,} lists and objects")
+    try:
+        return json.loads(text)
+    except RecursionError as error:
+        raise ValueError("a text of JSON is nested too deep") from error
+
+
+def _containers(text: str) -> int:
+    return text.count("[") + text.count("{")
+
+
 def whole(fields: Sequence[Any], what: str) -> Sequence[int]:
     """Return fields that are whole numbers.
 
     Raises:
         ValueError: If they are not: SQLite accepts anything in any column.
     """
-    if not all(isinstance(field, int) for field in fields):
+    if not all(isinstance(field, int) and -_EVER < field < _EVER for field in fields):
         raise ValueError(f"{what} has {fields!r} in place of whole numbers")
     return fields
 

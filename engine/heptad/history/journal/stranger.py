@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import re
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 from heptad.history.journal import schema
 from heptad.history.journal.head import size_beside
@@ -24,6 +25,15 @@ _STEPS = 2_000_000
 
 _STRIDE = 100_000
 """Steps between two calls of the progress handler."""
+
+_SCHEMA_STEPS = 2_000
+"""Steps in which the schema must be read: about 10 for each table, index and view."""
+
+_SCHEMA_STRIDE = 100
+"""As above, meanwhile."""
+
+_LONGEST_OBJECT = 1 << 13
+"""Bytes of the text of a table, an index or a view. Those of Heptad have 600 at most."""
 
 _LONGEST = 1 << 20
 """Bytes of the longest field that any file may have; a larger file may have one as large as itself."""
@@ -47,20 +57,47 @@ class Limits:
 
     def __init__(self, connection: sqlite3.Connection, path: Path) -> None:
         self._connection, self._path = connection, path
-        self._left = self.bytes = 0
-        self.renew()
+        self._unread = self.bytes = 0
+        # SQLite parses the schema before the first statement: it takes 80 bytes of memory for each byte of a text.
+        self._left, self._stride = _SCHEMA_STEPS, _SCHEMA_STRIDE
+        self._any_text = connection.setlimit(sqlite3.SQLITE_LIMIT_SQL_LENGTH, _LONGEST_OBJECT)
+        connection.set_progress_handler(self._count, self._stride)
         connection.execute("PRAGMA trusted_schema = OFF")
         connection.execute("PRAGMA cell_size_check = ON")
         connection.execute("PRAGMA mmap_size = 0")  # a file that another process cuts would end this one
         connection.setlimit(sqlite3.SQLITE_LIMIT_ATTACHED, 0)
         connection.setlimit(sqlite3.SQLITE_LIMIT_TRIGGER_DEPTH, 0)
-        connection.set_progress_handler(self._count, _STRIDE)
+
+    def admit(self) -> None:
+        """Check the schema; then questions may be asked.
+
+        Raises:
+            ValueError: If the tables are not those that Heptad makes.
+        """
+        check_schema(self._connection)
+        self._stride = _STRIDE
+        self._connection.setlimit(sqlite3.SQLITE_LIMIT_SQL_LENGTH, self._any_text)
+        self._connection.set_progress_handler(self._count, self._stride)
+        self.renew()
 
     def renew(self) -> None:
         """Begin a question: it may take as many steps as the file has bytes for."""
         self.bytes = _size(self._path)
         self._left = _STEPS + STEPS_A_BYTE * self.bytes
-        self._connection.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, max(self.bytes, _LONGEST))
+        self._unread = max(self.bytes, _LONGEST)
+        self._connection.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, self._unread)
+
+    def spend(self, row: Sequence[Any]) -> None:
+        """Count the texts and blobs of a row that was read.
+
+        Raises:
+            ValueError: If those of a question are longer together than the file.
+        """
+        for field in row:
+            if isinstance(field, str | bytes):
+                self._unread -= len(field)
+        if self._unread < 0:
+            raise ValueError("its texts are longer together than the file that holds them")
 
     def lift(self) -> None:
         """End the limits of steps and lengths: the tables are Heptad's own, and what comes is from the run."""
@@ -68,7 +105,7 @@ class Limits:
         self._connection.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, _ANY_LENGTH)
 
     def _count(self) -> bool:
-        self._left -= _STRIDE
+        self._left -= self._stride
         return self._left < 0
 
 
