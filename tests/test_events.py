@@ -31,6 +31,7 @@ from heptad.plugin import (
     StillDetached,
     Stop,
     Untrained,
+    Unverified,
 )
 from heptad.record.arrays import pack_array
 from heptad.record.chunk import Failure
@@ -92,6 +93,7 @@ LATER: list[Event] = [
     Behind(*AT, 6_000_000),
     SharedGenerators(*AT, "the thread A"),
     Untrained(*AT, "the layer is another"),
+    Unverified(*AT, "fp16-mixed", "cuda"),
 ]
 """Events that format 1 did not have."""
 

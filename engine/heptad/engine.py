@@ -38,6 +38,7 @@ from heptad.run.run import Run
 from heptad.run.runtime import Runtime
 from heptad.run.signals import CtrlC
 from heptad.run.until import Until, until_predicate
+from heptad.run.verified import note_unverified
 from heptad.step.bodies import BODIES, announced_batch, before_loop, build
 from heptad.step.closure import prepare_recomputation
 from heptad.step.optimizers import Optimizers, given_mistakes
@@ -272,6 +273,7 @@ class Engine(EngineView):
             self._reads = True
             for state, read in readers(self.current):
                 self._machine.subscribe(Subscription(None, "", Mark("exit", state), read))
+            note_unverified(self.current)
         self._resumption.restore_generators(self.current)
 
     # -- the loop

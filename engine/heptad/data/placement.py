@@ -36,8 +36,12 @@ def resolve_device(name: str | torch.device) -> torch.device:
 
 
 def _is_here(device: torch.device) -> bool:
-    if device.type == "cuda":  # counted only: opening a context there would take memory
-        return (device.index or 0) < torch.cuda.device_count()
+    try:
+        module: Any = torch.get_device_module(device.type)
+    except RuntimeError:
+        module = None
+    if device.type != "cpu" and hasattr(module, "device_count"):
+        return (device.index or 0) < module.device_count()  # only counted: to open a context would take memory
     try:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError, ImportError):  # torch raises any of these for a device that is absent

@@ -38,6 +38,7 @@ _HOMES = {
             "StillDetached",
             "Stop",
             "Untrained",
+            "Unverified",
         ),
         "record.events",
     ),

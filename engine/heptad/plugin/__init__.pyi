@@ -34,6 +34,7 @@ from heptad.record.events import SkipBatch as SkipBatch
 from heptad.record.events import StillDetached as StillDetached
 from heptad.record.events import Stop as Stop
 from heptad.record.events import Untrained as Untrained
+from heptad.record.events import Unverified as Unverified
 from heptad.record.values import Recorded as Recorded
 from heptad.run.evaluating import EvaluationOptions as EvaluationOptions
 from heptad.run.evaluating import Measures as Measures
