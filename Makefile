@@ -28,8 +28,8 @@ types: .venv/ready
 pytest: .venv/ready
 	$(BIN)/python -m pytest
 
-# On a machine with an accelerator; writes what it has seen into engine/heptad/verified.json and docs/verified.md. In a
-# copy without git, HEPTAD_COMMIT names the commit.
+# On a machine with an accelerator; writes what it has seen into engine/heptad/run/verified_rows.py and docs/verified.md.
+# In a copy without git, HEPTAD_COMMIT names the commit.
 test-gpu: .venv/ready
 	$(BIN)/python -m pytest -m gpu tests/gpu
 

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import torch
 
-from claims import Found, write
+from gpu_claims import Found, write
 
 FOUND = Found()
 

@@ -1,15 +1,13 @@
 """Which values of `RunConfig` were seen to work on a device: by a run of the tests marked `gpu`, and by nothing else.
 
-That run writes `verified.json` beside the package, and `docs/verified.md` from it. The engine reads it when a run
-begins on an accelerator, and notes in the log what has no row there; on the CPU it reads nothing.
+That run writes `verified_rows.py`, and `docs/verified.md` from it. When a run begins on an accelerator, the log notes
+what has no row there.
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from importlib.metadata import PackageNotFoundError, version
-from importlib.resources import files
 from typing import Any, cast
 
 import torch
@@ -17,9 +15,7 @@ import torch
 from heptad.config import RunConfig
 from heptad.record.events import Unverified
 from heptad.run.run import Run
-
-Row = Mapping[str, Any]
-"""A claim that was seen to hold: `claim`, `covers`, `device`, `card`, `torch`, `heptad`, `commit`, `date`."""
+from heptad.run.verified_rows import ROWS, Row
 
 TRAINING = "training"
 """What every run on a device does; rows and notes call it this."""
@@ -36,7 +32,7 @@ def note_unverified(run: Run) -> None:
     if device == "cpu":
         return
     known = {event.text for event in run.log.notes("unverified")}
-    for what in unverified(run.config, device, stored_rows()):
+    for what in unverified(run.config, device, ROWS):
         if str(Unverified(0, 0, what, device).text) not in known:
             run.emit(Unverified, what=what, device=device)
 
@@ -60,11 +56,6 @@ def _values_on(config: RunConfig) -> Iterator[str]:
             yield from (f"{field}={one}" for one in cast("Sequence[Any]", value))
         else:
             yield field
-
-
-def stored_rows() -> list[Row]:
-    """Return the rows that come with this version."""
-    return cast("list[Row]", json.loads(files("heptad").joinpath("verified.json").read_text(encoding="utf-8")))
 
 
 def installed_version() -> str:

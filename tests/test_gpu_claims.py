@@ -11,9 +11,10 @@ import pytest
 import torch
 
 from builders import small_engine
-from claims import PAGE, ROOT, Found, merged, rendered
+from gpu_claims import MODULE, PAGE, ROOT, Found, as_module, merged, rendered
 from heptad import RunConfig
-from heptad.run.verified import TRAINING, installed_version, note_unverified, stored_rows, unverified
+from heptad.run.verified import TRAINING, installed_version, note_unverified, unverified
+from heptad.run.verified_rows import ROWS
 
 HERE = {"device": "cuda", "card": "H100", "torch": "2.13", "heptad": installed_version(), "commit": "a", "date": "now"}
 
@@ -41,13 +42,18 @@ def test_a_claim_holds_if_all_of_its_tests_do():
 
 
 def test_the_page_is_that_of_the_rows():
-    assert PAGE.read_text(encoding="utf-8") == rendered(stored_rows())
-    assert "| one | prefetch | H100 | 2.13 |" in rendered(merged([], found(one="call passed"), HERE))
+    assert PAGE.read_text(encoding="utf-8") == rendered(ROWS)
+    assert MODULE.read_text(encoding="utf-8") == as_module(ROWS)
+    rows = merged([], found(one="call passed"), HERE)
+    assert "| one | prefetch | H100 | 2.13 |" in rendered(rows)
+    scope: dict[str, Any] = {}
+    exec(as_module(rows), scope)
+    assert scope["ROWS"] == rows
 
 
 def test_the_readme_says_so_where_nothing_was_verified():
     says = "not verified on a GPU" in " ".join((ROOT / "README.md").read_text(encoding="utf-8").split())
-    assert says == (not stored_rows())
+    assert says == (not ROWS)
 
 
 def test_values_without_a_row_of_this_version_are_unverified():
@@ -63,7 +69,7 @@ def test_the_log_says_what_is_unverified_when_a_run_begins(monkeypatch: pytest.M
     """Once, also where it is resumed; nothing on the CPU."""
     run = small_engine(1).run()
     assert run.log.notes("unverified") == []
-    monkeypatch.setattr("heptad.run.verified.stored_rows", list)
+    monkeypatch.setattr("heptad.run.verified.ROWS", [])
     monkeypatch.setattr(type(run), "device", torch.device("cuda"))
     for _ in range(2):
         note_unverified(run)

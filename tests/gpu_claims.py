@@ -1,4 +1,4 @@
-"""What a run of the GPU tests has seen to hold: rows for `engine/heptad/verified.json`, and the page made of them."""
+"""What a run of the GPU tests has seen to hold: the module of rows, and the page made of them."""
 
 from __future__ import annotations
 
@@ -12,10 +12,11 @@ from typing import Any
 
 import torch
 
-from heptad.run.verified import Row, card_name, installed_version
+from heptad.run.verified import card_name, installed_version
+from heptad.run.verified_rows import ROWS, Row
 
 ROOT = Path(__file__).resolve().parent.parent
-ROWS, PAGE = ROOT / "engine" / "heptad" / "verified.json", ROOT / "docs" / "verified.md"
+MODULE, PAGE = ROOT / "engine" / "heptad" / "run" / "verified_rows.py", ROOT / "docs" / "verified.md"
 
 HEAD = """# What was verified on a device
 
@@ -85,6 +86,18 @@ def rendered(rows: Iterable[Row]) -> str:
     return HEAD + "\n" + "\n".join([*titles, *lines]) + "\n"
 
 
+def as_module(rows: Iterable[Row]) -> str:
+    """Return the source of the module that holds the rows."""
+    lines = [
+        "    {\n"
+        + "".join(f"        {json.dumps(name)}: {json.dumps(value)},\n" for name, value in row.items())
+        + "    },\n"
+        for row in rows
+    ]
+    start = MODULE.read_text(encoding="utf-8").partition("ROWS: list[Row] = ")[0]
+    return f"{start}ROWS: list[Row] = [{chr(10) if lines else ''}{''.join(lines)}]\n"
+
+
 def here(device: torch.device) -> dict[str, str]:
     """Return where and when a run of the tests is made."""
     return {
@@ -98,9 +111,9 @@ def here(device: torch.device) -> dict[str, str]:
 
 
 def write(found: Found, device: torch.device) -> None:
-    """Write what was found into the rows and the page."""
-    rows = merged(json.loads(ROWS.read_text(encoding="utf-8")), found, here(device))
-    ROWS.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
+    """Write what was found into the module and the page."""
+    rows = merged(ROWS, found, here(device))
+    MODULE.write_text(as_module(rows), encoding="utf-8")
     PAGE.write_text(rendered(rows), encoding="utf-8")
 
 
