@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: demo examples test lint types pytest oldest newest benchmarks kill-matrix chains fuzz reference clean
+.PHONY: demo examples test lint types pytest test-gpu oldest newest benchmarks kill-matrix chains fuzz reference clean
 
 demo: .venv/ready
 	$(BIN)/python examples/digits.py
@@ -27,6 +27,11 @@ types: .venv/ready
 
 pytest: .venv/ready
 	$(BIN)/python -m pytest
+
+# On a machine with an accelerator; writes what it has seen into engine/heptad/run/verified_rows.py and docs/verified.md.
+# In a copy without git, HEPTAD_COMMIT names the commit.
+test-gpu: .venv/ready
+	$(BIN)/python -m pytest -m gpu tests/gpu
 
 # The oldest and the newest versions that the ranges allow, each in an environment of its own; about ten minutes, and no
 # part of CI. Benchmarks, examples and type checks are about tools that have ranges of their own, and left out.

@@ -34,6 +34,7 @@ from heptad.plugin import (
     Stop,
     Uncompiled,
     Untrained,
+    Unverified,
     Written,
 )
 from heptad.record.arrays import pack_array
@@ -100,6 +101,7 @@ LATER: list[Event] = [
     Compilation(*AT, 12, 2, 3.5),
     Recompilation(*AT, 1, 0.25, 4, "tensor 'x' size mismatch at index 0"),
     Uncompiled(*AT, "Dynamo recompile limit exceeded"),
+    Unverified(*AT, "fp16-mixed", "cuda"),
 ]
 """Events that format 1 did not have."""
 

@@ -212,6 +212,12 @@ class RunConfig(_Checked):
             `"bf16-mixed"` or `"fp16-mixed"` under `torch.autocast`, while weights and update stay in float32. In fp16
             torch's `GradScaler` scales the losses; an update of which a gradient overflows is skipped, as the first of
             a run may be, and each waits for the device once.
+        prefetch: Batches that are copied to the device before their step, while it computes, from pinned memory and on
+            a stream of their own; 0 for none. For a dataset that is indexed, and for loaders with workers; batches of
+            any other are read when their step begins, as their reading may depend on the step before. On the CPU, and
+            on a device without streams (`mps`), nothing is read ahead.
+        data_on_device: Keeps a `dataset` of tensors (a tensor, a `TensorDataset`, a `Subset` of one) on the device from
+            the first epoch on, and gathers batches there; without workers. The batches are the same to the bit.
         deterministic: Asks torch for deterministic algorithms for as long as the run is being driven.
         compile: Compiles the network in place, block by block (`Components.blocks`), by `torch.compile` with its
             defaults, or with these options of it, such as `{"mode": "max-autotune"}`. Names of parameters stay. It
@@ -241,6 +247,8 @@ class RunConfig(_Checked):
     persistent_workers: bool = False
     device: str | torch.device = "auto"
     precision: Literal["fp32", "bf16-mixed", "fp16-mixed"] = "fp32"
+    prefetch: Count = 1
+    data_on_device: bool = False
     deterministic: bool = False
     compile: bool | dict[str, Any] = False
     recompute: bool = False
@@ -290,6 +298,8 @@ class RunConfig(_Checked):
             mistakes.append("give epochs, max_updates or both, so that the run has an end")
         if given.get("persistent_workers") is True and given.get("num_workers", 0) == 0:
             mistakes.append("persistent_workers=True needs num_workers of at least 1")
+        if given.get("data_on_device") is True and given.get("num_workers", 0) != 0:
+            mistakes.append("data_on_device=True gathers batches on the device, which workers cannot; leave out one")
         return mistakes
 
 
@@ -433,6 +443,7 @@ def check_together(components: Components, config: RunConfig, more: Sequence[str
     if components.loader is not None:
         own = {"batch_size", "shuffle", "drop_last", "num_workers", "persistent_workers"} & config.model_fields_set
         own -= {"batch_size"} if config.batch_size is None else set()
+        own |= {"data_on_device"} if config.data_on_device else set()
         mistakes += [
             f"RunConfig.{name} goes with Components.dataset; the loader decides it, leave it out"
             for name in sorted(own)

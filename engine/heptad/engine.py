@@ -15,6 +15,7 @@ from heptad.checkpoints.resumption import Resumption
 from heptad.config import Components, RunConfig, check_together
 from heptad.data.build import build_feed
 from heptad.data.placement import read_numbers, resolve_device
+from heptad.data.transfer import build_transfer
 from heptad.engine_view import EngineView
 from heptad.errors import EngineError, PluginError, a_kind
 from heptad.history.transition import Transition
@@ -38,11 +39,13 @@ from heptad.run.run import Run
 from heptad.run.runtime import Runtime
 from heptad.run.signals import CtrlC
 from heptad.run.until import Until, until_predicate
+from heptad.run.verified import note_unverified
 from heptad.smoke.compiling import compilation_handlers
-from heptad.step.bodies import BODIES, READERS, announced_batch, before_loop, build
+from heptad.step.bodies import BODIES, announced_batch, before_loop, build
 from heptad.step.closure import prepare_recomputation
 from heptad.step.loss_scaling import first_on_update
 from heptad.step.optimizers import Optimizers, given_mistakes
+from heptad.step.reading import readers
 from heptad.table import guard_of, training_table
 
 F = TypeVar("F", bound=Callable[[Run], object])
@@ -85,7 +88,9 @@ class Engine(EngineView):
         self._blocks = Blocks(components, config)
         self._strategy = self.strategy_class()
         device = resolve_device(config.device)
-        runtime = Runtime(components, build_feed(components, config, self._strategy.share()), device, Optimizers())
+        place = build_transfer(device, config)
+        feed = build_feed(components, config, self._strategy.share(), place)
+        runtime = Runtime(components, feed, device, Optimizers(), place)
         runtime.evaluator = self._evaluator(device)
         prepare_recomputation(runtime, self._manager.plugins)
         runtime.on_loss = self._manager.loss_handlers()
@@ -98,7 +103,7 @@ class Engine(EngineView):
             self._subscribe(subscription)
         self._resumption = Resumption(self._manager, self._visits, self._subscriptions)
         self.current._capture = self._resumption.capture
-        self._reading = False  # whether data of unknown length are being read ahead
+        self._reads = False  # whether what reads ahead is subscribed
         self._driver: int | None = None
         self._lock = threading.Lock()
         self._manager.check(self.current)
@@ -268,11 +273,12 @@ class Engine(EngineView):
 
     def _make_ready(self) -> None:
         """Do what comes last, once plugins are open: subscribe what reads ahead, restore the global generators."""
-        if not self._reading and self.current._runtime.feed.batches is None:
+        if not self._reads:
             # The engine is the last to be called on exit: no handler can subscribe behind it any more.
-            self._reading = True
-            for state, read in READERS.items():
+            self._reads = True
+            for state, read in readers(self.current):
                 self._machine.subscribe(Subscription(None, "", Mark("exit", state), read))
+            note_unverified(self.current)
         self._resumption.restore_generators(self.current)
 
     # -- the loop

@@ -169,9 +169,9 @@ def test_the_feed_of_a_data_object_is_kept_until_plugins_are_closed(monkeypatch:
     built: list[str] = []
     build = evaluator.build_reading_feed
 
-    def counting(data: Any, components: Any, config: Any, name: str) -> Any:
+    def counting(data: Any, components: Any, config: Any, name: str, place: Any) -> Any:
         built.append(name)
-        return build(data, components, config, name)
+        return build(data, components, config, name, place)
 
     monkeypatch.setattr(evaluator, "build_reading_feed", counting)
     engine = small_engine(2, [InHandler(batches(1))], epochs=3)

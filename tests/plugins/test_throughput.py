@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 
 import pytest
 
-import heptad.step.bodies
+import heptad.step.reading
 from builders import STATES, Clock, Side, batches, small_engine
 from heptad import Detour, Engine, Plugin, PluginError, Run
 from heptad_plugins._stopwatch import Stopwatch
@@ -30,7 +30,7 @@ class NewestClock(Clock):
 
 @pytest.fixture(autouse=True)
 def _reading_takes_the_time_of_the_clock(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(heptad.step.bodies, "monotonic_ns", lambda: round(NewestClock.newest.now * 1e9))
+    monkeypatch.setattr(heptad.step.reading, "monotonic_ns", lambda: round(NewestClock.newest.now * 1e9))
 
 
 class Slow:

@@ -29,6 +29,7 @@ from heptad.config import RunConfig
 from heptad.errors import CheckpointError, kind, with_article
 from heptad.plugin.contract import Plugin
 from heptad.run.run import Run
+from heptad.run.verified import card_name
 from heptad.table import Arc
 
 _MOST_NAMED = 50
@@ -39,6 +40,8 @@ FREE_FIELDS = frozenset(
         "epochs",
         "max_updates",
         "device",
+        "prefetch",
+        "data_on_device",
         "num_workers",
         "persistent_workers",
         "log_capacity",
@@ -66,7 +69,7 @@ def environment(device: torch.device) -> dict[str, Any]:
         "numpy": np.__version__,
         "python": platform.python_version(),
         "machine": platform.machine(),
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+        "device": device.type if device.type == "cpu" else card_name(device),
         "threads": torch.get_num_threads(),
         "default dtype": str(torch.get_default_dtype()),
         "matmul precision": torch.get_float32_matmul_precision(),

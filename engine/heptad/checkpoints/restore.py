@@ -26,7 +26,6 @@ from heptad.checkpoints.parameters import rehearse_optimizers, restore_optimizer
 from heptad.checkpoints.undo import Remembered
 from heptad.data.generators import cpu_states, generator_state, restore_states, set_generator_state
 from heptad.data.loader import data_generators
-from heptad.data.placement import place
 from heptad.errors import CheckpointError, in_a_line
 from heptad.plugin.contract import Plugin
 from heptad.plugin.detour_state import DetourState
@@ -108,13 +107,13 @@ def check(
 
 def _placed(run: Run, stored: StoredPosition) -> tuple[list[Any], tuple[list[Any], Tensor | None] | None]:
     """Place the batches of a checkpoint where the run has its own."""
-    device, kept = run._runtime.device, stored.kept
+    runtime, kept = run._runtime, stored.kept
     try:
-        batch = [run._runtime.step.place(one, device) for one in stored.batch]
+        batch = [runtime.step.place(one, runtime.place) for one in stored.batch]
         if kept is None:
             return batch, None
-        loss = None if kept.loss is None else kept.loss.to(device)
-        return batch, ([place(one, device) for one in kept.batches], loss)
+        loss = None if kept.loss is None else kept.loss.to(runtime.device)
+        return batch, ([runtime.place(one) for one in kept.batches], loss)
     except Exception as error:
         raise CheckpointError(f"a batch of the checkpoint cannot be placed: {in_a_line(error)}") from error
 

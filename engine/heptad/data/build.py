@@ -13,31 +13,41 @@ from typing import Any
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from heptad.config import Components, RunConfig
+from heptad.data.ahead import AheadFeed
+from heptad.data.device_rows import PinnedRows, Prepare, ResidentRows
 from heptad.data.feed import Feed, SizedFeed, StreamFeed
-from heptad.data.fetch import Collate, is_a
+from heptad.data.fetch import Collate, Rows, build_fetch, is_a
 from heptad.data.index_cursor import IndexCursor
 from heptad.data.iterator_cursor import IteratorCursor, refuse_second_pass
 from heptad.data.loader import LoaderSource
+from heptad.data.placement import Placement
 from heptad.data.stream import StreamSource
-from heptad.errors import ConfigError, DataError, counted, diagnose, kind
+from heptad.data.transfer import Transfer
+from heptad.errors import ConfigError, DataError, a_kind, counted, diagnose, kind
+
+Place = Transfer | Placement
+"""What places the batches of a run."""
 
 
-def build_feed(components: Components, config: RunConfig, share: tuple[int, int] = (0, 1)) -> Feed:
+def build_feed(
+    components: Components, config: RunConfig, share: tuple[int, int] = (0, 1), place: Place | None = None
+) -> Feed:
     """Return the feed of a training run.
 
     Args:
         components: Whose data are read.
         config: How.
         share: Which part of a dataset is this process's: its rank, and the number of ranks.
+        place: What places the batches: where that is a `Transfer`, they are pinned and read ahead for it.
 
     Raises:
         ConfigError: If the configuration asks for what the data decide.
         DataError: If it is known now that the data cannot give what the run needs.
     """
     if components.loader is not None:
-        feed = build_loader_feed(components.loader, limit=config.limit_batches)
+        feed = build_loader_feed(components.loader, limit=config.limit_batches, place=place)
     else:
-        feed = build_dataset_feed(components.dataset, components.collate_fn, config, share=share)
+        feed = build_dataset_feed(components.dataset, components.collate_fn, config, share=share, place=place)
     _check_passes(components.loader if components.loader is not None else components.dataset, feed.batches, config)
     k = config.accumulation
     if config.remainder == "drop" and config.epochs is None and feed.batches is not None and feed.batches < k:
@@ -54,13 +64,20 @@ def build_dataset_feed(
     config: RunConfig,
     field: str = "Components.dataset",
     share: tuple[int, int] = (0, 1),
+    place: Place | None = None,
 ) -> Feed:
     """Return the feed over a dataset of samples, map-style or iterable; `field` is what messages call it."""
     _refuse_other_things(dataset, field)
+    transfer = place if isinstance(place, Transfer) else None
+    early = transfer if transfer is not None and transfer.ahead else None
     if is_a(dataset, DataLoader) or (is_a(dataset, dict | UserDict) and 0 not in dataset):
         raise DataError(diagnose("no_dataset", dataset, field))
     if hasattr(dataset, "__getitem__") and not is_a(dataset, IterableDataset):
-        return SizedFeed(_index_cursor(dataset, collate, config, field, share))
+        feed = SizedFeed(_index_cursor(dataset, collate, config, field, share, place))
+        # rows that are kept on the device are gathered there, on the stream of the computation
+        return feed if early is None or config.data_on_device else AheadFeed(feed, early)
+    if config.data_on_device:
+        raise ConfigError(_no_rows(dataset, field))
     if not hasattr(dataset, "__iter__"):
         raise DataError(diagnose("no_dataset", dataset, field))
     if config.shuffle and "shuffle" in config.model_fields_set:
@@ -70,11 +87,13 @@ def build_dataset_feed(
             f"RunConfig.persistent_workers goes with a dataset that is indexed; {field} (a {kind(dataset)}) is "
             "iterated, and each pass begins in new workers; leave it out"
         )
-    return StreamFeed(IteratorCursor(StreamSource(dataset, config, collate), config.limit_batches), seeded=True)
+    source = StreamSource(dataset, config, collate, pin=transfer is not None)
+    cursor = IteratorCursor(source, config.limit_batches)
+    return StreamFeed(cursor, seeded=True, transfer=early if config.num_workers else None)
 
 
 def _index_cursor(
-    dataset: Any, collate: Collate | None, config: RunConfig, field: str, share: tuple[int, int]
+    dataset: Any, collate: Collate | None, config: RunConfig, field: str, share: tuple[int, int], place: Place | None
 ) -> IndexCursor:
     samples, size = _length(dataset), config.batch_size or 1
     if not samples or (config.drop_last and samples < size):
@@ -89,10 +108,37 @@ def _index_cursor(
         persistent=config.persistent_workers,
         limit=config.limit_batches,
         share=share,
+        pin=isinstance(place, Transfer),
+        prepare=_preparation(dataset, collate, config, field, place),
     )
 
 
-def build_loader_feed(loader: Any, field: str = "Components.loader", limit: int | None = None) -> Feed:
+def _preparation(
+    dataset: Any, collate: Collate | None, config: RunConfig, field: str, place: Place | None
+) -> Prepare | None:
+    """Return what prepares rows of tensors for the device; `None` where they are fetched as they are."""
+    of_rows = isinstance(build_fetch(dataset, collate), Rows)
+    if config.data_on_device:
+        if not of_rows:
+            raise ConfigError(_no_rows(dataset, field))
+        return None if place is None else ResidentRows(place.device)
+    if not of_rows or not isinstance(place, Transfer):
+        return None
+    streams = place.streams
+    return lambda fetch: PinnedRows(fetch, streams) if isinstance(fetch, Rows) else fetch
+
+
+def _no_rows(dataset: Any, field: str) -> str:
+    return (
+        "RunConfig.data_on_device keeps a dataset of tensors on the device (a tensor, a TensorDataset or a Subset of "
+        f"one, without a collate_fn); {field} is {a_kind(dataset)}, of which samples are fetched one by one; leave it "
+        "out, or make a TensorDataset of it"
+    )
+
+
+def build_loader_feed(
+    loader: Any, field: str = "Components.loader", limit: int | None = None, place: Place | None = None
+) -> Feed:
     """Return the feed over a loader of batches, `limit` in a pass at most; `field` is what messages call it."""
     if is_a(loader, Dataset) and not is_a(loader, IterableDataset):
         raise DataError(diagnose("no_loader", loader, field))
@@ -103,12 +149,15 @@ def build_loader_feed(loader: Any, field: str = "Components.loader", limit: int 
     # the length of a loader over an iterable dataset is a guess: workers may each yield all of it, or a part
     streams = is_a(getattr(loader, "dataset", None), IterableDataset) or is_a(loader, IterableDataset)
     batches = None if streams else _length(loader)
-    cursor = IteratorCursor(LoaderSource(loader, sized=batches is not None), limit)
+    source = LoaderSource(loader, sized=batches is not None)
+    cursor = IteratorCursor(source, limit)
+    early = place if isinstance(place, Transfer) and place.ahead and source.reads_early else None
     if batches is None:
-        return StreamFeed(cursor, seeded=False)
+        return StreamFeed(cursor, seeded=False, transfer=early)
     if batches == 0:
         raise DataError(f"{field} has no batches; is its dataset smaller than one batch under drop_last?")
-    return SizedFeed(cursor)
+    feed = SizedFeed(cursor)
+    return feed if early is None else AheadFeed(feed, early)
 
 
 def _refuse_other_things(data: Any, field: str) -> None:

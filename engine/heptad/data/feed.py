@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
 from heptad.data.cursor import NOTHING, Cursor, PassKey
+from heptad.data.transfer import Copy, Transfer
 from heptad.errors import SecondInterrupt
 
 
@@ -19,8 +20,11 @@ class Feed(Protocol):
     Attributes:
         batches: Batches in a pass, `None` where that cannot be known.
         varies: Whether a pass had another number of batches than the one before it.
+        reads_early: Whether `read_ahead` does anything.
         seed: The root of the data's order; set in `before_loop`.
     """
+
+    reads_early: bool
 
     @property
     def batches(self) -> int | None:
@@ -45,6 +49,10 @@ class Feed(Protocol):
 
     def more(self) -> bool:
         """Return whether a batch follows. For a pass of unknown length this reads it."""
+        ...
+
+    def read_ahead(self, most: int) -> None:
+        """Read up to `most` batches before they are taken, where that changes none, and begin to copy them."""
         ...
 
     def end(self) -> None:
@@ -83,6 +91,8 @@ class SizedFeed:
         take: The cursor's own `take`, so that a step pays for one call and not for two.
     """
 
+    reads_early = False
+
     def __init__(self, cursor: Cursor) -> None:
         self.seed = 0
         self.take = cursor.take
@@ -105,6 +115,9 @@ class SizedFeed:
     def more(self) -> bool:
         """Return whether a batch follows."""
         return self._cursor.taken < (self.batches or 0)
+
+    def read_ahead(self, most: int) -> None:
+        """Read nothing."""
 
     def end(self) -> None:
         """End the pass."""
@@ -145,10 +158,13 @@ class StreamFeed:
     batches: int | None = None
     varies = True
 
-    def __init__(self, cursor: Cursor, *, seeded: bool) -> None:
+    def __init__(self, cursor: Cursor, *, seeded: bool, transfer: Transfer | None = None) -> None:
         self.seed = 0
         self._cursor = cursor
         self._seeded = seeded  # a batch that is read once more is the same
+        self._transfer = transfer  # where a batch may be read before it must, to be copied
+        self.reads_early = transfer is not None
+        self._copy: Copy | None = None
         self._key = PassKey(0, 0, 0)
         self._taken = 0
         self._ahead: Any = NOTHING
@@ -156,7 +172,7 @@ class StreamFeed:
 
     def open(self, epoch: int, pass_index: int, limit: int | None = None) -> None:
         """Begin a pass."""
-        self._ahead, self._error, self._taken = NOTHING, None, 0
+        self._ahead, self._error, self._copy, self._taken = NOTHING, None, None, 0
         self._key = PassKey(self.seed, epoch, pass_index)
         self._cursor.begin(self._key, limit)
 
@@ -183,12 +199,21 @@ class StreamFeed:
                 del error  # break the traceback's reference cycle
         batch, self._ahead = self._ahead, NOTHING
         self._taken += 1
+        if self._transfer is not None:
+            self._transfer.expect(self._copy)
+            self._copy = None
         return batch
+
+    def read_ahead(self, most: int) -> None:
+        """Read the batch that follows, unless only the path may decide when it is read."""
+        transfer = self._transfer
+        if transfer is not None and most and self._ahead is NOTHING and self.more() and self._ahead is not NOTHING:
+            self._copy = transfer.begin(self._ahead)
 
     def end(self) -> None:
         """End the pass."""
         self._cursor.end()
-        self._ahead, self._error = NOTHING, None
+        self._ahead, self._error, self._copy = NOTHING, None, None
 
     def identity(self) -> dict[str, Any]:
         """Return that the length is unknown."""
@@ -209,7 +234,7 @@ class StreamFeed:
     def restore(self, state: Mapping[str, Any]) -> str | None:
         """Return to a place; a batch that was read ahead and could not be stored is read once more."""
         self._key, self._taken = PassKey(*state["key"]), state["taken"]
-        self._ahead, self._error = NOTHING, None
+        self._ahead, self._error, self._copy = NOTHING, None, None
         again = state["waits"] and not state["ahead"]
         remarks = self._cursor.restore({**state["walk"], "taken": state["walk"]["taken"] - again}, self._key)
         if again or state["failed"]:

@@ -34,6 +34,10 @@ class Fetch(Protocol):
         """Return the random generators that the dataset holds itself; fetching may draw from them."""
         ...
 
+    def place_order(self, order: torch.Tensor) -> torch.Tensor:
+        """Return the order of a pass where `indices` are best taken from it: once, and not batch by batch."""
+        ...
+
 
 class Rows:
     """Gathers rows straight from tensors: nothing is random and no sample is touched one by one."""
@@ -62,6 +66,23 @@ class Rows:
 
     def __len__(self) -> int:
         return len(self._tensors[0]) if self._within is None else len(self._within)
+
+    def place_order(self, order: torch.Tensor) -> torch.Tensor:
+        """Return the order where the rows are."""
+        return order.to(self._tensors[0].device, non_blocking=True)
+
+    def gather(self, indices: torch.Tensor, select: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]) -> Any:
+        """Return what a call does, with `select` in place of `index_select`."""
+        if self._within is not None:
+            indices = self._within.index_select(0, indices)
+        if self._bare:
+            return select(self._tensors[0], indices)
+        return [select(tensor, indices) for tensor in self._tensors]
+
+    def on(self, device: torch.device, place: Callable[[torch.Tensor], torch.Tensor]) -> Rows:
+        """Return the rows of the same tensors on a device, where `place` puts each."""
+        within = None if self._within is None else self._within.to(device, non_blocking=True)
+        return Rows(tuple(map(place, self._tensors)), bare=self._bare, within=within)
 
     def subset(self, indices: torch.Tensor) -> Rows:
         """Return the rows of a subset, whose own indices are places in `indices`.
@@ -120,6 +141,10 @@ class Samples:
             add_note(error, f"while sample {place} of the {kind(self._dataset)} was read")
             raise
         return samples
+
+    def place_order(self, order: torch.Tensor) -> torch.Tensor:
+        """Return the order as it is: it becomes a list of numbers."""
+        return order
 
     def generators(self) -> list[Generator]:
         """Return those of the dataset, and of one inside a `Subset`."""

@@ -11,6 +11,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from heptad.data.cursor import PassKey
+from heptad.data.device_rows import Prepare
 from heptad.data.fetch import Collate, Fetch, InWorkers, as_it_is, build_fetch
 from heptad.data.generators import generator_state, set_generator_state, stored_state_of
 from heptad.data.order import ORDER_VERSION, batch_seed, order
@@ -37,6 +38,8 @@ class IndexCursor:
             the number of samples has changed they are made anew.
         limit: Batches in a pass at most, `None` for all that the dataset has.
         share: The rank of this process, and the number of ranks.
+        pin: Whether what the workers give is put into pinned memory.
+        prepare: Makes of what fetches the batches what fetches them for a device; where there are no workers.
 
     Attributes:
         batches: Batches in the pass that is open, or in the last one.
@@ -55,6 +58,8 @@ class IndexCursor:
         persistent: bool = False,
         limit: int | None = None,
         share: tuple[int, int] = (0, 1),
+        pin: bool = False,
+        prepare: Prepare | None = None,
     ) -> None:
         self._dataset = dataset
         self._collate = collate
@@ -65,6 +70,8 @@ class IndexCursor:
         self._persistent = persistent
         self._limit = limit
         self._rank, self._world = share
+        self._pin = pin
+        self._prepare = prepare
         self._fetch: Fetch = build_fetch(dataset, collate)
         self.varies = False
         self._set_samples(len(dataset))
@@ -172,8 +179,12 @@ class IndexCursor:
         self._make_ready()
 
     def _make_ready(self) -> None:
-        self._fetch = build_fetch(self._dataset, self._collate)
-        self._order = order(self._samples, *self._key, shuffle=self._shuffle)
+        fetch: Fetch = build_fetch(self._dataset, self._collate)
+        pass_order = order(self._samples, *self._key, shuffle=self._shuffle)
+        if not self._workers:
+            fetch = fetch if self._prepare is None else self._prepare(fetch)
+            pass_order = fetch.place_order(pass_order)
+        self._fetch, self._order = fetch, pass_order
         self._until, self._fetched = self._stop, None
 
     def _set_samples(self, samples: int) -> None:
@@ -211,6 +222,7 @@ class IndexCursor:
                 num_workers=self._workers,
                 persistent_workers=self._persistent,
                 collate_fn=as_it_is,
+                pin_memory=self._pin,
                 generator=torch.Generator().manual_seed(0),  # without one, iter() draws from the global generator
             )
         self._fetched = begin_iterating(self._loader)

@@ -37,6 +37,9 @@ class LoaderSource:
     A loader with `state_dict` and `load_state_dict`, such as torchdata's `StatefulDataLoader`, is brought back to a
     place by these. Any other is walked there anew: from the random states in which the pass was begun and its first
     batch was taken, since that is where loaders draw their order, and from what its samplers were then.
+
+    Attributes:
+        reads_early: Whether its batches are the same if they are taken before their step.
     """
 
     def __init__(self, loader: Any, *, sized: bool) -> None:
@@ -44,9 +47,11 @@ class LoaderSource:
         # torch's RandomSampler draws once more after its last index: a plain loop sees that end, so the order of the
         # next pass depends on it. Only where loader and samplers are of torch's own classes, which keep to their
         # length, so that no batch is fetched there: one of the user's may never end, and is not asked.
-        self.drained = sized and is_a(loader, DataLoader) and self._keeps_to_its_length()
+        self.drained = sized and self._by_torch()
         self._sized = sized
         self._stateful = is_stateful(loader)
+        # read ahead by its workers in any case, and by nothing that acts in this process
+        self.reads_early = bool(self._by_torch() and not self._stateful and loader.num_workers)
         self._draws = not isinstance(loader, list | tuple) and not self._stateful
 
     def length(self) -> int | None:
@@ -116,9 +121,11 @@ class LoaderSource:
         """Return the state of each sampler, None for one that has none; nothing if the loader's own holds them."""
         return [] if self._stateful else [_sampler_state(sampler) for sampler in self._samplers()]
 
-    def _keeps_to_its_length(self) -> bool:
+    def _by_torch(self) -> bool:
         """Return whether loader and samplers are of torch's own classes, which yield as many batches as they say."""
         loader = cast("type[Any]", type(self.data))
+        if not is_a(self.data, DataLoader):
+            return False
         return all(method.__module__.startswith(OF_TORCH) for method in (loader.__iter__, loader.__len__)) and all(
             type(sampler).__module__.startswith(OF_TORCH) or isinstance(sampler, list | tuple | range)
             for sampler in self._samplers()

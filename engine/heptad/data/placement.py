@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, MutableMapping, Sequence
+import inspect
+from collections import UserDict, deque
+from collections.abc import Callable, Iterable, Mapping, MutableMapping, Sequence
 from copy import copy
-from typing import Any, cast
+from functools import cache
+from types import SimpleNamespace
+from typing import Any, Protocol, cast
 
 import torch
+from torch.utils import _pytree as pytree  # torch has no public name for it
 
-from heptad.errors import ConfigError
+from heptad.errors import ConfigError, DataError, a_kind, add_note
 
 
 def resolve_device(name: str | torch.device) -> torch.device:
@@ -31,8 +36,12 @@ def resolve_device(name: str | torch.device) -> torch.device:
 
 
 def _is_here(device: torch.device) -> bool:
-    if device.type == "cuda":  # counted only: opening a context there would take memory
-        return (device.index or 0) < torch.cuda.device_count()
+    try:
+        module: Any = torch.get_device_module(device.type)
+    except RuntimeError:
+        module = None
+    if device.type != "cpu" and hasattr(module, "device_count"):
+        return (device.index or 0) < module.device_count()  # only counted: to open a context would take memory
     try:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError, ImportError):  # torch raises any of these for a device that is absent
@@ -48,38 +57,155 @@ def _accelerators() -> str:
     return ", ".join(f"'{found.type}:{index}'" for index in range(torch.accelerator.device_count()))
 
 
+class Movement(Protocol):
+    """What becomes of the tensors of a batch, and of objects in it that move themselves.
+
+    Attributes:
+        device: Where they go, for messages.
+    """
+
+    device: torch.device
+
+    def move(self, tensor: torch.Tensor) -> torch.Tensor:
+        """Return the tensor that takes the place of one."""
+        ...
+
+    def ask(self, value: Any) -> Any:
+        """Return what takes the place of an object that has a method `to`."""
+        ...
+
+
+class Placement:
+    """Places batches on a device, on its current stream; copies from pinned memory need no device sync."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+
+    def __call__(self, batch: Any) -> Any:
+        """Return the batch on the device."""
+        return rebuild(batch, self)
+
+    def move(self, tensor: torch.Tensor) -> torch.Tensor:
+        """Return the tensor on the device."""
+        return tensor.to(self.device, non_blocking=True)
+
+    def ask(self, value: Any) -> Any:
+        """Let an object move itself; one that can is asked not to wait."""
+        return value.to(self.device, **_options_of_to(cast("Any", type(value))))  # pyright: ignore[reportUnknownArgumentType] - the type of a user's own
+
+
 def place(batch: Any, device: torch.device) -> Any:
     """Return the batch with every tensor in it on `device`; containers keep their kind, all else stays as it is.
 
-    An object that has a method `to` is asked to move itself. Of a dataclass, or an object of attrs or pydantic, the
-    fields are moved, in a copy.
+    An object that has a method `to` is asked to move itself, but for dicts and those of Hugging Face (`BatchEncoding`),
+    whose own moves what lies deeper not at all. Of a dataclass, or an object of attrs or pydantic, the fields are
+    moved, in a copy; a class that is registered with torch's pytree is taken apart and put together by that.
 
-    Copies from pinned memory need no device sync.
+    Raises:
+        DataError: For an object that holds tensors and cannot be moved.
+        Exception: What moving a part raised, unchanged but for a note that names the part.
     """
+    return rebuild(batch, Placement(device))
+
+
+Path = tuple["Path", str] | None
+"""Where in a batch a part lies: the path of what it is in, and the last step; put into words only for a message."""
+
+_PLAIN = frozenset((type(None), str, bytes, int, float, bool, complex))
+"""What holds no tensors, and is the most of what a batch holds beside them."""
+
+
+def rebuild(batch: Any, movement: Movement, path: Path = None) -> Any:
+    """Return a batch with its tensors replaced, in new containers of the same kind; see `place`."""
     if isinstance(batch, torch.Tensor):
-        return batch.to(device, non_blocking=True)
+        return _moved(movement.move, batch, movement, path)
+    if batch.__class__ in _PLAIN or isinstance(batch, type):
+        return batch
+    if isinstance(batch, dict | UserDict):  # before asking: the `to` of BatchEncoding changes it, and moves no lists
+        return _with_values(cast("MutableMapping[Any, Any]", batch), movement, path)
+    if batch.__class__ not in (list, tuple) and callable(getattr(batch, "to", None)):
+        return _moved(movement.ask, batch, movement, path)
     if isinstance(batch, MutableMapping):
-        # copied, not built: the constructor of a user's class may take more than items
-        clone = copy(cast("MutableMapping[Any, Any]", batch))
-        for key, value in clone.items():
-            clone[key] = place(value, device)
-        return clone
+        return _with_values(cast("MutableMapping[Any, Any]", batch), movement, path)
+    cls = cast("Any", type(batch))  # pyright: ignore[reportUnknownArgumentType] - the type of a user's own
     if isinstance(batch, Mapping):
         items = cast("Mapping[Any, Any]", batch).items()
-        return cast("Any", type(batch))({key: place(value, device) for key, value in items})  # pyright: ignore[reportUnknownArgumentType] - the type of a user's own mapping
-    if isinstance(batch, tuple) and hasattr(batch, "_fields"):  # pyright: ignore[reportUnknownArgumentType] - a named tuple
-        return cast("Any", type(batch))(*(place(value, device) for value in cast("tuple[Any, ...]", batch)))  # pyright: ignore[reportUnknownArgumentType] - as above
-    if isinstance(batch, list | tuple):
-        return cast("Any", type(batch))([place(value, device) for value in cast("Sequence[Any]", batch)])  # pyright: ignore[reportUnknownArgumentType] - as above
-    if callable(move := getattr(batch, "to", None)):
-        return move(device)
+        return cls({key: rebuild(value, movement, (path, f"[{key!r}]")) for key, value in items})
+    if isinstance(batch, list | tuple | deque | set | frozenset):
+        parts = enumerate(cast("Sequence[Any]", batch))
+        moved = [rebuild(value, movement, (path, f"[{number}]")) for number, value in parts]
+        if isinstance(batch, deque):
+            return cls(moved, cast("deque[Any]", batch).maxlen)
+        return cls(*moved) if hasattr(cls, "_fields") else cls(moved)  # a named tuple
     if names := field_names(batch):
         # copied, and set past what freezes it: the constructor may take more than the fields, or other things
         clone = copy(batch)
         for name in names:
-            object.__setattr__(clone, name, place(getattr(clone, name), device))
+            object.__setattr__(clone, name, rebuild(getattr(clone, name), movement, (path, f".{name}")))
         return clone
+    if cls in pytree.SUPPORTED_NODES:
+        leaves, shape = pytree.tree_flatten(batch, is_leaf=lambda part: part is not batch)
+        moved = [rebuild(leaf, movement, (path, f" part {number}")) for number, leaf in enumerate(leaves)]
+        return pytree.tree_unflatten(moved, shape)
+    _refuse_hidden_tensors(batch, movement, path)
     return batch
+
+
+def _with_values(batch: MutableMapping[Any, Any], movement: Movement, path: Path) -> MutableMapping[Any, Any]:
+    # copied, not built: the constructor of a user's class may take more than items
+    clone = copy(batch)
+    for key, value in clone.items():
+        clone[key] = rebuild(value, movement, (path, f"[{key!r}]"))
+    return clone
+
+
+def _moved(move: Callable[[Any], Any], part: Any, movement: Movement, path: Path) -> Any:
+    try:
+        return move(part)
+    except Exception as error:
+        add_note(error, f"while {_in_words(path)} ({a_kind(part)}) was moved to {movement.device}")
+        raise
+
+
+def _refuse_hidden_tensors(value: Any, movement: Movement, path: Path) -> None:
+    """Raise a `DataError` for an object whose tensors would stay where they are."""
+    held = {} if callable(value) else cast("dict[str, Any]", getattr(value, "__dict__", {}))
+    names = [name for name, part in held.items() if _holds_tensor(part)]
+    if names:
+        raise DataError(
+            f"{_in_words(path)} ({a_kind(value)}) cannot be moved to {movement.device}: it holds tensors "
+            f"({', '.join(names)}), is no dataclass, and has no method to(device); give it one that returns it there "
+            "(or itself, if compute_loss moves it), or make batches of tuples, dicts or dataclasses"
+        )
+
+
+def _holds_tensor(value: Any) -> bool:
+    if isinstance(value, Mapping):
+        value = cast("Mapping[Any, Any]", value).values()
+    elif not isinstance(value, list | tuple):
+        return isinstance(value, torch.Tensor)
+    return any(isinstance(part, torch.Tensor) for part in cast("Iterable[Any]", value))
+
+
+def _in_words(path: Path) -> str:
+    """Return a path as a user would write it, such as `batch['image'][0]`."""
+    steps: list[str] = []
+    while path is not None:
+        path, step = path
+        steps.append(step)
+    return "batch" + "".join(reversed(steps))
+
+
+@cache
+def _options_of_to(cls: type[Any]) -> Mapping[str, bool]:
+    """Return what asks the `to` of a class not to wait, as far as it takes that."""
+    try:
+        signature = inspect.signature(cls.to)
+    except (ValueError, TypeError, AttributeError):
+        return {}
+    kinds = {parameter.kind for parameter in signature.parameters.values()}
+    takes = "non_blocking" in signature.parameters or inspect.Parameter.VAR_KEYWORD in kinds
+    return {"non_blocking": True} if takes else {}
 
 
 def field_names(batch: Any) -> list[str]:
@@ -91,6 +217,8 @@ def field_names(batch: Any) -> list[str]:
         names = [field.name for field in cls.__attrs_attrs__]
     elif hasattr(cls, "__pydantic_fields__"):
         names = list(cls.__pydantic_fields__)
+    elif cls is SimpleNamespace:
+        names = []
     else:
         return []
     # what it has computed and kept, such as a cached property, goes with the fields; one with slots has no __dict__

@@ -30,8 +30,9 @@ class StreamSource:
 
     drained = False  # a pass of unknown length is over only where its end was seen
 
-    def __init__(self, dataset: Any, config: RunConfig, collate: Collate | None) -> None:
+    def __init__(self, dataset: Any, config: RunConfig, collate: Collate | None, *, pin: bool = False) -> None:
         self.data = dataset
+        self._pin = pin  # what the workers give
         self._collate = collate
         self._batch_size = config.batch_size or 1
         self._drop_last = config.drop_last
@@ -51,6 +52,7 @@ class StreamSource:
             batch_size=None,
             num_workers=self._workers,
             collate_fn=as_it_is,
+            pin_memory=self._pin,
             generator=torch.Generator().manual_seed(0),  # without one, iter() draws from the global generator
         )
         return begin_iterating(loader)

@@ -43,6 +43,7 @@ _HOMES = {
             "Uncompiled",
             "Untrained",
             "Written",
+            "Unverified",
         ),
         "record.events",
     ),

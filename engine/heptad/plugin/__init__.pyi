@@ -38,6 +38,7 @@ from heptad.record.events import StillDetached as StillDetached
 from heptad.record.events import Stop as Stop
 from heptad.record.events import Uncompiled as Uncompiled
 from heptad.record.events import Untrained as Untrained
+from heptad.record.events import Unverified as Unverified
 from heptad.record.events import Written as Written
 from heptad.record.values import Recorded as Recorded
 from heptad.run.evaluating import EvaluationOptions as EvaluationOptions

@@ -285,6 +285,26 @@ class Untrained(Event):
 
 
 @dataclass(frozen=True, slots=True)
+class Unverified(Event):
+    """Something that this run does on its device was never seen to work there by a run of the GPU tests.
+
+    Attributes:
+        what: A value of `RunConfig`, or the field if its value has no name; `"training"` for what every run does.
+        device: The type of the device.
+    """
+
+    kind = "unverified"
+
+    what: str
+    device: str
+
+    @property
+    def text(self) -> str:
+        """What, and where."""
+        return f"{self.what} on {self.device}: not verified by this version"
+
+
+@dataclass(frozen=True, slots=True)
 class Behind(Event):
     """The file of the log is as far behind the run as it may be: from here on the run waits for it to be written.
 
@@ -550,6 +570,7 @@ EVENTS: dict[str, type[Event]] = {
         Uncompiled,
         Untrained,
         Written,
+        Unverified,
     )
 }
 """Every event by the name of its class, which is what a file stores."""

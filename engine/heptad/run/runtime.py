@@ -12,10 +12,15 @@ from torch.optim import Optimizer
 
 from heptad.config import Components
 from heptad.data.feed import Feed
+from heptad.data.placement import Placement
+from heptad.data.transfer import Transfer
 from heptad.run.evaluating import EvaluationOptions, Measures
 from heptad.run.state import RunState
 from heptad.run.weight import Weight
 from heptad.run.window import Window
+
+Place = Callable[[Any], Any]
+"""Returns a batch on the device of a run."""
 
 
 class OptimizerSet(Protocol):
@@ -101,8 +106,8 @@ class StepFunction(Protocol):
 
     giver: str
 
-    def place(self, batch: Any, device: torch.device) -> Any:
-        """Return a batch placed on the device. What the host can still read of it, it reads before."""
+    def place(self, batch: Any, place: Place) -> Any:
+        """Return a batch placed on the device by `place`. What the host can still read of it, it reads before."""
         ...
 
     def run(self, at: RunState) -> Mapping[str, float | torch.Tensor] | None:
@@ -202,6 +207,7 @@ class Runtime:
         feed: Where batches come from.
         device: Where the network is, and batches go.
         optimizers: Empty until `before_loop` has built them.
+        place: Returns a batch on the device; by default at once, on its current stream.
         step: The step function; it exists from `before_loop` on.
         recomputation: Computes the window again; `None` where nothing asks for it.
         keeps_window: Whether a plugin asks for it.
@@ -219,6 +225,7 @@ class Runtime:
     feed: Feed
     device: torch.device
     optimizers: OptimizerSet
+    place: Place = field(default=None)  # pyright: ignore[reportAssignmentType] - set below
     on_loss: tuple[Callable[[Any], object], ...] = ()
     evaluator: Evaluates | None = None
     recomputation: Recomputes | None = None
@@ -234,4 +241,6 @@ class Runtime:
     def __post_init__(self) -> None:
         # read in every step, where an attribute of a pydantic model costs five times that of a slot
         self.network = self.forward = self.components.network
-        self.places = self.device.type != "cpu"
+        self.places = self.device.type != "cpu" or isinstance(self.place, Transfer)
+        if self.place is None:  # pyright: ignore[reportUnnecessaryComparison] - its default
+            self.place = Placement(self.device)

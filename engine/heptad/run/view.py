@@ -393,7 +393,7 @@ class RunView:
 
     @property
     def reading_seconds(self) -> float:
-        """Seconds spent on reading ahead, for data of unknown length: after the handlers on exit of a state."""
+        """Seconds spent on reading ahead, for data of unknown length or by `prefetch`: after the handlers on exit."""
         return self._position.reading_ns / 1e9
 
     @property

@@ -59,7 +59,7 @@ def _step_and_put_back(run: Run) -> bool:
                 batch = first_batch(data, parts, reading_config(run.config), of_samples=parts.dataset is not None)
                 if batch is NOTHING:
                     return False
-                at.batch = step.place(batch, runtime.device) if runtime.places else batch
+                at.batch = step.place(batch, runtime.place) if runtime.places else batch
                 step.run(at)
                 loss: Any = at.loss
                 loss.backward()

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Callable
-from time import monotonic_ns
 from typing import Any
 
 from heptad.data.cursor import NOTHING
@@ -98,7 +97,7 @@ def before_step(run: Run) -> None:
     if batch is NOTHING:  # under remainder="extend" nobody has asked yet whether data of unknown length go on
         _extend(run)
         batch = runtime.feed.take()
-    at.batch = runtime.step.place(batch, runtime.device) if runtime.places else batch
+    at.batch = runtime.step.place(batch, runtime.place) if runtime.places else batch
 
 
 def process_batch(run: Run) -> None:
@@ -221,42 +220,6 @@ BODIES: dict[str, Callable[[Run], None]] = {
     "after_loop": after_loop,
 }
 """The bodies but for `before_loop`, which needs the strategy."""
-
-
-# -- reading ahead, for data of unknown length: the engine's last handlers on exit of two states
-
-
-def read_on_exit_of_after_step(run: Run) -> None:
-    """Read a batch ahead where the path depends on it: in an open window that is not full.
-
-    Under `remainder="extend"` it does not: the window is filled in any case, and `before_step` finds out what is left.
-    """
-    at = run._position
-    if not at.update_due and not at.extends:
-        _read_ahead(run)
-        at.update_due = at.flushes and not at.remaining
-
-
-def read_on_exit_of_optimizer_update(run: Run) -> None:
-    """Read a batch ahead after an update and all handlers.
-
-    So a loader that acts with the network acts with the new weights, as in a plain loop. Nothing is read where the run
-    is ending anyway, nor in a pass that was begun to fill this window.
-    """
-    at = run._position
-    if at.extending:
-        at.remaining = 0
-    elif not at.ending:
-        _read_ahead(run)
-
-
-def _read_ahead(run: Run) -> None:
-    at, began = run._position, monotonic_ns()
-    at.remaining = 1 if run._runtime.feed.more() else 0
-    at.reading_ns += monotonic_ns() - began
-
-
-READERS = {"after_step": read_on_exit_of_after_step, "optimizer_update": read_on_exit_of_optimizer_update}
 
 
 def _refuse_endless(run: Run) -> None:

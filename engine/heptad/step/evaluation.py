@@ -11,7 +11,7 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
 from heptad.config import Components, RunConfig
-from heptad.data.build import build_dataset_feed, build_loader_feed
+from heptad.data.build import Place, build_dataset_feed, build_loader_feed
 from heptad.data.feed import Feed
 from heptad.data.generators import device_preserved, global_states, preserved, restore_states
 from heptad.data.placement import count_samples
@@ -50,12 +50,12 @@ class Evaluation:
         self._limit = options.get("limit")
         self.measures = Measures({})
 
-    def bodies(self) -> dict[str, Callable[[Run], None]]:
-        """Return the bodies by the state's name."""
+    def bodies(self, feed: Feed) -> dict[str, Callable[[Run], None]]:
+        """Return the bodies by the state's name, for batches of this feed."""
         return {
             "before_epoch": self.before_epoch,
             "before_step": self.before_step,
-            "process_batch": self.process_batch,
+            "process_batch": self.process_batch_and_read if feed.reads_early else self.process_batch,
             "after_step": self.after_step,
             "after_epoch": self.after_epoch,
         }
@@ -74,7 +74,7 @@ class Evaluation:
         if self._pause_requested is not None and self._pause_requested():
             raise Unfinished("the evaluation ended before its last batch, because the run is to pause")
         batch = run._runtime.feed.take()
-        run._position.batch = self._step.place(batch, run._runtime.device) if run._runtime.places else batch
+        run._position.batch = self._step.place(batch, run._runtime.place) if run._runtime.places else batch
 
     def process_batch(self, run: Run) -> None:
         """Run forward, loss and metrics, without gradients (no device sync)."""
@@ -82,6 +82,13 @@ class Evaluation:
         with self._gradients_off():
             self._step.run(at)
             self._metrics.add(without_graph(at.output), at.batch, at.loss, at.weight, self._step.count(at))
+
+    def process_batch_and_read(self, run: Run) -> None:
+        """The body of `process_batch` where batches are read ahead: they are copied while the device computes."""
+        self.process_batch(run)
+        feed, taken = run._runtime.feed, run._position.batch_index + 1
+        left = 1 if feed.batches is None else feed.batches - taken
+        feed.read_ahead(left if self._limit is None else min(left, self._limit - taken))
 
     def after_step(self, run: Run) -> None:
         """Count the step."""
@@ -121,6 +128,7 @@ def reading_config(config: RunConfig) -> RunConfig:
         persistent_workers=config.persistent_workers,
         device=config.device,
         precision=config.precision,
+        prefetch=config.prefetch,
     )
 
 
@@ -140,16 +148,16 @@ def holds_samples(data: Any, components: Components) -> bool:
     )
 
 
-def build_reading_feed(data: Any, components: Components, config: RunConfig, field: str) -> Feed:
+def build_reading_feed(data: Any, components: Components, config: RunConfig, field: str, place: Place) -> Feed:
     """Return a feed over a dataset of samples, or over a loader or any iterable of batches; errors call it `field`."""
     if not holds_samples(data, components):
-        return build_loader_feed(data, field)
+        return build_loader_feed(data, field, place=place)
     if config.batch_size is None:
         raise ConfigError(
             f"{a_kind(cast('object', data))} holds samples, and this engine has no batch_size because it was given a "
             "loader; pass a DataLoader of it"
         )
-    return build_dataset_feed(data, components.collate_fn, config, field)
+    return build_dataset_feed(data, components.collate_fn, config, field, place=place)
 
 
 def gradients_off(inference_mode: bool) -> Callable[[], AbstractContextManager[object]]:

@@ -12,7 +12,8 @@ from heptad.config import Components, ComputeLoss, RunConfig
 from heptad.data.cursor import NOTHING
 from heptad.data.feed import Feed
 from heptad.data.generators import preserved
-from heptad.data.placement import place, read_numbers
+from heptad.data.placement import read_numbers
+from heptad.data.transfer import build_transfer
 from heptad.errors import ConfigError, DataError, add_note, in_a_line, summarize
 from heptad.record.buffer import LogBuffer
 from heptad.run.evaluating import EvaluationOptions, Measures, options_mistake
@@ -71,6 +72,7 @@ class Evaluator:
         self._config = reading_config(config)
         autocast(config.precision, device)  # refused now and not in the first step
         self._device = device
+        self._place = build_transfer(device, config)
         self._machine = machine
         self.expected: set[str] = set()
         self._feeds: dict[int, tuple[Any, Feed]] = {}  # by id; the object is held so that its id stays its own
@@ -80,7 +82,8 @@ class Evaluator:
         if records:
             self.expected.add(records)
         if id(data) not in self._feeds:
-            self._feeds[id(data)] = data, build_reading_feed(data, self._components, self._config, name)
+            feed = build_reading_feed(data, self._components, self._config, name, self._place)
+            self._feeds[id(data)] = data, feed
         return self._feeds[id(data)][1]
 
     def attempt(self, data: Any, metrics: MetricsInput, name: str, **options: Unpack[EvaluationOptions]) -> None:
@@ -105,7 +108,7 @@ class Evaluator:
             batch = first_batch(data, components, self._config, of_samples=holds_samples(data, components))
             if batch is NOTHING:
                 return
-            at.batch = place(batch, self._device)
+            at.batch = self._place(batch)
             with off():
                 step = self._step(options)
                 try:
@@ -158,10 +161,10 @@ class Evaluator:
             raise ConfigError(mistake)
         feed, network = self.prepare(data, name), self._components.network
         table = evaluation_table()
-        runtime = Runtime(self._components, feed, self._device, Optimizers())
+        runtime = Runtime(self._components, feed, self._device, Optimizers(), self._place)
         run = Run(table, self._config, runtime, LogBuffer(table, LOG_CAPACITY, read_numbers))
         evaluation = Evaluation(self._step(options), Metrics(metrics, options), options, ended)
-        bodies = evaluation.bodies()
+        bodies = evaluation.bodies(feed)
         machine = self._machine(run, bodies, GUARDS, owners=dict.fromkeys(bodies, "the evaluation"))
         network.to(self._device)
         preserve = options.get("preserve_rng", True)
@@ -194,7 +197,8 @@ class Evaluator:
                 evaluating(network),
                 off(),
             ):
-                output = without_graph(step.predict(place(feed.take(), self._device)))
+                output = without_graph(step.predict(self._place(feed.take())))
+                feed.read_ahead(left - 1)
             yield output
             left = _left(feed, left - 1)
         with preserved():

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from heptad.errors import EngineError, diagnose
-from heptad.run.runtime import Runtime, StepFunction
+from heptad.run.runtime import Place, Runtime, StepFunction
 from heptad.run.state import RunState
 from heptad.run.weight import Weight
 from heptad.step.function import check_loss
@@ -28,9 +28,9 @@ class FirstStep:
         self._step = step
         self._runtime = weakref.ref(runtime)  # which refers to this object: a cycle would keep networks alive
 
-    def place(self, batch: Any, device: torch.device) -> Any:
+    def place(self, batch: Any, place: Place) -> Any:
         """Place a batch; see the protocol."""
-        return self._step.place(batch, device)
+        return self._step.place(batch, place)
 
     def run(self, at: RunState) -> Mapping[str, float | torch.Tensor] | None:
         """Run the step function; see the protocol.

@@ -11,9 +11,9 @@ from typing import Any, cast
 import torch
 
 from heptad.config import Components, LossOutput
-from heptad.data.placement import count_samples, place
+from heptad.data.placement import count_samples
 from heptad.errors import DataError, EngineError, diagnose
-from heptad.run.runtime import StepFunction
+from heptad.run.runtime import Place, StepFunction
 from heptad.run.state import RunState
 from heptad.run.weight import Weight, adds_nothing, known_weight
 from heptad.step.weighing import count_targets, ignores_targets, is_nan, weigher, weight_on_host
@@ -51,9 +51,9 @@ class CriterionStep:
         self._placed: tuple[torch.Tensor, int, float] | None = None
         """The target that was placed last, its version then, and its weight."""
 
-    def place(self, batch: Any, device: torch.device) -> Any:
+    def place(self, batch: Any, place: Place) -> Any:
         """Place a batch; see the protocol. A target that may be ignored is weighed while it is on the host."""
-        placed = place(batch, device)
+        placed = place(batch)
         self._placed = None
         if self._ignores and isinstance(batch, tuple | list) and len(cast("list[Any]", batch)) == 2:
             weight = weight_on_host(self._criterion, batch[1])
@@ -130,9 +130,9 @@ class LossStep:
         self._compute_loss = compute_loss
         self._gave_nothing = False
 
-    def place(self, batch: Any, device: torch.device) -> Any:
+    def place(self, batch: Any, place: Place) -> Any:
         """Place a batch; see the protocol."""
-        return place(batch, device)
+        return place(batch)
 
     def run(self, at: RunState) -> Mapping[str, float | torch.Tensor] | None:
         """Run compute_loss; see the protocol."""

@@ -21,8 +21,9 @@ from heptad.record.buffer import LogBuffer
 from heptad.run.guards import GUARDS
 from heptad.run.run import Run
 from heptad.run.runtime import Runtime
-from heptad.step.bodies import READERS, after_epoch, after_step, before_epoch, before_step, optimizer_update
+from heptad.step.bodies import after_epoch, after_step, before_epoch, before_step, optimizer_update
 from heptad.step.optimizers import Optimizers
+from heptad.step.reading import READERS
 from heptad.table import Arc
 
 Body = Callable[[Run], object]
@@ -90,6 +91,8 @@ class _LengthUnknown(Exception):
 class _ShadowFeed:
     """A feed that gives nothing, as often as the real one gives something."""
 
+    reads_early = False
+
     def __init__(self, batches: int | None) -> None:
         self.batches = batches
         self.varies = False
@@ -103,6 +106,9 @@ class _ShadowFeed:
 
     def more(self) -> bool:
         raise _LengthUnknown
+
+    def read_ahead(self, most: int) -> None:
+        del most
 
     def end(self) -> None:
         pass

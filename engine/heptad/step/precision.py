@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from heptad.errors import ConfigError
-from heptad.run.runtime import StepFunction
+from heptad.run.runtime import Place, StepFunction
 from heptad.run.state import RunState
 from heptad.run.weight import Weight
 
@@ -61,9 +61,9 @@ class AutocastStep:
         self._step = step
         self._autocast = context
 
-    def place(self, batch: Any, device: torch.device) -> Any:
+    def place(self, batch: Any, place: Place) -> Any:
         """Place a batch; see the protocol."""
-        return self._step.place(batch, device)
+        return self._step.place(batch, place)
 
     def run(self, at: RunState) -> Mapping[str, float | torch.Tensor] | None:
         """Run forward and loss; see the protocol."""
