@@ -1,4 +1,4 @@
-"""Mixed precision and host waits on an accelerator: `pytest -m gpu`. What needs none is tested beside this."""
+"""Mixed precision and host waits on an accelerator: `make test-gpu`. What needs none is tested beside this."""
 
 from __future__ import annotations
 
@@ -14,11 +14,6 @@ from torch.optim import AdamW
 from builders import batches, equal, small_components, weights
 from heptad import Components, Engine, Plugin, Run, RunConfig
 from heptad_plugins import EMA, GradientClipping
-
-pytestmark = [
-    pytest.mark.gpu,
-    pytest.mark.skipif(not torch.cuda.is_available(), reason="no accelerator of CUDA is there"),
-]
 
 DTYPES = {"bf16-mixed": torch.bfloat16, "fp16-mixed": torch.float16}
 
@@ -57,6 +52,8 @@ class Watches(Plugin):
         torch.cuda.set_sync_debug_mode("default")
 
 
+@pytest.mark.gpu("no step in fp32 or bf16 waits for the device")
+@pytest.mark.usefixtures("cuda")
 @pytest.mark.parametrize("k", [1, 4])
 @pytest.mark.parametrize("precision", ["fp32", "bf16-mixed"])
 def test_no_step_waits_for_the_device(precision, k):
@@ -65,6 +62,8 @@ def test_no_step_waits_for_the_device(precision, k):
     assert Engine(parts(), config, plugins).run().windows == 24 // k
 
 
+@pytest.mark.gpu("fp16 waits for the device once an update")
+@pytest.mark.usefixtures("cuda")
 @pytest.mark.parametrize("k", [1, 4])
 def test_fp16_waits_once_a_window(k):
     config = RunConfig(epochs=1, accumulation=k, device="cuda", precision="fp16-mixed")
@@ -74,6 +73,10 @@ def test_fp16_waits_once_a_window(k):
     assert sum("synchronizing" in str(one.message) for one in told) == 3
 
 
+@pytest.mark.gpu(
+    "mixed precision has the bits of the loop by hand, overflows included", covers=("bf16-mixed", "fp16-mixed")
+)
+@pytest.mark.usefixtures("cuda")
 @pytest.mark.parametrize("k", [1, 4])
 @pytest.mark.parametrize("precision", DTYPES)
 def test_a_run_is_the_loop_by_hand(precision, k):
@@ -98,6 +101,8 @@ def test_a_run_is_the_loop_by_hand(precision, k):
     assert (run.update < run.windows) is (precision == "fp16-mixed")
 
 
+@pytest.mark.gpu("the scale of fp16 lies on the device of the network")
+@pytest.mark.usefixtures("cuda")
 def test_the_network_is_where_the_scale_is():
     run = Engine(small_components(loader=batches(4)), RunConfig(epochs=1, device="cuda", precision="fp16-mixed")).run()
     assert run._position.window.scale is not None

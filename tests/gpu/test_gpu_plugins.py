@@ -1,4 +1,4 @@
-"""Plugins that watch a device, on one: `pytest -m gpu`. What needs none of it is tested beside each of them."""
+"""Plugins that watch a device, on one: `make test-gpu`. What needs none of it is tested beside each of them."""
 
 from __future__ import annotations
 
@@ -13,11 +13,6 @@ from torch import nn
 from builders import small_components, small_config
 from heptad import Engine, Plugin, Run
 from heptad_plugins import DeviceMonitor, ModelSummary, Profiler, Throughput
-
-pytestmark = [
-    pytest.mark.gpu,
-    pytest.mark.skipif(not torch.cuda.is_available(), reason="no accelerator of CUDA is there"),
-]
 
 
 def engine_on_a_device(plugins: list[Plugin], **config: object) -> Engine:
@@ -39,6 +34,8 @@ class NoWait(Plugin):
         torch.cuda.set_sync_debug_mode("default")
 
 
+@pytest.mark.gpu("DeviceMonitor, Profiler and ModelSummary tell of the device, wait for nothing and change no bit")
+@pytest.mark.usefixtures("cuda")
 def test_the_memory_of_the_device_is_that_of_its_allocator():
     """At each update, without a wait, and what the run allocates is in it."""
     run = engine_on_a_device([DeviceMonitor(), NoWait()]).run()
@@ -49,6 +46,8 @@ def test_the_memory_of_the_device_is_that_of_its_allocator():
     assert peak[-1] <= torch.cuda.max_memory_allocated()
 
 
+@pytest.mark.gpu("DeviceMonitor, Profiler and ModelSummary tell of the device, wait for nothing and change no bit")
+@pytest.mark.usefixtures("cuda")
 def test_the_load_of_the_device_is_a_share():
     """As `nvidia-smi` says it."""
     pytest.importorskip("pynvml", reason="nvidia-ml-py is not installed")
@@ -57,6 +56,8 @@ def test_the_load_of_the_device_is_a_share():
     assert all(0.0 <= load <= 1.0 for load in loads)
 
 
+@pytest.mark.gpu("DeviceMonitor, Profiler and ModelSummary tell of the device, wait for nothing and change no bit")
+@pytest.mark.usefixtures("cuda")
 def test_kernels_stand_in_the_states_that_launched_them(tmp_path):
     """Each launch of a kernel lies in one of our ranges, and a forward pass has kernels."""
     path = tmp_path / "trace.json"
@@ -75,6 +76,8 @@ def test_kernels_stand_in_the_states_that_launched_them(tmp_path):
     assert {"process_batch", "optimizer_update"} <= found
 
 
+@pytest.mark.gpu("DeviceMonitor, Profiler and ModelSummary tell of the device, wait for nothing and change no bit")
+@pytest.mark.usefixtures("cuda")
 def test_a_snapshot_is_stored_when_the_device_runs_out_of_memory(tmp_path):
     """Torch's own, of which the file is beside the trace."""
     engine = engine_on_a_device([Profiler(tmp_path / "trace.json", range(90, 91))])
@@ -91,6 +94,8 @@ def test_a_snapshot_is_stored_when_the_device_runs_out_of_memory(tmp_path):
     assert any(str(snapshot) in note for note in caught.value.__notes__)
 
 
+@pytest.mark.gpu("DeviceMonitor, Profiler and ModelSummary tell of the device, wait for nothing and change no bit")
+@pytest.mark.usefixtures("cuda")
 @pytest.mark.parametrize("accumulation", [1, 4])
 def test_all_of_them_leave_the_bits_as_they_are(accumulation, tmp_path):
     """Weights and the device's generator, with and without."""
@@ -112,6 +117,8 @@ def watching(folder: Path) -> list[Plugin]:
     ]
 
 
+@pytest.mark.gpu("DeviceMonitor, Profiler and ModelSummary tell of the device, wait for nothing and change no bit")
+@pytest.mark.usefixtures("cuda")
 def test_flops_of_attention_on_the_device_are_those_of_arithmetic():
     """Whichever kernel torch takes there: two products for the sequence with itself."""
 

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 import torch
-from disk import Holder, same
 
 from builders import small_engine, small_network
+from checkpoint.disk import Holder, same
 from heptad import Run
 from heptad.checkpoints.copying import PINNED, copied
 from heptad.checkpoints.packed import pack_snapshot
@@ -17,28 +17,27 @@ from heptad.checkpoints.store import Store
 from heptad.plugin import Snapshot
 from heptad_plugins import Checkpoint
 
-DEVICE = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
 
-pytestmark = [pytest.mark.gpu, pytest.mark.skipif(DEVICE is None, reason="there is no accelerator here")]
-
-
-def test_a_copy_is_pinned_and_complete_while_the_device_is_still_at_work():
+@pytest.mark.gpu("the copy for a background checkpoint is pinned, and complete while the device is at work")
+def test_a_copy_is_pinned_and_complete_while_the_device_is_still_at_work(device: torch.device):
     """Each tensor is the end of a queue of products, and is overwritten as soon as the copy is returned."""
-    assert DEVICE is not None
-    factor = torch.eye(2048, device=DEVICE) * 0.5
-    whole = torch.ones(2048, 2048, device=DEVICE)
+    factor = torch.eye(2048, device=device) * 0.5
+    whole = torch.ones(2048, 2048, device=device)
     tensors = {"whole": whole, "part": whole.t()[::2], "scalar": whole[0, 0], "half": whole.bfloat16()}
     for _ in range(50):
         whole.copy_(whole @ factor)
     packed = copied(pack_snapshot(Snapshot({}, {"network": {"tensors": tensors}})))
     whole.fill_(7)
     held = packed.tensors["network"]
-    assert all(copy.is_pinned() == (DEVICE.type in PINNED) and copy.is_contiguous() for copy in held.values())
+    assert all(copy.is_pinned() == (device.type in PINNED) and copy.is_contiguous() for copy in held.values())
     for name, expected in (("whole", 0.5**50), ("part", 0.5**50), ("scalar", 0.5**50), ("half", 1.0)):
         assert torch.equal(held[name], torch.full_like(held[name], expected))
 
 
-def test_a_run_on_a_device_writes_in_the_background_what_it_writes_in_the_foreground(tmp_path: Path):
+@pytest.mark.gpu("a background checkpoint holds what one in the foreground holds")
+def test_a_run_on_a_device_writes_in_the_background_what_it_writes_in_the_foreground(
+    device: torch.device, tmp_path: Path
+):
     """Held for two steps, in which the weights move on."""
     held = Holder()
 
@@ -50,7 +49,7 @@ def test_a_run_on_a_device_writes_in_the_background_what_it_writes_in_the_foregr
         directory = tmp_path / str(background)
         checkpoint = Checkpoint(directory, "after_step", every=2, keep_last=9, background=background)
         checkpoint.store = Store(directory, held if background else None)
-        engine = small_engine(8, [checkpoint], network=small_network(), device=str(DEVICE))
+        engine = small_engine(8, [checkpoint], network=small_network(), device=str(device))
 
         def let_go(run: Run) -> None:
             if run.step == 3:
