@@ -18,12 +18,14 @@ from heptad.plugin import (
     Event,
     Extend,
     Failed,
+    Halved,
     Note,
     NoUpdate,
     OptionChange,
     Pause,
     RecordedArray,
     Remark,
+    Repeated,
     Resume,
     SharedGenerators,
     Skip,
@@ -92,6 +94,8 @@ LATER: list[Event] = [
     Behind(*AT, 6_000_000),
     SharedGenerators(*AT, "the thread A"),
     Untrained(*AT, "the layer is another"),
+    Halved(*AT, 3, 0, 2, 16, "OutOfMemoryError: no", "BatchNorm"),
+    Repeated(*AT, "equal", 1, 5),
 ]
 """Events that format 1 did not have."""
 

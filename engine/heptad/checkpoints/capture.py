@@ -14,6 +14,7 @@ from heptad.checkpoints.form import (
     StoredOptions,
     StoredPlugin,
     StoredPosition,
+    StoredRedo,
     StoredRun,
     StoredSections,
     StoredSummary,
@@ -30,6 +31,7 @@ from heptad.plugin.manager import PluginManager
 from heptad.plugin.subscription import Subscription
 from heptad.record.event_codec import to_plain
 from heptad.run.guards import in_mid_step
+from heptad.run.redoing import Redoing
 from heptad.run.run import Run
 from heptad.run.snapshot import Snapshot
 
@@ -126,7 +128,10 @@ def _capture_position(
         window=StoredWindow.model_validate(at.window, from_attributes=True),
         loss=run.loss,
         batch=[] if at.batch is None else [at.batch],
-        kept=StoredKept(batches=list(kept.batches), loss=kept.loss) if kept is not None and at.window.steps else None,
+        kept=StoredKept(batches=list(kept.batches), loss=kept.loss, idle=list(kept.idle))
+        if kept is not None and at.window.steps
+        else None,
+        redo=None if at.redo is None else _capture_redo(at.redo, window_is_open=at.window.steps > 0),
         stopped=bool(buffer.stops),
         reason=run.reason,
         seed=run.runtime.feed.seed,
@@ -138,6 +143,12 @@ def _capture_position(
         epoch_loss=at.epoch_loss.state(),
         events=[to_plain(event) for event in buffer.events(buffer.seq)],
     )
+
+
+def _capture_redo(redo: Redoing, *, window_is_open: bool) -> StoredRedo:
+    if not window_is_open:
+        return StoredRedo(halvings=redo.halvings, random=[], buffers={})
+    return StoredRedo(halvings=redo.halvings, random=[dict(one) for one in redo.random], buffers=redo.changed())
 
 
 def _capture_data(run: Run) -> dict[str, Any]:

@@ -1,0 +1,44 @@
+"""Whether a loss and gradients are finite, and whether two tensors hold the same bits."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+
+def are_finite(loss: Tensor | None, gradients: Sequence[Tensor]) -> bool:
+    """Return whether a loss, where there is one, and gradients are finite in all their numbers (one device sync)."""
+    found = [] if loss is None else [loss.detach()]
+    values = [_stored_numbers(gradient) for gradient in gradients]
+    values = [one for one in values if one.numel()]
+    norms = [*found, *torch._foreach_norm(values)] if values else found  # pyright: ignore[reportPrivateImportUsage, reportPrivateUsage]
+    if not norms:
+        return True
+    device = norms[0].device
+    if bool(torch.isfinite(torch.stack([one.to(device, torch.float64) for one in norms])).all()):
+        return True
+    # a norm may overflow though its numbers do not
+    return all(bool(torch.isfinite(one).all()) for one in (*found, *values))
+
+
+def same_bits(one: Tensor | None, other: Tensor | None) -> bool:
+    """Return whether two tensors are the same, NaN included; or neither is there (waits for the device)."""
+    if one is None or other is None:
+        return one is other
+    if one.layout is not other.layout or one.shape != other.shape or one.dtype != other.dtype:
+        return False
+    if one.is_sparse:
+        one, other = one.coalesce(), other.coalesce()
+        return same_bits(one.indices(), other.indices()) and same_bits(one.values(), other.values())
+    return torch.equal(_bits(one), _bits(other))
+
+
+def _bits(tensor: Tensor) -> Tensor:
+    return tensor.detach().contiguous().reshape(-1).view(torch.uint8)
+
+
+def _stored_numbers(gradient: Tensor) -> Tensor:
+    """Return the numbers that a gradient holds; of a sparse one those that are stored."""
+    return gradient._values() if gradient.is_sparse else gradient
