@@ -109,6 +109,7 @@ STATES = (
     "after_loop",
     "evaluate",
     "checkpoint",
+    "redo_window",
 )
 
 

@@ -29,6 +29,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "again": {"again": True},
     "odd": {"odd": True},
     "closure": {"closure": True, "schedule": False},
+    "tight": {"tight": True, "journal": True},
 }
 
 

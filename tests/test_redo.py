@@ -11,6 +11,7 @@ from torch import nn
 from builders import CLASSES, FEATURES, Unsized, Witness, batches, weights
 from faulty import Glitch, Memory, Needy
 from heptad import Components, ConfigError, Detour, Engine, EngineError, LossOutput, Plugin, RunConfig, TableError
+from heptad.step.bodies import process_batch
 from heptad.step.finite import same_bits
 from heptad_plugins import EMA, SAM, Checkpoint, GracefulStop, GradientClipping, NonFiniteGuard, TrainingMetrics
 
@@ -151,6 +152,13 @@ class TestOutOfMemory:
         asked = next(t for t in engine.current.log if t.dest == "redo_window")
         assert asked.guards == {"redo_due": True}
         assert (engine.current.step, engine.current.update, engine.current.samples) == (4, 2, 24)
+
+    def test_a_run_without_the_field_keeps_nothing(self):
+        engine = engine_of(plenty(), redo=())
+        engine.run()
+        assert engine.current.position.kept is None
+        assert engine.current.position.redo is None
+        assert engine._machine.node("process_batch")[0] is process_batch
 
     def test_without_the_field_the_table_has_no_such_state(self):
         assert "redo_window" not in engine_of(plenty(), redo=()).diagram()
@@ -443,10 +451,8 @@ class TestNonFinite:
         """Weights, buffers and generators are, bit for bit, those of a run without the fault."""
         parts = (nn.BatchNorm1d(5, dtype=F64), nn.Dropout(0.5))
         faulty = self.glitching(at, between=parts, accumulation=k)
-        state = torch.get_rng_state()
         faulty.run()
         ended = torch.get_rng_state()
-        del state
         sound = self.glitching(between=(nn.BatchNorm1d(5, dtype=F64), nn.Dropout(0.5)), accumulation=k)
         sound.run()
         assert torch.equal(ended, torch.get_rng_state())
@@ -462,6 +468,7 @@ class TestNonFinite:
         for at in ((2,), ()):
             engine = self.glitching(*at, between=(nn.Dropout(0.5),), accumulation=4)
             engine.on_enter("process_batch")(lambda run: torch.rand(3))
+            engine.on_exit("after_step")(lambda run: torch.rand(2))
             engine.run()
             made.append((weights(engine.current.network), torch.get_rng_state()))
         assert all(map(torch.equal, made[0][0], made[1][0]))
@@ -545,8 +552,6 @@ class TestNonFinite:
         engine.run()
         assert engine.current.config.redo == ("out_of_memory", "non_finite")
         assert [event.kind for event in events(engine)] == ["redo"]
-        whole = engine_of(plenty(), epochs=1, accumulation=4, loader=data(4), redo=())
-        del whole
         assert all(torch.isfinite(one).all() for one in weights(glitch))
 
 

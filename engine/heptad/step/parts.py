@@ -140,21 +140,21 @@ class _Parts:
             for number, part in enumerate(cut_batch, 1):
                 at.batch, at.loss, at.output, at.weight = part, None, None, None
                 self._announce(number == parts)
-                if not self._run_part(samples, count_samples(part)):
-                    break
+                self._run_part(samples, count_samples(part))
                 outputs.append(at.output)
                 counted += at.samples_now
         finally:
             at.batch, window.steps = batch, steps
         if own and window.first is not None:
             self._settle()
-        at.samples_now = counted if len(outputs) == parts else samples
-        at.output = _joined(outputs) if len(outputs) == parts else at.output
-        self._conclude()
+        at.samples_now, at.output = counted, _joined(outputs)
+        at.weight = self._weight if self._adds else 0
+        if self._losses:
+            at.loss = _mean(self._losses, self._weight).to(self._losses[0][0].dtype)
         return {name: _mean(rows, self._weight) for name, rows in self._logs.items()}
 
-    def _run_part(self, samples: int, own: int) -> bool:
-        """Compute one part; return whether another is to be computed: no longer where the step was left out."""
+    def _run_part(self, samples: int, own: int) -> None:
+        """Compute one part."""
         run, window, at = self._run, self._window, self._run.position
         step = run.runtime.step
         logs = step.run(at)
@@ -171,8 +171,7 @@ class _Parts:
             if adds_nothing(at.weight) and not adds_nothing(weight):
                 if self._losses:
                     raise LeftOutLateError
-                at.loss, self._weight = _detached(at.loss), 0
-                return False
+                self._adds = self._judge = False  # of this step, whose other parts are run for what they draw
         if self._adds:
             if window.first is None and not adds_nothing(weight):
                 window.first = weight * samples / own  # what the whole batch weighs, as far as this part can say
@@ -183,7 +182,6 @@ class _Parts:
             self._losses.append((at.loss, weight))
         for name, value in (logs or {}).items():
             self._logs.setdefault(name, []).append((value, weight))
-        return True
 
     def _settle(self) -> None:
         """Relate the window to what the first step does weigh, where that is not what its first part promised."""
@@ -198,13 +196,6 @@ class _Parts:
         scale(list({id(parameter): parameter for parameter in held}.values()), factor)
         window.first, window.total = weight, window.total * factor
         window.losses = [(loss, relative * factor) for loss, relative in window.losses or ()]
-
-    def _conclude(self) -> None:
-        """Leave the loss and the weight of the whole step."""
-        at = self._run.position
-        at.weight = self._weight if self._adds else 0
-        if self._losses:
-            at.loss = _mean(self._losses, self._weight).to(self._losses[0][0].dtype)
 
 
 def _backward(run: Run, window: Window) -> torch.Tensor | None:

@@ -199,7 +199,9 @@ class WindowRedo:
         gradients = [parameter.grad for parameter in parameters]
         for parameter in parameters:
             parameter.grad = None  # taken away: what drops gradients may write zeros into them
+        drawn = global_states()  # handlers may have drawn since the forward pass of the last step
         found = self._again(run, _kept_window(run).batches, look=True)
+        restore_states(drawn)
         if are_finite(run.mean_loss, _main_gradients(run)):
             run.emit(Repeated, outcome="finite")
             return
