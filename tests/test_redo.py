@@ -637,8 +637,44 @@ class TestCheckpoints:
             made.append(weights(engine.current.network))
         assert all(map(same_bits, *made))
 
-    def test_another_redo_is_another_run(self, tmp_path):
-        engine_of(plenty(), plugins=[Checkpoint(tmp_path)]).run()
-        other = engine_of(plenty(), plugins=[Checkpoint(tmp_path)], redo=())
-        with pytest.raises(Exception, match=r"RunConfig.redo: \('out_of_memory',\) in the checkpoint, \(\) here"):
-            other.run(resume="auto")
+    @pytest.mark.parametrize("at", [2, 4, 5])
+    def test_a_run_that_failed_for_want_of_memory_is_resumed_with_redo(self, tmp_path, at):
+        """Also in mid-window: that window was not kept, and the ones after it are."""
+        options = {"accumulation": 4, "loader": data(8)}
+        whole = engine_of(plenty(), **options)
+        whole.run()
+        failed = engine_of(
+            Memory(3, "backward", at), redo=(), plugins=[Checkpoint(tmp_path, at="after_step")], **options
+        )
+        with pytest.raises(torch.OutOfMemoryError):
+            failed.run()
+        for first, redone in ((0, at == 4), (4 - at % 4, True)):
+            saves = Checkpoint(tmp_path / f"{first}", at="after_step")
+            resumed = engine_of(Memory(3, "backward", first), plugins=[saves], **options)
+            if redone:
+                resumed.run(resume=tmp_path)
+                close(resumed, whole)
+                assert events(resumed)
+            else:
+                with pytest.raises(torch.OutOfMemoryError):
+                    resumed.run(resume=tmp_path)
+
+    def test_a_window_that_was_not_kept_is_stored_and_resumed_again(self, tmp_path):
+        options = {"accumulation": 4, "loader": data(8), "epochs": 1}
+        whole = engine_of(plenty(), **options)
+        whole.run()
+        for redo, until in (
+            ((), 1),
+            (("out_of_memory",), 3),
+            (("non_finite",), 5),
+            ((), 6),
+            (("out_of_memory",), None),
+        ):
+            engine = engine_of(plenty(), redo=redo, plugins=[Checkpoint(tmp_path, at="after_step")], **options)
+            reached = (
+                None if until is None else lambda run, until=until: run.step == until and run.state == "before_step"
+            )
+            engine.run(until=reached, resume="auto")
+            engine.close()
+        close(engine, whole)
+        assert all(map(torch.equal, weights(engine.current.network), weights(whole.current.network)))

@@ -94,7 +94,7 @@ class Engine(EngineView):
         self._subscriptions: list[Subscription] = []
         for subscription in self._manager.subscriptions():
             self._subscribe(subscription)
-        self._resumption = Resumption(self._manager, self._visits, self._subscriptions)
+        self._resumption = Resumption(self._manager, self._redo.beside(self._visits), self._subscriptions)
         self.current.capture = self._resumption.capture
         self._ready = False  # whether the engine's last handlers are subscribed
         self._driver: int | None = None

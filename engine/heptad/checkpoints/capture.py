@@ -31,7 +31,6 @@ from heptad.plugin.manager import PluginManager
 from heptad.plugin.subscription import Subscription
 from heptad.record.event_codec import to_plain
 from heptad.run.guards import in_mid_step
-from heptad.run.redoing import Redoing
 from heptad.run.run import Run
 from heptad.run.snapshot import Snapshot
 
@@ -116,7 +115,7 @@ def _capture_plugins(run: Run, manager: PluginManager) -> dict[str, StoredPlugin
 def _capture_position(
     run: Run, detours: Sequence[DetourState], subscriptions: Sequence[Subscription]
 ) -> StoredPosition:
-    at, buffer, kept = run.position, run.buffer, run.position.kept
+    at, buffer = run.position, run.buffer
     built: list[dict[str, Any]] = buffer.facts.get("optimizers", [])
     beside: dict[str, Any] = buffer.facts.get("side_optimizers", {})
     return StoredPosition(
@@ -128,10 +127,8 @@ def _capture_position(
         window=StoredWindow.model_validate(at.window, from_attributes=True),
         loss=run.loss,
         batch=[] if at.batch is None else [at.batch],
-        kept=StoredKept(batches=list(kept.batches), loss=kept.loss, idle=list(kept.idle))
-        if kept is not None and at.window.steps
-        else None,
-        redo=None if at.redo is None else _capture_redo(at.redo, window_is_open=at.window.steps > 0),
+        kept=_capture_kept(run),
+        redo=_capture_redo(run),
         stopped=bool(buffer.stops),
         reason=run.reason,
         seed=run.runtime.feed.seed,
@@ -145,8 +142,20 @@ def _capture_position(
     )
 
 
-def _capture_redo(redo: Redoing, *, window_is_open: bool) -> StoredRedo:
-    if not window_is_open:
+def _capture_kept(run: Run) -> StoredKept | None:
+    at, kept = run.position, run.position.kept
+    if kept is None or not at.window.steps:
+        return None
+    if run.runtime.recomputation is None and at.redo is not None and not at.redo.is_whole(at.window.steps):
+        return None  # its first steps were made without redo
+    return StoredKept(batches=list(kept.batches), loss=kept.loss, idle=list(kept.idle))
+
+
+def _capture_redo(run: Run) -> StoredRedo | None:
+    at, redo = run.position, run.position.redo
+    if redo is None:
+        return None
+    if not at.window.steps or not redo.is_whole(at.window.steps):
         return StoredRedo(halvings=redo.halvings, random=[], buffers={})
     return StoredRedo(halvings=redo.halvings, random=[dict(one) for one in redo.random], buffers=redo.changed())
 

@@ -301,7 +301,7 @@ class StoredPosition(Stored):
         if self.kept is not None and len(self.kept.batches) > self.window.steps:
             raise ValueError(f"{len(self.kept.batches)} batches were kept of {self.window.steps} steps")
         kept = 0 if self.kept is None else len(self.kept.batches)
-        if self.redo is not None and not len(self.redo.random) == kept == self.window.steps:
+        if self.redo is not None and self.redo.random and not len(self.redo.random) == kept == self.window.steps:
             raise ValueError(
                 f"of {self.window.steps} steps {kept} batches and {len(self.redo.random)} states were kept"
             )

@@ -213,7 +213,7 @@ def _check_kept(run: Run, position: StoredPosition) -> None:
         refuse(
             [f"the buffer {name} that the open window began with has another shape here, or is none" for name in wrong]
         )
-    if run.position.kept is not None and position.window.steps and position.kept is None:
+    if run.runtime.recomputation is not None and position.window.steps and position.kept is None:
         raise CheckpointError(
             f"the checkpoint is of a window of which {position.window.steps} steps are done, and their batches were "
             "not kept, which the optimizer or a plugin with keeps_window = True needs here; nothing was changed. "

@@ -80,6 +80,13 @@ class Redoing:
                 known = HeldBuffer(module, attribute, tensor, tensor.detach().clone())
             self.buffers[name] = known
 
+    def is_whole(self, steps: int) -> bool:
+        """Return whether what a redo needs was kept of all steps of the window, `steps` of which are complete.
+
+        It was not in one that was resumed from a checkpoint of a run without redo.
+        """
+        return len(self.random) == steps
+
     def changed(self) -> dict[str, Tensor]:
         """Return what the buffers held that have changed since the window opened, for a checkpoint."""
         return {name: one.values for name, one in self.buffers.items() if one.is_changed()}

@@ -24,6 +24,7 @@ from heptad.data.generators import global_states, restore_states
 from heptad.data.placement import count_samples
 from heptad.errors import ConfigError, TableError, add_note, in_a_line
 from heptad.plugin.detour import Detour
+from heptad.plugin.detour_state import DetourState
 from heptad.plugin.manager import PluginManager
 from heptad.plugin.marks import Handler
 from heptad.plugin.subscription import Subscription
@@ -75,6 +76,10 @@ class WindowRedo:
         """Return the state `redo_window`; its arcs are tried before those of plugins' detours."""
         return Detour(REDO, [SOURCES[cause] for cause in self._causes], when=_is_due, body=self._redo)
 
+    def beside(self, detours: Sequence[DetourState]) -> Sequence[DetourState]:
+        """Return the detours without the own one, of which a checkpoint holds nothing."""
+        return detours[1:] if self._causes else detours
+
     def around(self, body: _Body, run: Run) -> _Body:
         """Return what is done in `process_batch`; have the run keep its windows if they may be computed again."""
         if not self._causes:
@@ -103,6 +108,9 @@ class WindowRedo:
         if not at.window.steps:
             kept.clear()  # before the forward pass, which may need their memory
             redo.open(modules_of(run))
+        if not redo.is_whole(at.window.steps):
+            body(run)
+            return
         redo.random.append(global_states())
         recorded = run.record_count
         self._had_gradients = {id(one) for one in _held_beside(run) if one.grad is not None}
@@ -135,7 +143,8 @@ class WindowRedo:
     def _look(self, run: Run) -> None:
         """See whether loss and gradients of a full window are finite (waits for the device)."""
         at = run.position
-        if at.update_due and not at.window.empty and not are_finite(run.mean_loss, _main_gradients(run)):
+        whole = at.update_due and not at.window.empty and _redoing(run).is_whole(at.window.steps)
+        if whole and not are_finite(run.mean_loss, _main_gradients(run)):
             _redoing(run).due = "non_finite"
 
     # -- redo_window
