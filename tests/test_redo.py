@@ -8,12 +8,13 @@ import pytest
 import torch
 from torch import nn
 
-from builders import CLASSES, FEATURES, Unsized, Witness, batches, weights
+from builders import CLASSES, FEATURES, Unsized, Witness, batches, records, weights
 from faulty import Glitch, Memory, Needy
 from heptad import Components, ConfigError, Detour, Engine, EngineError, LossOutput, Plugin, RunConfig, TableError
 from heptad.step.bodies import process_batch
 from heptad.step.finite import same_bits
 from heptad_plugins import EMA, SAM, Checkpoint, GracefulStop, GradientClipping, NonFiniteGuard, TrainingMetrics
+from stock import StockEngine
 
 F64 = torch.float64
 SIZE = 6
@@ -253,6 +254,63 @@ class TestOutOfMemory:
             engine.run()
         close(*engines)
 
+    @pytest.mark.parametrize("k", [1, 3])
+    def test_weights_on_a_device_are_not_read(self, k, monkeypatch):
+        """They stay tensors, also those of 0."""
+        monkeypatch.setattr("heptad.step.function.known_weight", lambda weight: weight.double())
+
+        def loss(network: nn.Module, batch: Any) -> LossOutput:
+            x, y, keep = batch
+            rows = nn.functional.cross_entropy(network(x), y, reduction="none")
+            return LossOutput((rows * keep).sum() / keep.sum().clamp(min=1), weight=keep.sum())
+
+        rows = [(x, y, torch.arange(SIZE) < n) for n, (x, y) in enumerate(data(7))]
+        options = {"accumulation": k, "compute_loss": loss, "loader": rows, "remainder": "flush"}
+        tight = engine_of(Memory(2, "backward", 1), redo=("out_of_memory", "non_finite"), **options)
+        whole = engine_of(plenty(), redo=(), **options)
+        tight.run(), whole.run()
+        close(tight, whole)
+        assert len(events(tight)) == 1
+
+    def test_a_batch_that_a_handler_replaced(self):
+        made = []
+        for memory in (Memory(2, "backward", 2), plenty()):
+            engine = engine_of(memory, accumulation=4)
+
+            def mix(run: Any) -> None:
+                run.batch = (run.batch[0] * torch.rand(1, dtype=F64), run.batch[1])
+
+            engine.on_enter("process_batch")(mix)
+            engine.run()
+            made.append(engine)
+        close(*made)
+
+    def test_turn_by_turn_and_by_the_stock_dispatch(self):
+        made = [engine_of(Memory(2, "backward", 2), accumulation=4) for _ in range(2)]
+        components = Components(
+            network=Needy(Memory(2, "backward", 2), *layers()),
+            loader=data(),
+            criterion=nn.CrossEntropyLoss(),
+            optimizer=lambda network: torch.optim.SGD(network.parameters(), lr=0.3, momentum=0.9),
+        )
+        made.append(StockEngine(components, RunConfig(epochs=2, accumulation=4, redo=("out_of_memory",))))
+        made[0].run(), made[2].run()
+        while not made[1].current.ended:
+            made[1].advance()
+        assert records(made[0].current.log) == records(made[1].current.log) == records(made[2].current.log)
+        for one in made[1:]:
+            assert all(map(torch.equal, weights(one.current.network), weights(made[0].current.network)))
+
+    def test_a_plan_has_no_redo(self):
+        one, other = engine_of(plenty(), accumulation=2), engine_of(plenty(), accumulation=2, redo=())
+        assert list(map(str, one.plan())) == list(map(str, other.plan()))
+
+    def test_a_smoke_run(self):
+        engine = engine_of(Memory(2, "backward", 0), accumulation=2)
+        before = weights(engine.current.network)
+        assert engine.smoke().log.counts()["redo_window"] == 1
+        assert all(map(torch.equal, before, weights(engine.current.network)))
+
     def test_given_up_with_the_sizes_tried(self):
         engine = engine_of(Memory(0, "backward"))
         with pytest.raises(torch.OutOfMemoryError, match="no memory for 1 samples") as caught:
@@ -483,6 +541,20 @@ class TestNonFinite:
         assert (event.outcome, event.micro_batch, event.step) == ("equal", 1, 5)
         assert "micro-batch 1 of the window, step 5" in event.text
         assert (engine.current.update, engine.current.windows) == (1, 2)
+
+    def test_equal_bits_of_single_steps_in_float32(self):
+        rows = [(x.float(), y) for x, y in data(3)]
+        rows[1][0][2] = float("nan")
+        network = nn.Linear(FEATURES, CLASSES)
+        components = Components(
+            network=network,
+            loader=rows,
+            criterion=nn.CrossEntropyLoss(),
+            optimizer=torch.optim.SGD(network.parameters(), lr=0.3),
+        )
+        engine = Engine(components, RunConfig(epochs=1, redo=("non_finite",)), [NonFiniteGuard(action="skip")])
+        engine.run()
+        assert [(event.outcome, event.step) for event in events(engine)] == [("equal", 1)]
 
     def test_other_bits_that_are_not_finite_either(self):
         engine = self.glitching(1, 4 + 2, accumulation=4, plugins=[NonFiniteGuard(action="skip")])

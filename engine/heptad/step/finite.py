@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 
-def are_finite(loss: Tensor | None, gradients: Sequence[Tensor]) -> bool:
-    """Return whether a loss, where there is one, and gradients are finite in all their numbers (one device sync)."""
-    found = [] if loss is None else [loss.detach()]
+def are_finite(losses: Sequence[Tensor], gradients: Sequence[Tensor]) -> bool:
+    """Return whether losses and gradients are finite in all their numbers (one device sync)."""
+    found = [loss.detach() for loss in losses]
     values = [_stored_numbers(gradient) for gradient in gradients]
     values = [one for one in values if one.numel()]
     norms = [*found, *torch._foreach_norm(values)] if values else found  # pyright: ignore[reportPrivateImportUsage, reportPrivateUsage]

@@ -213,13 +213,15 @@ def _detached(loss: Any) -> Any:
 
 
 def _mean(rows: list[tuple[Any, Weight]], weight: Weight) -> torch.Tensor:
-    """Return the weighed mean of what the parts gave; where no part weighs anything, the plain one."""
-    nothing = adds_nothing(weight)
-    total: Any = 0.0
-    for value, own in rows:
-        tensor = torch.as_tensor(value).detach()
-        total = total + weighed(tensor, 1.0 if nothing else own)
-    return total / (len(rows) if nothing else weight)
+    """Return the weighed mean of what the parts gave; where no part weighs anything, the plain one (no device sync)."""
+    values = [(torch.as_tensor(value).detach().double(), own) for value, own in rows]
+    plain = sum((value for value, _ in values), torch.zeros((), dtype=torch.float64)) / len(values)
+    if adds_nothing(weight):
+        return plain
+    total: Any = sum((weighed(value, own) for value, own in values), torch.zeros((), dtype=torch.float64))
+    if not isinstance(weight, torch.Tensor):
+        return total / weight
+    return torch.where(weight > 0, total / weight, plain.to(weight.device))
 
 
 def _joined(outputs: list[Any]) -> Any:

@@ -32,6 +32,7 @@ from heptad.ranks.strategy import Strategy
 from heptad.record.events import Halved, Repeated
 from heptad.run.epoch_loss import add_step
 from heptad.run.kept import KeptWindow
+from heptad.run.loss_mean import weighed
 from heptad.run.redoing import Redoing
 from heptad.run.run import Run
 from heptad.run.weight import adds_nothing
@@ -144,7 +145,7 @@ class WindowRedo:
         """See whether loss and gradients of a full window are finite (waits for the device)."""
         at = run.position
         whole = at.update_due and not at.window.empty and _redoing(run).is_whole(at.window.steps)
-        if whole and not are_finite(run.mean_loss, _main_gradients(run)):
+        if whole and not are_finite(_window_losses(run), _main_gradients(run)):
             _redoing(run).due = "non_finite"
 
     # -- redo_window
@@ -203,7 +204,7 @@ class WindowRedo:
 
     def _repeat(self, run: Run) -> None:
         """Compute a window again of which something was not finite, and compare the two."""
-        at, loss = run.position, run.mean_loss
+        at, losses = run.position, _window_losses(run)
         parameters = run.runtime.optimizers.held()
         gradients = [parameter.grad for parameter in parameters]
         for parameter in parameters:
@@ -211,10 +212,10 @@ class WindowRedo:
         drawn = global_states()  # handlers may have drawn since the forward pass of the last step
         found = self._again(run, _kept_window(run).batches, look=True)
         restore_states(drawn)
-        if are_finite(run.mean_loss, _main_gradients(run)):
+        if are_finite(_window_losses(run), _main_gradients(run)):
             run.emit(Repeated, outcome="finite")
             return
-        before, after = [loss, *gradients], [run.mean_loss, *(parameter.grad for parameter in parameters)]
+        before, after = [*losses, *gradients], [*_window_losses(run), *(parameter.grad for parameter in parameters)]
         outcome = "equal" if all(map(same_bits, before, after)) else "unequal"
         step = None if found is None else at.step - at.window.steps + found
         run.emit(Repeated, outcome=outcome, micro_batch=found, step=step)
@@ -257,7 +258,7 @@ class WindowRedo:
                 if complete:
                     self._sum(run, within_epoch=steps - number <= at.batch_index)
                 window.steps += 1
-                if look and found is None and not are_finite(at.loss if adds else None, _main_gradients(run)):
+                if look and found is None and not are_finite(_window_losses(run), _main_gradients(run)):
                     found = number
         except BaseException:
             for one, gradient in beside:
@@ -360,6 +361,14 @@ def _kept_window(run: Run) -> KeptWindow:
 
 def _main_gradients(run: Run) -> list[Tensor]:
     return [parameter.grad for parameter in run.runtime.optimizers.held() if parameter.grad is not None]
+
+
+def _window_losses(run: Run) -> list[Tensor]:
+    """Return what the losses of the window add to their mean: nothing where one weighs 0, for it may be NaN."""
+    at = run.position
+    if at.window.losses is not None:
+        return [weighed(loss, relative) for loss, relative in at.window.losses]
+    return [] if at.loss is None else [at.loss.detach().double()]
 
 
 def _held_beside(run: Run) -> list[nn.Parameter]:
