@@ -132,8 +132,8 @@ class _Parts:
             cut_batch = cut(batch, samples, parts)
         except DataError as error:
             raise UncuttableError(f"a batch cannot be cut: {error}") from None
-        if not steps:  # what the window does itself where it opens; it must not do so again for each part
-            window.first, window.total, window.empty, window.losses = None, 0.0, True, []
+        if not steps:
+            window.backward(None, 0)  # opens the window, which it must not do again for each part
             window.steps = 1
         own = window.first is None  # the reference of the window's weights is set by this step
         try:
