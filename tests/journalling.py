@@ -37,7 +37,7 @@ class Reporter(Plugin):
         self.file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
 
     def report(self, run: Run) -> None:
-        memory = run.buffer
+        memory = run._buffer
         os.write(self.file, b"%d %d %d\n" % (memory.seq - 1, memory.arcs[-1], memory.times[-1]))
 
 
@@ -197,7 +197,7 @@ def leave(folder: Path) -> None:
     engine = small_engine(batches(5), [Journal(folder / "run.journal")])
     for _ in range(10):
         engine.advance()
-    engine.current.buffer  # noqa: B018 - the engine is alive until here
+    engine.current._buffer  # noqa: B018 - the engine is alive until here
 
 
 if __name__ == "__main__":

@@ -17,12 +17,12 @@ class StockScope(Machine.state_cls):
 
     def enter(self, event_data: transitions.EventData) -> None:
         (run,) = event_data.args
-        run.buffer.arcs.append(event_data.transition.number)
-        run.buffer.times.append(monotonic_ns())
+        run._buffer.arcs.append(event_data.transition.number)
+        run._buffer.times.append(monotonic_ns())
         event_data.machine.moment = "enter"
-        run.position.entering = True
+        run._position.entering = True
         super().enter(event_data)
-        run.position.entering = False
+        run._position.entering = False
 
 
 class StockArc(Machine.transition_cls):
@@ -47,7 +47,7 @@ class StockEvent(transitions.Event):
                     return
                 machine.fail(run, error, machine.moment, machine.calling, machine.trying)
                 raise
-            if run.position.halt:
+            if run._position.halt:
                 return
 
 

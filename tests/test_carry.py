@@ -159,7 +159,7 @@ def test_a_stop_completes_or_flushes_the_open_window(kind, step, moment, end):
     subscribe(moment[1], when=lambda run: run.step == step and run.epoch < 2)(lambda run: run.stop("enough"))
     run = engine.run()
     assert (run.step, run.update, run.epoch) == end
-    assert (run.state, run.position.window.steps) == ("finished", 0)
+    assert (run.state, run._position.window.steps) == ("finished", 0)
 
 
 def test_early_stopping_after_an_evaluation_flushes_the_open_window():
@@ -167,7 +167,7 @@ def test_early_stopping_after_an_evaluation_flushes_the_open_window():
     plugins = [Evaluate(batches(2)), EarlyStopping("valid/loss", patience=1, min_delta=1e9)]
     run = carrying(batches(5), plugins, epochs=9, accumulation=3).run()
     assert run.reason != "epochs=9 complete"
-    assert run.position.window.steps == 0
+    assert run._position.window.steps == 0
     assert -(-run.step // 3) == run.update
 
 

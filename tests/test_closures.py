@@ -290,12 +290,12 @@ def test_recompute_gives_the_gradients_and_the_loss_of_the_window():
 
 def test_a_run_without_closures_keeps_no_batch():
     run = engine_of(small_network(), lambda net: SGD(net.parameters(), lr=0.1), EVEN).run()
-    assert run.position.kept is None
-    assert run.runtime.recomputation is None
+    assert run._position.kept is None
+    assert run._runtime.recomputation is None
 
 
 def test_a_plan_leaves_the_kept_batches_alone():
     engine = engine_of(small_network(), lbfgs(), EVEN, accumulation=3)
     engine.run(until=lambda run: run.step == 2 and run.state == "before_step")
     list(engine.plan())
-    assert len(engine.current.position.kept.batches) == 2
+    assert len(engine.current._position.kept.batches) == 2

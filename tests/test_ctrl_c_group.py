@@ -8,7 +8,10 @@ import subprocess
 import sys
 
 import pytest
+import torch
+from torch.utils.data import DataLoader
 
+from builders import FEATURES, small_engine
 from programs import environment
 
 PROGRAM = """
@@ -109,3 +112,26 @@ def test_workers_that_get_ctrl_c_too_do_not_end_the_run(kind, tmp_path):
         os.killpg(program.pid, signal.SIGKILL)
         out, err = program.communicate()
     assert (out.split(), program.returncode) == (["finished", "True", "True"] * (len(KINDS[kind]) - 1), 0), err
+
+
+def test_persistent_workers_that_were_started_before_are_warned_of_once():
+    """They do not ignore Ctrl-C, and nothing can make them; those that the engine starts are not warned of."""
+    peeked = DataLoader(samples(), batch_size=2, num_workers=1, persistent_workers=True)
+    next(iter(peeked))
+    with pytest.warns(UserWarning, match="were started before the engine iterated it, so Ctrl-C") as said:
+        assert small_engine(peeked, epochs=2).run().state == "finished"
+    assert len(said) == 1
+
+
+@pytest.mark.filterwarnings("ignore:'set_vital'")
+def test_workers_of_one_pass_are_not_warned_of():
+    """torchdata's loader keeps the iterator of these too."""
+    loader = pytest.importorskip("torchdata.stateful_dataloader").StatefulDataLoader(
+        samples(), batch_size=2, num_workers=1
+    )
+    next(iter(loader))
+    assert small_engine(loader).run().state == "finished"
+
+
+def samples():
+    return [(torch.full((FEATURES,), float(number)), number % 3) for number in range(4)]

@@ -96,7 +96,7 @@ def placing_engine(data: list[Any], criterion: nn.Module, k: int) -> Engine:
         small_components(network, loader=data, criterion=criterion, optimizer=optimizer),
         RunConfig(epochs=1, accumulation=k, device="cpu"),
     )
-    engine.current.runtime.places = True
+    engine.current._runtime.places = True
     return engine
 
 
@@ -111,7 +111,7 @@ def test_targets_are_counted_before_they_are_placed(k, criterion):
     run = placing_engine(data, criterion, k).run()
     assert (run.update, run.windows, len(run.log.notes("skip"))) == (3 // k, 6 // k, 3 // k)
     engine = placing_engine(data, criterion, k)
-    engine.current.runtime.places = False
+    engine.current._runtime.places = False
     assert equal(weights(run.network), weights(engine.run().network))
 
 

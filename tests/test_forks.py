@@ -10,8 +10,8 @@ import torch
 from torch.utils.data import DataLoader
 
 from builders import FEATURES, Unsized, batches, dataset_engine, equal, small_engine, weights
-from heptad import LogError, TransitionLog
-from heptad_plugins import Checkpoint, CSVLogger, Journal
+from heptad import LogError, Plugin, TransitionLog
+from heptad_plugins import Checkpoint, CSVLogger, Evaluate, Journal, TensorBoardLogger
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="processes cannot be forked here")
 
@@ -110,6 +110,57 @@ def test_a_child_that_pauses_waits_for_no_thread(tmp_path):
     run, words = child.drive(engine)
     assert words.startswith(("EngineError: this process", "LogError: Journal"))
     assert run.state == "finished"
+
+
+class Forks(Plugin):
+    """Comes before the loggers, whose handlers the child calls to the end of its turn."""
+
+    def __init__(self, child, state, moment="exit"):
+        self._given = child, (moment, state)
+
+    def _act(self, moment, state):
+        child, where = self._given
+        if where == (moment, state):
+            child.fork()
+
+    def on_exit_optimizer_update(self, run):
+        self._act("exit", "optimizer_update")
+
+    def on_exit_after_epoch(self, run):
+        self._act("exit", "after_epoch")
+
+    def on_exit_evaluate(self, run):
+        self._act("exit", "evaluate")
+
+    def on_enter_checkpoint(self, run):
+        self._act("enter", "checkpoint")
+
+
+@pytest.mark.parametrize("place", ["exit optimizer_update", "exit after_epoch", "exit evaluate", "enter checkpoint"])
+@pytest.mark.parametrize("logger", [CSVLogger, TensorBoardLogger])
+def test_the_child_writes_nothing_to_the_files_of_loggers(logger, place, tmp_path):
+    """It wrote rows into the parent's file, or waited for ever for a thread that is not there."""
+    if logger is TensorBoardLogger:
+        pytest.importorskip("tensorboard")
+    moment, state = place.split()
+
+    def plugins(name, *first):
+        path = tmp_path / name
+        return [*first, logger(path / "log"), Evaluate(batches(2)), Checkpoint(path / "c", "optimizer_update", every=3)]
+
+    child = Child()
+    run, words = child.drive(small_engine(6, plugins("forked", Forks(child, state, moment)), epochs=2))
+    assert "is a fork of" in words
+    assert run.state == "finished"
+    small_engine(6, plugins("alone"), epochs=2).run()
+    assert written(tmp_path / "forked" / "log") == written(tmp_path / "alone" / "log")
+
+
+def written(path):
+    """Return the rows of a CSV file, or how many bytes of events there are."""
+    if path.is_file():
+        return path.read_text()
+    return [one.stat().st_size for one in path.iterdir()]
 
 
 def test_the_journal_says_that_it_belongs_to_the_parent(tmp_path):

@@ -33,7 +33,7 @@ from heptad_plugins import Journal
 
 def write(path: Path, run: Run) -> None:
     """Write what a run's memory holds to a file, at once."""
-    memory = run.buffer
+    memory = run._buffer
     writer = FileWriter(path, run.table, run.id)
     writer.begin(memory.view().first, None)
     writer.transitions(memory.view().chunks, memory.failure)
@@ -47,7 +47,7 @@ def write(path: Path, run: Run) -> None:
 
 def assert_same(path: Path, run: Run) -> None:
     """Every answer is the same from a file as from the live run."""
-    live, source = run.buffer, FileSource(path)
+    live, source = run._buffer, FileSource(path)
     log = TransitionLog(source)
     assert list(log) == list(run.log)
     assert (source.view().first, source.view().end) == (live.view().first, live.view().end)
@@ -158,7 +158,7 @@ def test_the_file_keeps_what_memory_drops(tmp_path):
     assert log.path() == whole.current.log.path()
     assert [note.text for note in log.notes()] == [note.text for note in whole.current.log.notes()]
     calls = [(call.seq, call.who, call.moment) for call in FileSource(tmp_path / "a").calls(0, 1 << 62)]
-    assert calls == [(call.seq, call.who, call.moment) for call in whole.current.buffer.calls(0, 1 << 62)]
+    assert calls == [(call.seq, call.who, call.moment) for call in whole.current._buffer.calls(0, 1 << 62)]
 
 
 def test_only_what_a_question_needs_is_read(tmp_path):
@@ -182,17 +182,17 @@ def test_a_view_is_the_file_at_one_moment(tmp_path):
     run = engine.current
     writer = FileWriter(path, run.table, run.id)
     writer.begin(0, None)
-    writer.transitions(run.buffer.view().chunks)
+    writer.transitions(run._buffer.view().chunks)
     writer.commit()
     source = FileSource(path)
     before = source.view()
     times = [chunk.times().tolist() for chunk in before.chunks]
     engine.run(until=lambda run: run.step == 500)
-    writer.transitions(run.buffer.view().chunks)
+    writer.transitions(run._buffer.view().chunks)
     assert source.view() is before
     writer.commit()
     after = source.view()
-    assert (before.end, after.end) == (times_in(before), run.buffer.seq)
+    assert (before.end, after.end) == (times_in(before), run._buffer.seq)
     assert [chunk.times().tolist() for chunk in before.chunks] == times
     assert list(TransitionLog(source)) == list(run.log)
     writer.close()
@@ -249,7 +249,7 @@ def test_a_name_with_half_a_surrogate_pair_is_found_again(tmp_path):
     write(path, run)
     writer = FileWriter(path, run.table, run.id)
     writer.begin(0, None)
-    writer.record(run.buffer.columns(0))
+    writer.record(run._buffer.columns(0))
     writer.close(finished=True)
     assert [value.name for value in FileSource(path).values()] == ["caf\\udce9"] * 2
 
@@ -396,7 +396,7 @@ def died(tmp_path: Path) -> Path:
     run = engine.run()
     writer = FileWriter(live / "run.journal", run.table, run.id)
     writer.begin(0, None)
-    writer.transitions(run.buffer.view().chunks)
+    writer.transitions(run._buffer.view().chunks)
     writer.commit()
     dead = tmp_path / "dead"
     shutil.copytree(live, dead)
@@ -435,7 +435,7 @@ def test_a_second_writer_is_refused_while_the_first_lives(tmp_path):
         FileWriter(tmp_path / "run", run.table, run.id)
     source = FileSource(tmp_path / "run")
     assert source.writer == (os.getpid(), platform.node())
-    first.transitions(run.buffer.view().chunks)
+    first.transitions(run._buffer.view().chunks)
     first.close()
     assert source.writer is None
     FileWriter(tmp_path / "run", run.table, run.id).close()
@@ -470,7 +470,7 @@ def test_memory_and_file_are_sources_alike(tmp_path):
     """Both have all that a `Source` has."""
     names = [name for name in vars(Source) if not name.startswith("_")]
     assert {"view", "events", "values", "calls", "failure"} <= set(names)
-    for source in (FileSource(written(tmp_path)), small_engine(1).current.buffer):
+    for source in (FileSource(written(tmp_path)), small_engine(1).current._buffer):
         assert all(hasattr(source, name) for name in names)
 
 
@@ -483,10 +483,10 @@ def test_what_is_superseded_is_what_came_after_the_checkpoint(tmp_path):
     engine.on_exit("process_batch")(lambda run: run.stop("on exit") if run.step == 3 else None)
     run = engine.run()
     asked_for = [note.seq for note in run.log.notes("stop")]
-    assert len(asked_for) == len(run.buffer.stops) == 3
-    assert sum(stop > seq for stop, seq in zip(run.buffer.stops, asked_for, strict=True)) == 2
+    assert len(asked_for) == len(run._buffer.stops) == 3
+    assert sum(stop > seq for stop, seq in zip(run._buffer.stops, asked_for, strict=True)) == 2
     write(tmp_path / "whole", run)
-    for seq in range(1, run.buffer.seq + 1):
+    for seq in range(1, run._buffer.seq + 1):
         path = Path(shutil.copy(tmp_path / "whole", tmp_path / f"{seq}"))
         writer = FileWriter(path, run.table, run.id)
         writer.begin(seq, "a checkpoint")
@@ -497,8 +497,8 @@ def test_what_is_superseded_is_what_came_after_the_checkpoint(tmp_path):
         writer.close()
         source = FileSource(path)
         assert list(TransitionLog(source)) == list(run.log)[:seq]
-        assert source.stops == [stop for stop, note in zip(run.buffer.stops, asked_for, strict=True) if note < seq]
-        assert source.windows == [window for window in run.buffer.windows if window[0] < seq]
+        assert source.stops == [stop for stop, note in zip(run._buffer.stops, asked_for, strict=True) if note < seq]
+        assert source.windows == [window for window in run._buffer.windows if window[0] < seq]
         assert source.events(0) == [note for note in run.log.notes() if note.seq < seq]
         assert same_values(source.values(), kept)
 

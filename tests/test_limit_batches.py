@@ -84,7 +84,7 @@ def test_a_window_larger_than_the_limit_is_filled_by_further_passes_of_that_leng
     loader = SizedProbe(batches(5))
     engine = small_engine(loader, limit_batches=2, accumulation=5)
     run = engine.run()
-    assert (run.step, run.update, run.position.pass_index, loader.asked) == (5, 1, 2, 5)
+    assert (run.step, run.update, run._position.pass_index, loader.asked) == (5, 1, 2, 5)
 
 
 def test_data_that_never_end_are_read_up_to_the_limit_and_no_further():

@@ -64,7 +64,7 @@ class TickingClock(Clock):
         self.ticks += 1
         amount = 1 + self.ticks * 7919 % 1013
         self.now += amount
-        self.spent[run.buffer.seq] += amount
+        self.spent[run._buffer.seq] += amount
 
     def skip(self) -> None:
         """Advance while the run is not being driven."""
@@ -96,7 +96,7 @@ def watched(clock: TickingClock, asked: list[tuple[int, str, bool, dict[str, Any
         def ask(run: Run) -> bool:
             clock.tick(run)
             answer = guard(run)
-            asked.append((run.buffer.seq, name, answer, looked_at(name, run)))
+            asked.append((run._buffer.seq, name, answer, looked_at(name, run)))
             return answer
 
         return ask
@@ -111,8 +111,8 @@ def watched(clock: TickingClock, asked: list[tuple[int, str, bool, dict[str, Any
 
 def looked_at(guard: str, run: Run) -> dict[str, Any]:
     """Return what a guard looks at, read from the live run."""
-    window, config = run.position.window, run.config
-    batches_now = {"batches": run.batch_index, "in a pass": run.runtime.feed.batches or "unknown"}
+    window, config = run._position.window, run.config
+    batches_now = {"batches": run.batch_index, "in a pass": run._runtime.feed.batches or "unknown"}
     limits: dict[str, Any] = {"stop asked for": any(note.kind == "stop" for note in run.log.notes())}
     if config.max_updates is not None:
         limits |= {"updates": run.update, "max_updates": config.max_updates}
@@ -138,7 +138,7 @@ class Ticks(Plugin):
 
 def _ticking() -> None:
     def enter(self: Ticks, run: Run) -> None:
-        self.clock.entered[run.buffer.seq - 1] = self.clock.now + UNIX
+        self.clock.entered[run._buffer.seq - 1] = self.clock.now + UNIX
         self.clock.tick(run)
 
     def leave(self: Ticks, run: Run) -> None:
@@ -340,7 +340,7 @@ def allocated(steps: int, plugins: Any = (), **config: Any) -> tuple[int, int]:
         kept, _ = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
-    return engine.current.buffer.seq, kept
+    return engine.current._buffer.seq, kept
 
 
 def test_the_log_holds_at_most_24_bytes_a_transition():
@@ -833,10 +833,10 @@ def asked_meanwhile(ask: Callable[[TransitionLog], Any], turns: int, capacity: i
     """Return what a log answers after that many turns, with further turns made while it is being read."""
     with clock_and_chunks(16):
         engine = null_engine(5_000, log_capacity=capacity)
-        engine.run(until=lambda run: run.buffer.seq == turns)
+        engine.run(until=lambda run: run._buffer.seq == turns)
         with turns_between_lines(engine):
             answer = ask(engine.current.log)
-        assert turns < engine.current.buffer.seq
+        assert turns < engine.current._buffer.seq
         assert not engine.current.ended
     return answer
 

@@ -218,14 +218,14 @@ def tables(draw: st.DrawFn) -> Table:
 
 def scripted(machine_class: type[Machine], table: Table, seed: int, portions: list[int], fail_at: int | None) -> Any:
     """Drive a table by a seeded script, some turns at a time, and returns what was called, logged and raised."""
-    parts = small_engine().current.runtime
+    parts = small_engine().current._runtime
     run = Run(table, RunConfig(epochs=1), parts, LogBuffer(table, 1000))
     calls: list[tuple[str, str, int]] = []
 
     def called(kind: str, name: str) -> None:
         if len(calls) == fail_at:
             raise Planned(f"{kind} {name}")
-        calls.append((kind, name, run.buffer.seq))
+        calls.append((kind, name, run._buffer.seq))
 
     def body(name: str) -> Callable[[Run], None]:
         return lambda run: called("body", name)
@@ -233,15 +233,15 @@ def scripted(machine_class: type[Machine], table: Table, seed: int, portions: li
     def guard(name: str) -> Callable[[Run], bool]:
         def ask(run: Run) -> bool:
             called("guard", name)
-            return random.Random(f"{seed} {name} {run.buffer.seq}").random() < 0.5
+            return random.Random(f"{seed} {name} {run._buffer.seq}").random() < 0.5
 
         return ask
 
     def handler(moment: str, state: str, number: int) -> Subscription:
         def call(run: Run) -> None:
             called(f"{moment} {number}", state)
-            if random.Random(f"{seed} {moment} {state} {run.buffer.seq}").random() < 0.1:
-                run.position.halt = True
+            if random.Random(f"{seed} {moment} {state} {run._buffer.seq}").random() < 0.1:
+                run._position.halt = True
 
         return Subscription(None, f"handler {number} on {moment} of {state}", Mark(moment, state), call)
 
@@ -258,12 +258,12 @@ def scripted(machine_class: type[Machine], table: Table, seed: int, portions: li
         run, {name: body(name) for name in names}, {name: guard(name) for name in table.guards}, handlers, owners
     )
     error = None
-    run.buffer.go()
+    run._buffer.go()
     try:
         for turns in portions:
-            run.position.halt = False
+            run._position.halt = False
             machine.drive(run, turns)
-            calls.append(("portion", run.state, run.buffer.seq))
+            calls.append(("portion", run.state, run._buffer.seq))
             if run.ended:
                 break
     except Planned as raised:
@@ -294,7 +294,7 @@ def test_a_turn_is_body_exit_guards_record_entry(machine_class: type[Machine]):
         [Arc("start", "work"), Arc("work", "work", "again"), Arc("work", "end", "done"), Arc("work", "end")],
         ["again", "done"],
     )
-    run = Run(table, RunConfig(epochs=1), small_engine().current.runtime, LogBuffer(table, 1000))
+    run = Run(table, RunConfig(epochs=1), small_engine().current._runtime, LogBuffer(table, 1000))
     calls: list[tuple[str, int]] = []
 
     def note(name: str, answer: bool = False) -> Callable[[Run], bool]:
@@ -324,7 +324,7 @@ def test_a_turn_is_body_exit_guards_record_entry(machine_class: type[Machine]):
 
 def machine_of(table: Table) -> tuple[Run, Machine, dict[str, Callable[[Run], bool]]]:
     """Return a run over a table and its compiled machine, with a guard of its own for each of the table's."""
-    run = Run(table, RunConfig(epochs=1), small_engine().current.runtime, LogBuffer(table, 1000))
+    run = Run(table, RunConfig(epochs=1), small_engine().current._runtime, LogBuffer(table, 1000))
     guards = {name: GUARDS.get(name, lambda run: False) for name in table.guards}
     return run, Machine(run, {}, guards), guards
 
@@ -380,7 +380,7 @@ def test_the_model_says_the_state_of_the_run():
 def test_a_trigger_makes_exactly_one_turn(machine_class: type[Machine]):
     """The library's trigger is one turn, compiled or not."""
     table = training_table()
-    run = Run(table, RunConfig(epochs=1), small_engine().current.runtime, LogBuffer(table, 1000))
+    run = Run(table, RunConfig(epochs=1), small_engine().current._runtime, LogBuffer(table, 1000))
     machine = machine_class(run, {}, GUARDS)
     path = ["idle"]
     for dest in ("before_loop", "before_epoch", "after_epoch"):

@@ -71,7 +71,7 @@ def test_the_mean_loss_is_that_of_the_window_just_closed(k, remainder, data):
 
     @engine.on_exit("optimizer_update")
     def compare(run: Run) -> None:
-        held = run.position.window.steps or (len(seen) - 1) % 7 % k + 1 if remainder == "flush" else k
+        held = run._position.window.steps or (len(seen) - 1) % 7 % k + 1 if remainder == "flush" else k
         left.append(run.mean_loss.item())
         assert left[-1] == pytest.approx(mean_of_steps(seen[-held:]), rel=1e-12)
         assert run.mean_loss.dtype == DOUBLE

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from builders import Unsized, batches, small_engine
+from builders import Unsized, batches, equal, small_engine, weights
 from heptad import EngineError
 from heptad_plugins import Checkpoint
 
@@ -21,7 +21,7 @@ def act_once(engine, act, state="after_step", step=5):
 
 
 def set_counter(name, value):
-    return lambda run: setattr(run.position, name, value)
+    return lambda run: setattr(run._position, name, value)
 
 
 COUNTERS = ["update", "step", "epoch"]
@@ -37,17 +37,17 @@ def test_a_counter_that_a_handler_sets_ends_the_run_with_an_error(name):
 
 
 def clear_arcs(run):
-    run.buffer.arcs.clear()
+    run._buffer.arcs.clear()
 
 
 def clear_both(run):
-    run.buffer.arcs.clear()
-    run.buffer.times.clear()
+    run._buffer.arcs.clear()
+    run._buffer.times.clear()
 
 
 def drop_a_turn(run):
-    run.buffer.arcs.pop()
-    run.buffer.times.pop()
+    run._buffer.arcs.pop()
+    run._buffer.times.pop()
 
 
 @pytest.mark.parametrize("act", [clear_arcs, clear_both, drop_a_turn])
@@ -66,13 +66,86 @@ def test_it_is_found_before_a_checkpoint_and_in_an_older_chunk_of_the_log(tmp_pa
         act_once(small_engine(2_000), set_counter("update", 0)).run()
 
 
-@pytest.mark.parametrize("name", ["buffer", "capture", "config", "position", "runtime", "table"])
-def test_the_parts_of_a_run_cannot_be_replaced(name):
+OWN = ["buffer", "capture", "position", "runtime"]
+READ = ["config", "table", "log", "paused", "id", "resumed_from", "afresh", "state", "update", "step", "epoch", "loss"]
+
+
+@pytest.mark.parametrize("name", [*OWN, *READ])
+def test_what_is_read_of_a_run_cannot_be_set(name):
     def replace(run):
         with pytest.raises(AttributeError, match=f"run.{name} cannot be set: a handler acts through"):
             setattr(run, name, None)
 
     assert act_once(small_engine(6), replace).run().state == "finished"
+
+
+@pytest.mark.parametrize("name", OWN)
+def test_what_is_the_engines_is_not_found_by_a_handler(name):
+    """So that `run.position.update = 0` is an error where it stands."""
+
+    def read(run):
+        assert not hasattr(run, name)
+        with pytest.raises(AttributeError, match=f"run.{name} is the engine's own: .* acts through its verbs"):
+            getattr(run, name)
+
+    assert act_once(small_engine(6), read).run().state == "finished"
+
+
+@pytest.mark.parametrize("state", ["before_epoch", "optimizer_update", "after_epoch"])
+def test_a_batch_that_is_set_between_steps_is_refused(state):
+    """It would be dropped, and stored in a checkpoint as the batch of a step."""
+    engine = small_engine(3)
+    engine.on_exit(state)(lambda run: setattr(run, "batch", batches(1)[0]))
+    with pytest.raises(EngineError, match=f"the run is in {state}, where it has none"):
+        engine.run()
+
+
+@pytest.mark.parametrize("moment", ["exit before_step", "enter process_batch"])
+def test_a_batch_is_replaced_before_its_step(moment):
+    engine, (when, state) = small_engine(3), moment.split()
+    (engine.on_enter if when == "enter" else engine.on_exit)(state)(lambda run: setattr(run, "batch", batches(1)[0]))
+    other = small_engine(batches(1) * 3).run()
+    assert equal(weights(engine.run().network), weights(other.network))
+
+
+def test_an_attribute_that_is_misspelt_is_named():
+    run = small_engine(1).current
+    with pytest.raises(AttributeError, match="a run has no attribute 'updates'"):
+        run.updates  # noqa: B018 - it is read
+
+
+@pytest.mark.parametrize(
+    "act",
+    [
+        lambda run: run.table.index.clear(),
+        lambda run: run.table.leaving.clear(),
+        lambda run: run.table.arcs.append(None),
+        lambda run: run.log.append(None),
+        lambda run: setattr(run.config, "epochs", 9),
+        lambda run: run.optimizers.clear(),
+        lambda run: run.side_optimizers.clear(),
+    ],
+    ids=["index", "leaving", "arcs", "log", "config", "optimizers", "side"],
+)
+def test_what_a_run_shows_refuses_to_be_changed(act):
+    def refused(run):
+        with pytest.raises((AttributeError, TypeError, ValueError, EngineError)):
+            act(run)
+
+    assert act_once(small_engine(6), refused).run().update == 6
+
+
+def test_what_a_run_hands_out_is_a_copy():
+    def clear(run):
+        for given in (run.metrics, run.history("train/loss"), run.records(), run.names_recorded(), run.log.notes()):
+            given.clear()
+
+    engine = act_once(small_engine(6), clear)
+    engine.on_exit("after_step")(lambda run: run.record("a", run.step))
+    engine.on_exit("after_step")(lambda run: run.note("b"))
+    run = engine.run()
+    assert run.history("a") == [1, 2, 3, 4, 5, 6]
+    assert len(run.log.notes("note")) == 6
 
 
 @pytest.mark.parametrize("remainder", ["extend", "flush", "drop", "carry"])

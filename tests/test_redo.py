@@ -157,8 +157,8 @@ class TestOutOfMemory:
     def test_a_run_without_the_field_keeps_nothing(self):
         engine = engine_of(plenty(), redo=())
         engine.run()
-        assert engine.current.position.kept is None
-        assert engine.current.position.redo is None
+        assert engine.current._position.kept is None
+        assert engine.current._position.redo is None
         assert engine._machine.node("process_batch")[0] is process_batch
 
     def test_without_the_field_the_table_has_no_such_state(self):
@@ -685,9 +685,9 @@ class TestCheckpoints:
         resumed.run(resume="auto")
         assert all(map(torch.equal, weights(lived.current.network), weights(resumed.current.network)))
         assert lived.current.samples == resumed.current.samples
-        halved = lived.current.position.redo
+        halved = lived.current._position.redo
         assert halved is not None
-        assert halved.halvings == resumed.current.position.redo.halvings == 1
+        assert halved.halvings == resumed.current._position.redo.halvings == 1
 
     def test_steps_that_weigh_nothing_are_kept_too(self, tmp_path):
         rows = data(4)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import sqlite3
 import tempfile
+import warnings
 from collections import OrderedDict
 from collections.abc import Iterator
 from pathlib import Path
@@ -1334,11 +1335,23 @@ def test_what_cannot_be_verified_is_reported(loader, text, tmp_path):
     assert (text in notes(7)) if text else ("verified" not in notes(7))
 
 
+def stateful(**workers: Any) -> Any:
+    """Return torchdata's loader, which warns of something that torch is going to drop."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        from torchdata.stateful_dataloader import StatefulDataLoader
+
+        return StatefulDataLoader(SAMPLES, 2, **workers)
+
+
 @pytest.mark.parametrize(
     ("loader", "text"),
     [
         (lambda: DataLoader(SAMPLES, 2, sampler=Passes()), "the sampler (a Passes) has no state_dict"),
         (lambda: Unsized(batches(4)), "the loader (an Unsized) has no state_dict"),
+        (lambda: stateful(num_workers=1), "the workers of the loader (a StatefulDataLoader) may"),
+        (lambda: stateful(num_workers=1, persistent_workers=True), "may draw at random unseen"),
+        (stateful, ""),
         (lambda: DataLoader(SAMPLES, 2, shuffle=True), ""),
         (lambda: DataLoader(SAMPLES, 2, num_workers=1), ""),
     ],
@@ -1353,6 +1366,21 @@ def test_what_cannot_be_resumed_exactly_is_noted_at_the_start(loader, text, epoc
     assert len(found) == (bool(text) and epochs == 2)
     assert all(text in one and "a run may not continue with the same data" in one for one in found)
     engine.close()
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_what_a_stateful_loader_does_not_store_is_reported(workers, tmp_path):
+    """In the first pass too: its workers begin anew, whatever they had drawn."""
+
+    def make():
+        return small_engine(stateful(num_workers=workers), [Checkpoint(tmp_path, "optimizer_update")], epochs=2)
+
+    with make() as engine:
+        engine.run(until=lambda run: run.step == 2)
+    with make() as engine:
+        notes = [note.text for note in engine.run(resume="auto", until=lambda run: True).log.notes("resume")]
+    assert "checkpoint" in notes[0]
+    assert any("may draw at random unseen: exact continuation" in text for text in notes) == bool(workers)
 
 
 def test_workers_that_go_on_drawing_are_warned_of_at_the_start(tmp_path):

@@ -95,7 +95,7 @@ def test_the_correction_of_a_window_of_one_step_is_exactly_one():
 
     class Asks(Spy):
         def reduce(self, run: Run) -> None:
-            self.asked.append((run.position.window.size, run.position.window.correction()))
+            self.asked.append((run._position.window.size, run._position.window.correction()))
             super().reduce(run)
 
     spy = Asks()

@@ -9,9 +9,20 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
+from torch import nn
 from torch.utils.data import Subset, TensorDataset
 
-from builders import FEATURES, batches, dataset_engine, equal, small_components, small_config, small_engine, weights
+from builders import (
+    FEATURES,
+    batches,
+    dataset_engine,
+    equal,
+    small_components,
+    small_config,
+    small_engine,
+    small_network,
+    weights,
+)
 from heptad import Engine, EngineError, TransitionLog
 from heptad_plugins import Journal
 
@@ -148,3 +159,82 @@ def test_an_engine_that_is_driven_refuses_a_second_thread():
 
     assert engine.run().state == "finished"
     assert ["another thread" in text for text in errors] == [True]
+
+
+def in_a_thread(call):
+    """Return what a function returns, or the text of its error, in another thread."""
+
+    def caught():
+        try:
+            return call()
+        except EngineError as error:
+            return str(error)
+
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(caught).result(10)
+
+
+def inner_engine(engine):
+    """Return an engine for a part of another one's network."""
+    return small_engine(3, network=engine.current.network[0])
+
+
+ASKED = {
+    "evaluate": lambda engine: engine.evaluate(batches(2)),
+    "predict": lambda engine: list(engine.predict(batches(2))),
+    "run.evaluate": lambda engine: engine.current.evaluate(batches(2)),
+    "a part": lambda engine: inner_engine(engine).evaluate(batches(2)),
+}
+
+
+@pytest.mark.parametrize("asked", ASKED)
+def test_the_network_that_is_trained_is_not_evaluated_in_another_thread(asked):
+    """Steps would be made in evaluation mode: BatchNorm and dropout would be other ones, and nobody would know."""
+    engine = small_engine(3, network=nn.Sequential(small_network()))
+    said = []
+    engine.on_enter("process_batch", once=True)(lambda run: said.append(in_a_thread(lambda: ASKED[asked](engine))))
+    run = engine.run()
+    assert "trains this network: its steps would be made in evaluation mode" in said[0]
+    assert not run.log.notes("shared")
+    ASKED[asked](engine)  # afterwards it may be
+    assert equal(weights(run.network), weights(small_engine(3, network=nn.Sequential(small_network())).run().network))
+
+
+@pytest.mark.parametrize("asked", ["evaluate", "predict"])
+def test_a_run_says_that_another_network_was_evaluated_in_another_thread(asked):
+    engine, other = small_engine(3), small_engine(3)
+    engine.on_enter("process_batch", once=True)(lambda run: in_a_thread(lambda: ASKED[asked](other)))
+    (note,) = engine.run().log.notes("shared")
+    assert "or evaluates in this process" in note.text
+    assert note.thread.startswith("the thread ThreadPoolExecutor")
+
+
+@pytest.mark.parametrize("same", [True, False])
+def test_a_run_that_begins_while_another_thread_evaluates(same):
+    evaluated, engine = small_engine(3), small_engine(3)
+    driven = evaluated if same else engine
+    said = []
+
+    def metric(output, batch):
+        if not said:
+            said.append(in_a_thread(driven.run))
+        return output.mean()
+
+    evaluated.evaluate(batches(2), {"said": metric})
+    if same:
+        assert "is evaluating this network" in said[0]
+        assert driven.run().state == "finished"  # nothing was begun
+    else:
+        assert len(said[0].log.notes("shared")) == 1
+
+
+def test_an_evaluation_in_a_handler_and_one_after_the_run_share_nothing():
+    engine, other = small_engine(3), small_engine(3)
+
+    @engine.on_exit("after_step")
+    def _(run):
+        for one in (engine, other):
+            one.evaluate(batches(2))
+            next(one.predict(batches(2)))
+
+    assert not engine.run().log.notes("shared")

@@ -168,6 +168,34 @@ def test_gradients_cleared_after_an_update_are_no_fault():
     assert not engine.run().log.notes("untrained")
 
 
+def endless():
+    while True:
+        yield from batches(6)
+
+
+@pytest.mark.parametrize("updates", [4100, 500])
+def test_an_endless_stream_is_looked_at_all_the_same(updates):
+    """In the 4,096th update, and in the last one: no pass ends, so that nothing else would."""
+    engine = changed_in_update(lambda run: None, loader=endless(), max_updates=updates)
+
+    @engine.on_enter("optimizer_update")
+    def _(run):
+        if run.update >= 3:
+            run.optimizer.zero_grad()
+
+    (note,) = (run := engine.run()).log.notes("untrained")
+    assert "no parameter that the optimizer holds has a gradient" in note.text
+    assert run.log[note.seq].source == "optimizer_update"
+    assert run.log[note.seq].update == (4097 if updates > 4096 else updates)
+
+
+def test_a_layer_replaced_in_an_endless_stream_is_named_within_4096_updates():
+    run = changed_in_update(put_a_layer, loader=endless(), max_updates=4100).run()
+    (note,) = run.log.notes("untrained")
+    assert "no optimizer holds what was put into the network: 0.weight, 0.bias" in note.text
+    assert (run.log[note.seq].source, run.log[note.seq].update) == ("optimizer_update", 4097)
+
+
 def test_an_event_of_before_there_was_a_finding_is_read():
     note = from_plain({"event": "Untrained", "seq": 7, "time_ns": 1})
     assert "no parameter that the optimizer holds has a gradient" in note.text

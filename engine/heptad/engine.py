@@ -95,7 +95,7 @@ class Engine(EngineView):
         for subscription in self._manager.subscriptions():
             self._subscribe(subscription)
         self._resumption = Resumption(self._manager, self._redo.beside(self._visits), self._subscriptions)
-        self.current.capture = self._resumption.capture
+        self.current._capture = self._resumption.capture
         self._ready = False  # whether the engine's last handlers are subscribed
         self._driver: int | None = None
         self._lock = threading.Lock()
@@ -190,7 +190,7 @@ class Engine(EngineView):
                     self._make_ready()
                     self._drive(lambda run: True, BY_ADVANCE)
             except BaseException as error:
-                self.current.runtime.feed.close()
+                self.current._runtime.feed.close()
                 self._manager.close_after(error, self.current)
                 raise
             if self.current.ended:
@@ -203,7 +203,7 @@ class Engine(EngineView):
         """Close plugins that `advance` left open, and end worker processes. A paused run can still continue."""
         if self._driver == threading.get_ident() and not self.current.ended:
             raise EngineError("close() was called from a handler; run.stop or run.pause ends or pauses the run first")
-        feed = self.current.runtime.feed
+        feed = self.current._runtime.feed
         if self.current.ended:
             feed.close()
         else:
@@ -261,7 +261,7 @@ class Engine(EngineView):
         self._subscriptions.append(subscription)
         for part in self._redo.split(subscription):
             self._machine.subscribe(part)
-        mark, facts = subscription.mark, self.current.buffer.facts
+        mark, facts = subscription.mark, self.current._buffer.facts
         plugin = "" if subscription.plugin is None else subscription.plugin.name
         facts.setdefault("handlers", []).append([mark.state, mark.moment, subscription.who, mark.words(), plugin])
 
@@ -270,7 +270,7 @@ class Engine(EngineView):
         if not self._ready:
             # The engine is the last to be called on exit: no handler can subscribe behind it any more.
             self._ready = True
-            readers = READERS if self.current.runtime.feed.batches is None else {}
+            readers = READERS if self.current._runtime.feed.batches is None else {}
             for state, call in (*readers.items(), *self._redo.last_handlers()):
                 self._machine.subscribe(Subscription(None, "", Mark("exit", state), call))
         self._resumption.restore_generators(self.current)
@@ -279,8 +279,8 @@ class Engine(EngineView):
 
     def _drive(self, reached: Until | None, pause: str) -> None:
         """Make turns until the run ends or pauses."""
-        run, at, buffer = self.current, self.current.position, self.current.buffer
-        run.paused = None
+        run, at, buffer = self.current, self.current._position, self.current._buffer
+        run._paused = None
         buffer.go()
         try:
             while True:
@@ -307,12 +307,12 @@ class Engine(EngineView):
 
     def _pause(self, reason: str, requested: int | None = None) -> None:
         run = self.current
-        run.paused = reason
-        run.buffer.pause()  # what plugins save while it is paused takes none of the state's time
-        run.buffer.emit(Pause, run.buffer.seq - 1, reason, requested)
+        run._paused = reason
+        run._buffer.pause()  # what plugins save while it is paused takes none of the state's time
+        run._buffer.emit(Pause, run._buffer.seq - 1, reason, requested)
 
     def _may_pause(self) -> bool:
-        return not in_mid_step(self.current.table.states[self.current.position.node])
+        return not in_mid_step(self.current.table.states[self.current._position.node])
 
     @contextmanager
     def _driving(self, verb: str) -> Generator[None]:
@@ -344,7 +344,7 @@ class Engine(EngineView):
             yield
         finally:
             if self.current.ended:
-                self.current.runtime.feed.close()
+                self.current._runtime.feed.close()
 
     def __repr__(self) -> str:
         names = ", ".join(plugin.name for plugin in self._manager.plugins)

@@ -62,8 +62,9 @@ class EngineView:
     ) -> Measures:
         """Evaluate the network in a run of its own, in which no handler of this engine is called.
 
-        Modes and random state are put back. May be called at any time, from a handler too. `on_enter_evaluate` belongs
-        to the state that the plugin `Evaluate` adds: so the weights of `EMA` are not seen here.
+        Modes and random state are put back. May be called at any time, from a handler too, but not from another thread
+        while the run is driven. `on_enter_evaluate` belongs to the state that the plugin `Evaluate` adds: so the
+        weights of `EMA` are not seen here.
 
         Args:
             data: A dataset of samples, batched by `RunConfig.batch_size`; or a loader, or any iterable of batches. A
@@ -81,6 +82,7 @@ class EngineView:
         Raises:
             ConfigError: If a metric is no function, or the data are samples and there is no `batch_size`.
             DataError: If the data yield nothing.
+            EngineError: If another thread is driving a run of this network.
         """
         with closing(self._evaluator(self.current.device)) as evaluator:
             return evaluator.evaluate(data, metrics, name="Engine.evaluate(data)", **options)
@@ -96,7 +98,8 @@ class EngineView:
             inference_mode: See above.
 
         Raises:
-            EngineError: If `compute_loss` gives no `LossOutput.output` to yield.
+            EngineError: If `compute_loss` gives no `LossOutput.output` to yield, or another thread is driving a run of
+                this network.
         """
         with closing(self._evaluator(self.current.device)) as evaluator:
             yield from evaluator.predict(data, compute_loss, inference_mode=inference_mode)

@@ -94,8 +94,8 @@ class CompiledEvent(transitions.Event):
     def drive(self, run: Run, turns: int) -> None:
         """Make up to `turns` turns. This is the loop that training happens in."""
         nodes = self._nodes or self._compile()
-        at = run.position
-        arcs_taken, times = run.buffer.arcs, run.buffer.times
+        at = run._position
+        arcs_taken, times = run._buffer.arcs, run._buffer.times
         moment, call, guard = "body", None, None
         body, exits, guarded, dest, arc, enters = nodes[at.node]
         try:
@@ -213,8 +213,8 @@ class Machine(transitions.Machine):
 
     def fail(self, run: Run, error: BaseException, moment: str, call: object, guard: object) -> None:
         """Find out where it happened, and end the run in `failed`."""
-        run.position.node = run.buffer.mend()
-        name = self.table.states[run.position.node].name
+        run._position.node = run._buffer.mend()
+        name = self.table.states[run._position.node].name
         who, asked = self._owners.get(name, ""), ""
         answered: dict[str, bool] = {}
         if moment in ("enter", "exit"):
@@ -240,11 +240,11 @@ class _Model:
 
     @property
     def state(self) -> str:
-        return self._run.table.states[self._run.position.node].name
+        return self._run.table.states[self._run._position.node].name
 
     @state.setter
     def state(self, name: str) -> None:
-        self._run.position.node = self._run.table.index[name]
+        self._run._position.node = self._run.table.index[name]
 
 
 def _bookend(run: Run) -> None:
@@ -254,4 +254,4 @@ def _bookend(run: Run) -> None:
 
 def _halt(run: Run) -> None:
     """Ask the loop to return after this turn: the run has ended."""
-    run.position.halt = True
+    run._position.halt = True

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 from typing import Literal, Protocol
 
 from heptad.errors import TableError, nearest
@@ -66,12 +67,12 @@ class Table:
         self.states = tuple(states)
         self.arcs = tuple(arcs)
         self.guards = tuple(guards)
-        self.origin = dict(origin or {})
-        self.leaving: dict[str, tuple[Arc, ...]] = {
-            state.name: tuple(arc for arc in self.arcs if arc.source == state.name) for state in self.states
-        }
-        self.index = {state.name: number for number, state in enumerate(self.states)}
-        self.shown = {state.name: state.shown for state in self.states}
+        self.origin: Mapping[str, int] = MappingProxyType(dict(origin or {}))
+        self.leaving: Mapping[str, tuple[Arc, ...]] = MappingProxyType(
+            {state.name: tuple(arc for arc in self.arcs if arc.source == state.name) for state in self.states}
+        )
+        self.index = MappingProxyType({state.name: number for number, state in enumerate(self.states)})
+        self.shown = MappingProxyType({state.name: state.shown for state in self.states})
         self._check()
 
     @property

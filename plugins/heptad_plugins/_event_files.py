@@ -84,6 +84,7 @@ class EventFiles:
             add = target.add_event
 
             def add_counted(event: Any) -> None:
+                watched.refuse_fork()  # there is no thread in a forked child that would take it
                 watched.size += event.ByteSize() + _HEAD + _TAIL
                 try:
                     add(event)
@@ -118,15 +119,16 @@ class EventFiles:
         """
         if self._failed:
             return
+        watched, self._watched = self._watched, None
+        if watched is not None:
+            watched.refuse_fork()
+            self._watched = watched
         try:
             self._writer.flush()
         except OSError:
             self._fail()
             raise
-        watched, self._watched = self._watched, None
-        if watched is not None:
-            watched.check(grows=True)
-            self._watched = watched
+        self._check()
 
     def _fail(self) -> None:
         """Say what became of the file, after an error that the writer raises again and again.
@@ -135,9 +137,15 @@ class EventFiles:
             PluginError: If it was removed, renamed, replaced or cut.
         """
         self._failed = True
+        self._check()
+        self._watched = None
+
+    def _check(self) -> None:
+        """Look at the file, until that has raised once."""
         watched, self._watched = self._watched, None
         if watched is not None:
             watched.check(grows=True)
+            self._watched = watched
 
     def leave_mark(self, mark: str, update: int) -> None:
         """Say in the file that a checkpoint is taken here, and write what is buffered.

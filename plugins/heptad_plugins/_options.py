@@ -90,11 +90,17 @@ def path_of(plugin: str, option: str, value: object, what: str = "file") -> Path
     """Return a path, made absolute: a program that changes its directory later still means the same place.
 
     Raises:
-        PluginError: If it is not a path, holds a zero byte, or is empty, which would be the working directory.
+        PluginError: If it is not a path, is empty, which would be the working directory, or is no name of a file.
     """
     text = os.fspath(value) if isinstance(value, str | os.PathLike) else None  # pyright: ignore[reportUnknownArgumentType, reportUnknownVariableType] - of str or bytes
-    if not isinstance(text, str) or not text or "\0" in text:
+    if not isinstance(text, str) or not text:
         raise PluginError(f"{plugin}({option}=…) must be the path of a {what}, as a str or a Path, got {value!r}")
+    try:
+        named = b"\0" not in os.fsencode(text)
+    except UnicodeEncodeError:
+        named = False
+    if not named:
+        raise PluginError(f"{plugin}({option}=…): no {what} can have the name {text!a}; name another")
     return Path(text).absolute()
 
 

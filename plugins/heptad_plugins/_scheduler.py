@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import inspect
+import warnings
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from copy import deepcopy
 from functools import partial
 from typing import Any, cast
 
@@ -12,6 +14,11 @@ from torch import Tensor
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from heptad import EngineError, PluginError
+
+_PLACE = ("last_epoch", "_step_count")
+
+_OF_OTHERS = ("_schedulers", "lr_lambdas", "_scale_fn_custom")
+"""Schedules and functions within a schedule, which a move would change as well."""
 
 LENGTHS = ("T_max", "total_steps", "total_iters", "total_updates", "max_updates", "max_steps", "num_training_steps")
 """What schedulers call the length of the run: parameters that `total_updates` may be given to."""
@@ -99,6 +106,44 @@ def rebase(
     for _ in range(_held_first(state, "last_epoch") or 0):
         scheduler.step()
     return scheduler
+
+
+def refuse_stuck(scheduler: LRScheduler, state: Mapping[str, Any], build: Callable[[], LRScheduler | None]) -> None:
+    """Refuse a state from which no first move can be made, where a schedule that was just built makes one.
+
+    Args:
+        scheduler: One that was just built, on an optimizer of its own.
+        state: The state, from a checkpoint.
+        build: Builds another one.
+
+    Raises:
+        ValueError: With what the move raised.
+    """
+    place = {name: scheduler.state_dict()[name] for name in _PLACE if name in state}
+    for name in place:
+        if type(state[name]) is not int:
+            raise ValueError(f"{name} is {state[name]!r:.60}, expected a whole number")
+    if any(name in state for name in _OF_OTHERS):
+        return
+    stuck = _why_stuck(scheduler, {**state, **place})
+    if stuck and (fresh := build()) is not None and not _why_stuck(fresh, {}):
+        raise ValueError(f"the schedule in the checkpoint cannot move: {stuck}")
+
+
+def _why_stuck(scheduler: LRScheduler, state: Mapping[str, Any]) -> str:
+    """Return what a move raises from a state; nothing where it can be made."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # it moves before its optimizer has stepped
+        try:
+            if state:
+                scheduler.load_state_dict(deepcopy(dict(state)))
+            if isinstance(scheduler, ReduceLROnPlateau):
+                scheduler.step(0.0)
+            else:
+                scheduler.step()
+        except Exception as error:
+            return f"{type(error).__name__}: {error}"
+    return ""
 
 
 def _held_first(state: Any, name: str) -> Any:

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
+import torch
 from torch import Tensor
 
 MOST = 1 << 62
@@ -77,7 +78,7 @@ def refuse_other_form(stored: object, fresh: object, where: str = "") -> None:
             if type(stored) is not type(cast("object", fresh)) or ("[" in where and stored != fresh):
                 raise _wrong(where, stored, f"something like {fresh!r}")
         case int() | float() | Tensor():
-            if not _is_real(stored) and not (isinstance(stored, Tensor) and stored.numel() == 1):
+            if not _is_real(stored) and not _is_scalar(stored):
                 raise _wrong(where, stored, "a number")
         case _:
             pass
@@ -117,6 +118,13 @@ def _is_real(value: object) -> bool:
     if isinstance(value, int):
         return not isinstance(value, bool) and value.bit_length() <= 64
     return isinstance(value, float)
+
+
+def _is_scalar(value: object) -> bool:
+    """Return whether a tensor is one number of a kind that torch compares and adds."""
+    if not isinstance(value, Tensor) or value.numel() != 1 or value.is_sparse:
+        return False
+    return value.is_floating_point() or value.dtype in (torch.int64, torch.int32)
 
 
 def _wrong(name: str, value: object, expected: str) -> ValueError:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from heptad import PluginError
@@ -28,6 +29,20 @@ class WatchedFile:
         found = path.stat()
         self._identity = found.st_dev, found.st_ino
         self.size = found.st_size
+        self._process = os.getpid()
+
+    def refuse_fork(self) -> None:
+        """Refuse a forked child, which runs the handlers to the end of its turn: the file is written by the parent.
+
+        Raises:
+            PluginError: In such a child.
+        """
+        if os.getpid() != self._process:
+            raise PluginError(
+                f"{self._plugin}: {self.path} belongs to the process {self._process}, which writes on; this one "
+                f"({os.getpid()}) is a fork of it: end it in the handler that forks it, with os._exit(), or start "
+                "processes with the method spawn"
+            )
 
     def check(self, grows: bool = False, when: str = "while the run was writing it") -> None:
         """Look at the file: one call of `stat`.
@@ -37,8 +52,9 @@ class WatchedFile:
             when: When that must have been.
 
         Raises:
-            PluginError: If it was removed, renamed, replaced, cut, or written to by somebody else.
+            PluginError: If it was removed, renamed, replaced, cut, or written to by somebody else; in a forked child.
         """
+        self.refuse_fork()
         change = self._change(grows)
         if change:
             raise PluginError(

@@ -12,6 +12,7 @@ from typing import Any, Literal
 from heptad import CheckpointError, Detour, Plugin, PluginError, Run
 from heptad.plugin import Store, refuse_unrecorded
 from heptad_plugins._options import directory_of, number, one_of, places_of, selection, text_of, whole_number
+from heptad_plugins._stored import flag_in, mapping
 
 Place = Literal["after_step", "optimizer_update", "after_epoch"]
 PLACES: tuple[Place, ...] = ("after_step", "optimizer_update", "after_epoch")
@@ -141,7 +142,7 @@ class Checkpoint(Plugin):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore it; older checkpoints lack it."""
-        self._has_valued = state.get("has_valued", False)
+        self._has_valued = flag_in(mapping(state), "has_valued", False)
 
     def on_pause(self, run: Run) -> None:
         """Store a checkpoint where the run has paused."""
@@ -209,7 +210,8 @@ def _warn_of_data(run: Run) -> None:
         "Components(dataset=…), or a loader whose state is seen, it does"
     )
     run.note(text)
-    if getattr(run.components.loader, "persistent_workers", False):
+    loader = run.components.loader
+    if getattr(loader, "persistent_workers", False) and not hasattr(loader, "state_dict"):
         warnings.warn(f"{text}. For a DataLoader say persistent_workers=False", stacklevel=2)
 
 

@@ -12,7 +12,14 @@ from heptad import CheckpointError, EngineError, Plugin, PluginError, Run
 from heptad.plugin import Watch, monitored, refuse_unrecorded
 from heptad_plugins._losses import EPOCH, Losses
 from heptad_plugins._options import one_of, text_of, whole_number
-from heptad_plugins._scheduler import check_monitor, is_rebased, rebase, scheduler_from_format_1, takes_length
+from heptad_plugins._scheduler import (
+    check_monitor,
+    is_rebased,
+    rebase,
+    refuse_stuck,
+    scheduler_from_format_1,
+    takes_length,
+)
 from heptad_plugins._stored import count_in, mapping, refuse_other_form
 from heptad_plugins._stretching import (
     TrialOptimizer,
@@ -163,7 +170,7 @@ class LRSchedule(Plugin):
         """
         self._begun = None
         self._losses.open(run)
-        self._refuse_endless(run)
+        self._refuse_endless(run.update, run.epoch, run.record_count)
         if self._stretches:
             self._ready(run)
         elif self._restored is not None and run.optimizers:
@@ -251,17 +258,21 @@ class LRSchedule(Plugin):
         scheduler: Any = scheduler_from_format_1(state.get("scheduler", {}))
         self._moves = state.get("moves", scheduler.get("last_epoch", self._moved_at))  # older checkpoints lack it
         self._restored = state or None
+        self._refuse_endless(moved_at, seen or 0)
 
     def _refuse_another_form(self, stored: object) -> None:
         """Compare the stored schedule with one of torch's own as it would be built now, in form."""
         mapping(stored, "the schedule")
-        scheduler = None if self._begun is None else self._tried(self._begun)
-        if scheduler is not None and type(scheduler).__module__ == LRScheduler.__module__:
+        run = self._begun
+        scheduler = None if run is None else self._tried(run)
+        if run is not None and scheduler is not None and type(scheduler).__module__ == LRScheduler.__module__:
             refuse_other_form(stored, scheduler.state_dict())
+            if scheduler is not self._source:
+                refuse_stuck(scheduler, mapping(stored), lambda: self._tried(run))
 
-    def _refuse_endless(self, run: Run) -> None:
+    def _refuse_endless(self, *counts: int) -> None:
         """Refuse a schedule that has moved further than the run: to move there again could take for ever."""
-        most = max(run.update, run.epoch, run.record_count, MOVES_AT_ONCE)
+        most = max(*counts, MOVES_AT_ONCE)
         last: Any = scheduler_from_format_1((self._restored or {}).get("scheduler", {})).get("last_epoch", 0)
         if max(self._moves, last) > most:
             raise CheckpointError(

@@ -78,6 +78,13 @@ class TensorBoardLogger(Plugin):
         self.on_error = on_error
         self._build = SummaryWriter
         self._directory = str(directory_of("TensorBoardLogger", "directory", directory))
+        try:
+            self._directory.encode()
+        except UnicodeEncodeError:
+            raise PluginError(
+                "TensorBoardLogger(directory=…): tensorboard writes to no folder whose name is not UTF-8, as in "
+                f"{self._directory!a}; name another, or rename it"
+            ) from None
         self._numbers = selection("TensorBoardLogger", every, first)
         self._writer: SummaryWriter | None = None
         self._hparams = dict(hparams or {})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -64,6 +65,28 @@ def test_what_would_not_be_read_is_not_written(tmp_path: Path):
     """With advice."""
     with pytest.raises(CheckpointError, match=r"1,048,57. lists and objects, .* store long lists"):
         Store(tmp_path).save(Snapshot({}, {"network": [[] for _ in range(MOST_CONTAINERS)]}))
+
+
+def test_a_file_with_holes_that_fits_into_no_memory_is_not_read(path: Path):
+    """It takes nothing of the disk, and its digest is not waited for."""
+    size = 1 << 40
+    os.truncate(path / "network.safetensors", size)
+    sign(path, lambda manifest: manifest["files"]["network.safetensors"].update(size=size))
+    found = bounded(lambda: Store(path.parent).load(path), megabytes=100, seconds=2)
+    assert found == f"CheckpointError: {path} does not fit into the memory that there is"
+
+
+def test_what_takes_more_than_there_is_is_refused_in_words(path: Path):
+    """Not by a MemoryError."""
+    put(path, "network.safetensors", bytes(200 << 20))
+    found = bounded(lambda: Store(path.parent).load(path), megabytes=100)
+    assert found == f"CheckpointError: {path} does not fit into the memory that there is"
+
+
+def test_a_file_that_is_verified_only_is_not_held(path: Path):
+    """Whoever wants weights need not have the memory for moments."""
+    put(path, "optimizers.safetensors", bytes(200 << 20))
+    assert bounded(lambda: Store(path.parent).load(path, ["network"]), megabytes=100) == ""
 
 
 def test_a_manifest_of_many_keys_is_read_in_one_pass(path: Path):

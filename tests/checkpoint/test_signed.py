@@ -6,10 +6,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from crafted import bounded, resaved
 from torch import Tensor, nn
+from torch.utils.data import Dataset
 
 from heptad import CheckpointError, Components, Engine, EngineError, Plugin, RunConfig, load_weights
 from heptad.checkpoints.store import Store
@@ -45,7 +47,7 @@ def everything(engine: Engine) -> dict[str, str]:
         "values": [value.value for value in run.records()],
         "position": [run.state, run.epoch, run.step, run.update, run.id, run.resumed_from or ""],
         "plugins": {plugin.name: plugin.state_dict() for plugin in engine._manager.plugins},
-        "states": [len(one.state) for one in (*run.runtime.optimizers, *run.runtime.optimizers.side.values())],
+        "states": [len(one.state) for one in (*run._runtime.optimizers, *run._runtime.optimizers.side.values())],
     }
     return {name: digest(part) for name, part in parts.items()}
 
@@ -55,7 +57,7 @@ def assert_refused(engine: Engine, path: Path, says: str | None = None) -> None:
     before = everything(engine)
     with pytest.raises(CheckpointError, match=says):
         engine.run(resume=path)
-    assert sum(len(one.state) for one in engine.current.runtime.optimizers) == 0
+    assert sum(len(one.state) for one in engine.current._runtime.optimizers) == 0
     for drive in (engine.run, engine.advance):
         with pytest.raises(EngineError, match=r"(?s)could not be resumed .* build a new Engine"):
             drive()
@@ -82,6 +84,15 @@ def position(sections: Sections) -> dict[str, Any]:
     """Return the position."""
     return sections["run"]["position"]
 
+
+def far(states: dict[str, Any], place: Any) -> None:
+    """Put another place in the state of numpy's generator, which numpy takes without a look."""
+    name, key, _, *rest = states["numpy"]
+    states["numpy"] = (name, key, place, *rest)
+
+
+BYTES = torch.tensor([112, 2], dtype=torch.uint8)
+"""How many numbers are left to torch's generator: all 624, wherever the next one is."""
 
 CRAFTED: dict[str, tuple[Callable[[Sections], object], str]] = {
     # the network
@@ -119,6 +130,13 @@ CRAFTED: dict[str, tuple[Callable[[Sections], object], str]] = {
     "a momentum of whole numbers": (
         lambda s: s["optimizers"]["side"]["tilt"]["state"]["state"][0].update(momentum_buffer=torch.tensor(1)),
         "momentum_buffer is "),
+    "a sparse moment": (
+        lambda s: optimizer(s)["state"][0].update(exp_avg=torch.ones(8, 4).to_sparse()), "exp_avg is .*sparse"),
+    "a count below nothing": (
+        lambda s: optimizer(s)["state"][0].update(step=torch.tensor(-2.0)), "step is -2.0"),
+    "a momentum of one dimension too many": (
+        lambda s: s["optimizers"]["side"]["tilt"]["state"]["state"][0].update(momentum_buffer=torch.zeros(1)),
+        "momentum_buffer is "),
     "the moments of another parameter": (lambda s: swap(optimizer(s)["state"], 0, 5), "exp_avg"),
     "moments of no parameter": (lambda s: optimizer(s)["state"].update({99: {}}), "the parameter 99, of 6"),
     "moments by name": (lambda s: optimizer(s)["state"].update(x={}), "no number of a parameter"),
@@ -145,6 +163,7 @@ CRAFTED: dict[str, tuple[Callable[[Sections], object], str]] = {
     "a window that is overfull": (lambda s: position(s)["window"].update(steps=9), "a window of 3 steps holds 9"),
     "a window of another size": (lambda s: position(s)["window"].update(size=1 << 40), "accumulation is 3 here"),
     "a window of no weight": (lambda s: position(s)["window"].update(total=None), "no sum"),
+    "steps without a weight": (lambda s: position(s)["window"].update(first=None), "steps without a weight"),
     "a weight below nothing": (lambda s: position(s)["window"].update(first=-1.0), "a number from 0 on"),
     "a loss of several numbers": (lambda s: position(s).update(loss=torch.zeros(3)), "one floating-point number"),
     "three sums of an epoch": (lambda s: position(s).update(epoch_loss=[0.0] * 3), "four sums"),
@@ -154,6 +173,9 @@ CRAFTED: dict[str, tuple[Callable[[Sections], object], str]] = {
     "between two epochs": (lambda s: position(s)["placed"].update(epoch_open=False), "between two epochs"),
     "batches that are not there": (lambda s: position(s)["placed"].update(remaining=100), "the place in the pass"),
     "another pass": (lambda s: s["run"]["data"].update(key=[9, 5, 0]), "the place in the pass"),
+    "a batch that is taken again": (
+        lambda s: [s["run"]["data"].update(next=4), position(s)["placed"].update(remaining=3)], "the place"),
+    "samples without a number": (lambda s: s["run"]["data"].update(samples=None), "samples"),
     "a closed pass": (lambda s: s["run"]["data"].update(open=False), "the place in the pass"),
     "data of unknown length": (lambda s: position(s)["placed"].update(sized=False), "no known length"),
     "a filter of a list": (lambda s: position(s)["filters"][0].__setitem__(0, ["x"]), "filter"),
@@ -178,6 +200,11 @@ CRAFTED: dict[str, tuple[Callable[[Sections], object], str]] = {
     "places in a table": (lambda s: s["run"]["values"].update(place=s["run"]["values"]["place"].view(-1, 4)), "place"),
     "places in no order": (lambda s: s["run"]["values"].update(place=s["run"]["values"]["place"].flip(0)), "no order"),
     "one name twice": (lambda s: s["run"]["values"]["names"].__setitem__(1, s["run"]["values"]["names"][0]), "twice"),
+    "a place behind what numpy has drawn": (lambda s: far(s["run"]["random"], 625), "no place 625"),
+    "a place before what numpy has drawn": (lambda s: far(s["run"]["random"], -(10**9)), "no place -1000000000"),
+    "a place of numpy's in words": (lambda s: far(s["run"]["random"], "x"), "no place 'x'"),
+    "a place behind what torch has drawn": (lambda s: s["run"]["random"]["torch"][8:10].copy_(BYTES), "no place"),
+    "a flag in words": (lambda s: s["plugins"]["Checkpoint"].update(state={"has_valued": "x"}), "has_valued is 'x'"),
     "a generator of a device": (lambda s: s["run"]["random"].update(cuda=5), "cuda generators"),
     "a tensor in the configuration": (
         lambda s: s["run"]["identity"]["config"].update(epochs=torch.zeros(2)), "plain data"),
@@ -211,6 +238,12 @@ def test_the_checkpoint_itself_is_resumed(source: Path, tmp_path: Path):
 QUASI_NEWTON: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
     "a direction that is cut": (lambda state: state.update(d=state["d"][:-1]), "d holds a tensor"),
     "an old direction that is a number": (lambda state: state["old_dirs"].append(1.0), "old_dirs holds 1.0"),
+    "a sparse direction": (lambda state: state.update(d=state["d"].to_sparse()), "d holds a tensor"),
+    "a number for a list": (lambda state: state.update(ro=-1), "ro is -1, expected a list"),
+    "a list for a number": (lambda state: state.update(t=[1.0]), "t is "),
+    "nothing for a direction": (lambda state: state.update(d=None), "d holds None"),
+    "a place too few": (lambda state: state["al"].pop(), "shorter than its history"),
+    "a factor too few": (lambda state: state["ro"].pop(), "differ in length"),
     "a count of calls in words": (lambda state: state.update(func_evals="x"), "func_evals holds 'x'"),
 }
 
@@ -300,6 +333,11 @@ STATES: dict[str, tuple[Callable[[Sections], object], str]] = {
     "a phase in words": (lambda s: phase(s).update(end_lr="x"), "end_lr is 'x'"),
     "a phase too few": (lambda s: schedule(s)["scheduler"]["_schedule_phases"].pop(), "_schedule_phases"),
     "a schedule that is a number": (lambda s: schedule(s).update(scheduler=5), "LRSchedule cannot load"),
+    "a curve of no kind": (lambda s: schedule(s)["scheduler"].update(_anneal_func_type="co"), "cannot move: Value"),
+    "a phase of unsigned numbers": (
+        lambda s: phase(s).update(end_step=torch.tensor(3, dtype=torch.uint16)), "end_step is "),
+    "a place between two moves": (lambda s: schedule(s)["scheduler"].update(last_epoch=1.5), "last_epoch is 1.5"),
+    "moves without end": (lambda s: schedule(s).update(moves=1 << 62), "has moved 4611686018427387904 times"),
     "another number of rates": (lambda s: schedule(s)["scheduler"].update(base_lrs=[]), "base_lrs"),
     "moves in words": (lambda s: schedule(s).update(moves="x"), "moves is 'x'"),
     "a state of nothing": (lambda s: s["plugins"]["EMA"].update(state=5), "EMA cannot load its state"),
@@ -450,11 +488,66 @@ def test_an_average_that_is_none_is_refused(plugins: Any, source: Path, tmp_path
         load_weights(path, network(), average=True)
 
 
+class Drawing(Dataset[Any]):
+    """Samples that are drawn from a generator of the dataset's own."""
+
+    def __init__(self, generator: Any) -> None:
+        self.generator = generator
+
+    def __len__(self) -> int:
+        return 8
+
+    def __getitem__(self, place: int) -> tuple[Tensor, Tensor]:
+        return torch.full((4,), self.generator.random()), torch.tensor(place % 3)
+
+
+@pytest.mark.parametrize(
+    ("bits", "place"),
+    [(np.random.MT19937, "pos"), (np.random.Philox, "buffer_pos"), (np.random.RandomState, "pos")],
+)
+@pytest.mark.parametrize("far_away", [10**9, -(10**9)])
+def test_a_generator_of_the_dataset_is_not_led_out_of_its_memory(bits: Any, place: str, far_away: int, tmp_path: Path):
+    """Numpy takes any place, and would read there: the process ended. What is right is taken."""
+
+    def engine(directory: Path) -> Engine:
+        made = bits(1)
+        components = Components(
+            network=nn.Linear(4, 3),
+            dataset=Drawing(made if bits is np.random.RandomState else np.random.Generator(made)),
+            criterion=nn.CrossEntropyLoss(),
+            optimizer=lambda model: torch.optim.SGD(model.parameters(), lr=0.1),
+        )
+        return Engine(components, RunConfig(epochs=2, batch_size=2, seed=1), [Checkpoint(directory, at="after_step")])
+
+    def change(sections: Sections) -> None:
+        (state,) = sections["run"]["data"]["generators"]
+        if isinstance(state, tuple):
+            sections["run"]["data"]["generators"] = [(*state[:2], far_away, *state[3:])]
+        else:
+            state.setdefault("state", {})["pos"] = 0  # which is looked at too
+            (state if place in state else state["state"])[place] = far_away
+
+    engine(tmp_path / "a").run(until=lambda run: run.step == 2)
+    newest = Store(tmp_path / "a").entries()[-1].path
+    path = resaved(newest, tmp_path / "b", change)
+    assert "has no place" in bounded(lambda: engine(tmp_path / "c").run(resume=path), megabytes=2048)
+    assert engine(tmp_path / "a").run(resume=newest).state == "finished"
+
+
 DRAWN: dict[tuple[str, str], Callable[[dict[str, Any]], object]] = {
     ("loader", "no states"): lambda place: place["began"][0].update({"global": None}),
     ("loader", "a state of python that is a number"): lambda place: place["began"][0]["global"].update(python=5),
     ("loader", "samplers that are numbers"): lambda place: place["began"][0].update(samplers=[5, 5]),
+    ("loader", "a far place of numpy's"): lambda place: far(place["began"][1]["global"], 10**9),
     ("loader", "a generator too many"): lambda place: place["began"][1].update(own=[torch.zeros(3)]),
+    ("loader", "no number of batches"): lambda place: place.update(batches=None),
+    ("loader", "more batches than the data have"): lambda place: place.update(batches=9),
+    ("loader", "a batch that is taken again"): lambda place: place.update(taken=1),
+    ("unsized", "a pass that has ended"): lambda place: place["walk"].update(open=False),
+    ("unsized", "a batch that nobody waits for"): lambda place: place.update(ahead=[5]),
+    ("stream", "a number of batches"): lambda place: place["walk"].update(batches=3),
+    ("stream", "a place that no counter speaks of"): lambda place: [
+        place.update(taken=10**12), place["walk"].update(taken=10**12 + place["waits"])],
     ("unsized", "a number for what was drawn"): lambda place: place["walk"].update(began=[5]),
     ("unsized", "a place behind the end"): lambda place: [
         place.update(taken=10**6), place["walk"].update(taken=10**6 + place["waits"])],

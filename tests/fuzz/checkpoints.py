@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 from fuzz.damage import damaged
 from fuzz.values import dumped, expanded, mutated, odd
 from fuzz.verdict import Outcome, WrongAnswer, expect_equal
-from heptad import CheckpointError, Engine, load_weights
+from heptad import CheckpointError, Engine, EngineError, load_weights
 from heptad.checkpoints.layout import MANIFEST, STATE, SUFFIX
 from heptad.checkpoints.store import Store
 from heptad.data.generators import global_states
@@ -167,6 +167,15 @@ def _change_section(parts: Parts, draw: Random) -> None:
     parts[STATE] = _json(state)
 
 
+def _change_generators(parts: Parts, draw: Random) -> None:
+    """Change a place in the states of random generators, or in the place in the data, which holds some too."""
+    state = json.loads(parts[STATE])
+    run = state["sections"]["run"]["dict"]
+    name = draw.choice(["random", "data"])
+    run[name] = mutated(run[name], draw)
+    parts[STATE] = _json(state)
+
+
 def _take_section(parts: Parts, draw: Random) -> None:
     """Take a section of another run."""
     other = original(draw.choice([*VARIANTS])).parts
@@ -256,6 +265,7 @@ CRAFTS: list[Callable[[Parts, Random], object]] = [
     _change_section,
     _change_section,
     _change_section,
+    _change_generators,
     _take_section,
     _change_summary,
     _change_manifest,
@@ -296,8 +306,9 @@ def _resume(folder: Path, variant: str, expected: Original | None, draw: Random)
         before = _live(engine)
         try:
             engine.run(resume=path, until=lambda run: True)
-        except CheckpointError:
+        except CheckpointError as error:
             expect_equal(_live(engine), before, "what was refused changed the run: it")
+            _expect_not_driven(engine, str(error))
             return "refused"
         try:
             if not engine.current.ended:
@@ -311,11 +322,23 @@ def _resume(folder: Path, variant: str, expected: Original | None, draw: Random)
     return "answered"
 
 
+def _expect_not_driven(engine: Engine, error: str) -> None:
+    """Raise a `WrongAnswer` if an engine goes on whose resume was refused; one that was built otherwise may begin."""
+    if "not the run that the checkpoint is of" in error:
+        return
+    try:
+        engine.advance()
+    except EngineError:
+        return
+    raise WrongAnswer(f"the engine was driven after {error:.200}")
+
+
 def _live(engine: Engine) -> dict[str, str]:
     """Return digests of what a refusal must leave alone. The optimizers are made by the run itself."""
     run = engine.current
     parts = {
         "weights": run.network.state_dict(),
+        "gradients": [parameter.grad for parameter in run.network.parameters()],
         "modes": [module.training for module in run.network.modules()],
         "random state": global_states(),
         "recorded values": [str(value) for value in run.records()],

@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import sqlite3
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -83,10 +84,42 @@ def test_a_pipe_is_no_journal(command, original, tmp_path, monkeypatch, capsys):
 @pytest.mark.parametrize("name", ["x" * 300, "a\0b", "loop"])
 def test_a_path_that_cannot_be_looked_at_is_refused(name, tmp_path):
     (tmp_path / "loop").symlink_to(tmp_path / "loop")
-    with pytest.raises(
-        LogError, match=r"cannot be read: (File name too long|Too many levels)|is not the path of a file"
-    ):
+    with pytest.raises(LogError, match=r"cannot be read: (File name too long|Too many levels|embedded null byte)"):
         TransitionLog.load(tmp_path / name)
+
+
+def test_no_file_is_removed_that_something_beside_a_journal_names(original, tmp_path):
+    """SQLite removes what a `-journal` names as the list of files of one transaction."""
+    path, undo, mine = tmp_path / "run.journal", tmp_path / "run.journal-journal", tmp_path / "mine"
+    shutil.copy(original, path)
+    mine.write_text("mine")
+    magic, name = bytes.fromhex("d9d505f920a163d7"), os.fsencode(mine)
+    head = magic + bytes(12) + (512).to_bytes(4, "big") + (4096).to_bytes(4, "big")
+    tail = (1).to_bytes(4, "big") + name + len(name).to_bytes(4, "big") + sum(name).to_bytes(4, "big") + magic
+    undo.write_bytes(head.ljust(512, b"\0") + tail)
+    with pytest.raises(PluginError, match="names a further file"):
+        small_engine(3, [Journal(path, overwrite=True)]).run()
+    with pytest.raises(LogError, match="names a further file"):
+        TransitionLog.load(path)
+    assert mine.read_text() == "mine"
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_a_file_that_was_being_made_when_its_process_was_killed_is_made_anew(whole, original, tmp_path):
+    """SQLite writes its first page first, and keeps beside it that nothing was there."""
+    path, undo = tmp_path / "run.journal", tmp_path / "run.journal-journal"
+    path.write_bytes(original.read_bytes() if whole else original.read_bytes()[:4096])
+    numbers = (0).to_bytes(4, "big") + bytes(4) + bytes(4) + (512).to_bytes(4, "big") + (4096).to_bytes(4, "big")
+    undo.write_bytes((bytes.fromhex("d9d505f920a163d7") + numbers).ljust(512, b"\0"))
+    for suffix in ("", "-journal"):
+        shutil.copy(f"{path}{suffix}", tmp_path / f"copy{suffix}")
+    with closing(sqlite3.connect(tmp_path / "copy")) as connection:  # as SQLite has it
+        assert connection.execute("SELECT count(*) FROM sqlite_schema").fetchone() == (0,)
+    with pytest.raises(LogError):
+        TransitionLog.load(path)
+    run = small_engine(3, [Journal(path)]).run()
+    assert list(TransitionLog.load(path)) == list(run.log)
+    assert not undo.exists()
 
 
 def test_a_pipe_is_not_written_to_nor_removed(tmp_path):
@@ -269,6 +302,31 @@ def test_a_note_may_hold_as_many_brackets_as_it_likes(tmp_path):
 def test_a_table_larger_than_any_is_refused(crafted):
     crafted.edit("meta", "value", lambda table: table | {"arcs": table["arcs"] * 300}, "key = 'table'")
     with pytest.raises(LogError, match="a table has 1,024 states and 4,096 arcs at most"):
+        TransitionLog.load(crafted.path)
+
+
+def edited(rows: list[list[object]], place: tuple[int, int], value: object) -> list[list[object]]:
+    return [[value if (i, j) == place else old for j, old in enumerate(row)] for i, row in enumerate(rows)]
+
+
+@pytest.mark.parametrize(
+    ("part", "change", "said"),
+    [
+        ("states", lambda rows: edited(rows, (1, 3), 7), "no text"),
+        ("states", lambda rows: edited(rows, (1, 3), {"a": 1}), "no text"),
+        ("states", lambda rows: edited(rows, (1, 2), None), "no text"),
+        ("states", lambda rows: [row for row in rows if row[0] != "failed"], "no state 'failed'"),
+        ("arcs", lambda rows: edited(rows, (0, 2), 7), "no text"),
+        ("arcs", lambda rows: edited(rows, (0, 0), None), "no text"),
+        ("guards", lambda names: [7, *names], "no text"),
+        ("origin", lambda _: {"x": "1"}, "no number"),
+        ("origin", lambda _: [], "has no attribute"),
+        ("states", lambda _: 7, "has no len"),
+    ],
+)
+def test_a_table_of_another_form_is_refused(part, change, said, crafted):
+    crafted.edit("meta", "value", lambda table: table | {part: change(table[part])}, "key = 'table'")
+    with pytest.raises(LogError, match=said):
         TransitionLog.load(crafted.path)
 
 

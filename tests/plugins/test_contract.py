@@ -172,7 +172,7 @@ def test_data_are_prepared_under_a_name_that_errors_use():
 
 def test_a_run_without_an_engine_evaluates_nothing():
     run = small_engine(1).current
-    run.runtime.evaluator = None
+    run._runtime.evaluator = None
     with pytest.raises(EngineError, match="only the run of an engine can evaluate"):
         run.evaluate(batches(1))
 

@@ -109,9 +109,9 @@ def test_the_file_is_written_in_the_middle_of_a_long_body(tmp_path):
 
     def long(run: Run) -> None:
         until = time.monotonic() + 20
-        while time.monotonic() < until and FileSource(path).view().end < run.buffer.seq:
+        while time.monotonic() < until and FileSource(path).view().end < run._buffer.seq:
             time.sleep(0.01)
-        found.append(FileSource(path).view().end == run.buffer.seq)
+        found.append(FileSource(path).view().end == run._buffer.seq)
 
     engine = small_engine(3, [Journal(path)])
     engine.on_exit("process_batch")(long)
@@ -132,7 +132,7 @@ def test_flush_every_says_how_many_may_be_missing(most, chunk, tmp_path, monkeyp
 
     def look(run: Run) -> None:
         source.extend([] if source else [FileSource(path)])
-        missing.append(run.buffer.seq - source[0].view().end)
+        missing.append(run._buffer.seq - source[0].view().end)
 
     for state in engine.current.table.scopes():
         engine.on_exit(state)(look)
@@ -152,7 +152,7 @@ def test_the_file_is_not_behind_a_checkpoint_nor_a_paused_run(tmp_path, monkeypa
             return [Detour("checkpoint", "optimizer_update", lambda run: True, self.save)]
 
         def save(self, run: Run) -> None:
-            ends.append((FileSource(path).view().end, run.buffer.seq))
+            ends.append((FileSource(path).view().end, run._buffer.seq))
 
         def on_pause(self, run: Run) -> None:
             notes = FileSource(path).events(0)
@@ -329,7 +329,7 @@ def test_an_error_is_raised_at_the_next_step(on_error, tmp_path, monkeypatch):
         (note,) = [note for note in run.log.notes() if note.kind == "detach"]
         assert "Journal.on_exit_after_step raised LogError" in note.text
         assert run.state == "finished"
-        assert run.buffer.room > 1
+        assert run._buffer.room > 1
     assert TransitionLog.load(path).path() == engine.current.log.path()[:3]
 
 
@@ -494,7 +494,7 @@ def test_a_file_that_is_being_written_is_refused_even_with_overwrite(tmp_path):
     with pytest.raises(PluginError, match="is being written"):
         small_engine(3, [Journal(path, overwrite=True)]).run()
     second = small_engine(3, [Journal(path)])
-    second.current.id, second.current.resumed_from = first.current.id, "a checkpoint"
+    second.current._id, second.current._resumed_from = first.current.id, "a checkpoint"
     with pytest.raises(PluginError, match="is being written"):
         second.run()
     run = first.run()
@@ -519,8 +519,8 @@ def test_a_paused_run_continues_its_file(tmp_path):
     while not run.ended:
         engine.run(until=lambda run: True)
         if not run.ended:
-            run.note(f"paused before {run.buffer.seq}")
-            run.record("paused", run.buffer.seq)
+            run.note(f"paused before {run._buffer.seq}")
+            run.record("paused", run._buffer.seq)
         assert TransitionLog.load(path).path() == run.log.path()
     assert FileSource(path).events(0) == run.log.notes()
     assert FileSource(path).values() == run.records()
@@ -546,12 +546,12 @@ def resumed(path: Path, identity: str, seq: int, *, broken: bool = False, **opti
     journal = Late(path, **options)
     engine = training(journal, broken=broken)
     run = engine.current
-    while run.buffer.seq < seq:
+    while run._buffer.seq < seq:
         engine.advance()
     engine.close()
-    run.buffer.restore(run.buffer.seq, run.position.node, run.counters())
-    run.buffer._events.clear()
-    run.id, run.resumed_from = identity, f"checkpoint-{seq}"
+    run._buffer.restore(run._buffer.seq, run._position.node, run.counters())
+    run._buffer._events.clear()
+    run._id, run._resumed_from = identity, f"checkpoint-{seq}"
     journal.late = False
     return engine
 
@@ -593,8 +593,8 @@ def test_a_resumed_run_continues_its_file_which_reads_as_one_path(seq, chunk, tm
         (n.seq, n.kind, n.text) for n in whole.log.notes()
     ]
     assert source.failure is None
-    assert source.windows == whole.buffer.windows
-    assert set(source.stops) == set(whole.buffer.stops)
+    assert source.windows == whole._buffer.windows
+    assert set(source.stops) == set(whole._buffer.stops)
     assert [str(x) for t in log for x in log.explain(t.seq).tried] == [
         str(x) for t in whole.log for x in whole.log.explain(t.seq).tried
     ]
@@ -627,12 +627,12 @@ def test_a_run_may_die_and_be_resumed_again_and_again(tmp_path):
     path = tmp_path / "run.journal"
     died = failed_run(path)
     source = FileSource(path)
-    assert source.view().end == died.buffer.seq
+    assert source.view().end == died._buffer.seq
     for seq in (40, 20, 50):
         engine = resumed(path, died.id, seq, broken=True)
         with pytest.raises(Planned):
             engine.run()
-        assert [t.seq for t in TransitionLog(source)] == list(range(died.buffer.seq))
+        assert [t.seq for t in TransitionLog(source)] == list(range(died._buffer.seq))
         assert source.failure == FileSource(path).failure
     run = resumed(path, died.id, 30).run()
     log = TransitionLog(source)
@@ -648,14 +648,14 @@ def test_a_resumed_run_may_be_paused_and_continued(tmp_path):
     while not engine.current.ended:
         engine.run(until=lambda run: True)
     assert records(TransitionLog.load(path)) == records(training(Journal(tmp_path / "whole")).run().log)
-    assert asked(path, "SELECT count(*) FROM superseded") == [(died.buffer.seq - 20,)]
+    assert asked(path, "SELECT count(*) FROM superseded") == [(died._buffer.seq - 20,)]
 
 
 def test_a_resumed_run_needs_all_transitions_before_it(tmp_path):
     """A file that ends too early is refused and left as it is."""
     path = tmp_path / "run.journal"
     engine = training(Journal(path))
-    engine.run(until=lambda run: run.buffer.seq == 10)
+    engine.run(until=lambda run: run._buffer.seq == 10)
     before = path.read_bytes()
     with pytest.raises(PluginError, match="ends before transition 10, the run continues from 30: those between"):
         resumed(path, engine.current.id, 30).run()

@@ -317,7 +317,7 @@ def new_optimizer(run):
     old = run.optimizer
     new = torch.optim.SGD(run.network.parameters(), lr=0.1, momentum=0.9)
     new.load_state_dict(old.state_dict())
-    run.runtime.optimizers = Optimizers([new])
+    run._runtime.optimizers = Optimizers([new])
 
 
 @pytest.mark.parametrize("build", EACH)

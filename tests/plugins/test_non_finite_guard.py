@@ -111,7 +111,7 @@ def test_a_step_of_ignored_targets_is_no_alarm():
 def test_only_skip_batch_is_called_for_each_loss():
     """The other actions add no call to a step."""
     engines = {action: small_engine(2, [NonFiniteGuard(action)]) for action in ("stop", "skip", "raise", "skip_batch")}
-    assert {name: len(engine.current.runtime.on_loss) for name, engine in engines.items()} == {
+    assert {name: len(engine.current._runtime.on_loss) for name, engine in engines.items()} == {
         "stop": 0,
         "skip": 0,
         "raise": 0,

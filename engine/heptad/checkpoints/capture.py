@@ -57,7 +57,7 @@ def capture(
         EngineError: If the run is neither between two turns nor in a detour's body, or if it is in mid-step.
     """
     _check_place(run)
-    run.buffer.check(run.counters())
+    run._buffer.check(run.counters())
     plugins = _capture_plugins(run, manager)  # first: one whose state_dict fails may be detached, which is state too
     modules = {name: capture_module(module, first.get(name)) for name, module in modules_of(run).items()}
     sections = StoredSections(
@@ -66,11 +66,11 @@ def capture(
         plugins=plugins,
         run=StoredRun(
             identity=identity(run),
-            environment=environment(run.runtime.device),
+            environment=environment(run._runtime.device),
             position=_capture_position(run, detours, subscriptions),
             detached=manager.detached(),
             data=_capture_data(run),
-            values=StoredValues.of(run.buffer.columns(0)),  # all of the run: one device sync, and a copy
+            values=StoredValues.of(run._buffer.columns(0)),  # all of the run: one device sync, and a copy
             random=global_states(),  # last: what a state_dict above drew, the run that continues has drawn as well
         ),
     )
@@ -87,19 +87,19 @@ def filter_key(subscription: Subscription) -> tuple[Any, ...]:
 def _check_place(run: Run) -> None:
     if run.state == "idle" or run.ended:
         raise EngineError(f"there is nothing to store of a run that is {run.state}")
-    if run.position.visit is None and run.paused is None:
+    if run._position.visit is None and run.paused is None:
         raise EngineError(
             f"a snapshot is taken between two turns or in the body of a detour, not on a moment of {run.state}: take "
             "it in on_pause, while the run is paused, or in a detour of your own"
         )
-    if in_mid_step(run.table.states[run.position.node]):
+    if in_mid_step(run.table.states[run._position.node]):
         raise EngineError(f"no snapshot is taken in {run.state}: a step or an update is under way there")
 
 
 def _summarize_run(run: Run) -> StoredSummary:
-    at = run.position
+    at = run._position
     return StoredSummary(
-        run=run.id, seq=run.buffer.seq, state=run.state, epoch=at.epoch, step=at.step, update=at.update, time=time()
+        run=run.id, seq=run._buffer.seq, state=run.state, epoch=at.epoch, step=at.step, update=at.update, time=time()
     )
 
 
@@ -115,7 +115,7 @@ def _capture_plugins(run: Run, manager: PluginManager) -> dict[str, StoredPlugin
 def _capture_position(
     run: Run, detours: Sequence[DetourState], subscriptions: Sequence[Subscription]
 ) -> StoredPosition:
-    at, buffer = run.position, run.buffer
+    at, buffer = run._position, run._buffer
     built: list[dict[str, Any]] = buffer.facts.get("optimizers", [])
     beside: dict[str, Any] = buffer.facts.get("side_optimizers", {})
     return StoredPosition(
@@ -131,7 +131,7 @@ def _capture_position(
         redo=_capture_redo(run),
         stopped=bool(buffer.stops),
         reason=run.reason,
-        seed=run.runtime.feed.seed,
+        seed=run._runtime.feed.seed,
         optimizers=[StoredOptions.model_validate(options) for options in built],
         side_optimizers={name: StoredOptions.model_validate(options) for name, options in beside.items()},
         visits=[detour.last_now(run) for detour in detours],
@@ -143,16 +143,16 @@ def _capture_position(
 
 
 def _capture_kept(run: Run) -> StoredKept | None:
-    at, kept = run.position, run.position.kept
+    at, kept = run._position, run._position.kept
     if kept is None or not at.window.steps:
         return None
-    if run.runtime.recomputation is None and at.redo is not None and not at.redo.is_whole(at.window.steps):
+    if run._runtime.recomputation is None and at.redo is not None and not at.redo.is_whole(at.window.steps):
         return None  # its first steps were made without redo
     return StoredKept(batches=list(kept.batches), loss=kept.loss, idle=list(kept.idle))
 
 
 def _capture_redo(run: Run) -> StoredRedo | None:
-    at, redo = run.position, run.position.redo
+    at, redo = run._position, run._position.redo
     if redo is None:
         return None
     if not at.window.steps or not redo.is_whole(at.window.steps):
@@ -166,7 +166,7 @@ def _capture_data(run: Run) -> dict[str, Any]:
     Raises:
         CheckpointError: If the loader has a `state_dict`: that is past the batch, and would not yield it again.
     """
-    state = run.runtime.feed.state()
+    state = run._runtime.feed.state()
     for batch in state.get("ahead", ()):
         try:
             encode(batch, "the batch that was read ahead")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -93,6 +93,16 @@ def read_file(files: Files, directory: int, name: str, most: int) -> bytes:
     """Return the content of a file in an open directory.
 
     Raises:
+        OSError: As `read_pieces`.
+    """
+    parts = list(read_pieces(files, directory, name, most))
+    return parts[0] if len(parts) == 1 else b"".join(parts)
+
+
+def read_pieces(files: Files, directory: int, name: str, most: int, piece: int = _MOST_READ) -> Iterator[bytes]:
+    """Yield the content of a file in an open directory, at most `piece` bytes at a time.
+
+    Raises:
         OSError: From the operating system; `EFBIG` for a file larger than `most`, `EINVAL` for what is not a file.
     """
     descriptor = files.open(name, directory)
@@ -102,14 +112,12 @@ def read_file(files: Files, directory: int, name: str, most: int) -> bytes:
             raise OSError(errno.EINVAL, "not a regular file")
         if found.st_size > most:
             raise OSError(errno.EFBIG, f"{found.st_size:,} bytes, where at most {most:,} are expected")
-        parts: list[bytes] = []
         left = found.st_size + 1  # one more, which is there if the file has grown since; a manifest can claim any size
-        while left and (part := files.read(descriptor, min(left, _MOST_READ))):
-            parts.append(part)
+        while left and (part := files.read(descriptor, min(left, piece))):
             left -= len(part)
+            yield part
     finally:
         files.close(descriptor)
-    return parts[0] if len(parts) == 1 else b"".join(parts)
 
 
 def remove_tree(files: Files, path: Path) -> None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from heptad.checkpoints.form import StoredSections, StoredSummary, read_form
-from heptad.checkpoints.layout import is_checkpoint
+from heptad.checkpoints.layout import is_checkpoint, named_path
 from heptad.checkpoints.store import Store
 from heptad.config import short
 from heptad.errors import CheckpointError, EngineError
@@ -62,7 +62,7 @@ def find(source: str | os.PathLike[str], own: Sequence[Store]) -> Found | None:
         raise EngineError(
             f"run(resume=…) takes a directory of checkpoints, one checkpoint, or 'auto'; got {short(source)}"
         )
-    path = Path(source)
+    path = named_path(source)
     if not path.is_dir():
         raise CheckpointError(f"run(resume=…): there is no directory {path}; name a directory of checkpoints, or one")
     if is_checkpoint(path):

@@ -57,7 +57,7 @@ def check_tensors_of_optimizers(run: Run, sections: StoredSections) -> None:
     Raises:
         CheckpointError: With every difference, one a line.
     """
-    stored, optimizers = sections.optimizers, run.runtime.optimizers
+    stored, optimizers = sections.optimizers, run._runtime.optimizers
     parameters = dict(named_parameters(run))
     wrong = _names("optimizers.held", stored.held, (name for name in parameters if name.startswith("held.")))
     if len(stored.states) != len(optimizers) or len(sections.run.position.optimizers) != len(optimizers):
@@ -117,12 +117,15 @@ def _window_misfits(run: Run, position: StoredPosition) -> list[str]:
         return [f"window: of {window.size} steps in the checkpoint, accumulation is {own} here"]
     if window.steps and window.steps > position.placed.step:
         return [f"window: {window.steps} steps in it, of {position.placed.step}"]
+    weighed = run._runtime.components.criterion is not None and window.size > 1 and "empty" in window.model_fields_set
+    if weighed and window.steps and window.first is None and not window.empty:
+        return ["window: steps without a weight in the checkpoint, and the criterion weighs each"]
     return []
 
 
 def _kept_misfits(run: Run, batches: Sequence[Any]) -> list[str]:
     """Return how the kept batches of a window differ from each other in form; sizes may differ."""
-    pairs = run.runtime.components.criterion is not None
+    pairs = run._runtime.components.criterion is not None
     if pairs and not all(isinstance(batch, list | tuple) and len(cast("list[Any]", batch)) == 2 for batch in batches):
         return ["the batches that were kept of the open window are not (data, target), which the criterion takes"]
     forms = {tuple(map(_form_of, batch)) if pairs else _form_of(batch) for batch in batches}
@@ -152,10 +155,10 @@ def _place_misfits(run: Run, sections: StoredSections) -> list[str]:
         return [f"position: {where} in the checkpoint, where {position.node} never is"]
     if not placed.epoch_open:
         return []
-    sized = run.runtime.feed.batches is not None
+    sized = run._runtime.feed.batches is not None
     if placed.sized is not sized:
         return [f"position: data of {'a' if placed.sized else 'no'} known length in the checkpoint"]
-    return _pass_misfits(sections, "samples" in run.runtime.feed.identity())
+    return _pass_misfits(sections, "samples" in run._runtime.feed.identity())
 
 
 def _pass_misfits(sections: StoredSections, indexed: bool) -> list[str]:
@@ -163,12 +166,16 @@ def _pass_misfits(sections: StoredSections, indexed: bool) -> list[str]:
     key = [position.seed, placed.epoch, placed.pass_index]
     if indexed:
         place = DatasetPlace.model_validate(data)
-        right = place.open and place.key == key and place.next + placed.remaining == place.stop
+        taken, right = place.next, place.open and place.key == key and place.next + placed.remaining == place.stop
     elif placed.sized:
         walk = LoaderPlace.model_validate(data)
-        left = None if walk.batches is None else walk.batches - walk.taken
-        right = (walk.open or not placed.remaining) and (left is None or placed.remaining <= left)
+        left = placed.remaining if walk.batches < 0 else walk.batches - walk.taken
+        taken, right = walk.taken, (walk.open or not placed.remaining) and placed.remaining <= left
     else:
         stream = StreamPlace.model_validate(data)
-        right = placed.remaining <= 1 and stream.key == key and stream.walk.taken == stream.taken + stream.waits
+        taken, walk = stream.taken, stream.walk
+        right = placed.remaining <= 1 and stream.key == key and walk.taken == taken + stream.waits
+        right = right and (walk.open or not placed.remaining)
+    least = 0 if placed.pass_index else placed.batch_index
+    right = right and least <= taken <= placed.batch_index + 1  # one may have been taken, and not yet counted
     return [] if right else ["data: the place in the pass is not the one that the counters speak of"]

@@ -361,25 +361,31 @@ class IteratorPlace(Stored):
     began: list[Any] = []
     generators: list[Any] = []
     samplers: list[Any] | None = None
-    batches: Count | None = None
     varies: bool = False
 
 
+class WalkPlace(IteratorPlace):
+    """A place in an iterator of unknown length."""
+
+    batches: None = None
+
+
 class LoaderPlace(IteratorPlace):
-    """A place in a loader with a length; `own` is what its `state_dict` returned."""
+    """A place in a loader with a length; `own` is what its `state_dict` returned. Older ones lack `batches`: -1."""
 
     own: Any
+    batches: Count = -1
 
 
 class DatasetPlace(Stored):
-    """A place in the engine's own order of a dataset."""
+    """A place in the engine's own order of a dataset. Older ones lack `samples`: -1."""
 
     open: bool
     key: Key
     next: Count
     stop: Count
     generators: list[Any]
-    samples: Count | None = None
+    samples: Count = -1
     varies: bool = False
 
     @model_validator(mode="after")
@@ -394,10 +400,16 @@ class StreamPlace(Stored):
 
     key: Key
     taken: Count
-    walk: IteratorPlace
+    walk: WalkPlace
     waits: bool
     ahead: Annotated[list[Any], Field(max_length=1)]
     failed: bool
+
+    @model_validator(mode="after")
+    def _holds_the_batch_that_waits(self) -> Self:
+        if self.ahead and not self.waits:
+            raise ValueError("a batch was read ahead, and none waits")
+        return self
 
 
 class StoredRun(Stored):
@@ -414,12 +426,16 @@ class StoredRun(Stored):
     @model_validator(mode="after")
     def _fits_its_data(self) -> Self:
         now = {name.removesuffix(" now"): number for name, number in self.identity.data.items()}  # these come last
-        if "samples" not in now:
-            (StreamPlace if now.get("batches") is None else LoaderPlace).model_validate(self.data)
-            return self
-        place, batches = DatasetPlace.model_validate(self.data), now.get("batches")
-        if not isinstance(batches, int) or place.stop > batches or place.samples not in (None, now["samples"]):
-            raise ValueError("the pass is longer than the data")
+        batches = now.get("batches")
+        if batches is None and "samples" not in now:
+            StreamPlace.model_validate(self.data)
+        elif "samples" not in now:
+            if LoaderPlace.model_validate(self.data).batches not in (-1, batches):
+                raise ValueError("the pass is not as long as the data")
+        else:
+            place = DatasetPlace.model_validate(self.data)
+            if not isinstance(batches, int) or place.stop > batches or place.samples not in (-1, now["samples"]):
+                raise ValueError("the pass is longer than the data")
         return self
 
 
@@ -469,6 +485,7 @@ def read_form(path: Path, snapshot: Snapshot) -> tuple[StoredSummary, StoredSect
         with seeding.preserved():
             redo, tried = sections.run.position.redo, seeding.CPU_GENERATORS
             for states in (sections.run.random, *(() if redo is None else redo.random)):
+                seeding.check_states(states)
                 seeding.restore_states({name: state for name, state in states.items() if name in tried})
     except Exception as error:
         raise _refusal(path, f"run.random: {in_a_line(error)}") from error

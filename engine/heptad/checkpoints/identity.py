@@ -56,7 +56,7 @@ def identity(run: Run) -> StoredIdentity:
     return StoredIdentity(
         config=run.config.model_dump(),
         arcs=[[arc.source, arc.dest, arc.guard] for arc in run.table.arcs if not _is_of_redo(run.table, arc)],
-        data=run.runtime.feed.identity(),
+        data=run._runtime.feed.identity(),
     )
 
 

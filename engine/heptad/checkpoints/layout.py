@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import re
 from pathlib import Path
+
+from heptad.errors import CheckpointError
 
 FORMAT = 1
 """The version of what is on disk. A newer one is refused."""
@@ -31,6 +35,23 @@ def number_of(name: str) -> int | None:
     """Return the number of a checkpoint from the name of its directory; `None` for other names."""
     match = _CHECKPOINT.fullmatch(name)
     return int(match[1]) if match else None
+
+
+def named_path(named: str | os.PathLike[str]) -> Path:
+    """Return the path that a user names; nothing need be there.
+
+    Raises:
+        CheckpointError: If nothing can have this name: it is empty, too long, or no text of the file system.
+    """
+    text = os.fspath(named)
+    try:
+        Path(text or "\0").stat()
+    except (OSError, ValueError) as error:
+        if isinstance(error, ValueError) or error.errno == errno.ENAMETOOLONG:
+            raise CheckpointError(
+                f"no directory of checkpoints can have the name {text[:100]!a}, of {len(text)} characters; name another"
+            ) from error
+    return Path(text)
 
 
 def is_checkpoint(path: Path) -> bool:

@@ -24,7 +24,7 @@ _BASE_EXTRA = nn.Module.get_extra_state
 
 def modules_of(run: Run) -> dict[str, nn.Module]:
     """Return the modules that have state: the network, and a loss that is a module."""
-    components = run.runtime.components
+    components = run._runtime.components
     found: dict[str, object] = {
         "network": components.network,
         "criterion": components.criterion,

@@ -31,6 +31,9 @@ _SIZES = (2, 3, 5, 7, 11)
 _OF_SCHEDULES = frozenset(("initial_lr", "max_lr", "min_lr", "base_momentum", "max_momentum", "swa_lr"))
 """Numbers that a schedule of torch adds to a group."""
 
+_LISTS = ("old_dirs", "old_stps", "ro", "al")
+"""What an L-BFGS keeps of its last steps."""
+
 _MOST_TRIED = 1 << 20
 """Elements of a parameter up to which a step is tried from the very state that is stored."""
 
@@ -67,7 +70,7 @@ def state_misfits(
                 wrong += [f"{names[number]}: {text}" for text in fit.misfits(number, held[number], state)]
     if not wrong and isinstance(optimizer, LBFGS):
         flat = torch.cat([torch.empty(0, dtype=parameter.dtype) for parameter in held])
-        wrong += _lbfgs_misfits(states, sum(parameter.numel() for parameter in held), flat.dtype)
+        wrong += _lbfgs_misfits(groups[0], states, sum(parameter.numel() for parameter in held), flat.dtype)
     return [f"{where}: {text}" for text in wrong]
 
 
@@ -241,19 +244,22 @@ def _value_misfits(made: Mapping[str, Any], state: Mapping[Any, Any], parameter:
         other = state[name]
         if isinstance(value, Tensor) and value.dim():
             shape, dtype = _shape_for(value, parameter), value.dtype
-            if not isinstance(other, Tensor) or (tuple(other.shape), other.dtype) != (shape, dtype):
+            dense = isinstance(other, Tensor) and other.layout is value.layout
+            if not dense or (tuple(other.shape), other.dtype) != (shape, dtype):
                 found = describe_tensor(other) if isinstance(other, Tensor) else shown(other)
                 expected = f"{str(dtype).removeprefix('torch.')} {shape}"
                 wrong.append(f"{name} is {found} in the checkpoint, expected {expected}")
         elif isinstance(value, Tensor | int | float) and not (_is_number(other) and _same_kind(value, other)):
             wrong.append(f"{name} is {shown(other)} in the checkpoint, expected a number")
+        elif name == "step" and not other >= 0:
+            wrong.append(f"{name} is {float(other)} in the checkpoint, expected a number from 0 on")
     return wrong
 
 
 def _same_kind(made: Any, other: Any) -> bool:
-    """Return whether of two tensors both are floating-point or none is: the optimizer adds to them in place."""
+    """Return whether of two tensors both or none is floating-point, and their shape is one: they are added in place."""
     both = isinstance(made, Tensor) and isinstance(other, Tensor)
-    return not both or made.is_floating_point() == other.is_floating_point()
+    return not both or (made.is_floating_point() == other.is_floating_point() and made.dim() == other.dim())
 
 
 def _shape_for(made: Tensor, parameter: Tensor) -> tuple[int, ...]:
@@ -265,19 +271,26 @@ def _shape_for(made: Tensor, parameter: Tensor) -> tuple[int, ...]:
     )  # a sum over a dimension, as of Adafactor
 
 
-def _lbfgs_misfits(states: Mapping[Any, Any], count: int, dtype: torch.dtype) -> list[str]:
+def _lbfgs_misfits(group: Group, states: Mapping[Any, Any], count: int, dtype: torch.dtype) -> list[str]:
     """Return which vector of an L-BFGS is not as long as all of its parameters together, or of another dtype."""
     for state in states.values():
-        for name, value in cast("dict[Any, Any]", state).items() if isinstance(state, dict) else ():
+        held = cast("dict[Any, Any]", state) if isinstance(state, dict) else {}
+        for name, value in held.items():
+            if isinstance(value, list) is not (name in _LISTS):
+                return [f"{name} is {shown(value)}, expected {'a list' if name in _LISTS else 'a number or a vector'}"]
             rows = cast("list[Any]", value) if isinstance(value, list) else [value]
             vectors = name in ("d", "prev_flat_grad", "old_dirs", "old_stps")
             for row in rows:
-                right = isinstance(row, Tensor) and (tuple(row.shape), row.dtype) == ((count,), dtype)
-                if vectors and row is not None and not right:
+                dense = isinstance(row, Tensor) and row.layout is torch.strided
+                right = dense and (tuple(row.shape), row.dtype) == ((count,), dtype)
+                if vectors and not right:
                     kind = str(dtype).removeprefix("torch.")
                     return [f"{name} holds {shown(row)}, expected vectors of {count} numbers, {kind}"]
-                if not vectors and row is not None and not _is_number(row):
+                if not vectors and not (_is_number(row) or (row is None and name == "al")):
                     return [f"{name} holds {shown(row)}, expected numbers"]
+        steps, *others, sums = (len(held.get(name, ())) for name in _LISTS)
+        if others != [steps, steps] or ("al" in held and sums < max(steps, group["history_size"])):
+            return [f"{', '.join(_LISTS)} differ in length, or are shorter than its history"]
     return []
 
 

@@ -140,7 +140,7 @@ def check_optimizers(
 
 
 def _pair_up(run: Run, stored: StoredOptimizers, position: StoredPosition) -> Iterator[_Pair]:
-    optimizers = run.runtime.optimizers
+    optimizers = run._runtime.optimizers
     side = [(stored.side[name], position.side_optimizers[name]) for name in optimizers.side]
     names = parameter_names(run)
     for each, then in (

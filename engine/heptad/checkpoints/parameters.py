@@ -22,7 +22,7 @@ from heptad.run.runtime import OptimizerSet
 
 def capture_optimizers(run: Run) -> StoredOptimizers:
     """Return the state of the optimizers, the parameters that only they hold, and the gradients of the open window."""
-    optimizers, facts, names = run.runtime.optimizers, run.buffer.facts, parameter_names(run)
+    optimizers, facts, names = run._runtime.optimizers, run._buffer.facts, parameter_names(run)
     states = _states_of(optimizers, names, facts.get("optimizers", ()))
     side = _states_of(optimizers.beside(), names, facts.get("side_optimizers", {}).values())
     return StoredOptimizers(
@@ -46,7 +46,7 @@ def rehearse_optimizers(run: Run, stored: StoredOptimizers) -> None:
     Raises:
         AnotherRunError: If one cannot: its class is of another version.
     """
-    parameters, optimizers = dict(named_parameters(run)), run.runtime.optimizers
+    parameters, optimizers = dict(named_parameters(run)), run._runtime.optimizers
     try:
         optimizers.rehearse([one.plain() for one in stored.states], parameters)
         optimizers.beside().rehearse(_side_states(run, stored), parameters)
@@ -60,8 +60,8 @@ def restore_optimizers(run: Run, stored: StoredOptimizers) -> None:
     with torch.no_grad():
         for name, tensor in stored.held.items():
             parameters[name].copy_(tensor)
-    run.runtime.optimizers.restore([one.plain() for one in stored.states], parameters)
-    run.runtime.optimizers.beside().restore(_side_states(run, stored), parameters)
+    run._runtime.optimizers.restore([one.plain() for one in stored.states], parameters)
+    run._runtime.optimizers.beside().restore(_side_states(run, stored), parameters)
     for name, parameter in parameters.items():
         gradient = stored.gradients.get(name)
         parameter.grad = None if gradient is None else gradient.to(parameter.device)
@@ -69,7 +69,7 @@ def restore_optimizers(run: Run, stored: StoredOptimizers) -> None:
 
 def _side_states(run: Run, stored: StoredOptimizers) -> list[dict[str, Any]]:
     """Return the stored states of the side optimizers in the order of those that are here."""
-    return [stored.side[name].plain() for name in run.runtime.optimizers.side]
+    return [stored.side[name].plain() for name in run._runtime.optimizers.side]
 
 
 def parameter_names(run: Run) -> dict[int, str]:
@@ -90,7 +90,7 @@ def named_parameters(run: Run) -> Iterator[tuple[str, nn.Parameter]]:
             if id(parameter) not in seen:
                 seen.add(id(parameter))
                 yield f"{prefix}.{name}", parameter
-    optimizers = run.runtime.optimizers
+    optimizers = run._runtime.optimizers
     held = {id(one): one for one in (*optimizers.held(), *optimizers.beside().held())}
     others = (parameter for parameter in held.values() if id(parameter) not in seen)
     yield from ((f"held.{number}", parameter) for number, parameter in enumerate(others))
@@ -103,6 +103,6 @@ def _gradients(run: Run) -> dict[str, Tensor]:
     optimizer has torch's own `zero_grad`, so they are left out. What another `zero_grad` does with them is unknown, and
     those of a parameter that no optimizer holds are never cleared, so both are kept.
     """
-    dropped: set[int] = set() if run.position.window.steps else run.runtime.optimizers.cleared()
+    dropped: set[int] = set() if run._position.window.steps else run._runtime.optimizers.cleared()
     named = ((name, parameter) for name, parameter in named_parameters(run) if id(parameter) not in dropped)
     return {name: parameter.grad for name, parameter in named if parameter.grad is not None}

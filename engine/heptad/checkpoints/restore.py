@@ -108,9 +108,9 @@ def check(
 
 def _placed(run: Run, stored: StoredPosition) -> tuple[list[Any], tuple[list[Any], Tensor | None] | None]:
     """Place the batches of a checkpoint where the run has its own."""
-    device, kept = run.runtime.device, stored.kept
+    device, kept = run._runtime.device, stored.kept
     try:
-        batch = [run.runtime.step.place(one, device) for one in stored.batch]
+        batch = [run._runtime.step.place(one, device) for one in stored.batch]
         if kept is None:
             return batch, None
         loss = None if kept.loss is None else kept.loss.to(device)
@@ -157,11 +157,11 @@ def restore(
             plugins and generators are put back.
         DataError: If the data end before their place.
     """
-    stored, feed = sections.run, run.runtime.feed
-    findings = _findings(*environment_differences(stored.environment, environment(run.runtime.device)))
+    stored, feed = sections.run, run._runtime.feed
+    findings = _findings(*environment_differences(stored.environment, environment(run._runtime.device)))
     with ExitStack() as undo:
         undo.callback(restore_states, cpu_states())
-        for generator in data_generators(run.runtime.components):
+        for generator in data_generators(run._runtime.components):
             undo.callback(set_generator_state, generator, generator_state(generator))
         undo.callback(setattr, feed, "seed", feed.seed)
         feed.seed = stored.position.seed
@@ -169,7 +169,7 @@ def restore(
         _restore_plugins(run, manager, sections.plugins, stored.detached, findings, undo)
         _restore_tensors(run, sections, checked.changed)
         undo.pop_all()
-    run.buffer.recorded.restore(stored.values.columns())
+    run._buffer.recorded.restore(stored.values.columns())
     _restore_position(run, detours, subscriptions, stored.position, checked)
     cut = _cut_short(run, stored.identity.config.get("max_updates"))
     return [*(option.event() for option in checked.changed), *findings, *_findings(read, cut, _left_open(run))]
@@ -180,7 +180,7 @@ def _restore_tensors(run: Run, sections: StoredSections, changed: Sequence[Chang
     try:
         for name, module in modules_of(run).items():
             if (state := sections.module(name)) is not None:
-                restore_module(module, state, run.runtime.device)
+                restore_module(module, state, run._runtime.device)
         for option in changed:
             option.prepare()
         restore_optimizers(run, sections.optimizers)
@@ -208,12 +208,12 @@ def _check_position(run: Run, detours: int, position: StoredPosition) -> None:
 
 def _check_kept(run: Run, position: StoredPosition) -> None:
     """Refuse an open window whose batches are needed and were not kept: what needs them came since."""
-    if run.position.redo is not None and position.redo is not None:
-        wrong = run.position.redo.misfits(modules_of(run), position.redo.buffers)
+    if run._position.redo is not None and position.redo is not None:
+        wrong = run._position.redo.misfits(modules_of(run), position.redo.buffers)
         refuse(
             [f"the buffer {name} that the open window began with has another shape here, or is none" for name in wrong]
         )
-    if run.runtime.recomputation is not None and position.window.steps and position.kept is None:
+    if run._runtime.recomputation is not None and position.window.steps and position.kept is None:
         raise CheckpointError(
             f"the checkpoint is of a window of which {position.window.steps} steps are done, and their batches were "
             "not kept, which the optimizer or a plugin with keeps_window = True needs here; nothing was changed. "
@@ -228,8 +228,8 @@ def _restore_position(
     stored: StoredPosition,
     checked: Checked,
 ) -> None:
-    at = run.position
-    run.id = stored.id
+    at = run._position
+    run._id = stored.id
     for name in StoredCounters.model_fields:
         setattr(at, name, getattr(stored.placed, name))
     for name in StoredWindow.model_fields:
@@ -260,7 +260,7 @@ def _restore_position(
 
 def _restore_ending(run: Run, stored: StoredPosition) -> None:
     """Work out whether the run is ending: `max_updates` may be another now, a stop that was asked for stays."""
-    at, limit = run.position, run.config.max_updates
+    at, limit = run._position, run.config.max_updates
     at.ending, at.reason = False, None
     if stored.stopped:
         at.end(stored.reason or "")
@@ -270,7 +270,7 @@ def _restore_ending(run: Run, stored: StoredPosition) -> None:
 
 def _restore_log(run: Run, stored: StoredPosition) -> None:
     """Start the log at the position; from there on it knows window sizes and requested stops."""
-    at, buffer = run.position, run.buffer
+    at, buffer = run._position, run._buffer
     buffer.windows[:] = [(stored.seq, at.window.size)]
     buffer.stops[:] = [stored.seq] if stored.stopped else []
     buffer.restore(stored.seq, at.node, Counters(at.epoch, at.batch_index, at.step, at.update, at.window.steps))
@@ -280,7 +280,7 @@ def _restore_log(run: Run, stored: StoredPosition) -> None:
 
 def _cut_short(run: Run, limit: int | None) -> str:
     """Return a note if `max_updates`, raised since, ended an epoch in its middle: that epoch is counted."""
-    at, batches = run.position, run.runtime.feed.batches
+    at, batches = run._position, run._runtime.feed.batches
     over = run.state == "after_epoch" or not at.epoch_open
     if limit is None or at.update < limit or at.ending or not over or not at.batch_index:
         return ""
@@ -296,7 +296,7 @@ def _cut_short(run: Run, limit: int | None) -> str:
 
 def _left_open(run: Run) -> str:
     """Return a note if fewer epochs leave no further one to a window that was carried over."""
-    at, last = run.position, run.position.last_epoch
+    at, last = run._position, run._position.last_epoch
     steps, over = at.window.steps, run.state == "after_epoch" or not at.epoch_open
     complete = at.epoch + at.epoch_open
     if not at.carries or not steps or not over or last is None or complete < last:

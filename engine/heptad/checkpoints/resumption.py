@@ -127,7 +127,7 @@ class Resumption:
                 )
             return
         if found is None:
-            run.afresh = True
+            run._afresh = True
             run.emit(Resume, checkpoint=None, state=run.state)
             return
         checked = check(run, found.sections, self._manager, self._detours, build, allow_changes)
@@ -137,7 +137,7 @@ class Resumption:
             if (stored := found.sections.module(name)) is not None:
                 self._first[name], self._options[name] = stored.first, stored.parts
         self._generators = found.sections.run.random
-        run.resumed_from = str(found.path)
+        run._resumed_from = str(found.path)
         run.emit(Resume, checkpoint=found.path.name, state=run.state)
         for text in found.damage:
             run.emit(Remark, text)

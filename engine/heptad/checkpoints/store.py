@@ -161,9 +161,10 @@ class Store:
         """Make the directory and its missing parents; each new name is synced in its parent."""
         missing: list[Path] = []
         path = self.directory.absolute()
-        while not path.exists():
-            missing.append(path)
-            path = path.parent
+        with os_errors_explained("looking for", self.directory):  # its name may be too long
+            while not path.exists():
+                missing.append(path)
+                path = path.parent
         for path in reversed(missing):
             with os_errors_explained("making", path), suppress(FileExistsError):
                 self._files.make_directory(path)

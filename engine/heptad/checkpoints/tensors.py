@@ -130,5 +130,7 @@ def parse(content: bytes, where: str) -> dict[str, Tensor]:
         raise CheckpointError(f"{where} holds {found:,} tensors, and at most {MOST_TENSORS:,} are read")
     try:
         return load(content)
+    except MemoryError:
+        raise
     except Exception as error:  # the library raises errors of its own, KeyError, ValueError and RuntimeError
         raise CheckpointError(f"{where} is not a safetensors file: {error}") from error

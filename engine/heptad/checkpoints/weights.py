@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from heptad.checkpoints.form import Stored
-from heptad.checkpoints.layout import is_checkpoint
+from heptad.checkpoints.layout import is_checkpoint, named_path
 from heptad.checkpoints.modules import copy_into, describe_tensor, equal_in_bits
 from heptad.checkpoints.store import Store
 from heptad.checkpoints.stored_types import shown
@@ -60,7 +60,7 @@ def load_weights(
     if which not in WHICH:
         raise CheckpointError(f"load_weights(which=…) is one of {', '.join(map(repr, WHICH))}, got {which!r}")
     average = average or which == "ema"
-    path, snapshot = _chosen(Path(directory), which, average=average)
+    path, snapshot = _chosen(named_path(directory), which, average=average)
     held = _weights_in(path, snapshot.sections.get("network"), "weights of a network")
     given = _ema_tensors(path, snapshot, network, held.tensors) if average else held.tensors
     _fill_network(path, network, given, held.not_persistent)
@@ -99,7 +99,7 @@ def _check_arguments(directory: object, network: object) -> None:
         raise CheckpointError(f"{call} takes the network itself and not its state_dict(), got {found}")
     if not isinstance(network, nn.Module):
         raise CheckpointError(f"{call} takes a network, an nn.Module, got {found}")
-    path = Path(cast("str", directory))
+    path = named_path(cast("str", directory))
     if path.is_file():
         if is_checkpoint(path.parent):
             raise CheckpointError(f"{path} is a file of a checkpoint; name the checkpoint: {path.parent}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import struct
 from collections.abc import Generator as Yields
 from collections.abc import Mapping
 from contextlib import contextmanager
@@ -16,6 +17,12 @@ from heptad.errors import CheckpointError, EngineError, in_a_line
 
 CPU_GENERATORS = frozenset(("torch", "python", "numpy"))
 """The names of the states of the CPU's global generators; any other name is that of a type of device."""
+
+_TWISTER = 624
+"""Numbers that a Mersenne twister draws in advance."""
+
+_HEAD = struct.Struct("=8xi4xq")
+"""Of a state of torch's CPU generator: how many of these are left, and the place of the next."""
 
 
 def derive(*parts: int | str) -> int:
@@ -89,6 +96,38 @@ def restore_states(states: Mapping[str, Any]) -> None:
                 module.set_rng_state(state, *([number] if _has_several(module) else []))
 
 
+def check_states(states: Mapping[str, Any]) -> None:
+    """Look at states from a file, before `restore_states` takes them: numpy and torch do not look.
+
+    Raises:
+        ValueError: If one leads its generator out of its memory.
+    """
+    for name in CPU_GENERATORS & states.keys():
+        _check_places(states[name])
+
+
+def _check_places(state: Any) -> None:
+    """Refuse a place outside of the numbers that a generator has drawn in advance: it would be read from there."""
+    match state:
+        case (str(), _, place, *_) | {"bit_generator": str(), "state": {"pos": place}}:  # numpy's
+            _refuse_place(place, _TWISTER)
+        case torch.Tensor() if state.dtype is torch.uint8 and state.dim() == 1 and state.numel() > 8 * _TWISTER:
+            left, place = _HEAD.unpack(bytes(cast("list[int]", state[: _HEAD.size].tolist())))
+            _refuse_place(left + place, _TWISTER + 1)
+        case _:
+            pass  # python looks itself
+    match state:
+        case {"bit_generator": str(), "buffer_pos": place}:  # of numpy's Philox
+            _refuse_place(place, 4)
+        case _:
+            pass
+
+
+def _refuse_place(place: Any, most: int) -> None:
+    if not isinstance(place, int) or not 0 <= place <= most:
+        raise ValueError(f"a random generator has no place {place!r:.40}")
+
+
 @contextmanager
 def device_preserved(device: torch.device) -> Yields[None]:
     """Restore the global generator of an accelerator at the end of a block; for the CPU do nothing."""
@@ -155,7 +194,12 @@ def generator_state(generator: Generator) -> Any:
 
 
 def set_generator_state(generator: Generator, state: Any) -> None:
-    """Restore a generator to a state that `generator_state` returned."""
+    """Restore a generator to a state that `generator_state` returned.
+
+    Raises:
+        Exception: If it is no state of this generator, of whatever kind its owner raises.
+    """
+    _check_places(state)
     match generator:
         case torch.Generator():
             generator.set_state(state)

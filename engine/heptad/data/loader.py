@@ -11,6 +11,7 @@ from heptad.config import Components
 from heptad.data.cursor import PassKey
 from heptad.data.fetch import is_a
 from heptad.data.generators import (
+    check_states,
     cpu_states,
     generator_state,
     generators_of,
@@ -25,6 +26,9 @@ from heptad.errors import CheckpointError, a_kind
 
 OF_TORCH = ("torch.utils.data", "torchdata.")
 """How the names of modules begin whose loaders and samplers are torch's own."""
+
+
+_UNVERIFIED = "exact continuation of the data cannot be verified"
 
 
 class LoaderSource:
@@ -81,7 +85,8 @@ class LoaderSource:
                 self.data.load_state_dict(state["own"])
                 iterator = begin_iterating(self.data)  # it is this that takes the state in; the next one begins a pass
             self._restore_own(state["generators"], state.get("samplers"))
-            return (iterator if state["open"] else None), None
+            lost = self.doubt()
+            return (iterator if state["open"] else None), f"{lost}: {_UNVERIFIED}" if lost else None
         iterator, walked = None, None
         if state["open"]:
             with preserved():
@@ -90,7 +95,7 @@ class LoaderSource:
             self._restore_own(state["generators"], state.get("samplers"))
         lost = self.doubt() if state["walks"] > state["open"] else ""
         if lost:
-            lost += ", and earlier passes were not walked again: exact continuation of the data cannot be verified"
+            lost += f", and earlier passes were not walked again: {_UNVERIFIED}"
         return iterator, "; ".join(filter(None, (walked, lost))) or None
 
     def _walk(self, taken: int, began: Sequence[Mapping[str, Any]]) -> tuple[Iterator[Any], str | None]:
@@ -124,6 +129,7 @@ class LoaderSource:
 
     def _restore_drawn(self, state: Mapping[str, Any]) -> None:
         with stored_state_of("what draws the order of the data"):
+            check_states(state["global"])
             restore_states(state["global"])
             self._restore_own(state["own"], state.get("samplers"))
 
@@ -153,7 +159,12 @@ class LoaderSource:
     def doubt(self) -> str:
         """Return what may carry something from pass to pass that cannot be seen, or nothing."""
         loader, what = self.data, ""
-        if self._stateful or isinstance(loader, list | tuple):
+        if self._stateful:
+            # torchdata's stores what the dataset says of itself in each worker, and no random state
+            own = is_stateful(getattr(loader, "dataset", None))
+            drawing = bool(getattr(loader, "num_workers", 0)) and not own
+            return f"the workers of the loader ({a_kind(loader)}) may draw at random unseen" if drawing else ""
+        if isinstance(loader, list | tuple):
             return ""
         if not is_a(loader, DataLoader):
             what = f"the loader ({a_kind(loader)}) has no state_dict and load_state_dict"

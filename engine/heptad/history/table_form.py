@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from itertools import chain
 from typing import Any
 
 from heptad.errors import TableError
 from heptad.table import Arc, State, Table
 
+FAILED = "failed"
 MOST_STATES, MOST_ARCS = 1024, 4096
 """In a file: a detour has some ten of each."""
 
@@ -19,7 +21,7 @@ def table_to_plain(table: Table) -> dict[str, Any]:
         "states": [[state.name, state.kind, state.body, state.shown, state.after] for state in table.states],
         "arcs": [[arc.source, arc.dest, arc.guard] for arc in table.arcs],
         "guards": list(table.guards),
-        "origin": table.origin,
+        "origin": dict(table.origin),
     }
 
 
@@ -34,6 +36,12 @@ def table_from_plain(plain: Mapping[str, Any]) -> Table:
     """
     if len(plain["states"]) > MOST_STATES or len(plain["arcs"]) > MOST_ARCS:
         raise TableError(f"a table has {MOST_STATES:,} states and {MOST_ARCS:,} arcs at most")
+    rows = [*plain["states"], *(row[:2] for row in plain["arcs"]), plain["guards"], plain["origin"]]
+    guards = [guard for row in plain["arcs"] for guard in row[2:] if guard is not None]
+    if not all(isinstance(name, str) for name in chain(guards, *rows)):
+        raise TableError("a name in the table is no text")
+    if not all(isinstance(number, int) for number in plain["origin"].values()):
+        raise TableError("the place of a detour in the table is no number")
     arcs = [Arc(*row) for row in plain["arcs"]]
     states = [State(*row) for row in plain["states"]]
     scopes = {state.name for state in states if state.kind == "scope"}
@@ -42,4 +50,6 @@ def table_from_plain(plain: Mapping[str, Any]) -> Table:
         replace(state, after=left.get(state.name, "")) if state.kind == "detour" and not state.after else state
         for state in states
     ]
+    if FAILED not in {state.name for state in states}:
+        raise TableError(f"the table has no state '{FAILED}', which a run ends in that an exception ends")
     return Table(states, arcs, plain["guards"], plain["origin"])

@@ -54,11 +54,11 @@ class DetourState:
 
     def last_now(self, run: Run) -> int:
         """Return what `last` will be after the body, if that is being run; else what it is."""
-        return getattr(run, self._count) if run.position.visit is self else self._last
+        return getattr(run, self._count) if run._position.visit is self else self._last
 
     def body(self, run: Run) -> None:
         """Run the detour's body, unless a checkpoint was taken in it and it is done."""
-        at = run.position
+        at = run._position
         if at.body_done:
             at.body_done = False
             return

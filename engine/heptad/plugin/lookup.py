@@ -45,8 +45,8 @@ def refuse_unrecorded(run: Run, name: str, plugin: str) -> None:
 
 def metric_weight(run: Run) -> float | torch.Tensor | None:
     """Return what a metric of this step is averaged by: `Run.weight`, but each target counts once (no device sync)."""
-    at = run.position
-    return None if at.batch is None else run.runtime.step.count(at)
+    at = run._position
+    return None if at.batch is None else run._runtime.step.count(at)
 
 
 class Watch:

@@ -241,9 +241,9 @@ class PluginManager:
             except BaseException as error:
                 add_note(error, f"in {plugin.name}.close")
                 errors.append(error)
-        if run.runtime.evaluator is not None:  # last: a plugin may evaluate in `close`
+        if run._runtime.evaluator is not None:  # last: a plugin may evaluate in `close`
             try:
-                run.runtime.evaluator.close()
+                run._runtime.evaluator.close()
             except BaseException as error:
                 errors.append(error)
         try:

@@ -11,7 +11,7 @@ from heptad.run.run import Run
 
 def trace(subscription: Subscription, run: Run) -> None:
     """Wrap a handler so that the log of a run holds each call; events that its filter holds back are no calls."""
-    mark, calls = subscription.mark, run.buffer.traced
+    mark, calls = subscription.mark, run._buffer.traced
     number = calls.handler(subscription.who, mark.moment, mark.state)
 
     def around(call: Handler) -> Handler:

@@ -70,7 +70,7 @@ class Alone:
         A window of one step needs no correction. In a full, unweighted one the factor is exactly 1, and the gradients
         keep the bits of the textbook loop. A window of which nothing counts makes no update.
         """
-        window = run.position.window
+        window = run._position.window
         if window.empty:
             run.skip_update("no step of this window counts: each weighs 0 or has no loss")
             return
@@ -78,7 +78,7 @@ class Alone:
             return
         factor = window.correction()
         if isinstance(factor, torch.Tensor) or factor != 1.0:
-            scale(run.runtime.optimizers.parameters(run.network), factor)
+            scale(run._runtime.optimizers.parameters(run.network), factor)
 
     def share(self) -> tuple[int, int]:
         """Return all of it."""

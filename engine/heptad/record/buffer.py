@@ -271,9 +271,9 @@ class LogBuffer:
             )
         if odd:
             raise EngineError(
-                f"the run and its log differ in {', '.join(odd)}: a handler has written to run.position or run.buffer, "
-                "which are the engine's; a handler acts through the run's verbs (stop, pause, skip_update, skip_batch, "
-                "set_accumulation, record, note)"
+                f"the run and its log differ in {', '.join(odd)}: a handler has written to run._position or "
+                "run._buffer, which are the engine's; a handler acts through the run's verbs (stop, pause, "
+                "skip_update, skip_batch, set_accumulation, record, note)"
             )
         self._checked = newest.seq
 

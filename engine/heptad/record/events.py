@@ -391,10 +391,10 @@ class NoUpdate(Event):
 
 @dataclass(frozen=True, slots=True)
 class SharedGenerators(Event):
-    """Another engine drove a run in this process at the same time.
+    """Another engine drove a run, or evaluated in another thread, in this process at the same time.
 
     Attributes:
-        thread: Which thread drove it, in words.
+        thread: Which thread did, in words.
     """
 
     kind = "shared"
@@ -405,10 +405,10 @@ class SharedGenerators(Event):
     def text(self) -> str:
         """What promise does not hold."""
         return (
-            f"another engine drives a run in this process at the same time, in {self.thread}: both seed, draw from and "
-            "restore the global random generators, so that what this run draws at random (dropout, random transforms, "
-            "the order of a loader) is no function of its seed, and resuming it is not bit-exact; give each run a "
-            "process of its own"
+            f"another engine drives a run or evaluates in this process at the same time, in {self.thread}: both seed, "
+            "draw from and restore the global random generators, so that what this run draws at random (dropout, "
+            "random transforms, the order of a loader) is no function of its seed, and resuming it is not bit-exact; "
+            "give each run a process of its own"
         )
 
 

@@ -13,14 +13,14 @@ from heptad.run.run import Run
 
 def add_step(run: Run) -> None:
     """Add the loss of a step, weighed by what its mean was taken over (no device sync)."""
-    at = run.position
+    at = run._position
     sums = at.epoch_loss
     if not at.batch_index:  # a new epoch: what an open window carries over was counted in the one before
         sums.clear()
     loss: Any = at.loss
     if loss is None:
         return
-    weight = run.runtime.step.weigh(at)
+    weight = run._runtime.step.weigh(at)
     if isinstance(weight, torch.Tensor):
         sums.window = sums.window + weighed(loss.detach(), weight)
     elif weight:
@@ -30,7 +30,7 @@ def add_step(run: Run) -> None:
 
 def close_window(run: Run) -> None:
     """Take over the steps of a window whose update was made; those of a skipped one are left out."""
-    at = run.position
+    at = run._position
     sums = at.epoch_loss
     if not at.skipped:
         sums.epoch = sums.epoch + sums.window

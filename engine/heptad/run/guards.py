@@ -24,12 +24,12 @@ class HasPosition(Protocol):
     """What a guard reads of a run."""
 
     @property
-    def position(self) -> RunState:
+    def _position(self) -> RunState:
         """Where the run is."""
         ...
 
 
-update_due = attrgetter("position.update_due")
+update_due = attrgetter("_position.update_due")
 """The window is full; or it holds something, no batch follows it, and what is left is to be flushed.
 
 The bodies keep the answer, since it is asked after every step: reading a slot this way costs no call.
@@ -38,7 +38,7 @@ The bodies keep the answer, since it is asked after every step: reading a slot t
 
 def batches_remain(run: HasPosition) -> bool:
     """Another step follows in this epoch: the open window continues, or a further one can be started."""
-    at = run.position
+    at = run._position
     if at.window.steps:
         return at.remaining > 0 or at.extends
     return at.remaining >= at.needed and not at.ending
@@ -46,7 +46,7 @@ def batches_remain(run: HasPosition) -> bool:
 
 def epochs_remain(run: HasPosition) -> bool:
     """Another epoch follows; where a run ends, only if it carries an open window, which that epoch fills."""
-    at = run.position
+    at = run._position
     follows = not at.ending or (at.carries and at.window.steps > 0)
     return follows and (at.last_epoch is None or at.epoch < at.last_epoch)
 

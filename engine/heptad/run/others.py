@@ -1,5 +1,7 @@
 """Which runs are driven in this process at this moment: they share the global random generators.
 
+So does an evaluation in another thread. One of the very network that a run trains would switch its mode in mid-step.
+
 A child that a handler forks has copies of them. Files, locks and workers are the parent's, so the child's copy of a run
 makes no further turn.
 """
@@ -13,6 +15,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import cast
 
+from torch import nn
+
 from heptad.data.feed import Feed
 from heptad.errors import EngineError
 from heptad.record.buffer import PackedChunk
@@ -22,16 +26,18 @@ from heptad.run.run import Run
 
 @dataclass(slots=True, eq=False)
 class _Driver:
-    """A run that is being driven.
+    """A run that is being driven, or an evaluation.
 
     Attributes:
-        run: The run.
+        network: Its network.
+        run: The run; `None` for an evaluation or a prediction, which has no log that is kept.
         thread: The thread that drives it.
         process: The process; a forked child has a copy of its parent's list.
         met: The threads that began to drive another run meanwhile.
     """
 
-    run: Run
+    network: nn.Module
+    run: Run | None
     thread: threading.Thread = field(default_factory=threading.current_thread)
     process: int = field(default_factory=os.getpid)
     met: list[threading.Thread] = field(default_factory=list[threading.Thread])
@@ -96,13 +102,12 @@ _FORKS_KNOWN: list[bool] = []
 
 def _disown() -> None:
     """Stop the copies of runs in a forked child at the end of this turn, and touch nothing of the parent's."""
-    for driver in _DRIVERS:
-        run = driver.run
-        run.position.halt = True
-        run.buffer.leave_all()
+    for run in [driver.run for driver in _DRIVERS if driver.run is not None]:
+        run._position.halt = True
+        run._buffer.leave_all()
         run.follow(_ParentsLog())
-        _KEPT.append(run.runtime.feed)
-        run.runtime.feed = cast("Feed", _ParentsFeed(run.runtime.feed))
+        _KEPT.append(run._runtime.feed)
+        run._runtime.feed = cast("Feed", _ParentsFeed(run._runtime.feed))
     _DRIVERS.clear()
 
 
@@ -111,25 +116,70 @@ def beside_others(run: Run) -> Generator[None]:
     """Drive a run for the length of a block; note in its log that another one is driven in this process too.
 
     The run that began later says so at once, the one before it when this block ends.
+
+    Raises:
+        EngineError: If the network is being evaluated in another thread.
     """
-    own = _Driver(run)
     _know_forks()
-    _DRIVERS.append(own)  # first: of two that begin together each finds the other
-    try:
-        others = [one for one in tuple(_DRIVERS) if one is not own and one.process == own.process]
-        for other in others:
-            other.met.append(own.thread)
+    with _listed(_Driver(run.network, run)) as others:
         if others:
             _note_shared(run, run.seq, others[0].thread)
         yield
+
+
+@contextmanager
+def evaluated_beside(network: nn.Module, verb: str) -> Generator[None]:
+    """Evaluate a network for the length of a block; runs that other threads drive meanwhile say so in their logs.
+
+    Raises:
+        EngineError: If one of them trains this network.
+    """
+    with _listed(_Driver(network, None), verb):
+        yield
+
+
+@contextmanager
+def _listed(own: _Driver, verb: str = "") -> Generator[list[_Driver]]:
+    """List what is driven for the length of a block, and yield what is listed beside it."""
+    _DRIVERS.append(own)  # first: of two that begin together each finds the other
+    try:
+        others = [one for one in tuple(_DRIVERS) if _is_beside(own, one)]
+        for other in others:
+            _refuse_one_network(own, other, verb)
+            other.met.append(own.thread)
+        yield others
     finally:
         if own in _DRIVERS:  # not in a forked child
             _DRIVERS.remove(own)
-        if own.met:
-            _note_shared(run, max(run.buffer.seq - 1, 0), own.met[0])
+        if own.met and own.run is not None:
+            _note_shared(own.run, max(own.run._buffer.seq - 1, 0), own.met[0])
+
+
+def _is_beside(own: _Driver, other: _Driver) -> bool:
+    """Return whether another one may draw between two draws of this one: an evaluation in a handler restores all."""
+    if other is own or other.process != own.process:
+        return False
+    return other.thread is not own.thread or (own.run is not None is not other.run)
+
+
+def _refuse_one_network(own: _Driver, other: _Driver, verb: str) -> None:
+    if own.thread is other.thread or (own.run is None) is (other.run is None):
+        return
+    if {*own.network.modules()}.isdisjoint(other.network.modules()):
+        return
+    if own.run is None:
+        raise EngineError(
+            f"{verb} was called in the thread {own.thread.name} while the thread {other.thread.name} trains this "
+            "network: its steps would be made in evaluation mode; evaluate in a handler, while the run is paused, or "
+            "a copy of the network in an engine of its own"
+        )
+    raise EngineError(
+        f"the thread {other.thread.name} is evaluating this network: steps would be made in evaluation mode; run when "
+        "the evaluation has ended"
+    )
 
 
 def _note_shared(run: Run, seq: int, thread: threading.Thread) -> None:
-    if not any(isinstance(event, SharedGenerators) for event in run.buffer.events(0)):
+    if not any(isinstance(event, SharedGenerators) for event in run._buffer.events(0)):
         here = thread is threading.current_thread()
-        run.buffer.emit(SharedGenerators, seq, "this thread" if here else f"the thread {thread.name}")
+        run._buffer.emit(SharedGenerators, seq, "this thread" if here else f"the thread {thread.name}")

@@ -32,7 +32,6 @@ if TYPE_CHECKING:
 
 
 P = ParamSpec("P")
-_FIXED = frozenset({"buffer", "capture", "config", "position", "runtime", "table"})
 
 
 class Run(RunView):
@@ -43,45 +42,42 @@ class Run(RunView):
 
     Attributes:
         config: The `RunConfig`.
-        id: Unique for each run; one that is resumed keeps it.
-        resumed_from: The checkpoint that this run continues from; `None` for one that began at the start.
-        afresh: Whether it was asked to resume (`resume="auto"`) and there was no checkpoint yet: an earlier attempt may
-            have left files.
-        paused: Why the run is paused; `None` while it is being driven, before its start and after its end.
-        position: The machine's own record of where the run is; not for handlers.
-        runtime: What the bodies work with; not for handlers.
-        buffer: The written side of the log; not for handlers.
-        capture: Returns a snapshot of the run; not for handlers, which call `snapshot`.
     """
+
+    # The rooms of the engine share what has an underscore; handlers read `RunView`, which gives no way to write.
+    #   _position: Where the run is.
+    #   _runtime: What the bodies work with.
+    #   _buffer: The written side of the log.
+    #   _capture: Returns a snapshot of the run.
 
     __slots__ = (
         "__weakref__",
+        "_afresh",
+        "_buffer",
+        "_capture",
+        "_id",
         "_log",
-        "afresh",
-        "buffer",
-        "capture",
+        "_paused",
+        "_position",
+        "_resumed_from",
+        "_runtime",
         "config",
-        "id",
-        "paused",
-        "position",
-        "resumed_from",
-        "runtime",
         "table",
     )
 
     def __init__(self, table: Table, config: RunConfig, runtime: Runtime, buffer: LogBuffer) -> None:
         self.table = table
         self.config = config
-        self.runtime = runtime
-        self.buffer = buffer
+        self._runtime = runtime
+        self._buffer = buffer
         buffer.effects.carries = config.remainder == "carry"
         self._log: TransitionLog | None = None
-        self.id = uuid4().hex
-        self.resumed_from: str | None = None
-        self.afresh = False
-        self.capture: Callable[[Run], Snapshot] | None = None
-        self.position = initial_state(config)
-        self.paused: str | None = None
+        self._id = uuid4().hex
+        self._resumed_from: str | None = None
+        self._afresh = False
+        self._capture: Callable[[Run], Snapshot] | None = None
+        self._position = initial_state(config)
+        self._paused: str | None = None
 
     # -- for plugins
 
@@ -91,11 +87,11 @@ class Run(RunView):
         Args:
             follower: Its methods are called on the thread that drives the run, see `Follower`.
         """
-        self.buffer.follow(follower)
+        self._buffer.follow(follower)
 
     def unfollow(self, follower: Follower) -> None:
         """Stop handing the log to a follower; one that does not follow is passed over."""
-        self.buffer.leave(follower)
+        self._buffer.leave(follower)
 
     # -- verbs
 
@@ -113,8 +109,8 @@ class Run(RunView):
         """
         self._refuse_when_ended("stop")
         self.emit(Stop, reason=in_words("stop", reason))
-        self.buffer.stops.append(self.buffer.seq)  # the first guards to see it are those asked next
-        self.position.end(reason)
+        self._buffer.stops.append(self._buffer.seq)  # the first guards to see it are those asked next
+        self._position.end(reason)
 
     def pause(self, reason: str) -> None:
         """Pause the run at the end of this turn, or some turns later where it would be in mid-step.
@@ -129,9 +125,9 @@ class Run(RunView):
         """
         self._refuse_when_ended("pause")
         in_words("pause", reason)
-        if self.position.pause_requested is None:
-            self.position.pause_requested = reason, self.seq
-        self.position.halt = True
+        if self._position.pause_requested is None:
+            self._position.pause_requested = reason, self.seq
+        self._position.halt = True
 
     def skip_update(self, reason: str) -> None:
         """Leave the weights alone in this update: the gradients are dropped and `update` does not grow.
@@ -142,7 +138,7 @@ class Run(RunView):
         Raises:
             EngineError: Anywhere but on entry to `optimizer_update`, or if the reason is no text.
         """
-        at = self.position
+        at = self._position
         if self.state != "optimizer_update" or not at.entering:
             raise EngineError(
                 f"skip_update is legal on entry to optimizer_update only, the run is in {self.state}, and not on entry "
@@ -162,7 +158,7 @@ class Run(RunView):
         Raises:
             EngineError: Anywhere but in `Plugin.on_loss`, or if the reason is no text.
         """
-        at = self.position
+        at = self._position
         if not at.judging:
             raise EngineError(f"skip_batch is legal in Plugin.on_loss only, the run is in {self.state}")
         if in_words("skip_batch", reason) and not adds_nothing(at.weight):
@@ -175,9 +171,9 @@ class Run(RunView):
         Raises:
             EngineError: Anywhere but on entry to `optimizer_update`, or if no plugin has `keeps_window = True`.
         """
-        if self.state != "optimizer_update" or not self.position.entering or self.runtime.recomputation is None:
+        if self.state != "optimizer_update" or not self._position.entering or self._runtime.recomputation is None:
             raise EngineError("recompute is for on_enter_optimizer_update, of a plugin with keeps_window = True")
-        return self.runtime.recomputation.again(self)
+        return self._runtime.recomputation.again(self)
 
     def set_accumulation(self, k: int) -> None:
         """Give the windows from the next one on another number of steps.
@@ -191,7 +187,7 @@ class Run(RunView):
         k = int(k) if isinstance(k, np.integer) else k
         if type(k) is not int or k < 1:
             raise EngineError(f"set_accumulation takes a whole number from 1 on, got {k!r}")
-        at = self.position
+        at = self._position
         if k == at.window.next_size:
             return
         self.emit(Accumulation, before=at.window.next_size, after=k)
@@ -209,7 +205,7 @@ class Run(RunView):
         Raises:
             EngineError: If the value is neither.
         """
-        self.buffer.recorded.record(name, value, self.seq, self.counters())
+        self._buffer.recorded.record(name, value, self.seq, self.counters())
 
     def record_array(self, name: str, value: np.ndarray[Any, Any] | torch.Tensor) -> None:
         """Record a small array (waits for its device) as an event that `run.log.arrays(name)` returns.
@@ -229,7 +225,7 @@ class Run(RunView):
         Returns:
             How many values are recorded now.
         """
-        recorded = self.buffer.recorded
+        recorded = self._buffer.recorded
         taken, seq, at = recorded.names(since), self.seq, self.counters()
         for name, value in values.items():
             if value is not None and name not in taken:
@@ -253,9 +249,9 @@ class Run(RunView):
             EngineError: If the run is neither between two turns (paused) nor in the body of a detour, or in mid-step.
             CheckpointError: If an optimizer cannot give its state.
         """
-        if self.capture is None:
+        if self._capture is None:
             raise EngineError("only the run of an engine has a snapshot")
-        return self.capture(self)
+        return self._capture(self)
 
     # -- for the engine
 
@@ -267,25 +263,25 @@ class Run(RunView):
             *args: The fields of the event behind `seq` and `time_ns`.
             **fields: The same by name.
         """
-        self.buffer.emit(make, self.seq, *args, **fields)
+        self._buffer.emit(make, self.seq, *args, **fields)
 
     def plan_windows(self) -> None:
         """Decide how many batches must remain for a window to be started."""
-        drops = self.config.remainder == "drop" and self.runtime.feed.batches is not None
-        self.position.needed = self.position.window.next_size if drops else 1
+        drops = self.config.remainder == "drop" and self._runtime.feed.batches is not None
+        self._position.needed = self._position.window.next_size if drops else 1
 
     def counters(self) -> Counters:
         """Return the counters."""
-        at = self.position
+        at = self._position
         return Counters(at.epoch, at.batch_index, at.step, at.update, at.window.steps)
 
     def fail(self, error: BaseException, moment: str, who: str, guard: str, guards: dict[str, bool]) -> None:
         """End the run in `failed`; say where in the log, in `reason` and in a note on the exception."""
-        at = self.position
+        at = self._position
         step = [(name, value) for name, value in (("batch", at.batch), ("output", at.output)) if value is not None]
         line = in_a_line(error)
-        failure = Failure(self.buffer.seq, self.state, moment, who, guard, line, self.counters(), guards)
-        self.buffer.fail(failure, at.node)
+        failure = Failure(self._buffer.seq, self.state, moment, who, guard, line, self.counters(), guards)
+        self._buffer.fail(failure, at.node)
         at.node = self.table.index["failed"]
         at.entering = False
         at.end(line, failed=True)
@@ -297,7 +293,7 @@ class Run(RunView):
     @property
     def seq(self) -> int:
         """The number of the transition under way: what happens on entry belongs to the one that led there."""
-        return self.buffer.seq - self.position.entering
+        return self._buffer.seq - self._position.entering
 
     def _refuse_when_ended(self, verb: str) -> None:
         if self.ended:
@@ -305,7 +301,7 @@ class Run(RunView):
 
     def __setattr__(self, name: str, value: object) -> None:
         try:
-            if name in _FIXED and getattr(self, name, None) is not None:
+            if name in ("config", "table") and hasattr(self, name):
                 raise AttributeError
             super().__setattr__(name, value)
         except AttributeError:  # there is no such slot, or no setter

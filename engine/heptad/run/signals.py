@@ -47,7 +47,7 @@ class CtrlC:
             signal.signal(signal.SIGINT, self._before)
             self._before = None
         if self.pressed:  # while plugins were closed: the run is paused, and the next `run()` is not to pause for it
-            self._run.position.pause_requested = None
+            self._run._position.pause_requested = None
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         del number, frame

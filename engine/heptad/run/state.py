@@ -17,7 +17,7 @@ from heptad.run.window import Window
 
 @dataclass(slots=True, eq=False)
 class RunState:
-    """Where a run is: `run.position`, called `at` where it is used. Plain slots, which are read in every turn.
+    """Where a run is: `run._position`, called `at` where it is used. Plain slots, which are read in every turn.
 
     Written by the machine, the bodies, the verbs of `Run`, detours and restoring; plugins see it through `Run`.
 

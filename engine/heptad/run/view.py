@@ -38,18 +38,26 @@ class RunView:
     if TYPE_CHECKING:
         table: Table
         config: RunConfig
-        runtime: Runtime
-        buffer: LogBuffer
-        position: RunState
-        paused: str | None
+        _runtime: Runtime
+        _buffer: LogBuffer
+        _position: RunState
+        _id: str
+        _resumed_from: str | None
+        _afresh: bool
+        _paused: str | None
         _log: TransitionLog | None
+    else:
+
+        def __getattr__(self, name: str) -> object:
+            refuse_private(name)
+            raise AttributeError(f"a run has no attribute '{name}'", name=name, obj=self)
 
     # -- where the run is
 
     @property
     def state(self) -> str:
         """The state that the run is in, as users see it."""
-        return self.table.states[self.position.node].shown
+        return self.table.states[self._position.node].shown
 
     @property
     def log(self) -> TransitionLog:
@@ -57,59 +65,82 @@ class RunView:
         if self._log is None:
             from heptad.history.query import TransitionLog  # noqa: PLC0415 - asking the log is no part of the loop
 
-            self._log = TransitionLog(self.buffer)
+            self._log = TransitionLog(self._buffer)
         return self._log
+
+    @property
+    def id(self) -> str:
+        """Unique for each run; one that is resumed keeps it."""
+        return self._id
+
+    @property
+    def resumed_from(self) -> str | None:
+        """The checkpoint that this run continues from; `None` for one that began at the start."""
+        return self._resumed_from
+
+    @property
+    def afresh(self) -> bool:
+        """Whether it was asked to resume (`resume="auto"`) and there was no checkpoint yet.
+
+        An earlier attempt may have left files.
+        """
+        return self._afresh
+
+    @property
+    def paused(self) -> str | None:
+        """Why the run is paused; `None` while it is being driven, before its start and after its end."""
+        return self._paused
 
     @property
     def ended(self) -> bool:
         """Whether the run is finished or failed."""
-        return self.table.states[self.position.node].kind in ("end", "failed")
+        return self.table.states[self._position.node].kind in ("end", "failed")
 
     @property
     def reason(self) -> str | None:
         """Why the run ended, or is going to: what `stop` was given, the failure, or which limit was reached."""
-        return self.position.reason
+        return self._position.reason
 
     @property
     def epoch(self) -> int:
         """Complete epochs; grows in the body of `after_epoch`."""
-        return self.position.epoch
+        return self._position.epoch
 
     @property
     def batch_index(self) -> int:
         """Complete steps in the epoch; grows in the body of `after_step`, returns to 0 in that of `before_epoch`."""
-        return self.position.batch_index
+        return self._position.batch_index
 
     @property
     def step(self) -> int:
         """Complete steps (micro-batches) of the run; grows in the body of `after_step`."""
-        return self.position.step
+        return self._position.step
 
     @property
     def update(self) -> int:
         """Complete optimizer updates; grows in the body of `optimizer_update`."""
-        return self.position.update
+        return self._position.update
 
     @property
     def windows(self) -> int:
         """Closed windows, those of skipped updates included; grows in the body of `optimizer_update`."""
-        return self.position.update + self.position.skips
+        return self._position.update + self._position.skips
 
     @property
     def samples(self) -> int:
         """Samples in the complete steps; grows in the body of `after_step`."""
-        return self.position.samples
+        return self._position.samples
 
     @property
     def accumulation(self) -> int:
         """Steps in the open window when it is full, or in the next one where none is open."""
-        window = self.position.window
+        window = self._position.window
         return window.size if window.steps else window.next_size
 
     @property
     def steps_per_epoch(self) -> int | None:
         """Steps in an epoch at the present accumulation, its extension included; `None` where it cannot be known."""
-        batches = self.runtime.feed.batches
+        batches = self._runtime.feed.batches
         if batches is None:
             return None
         if self.config.remainder in ("flush", "carry"):
@@ -123,7 +154,7 @@ class RunView:
         `None` where it cannot be known, because the length of the data is not: they say none, or it has changed between
         two passes and may do so again.
         """
-        at, config, feed = self.position, self.config, self.runtime.feed
+        at, config, feed = self._position, self.config, self._runtime.feed
         batches = feed.batches
         if config.epochs is None:
             return config.max_updates
@@ -139,11 +170,11 @@ class RunView:
 
     def _updates_of(self, batches: int) -> int:
         """Updates that this many batches make, from a closed window on."""
-        size = self.position.window.next_size
+        size = self._position.window.next_size
         return batches // size if self.config.remainder == "drop" else -(-batches // size)
 
     def _updates_ahead(self, batches: int, epochs: int) -> int:
-        at = self.position
+        at = self._position
         after = epochs - at.epoch - (1 if at.epoch_open else 0)
         if at.carries:  # windows know no epochs: one update for the open one, those that all other steps make
             steps = at.remaining + after * batches - (at.window.size - at.window.steps if at.window.steps else 0)
@@ -179,21 +210,26 @@ class RunView:
     @property
     def batch(self) -> Any:
         """The batch of the step, placed; a handler on entry to `process_batch` may replace it. `None` between steps."""
-        return self.position.batch
+        return self._position.batch
 
     @batch.setter
     def batch(self, batch: Any) -> None:
-        self.position.batch = batch
+        if self._position.batch is None and self.state not in ("before_step", "process_batch"):
+            raise EngineError(
+                f"run.batch can be replaced from the exit of before_step to the entry to process_batch; the run is in "
+                f"{self.state}, where it has none, and the next one would be taken all the same"
+            )
+        self._position.batch = batch
 
     @property
     def output(self) -> Any:
         """What the network gave for this step, detached; `None` after `after_step`."""
-        return detached(self.position.output)
+        return detached(self._position.output)
 
     @property
     def loss(self) -> torch.Tensor | None:
         """The loss of the newest step: a scalar, detached, on its device, not scaled; `None` where it gave none."""
-        loss = self.position.loss
+        loss = self._position.loss
         return None if loss is None else loss.detach()
 
     @property
@@ -203,7 +239,7 @@ class RunView:
         On entry to `optimizer_update` it is that of the window whose update is due; in windows of one step it is the
         loss of the newest step. `None` before the first window is complete, and after one of which no step counts.
         """
-        at = self.position
+        at = self._position
         losses = at.window.losses if at.update_due or at.window.size == 1 else at.window.closed
         if losses is not None:
             return mean_of(losses)
@@ -216,7 +252,7 @@ class RunView:
         A detached float64 scalar; steps of skipped updates are left out. `None` where nothing counts yet, and in a run
         none of whose plugins says `needs_epoch_loss`.
         """
-        return self.position.epoch_loss.mean()
+        return self._position.epoch_loss.mean()
 
     @property
     def weight(self) -> float | torch.Tensor | None:
@@ -225,13 +261,13 @@ class RunView:
         0 for a step that adds nothing. `None` between steps: it exists from the body of `process_batch` to that of
         `after_step` (no device sync).
         """
-        at = self.position
-        return None if at.batch is None else self.runtime.step.weigh(at)
+        at = self._position
+        return None if at.batch is None else self._runtime.step.weigh(at)
 
     @property
     def network(self) -> nn.Module:
         """The network."""
-        return self.runtime.network
+        return self._runtime.network
 
     @property
     def optimizer(self) -> Optimizer:
@@ -240,14 +276,14 @@ class RunView:
         Raises:
             EngineError: Before `before_loop` has built it.
         """
-        if not self.runtime.optimizers:
+        if not self._runtime.optimizers:
             raise EngineError("run.optimizer exists from the body of before_loop on; subscribe to its exit or later")
-        return self.runtime.optimizers[0]
+        return self._runtime.optimizers[0]
 
     @property
     def optimizers(self) -> tuple[Optimizer, ...]:
         """All optimizers, in the order in which they step."""
-        return tuple(self.runtime.optimizers)
+        return tuple(self._runtime.optimizers)
 
     @property
     def side_optimizers(self) -> Mapping[str, Optimizer]:
@@ -256,22 +292,22 @@ class RunView:
         Raises:
             EngineError: Before `before_loop` has built them.
         """
-        if not self.runtime.optimizers:
+        if not self._runtime.optimizers:
             raise EngineError(
                 "run.side_optimizers exist from the body of before_loop on; subscribe to its exit or later"
             )
-        return MappingProxyType(self.runtime.optimizers.side)
+        return MappingProxyType(self._runtime.optimizers.side)
 
     @property
     def update_skipped(self) -> bool:
         """Whether the newest `optimizer_update` leaves the weights alone because `skip_update` was called."""
-        at = self.position
+        at = self._position
         return at.skip is not None if at.entering and self.state == "optimizer_update" else at.skipped
 
     @property
     def metrics(self) -> dict[str, float]:
         """The newest recorded value of every name (waits for values that are still on a device)."""
-        return self.buffer.recorded.newest()
+        return self._buffer.recorded.newest()
 
     def newest(self, name: str) -> Recorded | None:
         """Return the newest value of a name with its place (waits for values that are still on a device).
@@ -279,11 +315,11 @@ class RunView:
         Returns:
             The value; `None` where nothing was recorded under that name yet.
         """
-        return self.buffer.recorded.newest_of(name)
+        return self._buffer.recorded.newest_of(name)
 
     def expects(self, name: str) -> bool:
         """Return whether a value of that name may still come from an evaluation that records its first ones later."""
-        evaluator = self.runtime.evaluator
+        evaluator = self._runtime.evaluator
         names = self.names_recorded()
         return any(
             name.startswith(begin) and not any(other.startswith(begin) for other in names)
@@ -292,7 +328,7 @@ class RunView:
 
     def history(self, name: str) -> list[float]:
         """Return all values recorded under a name, oldest first (waits for values that are still on a device)."""
-        return self.buffer.recorded.history(name)
+        return self._buffer.recorded.history(name)
 
     def records(self, since: int = 0) -> list[Recorded]:
         """Return the recorded values with the place of each, oldest first.
@@ -300,24 +336,24 @@ class RunView:
         Args:
             since: How many to leave out; a logger passes how many it has seen.
         """
-        return self.buffer.recorded.since(since)
+        return self._buffer.recorded.since(since)
 
     @property
     def pause_requested(self) -> bool:
         """Whether the run is going to pause; the body of a long detour looks at it between its parts."""
-        return self.position.pause_requested is not None
+        return self._position.pause_requested is not None
 
     # -- what it works with
 
     @property
     def components(self) -> Components:
         """The `Components` that the engine was given."""
-        return self.runtime.components
+        return self._runtime.components
 
     @property
     def device(self) -> torch.device:
         """The device that network and batches are placed on."""
-        return self.runtime.device
+        return self._runtime.device
 
     @property
     def data_doubt(self) -> str:
@@ -325,16 +361,16 @@ class RunView:
 
         A loader of one's own may carry random states from pass to pass where no checkpoint reaches them.
         """
-        return self.runtime.feed.doubt()
+        return self._runtime.feed.doubt()
 
     @property
     def epoch_open(self) -> bool:
         """Whether an epoch is under way: from the body of `before_epoch` to that of `after_epoch`."""
-        return self.position.epoch_open
+        return self._position.epoch_open
 
     def parameter_groups(self, of: Optimizer | None = None) -> list[dict[str, Any]]:
         """Return the parameter groups of all optimizers, or of one of them; these themselves, not copies."""
-        return self.runtime.optimizers.groups(of)
+        return self._runtime.optimizers.groups(of)
 
     def learning_rates(self, of: Optimizer | None = None) -> dict[str, float | torch.Tensor]:
         """Return the learning rates by name, those that are tensors copied, and those that are no numbers left out.
@@ -345,29 +381,29 @@ class RunView:
         Returns:
             `lr`; of several parameter groups, over all optimizers, `lr/0`, `lr/1` and so on.
         """
-        return self.runtime.optimizers.learning_rates(of)
+        return self._runtime.optimizers.learning_rates(of)
 
     def optimized_parameters(self) -> list[nn.Parameter]:
         """Return the parameters that the optimizers hold, each once, in the order of their groups."""
-        return self.runtime.optimizers.held()
+        return self._runtime.optimizers.held()
 
     def parameters(self) -> list[nn.Parameter]:
         """Return the network's parameters in its order, then the others that the optimizers hold, each once."""
-        return self.runtime.optimizers.parameters(self.network)
+        return self._runtime.optimizers.parameters(self.network)
 
     @property
     def reading_seconds(self) -> float:
         """Seconds spent on reading ahead, for data of unknown length: after the handlers on exit of a state."""
-        return self.position.reading_ns / 1e9
+        return self._position.reading_ns / 1e9
 
     @property
     def record_count(self) -> int:
         """How many values were recorded so far; what `records` and `names_recorded` take as `since`."""
-        return len(self.buffer.recorded)
+        return len(self._buffer.recorded)
 
     def names_recorded(self, since: int = 0) -> set[str]:
         """Return the names of the recorded values but for the first `since` (no device sync)."""
-        return self.buffer.recorded.names(since)
+        return self._buffer.recorded.names(since)
 
     # -- evaluations, which change nothing
 
@@ -419,16 +455,16 @@ class RunView:
             DataError: If the data yield nothing.
             Unfinished: If it ended early, as said above. Let it through.
         """
-        at = self.position
+        at = self._position
         # An older request pauses the run after this turn: ending early for it would repeat the body for ever.
         may_end = at.visit is not None and at.pause_requested is None
         return self._evaluator.evaluate(data, metrics, lambda: may_end and self.pause_requested, **options)
 
     @property
     def _evaluator(self) -> Evaluates:
-        if self.runtime.evaluator is None:
+        if self._runtime.evaluator is None:
             raise EngineError("only the run of an engine can evaluate")
-        return self.runtime.evaluator
+        return self._runtime.evaluator
 
     def __repr__(self) -> str:
         paused = f" (paused: {self.paused})" if self.paused else ""
@@ -448,6 +484,15 @@ class RunView:
             **{name: f"{value:.6g}" for name, value in self.metrics.items()},
         }
         return table("run", (), shown.items())
+
+
+def refuse_private(name: str) -> None:
+    """Raise an `AttributeError` for what a handler may look for in a run, and which is the engine's."""
+    if name in ("position", "runtime", "buffer", "capture"):
+        raise AttributeError(
+            f"run.{name} is the engine's own: a handler reads the run's properties (state, step, update, optimizer, "
+            "log) and acts through its verbs (stop, pause, skip_update, skip_batch, set_accumulation, record, note)"
+        )
 
 
 def in_words(verb: str, text: str) -> str:

@@ -155,8 +155,8 @@ def _evaluate(run: Run, evaluations: Sequence[Detour]) -> None:
     """Evaluate now."""
     for detour in evaluations:
         detour.body(run)
-    if run.runtime.evaluator is not None:
-        run.runtime.evaluator.close()
+    if run._runtime.evaluator is not None:
+        run._runtime.evaluator.close()
 
 
 def _store(run: Run) -> None:

@@ -22,7 +22,7 @@ from heptad.step.first_step import FirstStep
 from heptad.step.function import build_step, check_loss
 from heptad.step.judging import call_on_loss
 from heptad.step.optimizers import apply_init_weights, build_optimizers
-from heptad.step.untrained import Bond, find_untrained, look_after_parameters
+from heptad.step.untrained import LOOKS, Bond, find_untrained, look_after_parameters
 
 MANY = 1000
 """Windows without any update after which the log says so."""
@@ -30,7 +30,7 @@ MANY = 1000
 
 def before_loop(run: Run, strategy: Strategy) -> None:
     """Seed, place the network, build optimizers, initialise weights if asked; training mode, clear gradients."""
-    runtime, seed = run.runtime, run.config.seed
+    runtime, seed = run._runtime, run.config.seed
     if seed is not None:
         seed_all(seed)
     # without a seed the data's order still has a root, so that a checkpoint can hold it; the generators are left alone
@@ -41,18 +41,18 @@ def before_loop(run: Run, strategy: Strategy) -> None:
     runtime.network.train()
     runtime.optimizers.drop(runtime.network)
     run.plan_windows()
-    run.buffer.windows.append((0, run.position.window.size))
+    run._buffer.windows.append((0, run._position.window.size))
 
 
 def build(run: Run, strategy: Strategy) -> None:
     """Place the network, then build the optimizers and the step function: also done where a run is resumed."""
-    runtime = run.runtime
+    runtime = run._runtime
     strategy.place(runtime)
     runtime.optimizers = build_optimizers(runtime.components)  # after placing, which may replace the parameters
     runtime.bond = Bond(runtime)
     build_recomputation(run, strategy)
     runtime.step = FirstStep(build_step(runtime.components, runtime.forward, weighs=False), runtime)
-    run.buffer.facts |= {
+    run._buffer.facts |= {
         **run.config.model_dump(),
         "batches": runtime.feed.batches,
         **runtime.optimizers.facts(),
@@ -61,7 +61,7 @@ def build(run: Run, strategy: Strategy) -> None:
 
 def before_epoch(run: Run) -> None:
     """Open the pass."""
-    at, feed = run.position, run.runtime.feed
+    at, feed = run._position, run._runtime.feed
     at.batch_index = 0
     if not at.carries:
         at.window.steps = 0  # what remainder="drop" left over is not part of any update
@@ -81,13 +81,13 @@ def before_epoch(run: Run) -> None:
 
 def before_step(run: Run) -> None:
     """Take the next batch and place it; clear gradients where a window opens."""
-    at, runtime = run.position, run.runtime
+    at, runtime = run._position, run._runtime
     window = at.window
     if not window.steps:
         # where the data cannot fill one of the size that was asked for, this one was begun as it was sized
         if window.size != window.next_size and at.remaining >= at.needed:
             window.resize(at.loss)
-            run.buffer.windows.append((run.buffer.seq, window.size))
+            run._buffer.windows.append((run._buffer.seq, window.size))
         # Here and not after the update: gradients can be read until now, at the cost of their memory, and those that
         # remainder="drop" left go too. Before the batch is taken, which may need their memory.
         runtime.optimizers.clear()
@@ -102,7 +102,7 @@ def before_step(run: Run) -> None:
 
 def process_batch(run: Run) -> None:
     """Run forward, loss and backward on the batch."""
-    at, runtime = run.position, run.runtime
+    at, runtime = run._position, run._runtime
     window = at.window
     at.loss = None  # free the graph of the previous step before that of this one is built
     step = runtime.step
@@ -131,7 +131,7 @@ def announced_batch(run: Run, strategy: Strategy) -> None:
 
     The last batch of data of unknown length is not known here, and is not announced.
     """
-    at, window = run.position, run.position.window
+    at, window = run._position, run._position.window
     last = at.sized and at.remaining == 1
     strategy.window_closes(window.steps + 1 == window.size or (at.flushes and last))
     process_batch(run)
@@ -139,7 +139,7 @@ def announced_batch(run: Run, strategy: Strategy) -> None:
 
 def after_step(run: Run) -> None:
     """Count the step."""
-    at = run.position
+    at = run._position
     at.step += 1
     at.batch_index += 1
     at.samples += at.samples_now
@@ -155,7 +155,7 @@ def after_step(run: Run) -> None:
 
 def optimizer_update(run: Run) -> None:
     """Update the weights and count the update, unless it is to be skipped; close the window."""
-    at, optimizers = run.position, run.runtime.optimizers
+    at, optimizers = run._position, run._runtime.optimizers
     at.window.steps = 0
     at.window.closed = at.window.losses
     at.update_due = False
@@ -163,29 +163,30 @@ def optimizer_update(run: Run) -> None:
         at.skip = None
         at.skipped = True
         at.skips += 1
-        run.buffer.skip()
+        run._buffer.skip()
         if at.skips == MANY and not at.update:
             run.emit(NoUpdate, windows=MANY)
         for optimizer in optimizers:
             optimizer.zero_grad()
         return
     at.skipped = False
-    if at.remaining < at.needed or not at.update:  # the last update of the pass, and the first of the run
+    if at.remaining < at.needed or not at.update & LOOKS:  # the last update of the pass, or one in 4,096
         find_untrained(run)
-    if (recomputation := run.runtime.recomputation) is not None:
+    if (recomputation := run._runtime.recomputation) is not None:
         recomputation.update(run)
     else:
         for optimizer in optimizers:
             optimizer.step()
     at.update += 1
     if at.update == at.last_update:
+        find_untrained(run)
         at.end(f"max_updates={at.update} reached")
 
 
 def after_epoch(run: Run) -> None:
     """Close the epoch and count it."""
-    at = run.position
-    run.runtime.feed.end()
+    at = run._position
+    run._runtime.feed.end()
     _refuse_endless(run)
     look_after_parameters(run)
     if not at.carries:
@@ -198,8 +199,8 @@ def after_epoch(run: Run) -> None:
 
 def after_loop(run: Run) -> None:
     """Clear gradients; evaluation mode."""
-    at, runtime = run.position, run.runtime
-    run.buffer.check(run.counters())
+    at, runtime = run._position, run._runtime
+    run._buffer.check(run.counters())
     runtime.optimizers.drop(runtime.network)
     at.loss = None if at.loss is None else at.loss.detach()
     runtime.network.eval()
@@ -229,7 +230,7 @@ def read_on_exit_of_after_step(run: Run) -> None:
 
     Under `remainder="extend"` it does not: the window is filled in any case, and `before_step` finds out what is left.
     """
-    at = run.position
+    at = run._position
     if not at.update_due and not at.extends:
         _read_ahead(run)
         at.update_due = at.flushes and not at.remaining
@@ -241,7 +242,7 @@ def read_on_exit_of_optimizer_update(run: Run) -> None:
     So a loader that acts with the network acts with the new weights, as in a plain loop. Nothing is read where the run
     is ending anyway, nor in a pass that was begun to fill this window.
     """
-    at = run.position
+    at = run._position
     if at.extending:
         at.remaining = 0
     elif not at.ending:
@@ -249,8 +250,8 @@ def read_on_exit_of_optimizer_update(run: Run) -> None:
 
 
 def _read_ahead(run: Run) -> None:
-    at, began = run.position, monotonic_ns()
-    at.remaining = 1 if run.runtime.feed.more() else 0
+    at, began = run._position, monotonic_ns()
+    at.remaining = 1 if run._runtime.feed.more() else 0
     at.reading_ns += monotonic_ns() - began
 
 
@@ -259,7 +260,7 @@ READERS = {"after_step": read_on_exit_of_after_step, "optimizer_update": read_on
 
 def _refuse_endless(run: Run) -> None:
     """Refuse an epoch that closed no window where only `max_updates` ends the run: the others would close none."""
-    at, config = run.position, run.config
+    at, config = run._position, run.config
     if config.epochs is None and config.remainder == "drop" and not at.ending and at.batch_index < at.window.size:
         raise DataError(
             f"epoch {at.epoch} has {at.batch_index} batches, fewer than accumulation={at.window.size}, and "
@@ -270,7 +271,7 @@ def _refuse_endless(run: Run) -> None:
 
 def _remaining(run: Run) -> int:
     """Return how many batches are still to be taken from the pass that was just opened; 1 stands for "more"."""
-    feed = run.runtime.feed
+    feed = run._runtime.feed
     if feed.batches is None:
         return 1 if feed.more() else 0
     return feed.batches
@@ -278,7 +279,7 @@ def _remaining(run: Run) -> int:
 
 def _extend(run: Run) -> None:
     """Begin a further pass, in an order of its own, to fill the epoch's last window."""
-    at, feed, window = run.position, run.runtime.feed, run.position.window
+    at, feed, window = run._position, run._runtime.feed, run._position.window
     missing = window.size - window.steps
     if not at.extending:
         run.emit(Extend, epoch=at.epoch, steps=missing)

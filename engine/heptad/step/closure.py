@@ -43,7 +43,7 @@ class Recomputation:
             nonlocal fresh
             if fresh:
                 fresh = False
-                return kept.corrected(run.position.window)
+                return kept.corrected(run._position.window)
             return self.again(run)
 
         for optimizer, needy in zip(run.optimizers, self._needy, strict=True):
@@ -61,11 +61,11 @@ class Recomputation:
         Returns:
             The loss of the window: Σ (r / k) · loss in the order of its steps, corrected for their weights; detached.
         """
-        at, strategy = run.position, self._strategy
+        at, strategy = run._position, self._strategy
         before = at.window, at.batch, at.output, at.loss, at.weight, at.samples_now
         batches, loss = _kept(run).weighing(), KeptWindow()
         window = at.window = Window(at.window.size)
-        optimizers = run.runtime.optimizers
+        optimizers = run._runtime.optimizers
         halvings = 0 if at.redo is None else at.redo.halvings
         own = {id(parameter) for parameter in optimizers.held()}
         beside = [(one, one.grad) for one in optimizers.beside().held() if id(one) not in own]
@@ -87,9 +87,9 @@ class Recomputation:
 
 
 def _kept(run: Run) -> KeptWindow:
-    if run.position.kept is None:
+    if run._position.kept is None:
         raise AssertionError("a run with a Recomputation keeps its window")
-    return run.position.kept
+    return run._position.kept
 
 
 def prepare_recomputation(runtime: Runtime, plugins: Sequence[Plugin]) -> None:
@@ -109,12 +109,12 @@ def build_recomputation(run: Run, strategy: Strategy) -> None:
     Raises:
         ConfigError: If an optimizer needs a closure, and a plugin changes the gradients.
     """
-    runtime = run.runtime
+    runtime = run._runtime
     _check_closures(run.optimizers, runtime.gradient_changers)
     needy = [needs_closure(optimizer) for optimizer in run.optimizers]
     if runtime.keeps_window or any(needy):
         runtime.recomputation = Recomputation(strategy, needy)
-        run.position.kept = run.position.kept or KeptWindow()
+        run._position.kept = run._position.kept or KeptWindow()
 
 
 def _check_closures(optimizers: Sequence[object], changers: Sequence[str]) -> None:

@@ -62,30 +62,30 @@ class Evaluation:
 
     def before_epoch(self, run: Run) -> None:
         """Open the data and reset metric objects."""
-        self._metrics.reset(run.runtime.device)
-        feed = run.runtime.feed
+        self._metrics.reset(run._runtime.device)
+        feed = run._runtime.feed
         feed.open(0, 0, self._limit)
-        run.position.remaining = self._left(run)
-        if not run.position.remaining:
+        run._position.remaining = self._left(run)
+        if not run._position.remaining:
             raise DataError("the data to evaluate on yield nothing")
 
     def before_step(self, run: Run) -> None:
         """Take the next batch and place it, unless the evaluation is to end here."""
         if self._pause_requested is not None and self._pause_requested():
             raise Unfinished("the evaluation ended before its last batch, because the run is to pause")
-        batch = run.runtime.feed.take()
-        run.position.batch = self._step.place(batch, run.runtime.device) if run.runtime.places else batch
+        batch = run._runtime.feed.take()
+        run._position.batch = self._step.place(batch, run._runtime.device) if run._runtime.places else batch
 
     def process_batch(self, run: Run) -> None:
         """Run forward, loss and metrics, without gradients (no device sync)."""
-        at = run.position
+        at = run._position
         with self._gradients_off():
             self._step.run(at)
             self._metrics.add(without_graph(at.output), at.batch, at.loss, at.weight, self._step.count(at))
 
     def after_step(self, run: Run) -> None:
         """Count the step."""
-        at = run.position
+        at = run._position
         at.samples += count_samples(at.batch)
         at.step += 1
         at.batch_index += 1
@@ -94,7 +94,7 @@ class Evaluation:
 
     def _left(self, run: Run) -> int:
         """Return how many batches follow: 1 stands for more where nobody can know. None is read beyond the limit."""
-        feed, taken = run.runtime.feed, run.position.batch_index
+        feed, taken = run._runtime.feed, run._position.batch_index
         if self._limit is not None and taken >= self._limit:
             return 0
         if feed.batches is None:
@@ -103,8 +103,8 @@ class Evaluation:
 
     def after_epoch(self, run: Run) -> None:
         """Take the means, and what metric objects compute."""
-        run.runtime.feed.end()
-        run.position.epoch += 1
+        run._runtime.feed.end()
+        run._position.epoch += 1
         with self._gradients_off():
             self.measures = self._metrics.measures()
 

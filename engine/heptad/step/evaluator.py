@@ -17,6 +17,7 @@ from heptad.errors import ConfigError, DataError, add_note, in_a_line, summarize
 from heptad.record.buffer import LogBuffer
 from heptad.run.evaluating import EvaluationOptions, Measures, options_mistake
 from heptad.run.guards import GUARDS
+from heptad.run.others import evaluated_beside
 from heptad.run.run import Run
 from heptad.run.runtime import Runtime, StepFunction
 from heptad.run.state import initial_state
@@ -163,12 +164,12 @@ class Evaluator:
         network.to(self._device)
         preserve = options.get("preserve_rng", True)
         generators = generators_preserved(self._device) if preserve else generators_restored_on_error()
-        with generators, evaluating(network):
-            run.buffer.go()
+        with evaluated_beside(network, name), generators, evaluating(network):
+            run._buffer.go()
             while not run.ended:
-                run.position.halt = False
-                machine.drive(run, run.buffer.room)
-                run.buffer.settle(run.counters)
+                run._position.halt = False
+                machine.drive(run, run._buffer.room)
+                run._buffer.settle(run.counters)
         return evaluation.measures
 
     def predict(
@@ -185,7 +186,12 @@ class Evaluator:
         if not left:
             raise DataError("the data to predict on yield nothing")
         while left:
-            with generators_preserved(self._device), evaluating(network), off():
+            with (
+                evaluated_beside(network, "Engine.predict(data)"),
+                generators_preserved(self._device),
+                evaluating(network),
+                off(),
+            ):
                 output = without_graph(step.predict(place(feed.take(), self._device)))
             yield output
             left = _left(feed, left - 1)

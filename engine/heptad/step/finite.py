@@ -6,21 +6,16 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+from torch.nn.utils import get_total_norm
 
 
 def are_finite(losses: Sequence[Tensor], gradients: Sequence[Tensor]) -> bool:
     """Return whether losses and gradients are finite in all their numbers (one device sync)."""
     found = [loss.detach() for loss in losses]
-    values = [_stored_numbers(gradient) for gradient in gradients]
-    values = [one for one in values if one.numel()]
-    norms = [*found, *torch._foreach_norm(values)] if values else found  # pyright: ignore[reportPrivateImportUsage, reportPrivateUsage]
-    if not norms:
+    found += [values for gradient in gradients if (values := _stored_numbers(gradient)).numel()]
+    if not found or bool(torch.isfinite(get_total_norm(found))):
         return True
-    device = norms[0].device
-    if bool(torch.isfinite(torch.stack([one.to(device, torch.float64) for one in norms])).all()):
-        return True
-    # a norm may overflow though its numbers do not
-    return all(bool(torch.isfinite(one).all()) for one in (*found, *values))
+    return all(bool(torch.isfinite(one).all()) for one in found)  # a norm may overflow though its numbers do not
 
 
 def same_bits(one: Tensor | None, other: Tensor | None) -> bool:

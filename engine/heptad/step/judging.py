@@ -8,12 +8,12 @@ from heptad.run.weight import adds_nothing
 
 def call_on_loss(run: Run) -> None:
     """Call the plugins that look at the loss of each step; of one that adds nothing there is nothing to look at."""
-    at = run.position
+    at = run._position
     if at.loss is None or adds_nothing(at.weight):
         return
     at.judging = True
     try:
-        for call in run.runtime.on_loss:
+        for call in run._runtime.on_loss:
             call(run)
     finally:
         at.judging = False

@@ -81,14 +81,14 @@ def compute(
         LeftOutLateError: If a plugin left the step out after a part of it had been added.
         UncuttableError: If the batch cannot be computed in parts.
     """
-    at = run.position
+    at = run._position
     at.loss = at.output = at.weight = None
     samples = count_samples(at.batch) if halvings else 1
     parts = parts_in(samples, halvings, least)
     if parts > 1:
         return _Parts(run, window, announce, adds=adds, judge=judge).compute(samples, parts)
     announce(True)
-    logs = run.runtime.step.run(at)
+    logs = run._runtime.step.run(at)
     if judge:
         call_on_loss(run)
     at.weight = at.weight if adds else 0
@@ -125,7 +125,7 @@ class _Parts:
 
     def compute(self, samples: int, parts: int) -> Logs:
         """Compute the step."""
-        window, at = self._window, self._run.position
+        window, at = self._window, self._run._position
         batch, steps, counted = at.batch, window.steps, 0
         outputs: list[Any] = []
         try:
@@ -155,8 +155,8 @@ class _Parts:
 
     def _run_part(self, samples: int, own: int) -> None:
         """Compute one part."""
-        run, window, at = self._run, self._window, self._run.position
-        step = run.runtime.step
+        run, window, at = self._run, self._window, self._run._position
+        step = run._runtime.step
         logs = step.run(at)
         if at.weight is None:
             if step.giver != "criterion":
@@ -191,7 +191,7 @@ class _Parts:
         factor: Weight = promised / weight
         if isinstance(weight, torch.Tensor):
             factor = torch.where(weight > 0, promised / weight, 1.0)
-        optimizers = self._run.runtime.optimizers
+        optimizers = self._run._runtime.optimizers
         held = [*optimizers.parameters(self._run.network), *optimizers.beside().held()]
         scale(list({id(parameter): parameter for parameter in held}.values()), factor)
         window.first, window.total = weight, window.total * factor
@@ -199,12 +199,12 @@ class _Parts:
 
 
 def _backward(run: Run, window: Window) -> torch.Tensor | None:
-    at = run.position
+    at = run._position
     loss = at.loss
     try:
         return window.backward(loss, at.weight)
     except Exception:
-        check_loss(loss, run.runtime.step.giver, at.weight)
+        check_loss(loss, run._runtime.step.giver, at.weight)
         raise
 
 

@@ -215,13 +215,13 @@ class Planner:
         subscriptions: Sequence[Subscription],
     ) -> None:
         self._table = run.table
-        self._sized = run.runtime.feed.batches is not None
+        self._sized = run._runtime.feed.batches is not None
         nothing = Components.model_construct(network=torch.nn.Module())
-        parts = Runtime(nothing, _ShadowFeed(run.runtime.feed.batches), torch.device("cpu"), Optimizers())
+        parts = Runtime(nothing, _ShadowFeed(run._runtime.feed.batches), torch.device("cpu"), Optimizers())
         self._shadow = _Shadow(run.table, run.config, parts, LogBuffer(run.table, 1))
-        object.__setattr__(self._shadow, "position", copy(run.position))
-        self._shadow.position.window = copy(run.position.window)
-        self._shadow.position.kept = None
+        object.__setattr__(self._shadow, "_position", copy(run._position))
+        self._shadow._position.window = copy(run._position.window)
+        self._shadow._position.kept = None
         self._visits = [visit.ahead() for visit in visits]
         self._guards: dict[str, Guard] = dict(GUARDS)
         self._guards |= {name: visit.due for name, visit in zip(guard_names, self._visits, strict=True)}
@@ -230,14 +230,14 @@ class Planner:
     def turns(self) -> Iterator[PlannedTurn]:
         """Yield turn after turn to the end of the run, or to where the length of the data would have to be known."""
         run, table = self._shadow, self._table
-        while (state := table.states[run.position.node]).kind not in ("end", "failed"):
+        while (state := table.states[run._position.node]).kind not in ("end", "failed"):
             known = self._knows(self._body(state.name))
             left = self._calls("exit", state.shown)
             if not self._sized and state.name in READERS:
                 known = known and self._knows(READERS[state.name])
             arc, condition = self._choose(state.name, known)
             at = run.counters()
-            run.position.node = table.index[arc.dest]
+            run._position.node = table.index[arc.dest]
             entered = self._calls("enter", table.shown[arc.dest])
             yield PlannedTurn(
                 state.shown,

@@ -85,8 +85,8 @@ class WindowRedo:
         """Return what is done in `process_batch`; have the run keep its windows if they may be computed again."""
         if not self._causes:
             return body
-        run.position.kept = KeptWindow(every=True)
-        run.position.redo = Redoing()
+        run._position.kept = KeptWindow(every=True)
+        run._position.redo = Redoing()
         return partial(self._process_batch, body)
 
     def split(self, *subscriptions: Subscription) -> list[Subscription]:
@@ -105,7 +105,7 @@ class WindowRedo:
     # -- process_batch
 
     def _process_batch(self, body: _Body, run: Run) -> None:
-        at, redo, kept = run.position, _redoing(run), _kept_window(run)
+        at, redo, kept = run._position, _redoing(run), _kept_window(run)
         if not at.window.steps:
             kept.clear()  # before the forward pass, which may need their memory
             redo.open(modules_of(run))
@@ -129,7 +129,7 @@ class WindowRedo:
 
     def _in_parts(self, run: Run) -> None:
         """Compute a step in parts, in a run that has run out of memory before."""
-        at, redo = run.position, _redoing(run)
+        at, redo = run._position, _redoing(run)
         try:
             announce = announcer(self._strategy, closes=_closes(run))
             logs = compute(run, at.window, redo.halvings, least_in(run), announce, judge=True)
@@ -143,7 +143,7 @@ class WindowRedo:
 
     def _look(self, run: Run) -> None:
         """See whether loss and gradients of a full window are finite (waits for the device)."""
-        at = run.position
+        at = run._position
         whole = at.update_due and not at.window.empty and _redoing(run).is_whole(at.window.steps)
         if whole and not are_finite(_window_losses(run), _main_gradients(run)):
             _redoing(run).due = "non_finite"
@@ -160,7 +160,7 @@ class WindowRedo:
 
     def _halve(self, run: Run) -> None:
         """Compute the window again with batches cut in halves, once more each time that memory runs out."""
-        at, redo, least = run.position, _redoing(run), least_in(run)
+        at, redo, least = run._position, _redoing(run), least_in(run)
         batches = [*_kept_window(run).batches, at.batch]
         samples = max(map(count_samples, batches))
         before, tried = redo.halvings, [_largest(samples, redo.halvings, least)]
@@ -204,8 +204,8 @@ class WindowRedo:
 
     def _repeat(self, run: Run) -> None:
         """Compute a window again of which something was not finite, and compare the two."""
-        at, losses = run.position, _window_losses(run)
-        parameters = run.runtime.optimizers.held()
+        at, losses = run._position, _window_losses(run)
+        parameters = run._runtime.optimizers.held()
         gradients = [parameter.grad for parameter in parameters]
         for parameter in parameters:
             parameter.grad = None  # taken away: what drops gradients may write zeros into them
@@ -232,7 +232,7 @@ class WindowRedo:
         Returns:
             The first step after which something is not; `None` where nobody looked, or it is.
         """
-        at, redo, kept = run.position, _redoing(run), _kept_window(run)
+        at, redo, kept = run._position, _redoing(run), _kept_window(run)
         window, steps, under_way, closes = at.window, at.window.steps, at.batch, _closes(run)
         found: int | None = None
         logs: Logs = {}
@@ -241,7 +241,7 @@ class WindowRedo:
             one.grad = None
         for buffer in redo.buffers.values():
             buffer.restore()
-        run.runtime.optimizers.clear()
+        run._runtime.optimizers.clear()
         kept.loss = None
         if self._sums:
             at.epoch_loss.window = at.epoch_loss.window_weight = 0.0
@@ -285,14 +285,14 @@ class WindowRedo:
         for parameter, gradient in beside:
             if gradient is not None and (parameter.grad is None or repeats):
                 parameter.grad = gradient
-            elif gradient is not None and (run.position.window.steps or id(parameter) in self._had_gradients):
+            elif gradient is not None and (run._position.window.steps or id(parameter) in self._had_gradients):
                 raise UncuttableError(
                     "a parameter that only a side optimizer holds has a gradient of the loss, and of a plugin before"
                 )
 
     def _sum(self, run: Run, *, within_epoch: bool) -> None:
         """Add the loss of a complete step to the sums that it was in."""
-        at = run.position
+        at = run._position
         if at.loss is not None and not adds_nothing(at.weight):
             _kept_window(run).add_loss(at.loss, at.weight, at.window)
         if self._sums and within_epoch:
@@ -333,7 +333,7 @@ def _split(subscription: Subscription) -> list[Subscription]:
 
 
 def _is_due(run: Run) -> bool:
-    redo = run.position.redo
+    redo = run._position.redo
     return redo is not None and bool(redo.due)
 
 
@@ -348,24 +348,24 @@ def _unless_due(call: Handler) -> Handler:
 
 
 def _redoing(run: Run) -> Redoing:
-    if run.position.redo is None:
+    if run._position.redo is None:
         raise AssertionError("the engine prepares a run whose windows may be computed again")
-    return run.position.redo
+    return run._position.redo
 
 
 def _kept_window(run: Run) -> KeptWindow:
-    if run.position.kept is None:
+    if run._position.kept is None:
         raise AssertionError("a run whose windows may be computed again keeps them")
-    return run.position.kept
+    return run._position.kept
 
 
 def _main_gradients(run: Run) -> list[Tensor]:
-    return [parameter.grad for parameter in run.runtime.optimizers.held() if parameter.grad is not None]
+    return [parameter.grad for parameter in run._runtime.optimizers.held() if parameter.grad is not None]
 
 
 def _window_losses(run: Run) -> list[Tensor]:
     """Return what the losses of the window add to their mean: nothing where one weighs 0, for it may be NaN."""
-    at = run.position
+    at = run._position
     if at.window.losses is not None:
         return [weighed(loss, relative) for loss, relative in at.window.losses]
     return [] if at.loss is None else [at.loss.detach().double()]
@@ -373,7 +373,7 @@ def _window_losses(run: Run) -> list[Tensor]:
 
 def _held_beside(run: Run) -> list[nn.Parameter]:
     """Return the parameters that only side optimizers hold: plugins add to their gradients."""
-    optimizers = run.runtime.optimizers
+    optimizers = run._runtime.optimizers
     if not optimizers.side:
         return []
     own = {id(parameter) for parameter in optimizers.held()}
@@ -382,7 +382,7 @@ def _held_beside(run: Run) -> list[nn.Parameter]:
 
 def _closes(run: Run) -> bool:
     """Return whether the step under way closes the window, as far as that is known, or the newest one has done so."""
-    at = run.position
+    at = run._position
     last = at.flushes and at.sized and at.remaining == 1
     return at.update_due or at.window.steps + 1 == at.window.size or last
 

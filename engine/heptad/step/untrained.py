@@ -1,7 +1,8 @@
 """Look, once an epoch, whether the updates still train the network: a handler may have put other parameters in place.
 
 What a step costs is not touched: the gradients are looked at in the first update of the run and in the last of each
-pass, where it is known to be the last, and the parameters at the end of each epoch.
+pass, where it is known to be the last, and the parameters at the end of each epoch. Since an epoch may be long, and a
+stream endless, both are looked at in every 4,096th update as well, and in the one that `max_updates` ends with.
 """
 
 from __future__ import annotations
@@ -14,6 +15,9 @@ from heptad.errors import EngineError, diagnose
 from heptad.record.events import Untrained
 from heptad.run.run import Run
 from heptad.run.runtime import Runtime
+
+LOOKS = 4095
+"""The updates whose number has none of these bits are looked at."""
 
 
 class Bond:
@@ -33,8 +37,11 @@ class Bond:
 
 def find_untrained(run: Run) -> None:
     """Report an update that finds no gradient: it changes nothing, and the next one will be like it."""
-    for one in run.runtime.optimizers.held():
+    done = run._position.update
+    for one in run._runtime.optimizers.held():
         if one.grad is not None:
+            if done and not done & LOOKS:
+                look_after_parameters(run)
             return
     if not look_after_parameters(run):
         _say(run, "")
@@ -49,7 +56,7 @@ def look_after_parameters(run: Run) -> bool:
     Raises:
         EngineError: If the updates reach none of them.
     """
-    runtime, before = run.runtime, run.runtime.bond
+    runtime, before = run._runtime, run._runtime.bond
     if before is None or before.same == _ids_now(runtime):
         return False
     now = runtime.bond = Bond(runtime)
@@ -78,7 +85,7 @@ def _lost(before: Bond, now: Bond) -> tuple[list[str], list[str], list[str]]:
 
 def _say(run: Run, found: str) -> None:
     """Emit an event, once for each finding."""
-    if not any(isinstance(event, Untrained) and event.found == found for event in run.buffer.events(0)):
+    if not any(isinstance(event, Untrained) and event.found == found for event in run._buffer.events(0)):
         run.emit(Untrained, found)
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Literal, Protocol
 
 from heptad.errors import LogError
-from heptad.history.journal.head import check_owner
+from heptad.history.journal.head import check_owner, is_unmade, reason
 from heptad.history.journal.lock import discard
 from heptad.history.journal.reader import FileSource
 from heptad.history.journal.recorder import JournalRecorder
@@ -40,7 +40,7 @@ class JournaledRun(Protocol):
         ...
 
     @property
-    def buffer(self) -> LogBuffer:
+    def _buffer(self) -> LogBuffer:
         """The log while it is written."""
         ...
 
@@ -81,11 +81,11 @@ class JournalFile:
                 discard(self._path)
             earlier = self._recorder if way == "continue" else None
             recorder = JournalRecorder(
-                run.buffer, self._path, lambda: self._adopt(run, way, earlier), flush_every, earlier
+                run._buffer, self._path, lambda: self._adopt(run, way, earlier), flush_every, earlier
             )
-            recorder.start(run.buffer.view().chunks, self._events(run, way, earlier))
+            recorder.start(run._buffer.view().chunks, self._events(run, way, earlier))
         except (sqlite3.Error, OSError, ValueError, zlib.error) as error:
-            raise LogError(f"{self._path} cannot be written: {error}; name another file") from error
+            raise LogError(f"{self._path} cannot be written: {reason(self._path, error)}; name another file") from error
         self._recorder, self._run = recorder, run.id
         return recorder
 
@@ -104,6 +104,8 @@ class JournalFile:
         if self._run == run.id:
             return "continue"
         check_owner(self._path)
+        if is_unmade(self._path):
+            return "new"
         if run.resumed_from is not None and self._holds(run):
             return "resume"
         if self._overwrite:
@@ -125,7 +127,7 @@ class JournalFile:
         held = FileSource(self._path)
         if held.run != run.id:
             return False
-        end, seq = held.view().end, run.buffer.seq
+        end, seq = held.view().end, run._buffer.seq
         if end < seq:
             raise LogError(
                 f"{self._path} ends before transition {end}, the run continues from {seq}: those between are missing; "
@@ -135,7 +137,7 @@ class JournalFile:
 
     def _adopt(self, run: JournaledRun, way: _Way, earlier: JournalRecorder | None) -> FileWriter:
         """Open the file, on the thread that writes."""
-        log = run.buffer
+        log = run._buffer
         writer = FileWriter(self._path, log.table, run.id)
         try:
             if earlier is not None:
@@ -160,8 +162,8 @@ class JournalFile:
     def _events(self, run: JournaledRun, way: _Way, earlier: JournalRecorder | None) -> Sequence[Event]:
         """Return the events of the log that the file lacks."""
         if way == "resume":
-            return run.buffer.events(run.buffer.seq)
-        events = run.buffer.events(0)
+            return run._buffer.events(run._buffer.seq)
+        events = run._buffer.events(0)
         # By identity: two events may be equal. The log may have dropped the last one that was written.
         written = [number for number, event in enumerate(events) if earlier is not None and event is earlier.last_event]
         return events[written[0] + 1 :] if written else events

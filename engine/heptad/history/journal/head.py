@@ -17,9 +17,10 @@ from pathlib import Path
 
 from heptad.errors import LogError
 from heptad.history.journal import schema
-from heptad.history.journal.watch import refuse_links_beside
+from heptad.history.journal.watch import UNDO, refuse_links_beside
 
 _HEAD = 100
+_LONG = 500
 _MAGIC = b"SQLite format 3\x00"
 
 
@@ -53,10 +54,8 @@ def check_owner(path: Path) -> bytes:
         head = _beginning(path)
     except FileNotFoundError:
         raise LogError(f"{path}: there is no such file; Journal('{path.name}') among the plugins writes one") from None
-    except OSError as error:
-        raise LogError(f"{path} cannot be read: {error.strerror}") from error
-    except ValueError as error:  # a zero byte
-        raise LogError(f"{str(path)!r} is not the path of a file: {error}") from error
+    except (OSError, ValueError) as error:  # a name that no file can have
+        raise LogError(f"{path} cannot be read: {error.strerror if isinstance(error, OSError) else error}") from error
     if not head:
         raise LogError(f"{path} is empty: no run has written its log there")
     if head.startswith(b"{"):
@@ -85,6 +84,27 @@ def _beginning(path: Path) -> bytes:
         if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
             raise LogError(f"{path} is not the log of a run: it is no regular file, but a pipe or a device")
         return file.read(_HEAD)
+
+
+def reason(path: Path, error: Exception) -> str:
+    """Return why a file cannot be opened: SQLite does not say that a path is too long for it."""
+    length = len(os.fsencode(path.absolute()))
+    if length <= _LONG or "unable to open" not in str(error):
+        return str(error)
+    return f"{error}: its path has {length} bytes, and SQLite opens none of more than {_LONG} everywhere"
+
+
+def is_unmade(path: Path) -> bool:
+    """Return whether a process was killed while it made a file, see `check_owner` first.
+
+    SQLite would undo what it had written, and nothing was there before. The file `-journal` says so: it begins with a
+    magic number and holds, from byte 16 on, of how many pages the database was.
+    """
+    if size_beside(path, "-journal") < _HEAD:
+        return False
+    with path.with_name(path.name + "-journal").open("rb") as file:
+        undo = file.read(_HEAD)
+    return undo.startswith(UNDO) and undo[16:20] == bytes(4)
 
 
 def size_beside(path: Path, suffix: str) -> int:

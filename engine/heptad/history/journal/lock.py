@@ -65,7 +65,7 @@ def discard(path: Path) -> None:
         with suppress(sqlite3.Error, ValueError):  # a file so damaged that it cannot be locked is written by nobody
             Limits(connection, path)
             lock(connection, path)
-        for suffix in ("", "-wal", "-shm"):
+        for suffix in ("", "-wal", "-shm", "-journal"):
             path.with_name(path.name + suffix).unlink(missing_ok=True)
     finally:
         connection.close()

@@ -24,7 +24,7 @@ from heptad.history.decode import BLOCK
 from heptad.history.journal import schema
 from heptad.history.journal.claims import read_facts, read_failure, read_writer
 from heptad.history.journal.file_chunk import HEAD, FileChunk
-from heptad.history.journal.head import check_head, size_beside
+from heptad.history.journal.head import check_head, reason, size_beside
 from heptad.history.journal.lock import BUSY_MS
 from heptad.history.journal.meta import get_meta
 from heptad.history.journal.packing import unpack_turns
@@ -440,7 +440,7 @@ class FileSource:
                     ) from error
                 if "malformed" in str(error) or "decode" in str(error) or "no such" in str(error):
                     raise self._damaged(error) from error
-                raise LogError(f"{self._path} cannot be read: {error}") from error
+                raise LogError(f"{self._path} cannot be read: {reason(self._path, error)}") from error
             except (sqlite3.Error, zlib.error, ValueError, TypeError, *_ASTRAY, TableError) as error:
                 raise self._damaged(error) from error
 

@@ -261,12 +261,12 @@ class JournalRecorder:
         writer.transitions(chunks, failure)
         # what comes in the turns of later transitions waits for these
         end = _NO_LIMIT if complete else chunks[-1].seq + len(chunks[-1])
-        events = _before(end, self._events)
+        events = _take_before(end, self._events)
         writer.events(events)
         writer.record(log.columns(writer.values, None if complete else end))
         with self._wake:
             self._take_calls()
-            calls = _before(end, self._called)
+            calls = _take_before(end, self._called)
         writer.calls(calls)
         writer.state(log.facts, log.windows, log.stops, failure)
         writer.commit()
@@ -290,7 +290,7 @@ def _bytes(chunk: Chunk) -> int:
     return _PER_TRANSITION * len(chunk)
 
 
-def _before(end: int, waiting: deque[_Bound]) -> list[_Bound]:
+def _take_before(end: int, waiting: deque[_Bound]) -> list[_Bound]:
     """Take those of the turns of transitions before `end`; another thread may append meanwhile."""
     taken: list[_Bound] = []
     for _ in range(len(waiting)):

@@ -18,6 +18,10 @@ SHRINKS_TO = 64 << 20
 """Bytes that SQLite cuts the file `-wal` to, when all in it has been moved into the file and it is begun again."""
 
 
+UNDO = bytes.fromhex("d9d505f920a163d7")
+"""What a file `-journal` begins with. One that ends with it, behind a name, is of a transaction of several files."""
+
+
 class JournalChangedError(LogError):
     """A file of the journal is not what its writer left."""
 
@@ -76,7 +80,7 @@ class JournalWatch:
 
 
 def refuse_links_beside(path: Path) -> None:
-    """Refuse a journal beside which SQLite would write through a link, or into something that is no file.
+    """Refuse a journal beside which SQLite would write through a link, into something that is no file, or elsewhere.
 
     Raises:
         LogError: If there is one.
@@ -88,3 +92,16 @@ def refuse_links_beside(path: Path) -> None:
                 f"{path} has '{beside.name}' beside it, which is a link or no regular file: SQLite would write through "
                 "it. Remove it, or name another file"
             )
+    undo = path.with_name(path.name + "-journal")
+    if undo.exists() and _tail(undo) == UNDO:
+        raise LogError(
+            f"{path} has '{undo.name}' beside it, which names a further file: SQLite would remove that. Remove "
+            f"'{undo.name}', or name another file"
+        )
+
+
+def _tail(path: Path) -> bytes:
+    """Return the last bytes of a file, as many as `UNDO` has."""
+    with path.open("rb") as file:
+        file.seek(max(os.fstat(file.fileno()).st_size - len(UNDO), 0))
+        return file.read(len(UNDO))

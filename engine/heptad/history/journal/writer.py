@@ -112,7 +112,8 @@ class FileWriter:
         versions = {name: installed(name) for name in ("heptad", "torch", "numpy")}
         versions["python"] = platform.python_version()
         text = _json(self._facts)
-        row = (first, time.time_ns(), os.getpid(), platform.node(), resumed_from, _json(versions), text)
+        source = None if resumed_from is None else schema.stored_text(resumed_from)
+        row = (first, time.time_ns(), os.getpid(), platform.node(), source, _json(versions), text)
         cursor = self._connection.execute(
             "INSERT INTO session (first_seq, began_ns, pid, host, resumed_from, versions, facts, crc) "
             f"VALUES ({marks(8)})",
