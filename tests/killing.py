@@ -112,6 +112,7 @@ STATES = (
     "after_loop",
     "evaluate",
     "checkpoint",
+    "redo_window",
 )
 
 

@@ -112,6 +112,21 @@ class Skips(Plugin):
         self.die.setstate(state["die"])
 
 
+class Tight(Plugin):
+    """From step 5 on, memory holds two samples at a time; the output of step 9 is not finite, but when it is redone."""
+
+    def open(self, run: Run) -> None:
+        run.network.register_forward_pre_hook(lambda network, given: self.needs(run, len(given[0])))
+        run.network.register_forward_hook(lambda network, given, output: self.glitch(run, output))
+
+    def needs(self, run: Run, samples: int) -> None:
+        if run.network.training and run.step >= 5 and samples > 2:
+            raise torch.OutOfMemoryError(f"no memory for {samples} samples")
+
+    def glitch(self, run: Run, output: torch.Tensor) -> torch.Tensor:
+        return output * float("nan") if run.state == "process_batch" and run.step == 9 else output
+
+
 def network() -> nn.Module:
     """Return a network with dropout and batch norm."""
     with torch.random.fork_rng():
@@ -180,17 +195,22 @@ def full_engine(
     again: bool = False,
     odd: bool = False,
     closure: bool = False,
+    tight: bool = False,
     **config: Any,
 ) -> Engine:
     """Return the engine of the scenario; its checkpoints are in `directory`.
 
     With `again`, each window is computed again from its batches, and there is a side optimizer. With `odd`, steps are
     left out, there are fewer of them than batches, and the schedule follows evaluations, the first of them before the
-    loop. With `closure`, the optimizer is L-BFGS, beside which nobody may change gradients.
+    loop. With `closure`, the optimizer is L-BFGS, beside which nobody may change gradients. With `tight`, memory runs
+    out, and numbers are not finite once: windows are computed again, in halves.
     """
     model = network()
     given = FEEDS[feed]()
     own = {"batch_size": SIZE, "num_workers": 2 if feed == "workers" else 0} if "dataset" in given else {}
+    if tight:
+        given, own["batch_size"] = {"dataset": Noisy(2 * BATCHES * SIZE)}, 2 * SIZE
+        config = {"redo": ("out_of_memory", "non_finite"), **config}
     components = Components(
         network=model,
         criterion=nn.CrossEntropyLoss(),
@@ -208,6 +228,8 @@ def full_engine(
         checkpoint or Checkpoint(directory, at=at),
         *plugins,
     ]
+    if tight:
+        members.append(Tight())
     if again:
         members += [SAM(), Tilts()]
     if odd:

@@ -19,6 +19,7 @@ from heptad.plugin import (
     Event,
     Extend,
     Failed,
+    Halved,
     Note,
     NoUpdate,
     OptionChange,
@@ -26,6 +27,7 @@ from heptad.plugin import (
     Recompilation,
     RecordedArray,
     Remark,
+    Repeated,
     Resume,
     SharedGenerators,
     Skip,
@@ -102,6 +104,8 @@ LATER: list[Event] = [
     Recompilation(*AT, 1, 0.25, 4, "tensor 'x' size mismatch at index 0"),
     Uncompiled(*AT, "Dynamo recompile limit exceeded"),
     Unverified(*AT, "fp16-mixed", "cuda"),
+    Halved(*AT, 3, 0, 2, 16, "OutOfMemoryError: no", "BatchNorm"),
+    Repeated(*AT, "equal", 1, 5),
 ]
 """Events that format 1 did not have."""
 

@@ -32,6 +32,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "background": BACKGROUND,
     "bf16": {"precision": "bf16-mixed"},
     "fp16": {"precision": "fp16-mixed", "again": True},
+    "tight": {"tight": True, "journal": True},
 }
 
 

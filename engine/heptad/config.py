@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field
 from functools import partial
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, cast
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, cast, get_args
 
 import numpy as np
 import torch
@@ -84,6 +84,7 @@ def _plain_integer(value: object) -> object:
 
 Count = Annotated[int, BeforeValidator(_plain_integer), Field(ge=0)]
 Positive = Annotated[int, BeforeValidator(_plain_integer), Field(ge=1)]
+Cause = Literal["out_of_memory", "non_finite"]
 Seed = Annotated[int, BeforeValidator(_plain_integer), Field(ge=0, le=2**64 - 1)]  # torch takes 64 bits
 
 
@@ -226,6 +227,10 @@ class RunConfig(_Checked):
             engine's calls the network is as it was.
         recompute: Keeps only the inputs of each block (`Components.blocks`) for the backward pass, which computes the
             rest again: less memory, about a third more time, the same bits.
+        redo: What a window is computed again for, in the state `redo_window`. `"out_of_memory"`: after a
+            `torch.OutOfMemoryError` in `process_batch`, with batches cut in halves, down to one sample. `"non_finite"`:
+            once, where its loss or a gradient is not finite; the log says whether the second time gave the same bits.
+            The batches of the open window are kept for it, and copies of the network's buffers.
         log_capacity: Transitions that `Run.log` keeps in memory, 10 bytes each; the oldest go first.
         trace_handlers: Keeps for every call of a handler when it was made and how long it took: `explain` and the trace
             show them. Costs about a microsecond and 32 bytes a call.
@@ -252,6 +257,7 @@ class RunConfig(_Checked):
     deterministic: bool = False
     compile: bool | dict[str, Any] = False
     recompute: bool = False
+    redo: tuple[Cause, ...] = ()
     log_capacity: Positive = 1_000_000
     trace_handlers: bool = False
 
@@ -290,6 +296,14 @@ class RunConfig(_Checked):
         except Exception as error:
             raise ValueError(f"is refused by torch.compile ({in_a_line(error)})") from None
         return deepcopy(given) or True
+
+    @field_validator("redo", mode="before")
+    @classmethod
+    def _are_causes(cls, causes: object) -> tuple[Cause, ...]:
+        given = list(cast("Sequence[object]", causes)) if isinstance(causes, list | tuple) else [...]
+        if not all(one in get_args(Cause) for one in given):
+            raise ValueError(f"must be a tuple of causes out of {get_args(Cause)}, such as redo=('out_of_memory',)")
+        return tuple(one for one in get_args(Cause) if one in given)
 
     @classmethod
     def _contradictions(cls, given: Mapping[str, object]) -> list[str]:

@@ -46,6 +46,7 @@ from heptad.step.closure import prepare_recomputation
 from heptad.step.loss_scaling import first_on_update
 from heptad.step.optimizers import Optimizers, given_mistakes
 from heptad.step.reading import readers
+from heptad.step.redo import build_redo
 from heptad.table import guard_of, training_table
 
 F = TypeVar("F", bound=Callable[[Run], object])
@@ -94,6 +95,7 @@ class Engine(EngineView):
         runtime.evaluator = self._evaluator(device)
         prepare_recomputation(runtime, self._manager.plugins)
         runtime.on_loss = self._manager.loss_handlers()
+        self._redo = build_redo(config.redo, self._strategy, self._manager)
         detours = self._manager.detours_given
         table = training_table([detour for _, detour in detours])
         self.current = Run(table, config, runtime, LogBuffer(table, config.log_capacity, read_numbers))
@@ -101,34 +103,35 @@ class Engine(EngineView):
         self._subscriptions: list[Subscription] = []
         for subscription in self._manager.subscriptions():
             self._subscribe(subscription)
-        self._resumption = Resumption(self._manager, self._visits, self._subscriptions)
+        self._resumption = Resumption(self._manager, self._redo.beside(self._visits), self._subscriptions)
         self.current._capture = self._resumption.capture
-        self._reads = False  # whether what reads ahead is subscribed
+        self._ready = False  # whether the engine's last handlers are subscribed
         self._driver: int | None = None
         self._lock = threading.Lock()
         self._manager.check(self.current)
 
-    def _build_machine(self, detours: Sequence[tuple[Plugin, Detour]]) -> Machine:
+    def _build_machine(self, detours: Sequence[tuple[Plugin | None, Detour]]) -> Machine:
         table = self.current.table
         bodies: dict[str, Body] = {"before_loop": partial(before_loop, strategy=self._strategy), **BODIES}
         if self._strategy.announces:
             bodies["process_batch"] = partial(announced_batch, strategy=self._strategy)
+        bodies["process_batch"] = self._redo.around(bodies["process_batch"], self.current)
         guards: dict[str, Guard] = dict(GUARDS)
         owners: dict[str, str] = {}
         self._visits = [DetourState(detour, self._manager.wrap_body(plugin, detour)) for plugin, detour in detours]
         for number, (plugin, _) in enumerate(detours):
             guard = guard_of([detour for _, detour in detours], number)
             guards[guard] = self._manager.wrap_guard(plugin, guard, self._visits[number].due)
-            owners[guard] = titled(plugin)
+            owners[guard] = titled(plugin) if plugin else ""
         for node, number in table.origin.items():
             bodies[node] = self._visits[number].body
-            owners[node] = titled(detours[number][0])
+            owners[node] = owners[guard_of([detour for _, detour in detours], number)]
         calls = first_on_update(self._strategy, self._config.precision)  # plugins see the gradient that is applied
         first = [Subscription(None, "", Mark("enter", "optimizer_update"), call) for call in calls]
         if any(plugin.needs_epoch_loss for plugin in self._manager.plugins):
             first += [Subscription(None, "", Mark("exit", state), call) for state, call in SUMMED.items()]
         first += compilation_handlers(self.current, self._blocks)
-        return self.machine_class(self.current, bodies, guards, first, owners)
+        return self.machine_class(self.current, bodies, guards, self._redo.split(*first), owners)
 
     # -- driving
 
@@ -266,18 +269,20 @@ class Engine(EngineView):
             trace(subscription, self.current)
         self._manager.wrap(subscription)
         self._subscriptions.append(subscription)
-        self._machine.subscribe(subscription)
+        for part in self._redo.split(subscription):
+            self._machine.subscribe(part)
         mark, facts = subscription.mark, self.current._buffer.facts
         plugin = "" if subscription.plugin is None else subscription.plugin.name
         facts.setdefault("handlers", []).append([mark.state, mark.moment, subscription.who, mark.words(), plugin])
 
     def _make_ready(self) -> None:
         """Do what comes last, once plugins are open: subscribe what reads ahead, restore the global generators."""
-        if not self._reads:
+        if not self._ready:
             # The engine is the last to be called on exit: no handler can subscribe behind it any more.
-            self._reads = True
-            for state, read in readers(self.current):
-                self._machine.subscribe(Subscription(None, "", Mark("exit", state), read))
+            self._ready = True
+            for state, call in (*readers(self.current), *self._redo.last_handlers()):
+                for last in self._redo.split(Subscription(None, "", Mark("exit", state), call)):
+                    self._machine.subscribe(last)
             note_unverified(self.current)
         self._resumption.restore_generators(self.current)
 

@@ -81,8 +81,8 @@ class Table:
         return next(state for state in self.states if state.kind == "start")
 
     def named(self, shown: str) -> tuple[State, ...]:
-        """Return the nodes that users see under one name."""
-        return tuple(state for state in self.states if state.shown == shown)
+        """Return the nodes that users see under one name; the engine may also ask for one by its own."""
+        return tuple(state for state in self.states if shown in (state.shown, state.name))
 
     def scopes(self) -> tuple[str, ...]:
         """Return the names of all states that have a body, as users see them, each once."""
@@ -154,6 +154,9 @@ class Table:
 
 
 GUARDS = ("epochs_remain", "batches_remain", "update_due")
+
+REDO, REDO_DUE = "redo_window", "redo_due"
+"""The engine's own detour, which `RunConfig.redo` adds, and its guard."""
 
 _IDLE = State("idle", "start")
 _FINISHED = State("finished", "end")
@@ -283,7 +286,7 @@ def training_table(detours: Sequence[Side] = ()) -> Table:
 
 def guard_of(detours: Sequence[Side], number: int) -> str:
     """Return the name of the guard of a detour, given by its number from 0; the second of one state ends in `_2`."""
-    return _numbered(detours, number, f"{detours[number].state}_due")
+    return _numbered(detours, number, REDO_DUE if detours[number].state == REDO else f"{detours[number].state}_due")
 
 
 def _numbered(detours: Sequence[Side], number: int, name: str) -> str:

@@ -123,6 +123,7 @@ LATER = {
     ("position", "events"),
     ("position", "side_optimizers"),
     ("position", "kept"),
+    ("position", "redo"),
     ("optimizers", "side"),
     ("position", "epoch_loss"),
     ("position", "placed", "skips"),

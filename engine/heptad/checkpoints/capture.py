@@ -14,6 +14,7 @@ from heptad.checkpoints.form import (
     StoredOptions,
     StoredPlugin,
     StoredPosition,
+    StoredRedo,
     StoredRun,
     StoredScaler,
     StoredSections,
@@ -116,7 +117,7 @@ def _capture_plugins(run: Run, manager: PluginManager) -> dict[str, StoredPlugin
 def _capture_position(
     run: Run, detours: Sequence[DetourState], subscriptions: Sequence[Subscription]
 ) -> StoredPosition:
-    at, buffer, kept = run._position, run._buffer, run._position.kept
+    at, buffer = run._position, run._buffer
     built: list[dict[str, Any]] = buffer.facts.get("optimizers", [])
     beside: dict[str, Any] = buffer.facts.get("side_optimizers", {})
     return StoredPosition(
@@ -128,7 +129,8 @@ def _capture_position(
         window=StoredWindow.model_validate(at.window, from_attributes=True),
         loss=run.loss,
         batch=[] if at.batch is None else [at.batch],
-        kept=StoredKept(batches=list(kept.batches), loss=kept.loss) if kept is not None and at.window.steps else None,
+        kept=_capture_kept(run),
+        redo=_capture_redo(run),
         stopped=bool(buffer.stops),
         reason=run.reason,
         seed=run._runtime.feed.seed,
@@ -147,6 +149,24 @@ def _capture_scaler(run: Run) -> StoredScaler | None:
         return None
     scale, growth = run._runtime.scaling.state()
     return StoredScaler(scale=scale, growth=growth)
+
+
+def _capture_kept(run: Run) -> StoredKept | None:
+    at, kept = run._position, run._position.kept
+    if kept is None or not at.window.steps:
+        return None
+    if run._runtime.recomputation is None and at.redo is not None and not at.redo.is_whole(at.window.steps):
+        return None  # its first steps were made without redo
+    return StoredKept(batches=list(kept.batches), loss=kept.loss, idle=list(kept.idle))
+
+
+def _capture_redo(run: Run) -> StoredRedo | None:
+    at, redo = run._position, run._position.redo
+    if redo is None:
+        return None
+    if not at.window.steps or not redo.is_whole(at.window.steps):
+        return StoredRedo(halvings=redo.halvings, random=[], buffers={})
+    return StoredRedo(halvings=redo.halvings, random=[dict(one) for one in redo.random], buffers=redo.changed())
 
 
 def _capture_data(run: Run) -> dict[str, Any]:

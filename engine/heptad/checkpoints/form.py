@@ -225,6 +225,21 @@ class StoredKept(Stored):
 
     batches: list[Any]
     loss: Scalar | None
+    idle: list[Count] = []
+
+
+class StoredRedo(Stored):
+    """What a redo of windows needs; the fields of `Redoing`, of the open window where one is.
+
+    Attributes:
+        halvings: How often batches are cut in half.
+        random: States of the global generators before each step.
+        buffers: What those that have changed held when the window opened.
+    """
+
+    halvings: Annotated[int, Field(ge=0, le=62)]
+    random: list[RandomStates]
+    buffers: dict[str, Tensor]
 
 
 class StoredPosition(Stored):
@@ -240,6 +255,7 @@ class StoredPosition(Stored):
         loss: Of the newest step.
         batch: The batch of the step, or nothing.
         kept: What was kept of the open window; `None` where nothing computes it again.
+        redo: What a redo needs; `None` where none is asked for.
         stopped: A stop was asked for.
         reason: Why the run ends.
         seed: Of the order of the data.
@@ -262,6 +278,7 @@ class StoredPosition(Stored):
     loss: Scalar | None
     batch: Annotated[list[Any], Field(max_length=1)]
     kept: StoredKept | None = None
+    redo: StoredRedo | None = None
     stopped: bool
     reason: str | None
     seed: Annotated[int, Field(ge=-MOST * 4, le=MOST * 4)]
@@ -284,6 +301,11 @@ class StoredPosition(Stored):
             )
         if self.kept is not None and len(self.kept.batches) > self.window.steps:
             raise ValueError(f"{len(self.kept.batches)} batches were kept of {self.window.steps} steps")
+        kept = 0 if self.kept is None else len(self.kept.batches)
+        if self.redo is not None and self.redo.random and not len(self.redo.random) == kept == self.window.steps:
+            raise ValueError(
+                f"of {self.window.steps} steps {kept} batches and {len(self.redo.random)} states were kept"
+            )
         return self
 
 
@@ -477,9 +499,10 @@ def read_form(path: Path, snapshot: Snapshot) -> tuple[StoredSummary, StoredSect
         # Only a generator knows which states it accepts, so each is set, and then put back. An accelerator's are not
         # tried: `preserved` puts back those of the CPU only.
         with seeding.preserved():
-            states, tried = sections.run.random, seeding.CPU_GENERATORS
-            seeding.check_states(states)
-            seeding.restore_states({name: state for name, state in states.items() if name in tried})
+            redo, tried = sections.run.position.redo, seeding.CPU_GENERATORS
+            for states in (sections.run.random, *(() if redo is None else redo.random)):
+                seeding.check_states(states)
+                seeding.restore_states({name: state for name, state in states.items() if name in tried})
     except Exception as error:
         raise _refusal(path, f"run.random: {in_a_line(error)}") from error
     return summary, sections

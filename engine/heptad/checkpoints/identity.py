@@ -30,7 +30,7 @@ from heptad.errors import CheckpointError, kind, with_article
 from heptad.plugin.contract import Plugin
 from heptad.run.run import Run
 from heptad.run.verified import card_name
-from heptad.table import Arc
+from heptad.table import REDO, Arc, Table
 
 _MOST_NAMED = 50
 """Differences that a message lists."""
@@ -47,19 +47,24 @@ FREE_FIELDS = frozenset(
         "log_capacity",
         "trace_handlers",
         "deterministic",
+        "redo",
     )
 )
 """Fields of `RunConfig` that may differ when a run is resumed: they change where it ends or how it is driven, not what
-it does in between."""
+it does in between. `redo` does so after a fault, and may be why a run is resumed; the table is compared without it."""
 
 
 def identity(run: Run) -> StoredIdentity:
     """Return what a run must be to be resumed from a checkpoint."""
     return StoredIdentity(
         config=run.config.model_dump(),
-        arcs=[[arc.source, arc.dest, arc.guard] for arc in run.table.arcs],
+        arcs=[[arc.source, arc.dest, arc.guard] for arc in run.table.arcs if not _is_of_redo(run.table, arc)],
         data=run._runtime.feed.identity(),
     )
+
+
+def _is_of_redo(table: Table, arc: Arc) -> bool:
+    return REDO in (table.shown[arc.source], table.shown[arc.dest])
 
 
 def environment(device: torch.device) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from heptad.checkpoints.form import (
     StoredSections,
     StoredWindow,
 )
-from heptad.checkpoints.identity import check_run, environment, environment_differences
+from heptad.checkpoints.identity import check_run, environment, environment_differences, refuse
 from heptad.checkpoints.modules import modules_of, rehearse_extra_states, restore_module
 from heptad.checkpoints.options import ChangedOption, check_optimizers
 from heptad.checkpoints.parameters import rehearse_optimizers, restore_optimizers
@@ -209,7 +209,12 @@ def _check_position(run: Run, detours: int, position: StoredPosition) -> None:
 
 def _check_kept(run: Run, position: StoredPosition) -> None:
     """Refuse an open window whose batches are needed and were not kept: what needs them came since."""
-    if run._position.kept is not None and position.window.steps and position.kept is None:
+    if run._position.redo is not None and position.redo is not None:
+        wrong = run._position.redo.misfits(modules_of(run), position.redo.buffers)
+        refuse(
+            [f"the buffer {name} that the open window began with has another shape here, or is none" for name in wrong]
+        )
+    if run._runtime.recomputation is not None and position.window.steps and position.kept is None:
         raise CheckpointError(
             f"the checkpoint is of a window of which {position.window.steps} steps are done, and their batches were "
             "not kept, which the optimizer or a plugin with keeps_window = True needs here; nothing was changed. "
@@ -234,8 +239,13 @@ def _restore_position(
     at.loss = stored.loss
     at.epoch_loss.restore(stored.epoch_loss)
     at.batch = checked.batch[0] if checked.batch else None
-    if at.kept is not None and checked.kept is not None:
+    if at.kept is not None and stored.kept is not None and checked.kept is not None:
         at.kept.batches, at.kept.loss = checked.kept
+        at.kept.idle = list(stored.kept.idle)
+    if at.redo is not None and stored.redo is not None:
+        at.redo.halvings, at.redo.random = stored.redo.halvings, list(stored.redo.random)
+        if at.window.steps:
+            at.redo.reopen(modules_of(run), stored.redo.buffers)
     _restore_ending(run, stored)
     at.settle_carry()  # the number of epochs may be another now
     for detour, last in zip(detours, stored.visits, strict=True):

@@ -176,8 +176,9 @@ class TransitionLog(Sequence[Transition]):
         """Return the events of the transitions that are kept, or those of one kind, oldest first.
 
         Args:
-            kind: Such as `"stop"`, `"pause"`, `"skip"`, `"extend"`, `"drop"`, `"detach"`, `"resume"`, `"untrained"`,
-                `"shared"`, `"accumulation"`, `"array"`, `"failure"`, or `"note"` for what `Run.note` was given.
+            kind: Such as `"stop"`, `"pause"`, `"skip"`, `"extend"`, `"drop"`, `"detach"`, `"resume"`, `"redo"`,
+                `"untrained"`, `"shared"`, `"accumulation"`, `"array"`, `"failure"`, or `"note"` for what `Run.note` was
+                given.
 
         Raises:
             EngineError: If there is no such kind.

@@ -23,6 +23,7 @@ from heptad.record.events import Drop as Drop
 from heptad.record.events import Event as Event
 from heptad.record.events import Extend as Extend
 from heptad.record.events import Failed as Failed
+from heptad.record.events import Halved as Halved
 from heptad.record.events import Note as Note
 from heptad.record.events import NoUpdate as NoUpdate
 from heptad.record.events import OptionChange as OptionChange
@@ -30,6 +31,7 @@ from heptad.record.events import Pause as Pause
 from heptad.record.events import Recompilation as Recompilation
 from heptad.record.events import RecordedArray as RecordedArray
 from heptad.record.events import Remark as Remark
+from heptad.record.events import Repeated as Repeated
 from heptad.record.events import Resume as Resume
 from heptad.record.events import SharedGenerators as SharedGenerators
 from heptad.record.events import Skip as Skip

@@ -9,7 +9,7 @@ from typing import overload
 from heptad.plugin.manager import PluginManager
 from heptad.plugin.marks import Moment
 from heptad.plugin.subscription import Subscription
-from heptad.table import Table
+from heptad.table import REDO, Table
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +68,7 @@ def tabulate(subscriptions: Iterable[Subscription], manager: PluginManager, tabl
     for subscription in subscriptions:
         mark, idle = subscription.mark, ""
         if mark.state not in table.scopes():
-            idle = f"no plugin brings {mark.state}"
+            idle = "RunConfig.redo names no cause" if mark.state == REDO else f"no plugin brings {mark.state}"
         elif subscription.plugin is not None and manager.is_detached(subscription.plugin):
             idle = "detached"
         rows = moments.setdefault((mark.state, mark.moment), [])

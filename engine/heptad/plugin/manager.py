@@ -25,7 +25,7 @@ class PluginManager:
 
     Attributes:
         plugins: In that order.
-        detours_given: The detours, each with its plugin, in that order.
+        detours_given: The detours, each with its plugin, in that order; the engine adds its own, without one.
 
     Raises:
         PluginError: For a mistake in the list, a cycle in the order, or something else than detours from `detours()`.
@@ -34,7 +34,9 @@ class PluginManager:
     def __init__(self, plugins: Sequence[Plugin]) -> None:
         verify_plugins(plugins)
         self.plugins = ordered(plugins)
-        self.detours_given = [(plugin, detour) for plugin in self.plugins for detour in _detours_of(plugin)]
+        self.detours_given: list[tuple[Plugin | None, Detour]] = [
+            (plugin, detour) for plugin in self.plugins for detour in _detours_of(plugin)
+        ]
         self._detached: set[str] = set()
         self._begun = False
         self._opened = False
@@ -52,15 +54,15 @@ class PluginManager:
         if plugin is not None and plugin.on_error == "detach":
             subscription.call = self._wrapped(plugin, subscription.who, subscription.call, subscription.mark.moment)
 
-    def wrap_body(self, plugin: Plugin, detour: Detour) -> Handler:
+    def wrap_body(self, plugin: Plugin | None, detour: Detour) -> Handler:
         """Return a detour's body, wrapped likewise; what counts its visits is left outside, and counts on."""
-        if plugin.on_error != "detach":
+        if plugin is None or plugin.on_error != "detach":
             return detour.body
         return self._wrapped(plugin, f"{plugin.name}.{detour.state}", detour.body, "body")
 
-    def wrap_guard(self, plugin: Plugin, name: str, guard: Callable[[Run], bool]) -> Callable[[Run], bool]:
+    def wrap_guard(self, plugin: Plugin | None, name: str, guard: Callable[[Run], bool]) -> Callable[[Run], bool]:
         """Return a detour's guard, wrapped likewise: False once its plugin is detached."""
-        if plugin.on_error != "detach":
+        if plugin is None or plugin.on_error != "detach":
             return guard
 
         def ask(run: Run) -> bool:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from heptad.errors import PluginError, a_kind, kind, nearest
 from heptad.plugin.contract import LIFE, SHIPPED_DETOURS, Plugin
 from heptad.plugin.subscription import Subscription
-from heptad.table import Table
+from heptad.table import REDO, Table
 
 
 def verify_plugins(plugins: Sequence[object]) -> None:
@@ -70,7 +70,7 @@ def verify(subscription: Subscription, table: Table) -> None:
         PluginError: Naming plugin, method and the expected shape.
     """
     who, mark = subscription.who, subscription.mark
-    known = (*table.scopes(), *SHIPPED_DETOURS)
+    known = (*table.scopes(), *SHIPPED_DETOURS, REDO)
     if mark.state not in known:
         bookend = any(mark.state == state.shown for state in table.states)
         hint = "; nothing runs on its moments, use open() and close()" if bookend else nearest(mark.state, known)

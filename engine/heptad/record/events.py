@@ -138,6 +138,71 @@ class SkipBatch(Event):
 
 
 @dataclass(frozen=True, slots=True)
+class Halved(Event):
+    """Memory ran out in a step, and its window was computed again with smaller parts of each batch.
+
+    Attributes:
+        step: The number of the step, from 0.
+        before: How often batches were cut in half until then.
+        halvings: How often they are from now on.
+        samples: Samples in the largest part.
+        error: What ran out of memory, in a line.
+        unequal: Why the update is not that of whole batches, but for rounding; empty where it is.
+    """
+
+    kind = "redo"
+
+    step: int
+    before: int
+    halvings: int
+    samples: int
+    error: str
+    unequal: str = ""
+
+    @property
+    def text(self) -> str:
+        """What was done, and what it changes."""
+        caution = f"; the update is not that of whole batches: {self.unequal}" if self.unequal else ""
+        return (
+            f"out of memory in step {self.step}: the window was computed again, with batches cut in half "
+            f"{counted(self.halvings, 'time')}, {counted(self.samples, 'sample')} at most, as from now on{caution} "
+            f"({self.error})"
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Repeated(Event):
+    """The loss or a gradient of a window was not finite, and it was computed again.
+
+    Attributes:
+        outcome: `"finite"`: the fault was transient, and the second gradients are used; `"equal"`: the same bits, so it
+            is the data or the network; `"unequal"`: not finite again, in other bits.
+        micro_batch: The first step of the window, from 0, after which something was not finite the second time.
+        step: The number of that step in the run, from 0.
+    """
+
+    kind = "redo"
+
+    outcome: str
+    micro_batch: int | None = None
+    step: int | None = None
+
+    @property
+    def text(self) -> str:
+        """What that means, and what to look at."""
+        begin = "loss or gradients of the window were not finite; computed again, they are "
+        if self.outcome == "finite":
+            return f"{begin}finite: the fault was transient, of the device or of a kernel, and they are used"
+        where = f"first in micro-batch {self.micro_batch} of the window, step {self.step}"
+        if self.outcome == "equal":
+            return f"{begin}the same, bit for bit, {where}: look at its data and at the network"
+        return (
+            f"{begin}not finite either, but other bits, {where}: a kernel is not deterministic "
+            "(RunConfig.deterministic=True) or the device is faulty"
+        )
+
+
+@dataclass(frozen=True, slots=True)
 class Drop(Event):
     """An epoch makes no update, because `remainder="drop"` leaves all of its batches out.
 
@@ -554,6 +619,7 @@ EVENTS: dict[str, type[Event]] = {
         Drop,
         Extend,
         Failed,
+        Halved,
         NoUpdate,
         Note,
         OptionChange,
@@ -561,6 +627,7 @@ EVENTS: dict[str, type[Event]] = {
         RecordedArray,
         Recompilation,
         Remark,
+        Repeated,
         Resume,
         SharedGenerators,
         Skip,

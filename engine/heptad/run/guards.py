@@ -6,7 +6,7 @@ from operator import attrgetter
 from typing import Protocol
 
 from heptad.run.state import RunState
-from heptad.table import State
+from heptad.table import REDO, State
 
 MID_STEP = frozenset({"process_batch", "after_step", "optimizer_update"})
 """Where no snapshot is taken and no requested pause takes effect, because a step or an update is under way."""
@@ -15,9 +15,9 @@ MID_STEP = frozenset({"process_batch", "after_step", "optimizer_update"})
 def in_mid_step(state: State) -> bool:
     """Return whether a step or an update is under way in a state; in a detour, whether one is in the state it leaves.
 
-    After the body of `after_step` and `optimizer_update` nothing is: a detour from there is between two turns.
+    After the body of `after_step` and `optimizer_update` nothing is, but in the redo of a window.
     """
-    return state.name in MID_STEP or state.after == "process_batch"
+    return state.name in MID_STEP or state.after == "process_batch" or state.shown == REDO
 
 
 class HasPosition(Protocol):

@@ -1,4 +1,4 @@
-"""`KeptWindow`: the batches of the open window, for what computes it again: closures, and `Run.recompute`."""
+"""`KeptWindow`: the batches of the open window, for what computes it again: closures, `Run.recompute`, a redo."""
 
 from __future__ import annotations
 
@@ -15,11 +15,15 @@ class KeptWindow:
     """What has to be known of a window to compute it again; kept only where something does.
 
     Attributes:
-        batches: Those of its steps that weigh something, placed, in order.
-        loss: Σ (r / k) · loss over them, detached; `None` before the first.
+        every: Whether steps that weigh nothing are kept too: a redo also repeats what they draw at random.
+        batches: Those of its steps, placed, in order.
+        idle: The numbers, in `batches`, of the steps that weigh nothing.
+        loss: Σ (r / k) · loss over the others, detached; `None` before the first.
     """
 
+    every: bool = False
     batches: list[Any] = field(default_factory=list[Any])
+    idle: list[int] = field(default_factory=list[int])
     loss: torch.Tensor | None = None
 
     def add(self, batch: Any, loss: torch.Tensor | None, weight: Weight | None, window: Window) -> None:
@@ -35,10 +39,21 @@ class KeptWindow:
             self.clear()
         known = not isinstance(weight, torch.Tensor) or weight.device.type == "cpu"  # without a device sync
         if loss is None or (known and weight == 0):
+            if self.every:
+                self.idle.append(len(self.batches))
+                self.batches.append(batch)
             return
         self.batches.append(batch)
+        self.add_loss(loss, weight, window)
+
+    def add_loss(self, loss: torch.Tensor, weight: Weight | None, window: Window) -> None:
+        """Add the loss of a step that weighs something."""
         part = _scaled(loss.detach(), weight, window)
         self.loss = part if self.loss is None else self.loss + part  # not +=: a checkpoint may hold it
+
+    def weighing(self) -> list[Any]:
+        """Return the batches of the steps that weigh something."""
+        return [batch for number, batch in enumerate(self.batches) if number not in self.idle]
 
     def corrected(self, window: Window) -> torch.Tensor:
         """Return the loss of the whole window: its mean over all samples of the window."""
@@ -52,6 +67,7 @@ class KeptWindow:
     def clear(self) -> None:
         """Drop the batches, which may be large."""
         self.batches.clear()
+        self.idle.clear()
         self.loss = None
 
 

@@ -116,7 +116,7 @@ class Run(RunView):
     def pause(self, reason: str) -> None:
         """Pause the run at the end of this turn, or some turns later where it would be in mid-step.
 
-        Three turns at most, and one more for each detour that leaves from `process_batch`.
+        Three turns at most, and one more for each detour that leaves from `process_batch`, and for a redo.
 
         Args:
             reason: Why, in words. Once the run pauses, it stands in the log and in `Run.paused`; of several the first.

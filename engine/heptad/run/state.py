@@ -10,6 +10,7 @@ import torch
 from heptad.config import RunConfig
 from heptad.run.kept import KeptWindow
 from heptad.run.loss_sums import LossSums
+from heptad.run.redoing import Redoing
 from heptad.run.weight import Weight
 from heptad.run.window import Window
 
@@ -55,6 +56,7 @@ class RunState:
         judging: `Plugin.on_loss` is being called: the step may still be left out.
         epoch_loss: The sums of the epoch's losses, where a plugin needs them.
         kept: The batches of the open window, `None` where nothing computes it again.
+        redo: What a redo of the open window needs beside, `None` where `RunConfig.redo` asks for none.
         skip: Why the update that was just entered is to be skipped, `None` where it is not.
         skipped: The newest update was skipped.
     """
@@ -98,6 +100,7 @@ class RunState:
     judging: bool = False
     epoch_loss: LossSums = field(default_factory=LossSums)
     kept: KeptWindow | None = None
+    redo: Redoing | None = None
     skip: str | None = None
     skipped: bool = False
 

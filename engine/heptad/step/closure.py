@@ -16,6 +16,7 @@ from heptad.run.runtime import Runtime
 from heptad.run.window import Window
 from heptad.step.loss_scaling import unscale
 from heptad.step.optimizers import given_optimizers, needs_closure
+from heptad.step.parts import announcer, compute, least_in
 
 
 class Recomputation:
@@ -61,25 +62,23 @@ class Recomputation:
         Returns:
             The loss of the window: Σ (r / k) · loss in the order of its steps, corrected for their weights; detached.
         """
-        at, runtime, strategy = run._position, run._runtime, self._strategy
+        at, strategy = run._position, self._strategy
         before = at.window, at.batch, at.output, at.loss, at.weight, at.samples_now
-        batches, loss = _kept(run).batches, KeptWindow()
+        batches, loss = _kept(run).weighing(), KeptWindow()
         window = Window(at.window.size)
         window.scale, window.reference = at.window.scale, at.window.reference
         at.window = window
-        optimizers = runtime.optimizers
+        optimizers = run._runtime.optimizers
+        halvings = 0 if at.redo is None else at.redo.halvings
         own = {id(parameter) for parameter in optimizers.held()}
         beside = [(one, one.grad) for one in optimizers.beside().held() if id(one) not in own]
         optimizers.clear()
         try:
             with torch.enable_grad():  # an optimizer steps without
                 for number, batch in enumerate(batches, 1):
-                    if strategy.announces:
-                        strategy.window_closes(number == len(batches))
-                    at.batch, at.loss = batch, None
-                    runtime.step.run(at)
-                    if at.loss is not None:
-                        window.backward(at.loss, at.weight)
+                    at.batch = batch
+                    announce = announcer(strategy, closes=number == len(batches))
+                    compute(run, window, halvings, least_in(run) if halvings else 1, announce)
                     loss.add(batch, at.loss, at.weight, window)
                     window.steps += 1
             unscale(run)
@@ -122,7 +121,7 @@ def build_recomputation(run: Run, strategy: Strategy) -> None:
     needy = [needs_closure(optimizer) for optimizer in run.optimizers]
     if runtime.keeps_window or any(needy):
         runtime.recomputation = Recomputation(strategy, needy)
-        run._position.kept = KeptWindow()
+        run._position.kept = run._position.kept or KeptWindow()
 
 
 def _check_closures(optimizers: Sequence[object], changers: Sequence[str]) -> None:
