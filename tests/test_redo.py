@@ -224,6 +224,13 @@ class TestOutOfMemory:
             close_values(*made, "epoch")
             close_values(*made, "window")
 
+    def test_a_window_has_one_loss_a_step(self):
+        engine = engine_of(Memory(2, "backward", 1), accumulation=3)
+        counts: list[int] = []
+        engine.on_enter("optimizer_update")(lambda run: counts.append(len(run._position.window.losses)))
+        engine.run()
+        assert set(counts) == {3}
+
     def test_the_log_says_how_often_batches_are_halved_and_later_windows_keep_it(self):
         memory = Memory(2, "backward", 2)
         engine = engine_of(memory, accumulation=2)

@@ -135,6 +135,7 @@ class _Parts:
         if not steps:
             window.backward(None, 0)  # opens the window, which it must not do again for each part
             window.steps = 1
+        before = len(window.losses or ())
         own = window.first is None  # the reference of the window's weights is set by this step
         try:
             for number, part in enumerate(cut_batch, 1):
@@ -151,6 +152,11 @@ class _Parts:
         at.weight = self._weight if self._adds else 0
         if self._losses:
             at.loss = _mean(self._losses, self._weight).to(self._losses[0][0].dtype)
+        if (
+            window.losses and len(window.losses) > before and at.loss is not None
+        ):  # one for the step, as of a whole batch
+            weight: Weight = sum(relative for _, relative in window.losses[before:])
+            window.losses[before:] = [(at.loss, weight)]
         return {name: _mean(rows, self._weight) for name, rows in self._logs.items()}
 
     def _run_part(self, samples: int, own: int) -> None:
