@@ -8,9 +8,21 @@ import pytest
 import torch
 from torch import nn
 
-from builders import CLASSES, FEATURES, Unsized, Witness, batches, records, weights
+from builders import (
+    CLASSES,
+    FEATURES,
+    Unsized,
+    Witness,
+    batches,
+    equal,
+    records,
+    small_components,
+    small_config,
+    small_network,
+    weights,
+)
 from faulty import Glitch, Memory, Needy
-from heptad import Components, ConfigError, Detour, Engine, EngineError, LossOutput, Plugin, RunConfig, TableError
+from heptad import Components, ConfigError, Detour, Engine, EngineError, LossOutput, Plugin, Run, RunConfig, TableError
 from heptad.step.bodies import process_batch
 from heptad.step.finite import same_bits
 from heptad_plugins import EMA, SAM, Checkpoint, GracefulStop, GradientClipping, NonFiniteGuard, TrainingMetrics
@@ -757,3 +769,21 @@ class TestCheckpoints:
             engine.close()
         close(engine, whole)
         assert all(map(torch.equal, weights(engine.current.network), weights(whole.current.network)))
+
+
+@pytest.mark.parametrize("k", [1, 2])
+def test_an_overflow_in_fp16_is_no_fault(k):
+    """The update is skipped at the scale where it overflows, and not computed twice."""
+
+    def trained(redo: tuple[str, ...]) -> Run:
+        config: dict[str, Any] = {"precision": "fp16-mixed", "accumulation": k, "device": "cpu"}
+        components = small_components(small_network(), loader=batches(8), compute_loss=loud, criterion=...)
+        return Engine(components, small_config(redo=redo, **config), []).run()
+
+    def loud(network: nn.Module, batch: Any) -> torch.Tensor:
+        return nn.functional.cross_entropy(network(batch[0]), batch[1]) * 100.0
+
+    run, plain = trained(("non_finite",)), trained(())
+    assert run.log.notes("skip")
+    assert run.log.notes("redo") == []
+    assert equal(weights(run.network), weights(plain.network))

@@ -145,7 +145,7 @@ class WindowRedo:
         """See whether loss and gradients of a full window are finite (waits for the device)."""
         at = run._position
         whole = at.update_due and not at.window.empty and _redoing(run).is_whole(at.window.steps)
-        if whole and not are_finite(_window_losses(run), _main_gradients(run)):
+        if whole and not are_finite(_window_losses(run), _judged_gradients(run)):
             _redoing(run).due = "non_finite"
 
     # -- redo_window
@@ -212,7 +212,7 @@ class WindowRedo:
         drawn = global_states()  # handlers may have drawn since the forward pass of the last step
         found = self._again(run, _kept_window(run).batches, look=True)
         restore_states(drawn)
-        if are_finite(_window_losses(run), _main_gradients(run)):
+        if are_finite(_window_losses(run), _judged_gradients(run)):
             run.emit(Repeated, outcome="finite")
             return
         before, after = [*losses, *gradients], [*_window_losses(run), *(parameter.grad for parameter in parameters)]
@@ -258,7 +258,7 @@ class WindowRedo:
                 if complete:
                     self._sum(run, within_epoch=steps - number <= at.batch_index)
                 window.steps += 1
-                if look and found is None and not are_finite(_window_losses(run), _main_gradients(run)):
+                if look and found is None and not are_finite(_window_losses(run), _judged_gradients(run)):
                     found = number
         except BaseException:
             for one, gradient in beside:
@@ -359,7 +359,10 @@ def _kept_window(run: Run) -> KeptWindow:
     return run._position.kept
 
 
-def _main_gradients(run: Run) -> list[Tensor]:
+def _judged_gradients(run: Run) -> list[Tensor]:
+    """Return the gradients of the main optimizers; none in fp16, where an overflow is no fault: it is skipped."""
+    if run._runtime.scaling is not None:
+        return []
     return [parameter.grad for parameter in run._runtime.optimizers.held() if parameter.grad is not None]
 
 
