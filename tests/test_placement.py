@@ -18,7 +18,7 @@ from torch.nn.utils.rnn import pack_sequence
 from torch.utils import _pytree as pytree
 
 from heptad import DataError
-from heptad.data.placement import count_samples, place
+from heptad.data.placement import Placement, count_samples, place
 
 
 @dataclass
@@ -269,3 +269,14 @@ def test_an_object_is_asked_not_to_wait_if_it_can():
     assert asked == [{"non_blocking": True}]
     assert place(Moves(torch.ones(1)), META) == "moved to meta"
     assert place(Moves, META) is Moves
+
+
+def test_what_need_not_be_moved_is_left_alone():
+    """An object that hides its tensors, where they are on the device already."""
+    hidden = SimpleHolder(torch.ones(2))
+    assert Placement(torch.device("cpu"))([hidden])[0] is hidden
+
+
+class SimpleHolder:
+    def __init__(self, data: torch.Tensor) -> None:
+        self.data = data

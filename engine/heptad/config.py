@@ -16,6 +16,7 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
+    PlainSerializer,
     ValidationError,
     field_validator,
     model_validator,
@@ -257,7 +258,7 @@ class RunConfig(_Checked):
     deterministic: bool = False
     compile: bool | dict[str, Any] = False
     recompute: bool = False
-    redo: tuple[Cause, ...] = ()
+    redo: Annotated[tuple[Cause, ...], PlainSerializer(list)] = ()
     log_capacity: Positive = 1_000_000
     trace_handlers: bool = False
 

@@ -168,9 +168,9 @@ def _moved(move: Callable[[Any], Any], part: Any, movement: Movement, path: Path
 
 
 def _refuse_hidden_tensors(value: Any, movement: Movement, path: Path) -> None:
-    """Raise a `DataError` for an object whose tensors would stay where they are."""
+    """Raise a `DataError` for an object whose tensors would stay elsewhere."""
     held = {} if callable(value) else cast("dict[str, Any]", getattr(value, "__dict__", {}))
-    names = [name for name, part in held.items() if _holds_tensor(part)]
+    names = [name for name, part in held.items() if _holds_tensor(part, movement.device)]
     if names:
         raise DataError(
             f"{_in_words(path)} ({a_kind(value)}) cannot be moved to {movement.device}: it holds tensors "
@@ -179,12 +179,13 @@ def _refuse_hidden_tensors(value: Any, movement: Movement, path: Path) -> None:
         )
 
 
-def _holds_tensor(value: Any) -> bool:
+def _holds_tensor(value: Any, device: torch.device) -> bool:
+    """Return whether a value is or holds a tensor elsewhere than on a type of device."""
     if isinstance(value, Mapping):
         value = cast("Mapping[Any, Any]", value).values()
     elif not isinstance(value, list | tuple):
-        return isinstance(value, torch.Tensor)
-    return any(isinstance(part, torch.Tensor) for part in cast("Iterable[Any]", value))
+        value = (value,)
+    return any(isinstance(one, torch.Tensor) and one.device.type != device.type for one in cast("Iterable[Any]", value))
 
 
 def _in_words(path: Path) -> str:
