@@ -422,6 +422,7 @@ def test_an_error_of_the_network_itself_gets_no_advice_on_compiling():
         ("yes", "must be True, False, or a dict of options of torch.compile, got 'yes'"),
         ({"fulgraph": True}, "has 'fulgraph', which is no option of torch.compile; did you mean 'fullgraph'?"),
         ({"backend": print}, "register_backend"),
+        ({"backend": 3}, "must name its backend, got backend=3"),
         ({"backend": "nosuch"}, "is refused by torch.compile (InvalidBackend"),
         ({"mode": "quick"}, "is refused by torch.compile"),
         ({"mode": "default", "options": {}}, "is refused by torch.compile"),

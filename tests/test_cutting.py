@@ -96,6 +96,14 @@ def test_two_samples_in_a_pair():
     assert [as_lists(part) for part in cut((X[:2], Y[:2]), 2, 2)] == [[[[0.0, 1.0]], [0]], [[[2.0, 3.0]], [1]]]
 
 
+def test_two_lists_of_two_samples():
+    """As a detector's batches of two are collated: images of unequal sizes, and a mapping for each."""
+    images, boxes = [torch.zeros(3, 4), torch.zeros(3, 5)], [{"y": 1}, {"y": 2}]
+    parts = cut([images, boxes], 2, 2)
+    assert [[tuple(one.shape) for one in part[0]] for part in parts] == [[(3, 4)], [(3, 5)]]
+    assert [part[1] for part in parts] == [[{"y": 1}], [{"y": 2}]]
+
+
 class Moves:
     def to(self, device: Any) -> Moves:
         return self

@@ -747,8 +747,9 @@ class TestCheckpoints:
                 close(resumed, whole)
                 assert events(resumed)
             else:
-                with pytest.raises(torch.OutOfMemoryError):
+                with pytest.raises(torch.OutOfMemoryError) as caught:
                     resumed.run(resume=tmp_path)
+                assert any("resume from a checkpoint between two windows" in note for note in caught.value.__notes__)
 
     def test_a_window_that_was_not_kept_is_stored_and_resumed_again(self, tmp_path):
         options = {"accumulation": 4, "loader": data(8), "epochs": 1}

@@ -292,6 +292,8 @@ class RunConfig(_Checked):
                     f"must hold plain values, which a checkpoint can compare, and its {name} is {short(value)}; a "
                     "backend of your own goes by the name that torch._dynamo.register_backend gives it"
                 )
+        if not isinstance(given.get("backend", ""), str):
+            raise ValueError(f"must name its backend, got backend={short(given['backend'])}")
         try:
             torch.compile(lambda: None, **given)  # compiles nothing: it looks at the options
         except Exception as error:

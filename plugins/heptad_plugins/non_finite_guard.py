@@ -100,7 +100,7 @@ class NonFiniteGuard(Plugin):
         self._skipped = skipped
 
     def _check(self, run: Run) -> None:
-        if run.update_skipped:
+        if run.update_skipped and not _has_lost_its_loss(run):
             return
         if all(map(math.isfinite, _sizes(run))) or not (found := _not_finite(run)):
             self._skipped = 0
@@ -120,6 +120,12 @@ class NonFiniteGuard(Plugin):
             raise FloatingPointError(
                 f"{reason}; {IN_A_ROW} {what} in a row were skipped: no further one would be sound"
             )
+
+
+def _has_lost_its_loss(run: Run) -> bool:
+    """Return whether an update is skipped in fp16 whose loss is not finite: no scale is to blame for that."""
+    loss = run.mean_loss if run.config.precision == "fp16-mixed" else None
+    return loss is not None and not math.isfinite(loss.item())
 
 
 def _sizes(run: Run) -> list[float]:

@@ -341,3 +341,28 @@ def test_a_subclass_looks_at_losses_with_any_action():
     seen: list[float] = []
     small_engine(3, [Looks("stop")]).run()
     assert len(seen) == 3
+
+
+@pytest.mark.parametrize("accumulation", [1, 2])
+def test_a_loss_that_is_not_finite_is_told_from_an_overflow_in_fp16(accumulation):
+    """The scaler skips both updates; halving the scale mends the overflow alone."""
+    config = {"precision": "fp16-mixed", "accumulation": accumulation, "device": "cpu"}
+    run = small_engine(poisoned(8, 5), [NonFiniteGuard()], **config).run()
+    assert run.reason.startswith(f"NonFiniteGuard: not finite in update {run.update}: loss (nan)")
+    assert run.windows == 5 // accumulation + 1
+    with pytest.raises(FloatingPointError, match="not finite in update"):
+        small_engine(poisoned(8, 5), [NonFiniteGuard("raise")], **config).run()
+
+    def loud(network, batch):
+        return nn.functional.cross_entropy(network(batch[0]), batch[1]) * 100.0
+
+    network = small_network()
+    parts = Components(
+        network=network,
+        loader=batches(8),
+        compute_loss=loud,
+        optimizer=torch.optim.SGD(network.parameters(), lr=0.001),
+    )
+    run = Engine(parts, RunConfig(epochs=1, **config), [NonFiniteGuard("raise")]).run()
+    assert "fp16: a gradient is not finite at scale" in notes(run, "skip")[0]
+    assert run.reason.startswith("epochs=1")

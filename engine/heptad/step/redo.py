@@ -110,7 +110,7 @@ class WindowRedo:
             kept.clear()  # before the forward pass, which may need their memory
             redo.open(modules_of(run))
         if not redo.is_whole(at.window.steps):
-            body(run)
+            self._without_redo(body, run)
             return
         redo.random.append(global_states())
         recorded = run.record_count
@@ -126,6 +126,19 @@ class WindowRedo:
             redo.due, redo.error = "out_of_memory", _freed(error)
             redo.recorded = run.record_count > recorded
             at.loss = at.output = at.weight = None
+
+    def _without_redo(self, body: _Body, run: Run) -> None:
+        """Compute a step of a window that was opened without redo, and so cannot be computed again."""
+        try:
+            body(run)
+        except torch.OutOfMemoryError as error:
+            if "out_of_memory" in self._causes:
+                add_note(
+                    error,
+                    "this window was opened by a run without redo, so its first batches are not known any more; resume "
+                    "from a checkpoint between two windows",
+                )
+            raise
 
     def _in_parts(self, run: Run) -> None:
         """Compute a step in parts, in a run that has run out of memory before."""
