@@ -64,7 +64,8 @@ def _part_of_list(value: Sequence[Any], samples: int, begin: int, end: int, dept
     """Cut a list: one item a sample, or a container of parts that are cut each for itself, such as (data, target)."""
     parts = list(value)
     cuttable = [_has_samples(part, samples) for part in parts]
-    columns = not depth and all(isinstance(part, list | tuple) and len(part) == samples for part in parts)  # two of two
+    lists = [cast("Sequence[Any]", part) for part in parts if isinstance(part, list | tuple)]
+    columns = not depth and len(lists) == len(parts) and all(len(part) == samples for part in lists)  # two of two
     if len(parts) == samples and not any(cuttable) and not columns and not hasattr(value, "_fields"):
         parts = parts[begin:end]
     elif len(parts) == samples and depth and all(cuttable):
