@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from builders import sgd
 from heptad import CheckpointError, Components, ConfigError, Engine, EngineError, Run, RunConfig, load_weights
+from heptad.blocks.compilation import recomputes_inside
 from heptad.plugin import Compilation, Recompilation, Uncompiled
 from heptad_plugins import EMA, Checkpoint, Evaluate, Journal
 
@@ -130,6 +131,29 @@ def test_a_compiled_run_is_the_plain_one(recomputed: bool, backend: str, accumul
     engine(network, compile={"backend": backend}, recompute=recomputed, accumulation=accumulation).run()
     assert_same(outcome(network), expected)
     assert network.calls == (4 if accumulation == 1 else 8)
+
+
+def of_pairs(network: nn.Module, batch: Any) -> Tensor:
+    """Return the loss of a batch, for which the network is called twice."""
+    return nn.functional.cross_entropy(network(batch[0]) + network(-batch[0]), batch[1])
+
+
+@pytest.mark.parametrize("backend", ["eager", "aot_eager"])
+def test_a_recomputed_block_with_buffers_may_be_called_twice_in_a_step(backend: str):
+    given = {"criterion": None, "compute_loss": of_pairs}
+    bare, network = stack(), stack()
+    engine(bare, given=given, compile=False).run()
+    expected = outcome(bare)
+    engine(network, given=given, compile={"backend": backend}, recompute=True).run()
+    assert_same(outcome(network), expected)
+
+
+@pytest.mark.parametrize(
+    "options", [{"mode": "max-autotune"}, {"options": {"triton.cudagraphs": True}}, {"backend": "cudagraphs"}]
+)
+def test_with_cuda_graphs_blocks_with_buffers_are_recomputed_in_the_compiled_code(options: dict[str, Any]):
+    assert recomputes_inside(Block(), options)
+    assert not recomputes_inside(Block(), {**options, "backend": "eager"})
 
 
 def in_bf16(network: nn.Module, batch: Any) -> Tensor:

@@ -69,10 +69,21 @@ def use_call(block: nn.Module, call: CompiledCall | None) -> CompiledCall | None
     return before
 
 
-def recomputes_inside(options: bool | dict[str, Any]) -> bool:
+def recomputes_inside(block: nn.Module, options: bool | dict[str, Any]) -> bool:
     """Return whether what is recomputed may be a part of what is compiled."""
-    backend = options.get("backend", "inductor") if isinstance(options, dict) else "inductor"
-    return str(backend).startswith(_BY_AOT_AUTOGRAD)
+    given = options if isinstance(options, dict) else {}
+    if not str(given.get("backend", "inductor")).startswith(_BY_AOT_AUTOGRAD):
+        return False
+    # what is recomputed in compiled code saves the buffers themselves: a second call in one step, which writes to them,
+    # changes what the first has saved; recomputation around it exchanges them
+    return next(block.buffers(), None) is None or _has_cuda_graphs(given)
+
+
+def _has_cuda_graphs(given: dict[str, Any]) -> bool:
+    """Return whether CUDA graphs are made: a forward within the backward pass may overwrite what they have returned."""
+    options: dict[str, Any] = given.get("options") or {}
+    by_name = given.get("backend") == "cudagraphs" or given.get("mode") in ("reduce-overhead", "max-autotune")
+    return by_name or bool(options.get("triton.cudagraphs"))
 
 
 def is_of_compiler(error: BaseException) -> bool:

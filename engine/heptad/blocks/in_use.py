@@ -46,8 +46,6 @@ class Blocks:
         self._options = config.compile
         self._recomputes = config.recompute
         self.compiles = bool(self._options)
-        self._inside = not self.compiles or recomputes_inside(self._options)
-        """Whether recomputation is a part of the block's forward, compiled with it."""
         self._users = 0
         """The contexts of `in_use` that are open: a run, an evaluation, predictions that are not all taken."""
         self._undo = ExitStack()
@@ -102,7 +100,7 @@ class Blocks:
 
     def _put_on(self) -> None:
         for block in self._find().values():
-            if self._recomputes and self._inside and recompute(block):
+            if self._recomputes and self._is_inside(block) and recompute(block):
                 self._undo.callback(recompute_no_more, block)
             if self.compiles:
                 self._undo.callback(use_call, block, use_call(block, self._call(block)))
@@ -117,10 +115,14 @@ class Blocks:
 
     def _compiled(self, block: nn.Module) -> CompiledCall:
         call, written = compile_block(block, self._options), WrittenBuffers()
-        if not self._recomputes or self._inside:
+        if not self._recomputes or self._is_inside(block):
             return call
 
         def around(*args: Any, **options: Any) -> Any:
             return recomputed(block, partial(call, **options), args, written)
 
         return around
+
+    def _is_inside(self, block: nn.Module) -> bool:
+        """Return whether recomputation is a part of the block's forward, compiled with it."""
+        return not self.compiles or recomputes_inside(block, self._options)
