@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from io import StringIO
 from typing import Any
 
 import pytest
@@ -25,7 +26,17 @@ from faulty import Glitch, Memory, Needy
 from heptad import Components, ConfigError, Detour, Engine, EngineError, LossOutput, Plugin, Run, RunConfig, TableError
 from heptad.step.bodies import process_batch
 from heptad.step.finite import same_bits
-from heptad_plugins import EMA, SAM, Checkpoint, GracefulStop, GradientClipping, NonFiniteGuard, TrainingMetrics
+from heptad_plugins import (
+    EMA,
+    SAM,
+    Checkpoint,
+    GracefulStop,
+    GradientClipping,
+    ModelSummary,
+    NonFiniteGuard,
+    Throughput,
+    TrainingMetrics,
+)
 from stock import StockEngine
 
 F64 = torch.float64
@@ -216,6 +227,28 @@ class TestOutOfMemory:
         for name in ("train/mean", "train/loss"):
             if made[1].current.history(name):
                 close_values(*made, name)
+
+    @pytest.mark.parametrize("place", ["forward", "loss", "backward"])
+    @pytest.mark.parametrize(("k", "first"), [(1, 0), (2, 0), (2, 1), (1, 1)])
+    def test_flops_are_those_of_a_step_that_is_complete(self, place, k, first):
+        def counted(memory: Memory) -> tuple[Any, float]:
+            summary = ModelSummary(file=StringIO())
+            run = engine_of(memory, accumulation=k, plugins=[summary, Throughput(peak_flops=1e9)]).run()
+            of_a_sample = run.history("mfu")[-1] * 1e9 / run.history("samples_per_second")[-1]
+            return summary.parts, of_a_sample
+
+        tight, whole = counted(Memory(3, place, first)), counted(plenty())
+        assert tight[0] == whole[0]
+        assert whole[0][0].flops
+        assert tight[1] == pytest.approx(whole[1], rel=1e-9)
+
+    def test_a_repeat_keeps_the_flops_of_its_step(self):
+        summary = ModelSummary(file=StringIO())
+        engine = engine_of(plenty(), loader=data(1), epochs=1, redo=("non_finite",), plugins=[summary])
+        engine.on_exit("process_batch")(lambda run: next(run.network.parameters()).grad.fill_(float("nan")))
+        engine.run()
+        assert len(events(engine)) == 1
+        assert summary.parts[0].flops
 
     def test_the_losses_of_window_and_epoch(self):
         class Needs(Plugin):
