@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from io import StringIO
 from typing import Any
 
@@ -34,6 +35,7 @@ from heptad_plugins import (
     GradientClipping,
     ModelSummary,
     NonFiniteGuard,
+    Profiler,
     Throughput,
     TrainingMetrics,
 )
@@ -241,6 +243,24 @@ class TestOutOfMemory:
         assert tight[0] == whole[0]
         assert whole[0][0].flops
         assert tight[1] == pytest.approx(whole[1], rel=1e-9)
+
+    @pytest.mark.parametrize("pauses", [False, True])
+    def test_a_trace_has_a_range_for_it(self, pauses, tmp_path):
+        path = tmp_path / "trace.json"
+        engine = engine_of(Memory(3, "backward", 1), epochs=1, plugins=[Profiler(path, range(1, 2), memory=False)])
+        if pauses:
+            engine.run(until="redo_window")
+        engine.run()
+        traces = [json.loads(file.read_text())["traceEvents"] for file in sorted(tmp_path.iterdir(), reverse=True)]
+        named = [
+            event["name"]
+            for trace in traces
+            for event in sorted(trace, key=lambda event: event.get("ts", 0))
+            if event.get("cat") == "user_annotation" and not event["name"].startswith("Optimizer.")
+        ]
+        assert named == [
+            *("before_step", "process_batch"), *["redo_window"] * (1 + pauses), *("after_step", "optimizer_update")
+        ]  # fmt: skip
 
     def test_a_repeat_keeps_the_flops_of_its_step(self):
         summary = ModelSummary(file=StringIO())
