@@ -24,7 +24,19 @@ from builders import (
     weights,
 )
 from faulty import Glitch, Memory, Needy
-from heptad import Components, ConfigError, Detour, Engine, EngineError, LossOutput, Plugin, Run, RunConfig, TableError
+from heptad import (
+    Components,
+    ConfigError,
+    Detour,
+    Engine,
+    EngineError,
+    LossOutput,
+    Plugin,
+    PluginError,
+    Run,
+    RunConfig,
+    TableError,
+)
 from heptad.step.bodies import process_batch
 from heptad.step.finite import same_bits
 from heptad_plugins import (
@@ -70,6 +82,18 @@ def engine_of(memory: Memory, *between: nn.Module, loader: Any = None, plugins: 
     )
     config = {"epochs": 2, "redo": ("out_of_memory",), **given}
     return Engine(components, RunConfig(**config), plugins=plugins)
+
+
+class Means:
+    """A metric that remembers what it found."""
+
+    def __init__(self) -> None:
+        self.found: list[float] = []
+
+    def __call__(self, output: torch.Tensor, batch: Any) -> torch.Tensor:
+        assert len(output) == len(batch[0])
+        self.found.append(float(output[:, 0].mean()))
+        return output[:, 0]
 
 
 def plenty() -> Memory:
@@ -243,6 +267,34 @@ class TestOutOfMemory:
         assert tight[0] == whole[0]
         assert whole[0][0].flops
         assert tight[1] == pytest.approx(whole[1], rel=1e-9)
+
+    @pytest.mark.parametrize("within", [slice(3), slice(3, 6)])
+    def test_a_step_with_an_output_of_one_half_is_not_measured(self, within):
+        def loss(network: nn.Module, batch: Any) -> LossOutput | None:
+            output, known = network(batch[0]), batch[1] >= 0
+            if not known.any():
+                return None
+            value = nn.functional.cross_entropy(output[known], batch[1][known])
+            return LossOutput(value, weight=int(known.sum()), output=output)
+
+        rows = data(4)
+        rows[1][1][within] = -1
+        first = Means()
+        options: dict[str, Any] = {"compute_loss": loss, "loader": rows, "epochs": 1}
+        engine = engine_of(Memory(3), plugins=[TrainingMetrics({"first": first})], **options)
+        assert engine.run().history("train/first") == pytest.approx([sum(first.found) / 3])
+        assert len(first.found) == 3
+        whole = engine_of(plenty(), **options)
+        whole.run()
+        close(engine, whole)
+
+    def test_an_output_of_no_half_is_missed(self):
+        def loss(network: nn.Module, batch: Any) -> LossOutput:
+            return LossOutput(nn.functional.cross_entropy(network(batch[0]), batch[1]), weight=len(batch[1]))
+
+        engine = engine_of(Memory(3), plugins=[TrainingMetrics({"first": Means()})], compute_loss=loss)
+        with pytest.raises(PluginError, match="there is no output to measure"):
+            engine.run()
 
     @pytest.mark.parametrize("pauses", [False, True])
     def test_a_trace_has_a_range_for_it(self, pauses, tmp_path):
