@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from io import StringIO
 from typing import Any
 
 import pytest
@@ -22,10 +24,33 @@ from builders import (
     weights,
 )
 from faulty import Glitch, Memory, Needy
-from heptad import Components, ConfigError, Detour, Engine, EngineError, LossOutput, Plugin, Run, RunConfig, TableError
+from heptad import (
+    Components,
+    ConfigError,
+    Detour,
+    Engine,
+    EngineError,
+    LossOutput,
+    Plugin,
+    PluginError,
+    Run,
+    RunConfig,
+    TableError,
+)
 from heptad.step.bodies import process_batch
 from heptad.step.finite import same_bits
-from heptad_plugins import EMA, SAM, Checkpoint, GracefulStop, GradientClipping, NonFiniteGuard, TrainingMetrics
+from heptad_plugins import (
+    EMA,
+    SAM,
+    Checkpoint,
+    GracefulStop,
+    GradientClipping,
+    ModelSummary,
+    NonFiniteGuard,
+    Profiler,
+    Throughput,
+    TrainingMetrics,
+)
 from stock import StockEngine
 
 F64 = torch.float64
@@ -57,6 +82,18 @@ def engine_of(memory: Memory, *between: nn.Module, loader: Any = None, plugins: 
     )
     config = {"epochs": 2, "redo": ("out_of_memory",), **given}
     return Engine(components, RunConfig(**config), plugins=plugins)
+
+
+class Means:
+    """A metric that remembers what it found."""
+
+    def __init__(self) -> None:
+        self.found: list[float] = []
+
+    def __call__(self, output: torch.Tensor, batch: Any) -> torch.Tensor:
+        assert len(output) == len(batch[0])
+        self.found.append(float(output[:, 0].mean()))
+        return output[:, 0]
 
 
 def plenty() -> Memory:
@@ -216,6 +253,74 @@ class TestOutOfMemory:
         for name in ("train/mean", "train/loss"):
             if made[1].current.history(name):
                 close_values(*made, name)
+
+    @pytest.mark.parametrize("place", ["forward", "loss", "backward"])
+    @pytest.mark.parametrize(("k", "first"), [(1, 0), (2, 0), (2, 1), (1, 1)])
+    def test_flops_are_those_of_a_step_that_is_complete(self, place, k, first):
+        def counted(memory: Memory) -> tuple[Any, float]:
+            summary = ModelSummary(file=StringIO())
+            run = engine_of(memory, accumulation=k, plugins=[summary, Throughput(peak_flops=1e9)]).run()
+            of_a_sample = run.history("mfu")[-1] * 1e9 / run.history("samples_per_second")[-1]
+            return summary.parts, of_a_sample
+
+        tight, whole = counted(Memory(3, place, first)), counted(plenty())
+        assert tight[0] == whole[0]
+        assert whole[0][0].flops
+        assert tight[1] == pytest.approx(whole[1], rel=1e-9)
+
+    @pytest.mark.parametrize("within", [slice(3), slice(3, 6)])
+    def test_a_step_with_an_output_of_one_half_is_not_measured(self, within):
+        def loss(network: nn.Module, batch: Any) -> LossOutput | None:
+            output, known = network(batch[0]), batch[1] >= 0
+            if not known.any():
+                return None
+            value = nn.functional.cross_entropy(output[known], batch[1][known])
+            return LossOutput(value, weight=int(known.sum()), output=output)
+
+        rows = data(4)
+        rows[1][1][within] = -1
+        first = Means()
+        options: dict[str, Any] = {"compute_loss": loss, "loader": rows, "epochs": 1}
+        engine = engine_of(Memory(3), plugins=[TrainingMetrics({"first": first})], **options)
+        assert engine.run().history("train/first") == pytest.approx([sum(first.found) / 3])
+        assert len(first.found) == 3
+        whole = engine_of(plenty(), **options)
+        whole.run()
+        close(engine, whole)
+
+    def test_an_output_of_no_half_is_missed(self):
+        def loss(network: nn.Module, batch: Any) -> LossOutput:
+            return LossOutput(nn.functional.cross_entropy(network(batch[0]), batch[1]), weight=len(batch[1]))
+
+        engine = engine_of(Memory(3), plugins=[TrainingMetrics({"first": Means()})], compute_loss=loss)
+        with pytest.raises(PluginError, match="there is no output to measure"):
+            engine.run()
+
+    @pytest.mark.parametrize("pauses", [False, True])
+    def test_a_trace_has_a_range_for_it(self, pauses, tmp_path):
+        path = tmp_path / "trace.json"
+        engine = engine_of(Memory(3, "backward", 1), epochs=1, plugins=[Profiler(path, range(1, 2), memory=False)])
+        if pauses:
+            engine.run(until="redo_window")
+        engine.run()
+        traces = [json.loads(file.read_text())["traceEvents"] for file in sorted(tmp_path.iterdir(), reverse=True)]
+        named = [
+            event["name"]
+            for trace in traces
+            for event in sorted(trace, key=lambda event: event.get("ts", 0))
+            if event.get("cat") == "user_annotation" and not event["name"].startswith("Optimizer.")
+        ]
+        assert named == [
+            *("before_step", "process_batch"), *["redo_window"] * (1 + pauses), *("after_step", "optimizer_update")
+        ]  # fmt: skip
+
+    def test_a_repeat_keeps_the_flops_of_its_step(self):
+        summary = ModelSummary(file=StringIO())
+        engine = engine_of(plenty(), loader=data(1), epochs=1, redo=("non_finite",), plugins=[summary])
+        engine.on_exit("process_batch")(lambda run: next(run.network.parameters()).grad.fill_(float("nan")))
+        engine.run()
+        assert len(events(engine)) == 1
+        assert summary.parts[0].flops
 
     def test_the_losses_of_window_and_epoch(self):
         class Needs(Plugin):

@@ -85,20 +85,24 @@ class StepFlops:
     """
 
     def __init__(self) -> None:
-        self.by_module: dict[str, int] = {}
-        self.total = self.training = self.samples = 0
-        self.unknown = ""
-        self._since: int | None = None
-        """Samples before the step; `None` before it has begun and after its end."""
+        self._clear()
+        self._since: tuple[int, int] | None = None
+        """Steps and samples before the step; `None` before it has begun and after its end."""
         self._hooks: list[Any] = []
         self._open: list[tuple[nn.Module, int]] = []
         """The modules under way, outermost first, each with the count at which it was called."""
         self._mode: _Mode | None = None
         self._enters = False
 
+    def _clear(self) -> None:
+        self.by_module: dict[str, int] = {}
+        self.total = self.training = self.samples = 0
+        self.unknown = ""
+
     def begin(self, run: Run) -> None:
         """Count in the step that comes: to be called on exit of `before_step` or on entry to `process_batch`."""
-        self._since = run.samples
+        self._clear()
+        self._since = run.step, run.samples
         self.resume(run)
 
     def end(self, run: Run) -> bool:
@@ -106,11 +110,23 @@ class StepFlops:
         if self._since is None:
             return False
         self.pause()
-        self.samples, self._since = run.samples - self._since, None
+        self.samples, self._since = run.samples - self._since[1], None
         if not self.by_module:
             self.unknown = self.unknown or "no module of the network was called, but for compiled code"
         elif not self.samples:
             self.unknown = "the step has no samples"
+        return True
+
+    def drop(self, run: Run) -> bool:
+        """Forget the count of a step that ran out of memory, on entry to `redo_window`; return whether it did.
+
+        What ran until then is no whole step, so a later one is to be counted. A step that is complete keeps its count.
+        """
+        if self._since is None or run.step != self._since[0]:
+            return False
+        self.pause()
+        self._clear()
+        self._since, self.unknown = None, "no step was completed at the first attempt"
         return True
 
     def pause(self) -> None:

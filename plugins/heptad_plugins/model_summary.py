@@ -46,7 +46,8 @@ class ModelSummary(Plugin):
     sample of that step; a product of matrices has two for each of its multiplications, as torch counts them. They are
     counted while the step is made, which runs as it does without: no forward pass is added, and batch norms, random
     generators, modes and the data stay where they are. That step takes longer; a later one costs two calls (no device
-    sync). If the first step fails, the table is printed without FLOPs.
+    sync). If the first step fails, the table is printed without FLOPs; if `RunConfig.redo` computes it again after it
+    ran out of memory, the next step is the one that is counted.
 
     FLOPs are those of operations that torch's `FlopCounterMode` has a formula for: products of matrices, convolutions,
     attention. What is compiled runs compiled and is not seen: of a network with compiled modules none are known.
@@ -107,6 +108,11 @@ class ModelSummary(Plugin):
         if not self._begun:
             self._begun = True
             self._count.begin(run)
+
+    def on_enter_redo_window(self, run: Run) -> None:
+        """Count another step, if this one ran out of memory."""
+        if self._count.drop(run):
+            self._begun = False
 
     def on_exit_after_step(self, run: Run) -> None:
         """Print the table, after the first step."""

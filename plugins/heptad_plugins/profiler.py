@@ -25,7 +25,7 @@ class Profiler(Plugin):
 
     The trace is a file that https://ui.perfetto.dev and `chrome://tracing` open. Each state of the run is a range in
     it, from its entry to that of the next, named as in the log: operators and kernels stand in the state that called
-    them. A detour that is neither `evaluate` nor `checkpoint` stands in the state it leaves from.
+    them. A plugin's detour that is neither `evaluate` nor `checkpoint` stands in the state it leaves from.
 
     `updates` are those under way while `run.update` is one of these numbers, so counted from 0: `range(3)` are the
     first three, and it is well to leave these out, as they are slower. The profiler starts on entry to the first
@@ -136,6 +136,7 @@ class Profiler(Plugin):
 
     @on_enter("before_epoch")
     @on_enter("process_batch")
+    @on_enter("redo_window")
     @on_enter("after_step")
     @on_enter("optimizer_update")
     @on_enter("evaluate")
@@ -182,7 +183,7 @@ class Profiler(Plugin):
                 yield path
 
 
-_WITHIN = ("before_step", "process_batch", "after_step", "optimizer_update", "evaluate", "checkpoint")
+_WITHIN = ("before_step", "process_batch", "redo_window", "after_step", "optimizer_update", "evaluate", "checkpoint")
 """States of which one may be a part of an update that is traced."""
 
 

@@ -123,6 +123,11 @@ class Throughput(Plugin):
         if self._count is not None:
             self._end_count(run, self._count)
 
+    def on_enter_redo_window(self, run: Run) -> None:
+        """Count another step, if this one ran out of memory."""
+        if self._count is not None:
+            self._count.drop(run)
+
     def on_exit_after_epoch(self, run: Run) -> None:
         """Record the figures, at an epoch whose number is a multiple of `every`."""
         if self._count is not None:

@@ -42,9 +42,10 @@ class TrainingMetrics(Plugin):
 
     A metric is averaged over the steps of an epoch, each weighed by what the mean of its loss is taken over (of weights
     of classes it knows nothing), and recorded on exit of `after_epoch` as `train/accuracy` and so on. Steps of skipped
-    updates are left out. The network was in training mode, with dropout, and
-    changed from step to step: `Evaluate` on the training data measures what it is at the end. Records `train/loss` and
-    `train/epoch_loss` as the loggers do, also without any metric.
+    updates are left out, and steps that `RunConfig.redo` computes in parts of which some give no
+    output. The network was in training mode, with dropout, and changed from step to step: `Evaluate` on the training
+    data measures what it is at the end. Records `train/loss` and `train/epoch_loss` as the loggers do, also without any
+    metric.
 
     Costs the metrics, and some microseconds a step (no device sync).
 
@@ -104,7 +105,7 @@ class TrainingMetrics(Plugin):
         self._clear()
 
     def on_exit_process_batch(self, run: Run) -> None:
-        """Measure the step, unless it adds nothing."""
+        """Measure the step, unless it adds nothing, or only parts of it gave an output."""
         weight = metric_weight(run)
         if not self._metrics or weight is None or run.loss is None:
             return

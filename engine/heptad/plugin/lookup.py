@@ -44,9 +44,15 @@ def refuse_unrecorded(run: Run, name: str, plugin: str) -> None:
 
 
 def metric_weight(run: Run) -> float | torch.Tensor | None:
-    """Return what a metric of this step is averaged by: `Run.weight`, but each target counts once (no device sync)."""
+    """Return what a metric of this step is averaged by: `Run.weight`, but each target counts once (no device sync).
+
+    `None` where there is nothing to measure: no step is under way, or `RunConfig.redo` computed its batch in parts, of
+    which some gave no output.
+    """
     at = run._position
-    return None if at.batch is None else run._runtime.step.count(at)
+    if at.batch is None or (at.redo is not None and at.redo.output_in_part):
+        return None
+    return run._runtime.step.count(at)
 
 
 class Watch:

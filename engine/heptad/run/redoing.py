@@ -52,6 +52,7 @@ class Redoing:
         due: The redo is due: why the guard `redo_due` holds.
         error: The error that ran out of memory, without its traceback, which would keep the graph alive.
         recorded: Whether the step that ran out of memory had recorded values before.
+        output_in_part: Some parts of the newest step that was computed in parts gave an output, and others none.
         random: States of the global generators before the forward pass of each step.
         buffers: Those of the modules when the window opened, by name.
     """
@@ -60,6 +61,7 @@ class Redoing:
     due: str = ""
     error: Exception | None = None
     recorded: bool = False
+    output_in_part: bool = False
     random: list[Mapping[str, Any]] = field(default_factory=list[Mapping[str, Any]])
     buffers: dict[str, HeldBuffer] = field(default_factory=dict[str, HeldBuffer])
 

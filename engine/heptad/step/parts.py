@@ -83,6 +83,7 @@ def compute(
     """
     at = run._position
     at.loss = at.output = at.weight = None
+    _tell_of(run, [])
     samples = count_samples(at.batch) if halvings else 1
     parts = parts_in(samples, halvings, least)
     if parts > 1:
@@ -149,6 +150,7 @@ class _Parts:
         if own and window.first is not None:
             self._settle()
         at.samples_now, at.output = counted, _joined(outputs)
+        _tell_of(self._run, outputs)
         at.weight = self._weight if self._adds else 0
         if self._losses:
             at.loss = _mean(self._losses, self._weight).to(self._losses[0][0].dtype)
@@ -228,6 +230,12 @@ def _mean(rows: list[tuple[Any, Weight]], weight: Weight) -> torch.Tensor:
     if not isinstance(weight, torch.Tensor):
         return total / weight
     return torch.where(weight > 0, total / weight, plain.to(weight.device))
+
+
+def _tell_of(run: Run, outputs: list[Any]) -> None:
+    """Say whether only some parts of a step gave an output: what belongs to part of the batch cannot be measured."""
+    if (redo := run._position.redo) is not None:
+        redo.output_in_part = len({output is None for output in outputs}) > 1
 
 
 def _joined(outputs: list[Any]) -> Any:
