@@ -41,7 +41,7 @@ def _longest_lists(network: nn.Module) -> Iterator[nn.Module]:
         members
         for _, module in _named_modules(network)
         if isinstance(module, nn.ModuleList)
-        if (members := [*_children(module)]) and all(map(_can_be_called, members))
+        if (members := [*module.children()]) and all(map(_can_be_called, members))
     ]
     longest = max(map(len, lists), default=0)
     return (member for members in lists if len(members) == longest for member in members)
@@ -75,10 +75,6 @@ def _checked(given: object, names: dict[int, str], network: nn.Module) -> list[n
 def _can_be_called(module: nn.Module) -> bool:
     """Return whether a module has a forward of its own: a `ModuleList` or a `ModuleDict` has none."""
     return "forward" in vars(module) or type(module).forward is not nn.ModuleList.forward
-
-
-def _children(module: nn.Module) -> Iterator[nn.Module]:
-    return module.children()
 
 
 def _named_modules(network: nn.Module) -> Iterable[tuple[str, nn.Module]]:

@@ -212,7 +212,10 @@ def _check_kept(run: Run, position: StoredPosition) -> None:
     if run._position.redo is not None and position.redo is not None:
         wrong = run._position.redo.misfits(modules_of(run), position.redo.buffers)
         refuse(
-            [f"the buffer {name} that the open window began with has another shape here, or is none" for name in wrong]
+            [
+                f"the buffer {name} of the open window does not exist here, or has another shape or dtype"
+                for name in wrong
+            ]
         )
     if run._runtime.recomputation is not None and position.window.steps and position.kept is None:
         raise CheckpointError(

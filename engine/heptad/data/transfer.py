@@ -37,7 +37,7 @@ class Transfer:
     """Places batches on a device by way of pinned memory, and on a stream of its own where it reads ahead.
 
     The computation never waits on the host: its stream waits for the event of the copy. The memory of a copy belongs to
-    the side stream, so torch is told that the computation uses it; else it would be given to the next copy too early.
+    the side stream, so torch is told that the computation uses it: else the next copy could overwrite it before then.
 
     Args:
         streams: Those of the device.
@@ -144,7 +144,7 @@ def _lies_on(tensor: torch.Tensor, device: torch.device) -> bool:
     there = tensor.device
     if there.type != device.type:
         return False
-    number: Any = device.index  # None where there is none, which torch's types do not say
+    number: Any = device.index  # None if it has no number; torch's types say int
     return there.index == (torch.accelerator.current_device_index() if number is None else number)
 
 

@@ -20,7 +20,7 @@ def begin_iterating(data: Any) -> Iterator[Any]:
     """Return `iter(data)`; the workers that a `DataLoader` starts for it ignore Ctrl-C, from their first instant on.
 
     They inherit that it is blocked, and soon ignore it. In this process one that comes meanwhile is only late.
-    Persistent workers that somebody else started before cannot be told; a warning says so.
+    Persistent workers that were started earlier still end with Ctrl-C; a warning says so.
     """
     if not is_a(data, DataLoader) or not data.num_workers:
         return iter(data)

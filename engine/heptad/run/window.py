@@ -38,8 +38,20 @@ class Window:
         reference: What fp16 relates weights to in place of the first, where a window holds several.
     """
 
-    __slots__ = ("closed", "empty", "first", "losses", "next_size", "reference", "resized", "scale", "seeds", "size",
-                 "steps", "total")  # fmt: skip
+    __slots__ = (
+        "closed",
+        "empty",
+        "first",
+        "losses",
+        "next_size",
+        "reference",
+        "resized",
+        "scale",
+        "seeds",
+        "size",
+        "steps",
+        "total",
+    )
 
     def __init__(self, size: int) -> None:
         self.steps = 0

@@ -208,7 +208,7 @@ class FileSource:
         """Return the handler of that number, on which moment of which state.
 
         Raises:
-            ValueError: If the file lacks it, or it is none.
+            ValueError: If the file does not hold it, or what it holds is not a handler.
         """
         found = self._handlers.get(number)
         if found is None:

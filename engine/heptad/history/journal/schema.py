@@ -194,7 +194,7 @@ def parsed_json(stored: object) -> Any:
     """Return the value of JSON text from the file.
 
     Raises:
-        ValueError: If it is none, or holds too many lists and objects: each takes far more memory than its two bytes.
+        ValueError: If the text is not JSON, or has too many lists and objects: each takes far more than its two bytes.
     """
     text = read_text(stored)
     if _containers(text) > MOST_CONTAINERS:  # perhaps in strings: they take no more than their length
