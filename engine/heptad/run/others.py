@@ -21,10 +21,11 @@ from heptad.data.feed import Feed
 from heptad.errors import EngineError
 from heptad.record.buffer import PackedChunk
 from heptad.record.events import Event, SharedGenerators
+from heptad.record.forks import know_forks
 from heptad.run.run import Run
 
 
-@dataclass(slots=True, eq=False)
+@dataclass(slots=True, eq=False, weakref_slot=True)
 class _Driver:
     """A run that is being driven, or an evaluation.
 
@@ -41,6 +42,18 @@ class _Driver:
     thread: threading.Thread = field(default_factory=threading.current_thread)
     process: int = field(default_factory=os.getpid)
     met: list[threading.Thread] = field(default_factory=list[threading.Thread])
+
+    def disown(self) -> None:
+        """Stop the copy of the run in a forked child at the end of this turn, and touch nothing of the parent's."""
+        if self not in _DRIVERS:
+            return  # it is not driven any more
+        _DRIVERS.remove(self)
+        if (run := self.run) is not None:
+            run._position.halt = True
+            run._buffer.leave_all()
+            run.follow(_ParentsLog())
+            _KEPT.append(run._runtime.feed)
+            run._runtime.feed = cast("Feed", _ParentsFeed(run._runtime.feed))
 
 
 _DRIVERS: list[_Driver] = []
@@ -90,27 +103,6 @@ class _ParentsFeed:
     rest = close = end
 
 
-def _know_forks() -> None:
-    """Have `_disown` called in forked children, from the first run on."""
-    if not _FORKS_KNOWN and hasattr(os, "register_at_fork"):
-        _FORKS_KNOWN.append(True)
-        os.register_at_fork(after_in_child=_disown)
-
-
-_FORKS_KNOWN: list[bool] = []
-
-
-def _disown() -> None:
-    """Stop the copies of runs in a forked child at the end of this turn, and touch nothing of the parent's."""
-    for run in [driver.run for driver in _DRIVERS if driver.run is not None]:
-        run._position.halt = True
-        run._buffer.leave_all()
-        run.follow(_ParentsLog())
-        _KEPT.append(run._runtime.feed)
-        run._runtime.feed = cast("Feed", _ParentsFeed(run._runtime.feed))
-    _DRIVERS.clear()
-
-
 @contextmanager
 def beside_others(run: Run) -> Generator[None]:
     """Drive a run for the length of a block; note in its log that another one is driven in this process too.
@@ -120,7 +112,6 @@ def beside_others(run: Run) -> Generator[None]:
     Raises:
         EngineError: If the network is being evaluated in another thread.
     """
-    _know_forks()
     with _listed(_Driver(run.network, run)) as others:
         if others:
             _note_shared(run, run.seq, others[0].thread)
@@ -141,6 +132,7 @@ def evaluated_beside(network: nn.Module, verb: str) -> Generator[None]:
 @contextmanager
 def _listed(own: _Driver, verb: str = "") -> Generator[list[_Driver]]:
     """List what is driven for the length of a block, and yield what is listed beside it."""
+    know_forks(own)
     _DRIVERS.append(own)  # first: of two that begin together each finds the other
     try:
         others = [one for one in tuple(_DRIVERS) if _is_beside(own, one)]

@@ -19,12 +19,13 @@ from pathlib import Path
 from typing import TypeVar
 
 from heptad.errors import LogError, kind
-from heptad.history.journal.forks import ForkedError, know_forks
+from heptad.history.journal.forks import ForkedError
 from heptad.history.journal.watch import JournalChangedError
 from heptad.history.journal.writer import FileWriter
 from heptad.record.buffer import LogBuffer, PackedChunk
 from heptad.record.chunk import Call, Chunk
 from heptad.record.events import Behind, Event
+from heptad.record.forks import know_forks
 
 INTERVAL = 0.25
 """Seconds after which everything is written, even if no chunk is full, and in the middle of a long body."""
