@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Mapping
-from typing import Any
 
 import torch
 
 from heptad.errors import EngineError, diagnose
-from heptad.run.runtime import Place, Runtime, StepFunction
+from heptad.run.runtime import Runtime, StepFunction
 from heptad.run.state import RunState
-from heptad.run.weight import Weight
+from heptad.step.around import StepAround
 from heptad.step.function import check_loss
 
 
-class FirstStep:
+class FirstStep(StepAround):
     """Runs a step function until it has given a loss, beside gradients too; leaves the runtime to it then.
 
     Args:
@@ -24,13 +23,8 @@ class FirstStep:
     """
 
     def __init__(self, step: StepFunction, runtime: Runtime) -> None:
-        self.giver = step.giver
-        self._step = step
+        super().__init__(step)
         self._runtime = weakref.ref(runtime)  # which refers to this object: a cycle would keep networks alive
-
-    def place(self, batch: Any, place: Place) -> Any:
-        """Place a batch; see the protocol."""
-        return self._step.place(batch, place)
 
     def run(self, at: RunState) -> Mapping[str, float | torch.Tensor] | None:
         """Run the step function; see the protocol.
@@ -55,18 +49,6 @@ class FirstStep:
             if at.window.size == 1 or any(before):
                 runtime.step = self._step
         return logs
-
-    def weigh(self, at: RunState) -> Weight:
-        """Return what the mean of the step was taken over; see the protocol."""
-        return self._step.weigh(at)
-
-    def count(self, at: RunState) -> Weight:
-        """Return what a metric of the step is averaged by; see the protocol."""
-        return self._step.count(at)
-
-    def predict(self, batch: Any) -> Any:
-        """Return the network's output; see the protocol."""
-        return self._step.predict(batch)
 
 
 def _is_changed(gradient: torch.Tensor | None, stamp: tuple[int, int] | None) -> bool:

@@ -12,9 +12,9 @@ from typing import Any
 import torch
 
 from heptad.errors import ConfigError
-from heptad.run.runtime import Place, StepFunction
+from heptad.run.runtime import StepFunction
 from heptad.run.state import RunState
-from heptad.run.weight import Weight
+from heptad.step.around import StepAround
 
 DTYPES = {"bf16-mixed": torch.bfloat16, "fp16-mixed": torch.float16}
 """What autocast computes in, by `RunConfig.precision`; the one that is not here has no autocast."""
@@ -48,7 +48,7 @@ def autocast(precision: str, device: torch.device) -> torch.autocast | None:
         ) from None
 
 
-class AutocastStep:
+class AutocastStep(StepAround):
     """Runs a step function under autocast, one context a step, so that no cast weight outlives its update.
 
     Args:
@@ -57,13 +57,8 @@ class AutocastStep:
     """
 
     def __init__(self, step: StepFunction, context: torch.autocast) -> None:
-        self.giver = step.giver
-        self._step = step
+        super().__init__(step)
         self._autocast = context
-
-    def place(self, batch: Any, place: Place) -> Any:
-        """Place a batch; see the protocol."""
-        return self._step.place(batch, place)
 
     def run(self, at: RunState) -> Mapping[str, float | torch.Tensor] | None:
         """Run forward and loss; see the protocol."""
@@ -71,14 +66,6 @@ class AutocastStep:
             logs = self._step.run(at)
         torch.clear_autocast_cache()  # within an autocast of the caller's it would outlive the update
         return logs
-
-    def weigh(self, at: RunState) -> Weight:
-        """Return what the mean of the step was taken over; see the protocol."""
-        return self._step.weigh(at)
-
-    def count(self, at: RunState) -> Weight:
-        """Return what a metric of the step is averaged by; see the protocol."""
-        return self._step.count(at)
 
     def predict(self, batch: Any) -> Any:
         """Return the network's output; see the protocol."""
