@@ -21,11 +21,8 @@ lower the load, the more of the ratio is these.
 
 from __future__ import annotations
 
-import argparse
 import os
 import statistics
-import sys
-import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -33,6 +30,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from checkpoint import Times, measured
 from heptad import Components, Engine, RunConfig
 from heptad_plugins import Checkpoint
 
@@ -72,7 +70,7 @@ def copy(engine: Engine) -> float:
     return spent * 1e3
 
 
-def measure(rounds: int, megabytes: int, directory: Path) -> dict[str, list[float]]:
+def measure(rounds: int, megabytes: int, directory: Path) -> Times:
     """Return, for each measurement, the milliseconds in each round."""
     behind, before = (
         build_engine(megabytes, directory / name, name == "background") for name in ("background", "foreground")
@@ -82,7 +80,7 @@ def measure(rounds: int, megabytes: int, directory: Path) -> dict[str, list[floa
         "foreground": lambda: stall(before),
         "copy": lambda: copy(behind),
     }
-    times: dict[str, list[float]] = {name: [] for name in works}
+    times: Times = {name: [] for name in works}
     names = list(works)
     for number in range(rounds + 1):  # the first is a warm-up
         for place in range(len(names)):
@@ -96,7 +94,7 @@ def measure(rounds: int, megabytes: int, directory: Path) -> dict[str, list[floa
     return {name: spent[1:] for name, spent in times.items()}
 
 
-def report(times: dict[str, list[float]]) -> str:
+def report(times: Times) -> str:
     """Return the table."""
     lines = [f"{name:<12}{statistics.median(spent):>9.1f} ms" for name, spent in times.items()]
     for one, other in (("background", "copy"), ("foreground", "copy")):
@@ -107,18 +105,7 @@ def report(times: dict[str, list[float]]) -> str:
 
 def main() -> None:
     """Measure and print."""
-    parser = argparse.ArgumentParser(
-        description="The stall of a checkpoint: in the background, in the foreground, a copy."
-    )
-    parser.add_argument("--rounds", type=int, default=9, help="interleaved rounds (default 9)")
-    parser.add_argument("--megabytes", type=int, default=100, help="of parameters (default 100)")
-    parser.add_argument("--directory", type=Path, help="where to write (default: a temporary one)")
-    given = parser.parse_args()
-    torch.set_num_threads(1)
-    with tempfile.TemporaryDirectory(dir=given.directory) as directory:
-        times = measure(given.rounds, given.megabytes, Path(directory))
-    print(f"{given.megabytes} MB of parameters with AdamW; {given.rounds} rounds, one thread")
-    print(f"Python {sys.version.split()[0]}, torch {torch.__version__}\n")
+    times, _ = measured("The stall of a checkpoint: in the background, in the foreground, a copy.", measure)
     print(report(times))
 
 

@@ -40,6 +40,9 @@ from torch import nn
 from heptad.checkpoints.store import Store
 from heptad.run.snapshot import Snapshot
 
+Times = dict[str, list[float]]
+"""For each measurement the milliseconds in each round."""
+
 
 def build_state(megabytes: int) -> dict[str, Any]:
     """Return the state of network and optimizer after one step, with that many megabytes of parameters."""
@@ -76,7 +79,7 @@ def timed(work: Callable[[], object]) -> float:
     return (time.perf_counter() - start) * 1e3
 
 
-def measure(rounds: int, megabytes: int, directory: Path) -> dict[str, list[float]]:
+def measure(rounds: int, megabytes: int, directory: Path) -> Times:
     """Return, for each measurement, the milliseconds in each round."""
     state = build_state(megabytes)
     held = tensors_of(state)
@@ -98,7 +101,7 @@ def measure(rounds: int, megabytes: int, directory: Path) -> dict[str, list[floa
         "Store.load": store.newest_sound,
         "torch.load": lambda: torch.load(path, weights_only=True),
     }
-    times: dict[str, list[float]] = {name: [] for name in (*works, *loads)}
+    times: Times = {name: [] for name in (*works, *loads)}
     names = list(works)
     for number in range(rounds + 1):  # the first is a warm-up
         remove()
@@ -111,7 +114,7 @@ def measure(rounds: int, megabytes: int, directory: Path) -> dict[str, list[floa
     return {name: spent[1:] for name, spent in times.items()}
 
 
-def report(times: dict[str, list[float]], megabytes: int) -> str:
+def report(times: Times, megabytes: int) -> str:
     """Return the table."""
     pairs = [("Store.save", "torch.save"), ("Store.save", "copy"), ("Store.load", "torch.load")]
     lines = [
@@ -124,9 +127,9 @@ def report(times: dict[str, list[float]], megabytes: int) -> str:
     return "\n".join(lines)
 
 
-def main() -> None:
-    """Measure and print."""
-    parser = argparse.ArgumentParser(description="A checkpoint: Store.save, torch.save and fsync, a copy in memory.")
+def measured(what: str, measure: Callable[[int, int, Path], Times]) -> tuple[Times, int]:
+    """Measure what the command line asks for, and say on what; return the times, and the megabytes of parameters."""
+    parser = argparse.ArgumentParser(description=what)
     parser.add_argument("--rounds", type=int, default=9, help="interleaved rounds (default 9)")
     parser.add_argument("--megabytes", type=int, default=100, help="of parameters (default 100)")
     parser.add_argument("--directory", type=Path, help="where to write (default: a temporary one)")
@@ -136,7 +139,13 @@ def main() -> None:
         times = measure(given.rounds, given.megabytes, Path(directory))
     print(f"{given.megabytes} MB of parameters with AdamW; {given.rounds} rounds, one thread")
     print(f"Python {sys.version.split()[0]}, torch {torch.__version__}\n")
-    print(report(times, given.megabytes * 3))
+    return times, given.megabytes
+
+
+def main() -> None:
+    """Measure and print."""
+    times, megabytes = measured("A checkpoint: Store.save, torch.save and fsync, a copy in memory.", measure)
+    print(report(times, megabytes * 3))
 
 
 if __name__ == "__main__":
