@@ -278,14 +278,20 @@ def test_a_large_file_is_hashed_where_no_second_thread_can_be_started(tmp_path: 
     assert files_in(tmp_path / "one") == files_in(tmp_path / "two")
 
 
-def test_a_save_of_another_thread_waits_and_sweeps_nothing_away(tmp_path: Path, run: Run):
-    """As that of a script which stores by itself, through the store of its `Checkpoint`."""
+def held_while_writing(directory: Path, run: Run) -> tuple[Holder, Store, BackgroundWriter]:
+    """Return a writer that is held at its first checkpoint, its store, and what holds it."""
     held = Holder()
-    store = Store(tmp_path, held)
+    store = Store(directory, held)
     store.lock()
     writer = BackgroundWriter(store, "A.save")
     writer.save(run, snapshot(1), 5)
     assert held.reached.wait(20)
+    return held, store, writer
+
+
+def test_a_save_of_another_thread_waits_and_sweeps_nothing_away(tmp_path: Path, run: Run):
+    """As that of a script which stores by itself, through the store of its `Checkpoint`."""
+    held, store, writer = held_while_writing(tmp_path, run)
     threading.Timer(0.1, held.gate.set).start()
     assert store.save(snapshot(2)).number == 2
     writer.finish()
@@ -294,12 +300,7 @@ def test_a_save_of_another_thread_waits_and_sweeps_nothing_away(tmp_path: Path, 
 
 @pytest.mark.usefixtures("ctrl_c")
 def test_an_interrupted_wait_leaves_the_lock_to_the_thread(tmp_path: Path, run: Run):
-    held = Holder()
-    store = Store(tmp_path, held)
-    store.lock()
-    writer = BackgroundWriter(store, "A.save")
-    writer.save(run, snapshot(1), 5)
-    assert held.reached.wait(20)
+    held, store, writer = held_while_writing(tmp_path, run)
     threading.Timer(0.1, lambda: os.kill(os.getpid(), 2)).start()
     with pytest.raises(KeyboardInterrupt):
         writer.finish()
