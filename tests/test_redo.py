@@ -112,6 +112,18 @@ def events(engine: Engine) -> list[Any]:
     return engine.current.log.notes("redo")
 
 
+class RecordsMeans(Plugin):
+    """Records the losses of windows and epochs."""
+
+    needs_epoch_loss = True
+
+    def on_exit_after_epoch(self, run: Any) -> None:
+        run.record("epoch", run.epoch_loss)
+
+    def on_exit_optimizer_update(self, run: Any) -> None:
+        run.record("window", run.mean_loss)
+
+
 class TestOutOfMemory:
     @pytest.mark.parametrize("place", ["forward", "loss", "backward"])
     @pytest.mark.parametrize(("k", "first"), [(1, 0), (1, 3), (4, 0), (4, 1), (4, 2), (4, 3), (4, 6)])
@@ -323,20 +335,11 @@ class TestOutOfMemory:
         assert summary.parts[0].flops
 
     def test_the_losses_of_window_and_epoch(self):
-        class Needs(Plugin):
-            needs_epoch_loss = True
-
-            def on_exit_after_epoch(self, run: Any) -> None:
-                run.record("epoch", run.epoch_loss)
-
-            def on_exit_optimizer_update(self, run: Any) -> None:
-                run.record("window", run.mean_loss)
-
         for remainder in ("extend", "carry"):
             made = []
             for memory in (Memory(2, "backward", 4), plenty()):
                 options = {"accumulation": 3, "remainder": remainder, "loader": data(5), "epochs": 3}
-                made.append(engine_of(memory, plugins=[Needs()], **options))
+                made.append(engine_of(memory, plugins=[RecordsMeans()], **options))
                 made[-1].run()
             close_values(*made, "epoch")
             close_values(*made, "window")
@@ -711,18 +714,9 @@ class TestNonFinite:
         assert all(map(torch.equal, *(weights(one.current.network) for one in made)))
 
     def test_losses_and_values_are_those_of_the_second_time(self):
-        class Needs(Plugin):
-            needs_epoch_loss = True
-
-            def on_exit_after_epoch(self, run: Any) -> None:
-                run.record("epoch", run.epoch_loss)
-
-            def on_exit_optimizer_update(self, run: Any) -> None:
-                run.record("window", run.mean_loss)
-
         made = []
         for at in ((2,), ()):
-            engine = self.glitching(*at, accumulation=4, plugins=[Needs()])
+            engine = self.glitching(*at, accumulation=4, plugins=[RecordsMeans()])
             engine.run()
             made.append([engine.current.history(name) for name in ("epoch", "window")])
         assert made[0] == made[1]

@@ -300,7 +300,7 @@ def test_a_save_of_another_thread_waits_and_sweeps_nothing_away(tmp_path: Path, 
 
 @pytest.mark.usefixtures("ctrl_c")
 def test_an_interrupted_wait_leaves_the_lock_to_the_thread(tmp_path: Path, run: Run):
-    held, store, writer = held_while_writing(tmp_path, run)
+    held, _, writer = held_while_writing(tmp_path, run)
     threading.Timer(0.1, lambda: os.kill(os.getpid(), 2)).start()
     with pytest.raises(KeyboardInterrupt):
         writer.finish()
