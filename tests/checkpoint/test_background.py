@@ -9,6 +9,7 @@ import threading
 import time
 import weakref
 from collections import OrderedDict
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,14 @@ def run() -> Run:
 def files_in(directory: Path) -> dict[str, bytes]:
     """Return the content of all files of all checkpoints in a directory."""
     return {str(path.relative_to(directory)): path.read_bytes() for path in directory.glob("checkpoint-*/*")}
+
+
+@pytest.fixture(autouse=True)
+def no_thread_of_the_test_before() -> Iterator[None]:
+    """A thread lives on for an instant after it has said that all is written."""
+    yield
+    while threads():
+        time.sleep(0.001)
 
 
 def threads() -> list[str]:

@@ -285,7 +285,10 @@ class LogBuffer:
         for follower in self._followers:
             follower.packed(newest)
         # Whole chunks are kept, so a little more than `capacity`: those without which less than that would be left.
-        kept = tuple(old for old in (*packed, newest) if end - old.seq - len(old) < self.capacity)
+        gone = 0
+        while gone < len(packed) and end - packed[gone].seq - len(packed[gone]) >= self.capacity:
+            gone += 1
+        kept = (*packed[gone:], newest)
         self._written = kept, OpenChunk(end, chunk.times[-1], self._offset, counters)
         if self._events and self._events[0].seq < kept[0].seq:
             self._events = [event for event in self._events if event.seq >= kept[0].seq]
