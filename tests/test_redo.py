@@ -769,7 +769,7 @@ class TestMistakes:
                 return 0, 2
 
         class TwoRanks(Engine):
-            strategy_class = Two
+            strategy_class = staticmethod(lambda config: Two())
 
         with pytest.raises(ConfigError, match="2 ranks"):
             components = engine_of(plenty()).current.components

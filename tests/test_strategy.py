@@ -43,7 +43,7 @@ def spied(spy: Spy) -> type[Engine]:
     """Return an engine class with this strategy."""
 
     class SpiedEngine(Engine):
-        strategy_class = staticmethod(lambda: spy)
+        strategy_class = staticmethod(lambda config: spy)
 
     return SpiedEngine
 

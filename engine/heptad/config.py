@@ -85,6 +85,7 @@ def _plain_integer(value: object) -> object:
 
 Count = Annotated[int, BeforeValidator(_plain_integer), Field(ge=0)]
 Positive = Annotated[int, BeforeValidator(_plain_integer), Field(ge=1)]
+Seconds = Annotated[float, Field(gt=0)]
 Cause = Literal["out_of_memory", "non_finite"]
 Seed = Annotated[int, BeforeValidator(_plain_integer), Field(ge=0, le=2**64 - 1)]  # torch takes 64 bits
 
@@ -232,6 +233,15 @@ class RunConfig(_Checked):
             `torch.OutOfMemoryError` in `process_batch`, with batches cut in halves, down to one sample. `"non_finite"`:
             once, where its loss or a gradient is not finite; the log says whether the second time gave the same bits.
             The batches of the open window are kept for it, and copies of the network's buffers.
+        strategy: How several processes work together. `"auto"`: as `"ddp"` where torchrun has started this one (or
+            whatever else sets `RANK` and `WORLD_SIZE`), as `"none"` where nothing has. `"ddp"`: each has the whole
+            network, and gradients are averaged by torch's `DistributedDataParallel`. `"none"`: alone in any case.
+        window: Batches of an update over all processes, in place of `accumulation`, which counts those of one: so a
+            script makes the same updates on any number of processes that divides it.
+        agree_every: Updates between two agreements of the processes. What one of them asks for (a stop, a pause) waits
+            that long, and so does finding that their paths part.
+        patience: Seconds after which a process gives up waiting for the others; three times as long up to the first
+            update, which may compile and reads data for the first time.
         log_capacity: Transitions that `Run.log` keeps in memory, 10 bytes each; the oldest go first.
         trace_handlers: Keeps for every call of a handler when it was made and how long it took: `explain` and the trace
             show them. Costs about a microsecond and 32 bytes a call.
@@ -259,6 +269,10 @@ class RunConfig(_Checked):
     compile: bool | dict[str, Any] = False
     recompute: bool = False
     redo: Annotated[tuple[Cause, ...], PlainSerializer(list)] = ()
+    strategy: Literal["auto", "none", "ddp"] = "auto"
+    window: Positive | None = None
+    agree_every: Positive = 1
+    patience: Seconds = 600.0
     log_capacity: Positive = 1_000_000
     trace_handlers: bool = False
 
@@ -313,6 +327,8 @@ class RunConfig(_Checked):
         mistakes: list[str] = []
         if given.get("epochs") is None and given.get("max_updates") is None:
             mistakes.append("give epochs, max_updates or both, so that the run has an end")
+        if given.get("window") is not None and "accumulation" in given:
+            mistakes.append("window and accumulation are both given; window counts the batches of all processes")
         if given.get("persistent_workers") is True and given.get("num_workers", 0) == 0:
             mistakes.append("persistent_workers=True needs num_workers of at least 1")
         if given.get("data_on_device") is True and given.get("num_workers", 0) != 0:

@@ -28,7 +28,8 @@ from heptad.plugin.marks import Mark, Predicate
 from heptad.plugin.subscription import Subscription
 from heptad.plugin.tracing import trace
 from heptad.plugin.verify import verify
-from heptad.ranks.strategy import Alone, Strategy
+from heptad.ranks.choosing import build_strategy
+from heptad.ranks.strategy import Strategy
 from heptad.record.buffer import LogBuffer
 from heptad.record.events import Pause
 from heptad.run.determinism import deterministic
@@ -66,7 +67,7 @@ class Engine(EngineView):
     Attributes:
         current: The run; in `idle` until `run` or `advance` is called.
         machine_class: What drives the run, and evaluations; to be set in a subclass.
-        strategy_class: Called without arguments for the strategy, by which several processes agree; to be set in a
+        strategy_class: Called with the configuration for the strategy, by which several processes agree; to be set in a
             subclass, a plain function as a `staticmethod`.
 
     Raises:
@@ -76,29 +77,33 @@ class Engine(EngineView):
         TableError: If a detour does not fit the table.
     """
 
-    strategy_class: Callable[[], Strategy] = Alone
+    strategy_class: Callable[[RunConfig], Strategy] = staticmethod(build_strategy)
 
     def __init__(self, components: Components, config: RunConfig, plugins: Sequence[Plugin] = ()) -> None:
         for value, expected in ((components, Components), (config, RunConfig)):
             if not isinstance(value, expected):  # pyright: ignore[reportUnnecessaryIsInstance] - for callers without a type checker
                 raise EngineError(f"Engine takes Components, RunConfig and plugins in this order, got {a_kind(value)}")
         check_together(components, config, given_mistakes(components, config.precision))
+        self._strategy = self.strategy_class(config)
+        config = self._strategy.join(config)
         self._manager = PluginManager(plugins)
         self._components = components
         self._config = config
         self._blocks = Blocks(components, config)
-        self._strategy = self.strategy_class()
-        device = resolve_device(config.device)
+        device = self._strategy.device(resolve_device(config.device))
         place = build_transfer(device, config)
         feed = build_feed(components, config, self._strategy.share(), place)
         runtime = Runtime(components, feed, device, Optimizers(), place)
+        runtime.peers = self._strategy.peers
         runtime.evaluator = self._evaluator(device)
         prepare_recomputation(runtime, self._manager.plugins)
         runtime.on_loss = self._manager.loss_handlers()
         self._redo = build_redo(config.redo, self._strategy, self._manager)
         detours = self._manager.detours_given
         table = training_table([detour for _, detour in detours])
-        self.current = Run(table, config, runtime, LogBuffer(table, config.log_capacity, read_numbers))
+        self.current = self._strategy.run_class(
+            table, config, runtime, LogBuffer(table, config.log_capacity, read_numbers)
+        )
         self._machine = self._build_machine(detours)
         self._subscriptions: list[Subscription] = []
         for subscription in self._manager.subscriptions():
@@ -109,6 +114,7 @@ class Engine(EngineView):
         self._driver: int | None = None
         self._lock = threading.Lock()
         self._manager.check(self.current)
+        self._strategy.prepare(self.current)
 
     def _build_machine(self, detours: Sequence[tuple[Plugin | None, Detour]]) -> Machine:
         table = self.current.table
@@ -173,7 +179,8 @@ class Engine(EngineView):
             self._resumption.begin(run)
             with self._manager.opened(run), self._feed_closed_at_the_end(), beside_others(run), self._blocks.in_use():
                 self._make_ready()
-                self._drive(reached, f"until {until}" if isinstance(until, str) else "until a predicate held")
+                with self._strategy.watching(run):
+                    self._drive(reached, f"until {until}" if isinstance(until, str) else "until a predicate held")
         if ctrl_c.pressed:
             where = f"it is {run.state}" if run.ended else f"paused in {run.state}; Engine.run() continues from there"
             raise KeyboardInterrupt(where)
@@ -198,7 +205,8 @@ class Engine(EngineView):
                 self._manager.open(self.current)
                 with beside_others(self.current), self._blocks.in_use():
                     self._make_ready()
-                    self._drive(lambda run: True, BY_ADVANCE)
+                    with self._strategy.watching(self.current):
+                        self._drive(lambda run: True, BY_ADVANCE)
             except BaseException as error:
                 self.current._runtime.feed.close()
                 self._manager.close_after(error, self.current)
@@ -280,7 +288,8 @@ class Engine(EngineView):
         if not self._ready:
             # The engine is the last to be called on exit: no handler can subscribe behind it any more.
             self._ready = True
-            for state, call in (*readers(self.current), *self._redo.last_handlers()):
+            agreement = self._strategy.last_handlers(self.current)  # reading ahead depends on what it says
+            for state, call in (*agreement, *readers(self.current), *self._redo.last_handlers()):
                 for last in self._redo.split(Subscription(None, "", Mark("exit", state), call)):
                     self._machine.subscribe(last)
             note_unverified(self.current)

@@ -41,6 +41,10 @@ class LogError(EngineError):
     """The file of a log cannot be read or written: the message says what was found, and what to do."""
 
 
+class RankFailed(EngineError):
+    """Another rank of the run failed, is gone, or took another path. The message says which one, where and why."""
+
+
 def kind(value: object) -> str:
     """Return the name of a value's type, for messages."""
     return type(value).__name__

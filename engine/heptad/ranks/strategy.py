@@ -1,38 +1,74 @@
 """`Strategy`: all that several processes have to agree on, behind one object.
 
-A strategy is asked at four places, and takes no part in the loop. With one process it is `Alone`, which does what a
+A strategy is asked at a few places, and takes no part in the loop. With one process it is `Alone`, which does what a
 plain loop does. The core never asks how many ranks there are.
-
-One for several ranks has more to settle, which each process decides for itself today: the root of the data's order
-where `seed` is None, what `init_weights` writes and dropout draws, what a stream or a loader yields and when it ends,
-the weight of a window of one step, the first weight and the sum of a longer one, skipping an update, the size of
-windows, when to stop, pause or fail, detours that rest on a clock, evaluation, and who writes files.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Protocol
 
 import torch
 
+from heptad.config import RunConfig
+from heptad.run.peers import NoPeers, Peers
 from heptad.run.run import Run
 from heptad.run.runtime import Runtime
 
 
 class Strategy(Protocol):
-    """How the ranks of a run work together.
+    """How the ranks of a run work together. Its methods stand in the order in which the engine calls them.
 
     Attributes:
         announces: Whether `window_closes` does anything. Where it does not, it is not called: a call costs 40 ns.
+        run_class: The class of the run that is driven.
+        peers: The ranks.
     """
 
     announces: bool
+    run_class: type[Run]
+
+    @property
+    def peers(self) -> Peers:
+        """See above."""
+        ...
+
+    def join(self, config: RunConfig) -> RunConfig:
+        """Join the ranks, and return the configuration of this one: with `accumulation`, which a window may imply.
+
+        Raises:
+            ConfigError: If it does not go with the number of ranks.
+            RankFailed: If the others do not come.
+        """
+        ...
+
+    def device(self, device: torch.device) -> torch.device:
+        """Return the device of this process, of the kind of the one that was resolved."""
+        ...
+
+    def share(self) -> tuple[int, int]:
+        """Return this process's rank and the number of ranks, by which data are dealt out."""
+        ...
+
+    def prepare(self, run: Run) -> None:
+        """Take note of the run that was built; refuse what does not go with several ranks."""
+        ...
+
+    def root(self, seed: int) -> int:
+        """Return the root of the data's order that holds for all ranks: what the first one gives."""
+        ...
 
     def place(self, runtime: Runtime) -> None:
         """Move the network to its device and set `runtime.forward`, what is called; before optimizers are built.
 
         An optimizer that the user built is there already: the parameters it holds must stay the same objects.
         """
+        ...
+
+    def equalize(self, run: Run) -> None:
+        """Make the weights of all ranks those of the first, and their generators different; last in `before_loop`."""
         ...
 
     def window_closes(self, closes: bool) -> None:
@@ -43,11 +79,12 @@ class Strategy(Protocol):
         """Make the gradients those of the whole window; the first handler on entry to `optimizer_update`."""
         ...
 
-    def share(self) -> tuple[int, int]:
-        """Return which part of an indexed dataset is this process's: its rank, and the number of ranks.
+    def last_handlers(self, run: Run) -> Iterable[tuple[str, Callable[[Run], None]]]:
+        """Return what is called last on exit of which states, as the run begins to be driven: the agreement."""
+        ...
 
-        Called when the engine is built. Loaders and iterable datasets are read whole.
-        """
+    def watching(self, run: Run) -> AbstractContextManager[None]:
+        """Return a block in which the run is driven: a failure in it is told to the other ranks, and theirs here."""
         ...
 
 
@@ -55,11 +92,35 @@ class Alone:
     """The strategy of a single process."""
 
     announces = False
+    run_class = Run
+    peers = NoPeers()
+
+    def join(self, config: RunConfig) -> RunConfig:
+        """Return the configuration; a window is one of steps."""
+        return config if config.window is None else config.model_copy(update={"accumulation": config.window})
+
+    def device(self, device: torch.device) -> torch.device:
+        """Return the device."""
+        return device
+
+    def share(self) -> tuple[int, int]:
+        """Return all of it."""
+        return 0, 1
+
+    def prepare(self, run: Run) -> None:
+        """Do nothing."""
+
+    def root(self, seed: int) -> int:
+        """Return the root."""
+        return seed
 
     def place(self, runtime: Runtime) -> None:
         """Move the network to the device."""
         runtime.network.to(runtime.device)
         runtime.forward = runtime.network
+
+    def equalize(self, run: Run) -> None:
+        """Do nothing: there is nobody to equal."""
 
     def window_closes(self, closes: bool) -> None:
         """Do nothing: there is nobody to reduce with."""
@@ -80,9 +141,13 @@ class Alone:
         if isinstance(factor, torch.Tensor) or factor != 1.0:
             scale(run._runtime.optimizers.parameters(run.network), factor)
 
-    def share(self) -> tuple[int, int]:
-        """Return all of it."""
-        return 0, 1
+    def last_handlers(self, run: Run) -> Iterable[tuple[str, Callable[[Run], None]]]:
+        """Return nothing: there is nobody to agree with."""
+        return ()
+
+    def watching(self, run: Run) -> AbstractContextManager[None]:
+        """Return a block that does nothing."""
+        return nullcontext()
 
 
 def scale(parameters: list[torch.nn.Parameter], factor: float | torch.Tensor) -> None:

@@ -130,6 +130,15 @@ class Run(RunView):
             self._position.pause_requested = reason, self.seq
         self._position.halt = True
 
+    def ask(self, name: str, wanted: bool = True) -> None:
+        """Ask for something that depends on this process alone, such as its clock; `Run.agreed` says when all know.
+
+        Args:
+            name: One of those that a plugin declares in `requests`.
+            wanted: `False` takes it back, also what is agreed: say so where all ranks do, as in the body of a detour.
+        """
+        (self._position.asked.add if wanted else self._position.asked.discard)(name)
+
     def skip_update(self, reason: str) -> None:
         """Leave the weights alone in this update: the gradients are dropped and `update` does not grow.
 

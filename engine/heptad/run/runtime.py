@@ -15,6 +15,7 @@ from heptad.data.feed import Feed
 from heptad.data.placement import Placement
 from heptad.data.transfer import Transfer
 from heptad.run.evaluating import EvaluationOptions, Measures
+from heptad.run.peers import NoPeers, Peers
 from heptad.run.state import RunState
 from heptad.run.weight import Weight
 from heptad.run.window import Window
@@ -215,6 +216,7 @@ class Runtime:
         gradient_changers: The plugins that change gradients on entry to `optimizer_update`, as messages name them.
         on_loss: What is called in each step before its backward pass, with the run: plugins that ask for it.
         evaluator: Evaluates for `Run.evaluate`; `None` in a run that is itself an evaluation.
+        peers: The ranks of the run.
         bond: Which parameters the network and the optimizers held when that was last looked at.
         places: Whether batches are moved to the device. On the CPU they are where they are used.
         network: The bare network: what has names and is stored.
@@ -233,6 +235,7 @@ class Runtime:
     scaling: ScalesLosses | None = None
     gradient_changers: Sequence[str] = ()
     bond: Any = None
+    peers: Peers = field(default_factory=NoPeers)
     step: StepFunction = field(init=False)
     places: bool = field(init=False)
     network: nn.Module = field(init=False)

@@ -35,6 +35,7 @@ class RunState:
         visit: The detour whose body is being run.
         pause_requested: Why the run must pause as soon as it may, and the transition in whose turn that was requested;
             `None` where it need not.
+        asked: What this process asks for, see `Run.ask`.
         ending: A stop was asked for, or `max_updates` is reached: no new window is started.
         reason: Why the run ended, or is going to.
         skips: Skipped updates.
@@ -74,6 +75,7 @@ class RunState:
     body_done: bool = False
     visit: object = None
     pause_requested: tuple[str, int] | None = None
+    asked: set[str] = field(default_factory=set[str])
     ending: bool = False
     reason: str | None = None
 

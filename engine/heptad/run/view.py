@@ -74,6 +74,23 @@ class RunView:
         return self._id
 
     @property
+    def rank(self) -> int:
+        """The number of this process among those of the run, from 0 on."""
+        return self._runtime.peers.rank
+
+    @property
+    def world(self) -> int:
+        """How many processes the run has."""
+        return self._runtime.peers.world
+
+    def agreed(self, name: str) -> bool:
+        """Return whether what `Run.ask` asks for is agreed: all ranks know that one of them asks for it.
+
+        With one process that is so at once, with several from their next agreement on.
+        """
+        return name in self._position.asked
+
+    @property
     def resumed_from(self) -> str | None:
         """The checkpoint that this run continues from; `None` for one that began at the start."""
         return self._resumed_from

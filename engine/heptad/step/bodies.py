@@ -34,10 +34,11 @@ def before_loop(run: Run, strategy: Strategy) -> None:
     if seed is not None:
         seed_all(seed)
     # without a seed the data's order still has a root, so that a checkpoint can hold it; the generators are left alone
-    runtime.feed.seed = secrets.randbits(62) if seed is None else seed
+    runtime.feed.seed = strategy.root(secrets.randbits(62) if seed is None else seed)
     build(run, strategy)
     if (init_weights := runtime.components.init_weights) is not None:
         apply_init_weights(runtime.network, init_weights, runtime.optimizers)
+    strategy.equalize(run)
     runtime.network.train()
     runtime.optimizers.drop(runtime.network)
     run.plan_windows()
