@@ -15,8 +15,8 @@ from heptad.errors import in_a_line
 READING = 2.0
 """Seconds that a failure is waited for, and that the others have to read it."""
 
-_QUIET = 0.7
-"""Seconds after which a rank that has posted nothing is taken for dead, once the others have posted."""
+_QUIET = 0.5
+"""Seconds after which a rank that has posted nothing is taken for dead, or for hanging."""
 
 _LOOK = 0.01
 
@@ -59,9 +59,7 @@ class Bulletin:
                     self._set("read", "")
                     return told
             silent = [other for other in others if self._get("waits", other) is None]
-            if len(silent) < len(others) and monotonic() > began + _QUIET:
-                break
-            if not silent and monotonic() > began + _QUIET:
+            if monotonic() > began + _QUIET:
                 break
             sleep(_LOOK)
         return self._gave_up(others, silent, error)

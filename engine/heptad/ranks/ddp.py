@@ -20,6 +20,7 @@ from heptad.config import ComputeLoss, RunConfig
 from heptad.data.generators import derive, seed_all
 from heptad.data.placement import read_numbers
 from heptad.errors import ConfigError, RankFailed, counted
+from heptad.plugin.contract import Plugin, titled
 from heptad.ranks.agreement import Agreement
 from heptad.ranks.company import LossModule, through
 from heptad.ranks.comparison import compare_ranks
@@ -81,7 +82,7 @@ class Ddp:
         """Return the rank, and how many there are."""
         return self._group.rank, self._group.world
 
-    def prepare(self, run: Run) -> None:
+    def prepare(self, run: Run, plugins: Sequence[Plugin]) -> None:
         """Compare what the ranks were built with; give the run the id of the first, and windows over all."""
         group, config = self._group, run.config
         compare_ranks(
@@ -90,6 +91,7 @@ class Ddp:
                 "the version": versions(),
                 "RunConfig": config.model_dump(mode="json", exclude=OWN_FIELDS),
                 "the table": [[arc.source, arc.dest, arc.guard or ""] for arc in run.table.arcs],
+                "the plugins": [titled(plugin) for plugin in plugins],
                 "the data": run._runtime.feed.identity(),
             },
         )
@@ -222,6 +224,8 @@ class Ddp:
             self._group.hang_up()
             raise
         except BaseException as error:
+            if run is not None and run.paused is not None:
+                raise  # it stands in order, on all ranks: a plugin may end the process now
             place = "" if run is None else _place(run)
             if _is_of_exchange(error):
                 self._group.explain(error, place)

@@ -168,8 +168,11 @@ class Group:
                 one.shutdown(socket.SHUT_RDWR)
 
     def _leave(self) -> None:
-        """Leave in order, at the exit of the interpreter."""
-        if not self.failed and dist.is_initialized():
+        """Leave at the exit of the interpreter; nobody is waited for.
+
+        Torch's threads must end before it does. What is still under way fails at once, where connections were shut.
+        """
+        if dist.is_initialized():
             dist.destroy_process_group()
 
 
