@@ -15,6 +15,7 @@ from time import monotonic_ns
 from typing import Any
 
 from heptad.errors import RankFailed
+from heptad.ranks.equal_weights import checksum_of, refuse_unequal
 from heptad.ranks.group import Group
 from heptad.ranks.requests import RanksRun
 from heptad.run.run import Run
@@ -53,7 +54,7 @@ class Agreement:
         detours = {state.shown for state in table.states if state.kind == "detour" and state.after in after}
         return [
             ("optimizer_update", self.after_update),
-            ("after_epoch", self.agree),
+            ("after_epoch", self.after_epoch),
             *((name, self.after_detour) for name in sorted(detours)),
         ]
 
@@ -68,7 +69,11 @@ class Agreement:
         if run.table.states[run._position.node].after in ("optimizer_update", "after_epoch"):
             self.agree(run)
 
-    def agree(self, run: Run) -> None:
+    def after_epoch(self, run: Run) -> None:
+        """Agree, and see whether the weights of all ranks are equal."""
+        self.agree(run, checksum_of(run.network))
+
+    def agree(self, run: Run, checksum: int = 0) -> None:
         """Compare the paths, and make facts of what any rank asks for.
 
         Raises:
@@ -76,10 +81,12 @@ class Agreement:
         """
         own, at, buffer = self._run, run._position, run._buffer
         seq = buffer.seq
-        told = [self._hash(), seq, at.update, self._wanted(), at.samples - self._samples, self._elapsed(), 0, 0]
+        told = [self._hash(), seq, at.update, self._wanted(), at.samples - self._samples, self._elapsed(), checksum, 0]
         rows = self._group.exchange(told)
         if any(row[:3] != told[:3] for row in rows):
-            self._part(rows)
+            self._part()
+        if any(row[6] != checksum for row in rows):
+            refuse_unequal(run.network, self._group)
         self._seen, self._began = seq, monotonic_ns()
         at.samples = self._samples = self._samples + sum(row[4] for row in rows)
         for rank, row in enumerate(rows):
@@ -142,7 +149,7 @@ class Agreement:
             found += chunk.arcs()[max(since - chunk.seq, 0) :].tolist()
         return found
 
-    def _part(self, rows: list[list[int]]) -> None:
+    def _part(self) -> None:
         """Raise that the ranks part, and where: all of them do, in the same turn."""
         since = max(self._run._buffer.seq - SHOWN, 0)
         mine = {

@@ -47,7 +47,7 @@ class Ddp:
         self._group: Group
         self._ddp: DistributedDataParallel | None = None
         self._compute_loss: ComputeLoss | None = None
-        self._window: RanksWindow
+        self._run: Run
         self._averaged: set[int] = set()
         """The ids of the parameters whose gradients DDP averages."""
 
@@ -97,7 +97,8 @@ class Ddp:
         )
         run._id = group.gather(run.id.encode())[0].decode()
         run._buffer.facts |= {"rank": group.rank, "world": group.world}
-        run._position.window = self._window = RanksWindow(config.accumulation, float(config.batch_size or 1))
+        run._position.window = RanksWindow(config.accumulation, float(config.batch_size or 1))
+        self._run = run
 
     def root(self, seed: int) -> int:
         """Return what the first rank gives."""
@@ -140,7 +141,7 @@ class Ddp:
 
     def window_closes(self, closes: bool) -> None:
         """Let DDP average in the backward pass to come, or only add up."""
-        self._window.closes = closes
+        cast("RanksWindow", self._run._position.window).closes = closes
         if self._ddp is not None:
             self._ddp.require_backward_grad_sync = closes
 
@@ -155,8 +156,9 @@ class Ddp:
         sums = self._sums(run, window)
         dist.all_reduce(sums, group=group.data)
         total, loss = sums.unbind()
-        own = cast("RanksRun", run)
-        own._mean_loss = _loss_of_all(loss, total, run)
+        window.mean = _loss_of_all(loss, total, run)
+        if not window.again:
+            cast("RanksRun", run)._mean_loss = window.mean
         if window.reference is not None:  # of fp16; the scaler has set that of this rank alone
             window.reference = window.common * total / (group.world * window.size)
         if sums.is_cpu and not float(total):
@@ -196,6 +198,11 @@ class Ddp:
                 gradient = torch.zeros_like(one) if one.grad is None else one.grad
                 dist.all_reduce(gradient, group=self._group.data)
                 one.grad = gradient.div_(self._group.world)
+
+    def loss(self, run: Run, own: Callable[[], torch.Tensor]) -> torch.Tensor:
+        """Return the mean over all ranks: an optimizer that decides by it decides alike on all."""
+        mean = cast("RanksWindow", run._position.window).mean
+        return own() if mean is None else mean
 
     def sum_epoch(self, run: Run) -> None:
         """Take the mean loss of the epoch over all ranks; on entry to `after_epoch`."""

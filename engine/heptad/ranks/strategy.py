@@ -84,6 +84,10 @@ class Strategy(Protocol):
         """Make the gradients those of the whole window; the first handler on entry to `optimizer_update`."""
         ...
 
+    def loss(self, run: Run, own: Callable[[], torch.Tensor]) -> torch.Tensor:
+        """Return the loss of the window over all ranks, after `reduce`; `own` returns that of this one."""
+        ...
+
     def sum_epoch(self, run: Run) -> None:
         """Take the mean loss of the epoch over all ranks; on entry to `after_epoch`, where a plugin needs it."""
         ...
@@ -131,6 +135,10 @@ class Alone:
     def compute_loss(self, given: ComputeLoss | None) -> ComputeLoss | None:
         """Return what is given."""
         return given
+
+    def loss(self, run: Run, own: Callable[[], torch.Tensor]) -> torch.Tensor:
+        """Return that of this process."""
+        return own()
 
     def sum_epoch(self, run: Run) -> None:
         """Do nothing: the sums are those of the run."""

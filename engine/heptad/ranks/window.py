@@ -25,15 +25,24 @@ class RanksWindow(Window):
 
     Attributes:
         common: The reference.
+        again: Whether it is computed again: its loss is not that of the run's newest window.
+        mean: Its loss over all ranks, once they have reduced it.
         closes: Whether the step under way closes the window: its backward pass is the one that the ranks share.
     """
 
-    __slots__ = ("closes", "common")
+    __slots__ = ("again", "closes", "common", "mean")
 
     def __init__(self, size: int, reference: float) -> None:
         super().__init__(size)
         self.common = reference
-        self.closes = False
+        self.closes = self.again = False
+        self.mean: torch.Tensor | None = None
+
+    def fresh(self) -> RanksWindow:
+        """Return an empty window like this one."""
+        window = RanksWindow(self.size, self.common)
+        window.scale, window.reference, window.again = self.scale, self.reference, True
+        return window
 
     def backward(self, loss: Any, weight: Weight | None) -> torch.Tensor | None:
         """Run the backward pass of a step; see `Window.backward`.
