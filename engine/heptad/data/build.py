@@ -65,6 +65,8 @@ def build_dataset_feed(
     field: str = "Components.dataset",
     share: tuple[int, int] = (0, 1),
     place: Place | None = None,
+    *,
+    uneven: bool = False,
 ) -> Feed:
     """Return the feed over a dataset of samples, map-style or iterable; `field` is what messages call it."""
     _refuse_other_things(dataset, field)
@@ -73,7 +75,7 @@ def build_dataset_feed(
     if is_a(dataset, DataLoader) or (is_a(dataset, dict | UserDict) and 0 not in dataset):
         raise DataError(diagnose("no_dataset", dataset, field))
     if hasattr(dataset, "__getitem__") and not is_a(dataset, IterableDataset):
-        feed = SizedFeed(_index_cursor(dataset, collate, config, field, share, place))
+        feed = SizedFeed(_index_cursor(dataset, collate, config, field, share, place, uneven))
         # rows that are kept on the device are gathered there, on the stream of the computation
         return feed if early is None or config.data_on_device else AheadFeed(feed, early)
     if config.data_on_device:
@@ -93,7 +95,13 @@ def build_dataset_feed(
 
 
 def _index_cursor(
-    dataset: Any, collate: Collate | None, config: RunConfig, field: str, share: tuple[int, int], place: Place | None
+    dataset: Any,
+    collate: Collate | None,
+    config: RunConfig,
+    field: str,
+    share: tuple[int, int],
+    place: Place | None,
+    uneven: bool,
 ) -> IndexCursor:
     samples, size = _length(dataset), config.batch_size or 1
     if not samples or (config.drop_last and samples < size):
@@ -108,6 +116,7 @@ def _index_cursor(
         persistent=config.persistent_workers,
         limit=config.limit_batches,
         share=share,
+        uneven=uneven,
         pin=isinstance(place, Transfer),
         prepare=_preparation(dataset, collate, config, field, place),
     )

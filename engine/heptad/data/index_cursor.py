@@ -15,6 +15,7 @@ from heptad.data.device_rows import Prepare
 from heptad.data.fetch import Collate, Fetch, InWorkers, as_it_is, build_fetch
 from heptad.data.generators import generator_state, set_generator_state, stored_state_of
 from heptad.data.order import ORDER_VERSION, batch_seed, order
+from heptad.data.own_feed import own_part
 from heptad.data.workers import begin_iterating
 from heptad.errors import DataError
 from heptad.record.host import host_bytes
@@ -38,6 +39,7 @@ class IndexCursor:
             the number of samples has changed they are made anew.
         limit: Batches in a pass at most, `None` for all that the dataset has.
         share: The rank of this process, and the number of ranks.
+        uneven: Whether every batch is some rank's, so that one may have fewer than another, or none.
         pin: Whether what the workers give is put into pinned memory.
         prepare: Makes of what fetches the batches what fetches them for a device; where there are no workers.
 
@@ -58,6 +60,7 @@ class IndexCursor:
         persistent: bool = False,
         limit: int | None = None,
         share: tuple[int, int] = (0, 1),
+        uneven: bool = False,
         pin: bool = False,
         prepare: Prepare | None = None,
     ) -> None:
@@ -70,6 +73,7 @@ class IndexCursor:
         self._persistent = persistent
         self._limit = limit
         self._rank, self._world = share
+        self._uneven = uneven
         self._pin = pin
         self._prepare = prepare
         self._fetch: Fetch = build_fetch(dataset, collate)
@@ -190,7 +194,8 @@ class IndexCursor:
     def _set_samples(self, samples: int) -> None:
         self._samples = samples
         whole = samples // self._batch_size if self._drop_last else -(-samples // self._batch_size)
-        batches = whole // self._world  # those that every rank has one of
+        # by default those that every rank has one of
+        batches = own_part(whole, self._rank, self._world) if self._uneven else whole // self._world
         self.batches: int | None = batches if self._limit is None else min(batches, self._limit)
 
     def _size(self) -> dict[str, Any]:
