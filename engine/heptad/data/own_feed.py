@@ -6,11 +6,14 @@ Built by `build_reading_feed` for evaluations and predictions of several ranks. 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
-from heptad.data.cursor import NOTHING
+from heptad.data.cursor import NOTHING, PassKey
 from heptad.data.feed import Feed
+from heptad.data.generators import preserved, seed_cpu
+from heptad.data.order import batch_seed
 from heptad.errors import DataError, a_kind, counted
 
 
@@ -55,8 +58,11 @@ def _refuse_unequal_samples(sampler: Any, field: str) -> None:
 class OwnFeed:
     """The batches of a rank, out of a feed over all of them.
 
+    The global generators of the ranks differ, and a loader may draw its order from them. So they are seeded alike for
+    each batch while it is read, and restored.
+
     Args:
-        feed: Over all batches. What it yields must be the same on all ranks.
+        feed: Over all batches.
         rank: The number of this process.
         world: How many there are.
 
@@ -74,6 +80,7 @@ class OwnFeed:
         self._read = 0  # batches taken from the feed
         self._taken = 0
         self._limited = False
+        self._key = PassKey(0, 0, 0)
 
     @property
     def batches(self) -> int | None:
@@ -95,11 +102,13 @@ class OwnFeed:
         """Begin a pass, of which at most `limit` own batches will be taken."""
         self._read = self._taken = 0
         self._limited = limit is not None
-        self._feed.open(epoch, pass_index)
+        self._key = PassKey(self.seed, epoch, pass_index)
+        with self._seeded():
+            self._feed.open(epoch, pass_index)
 
     def more(self) -> bool:
         """Return whether an own batch follows; in a pass of unknown length those before it are read."""
-        return self._skip() and self._feed.more()
+        return self._skip() and self._follows()
 
     def take(self) -> Any:
         """Return the next own batch, or `NOTHING` where a pass of unknown length is over."""
@@ -112,13 +121,24 @@ class OwnFeed:
         """Read up to the next own batch; return False where the pass ends before it."""
         target = self._taken * self._world + self._rank
         while self._read < target:
-            if not self._feed.more():
+            if not self._follows():
                 return False
             self._take()
         return True
 
+    def _follows(self) -> bool:
+        with self._seeded():
+            return self._feed.more()
+
+    @contextmanager
+    def _seeded(self) -> Generator[None]:
+        with preserved():
+            seed_cpu(batch_seed(*self._key, self._read))
+            yield
+
     def _take(self) -> Any:
-        batch = self._feed.take()
+        with self._seeded():
+            batch = self._feed.take()
         self._read += batch is not NOTHING
         return batch
 
@@ -129,7 +149,8 @@ class OwnFeed:
         """End the pass. One that is not limited is read to its end, so that generators move alike on all ranks."""
         while not self._limited and self._feed.batches is not None and self._feed.more():
             self._take()
-        self._feed.end()
+        with self._seeded():
+            self._feed.end()
 
     def identity(self) -> dict[str, Any]:
         """Return what the whole feed says."""

@@ -1,4 +1,4 @@
-"""What plugins look up: values recorded under a name (`monitored`, `refuse_unrecorded`, `Watch`), what metrics weigh."""
+"""What plugins look up: recorded values (`monitored`, `refuse_unrecorded`, `Watch`), weights and sums of metrics."""
 
 from __future__ import annotations
 

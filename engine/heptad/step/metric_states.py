@@ -12,6 +12,7 @@ from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
 from functools import partial
+from itertools import chain
 from types import BuiltinFunctionType, FunctionType, MethodType
 from typing import Any, cast
 
@@ -172,7 +173,7 @@ def _reduced(values: Sequence[Any], counts: Sequence[int], reduction: Callable[[
     if len(values) == 1:
         return values[0]
     if not isinstance(values[0], torch.Tensor):
-        return [one for value in values for one in value]
+        return list(chain.from_iterable(cast("Sequence[list[Any]]", values)))
     name = getattr(reduction, "__name__", "")
     if name == "dim_zero_cat":
         return torch.cat(list(values))

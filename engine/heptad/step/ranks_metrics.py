@@ -92,18 +92,19 @@ class RanksMetrics(Metrics):
             return super().measures(trial=trial)
 
     def _packed(self) -> bytes:
-        own = {
+        objects: dict[str, Any] = {}
+        own: dict[str, Any] = {
             "batches": self._batches,
             "counted": self.counted,
             "has loss": self._has_loss,
             "sums": {name: one.double().cpu() for name, one in self._sums.items()},
             "weights": {name: torch.as_tensor(one, dtype=torch.float64).cpu() for name, one in self._weights.items()},
-            "objects": {},
+            "objects": objects,
         }
         if not self.counted:
             return pack(own, "an evaluation")
         for name, metric in self._merged.items():
-            own["objects"] = {**own["objects"], name: capture(metric)}
+            objects[name] = capture(metric)
         try:
             return pack(own, "an evaluation")
         except CheckpointError as error:
