@@ -36,7 +36,7 @@ def merge_mistake(metrics: MetricsInput, world: int) -> str | None:
     if world == 1:
         return None
     for name, metric in named_metrics(metrics).items():
-        if isinstance(metric, MetricObject) and not _parts(metric) and not hasattr(metric, "merge_state"):
+        if isinstance(metric, MetricObject) and not _of_torchmetrics(metric) and not hasattr(metric, "merge_state"):
             which = f"metrics[{name!r}]" if name else "the metric"
             return (
                 f"{which} is {a_kind(metric)}, of which each rank would see a part of the batches and nobody could "
@@ -66,13 +66,13 @@ def unpack(content: bytes, where: str) -> Any:
 
 def syncs_itself(metric: MetricObject) -> bool:
     """Return whether an object of torchmetrics was given a group or a function by which it synchronises."""
-    return any(part.process_group is not None or part.dist_sync_fn is not None for part in _parts(metric))
+    return any(part.process_group is not None or part.dist_sync_fn is not None for part in _of_torchmetrics(metric))
 
 
 @contextmanager
 def unsynced(metrics: Iterable[MetricObject]) -> Generator[None]:
     """Keep objects of torchmetrics from synchronising in `compute`, as they do wherever there is a process group."""
-    parts = [part for metric in metrics for part in _parts(metric)]
+    parts = [part for metric in metrics for part in _of_torchmetrics(metric)]
     available = [part.distributed_available_fn for part in parts]
     for part in parts:
         part.distributed_available_fn = _nowhere
@@ -87,12 +87,12 @@ def _nowhere() -> bool:
     return False
 
 
-def capture(metric: MetricObject) -> Any:
+def gathered_by(metric: MetricObject) -> Any:
     """Return what an object has gathered."""
-    if parts := _parts(metric):
+    if parts := _of_torchmetrics(metric):
         if callable(share := getattr(metric, "values", None)):  # a collection, whose members may share one state
             list(cast("Iterable[Any]", share(copy_state=False)))
-        return [{"updates": part._update_count, "state": part.metric_state} for part in parts]
+        return [{"updates": part.update_count, "state": part.metric_state} for part in parts]
     if _has_state(metric):
         return cast("Any", metric).state_dict()
     return {name: value for name, value in vars(metric).items() if not isinstance(value, _FUNCTIONS)}
@@ -100,7 +100,7 @@ def capture(metric: MetricObject) -> Any:
 
 def merge(metric: MetricObject, states: Sequence[Any]) -> None:
     """Give an object what all ranks have gathered: the states, captured and in the order of the ranks."""
-    if parts := _parts(metric):
+    if parts := _of_torchmetrics(metric):
         for place, part in enumerate(parts):
             _merge_part(part, [state[place] for state in states])
         return
@@ -122,7 +122,7 @@ def _has_state(metric: object) -> bool:
     return all(callable(getattr(metric, name, None)) for name in ("state_dict", "load_state_dict"))
 
 
-def _parts(metric: object) -> list[Any]:
+def _of_torchmetrics(metric: object) -> list[Any]:
     """Return the metrics of torchmetrics in an object: itself, those in a collection, those in a wrapper."""
     library: Any = sys.modules.get("torchmetrics")
     if library is None or not isinstance(metric, torch.nn.Module):

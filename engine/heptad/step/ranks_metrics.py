@@ -15,7 +15,7 @@ import torch
 from heptad.errors import CheckpointError, DataError, EngineError, RankFailed, a_kind, in_a_line
 from heptad.run.evaluating import EvaluationOptions, Measures
 from heptad.run.peers import Peers
-from heptad.step.metric_states import capture, merge, pack, syncs_itself, unpack, unsynced
+from heptad.step.metric_states import gathered_by, merge, pack, syncs_itself, unpack, unsynced
 from heptad.step.metrics import Metrics, MetricsInput
 
 _DONE, _FAILED = b"\0", b"\1"
@@ -104,7 +104,7 @@ class RanksMetrics(Metrics):
         if not self.counted:
             return pack(own, "an evaluation")
         for name, metric in self._merged.items():
-            objects[name] = capture(metric)
+            objects[name] = gathered_by(metric)
         try:
             return pack(own, "an evaluation")
         except CheckpointError as error:
