@@ -45,6 +45,7 @@ class Ddp:
 
     def __init__(self) -> None:
         self._group: Group
+        self._starts = False
         self._ddp: DistributedDataParallel | None = None
         self._compute_loss: ComputeLoss | None = None
         self._run: Run
@@ -59,6 +60,8 @@ class Ddp:
     def join(self, config: RunConfig) -> RunConfig:
         """Join the ranks; a window over all of them is `accumulation` steps of each."""
         self._group = join_group()
+        if self._group.failed:
+            raise RankFailed("a rank has failed before, and the processes cannot meet again; start all of them anew")
         self._group.be_patient(3 * config.patience)
         world, window = self._group.world, config.window
         if window is None:
@@ -214,26 +217,43 @@ class Ddp:
         cast("RanksRun", run)._loss_of_epoch = run.epoch, mean
 
     def last_handlers(self, run: Run) -> Iterable[tuple[str, Callable[[Run], None]]]:
-        """Compare the handlers of the ranks, and return the agreement."""
-        facts = run._buffer.facts
-        compare_ranks(self._group, {"the handlers": facts.get("handlers", []), "the place": [run.state, run.seq]})
-        names: Sequence[str] = facts.get("requests", ())
+        """Return the agreement of the ranks."""
+        names: Sequence[str] = run._buffer.facts.get("requests", ())
         config = run.config
         return Agreement(self._group, cast("RanksRun", run), config.agree_every, config.patience, names).handlers()
 
+    def begin(self, run: Run) -> None:
+        """See that all ranks begin to drive the same run, at the same place and with the same handlers."""
+        handlers = run._buffer.facts.get("handlers", [])
+        compare_ranks(self._group, {"the handlers": handlers, "the place": [run.state, run.seq]})
+
     @contextmanager
-    def watching(self, run: Run | None = None) -> Generator[None]:
-        """Tell the others what is raised in this block, and raise what they have told where an exchange has failed."""
+    def starting(self) -> Generator[None]:
+        """Let the others fail too, at their next exchange, where this rank cannot build or begin its run."""
+        self._starts = True
         try:
             yield
         except RankFailed:
-            self._group.failed = True  # all know it
-            self._group.hang_up()
             raise
         except BaseException as error:
-            if run is not None and run.paused is not None:
+            if self._starts and not self._group.failed:
+                self._group.fail_together(error)
+            raise
+        finally:
+            self._starts = False
+
+    @contextmanager
+    def driving(self, run: Run) -> Generator[None]:
+        """Tell the others what is raised in this block, and raise what they have told where an exchange has failed."""
+        self._starts = False
+        try:
+            yield
+        except RankFailed:  # all ranks raise it, or know
+            raise
+        except BaseException as error:
+            if run.paused is not None:
                 raise  # it stands in order, on all ranks: a plugin may end the process now
-            place = "" if run is None else _place(run)
+            place = _place(run)
             if _is_of_exchange(error):
                 self._group.explain(error, place)
             self._group.tell(place, error)
