@@ -14,6 +14,8 @@ from typing import cast
 import numpy as np
 import torch
 import torch.distributed as dist
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm  # pyright: ignore[reportPrivateUsage] - the base of all of them
 from torch.nn.parallel import DistributedDataParallel
 
 from heptad.config import ComputeLoss, RunConfig
@@ -28,6 +30,7 @@ from heptad.ranks.group import Group, join_group
 from heptad.ranks.requests import RanksRun
 from heptad.ranks.strategy import scale
 from heptad.ranks.window import RanksWindow
+from heptad.record.events import Remark
 from heptad.run.loss_mean import weighed
 from heptad.run.run import Run
 from heptad.run.runtime import Runtime
@@ -35,6 +38,12 @@ from heptad.run.verified import installed_version
 
 OWN_FIELDS = {"device", "num_workers", "log_capacity", "trace_handlers"}
 """Fields of `RunConfig` that may differ between ranks: no path and no bit depends on them."""
+
+
+BY_BATCH = (
+    "BatchNorm takes its mean over the batch of one rank, not over those of all, so several ranks are not one process "
+    "with larger windows; torch.nn.SyncBatchNorm.convert_sync_batchnorm(network) makes them that on accelerators"
+)
 
 
 class Ddp:
@@ -226,6 +235,8 @@ class Ddp:
         """See that all ranks begin to drive the same run, at the same place and with the same handlers."""
         handlers = run._buffer.facts.get("handlers", [])
         compare_ranks(self._group, {"the handlers": handlers, "the place": [run.state, run.seq]})
+        if run.state == "idle" and self._group.world > 1 and _by_batch(run.network):
+            run.emit(Remark, BY_BATCH)
 
     @contextmanager
     def starting(self) -> Generator[None]:
@@ -258,6 +269,12 @@ class Ddp:
                 self._group.explain(error, place)
             self._group.tell(place, error)
             raise
+
+
+def _by_batch(network: nn.Module) -> bool:
+    """Return whether a part of the network takes a mean over the samples of one rank."""
+    found = (module for module in network.modules() if isinstance(module, _BatchNorm))
+    return any(not isinstance(module, nn.SyncBatchNorm) for module in found)
 
 
 def versions() -> dict[str, str]:
