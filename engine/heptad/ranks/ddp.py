@@ -30,7 +30,6 @@ from heptad.ranks.group import Group, join_group
 from heptad.ranks.requests import RanksRun
 from heptad.ranks.strategy import scale
 from heptad.ranks.window import RanksWindow
-from heptad.record.events import Remark
 from heptad.run.loss_mean import weighed
 from heptad.run.run import Run
 from heptad.run.runtime import Runtime
@@ -236,7 +235,7 @@ class Ddp:
         handlers = run._buffer.facts.get("handlers", [])
         compare_ranks(self._group, {"the handlers": handlers, "the place": [run.state, run.seq]})
         if run.state == "idle" and self._group.world > 1 and _by_batch(run.network):
-            run.emit(Remark, BY_BATCH)
+            run.note(BY_BATCH)
 
     @contextmanager
     def starting(self) -> Generator[None]:
