@@ -234,7 +234,7 @@ class Ddp:
         """See that all ranks begin to drive the same run, at the same place and with the same handlers."""
         handlers = run._buffer.facts.get("handlers", [])
         compare_ranks(self._group, {"the handlers": handlers, "the place": [run.state, run.seq]})
-        if run.state == "idle" and self._group.world > 1 and _by_batch(run.network):
+        if run.state == "idle" and _by_batch(run.network):
             run.note(BY_BATCH)
 
     @contextmanager
