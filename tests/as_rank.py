@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 
-from heptad import Engine
+from heptad import Engine, Run
 from heptad.ranks.strategy import Alone
 
 
@@ -23,11 +24,20 @@ class Echoes:
         return sums.cpu() * self.world
 
 
-def as_rank(rank: int, world: int = 2) -> type[Engine]:
-    """Return an engine class whose run is that rank, and trains on all the data."""
+def as_rank(rank: int, world: int = 2, agree: Callable[[Run], object] | None = None) -> type[Engine]:
+    """Return an engine class whose run is that rank, and trains on all the data.
+
+    Args:
+        rank: Which.
+        world: Of how many.
+        agree: What is done last on exit of `optimizer_update`, where ranks agree.
+    """
 
     class Ranked(Alone):
         peers: Any = Echoes(rank, world)
+
+        def last_handlers(self, run: Run) -> Any:
+            return [] if agree is None else [("optimizer_update", agree)]
 
     class RankedEngine(Engine):
         strategy_class = staticmethod(lambda config: Ranked())

@@ -22,6 +22,10 @@ class Throughput(Plugin):
     is paused is left out (driven by `advance()`, the pauses between turns are not). A resumed run is measured from
     where it continues.
 
+    With several ranks the first records. Its samples count for all, `world` times: exact for full batches, and for
+    others right in the mean, since the ranks take the batches of a pass in turn. Steps and updates are those of the
+    run, which all make together; the share of waiting and `mfu` are those of the first rank and its device.
+
     `mfu`, the model FLOPs utilisation, is the share that the network's products of matrices, convolutions and
     attention have of what the device could do in that time; it is recorded where both are known. Those of a sample are
     counted in the first step that is driven, in its forward pass, and a backward pass counts as two forward passes, as
@@ -45,6 +49,7 @@ class Throughput(Plugin):
     """
 
     observes = True
+    ranks = "first"  # it counts the samples of all
 
     runs_before = ("EarlyStopping", "CSVLogger", "TensorBoardLogger", "Progress", "Checkpoint")
 
@@ -135,13 +140,14 @@ class Throughput(Plugin):
         if self._began is None or not self._numbers.selects(run.epoch):
             return
         seconds = max(self._all.read(), 1e-9)
-        now = (run.step, run.samples, run.update)
-        for name, after, before in zip(("steps", "samples", "updates"), now, self._began, strict=True):
-            run.record(f"{name}_per_second", (after - before) / seconds)
+        steps, samples, updates = self._began
+        run.record("steps_per_second", (run.step - steps) / seconds)
+        run.record("samples_per_second", (run.samples - samples) * run.world / seconds)
+        run.record("updates_per_second", (run.update - updates) / seconds)
         waited = self._waiting.read() + run.reading_seconds - self._read_before
         run.record("data_wait_share", waited / seconds)
         if self._peak is not None and self._flops_per_sample is not None:
-            run.record("mfu", (run.samples - self._began[1]) * self._flops_per_sample / (seconds * self._peak))
+            run.record("mfu", (run.samples - samples) * self._flops_per_sample / (seconds * self._peak))
         self._began = None
 
     def _end_count(self, run: Run, count: StepFlops) -> None:
