@@ -151,9 +151,18 @@ class TestFiles:
 
 class TestThroughput:
     @pytest.mark.parametrize("world", [1, 2, 4])
-    def test_samples_are_those_of_all_ranks(self, world: int):
-        run = small_engine(5, [Throughput()], engine_class=as_rank(0, world)).run()
-        assert run.metrics["samples_per_second"] / run.metrics["steps_per_second"] == pytest.approx(2 * world)
+    def test_samples_and_products_are_those_of_all_ranks(self, world: int):
+        """The agreement makes of the samples of a rank those of all, in the step that is counted too."""
+
+        def agree(run: Run) -> None:
+            run._position.samples = 2 * world * run.step
+
+        plugin = Throughput(peak_flops=1e9)
+        found = small_engine(5, [plugin], engine_class=as_rank(0, world, agree)).run().metrics
+        assert found["samples_per_second"] / found["steps_per_second"] == pytest.approx(2 * world)
+        a_step = found["mfu"] * 1e9 / found["steps_per_second"]  # of one device
+        alone = small_engine(5, [Throughput(peak_flops=1e9)]).run().metrics
+        assert a_step == pytest.approx(alone["mfu"] * 1e9 / alone["steps_per_second"])
 
 
 class TestNonFiniteGuard:
