@@ -54,6 +54,7 @@ class Journal(Plugin):
     """
 
     observes = True
+    ranks = "all"  # each has times and values of its own, and a file for them
 
     runs_after = ("Evaluate", "Throughput", "GradientClipping", "LRSchedule", "EMA", "NonFiniteGuard", "EarlyStopping")
     runs_before = ("Checkpoint", "CSVLogger", "TensorBoardLogger", "Progress")

@@ -22,7 +22,8 @@ from heptad.config import ComputeLoss, RunConfig
 from heptad.data.generators import derive, seed_all
 from heptad.data.placement import read_numbers
 from heptad.errors import ConfigError, RankFailed, counted
-from heptad.plugin.contract import Plugin, titled
+from heptad.plugin.contract import Plugin
+from heptad.plugin.verify import titled
 from heptad.ranks.agreement import Agreement
 from heptad.ranks.company import LossModule, through
 from heptad.ranks.comparison import compare_ranks
@@ -103,6 +104,7 @@ class Ddp:
                 "RunConfig": config.model_dump(mode="json", exclude=OWN_FIELDS),
                 "the table": [[arc.source, arc.dest, arc.guard or ""] for arc in run.table.arcs],
                 "the plugins": [titled(plugin) for plugin in plugins],
+                "what plugins ask for": list(run._runtime.requests),
                 "the data": run._runtime.feed.identity(),
             },
         )
@@ -226,8 +228,7 @@ class Ddp:
 
     def last_handlers(self, run: Run) -> Iterable[tuple[str, Callable[[Run], None]]]:
         """Return the agreement of the ranks."""
-        names: Sequence[str] = run._buffer.facts.get("requests", ())
-        config = run.config
+        config, names = run.config, run._runtime.requests
         return Agreement(self._group, cast("RanksRun", run), config.agree_every, config.patience, names).handlers()
 
     def begin(self, run: Run) -> None:
