@@ -86,6 +86,10 @@ class Engine(EngineView):
         check_together(components, config, given_mistakes(components, config.precision))
         self._strategy = self.strategy_class(config)
         config = self._strategy.join(config)
+        with self._strategy.watching():
+            self._wire(components, config, plugins)
+
+    def _wire(self, components: Components, config: RunConfig, plugins: Sequence[Plugin]) -> None:
         self._manager = PluginManager(plugins)
         self._components = components
         self._config = config
@@ -114,7 +118,7 @@ class Engine(EngineView):
         self._driver: int | None = None
         self._lock = threading.Lock()
         self._manager.check(self.current)
-        self._strategy.prepare(self.current)
+        self._strategy.prepare(self.current, self._manager.plugins)
 
     def _build_machine(self, detours: Sequence[tuple[Plugin | None, Detour]]) -> Machine:
         table = self.current.table
@@ -136,6 +140,7 @@ class Engine(EngineView):
         first = [Subscription(None, "", Mark("enter", "optimizer_update"), call) for call in calls]
         if any(plugin.needs_epoch_loss for plugin in self._manager.plugins):
             first += [Subscription(None, "", Mark("exit", state), call) for state, call in SUMMED.items()]
+            first += [Subscription(None, "", Mark("enter", "after_epoch"), self._strategy.sum_epoch)]
         first += compilation_handlers(self.current, self._blocks)
         return self.machine_class(self.current, bodies, guards, self._redo.split(*first), owners)
 
@@ -352,7 +357,7 @@ class Engine(EngineView):
                 )
             self._driver = threading.get_ident()
         try:
-            with deterministic(self._config.deterministic):
+            with deterministic(self._config.deterministic), self._strategy.watching(run):
                 yield
         finally:
             self._driver = None
