@@ -33,6 +33,9 @@ BEFORE, AFTER = 3, 3
 HOW_KEPT = ("log_capacity", "trace_handlers", "rank")
 """Facts about how a log is kept, and whose it is, which do not change what the run does."""
 
+OF_A_RANK = ("device", "num_workers")
+"""Further facts that differ between ranks that take one path."""
+
 _EVER = 1 << 62
 _COUNTED = ("epoch", "batch_index", "step", "update")
 
@@ -156,7 +159,7 @@ def diff(one: Source, other: Source, ignore: Iterable[str] = ()) -> Diff:
     first = max(view.first for view in views)
     end = max(first, min(view.end for view in views))
     seq, parted = _first_parting((one, other), views, first, end, heard)
-    return _found((one, other), views, seq, parted, first, end)
+    return _found((one, other), views, seq, parted, first, end, HOW_KEPT)
 
 
 def diff_path(one: Source, other: Source) -> Diff:
@@ -171,7 +174,7 @@ def diff_path(one: Source, other: Source) -> Diff:
     end = max(first, min(view.end for view in views))
     seq = next((parts for _, parts in _side_by_side((one, other), views, first, end) if parts is not None), None)
     parted = () if seq is None else _path_parting((one, other), views, seq)
-    return _found((one, other), views, seq, parted, first, end)
+    return _found((one, other), views, seq, parted, first, end, (*HOW_KEPT, *OF_A_RANK))
 
 
 def _found(
@@ -181,10 +184,11 @@ def _found(
     parted: tuple[Parting, ...],
     first: int,
     end: int,
+    apart: Sequence[str],
 ) -> Diff:
-    """Return the differences, with the transitions around the place where the logs part."""
+    """Return the differences, and the transitions around where the logs part; leave out the facts that are `apart`."""
     one, other = sources
-    facts = (*_facts(one.facts, other.facts), *_tables(one, other))
+    facts = (*_facts(one.facts, other.facts, apart), *_tables(one, other))
     if seq is None:
         return Diff(facts, None, (), (), (), (), first, end)
     before = range(max(first, seq - BEFORE), min(seq, end))
@@ -343,9 +347,9 @@ def _is_same(one: Any, other: Any) -> bool:
 # -- facts
 
 
-def _facts(one: Mapping[str, Any], other: Mapping[str, Any]) -> Iterator[Fact]:
+def _facts(one: Mapping[str, Any], other: Mapping[str, Any], apart: Sequence[str]) -> Iterator[Fact]:
     # a log that does not say how many ranks its run had is older than ranks: it had one
-    told = [{"world": 1, **{k: v for k, v in f.items() if k not in ("handlers", *HOW_KEPT)}} for f in (one, other)]
+    told = [{"world": 1, **{k: v for k, v in f.items() if k not in ("handlers", *apart)}} for f in (one, other)]
     here, there = map(_flat, told)
     yield from _unequal(here, there)
     moments = [_by_moment(facts.get("handlers", ())) for facts in (one, other)]

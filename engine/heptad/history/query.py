@@ -48,8 +48,9 @@ class TransitionLog(Sequence[Transition]):
 
     Attributes:
         source: What it reads; with several ranks the log of rank 0.
-        all_ranks: The logs of the ranks, for those that show or export them.
     """
+
+    # The commands ask the attribute `all_ranks` for what each rank has of its own.
 
     def __init__(self, source: Source, ranks: Ranks | None = None) -> None:
         self.source = source
