@@ -56,12 +56,15 @@ class Resumption:
         """States of the global generators from a checkpoint, until `restore_generators` does."""
 
     def begin(self, run: Run) -> None:
-        """Describe the modules of a run in `idle`, before plugins are opened.
+        """Say in the log which of how many ranks this is, and describe the modules of a run in `idle`.
+
+        Called before plugins are opened.
 
         Raises:
             EngineError: If the run could not be resumed.
         """
         self._refuse_after_failure(", or run(resume=…) with another checkpoint")
+        run._buffer.facts |= {"rank": run.rank, "world": run.world}
         if run.state == "idle":
             self._first.update((name, describe_module(module)) for name, module in modules_of(run).items())
 
