@@ -33,6 +33,7 @@ class Plugin:
             needs a closure computes them again, without the change, and is refused beside it.
         on_error: `"raise"`: an exception of the plugin ends the run. `"detach"`, for an observer: after an Exception
             the plugin is called no more, the log says so, and the run continues.
+        own_state: Whether `state_dict` may differ between ranks, so that a checkpoint holds that of each.
         needs_epoch_loss: Whether `Run.epoch_loss` is kept: costs a few microseconds a step.
         runs_after: Plugins, by class or by name, that are called before this one where both are there.
         runs_before: Plugins that are called after this one.
@@ -43,6 +44,7 @@ class Plugin:
     keeps_window: bool = False
     changes_gradients: bool = False
     on_error: Literal["raise", "detach"] = "raise"
+    own_state: bool = False
     needs_epoch_loss: bool = False
     runs_after: Sequence[type[Plugin] | str] = ()
     runs_before: Sequence[type[Plugin] | str] = ()
