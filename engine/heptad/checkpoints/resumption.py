@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from heptad.checkpoints.capture import capture
+from heptad.checkpoints.damage import AnotherRunError
 from heptad.checkpoints.finding import find, stores_of
 from heptad.checkpoints.form import StoredBeginning
-from heptad.checkpoints.identity import AnotherRunError, changed_options
+from heptad.checkpoints.identity import changed_options
 from heptad.checkpoints.modules import describe_module, modules_of
 from heptad.checkpoints.restore import Build, check, restore
 from heptad.data.generators import restore_states
