@@ -102,8 +102,8 @@ def _print_slowest(slowest: Mapping[str, SlowestRank]) -> None:
             name,
             f"rank {one.rank}",
             readable_time(one.own_ns[one.rank]),
-            _waits(one.waited_ns),
-            _waits(one.stood_ns),
+            _longest_first(one.waited_ns),
+            _longest_first(one.stood_ns),
         ]
         for name, one in sorted(slowest.items(), key=lambda row: -sum(row[1].waited_ns.values()))
     ]
@@ -114,7 +114,7 @@ def _print_slowest(slowest: Mapping[str, SlowestRank]) -> None:
     )
 
 
-def _waits(waited: Mapping[int, int]) -> str:
+def _longest_first(waited: Mapping[int, int]) -> str:
     """Return how long ranks waited, those that waited longest first."""
     rows = sorted(((rank, spent) for rank, spent in waited.items() if spent > 0), key=lambda row: -row[1])
     words = [f"rank {rank} {readable_time(spent)}" for rank, spent in rows[:MOST_RANKS]]

@@ -70,9 +70,9 @@ def slowest_ranks(logs: Mapping[int, Source]) -> dict[str, SlowestRank]:
     meets, agreed = _meetings(source, nodes)
     own = np.zeros((len(logs), len(names)))
     stood = np.zeros_like(own)
-    for some in _parts(agreed):
+    for some in _slices(agreed):
         spent = np.stack([_spent(each, begin + some.start, begin + some.stop) for each in views.values()])
-        waits = _waits(spent, meets[some], agreed[some])
+        waits = _standing(spent, meets[some], agreed[some])
         for row in range(len(logs)):
             own[row] += np.bincount(shown[some], spent[row] - waits[row], len(names))
             stood[row] += np.bincount(shown[some], waits[row], len(names))
@@ -107,7 +107,7 @@ def _meetings(source: Source, nodes: Ints) -> tuple[npt.NDArray[np.bool_], npt.N
     return meets, agreed
 
 
-def _parts(agreed: npt.NDArray[np.bool_]) -> Iterator[slice]:
+def _slices(agreed: npt.NDArray[np.bool_]) -> Iterator[slice]:
     """Yield slices of many turns, each of which ends with one in which the ranks agree, or with the last turn."""
     ends = np.flatnonzero(agreed) + 1
     start = 0
@@ -118,7 +118,7 @@ def _parts(agreed: npt.NDArray[np.bool_]) -> Iterator[slice]:
         start = stop
 
 
-def _waits(spent: Ints, meets: npt.NDArray[np.bool_], agreed: npt.NDArray[np.bool_]) -> Ints:
+def _standing(spent: Ints, meets: npt.NDArray[np.bool_], agreed: npt.NDArray[np.bool_]) -> Ints:
     """Return how long each rank (a row) waited in each turn for the last one to come to its state.
 
     A rank comes to a state after the time that it spent since the last agreement. It waits there until the last one has

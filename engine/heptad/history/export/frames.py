@@ -27,7 +27,7 @@ def frame(logs: Mapping[int, Source]) -> pandas.DataFrame:
         import pandas as pd  # noqa: PLC0415 - an extra is imported where it is used
     except ImportError:
         raise LogError("to_dataframe needs pandas; install it with: pip install 'heptad[frames]'") from None
-    found = {rank: pd.DataFrame(_columns(source)) for rank, source in logs.items()}
+    found = {rank: pd.DataFrame(_frame_columns(source)) for rank, source in logs.items()}
     if len(found) == 1:
         return next(iter(found.values()))
     for rank, rows in found.items():
@@ -35,7 +35,7 @@ def frame(logs: Mapping[int, Source]) -> pandas.DataFrame:
     return pd.concat(found.values(), ignore_index=True)
 
 
-def _columns(source: Source) -> dict[str, Any]:
+def _frame_columns(source: Source) -> dict[str, Any]:
     """Return the columns of a log."""
     import pandas as pd  # noqa: PLC0415 - as above
 

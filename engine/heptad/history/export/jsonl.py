@@ -46,14 +46,14 @@ def _log_header(logs: Mapping[int, Source], views: Mapping[int, View]) -> Mappin
         "version": VERSION,
         "table": table_to_plain(source.table),
         "facts": finite(dict(source.facts)),
-        **_ending(source, views[first]),
+        **_last_turn(source, views[first]),
     }
     if len(logs) > 1:
-        header["ranks"] = [{"rank": rank, **_ending(logs[rank], views[rank])} for rank in logs]
+        header["ranks"] = [{"rank": rank, **_last_turn(logs[rank], views[rank])} for rank in logs]
     return header
 
 
-def _ending(source: Source, view: View) -> dict[str, Any]:
+def _last_turn(source: Source, view: View) -> dict[str, Any]:
     """Return how a log ends: the failure, and what came in the turn under way."""
     return {
         "failure": None if source.failure is None else asdict(source.failure),

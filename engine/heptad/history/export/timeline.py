@@ -44,12 +44,12 @@ def write(logs: Mapping[int, Source], target: Target) -> None:
     head = {"displayTimeUnit": "ms", "otherData": {"begins_ns_since_1970": start}}
     with replacing(target) as file:
         file.write(json.dumps(head)[:-1].encode() + b', "traceEvents": [\n')
-        for number, event in enumerate(_events(logs, views, start)):
+        for number, event in enumerate(_spans_of_ranks(logs, views, start)):
             file.write((b",\n" if number else b"") + json.dumps(event, allow_nan=False).encode())
         file.write(b"\n]}\n")
 
 
-def _events(logs: Mapping[int, Source], views: Mapping[int, View], start: int) -> Iterator[Entry]:
+def _spans_of_ranks(logs: Mapping[int, Source], views: Mapping[int, View], start: int) -> Iterator[Entry]:
     """Yield the events of all ranks, each with the process that stands for its rank."""
     for rank, source in logs.items():
         place = {"pid": rank + 1, "tid": 1}
