@@ -109,7 +109,6 @@ class Ddp:
             },
         )
         run._id = group.gather(run.id.encode())[0].decode()
-        run._buffer.facts |= {"rank": group.rank, "world": group.world}
         run._position.window = RanksWindow(config.accumulation, float(config.batch_size or 1))
         self._run = run
 
