@@ -39,7 +39,16 @@ CHAPTERS = {
     "Plugins of your own": ("Plugin", "on_enter", "on_exit", "Detour"),
     "The table": ("State", "Arc"),
     "The log": ("TransitionLog", "Transition"),
-    "Errors": ("EngineError", "ConfigError", "DataError", "PluginError", "TableError", "CheckpointError", "LogError"),
+    "Errors": (
+        "EngineError",
+        "ConfigError",
+        "DataError",
+        "PluginError",
+        "TableError",
+        "CheckpointError",
+        "LogError",
+        "RankFailed",
+    ),
 }
 """The names of `heptad.__all__`, in the order in which a reader meets them."""
 

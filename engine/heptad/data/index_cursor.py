@@ -16,7 +16,7 @@ from heptad.data.dealing import Deal, Sizes
 from heptad.data.device_rows import Prepare
 from heptad.data.fetch import Collate, Fetch, InWorkers, as_it_is, build_fetch
 from heptad.data.generators import generator_state, set_generator_state, stored_state_of
-from heptad.data.order import ORDER_VERSION, order
+from heptad.data.order import HeldOrder, Order, order, version_of_order
 from heptad.data.pass_jobs import DealtPasses, OrderedPass, PassJobs
 from heptad.data.workers import begin_iterating
 from heptad.errors import DataError
@@ -81,9 +81,11 @@ class IndexCursor:
         self._key = PassKey(0, 0, 0)
         self._set_samples(len(dataset))
         self._built = self._size()
+        self._version = version_of_order(self._samples, shuffle=shuffle)
         self._loader: DataLoader[Any] | None = None
         self._fetched: Iterator[Any] | None = None
-        self._jobs: PassJobs = OrderedPass(self._key, torch.empty(0, dtype=torch.int64), 1, random=False)
+        nothing = HeldOrder(torch.empty(0, dtype=torch.int64))
+        self._jobs: PassJobs = OrderedPass(self._key, nothing, 1, random=False)
         self._next = 0
         self._stop = 0
         self._until = 0  # where `take` looks up: the end of the pass, or 0 in one that was restored and not begun again
@@ -148,7 +150,7 @@ class IndexCursor:
         """
         size = self._size()
         now = {f"{name} now": number for name, number in size.items() if size != self._built}
-        return {**self._built, "version of the order": ORDER_VERSION, **now}
+        return {**self._built, "version of the order": self._version, **now}
 
     def state(self) -> dict[str, Any]:
         """Return the place."""
@@ -289,9 +291,9 @@ def _ordered_pass(
     batch_size: int,
     shuffle: bool,
     random: bool,
-    place: Callable[[torch.Tensor], torch.Tensor] | None,
+    place: Callable[[Order], Order] | None,
     key: PassKey,
 ) -> OrderedPass:
     """Return a pass over samples in its order, which `place` puts where the indices are needed."""
-    indices = order(samples, *key, shuffle=shuffle)
-    return OrderedPass(key, indices if place is None else place(indices), batch_size, random=random)
+    its = order(samples, *key, shuffle=shuffle)
+    return OrderedPass(key, its if place is None else place(its), batch_size, random=random)

@@ -12,7 +12,7 @@ import torch
 
 from heptad.data.cursor import PassKey
 from heptad.data.dealing import Deal, Sizes, Slice
-from heptad.data.order import batch_seed
+from heptad.data.order import Order, batch_seed
 
 Job = tuple[torch.Tensor, int]
 """The indices of a batch, int64 of shape (samples,), and its seed; 0 where nothing is random."""
@@ -31,12 +31,12 @@ class OrderedPass:
 
     Args:
         key: Which pass.
-        order: The indices of its samples in order, shape (samples,).
+        order: Its order.
         batch_size: Samples in a batch; the last one may be smaller.
         random: Whether fetching may draw, so that the seed matters.
     """
 
-    def __init__(self, key: PassKey, order: torch.Tensor, batch_size: int, *, random: bool) -> None:
+    def __init__(self, key: PassKey, order: Order, batch_size: int, *, random: bool) -> None:
         self._key = key
         self._order = order
         self._samples = len(order)
@@ -47,13 +47,13 @@ class OrderedPass:
         """Return what is fetched for a batch, by its number."""
         size = self._batch_size
         start = place * size
-        indices = self._order.narrow(0, start, min(size, self._samples - start))
+        indices = self._order.part(start, min(start + size, self._samples))
         return indices, batch_seed(*self._key, place) if self._random else 0
 
     def slice(self, start: int, stop: int, number: int) -> Job:
         """Return what is fetched for the samples from `start` to `stop`, under the seed of the batch of a number."""
         seed = batch_seed(*self._key, number) if self._random else 0
-        return self._order.narrow(0, start, stop - start), seed
+        return self._order.part(start, stop), seed
 
 
 class DealtPasses:

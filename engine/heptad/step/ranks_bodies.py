@@ -89,12 +89,12 @@ def announced_batch(run: Run, strategy: Strategy) -> None:
         closes = at.remaining == 1 if at.sized else not run._runtime.feed.more()
     strategy.window_closes(closes)
     if at.idle:
-        keep_company(run)
+        repeat_batch(run)
     else:
         process_batch(run)
 
 
-def keep_company(run: Run) -> None:
+def repeat_batch(run: Run) -> None:
     """Run forward and backward at weight 0, and leave all but gradients as it was."""
     runtime = run._runtime
     run._position.weight = 0
