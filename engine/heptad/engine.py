@@ -20,14 +20,14 @@ from heptad.engine_view import EngineView
 from heptad.errors import EngineError, PluginError, a_kind
 from heptad.history.transition import Transition
 from heptad.machine import Body, Guard, Machine
-from heptad.plugin.contract import Plugin, titled
+from heptad.plugin.contract import Plugin
 from heptad.plugin.detour import Detour
 from heptad.plugin.detour_state import DetourState
 from heptad.plugin.manager import PluginManager
 from heptad.plugin.marks import Mark, Predicate
 from heptad.plugin.subscription import Subscription
 from heptad.plugin.tracing import trace
-from heptad.plugin.verify import verify
+from heptad.plugin.verify import titled, verify
 from heptad.ranks.choosing import build_strategy
 from heptad.ranks.strategy import Strategy
 from heptad.record.buffer import LogBuffer
@@ -91,7 +91,7 @@ class Engine(EngineView):
             self._wire(components, config, plugins)
 
     def _wire(self, components: Components, config: RunConfig, plugins: Sequence[Plugin]) -> None:
-        self._manager = PluginManager(plugins)
+        self._manager = PluginManager(plugins, self._strategy.peers)
         self._components = components
         self._config = config
         self._blocks = Blocks(components, config)
@@ -102,7 +102,7 @@ class Engine(EngineView):
         runtime.peers = self._strategy.peers
         runtime.evaluator = self._evaluator(device)
         prepare_recomputation(runtime, self._manager.plugins)
-        runtime.on_loss = self._manager.loss_handlers()
+        self._manager.equip(runtime)
         self._redo = build_redo(config.redo, self._strategy, self._manager)
         detours = self._manager.detours_given
         table = training_table([detour for _, detour in detours])

@@ -1,8 +1,8 @@
-"""The form of a checkpoint of a run, format 1: `capture` builds these models, `restore` reads them.
+"""The form of a checkpoint of a run: `capture` builds these models, `restore` reads them.
 
 A field is named here and nowhere else; on disk it has the same name, or its alias. Digests say that the files are what
 was written, not that a run wrote it, so all of it is validated before anything is used. Fields that came after version
-0.1.0 have defaults and unknown ones are ignored, so that every checkpoint of the format can be read.
+0.1.0 have defaults and unknown ones are ignored, so that every checkpoint can be read.
 """
 
 from __future__ import annotations
@@ -159,16 +159,19 @@ class StoredPlugin(Stored):
 
 
 class StoredIdentity(Stored):
-    """What a run must be to be resumed."""
+    """What a run must be to be resumed; the number of its ranks came with format 2."""
 
+    world: Count = 1
     config: dict[str, Plain]
     arcs: list[ArcRow]
     data: dict[str, Plain]
 
     @model_validator(mode="after")
-    def _has_a_limit_that_is_a_number(self) -> Self:
+    def _has_limits_that_are_numbers(self) -> Self:
         if not isinstance(self.config.get("max_updates"), int | None):
             raise ValueError("config: max_updates is no number")
+        if not isinstance(self.config.get("accumulation", 1), int):
+            raise ValueError("config: accumulation is no number")
         return self
 
 
@@ -513,6 +516,8 @@ def read_form(path: Path, snapshot: Snapshot) -> tuple[StoredSummary, StoredSect
     try:
         summary = StoredSummary.model_validate(snapshot.summary)
         sections = StoredSections.model_validate(snapshot.sections)
+        if sections.run.identity.world != snapshot.world:
+            raise ValueError(f"{snapshot.world} ranks wrote it, and the run had {sections.run.identity.world}")
     except ValidationError as error:
         found = error.errors(include_url=False)[0]
         place = ".".join(map(str, found["loc"])) or "the whole"

@@ -22,7 +22,8 @@ from heptad.config import ComputeLoss, RunConfig
 from heptad.data.generators import derive, seed_all
 from heptad.data.placement import read_numbers
 from heptad.errors import ConfigError, RankFailed, counted
-from heptad.plugin.contract import Plugin, titled
+from heptad.plugin.contract import Plugin
+from heptad.plugin.verify import titled
 from heptad.ranks.agreement import Agreement
 from heptad.ranks.company import LossModule, through
 from heptad.ranks.comparison import compare_ranks
@@ -103,11 +104,11 @@ class Ddp:
                 "RunConfig": config.model_dump(mode="json", exclude=OWN_FIELDS),
                 "the table": [[arc.source, arc.dest, arc.guard or ""] for arc in run.table.arcs],
                 "the plugins": [titled(plugin) for plugin in plugins],
+                "what plugins ask for": list(run._runtime.requests),
                 "the data": run._runtime.feed.identity(),
             },
         )
         run._id = group.gather(run.id.encode())[0].decode()
-        run._buffer.facts |= {"rank": group.rank, "world": group.world}
         run._position.window = RanksWindow(config.accumulation, float(config.batch_size or 1))
         self._run = run
 
@@ -226,15 +227,14 @@ class Ddp:
 
     def last_handlers(self, run: Run) -> Iterable[tuple[str, Callable[[Run], None]]]:
         """Return the agreement of the ranks."""
-        names: Sequence[str] = run._buffer.facts.get("requests", ())
-        config = run.config
+        config, names = run.config, run._runtime.requests
         return Agreement(self._group, cast("RanksRun", run), config.agree_every, config.patience, names).handlers()
 
     def begin(self, run: Run) -> None:
         """See that all ranks begin to drive the same run, at the same place and with the same handlers."""
         handlers = run._buffer.facts.get("handlers", [])
         compare_ranks(self._group, {"the handlers": handlers, "the place": [run.state, run.seq]})
-        if run.state == "idle" and self._group.world > 1 and _by_batch(run.network):
+        if run.state == "idle" and _by_batch(run.network):
             run.note(BY_BATCH)
 
     @contextmanager
