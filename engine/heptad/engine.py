@@ -20,14 +20,14 @@ from heptad.engine_view import EngineView
 from heptad.errors import EngineError, PluginError, a_kind
 from heptad.history.transition import Transition
 from heptad.machine import Body, Guard, Machine
-from heptad.plugin.contract import Plugin, titled
+from heptad.plugin.contract import Plugin
 from heptad.plugin.detour import Detour
 from heptad.plugin.detour_state import DetourState
 from heptad.plugin.manager import PluginManager
 from heptad.plugin.marks import Mark, Predicate
 from heptad.plugin.subscription import Subscription
 from heptad.plugin.tracing import trace
-from heptad.plugin.verify import verify
+from heptad.plugin.verify import titled, verify
 from heptad.ranks.choosing import build_strategy
 from heptad.ranks.strategy import Strategy
 from heptad.record.buffer import LogBuffer
@@ -42,10 +42,11 @@ from heptad.run.signals import CtrlC
 from heptad.run.until import Until, until_predicate
 from heptad.run.verified import note_unverified
 from heptad.smoke.compiling import compilation_handlers
-from heptad.step.bodies import BODIES, announced_batch, before_loop, build
+from heptad.step.bodies import BODIES, before_loop, build
 from heptad.step.closure import prepare_recomputation
 from heptad.step.loss_scaling import first_on_update
 from heptad.step.optimizers import Optimizers, given_mistakes
+from heptad.step.ranks_bodies import bodies_of_ranks, spare_idle_steps
 from heptad.step.reading import readers
 from heptad.step.redo import build_redo
 from heptad.table import guard_of, training_table
@@ -86,22 +87,22 @@ class Engine(EngineView):
         check_together(components, config, given_mistakes(components, config.precision))
         self._strategy = self.strategy_class(config)
         config = self._strategy.join(config)
-        with self._strategy.watching():
+        with self._strategy.starting():
             self._wire(components, config, plugins)
 
     def _wire(self, components: Components, config: RunConfig, plugins: Sequence[Plugin]) -> None:
-        self._manager = PluginManager(plugins)
+        self._manager = PluginManager(plugins, self._strategy.peers)
         self._components = components
         self._config = config
         self._blocks = Blocks(components, config)
         device = self._strategy.device(resolve_device(config.device))
         place = build_transfer(device, config)
-        feed = build_feed(components, config, self._strategy.share(), place)
+        feed = build_feed(components, config, self._strategy.share(), place, self._strategy.peers.gather)
         runtime = Runtime(components, feed, device, Optimizers(), place)
         runtime.peers = self._strategy.peers
         runtime.evaluator = self._evaluator(device)
         prepare_recomputation(runtime, self._manager.plugins)
-        runtime.on_loss = self._manager.loss_handlers()
+        self._manager.equip(runtime)
         self._redo = build_redo(config.redo, self._strategy, self._manager)
         detours = self._manager.detours_given
         table = training_table([detour for _, detour in detours])
@@ -123,8 +124,7 @@ class Engine(EngineView):
     def _build_machine(self, detours: Sequence[tuple[Plugin | None, Detour]]) -> Machine:
         table = self.current.table
         bodies: dict[str, Body] = {"before_loop": partial(before_loop, strategy=self._strategy), **BODIES}
-        if self._strategy.announces:
-            bodies["process_batch"] = partial(announced_batch, strategy=self._strategy)
+        bodies |= bodies_of_ranks(self._strategy)
         bodies["process_batch"] = self._redo.around(bodies["process_batch"], self.current)
         guards: dict[str, Guard] = dict(GUARDS)
         owners: dict[str, str] = {}
@@ -184,7 +184,7 @@ class Engine(EngineView):
             self._resumption.begin(run)
             with self._manager.opened(run), self._feed_closed_at_the_end(), beside_others(run), self._blocks.in_use():
                 self._make_ready()
-                with self._strategy.watching(run):
+                with self._strategy.driving(run):
                     self._drive(reached, f"until {until}" if isinstance(until, str) else "until a predicate held")
         if ctrl_c.pressed:
             where = f"it is {run.state}" if run.ended else f"paused in {run.state}; Engine.run() continues from there"
@@ -210,7 +210,7 @@ class Engine(EngineView):
                 self._manager.open(self.current)
                 with beside_others(self.current), self._blocks.in_use():
                     self._make_ready()
-                    with self._strategy.watching(self.current):
+                    with self._strategy.driving(self.current):
                         self._drive(lambda run: True, BY_ADVANCE)
             except BaseException as error:
                 self.current._runtime.feed.close()
@@ -278,6 +278,8 @@ class Engine(EngineView):
 
     def _subscribe(self, subscription: Subscription) -> None:
         verify(subscription, self.current.table)
+        if self._strategy.announces:
+            spare_idle_steps(subscription)
         if self._config.trace_handlers:
             trace(subscription, self.current)
         self._manager.wrap(subscription)
@@ -298,6 +300,7 @@ class Engine(EngineView):
                 for last in self._redo.split(Subscription(None, "", Mark("exit", state), call)):
                     self._machine.subscribe(last)
             note_unverified(self.current)
+        self._strategy.begin(self.current)
         self._resumption.restore_generators(self.current)
 
     # -- the loop
@@ -357,7 +360,7 @@ class Engine(EngineView):
                 )
             self._driver = threading.get_ident()
         try:
-            with deterministic(self._config.deterministic), self._strategy.watching(run):
+            with deterministic(self._config.deterministic), self._strategy.starting():
                 yield
         finally:
             self._driver = None

@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from heptad.checkpoints.capture import capture
+from heptad.checkpoints.damage import AnotherRunError
 from heptad.checkpoints.finding import find, stores_of
 from heptad.checkpoints.form import StoredBeginning
-from heptad.checkpoints.identity import AnotherRunError, changed_options
+from heptad.checkpoints.identity import changed_options
 from heptad.checkpoints.modules import describe_module, modules_of
 from heptad.checkpoints.restore import Build, check, restore
 from heptad.data.generators import restore_states
@@ -56,12 +57,15 @@ class Resumption:
         """States of the global generators from a checkpoint, until `restore_generators` does."""
 
     def begin(self, run: Run) -> None:
-        """Describe the modules of a run in `idle`, before plugins are opened.
+        """Say in the log which of how many ranks this is, and describe the modules of a run in `idle`.
+
+        Called before plugins are opened.
 
         Raises:
             EngineError: If the run could not be resumed.
         """
         self._refuse_after_failure(", or run(resume=…) with another checkpoint")
+        run._buffer.facts |= {"rank": run.rank, "world": run.world}
         if run.state == "idle":
             self._first.update((name, describe_module(module)) for name, module in modules_of(run).items())
 

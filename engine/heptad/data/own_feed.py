@@ -8,9 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 from heptad.data.cursor import NOTHING, PassKey
+from heptad.data.dealing import Deal
 from heptad.data.feed import Feed
 from heptad.data.generators import preserved, seed_cpu
 from heptad.data.order import batch_seed
@@ -20,6 +22,18 @@ from heptad.errors import DataError, a_kind, counted
 def own_part(batches: int, rank: int, world: int) -> int:
     """Return how many of so many batches are those of a rank."""
     return max(0, -(-(batches - rank) // world))
+
+
+@dataclass(frozen=True, slots=True)
+class OwnDeal(Deal):
+    """How the batches of a dataset that is indexed are dealt out to ranks that evaluate on it."""
+
+    remainder: str = "flush"
+
+    def steps(self, key: PassKey, batches: int) -> int:
+        """Return how many of so many batches are this rank's."""
+        del key
+        return own_part(batches, self.rank, self.world)
 
 
 def own_sampler(loader: Any, rank: int, world: int, field: str) -> bool:

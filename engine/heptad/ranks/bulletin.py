@@ -18,6 +18,9 @@ READING = 2.0
 _QUIET = 0.5
 """Seconds after which a rank that has posted nothing is taken for dead, or for hanging."""
 
+_TOGETHER = 0.15
+"""Seconds in which ranks that fail for one reason, as of the same data or weights, have all posted that."""
+
 _LOOK = 0.01
 
 
@@ -36,14 +39,30 @@ class Bulletin:
     def __init__(self, store: Any, rank: int, world: int) -> None:
         self._store, self._rank, self._world = store, rank, world
         self.last: dict[int, str] = {}
+        self._page = 0
 
     def post(self, place: str, error: BaseException) -> None:
         """Say that this rank has failed."""
+        self._set("place", place)
         self._set("failed", f"rank {self._rank} failed {place}: {in_a_line(error):.2000}".replace("  ", " "))
+
+    def all_fail(self, place: str) -> bool:
+        """Return whether the other ranks have failed too by now, and at the same place."""
+        others = [other for other in range(self._world) if other != self._rank]
+        until = monotonic() + _TOGETHER
+        while not all(self._get("failed", other) for other in others):
+            if monotonic() > until:
+                return False
+            sleep(_LOOK)
+        return all(self._get("place", other) == place for other in others)
+
+    def turn_page(self) -> None:
+        """Begin anew: what was posted is settled."""
+        self._page += 1
 
     def wait_for_readers(self) -> None:
         """Wait until the other ranks have read it; those that are gone do not, so 2 s at most."""
-        others = [f"read/{other}" for other in range(self._world) if other != self._rank]
+        others = [self._name("read", other) for other in range(self._world) if other != self._rank]
         until = monotonic() + READING
         while monotonic() < until and not self._all_there(others):
             sleep(_LOOK)
@@ -75,17 +94,20 @@ class Bulletin:
             return f"rank {names} did not come: it hangs, or is far behind{last}{known} ({error})"
         return f"rank {names} is gone without a word: it was killed, or its machine is lost{last}{known} ({error})"
 
+    def _name(self, what: str, rank: int) -> str:
+        return f"{self._page}/{what}/{rank}"
+
     def _set(self, what: str, text: str) -> None:
         try:
-            self._store.set(f"{what}/{self._rank}", json.dumps(text))
+            self._store.set(self._name(what, self._rank), json.dumps(text))
         except RuntimeError:  # the process that keeps the store is gone
             return
 
     def _get(self, what: str, rank: int) -> str | None:
         try:
-            if not self._store.check([f"{what}/{rank}"]):
+            if not self._store.check([self._name(what, rank)]):
                 return None
-            found: Any = json.loads(self._store.get(f"{what}/{rank}"))
+            found: Any = json.loads(self._store.get(self._name(what, rank)))
         except (RuntimeError, ValueError):
             return None
         return str(found)

@@ -14,13 +14,16 @@ from typing import cast
 import numpy as np
 import torch
 import torch.distributed as dist
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm  # pyright: ignore[reportPrivateUsage] - the base of all of them
 from torch.nn.parallel import DistributedDataParallel
 
 from heptad.config import ComputeLoss, RunConfig
 from heptad.data.generators import derive, seed_all
 from heptad.data.placement import read_numbers
 from heptad.errors import ConfigError, RankFailed, counted
-from heptad.plugin.contract import Plugin, titled
+from heptad.plugin.contract import Plugin
+from heptad.plugin.verify import titled
 from heptad.ranks.agreement import Agreement
 from heptad.ranks.company import LossModule, through
 from heptad.ranks.comparison import compare_ranks
@@ -37,6 +40,12 @@ OWN_FIELDS = {"device", "num_workers", "log_capacity", "trace_handlers"}
 """Fields of `RunConfig` that may differ between ranks: no path and no bit depends on them."""
 
 
+BY_BATCH = (
+    "BatchNorm takes its mean over the batch of one rank, not over those of all, so several ranks are not one process "
+    "with larger windows; torch.nn.SyncBatchNorm.convert_sync_batchnorm(network) makes them that on accelerators"
+)
+
+
 class Ddp:
     """Joins the ranks that torchrun has started, and makes of their gradients those of one large batch."""
 
@@ -45,6 +54,7 @@ class Ddp:
 
     def __init__(self) -> None:
         self._group: Group
+        self._starts = False
         self._ddp: DistributedDataParallel | None = None
         self._compute_loss: ComputeLoss | None = None
         self._run: Run
@@ -59,6 +69,8 @@ class Ddp:
     def join(self, config: RunConfig) -> RunConfig:
         """Join the ranks; a window over all of them is `accumulation` steps of each."""
         self._group = join_group()
+        if self._group.failed:
+            raise RankFailed("a rank has failed before, and the processes cannot meet again; start all of them anew")
         self._group.be_patient(3 * config.patience)
         world, window = self._group.world, config.window
         if window is None:
@@ -92,11 +104,11 @@ class Ddp:
                 "RunConfig": config.model_dump(mode="json", exclude=OWN_FIELDS),
                 "the table": [[arc.source, arc.dest, arc.guard or ""] for arc in run.table.arcs],
                 "the plugins": [titled(plugin) for plugin in plugins],
+                "what plugins ask for": list(run._runtime.requests),
                 "the data": run._runtime.feed.identity(),
             },
         )
         run._id = group.gather(run.id.encode())[0].decode()
-        run._buffer.facts |= {"rank": group.rank, "world": group.world}
         run._position.window = RanksWindow(config.accumulation, float(config.batch_size or 1))
         self._run = run
 
@@ -214,30 +226,54 @@ class Ddp:
         cast("RanksRun", run)._loss_of_epoch = run.epoch, mean
 
     def last_handlers(self, run: Run) -> Iterable[tuple[str, Callable[[Run], None]]]:
-        """Compare the handlers of the ranks, and return the agreement."""
-        facts = run._buffer.facts
-        compare_ranks(self._group, {"the handlers": facts.get("handlers", []), "the place": [run.state, run.seq]})
-        names: Sequence[str] = facts.get("requests", ())
-        config = run.config
+        """Return the agreement of the ranks."""
+        config, names = run.config, run._runtime.requests
         return Agreement(self._group, cast("RanksRun", run), config.agree_every, config.patience, names).handlers()
 
+    def begin(self, run: Run) -> None:
+        """See that all ranks begin to drive the same run, at the same place and with the same handlers."""
+        handlers = run._buffer.facts.get("handlers", [])
+        compare_ranks(self._group, {"the handlers": handlers, "the place": [run.state, run.seq]})
+        if run.state == "idle" and _by_batch(run.network):
+            run.note(BY_BATCH)
+
     @contextmanager
-    def watching(self, run: Run | None = None) -> Generator[None]:
-        """Tell the others what is raised in this block, and raise what they have told where an exchange has failed."""
+    def starting(self) -> Generator[None]:
+        """Let the others fail too, at their next exchange, where this rank cannot build or begin its run."""
+        self._starts = True
         try:
             yield
         except RankFailed:
-            self._group.failed = True  # all know it
-            self._group.hang_up()
             raise
         except BaseException as error:
-            if run is not None and run.paused is not None:
+            if self._starts and not self._group.failed:
+                self._group.fail_together(error)
+            raise
+        finally:
+            self._starts = False
+
+    @contextmanager
+    def driving(self, run: Run) -> Generator[None]:
+        """Tell the others what is raised in this block, and raise what they have told where an exchange has failed."""
+        self._starts = False
+        try:
+            yield
+        except RankFailed:  # all ranks raise it, or know
+            raise
+        except BaseException as error:
+            if run.paused is not None:
                 raise  # it stands in order, on all ranks: a plugin may end the process now
-            place = "" if run is None else _place(run)
+            place = _place(run)
             if _is_of_exchange(error):
                 self._group.explain(error, place)
             self._group.tell(place, error)
             raise
+
+
+def _by_batch(network: nn.Module) -> bool:
+    """Return whether a part of the network takes a mean over the samples of one rank."""
+    found = (module for module in network.modules() if isinstance(module, _BatchNorm))
+    return any(not isinstance(module, nn.SyncBatchNorm) for module in found)
 
 
 def versions() -> dict[str, str]:

@@ -13,6 +13,7 @@ import atexit
 import os
 import socket
 import stat
+import struct
 from collections.abc import Sequence
 from contextlib import suppress
 from datetime import timedelta
@@ -33,7 +34,8 @@ from heptad.ranks.bulletin import Bulletin
 SHORT = 4096
 """Bytes that are exchanged at once; what is longer takes a second exchange."""
 
-_HEAD = 8
+_HEAD = struct.Struct("<?q")
+"""What stands before it: whether the rank has failed, and how many bytes follow."""
 
 _dist: Any = dist
 """The same, of which torch declares stores and rendezvous in part only."""
@@ -92,20 +94,31 @@ class Group:
         """Return what each rank gave, by rank; one exchange, and a second where something is long.
 
         Raises:
-            RankFailed: If another rank does not take part.
+            RankFailed: If another rank does not take part, or has failed in place of giving something.
         """
-        rows = self._gather_padded(content, SHORT)
-        longest = max(size for size, _ in rows)
-        if longest > SHORT:
-            rows = self._gather_padded(content, longest)
-        return [held[:size] for size, held in rows]
+        rows = self._gather_all(content, failed=False)
+        if failed := [text.decode() for wrong, text in rows if wrong]:
+            raise RankFailed("; ".join(failed))
+        return [text for _, text in rows]
 
-    def _gather_padded(self, content: bytes, room: int) -> list[tuple[int, bytes]]:
-        padded = len(content).to_bytes(_HEAD, "little") + content[:room].ljust(room, b"\0")
+    def fail_together(self, error: BaseException) -> None:
+        """Give an error where the others gather something: all of them fail, and all can go on to something else."""
+        with suppress(RankFailed):
+            self._gather_all(f"rank {self.rank} failed: {in_a_line(error):.2000}".encode(), failed=True)
+
+    def _gather_all(self, content: bytes, *, failed: bool) -> list[tuple[bool, bytes]]:
+        rows = self._gather_padded(content, failed, SHORT)
+        longest = max(size for _, size, _ in rows)
+        if longest > SHORT:
+            rows = self._gather_padded(content, failed, longest)
+        return [(wrong, held[:size]) for wrong, size, held in rows]
+
+    def _gather_padded(self, content: bytes, failed: bool, room: int) -> list[tuple[bool, int, bytes]]:
+        padded = _HEAD.pack(failed, len(content)) + content[:room].ljust(room, b"\0")
         rows = torch.empty((self.world, len(padded)), dtype=torch.uint8)
         self._gather(rows, torch.frombuffer(bytearray(padded), dtype=torch.uint8))
         found = [row.numpy().tobytes() for row in rows]
-        return [(int.from_bytes(row[:_HEAD], "little"), row[_HEAD:]) for row in found]
+        return [(*_HEAD.unpack_from(row), row[_HEAD.size :]) for row in found]
 
     def add(self, sums: torch.Tensor) -> torch.Tensor:
         """Return the sum of a float64 tensor over the ranks, added in their order: the same bits on all.
@@ -146,14 +159,19 @@ class Group:
     def tell(self, place: str, error: BaseException) -> None:
         """Tell the other ranks that this one has failed, and wait until they have read it, 2 s at most.
 
+        Where all of them fail at this place, nobody waits for anybody, and what comes next may use the group again.
+
         Args:
             place: Where, in words.
             error: What with.
         """
         if self.failed:
             return
-        self.failed = True
         self.bulletin.post(place, error)
+        if self.bulletin.all_fail(place):
+            self.bulletin.turn_page()
+            return
+        self.failed = True
         self.hang_up()
         self.bulletin.wait_for_readers()
 

@@ -96,7 +96,15 @@ class Strategy(Protocol):
         """Return what is called last on exit of which states, as the run begins to be driven: the agreement."""
         ...
 
-    def watching(self, run: Run | None = None) -> AbstractContextManager[None]:
+    def starting(self) -> AbstractContextManager[None]:
+        """Return a block in which the run is built, or begins to be driven: all ranks fail where one does."""
+        ...
+
+    def begin(self, run: Run) -> None:
+        """See that all ranks begin to drive the same run; each time, when plugins are open."""
+        ...
+
+    def driving(self, run: Run) -> AbstractContextManager[None]:
         """Return a block in which the run is driven: a failure in it is told to the other ranks, and theirs here."""
         ...
 
@@ -169,7 +177,14 @@ class Alone:
         """Return nothing: there is nobody to agree with."""
         return ()
 
-    def watching(self, run: Run | None = None) -> AbstractContextManager[None]:
+    def starting(self) -> AbstractContextManager[None]:
+        """Return a block that does nothing."""
+        return nullcontext()
+
+    def begin(self, run: Run) -> None:
+        """Do nothing: nobody else begins."""
+
+    def driving(self, run: Run) -> AbstractContextManager[None]:
         """Return a block that does nothing."""
         return nullcontext()
 

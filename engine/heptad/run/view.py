@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from copy import copy
+from difflib import get_close_matches
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Unpack, cast
 
@@ -180,7 +181,7 @@ class RunView:
         if at.window.resized or feed.varies:  # what is done stands; the rest is made with the present accumulation
             total = at.update + self._updates_ahead(batches, config.epochs)
         elif at.carries:
-            total = self._updates_of(config.epochs * batches)
+            total = self._updates_of(feed.steps_in(range(config.epochs)))
         else:
             total = config.epochs * self._updates_of(batches)
         return total if config.max_updates is None else min(total, config.max_updates)
@@ -194,7 +195,11 @@ class RunView:
         at = self._position
         after = epochs - at.epoch - (1 if at.epoch_open else 0)
         if at.carries:  # windows know no epochs: one update for the open one, those that all other steps make
-            steps = at.remaining + after * batches - (at.window.size - at.window.steps if at.window.steps else 0)
+            steps = (
+                at.remaining
+                + self._runtime.feed.steps_in(range(epochs - after, epochs))
+                - (at.window.size - at.window.steps if at.window.steps else 0)
+            )
             return (1 if at.window.steps else 0) + self._updates_of(max(0, steps))
         now = 0
         # In the open epoch: one update for the open window, which takes what it lacks from the remaining batches, and
@@ -510,6 +515,22 @@ def refuse_private(name: str) -> None:
             f"run.{name} is the engine's own: a handler reads the run's properties (state, step, update, optimizer, "
             "log) and acts through its verbs (stop, pause, skip_update, skip_batch, set_accumulation, record, note)"
         )
+
+
+def refuse_undeclared(request: str, declared: Sequence[str]) -> None:
+    """Refuse a request that no plugin of the run declares: the ranks would never agree on it.
+
+    Raises:
+        EngineError: Naming those that are declared, and the nearest of them.
+    """
+    if request in declared:
+        return
+    near = get_close_matches(str(request), declared, n=1)
+    raise EngineError(
+        f"'{request}' is no request that a plugin of this run declares{f'; did you mean {near[0]!r}?' if near else ''} "
+        f"(declared: {', '.join(declared) or 'none'}). A plugin with requests = ('save',) asks by "
+        "run.ask(f'{self.name}.save')"
+    )
 
 
 def in_words(verb: str, text: str) -> str:

@@ -9,7 +9,8 @@ from typing import Any
 import torch
 
 from heptad.errors import ConfigError, kind
-from heptad.plugin.contract import Plugin, titled
+from heptad.plugin.contract import Plugin
+from heptad.plugin.verify import titled
 from heptad.ranks.strategy import Strategy
 from heptad.run.kept import KeptWindow
 from heptad.run.run import Run

@@ -14,7 +14,7 @@ from heptad.config import Components, RunConfig
 from heptad.data.build import Place, build_dataset_feed, build_loader_feed
 from heptad.data.feed import Feed
 from heptad.data.generators import device_preserved, global_states, preserved, restore_states
-from heptad.data.own_feed import OwnFeed, own_sampler
+from heptad.data.own_feed import OwnDeal, OwnFeed, own_sampler
 from heptad.data.placement import count_samples
 from heptad.errors import ConfigError, DataError, Unfinished, a_kind
 from heptad.run.evaluating import EvaluationOptions, Measures
@@ -175,7 +175,8 @@ def build_reading_feed(
             f"{a_kind(cast('object', data))} holds samples, and this engine has no batch_size because it was given a "
             "loader; pass a DataLoader of it"
         )
-    feed = build_dataset_feed(data, components.collate_fn, config, field, share, place, uneven=world > 1)
+    own = None if world == 1 else OwnDeal(rank, world)
+    feed = build_dataset_feed(data, components.collate_fn, config, field, place, own=own)
     return feed if world == 1 or feed.batches is not None else OwnFeed(feed, rank, world)
 
 
