@@ -112,7 +112,7 @@ def test_every_operation_of_a_rank_fails_once(tmp_path: Path, rank: int):
     two = written(tmp_path / "two", 2)
     count = len(operations(Path(shutil.copytree(two, tmp_path / "0")), rank))
     assert count > (25 if rank == 0 else 7)
-    kept = set()
+    kept: set[int] = set()
     for place in range(1, count + 1):
         directory = Path(shutil.copytree(two, tmp_path / str(place)))
         found = on_ranks(2, save_and_rotate(directory, 3, {rank: CountedFiles(place, refusing(errno.ENOSPC))}))

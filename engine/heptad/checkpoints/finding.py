@@ -70,7 +70,7 @@ def find(source: str | os.PathLike[str], own: Sequence[Store], run: Run) -> Foun
             f"run(resume=…) takes a directory of checkpoints, one checkpoint, or 'auto'; got {short(source)}"
         )
     path = named_path(source)
-    if ranks.first(lambda: _is_one(path)):
+    if ranks.first(lambda: _is_single(path)):
         store = Store(path.parent)
         store.join(run)
         snapshot = store.load_shared(path)
@@ -78,7 +78,7 @@ def find(source: str | os.PathLike[str], own: Sequence[Store], run: Run) -> Foun
     return _newest(Store(path), run, ranks)
 
 
-def _is_one(path: Path) -> bool:
+def _is_single(path: Path) -> bool:
     """Return whether a path is that of one checkpoint.
 
     Raises:

@@ -111,7 +111,7 @@ class ManyRanks:
         for rank, other in enumerate(answers):
             if "failed" in other:
                 kind, text = other["failed"]
-                raise _failure(rank, kind, text or other["line"]) from (error and (error.__cause__ or error))
+                raise _failure_of(rank, kind, text or other["line"]) from (error and (error.__cause__ or error))
         return [other["found"] for other in answers]
 
     def first(self, call: Callable[[], Any]) -> Any:
@@ -132,7 +132,7 @@ class ManyRanks:
             self._acts_alone = before
 
 
-def _failure(rank: int, kind: str, text: str) -> Exception:
+def _failure_of(rank: int, kind: str, text: str) -> Exception:
     """Return the error that all ranks raise where one has failed."""
     return _KINDS.get(kind, CheckpointError)(f"rank {rank}: {text}")
 
