@@ -26,6 +26,7 @@ class Reborn(Plugin):
     ) -> None:
         self.make, self.step, self.renew = make, step, renew
         self.inner = make()
+        self.name, self.requests = self.inner.name, self.inner.requests  # under which it asks
 
     @on_enter("before_step")
     def replace_at_step(self, run: Run) -> None:

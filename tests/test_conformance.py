@@ -274,3 +274,67 @@ def test_a_plugin_that_skips_all_updates_comes_to_an_end():
             run.skip_update("all of them")
 
     assert not check_plugin(Skips).faults
+
+
+class Watches(Plugin):
+    """Is called on the first rank only, and takes no part in the run."""
+
+    observes = True
+    ranks = "first"
+
+    def on_exit_after_step(self, run: Run) -> None:
+        run.record("watched", run.step)
+
+
+class Stops(Watches):
+    """Says the same, and stops the run."""
+
+    def on_exit_optimizer_update(self, run: Run) -> None:
+        if run.update == 2:
+            run.stop("two are enough")
+
+
+class Pauses(Watches):
+    """Says the same, and pauses the run."""
+
+    def on_exit_optimizer_update(self, run: Run) -> None:
+        if run.update == 2:
+            run.pause("to think")
+
+
+class Clips(Watches):
+    """Says the same, and changes gradients."""
+
+    changes_gradients = True
+
+
+class Asks(Plugin):
+    """Asks for what it declares, and for something else."""
+
+    requests = ("save",)
+
+    def __init__(self, asked: str = "save") -> None:
+        self.asked = asked
+
+    def on_exit_after_step(self, run: Run) -> None:
+        run.ask(f"{self.name}.{self.asked}")
+
+
+@pytest.mark.parametrize("plugin", [Watches, Asks])
+def test_a_plugin_that_keeps_the_rules_of_ranks_passes(plugin: type[Plugin]):
+    assert not check_plugin(plugin).faults
+
+
+@pytest.mark.parametrize(
+    ("make", "fault"),
+    [
+        (Stops, "it says ranks = 'first', and the path parts from that of the run without it: it steers, on one rank"),
+        (Pauses, "it says ranks = 'first', and the path parts from that of the run without it"),
+        (Clips, "Clips says ranks = 'first' and has changes_gradients = True"),
+        (lambda: Asks("safe"), r"EngineError: 'Asks\.safe' is no request .* did you mean 'Asks\.save'\?"),
+    ],
+    ids=["stops", "pauses", "clips", "asks"],
+)
+def test_one_that_breaks_a_rule_of_ranks_is_found(make: Any, fault: str):
+    with pytest.raises(PluginError, match=fault):
+        check_plugin(make)

@@ -46,6 +46,7 @@ INSIDE = {"emit", "fail", "plan_windows"}
 """Attributes of the engine's objects that have no underscore and are no part of the contract."""
 
 SHARED = {"_position", "_runtime", "_buffer", "_capture", "_id", "_paused", "_resumed_from", "_afresh"}
+SHARED |= {"_wanted", "_agreed", "_mean_loss", "_loss_of_epoch"}
 """Private parts of a run, which the rooms of the engine share; nothing else private is read of another object."""
 
 EXPORTED = [
@@ -61,6 +62,7 @@ EXPORTED = [
     "LossOutput",
     "Plugin",
     "PluginError",
+    "RankFailed",
     "Run",
     "RunConfig",
     "State",
@@ -424,6 +426,7 @@ def test_plugins_read_nothing_private():
 def test_the_rooms_of_the_engine_share_of_each_other_what_is_said_here():
     """And what torch and named tuples show with an underscore."""
     known = SHARED | INSIDE | {"_asdict", "_fields", "_version", "_indices", "_values"}
+    known |= {"_get_default_store", "_set_pg_timeout"}
     known |= {"_buffers", "_non_persistent_buffers_set"}
     sources = {name: path.read_text(encoding="utf-8") for name, path in modules("heptad").items()}
     found = {

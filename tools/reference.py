@@ -19,7 +19,7 @@ import heptad_plugins
 from heptad import table, testing
 from heptad.checkpoints import store
 from heptad.engine_view import EngineView
-from heptad.history import diff, explain, summary
+from heptad.history import diff, explain, summary, waiting
 from heptad.plugin import listing
 from heptad.record import chunk, events, values
 from heptad.run import snapshot, view
@@ -39,7 +39,16 @@ CHAPTERS = {
     "Plugins of your own": ("Plugin", "on_enter", "on_exit", "Detour"),
     "The table": ("State", "Arc"),
     "The log": ("TransitionLog", "Transition"),
-    "Errors": ("EngineError", "ConfigError", "DataError", "PluginError", "TableError", "CheckpointError", "LogError"),
+    "Errors": (
+        "EngineError",
+        "ConfigError",
+        "DataError",
+        "PluginError",
+        "TableError",
+        "CheckpointError",
+        "LogError",
+        "RankFailed",
+    ),
 }
 """The names of `heptad.__all__`, in the order in which a reader meets them."""
 
@@ -66,7 +75,8 @@ BESIDE = (
 """The names of `heptad.plugin.__all__` that stand nowhere else on the page."""
 
 GIVEN = (
-    events.Event, *events.EVENTS.values(), values.Recorded, chunk.Call, chunk.Failure, summary.Duration,
+    events.Event, *events.EVENTS.values(), values.Recorded, chunk.Call, chunk.Failure,
+    summary.Duration, waiting.SlowestRank,
     explain.Explanation, explain.Tried, explain.Called,
     diff.Diff, diff.Fact, diff.Parting,
     plan.PlannedTurn, plan.PlannedCall, listing.SubscriptionTable, listing.Subscribed,
@@ -108,6 +118,7 @@ ALIASES = {
     "MetricsInput": "Mapping[str, Callable[[Any, Any], torch.Tensor | float] | MetricObject] | MetricObject",
     "explain.Explanation": "Explanation",
     "summary.Duration": "Duration",
+    "waiting.SlowestRank": "SlowestRank",
     "diff.Diff": "Diff",
     "OptimizerInput": "Optimizer | Callable[[nn.Module], Optimizer] | Sequence[…]",
     "ComputeLoss": "Callable[[nn.Module, Any], torch.Tensor | LossOutput]",

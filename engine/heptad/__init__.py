@@ -19,6 +19,7 @@ _HOMES = {
     "LossOutput": "config",
     "Plugin": "plugin.contract",
     "PluginError": "errors",
+    "RankFailed": "errors",
     "Run": "run.run",
     "RunConfig": "config",
     "State": "table",

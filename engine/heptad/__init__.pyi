@@ -9,6 +9,7 @@ from heptad.errors import DataError as DataError
 from heptad.errors import EngineError as EngineError
 from heptad.errors import LogError as LogError
 from heptad.errors import PluginError as PluginError
+from heptad.errors import RankFailed as RankFailed
 from heptad.errors import TableError as TableError
 from heptad.history.query import TransitionLog as TransitionLog
 from heptad.history.transition import Transition as Transition

@@ -20,14 +20,14 @@ from heptad.engine_view import EngineView
 from heptad.errors import EngineError, PluginError, a_kind
 from heptad.history.transition import Transition
 from heptad.machine import Body, Guard, Machine
-from heptad.plugin.contract import Plugin, titled
+from heptad.plugin.contract import Plugin
 from heptad.plugin.detour import Detour
 from heptad.plugin.detour_state import DetourState
 from heptad.plugin.manager import PluginManager
 from heptad.plugin.marks import Mark, Predicate
 from heptad.plugin.subscription import Subscription
 from heptad.plugin.tracing import trace
-from heptad.plugin.verify import verify
+from heptad.plugin.verify import titled, verify
 from heptad.ranks.choosing import build_strategy
 from heptad.ranks.strategy import Strategy
 from heptad.record.buffer import LogBuffer
@@ -86,7 +86,11 @@ class Engine(EngineView):
         check_together(components, config, given_mistakes(components, config.precision))
         self._strategy = self.strategy_class(config)
         config = self._strategy.join(config)
-        self._manager = PluginManager(plugins)
+        with self._strategy.starting():
+            self._wire(components, config, plugins)
+
+    def _wire(self, components: Components, config: RunConfig, plugins: Sequence[Plugin]) -> None:
+        self._manager = PluginManager(plugins, self._strategy.peers)
         self._components = components
         self._config = config
         self._blocks = Blocks(components, config)
@@ -97,7 +101,7 @@ class Engine(EngineView):
         runtime.peers = self._strategy.peers
         runtime.evaluator = self._evaluator(device)
         prepare_recomputation(runtime, self._manager.plugins)
-        runtime.on_loss = self._manager.loss_handlers()
+        self._manager.equip(runtime)
         self._redo = build_redo(config.redo, self._strategy, self._manager)
         detours = self._manager.detours_given
         table = training_table([detour for _, detour in detours])
@@ -114,7 +118,7 @@ class Engine(EngineView):
         self._driver: int | None = None
         self._lock = threading.Lock()
         self._manager.check(self.current)
-        self._strategy.prepare(self.current)
+        self._strategy.prepare(self.current, self._manager.plugins)
 
     def _build_machine(self, detours: Sequence[tuple[Plugin | None, Detour]]) -> Machine:
         table = self.current.table
@@ -136,6 +140,7 @@ class Engine(EngineView):
         first = [Subscription(None, "", Mark("enter", "optimizer_update"), call) for call in calls]
         if any(plugin.needs_epoch_loss for plugin in self._manager.plugins):
             first += [Subscription(None, "", Mark("exit", state), call) for state, call in SUMMED.items()]
+            first += [Subscription(None, "", Mark("enter", "after_epoch"), self._strategy.sum_epoch)]
         first += compilation_handlers(self.current, self._blocks)
         return self.machine_class(self.current, bodies, guards, self._redo.split(*first), owners)
 
@@ -179,7 +184,7 @@ class Engine(EngineView):
             self._resumption.begin(run)
             with self._manager.opened(run), self._feed_closed_at_the_end(), beside_others(run), self._blocks.in_use():
                 self._make_ready()
-                with self._strategy.watching(run):
+                with self._strategy.driving(run):
                     self._drive(reached, f"until {until}" if isinstance(until, str) else "until a predicate held")
         if ctrl_c.pressed:
             where = f"it is {run.state}" if run.ended else f"paused in {run.state}; Engine.run() continues from there"
@@ -205,7 +210,7 @@ class Engine(EngineView):
                 self._manager.open(self.current)
                 with beside_others(self.current), self._blocks.in_use():
                     self._make_ready()
-                    with self._strategy.watching(self.current):
+                    with self._strategy.driving(self.current):
                         self._drive(lambda run: True, BY_ADVANCE)
             except BaseException as error:
                 self.current._runtime.feed.close()
@@ -293,6 +298,7 @@ class Engine(EngineView):
                 for last in self._redo.split(Subscription(None, "", Mark("exit", state), call)):
                     self._machine.subscribe(last)
             note_unverified(self.current)
+        self._strategy.begin(self.current)
         self._resumption.restore_generators(self.current)
 
     # -- the loop
@@ -352,7 +358,7 @@ class Engine(EngineView):
                 )
             self._driver = threading.get_ident()
         try:
-            with deterministic(self._config.deterministic):
+            with deterministic(self._config.deterministic), self._strategy.starting():
                 yield
         finally:
             self._driver = None

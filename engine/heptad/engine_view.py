@@ -121,7 +121,9 @@ class EngineView:
         """
         detours = [detour for _, detour in self._manager.detours_given]
         guards = [guard_of(detours, number) for number in range(len(detours))]
-        called = [row for row in self._subscriptions if row.plugin is None or not self._manager.is_detached(row.plugin)]
+        called = [
+            row for row in self._subscriptions if row.plugin is None or not self._manager.idle_because(row.plugin)
+        ]
         return Planner(self.current, self._visits, guards, called).turns()
 
     def diagram(self) -> str:

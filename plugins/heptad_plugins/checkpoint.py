@@ -50,7 +50,8 @@ class Checkpoint(Plugin):
         at: After which state or states: `"after_epoch"`, `"optimizer_update"`, `"after_step"`.
         every: At each epoch, update or step, whichever ends there, whose number is a multiple of this.
         first: The first of these numbers, by default `every`: `every=10, first=1` means 1, 11, 21, ….
-        seconds: At those places, but only when this long has passed since the last one.
+        seconds: At those places, but only when this long has passed since the last one: with several ranks on one of
+            them, which asks the others, so that it is taken at the first such place after the window under way.
         keep_last: How many of the newest stay.
         keep_best: How many of those with the best value of `monitor` stay beside these.
         monitor: The name of a recorded value, such as `"valid/loss"`; `load_weights(which="best")` looks at it.
@@ -69,6 +70,8 @@ class Checkpoint(Plugin):
     """
 
     observes = True
+    ranks = "all"  # a checkpoint has parts of each rank, and they write it together
+    requests = ("save",)
 
     def __init__(
         self,
@@ -95,7 +98,7 @@ class Checkpoint(Plugin):
             text_of("Checkpoint", "monitor", monitor, "the name of a recorded value")
         if keep_best and monitor is None:
             raise PluginError(f"Checkpoint(keep_best={keep_best}) needs monitor=…, the recorded value to go by")
-        self._monitor = monitor
+        self._monitor = self._watched = monitor
         self._mode = one_of("Checkpoint", "mode", mode, ("min", "max"))
         self._overwrite = overwrite
         self._background = yes_or_no("Checkpoint", "background", background)
@@ -105,7 +108,6 @@ class Checkpoint(Plugin):
         self._saved_at = 0.0
         self._claimed = False
         self._has_valued = False
-        self._time_is_up = self._seconds is None
 
     def detours(self) -> Iterable[Detour]:
         """Return the state `checkpoint`, once for each place, which counts what ends there."""
@@ -114,7 +116,7 @@ class Checkpoint(Plugin):
 
     def on_build(self, run: Run) -> None:
         """Refuse to write in the background where there are other ranks; write together with them."""
-        if self._background and run.world > 1:
+        if self._background and run.world != 1:
             raise PluginError(
                 f"Checkpoint(background=True) is for a single process, and this run has {run.world} ranks; leave it out"
             )
@@ -124,7 +126,6 @@ class Checkpoint(Plugin):
         self._finish()
         self._claimed = False
         self._has_valued = False
-        self._time_is_up = self._seconds is None
 
     def open(self, run: Run) -> None:
         """Lock the directory, and claim it for this run.
@@ -134,6 +135,8 @@ class Checkpoint(Plugin):
         """
         self._finish()
         self.store.join(run)
+        # the first rank writes which one is best: what it goes by may be the record of a first-only plugin
+        self._watched = None if run.rank else self._monitor
         self.store.lock()
         if self._background:
             self._writer = BackgroundWriter(self.store, f"{self.name}.save", self.on_error == "raise")
@@ -163,12 +166,12 @@ class Checkpoint(Plugin):
         if self._writer is not None:
             self._writer.poll()
         if self._seconds is not None and monotonic() - self._saved_at >= self._seconds:
-            self._time_is_up = True
+            run.ask(self._request)
 
     def on_exit_after_loop(self, run: Run) -> None:
         """Wait for the last checkpoint, and say so if none held weights that the monitored value was measured of."""
         self._finish()
-        if not self._keep_best or self._has_valued:
+        if not self._keep_best or self._has_valued or self._watched is None:
             return
         why = "nothing was recorded under that name"
         if run.newest(self._monitor or "") is not None:
@@ -197,7 +200,7 @@ class Checkpoint(Plugin):
 
         In the background only a copy is made here, but for a run that is paused: it may not continue.
         """
-        value = None if self._monitor is None else self._value(run, self._monitor)
+        value = None if self._watched is None else self._value(run, self._watched)
         self._has_valued = self._has_valued or value is not None
         snapshot = run.snapshot()
         if value is not None:
@@ -209,7 +212,8 @@ class Checkpoint(Plugin):
             self.store.save(snapshot)
             self.store.rotate(self._keep_last, self._keep_best)
         self._saved_at = monotonic()
-        self._time_is_up = self._seconds is None
+        if self._seconds is not None:
+            run.ask(self._request, wanted=False)
 
     def _finish(self) -> None:
         """Wait for what is being written, and raise what that failed with."""
@@ -217,7 +221,11 @@ class Checkpoint(Plugin):
             self._writer.finish()
 
     def _is_due(self, run: Run) -> bool:
-        return self._time_is_up
+        return self._seconds is None or run.agreed(self._request)
+
+    @property
+    def _request(self) -> str:
+        return f"{self.name}.save"
 
     def _value(self, run: Run, monitor: str) -> float | None:
         """Return the monitored value if it was recorded for the weights that are stored now."""

@@ -51,6 +51,7 @@ class CSVLogger(Plugin):
     """
 
     observes = True
+    ranks = "first"  # one file
     needs_epoch_loss = True
 
     runs_after = ("Evaluate", "Throughput", "GradientClipping", "LRSchedule", "EMA", "NonFiniteGuard", "EarlyStopping")

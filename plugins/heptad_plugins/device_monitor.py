@@ -32,6 +32,7 @@ class DeviceMonitor(Plugin):
     """
 
     observes = True
+    ranks = "all"  # each has a device and a process of its own
 
     runs_before = ("EarlyStopping", "Journal", "CSVLogger", "TensorBoardLogger", "Progress", "Checkpoint")
 

@@ -17,7 +17,8 @@ class EarlyStopping(Plugin):
 
     Each value that is recorded under the name is judged once, on the next exit of `evaluate`, `optimizer_update` or
     `after_epoch`: so of `Evaluate` each evaluation, however often that is. NaN is no improvement. The run ends in
-    order. A value that is still on its device is waited for.
+    order. A value that is still on its device is waited for. With several ranks it must be one that is the same on all:
+    those of `Evaluate` and the means of the training are.
 
     Args:
         monitor: The name of the recorded value, such as `"valid/loss"`.
@@ -33,6 +34,7 @@ class EarlyStopping(Plugin):
             `Evaluate` is to.
     """
 
+    ranks = "all"  # all judge the same value, and stop in the same turn
     runs_after = ("Evaluate",)
 
     def __init__(

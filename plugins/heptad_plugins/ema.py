@@ -39,6 +39,7 @@ class EMA(Plugin):
         PluginError: For an option that does not fit.
     """
 
+    ranks = "all"  # each evaluates the average of the weights that all have
     runs_before = ("Evaluate", "Checkpoint")
 
     def __init__(

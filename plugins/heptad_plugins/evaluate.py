@@ -55,6 +55,7 @@ class Evaluate(Plugin):
     """
 
     observes = True
+    ranks = "all"  # they share the batches out, and the state is in the table
 
     runs_before = ("EarlyStopping", "CSVLogger", "TensorBoardLogger", "Progress", "Checkpoint")
 

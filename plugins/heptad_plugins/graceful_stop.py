@@ -22,6 +22,9 @@ class GracefulStop(Plugin):
     that comes while `on_pause` is being called changes nothing. After a signal in a run's last turn the run finishes
     first.
 
+    With several ranks a signal to one of them is enough. They pause together where they agree, with the window under
+    way, and all raise: give a run the time of a window between the signal and SIGKILL, as by `#SBATCH --signal`.
+
     The handlers are installed for the length of `run()`, and those before them are restored. (Under `advance()` they
     stay until the plugins are closed, which is what raises.) Only the main thread can have signal handlers: in another
     thread the plugin does nothing but add a note to the log. A signal that the process ignores, as under nohup, stays
@@ -38,12 +41,15 @@ class GracefulStop(Plugin):
         SystemExit: From `run()`, as said above.
     """
 
+    ranks = "all"  # whoever gets the signal asks, and all pause
+
     def __init__(self, signals: Iterable[signal.Signals | int] = (signal.SIGTERM,), exit: bool = True) -> None:
         if not isinstance(signals, Iterable):  # pyright: ignore[reportUnnecessaryIsInstance] - for untyped callers
             raise PluginError(f"GracefulStop(signals=…) takes several, such as (signal.SIGTERM,), got {signals!r}")
         if not isinstance(exit, bool):  # pyright: ignore[reportUnnecessaryIsInstance] - as above
             raise PluginError(f"GracefulStop(exit=…) must be True or False, got {exit!r}")
         self._signals = tuple(dict.fromkeys(_checked_signal(number) for number in signals))
+        self.requests = tuple(number.name for number in self._signals)
         self._exit = exit
         self._received: signal.Signals | None = None
         self._before: dict[signal.Signals, Any] = {}
@@ -51,6 +57,8 @@ class GracefulStop(Plugin):
 
     def open(self, run: Run) -> None:
         """Install the handlers."""
+        for number in self._signals:
+            run.ask(self._request(number), wanted=False)
         if threading.current_thread() is not threading.main_thread():
             run.note("GracefulStop does nothing: the run is not driven by the main thread")
             return
@@ -60,6 +68,12 @@ class GracefulStop(Plugin):
             if before not in (None, signal.SIG_IGN):
                 self._before[number] = before
                 signal.signal(number, self._handle)
+
+    def on_pause(self, run: Run) -> None:
+        """Take over the signal that another rank has received."""
+        if self._received is None and self._run is not None:
+            agreed = (number for number in self._signals if run.agreed(self._request(number)))
+            self._received = next(agreed, None)
 
     def close(self, run: Run) -> None:
         """Restore the handlers that were there; exit if a signal asked for it."""
@@ -77,9 +91,13 @@ class GracefulStop(Plugin):
         if self._received is None:
             self._received = signal.Signals(number)
             if not run.ended:
+                run.ask(self._request(self._received))
                 run.pause(self._received.name)
         elif not run.ended and run.paused is None:
             raise SystemExit(128 + number)
+
+    def _request(self, number: signal.Signals) -> str:
+        return f"{self.name}.{number.name}"
 
 
 def _checked_signal(number: signal.Signals | int) -> signal.Signals:

@@ -26,6 +26,7 @@ class GradientClipping(Plugin):
         PluginError: If not exactly one of the two is given, or it is not a number above 0.
     """
 
+    ranks = "all"  # it clips what all have reduced, by the same norm
     runs_after = ("NonFiniteGuard",)
     changes_gradients = True
 

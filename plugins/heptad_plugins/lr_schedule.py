@@ -50,6 +50,9 @@ class LRSchedule(Plugin):
     `Run.set_accumulation` changes how many updates are made, only a function that itself asks for `run.total_updates`
     follows.
 
+    With several ranks each has a schedule, and all make the same updates: their number does not grow with the ranks. A
+    monitored value must be the same on all, as those of `Evaluate` and the means of the training are.
+
     A resumed run may be longer or shorter than the one of the checkpoint (`epochs`, `max_updates`), or its schedule be
     built with other options. That is refused, unless `on_resize` says which schedule is meant. To find it out, a
     function is called once more where a run is resumed, with an optimizer of the same options that is thrown away.
@@ -81,6 +84,7 @@ class LRSchedule(Plugin):
             belongs to another optimizer, or the monitored value was never recorded.
     """
 
+    ranks = "all"  # each steps its own optimizers, by updates, which all make together
     runs_before = ("CSVLogger", "TensorBoardLogger", "Progress")
 
     def __init__(

@@ -58,7 +58,8 @@ class ModelSummary(Plugin):
         on_error: `"detach"`: an exception detaches the plugin, and the run continues.
 
     Attributes:
-        parts: The rows, the network itself first, to any depth; empty until the table is printed.
+        parts: The rows, the network itself first, to any depth; empty until the table is printed, and on other ranks
+            than the first.
 
     Raises:
         PluginError: If `depth` is no whole number from 0 on, or `file` is no open text file.
@@ -66,6 +67,7 @@ class ModelSummary(Plugin):
     """
 
     observes = True
+    ranks = "first"  # the network is the same on all
 
     def __init__(
         self,

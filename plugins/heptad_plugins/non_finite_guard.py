@@ -8,7 +8,7 @@ from typing import Any, Literal, cast
 import torch
 from torch import Tensor
 
-from heptad import Plugin, Run
+from heptad import Plugin, PluginError, Run
 from heptad_plugins._options import one_of, selection
 from heptad_plugins._stored import count_in
 
@@ -28,7 +28,8 @@ class NonFiniteGuard(Plugin):
     pass between two checks; a NaN in one of them is found at the next check, when it is in the weights.
 
     `"skip_batch"` looks at the loss of each step as well, before its backward pass, which is a device sync for each
-    micro-batch: a step whose loss is not finite is left out, and the update is that of the others in its window.
+    micro-batch: a step whose loss is not finite is left out, and the update is that of the others in its window. It is
+    refused where a run has several ranks, of which the others would wait for the backward pass of that step.
 
     Args:
         action: `"stop"` skips the update and ends the run in order; `"skip"` skips the update, and raises at the
@@ -40,10 +41,12 @@ class NonFiniteGuard(Plugin):
         first: The first of these numbers, by default `every`: `every=10, first=1` means 1, 11, 21, ….
 
     Raises:
-        PluginError: When built, for an option that does not fit.
+        PluginError: When built, for an option that does not fit, or `"skip_batch"` with several ranks.
         FloatingPointError: In the run, with `action="raise"`, or a hundred in a row with `"skip"` or `"skip_batch"`; it
             names what is not finite.
     """
+
+    ranks = "all"  # all look at the same loss and the same gradients, those of the window over the ranks
 
     def __init__(
         self,
@@ -64,6 +67,14 @@ class NonFiniteGuard(Plugin):
         self._update_due = self._filter.gate(self._check)
         self._skipped = 0  # checks in a row that had to skip
         self._left_out = 0  # steps in a row that were left out
+
+    def on_build(self, run: Run) -> None:
+        """Refuse `"skip_batch"` with several ranks."""
+        if self._action == "skip_batch" and run.world > 1:
+            raise PluginError(
+                f"NonFiniteGuard(action='skip_batch') leaves out a step of one rank, for whose backward pass the "
+                f"{run.world - 1} others would wait; say action='skip', which leaves out the update on all ranks"
+            )
 
     def on_begin(self, run: Run) -> None:
         """Forget the counts of an earlier run."""

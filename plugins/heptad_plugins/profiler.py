@@ -33,6 +33,9 @@ class Profiler(Plugin):
     between, the trace ends there; the rest, as that of a resumed run, goes to a file of its own, with `-2` behind the
     name, then `-3`, and so on. Outside of these updates it costs four calls a step (no device sync).
 
+    With several ranks each writes a file of its own: that of rank 1 has `.rank1` behind its stem, as in
+    `trace.rank1.json`.
+
     On a device whose allocator can (CUDA), allocations are recorded from the beginning on, about 2 µs for each. If the
     run fails for lack of memory, its newest 100,000 are stored beside the trace, with `.oom.pickle` at the end of the
     name, for https://pytorch.org/memory_viz, and a note on the exception says so.
@@ -53,6 +56,7 @@ class Profiler(Plugin):
     """
 
     observes = True
+    ranks = "all"  # who waits for whom shows only beside the others, and memory may run out on any
 
     runs_before = (Plugin,)  # all others: what they do on entry to a state belongs to it
 
@@ -69,7 +73,7 @@ class Profiler(Plugin):
         on_error: Literal["raise", "detach"] = "raise",
     ) -> None:
         self.on_error = on_error
-        self._path = path_of("Profiler", "path", path)
+        self._path = self._given_path = path_of("Profiler", "path", path)
         if self._path.is_dir():
             raise PluginError(f"Profiler(path=…): {self._path} is a directory; name a file, such as trace.json in it")
         if not isinstance(updates, range) or not updates or updates.step != 1 or updates.start < 0:  # pyright: ignore[reportUnnecessaryIsInstance] - for callers without a type checker
@@ -100,6 +104,7 @@ class Profiler(Plugin):
         Raises:
             PluginError: If the file is there already, and the run is not one that continues.
         """
+        self._path = _of_rank(self._given_path, run.rank)
         if run.state != "idle" or run.afresh:
             self._files = self._names(overwrite=False)  # what is there is of this run, or of an attempt at it
         elif self._path.exists() and not self._overwrite:
@@ -181,6 +186,12 @@ class Profiler(Plugin):
             path = self._path if number == 1 else self._path.with_name(f"{stem}-{number}{dot}{ends}")
             if overwrite or not path.exists():
                 yield path
+
+
+def _of_rank(path: Path, rank: int) -> Path:
+    """Return the path of a rank's file, which differs from all others: ranks of one machine write side by side."""
+    stem, dot, ends = path.name.partition(".")
+    return path.with_name(f"{stem}.rank{rank}{dot}{ends}") if rank else path
 
 
 _WITHIN = ("before_step", "process_batch", "redo_window", "after_step", "optimizer_update", "evaluate", "checkpoint")

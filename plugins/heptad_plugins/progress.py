@@ -44,6 +44,7 @@ class Progress(Plugin):
     """
 
     observes = True
+    ranks = "first"  # one terminal
     needs_epoch_loss = True
 
     def __init__(self, file: TextIO | None = None, *, on_error: Literal["raise", "detach"] = "raise") -> None:

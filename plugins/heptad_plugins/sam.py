@@ -34,6 +34,7 @@ class SAM(Plugin):
         PluginError: For an option that does not fit.
     """
 
+    ranks = "all"  # each computes its part of the window again
     keeps_window = True
     changes_gradients = True
     runs_before = ("NonFiniteGuard", "GradientClipping")

@@ -58,6 +58,7 @@ class TensorBoardLogger(Plugin):
     """
 
     observes = True
+    ranks = "first"  # one directory, and what it has is of the whole run
     needs_epoch_loss = True
 
     runs_after = ("Evaluate", "Throughput", "GradientClipping", "LRSchedule", "EMA", "NonFiniteGuard", "EarlyStopping")
@@ -108,11 +109,13 @@ class TensorBoardLogger(Plugin):
         """Torch's writer, for what is no number: `logger.writer.add_image("samples", image, run.update)`.
 
         Raises:
-            EngineError: If no run is being driven: the file is open from `open` to `close`.
+            EngineError: If no run is being driven: the file is open from `open` to `close`. On another rank than the
+                first, always: what writes to it belongs into a plugin with `ranks = "first"`.
         """
         if self._writer is None:
             raise EngineError(
-                "TensorBoardLogger.writer is there while a run is driven; use it in a handler, from before_loop on"
+                "TensorBoardLogger.writer is there while a run is driven; use it in a handler, from before_loop on; of "
+                "several ranks on the first alone: in a handler of a plugin with ranks = 'first'"
             )
         return self._writer
 

@@ -22,6 +22,9 @@ class Throughput(Plugin):
     is paused is left out (driven by `advance()`, the pauses between turns are not). A resumed run is measured from
     where it continues.
 
+    With several ranks the first records: the samples of all of them, as far as the ranks have agreed on these, and the
+    steps and updates that all make together. `mfu` is that of all devices, the share of waiting that of the first rank.
+
     `mfu`, the model FLOPs utilisation, is the share that the network's products of matrices, convolutions and
     attention have of what the device could do in that time; it is recorded where both are known. Those of a sample are
     counted in the first step that is driven, in its forward pass, and a backward pass counts as two forward passes, as
@@ -30,7 +33,7 @@ class Throughput(Plugin):
     for. No step is counted, and nothing recorded, where the peak is not known. A compiled network cannot be counted,
     and a backward pass that stops at frozen parts takes less: give `flops_per_sample` there.
 
-    Costs four calls a step (no device sync): where work is queued on a device, the time in which it is done counts for
+    Costs five calls a step (no device sync): where work is queued on a device, the time in which it is done counts for
     whatever waits for it next.
 
     Args:
@@ -45,6 +48,7 @@ class Throughput(Plugin):
     """
 
     observes = True
+    ranks = "first"  # it counts the samples of all
 
     runs_before = ("EarlyStopping", "CSVLogger", "TensorBoardLogger", "Progress", "Checkpoint")
 
@@ -120,6 +124,9 @@ class Throughput(Plugin):
     def on_enter_before_step(self, run: Run) -> None:
         """Waiting begins."""
         self._waiting.start()
+
+    def on_exit_after_step(self, run: Run) -> None:
+        """Take what was counted: samples are those of this rank until the ranks agree."""
         if self._count is not None:
             self._end_count(run, self._count)
 
@@ -130,18 +137,18 @@ class Throughput(Plugin):
 
     def on_exit_after_epoch(self, run: Run) -> None:
         """Record the figures, at an epoch whose number is a multiple of `every`."""
-        if self._count is not None:
-            self._end_count(run, self._count)
         if self._began is None or not self._numbers.selects(run.epoch):
             return
         seconds = max(self._all.read(), 1e-9)
-        now = (run.step, run.samples, run.update)
-        for name, after, before in zip(("steps", "samples", "updates"), now, self._began, strict=True):
-            run.record(f"{name}_per_second", (after - before) / seconds)
+        steps, samples, updates = self._began
+        run.record("steps_per_second", (run.step - steps) / seconds)
+        run.record("samples_per_second", (run.samples - samples) / seconds)
+        run.record("updates_per_second", (run.update - updates) / seconds)
         waited = self._waiting.read() + run.reading_seconds - self._read_before
         run.record("data_wait_share", waited / seconds)
         if self._peak is not None and self._flops_per_sample is not None:
-            run.record("mfu", (run.samples - self._began[1]) * self._flops_per_sample / (seconds * self._peak))
+            done = (run.samples - samples) * self._flops_per_sample
+            run.record("mfu", done / (seconds * self._peak * run.world))
         self._began = None
 
     def _end_count(self, run: Run, count: StepFlops) -> None:

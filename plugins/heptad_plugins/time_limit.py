@@ -17,6 +17,8 @@ class TimeLimit(Plugin):
     or an evaluation. Time in which the run is paused does not count (driven by `advance()`, the pauses between turns
     do). The time used is part of the plugin's state: a resumed run has what is left.
 
+    Of several ranks the one whose time is up first asks the others; all end, or pause, with the window under way.
+
     Args:
         seconds: Seconds that the run may be driven for.
         action: `"stop"` ends the run in order when the open window closes. `"pause"` pauses it; each time that the run
@@ -27,6 +29,8 @@ class TimeLimit(Plugin):
     """
 
     observes = True  # it decides how far a run is driven, and no step of it: a resumed run may do without
+    ranks = "all"  # whose clock is ahead asks, and all end
+    requests = ("end",)
 
     runs_before = ("Checkpoint",)
 
@@ -43,11 +47,14 @@ class TimeLimit(Plugin):
 
     def open(self, run: Run) -> None:
         """Start the clock."""
+        run.ask(self._request, wanted=False)
         self._watch.start()
 
     def on_pause(self, run: Run) -> None:
-        """Stop the clock: saving a checkpoint is paused time."""
+        """Stop the clock: saving a checkpoint is paused time. If it pauses for that, all ranks get the time anew."""
         self._watch.stop()
+        if self._action == "pause" and run.agreed(self._request):
+            self._watch.put(0.0)
 
     def close(self, run: Run) -> None:
         """Stop the clock."""
@@ -55,8 +62,9 @@ class TimeLimit(Plugin):
 
     def on_exit_after_step(self, run: Run) -> None:
         """Read the clock, and act once the time is up."""
-        if self._stopped or (spent := self._watch.read()) < self._seconds:
+        if self._stopped or (spent := self._watch.read()) < self._seconds or run.agreed(self._request):
             return
+        run.ask(self._request)
         reason = f"TimeLimit: the run was driven for {spent:.4g} s of {self._seconds:g} s"
         if self._action == "stop":
             self._stopped = True
@@ -68,6 +76,10 @@ class TimeLimit(Plugin):
 
     on_exit_optimizer_update = on_exit_after_step
     on_exit_evaluate = on_exit_after_step
+
+    @property
+    def _request(self) -> str:
+        return f"{self.name}.end"
 
     def state_dict(self) -> dict[str, Any]:
         """Return the seconds used, and whether the run was stopped for it."""

@@ -58,6 +58,7 @@ class TrainingMetrics(Plugin):
     """
 
     observes = True
+    ranks = "all"  # each measures its own steps
     needs_epoch_loss = True
 
     runs_before = ("EarlyStopping", "LRSchedule", "Journal", "CSVLogger", "TensorBoardLogger", "Progress", "Checkpoint")

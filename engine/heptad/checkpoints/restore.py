@@ -322,7 +322,7 @@ def _restore_plugins(
     the one that was never paused, or could not be resumed at all.
     """
     failed: list[str] = []
-    for plugin in manager.plugins:
+    for plugin in manager.called:
         if plugin.name in detached and plugin.on_error == "detach":
             failed.append(plugin.name)
             findings.append(partial(StillDetached, plugin=plugin.name))

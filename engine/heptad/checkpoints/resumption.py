@@ -60,12 +60,15 @@ class Resumption:
         """States of the global generators from a checkpoint, until `restore_generators` does."""
 
     def begin(self, run: Run) -> None:
-        """Describe the modules of a run in `idle`, before plugins are opened.
+        """Say in the log which of how many ranks this is, and describe the modules of a run in `idle`.
+
+        Called before plugins are opened.
 
         Raises:
             EngineError: If the run could not be resumed.
         """
         self._refuse_after_failure(", or run(resume=…) with another checkpoint")
+        run._buffer.facts |= {"rank": run.rank, "world": run.world}
         if run.state == "idle":
             self._compare(run, "no checkpoint")
             self._first.update((name, describe_module(module)) for name, module in modules_of(run).items())
@@ -123,7 +126,7 @@ class Resumption:
             EngineError: On all ranks, if they differ.
         """
         ranks = together(run._runtime.peers)
-        if self._asked or ranks.world == 1:
+        if self._asked or not ranks.others:
             return
         found = ranks.each(lambda: asked)
         odd = next((rank for rank, other in enumerate(found) if other != found[0]), None)
@@ -155,7 +158,7 @@ class Resumption:
             run.emit(Resume, checkpoint=None, state=run.state)
             return
         ranks = together(run._runtime.peers)
-        if ranks.world > 1:  # before the network is placed, for which the ranks wait for one another
+        if ranks.others:  # before the network is placed, for which the ranks wait for one another
             ranks.succeed(lambda: check_run(run, self._manager.plugins, found.sections))
         checked = ranks.succeed(lambda: check(run, found.sections, self._manager, self._detours, build, allow_changes))
         self._begun = True

@@ -29,10 +29,12 @@ class Together(Protocol):
     Attributes:
         rank: The number of this process.
         world: How many there are.
+        others: Whether there are others than this one.
     """
 
     rank: int
     world: int
+    others: bool
 
     def each(self, call: Callable[[], Any]) -> list[Any]:
         """Call a function on every rank, and return what it returned, plain data, by rank.
@@ -66,6 +68,7 @@ class OneRank:
 
     rank = 0
     world = 1
+    others = False
 
     def each(self, call: Callable[[], Any]) -> list[Any]:
         """Return what the function returns."""
@@ -86,6 +89,8 @@ class ManyRanks:
     Args:
         peers: The ranks.
     """
+
+    others = True
 
     def __init__(self, peers: Peers) -> None:
         self.rank = peers.rank

@@ -9,6 +9,7 @@ import torch
 
 from heptad.data.fetch import Fetch, Rows
 from heptad.data.generators import Generator
+from heptad.data.order import Order
 from heptad.data.streams import DeviceStreams
 
 Prepare = Callable[[Fetch], Fetch]
@@ -33,7 +34,7 @@ class PinnedRows:
         """Return nothing: rows are not random."""
         return []
 
-    def place_order(self, order: torch.Tensor) -> torch.Tensor:
+    def place_order(self, order: Order) -> Order:
         """Return the order of a pass as it is."""
         return order
 

@@ -13,6 +13,7 @@ from torch.utils.data import Subset, TensorDataset
 from torch.utils.data import default_collate as _default_collate  # pyright: ignore[reportUnknownVariableType] - typed in part
 
 from heptad.data.generators import Generator, generators_of, preserved, seed_cpu
+from heptad.data.order import Order
 from heptad.errors import DataError, add_note, counted, kind, summarize
 from heptad.record.host import host_bytes, host_integers
 
@@ -34,7 +35,7 @@ class Fetch(Protocol):
         """Return the random generators that the dataset holds itself; fetching may draw from them."""
         ...
 
-    def place_order(self, order: torch.Tensor) -> torch.Tensor:
+    def place_order(self, order: Order) -> Order:
         """Return the order of a pass where `indices` are best taken from it: once, and not batch by batch."""
         ...
 
@@ -67,9 +68,9 @@ class Rows:
     def __len__(self) -> int:
         return len(self._tensors[0]) if self._within is None else len(self._within)
 
-    def place_order(self, order: torch.Tensor) -> torch.Tensor:
+    def place_order(self, order: Order) -> Order:
         """Return the order where the rows are."""
-        return order.to(self._tensors[0].device, non_blocking=True)
+        return order.on(self._tensors[0].device)
 
     def gather(self, indices: torch.Tensor, select: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]) -> Any:
         """Return what a call does, with `select` in place of `index_select`."""
@@ -142,7 +143,7 @@ class Samples:
             raise
         return samples
 
-    def place_order(self, order: torch.Tensor) -> torch.Tensor:
+    def place_order(self, order: Order) -> Order:
         """Return the order as it is: it becomes a list of numbers."""
         return order
 

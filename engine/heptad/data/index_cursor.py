@@ -14,7 +14,7 @@ from heptad.data.cursor import PassKey
 from heptad.data.device_rows import Prepare
 from heptad.data.fetch import Collate, Fetch, InWorkers, as_it_is, build_fetch
 from heptad.data.generators import generator_state, set_generator_state, stored_state_of
-from heptad.data.order import ORDER_VERSION, batch_seed, order
+from heptad.data.order import HeldOrder, Order, batch_seed, order, version_of_order
 from heptad.data.workers import begin_iterating
 from heptad.errors import DataError
 from heptad.record.host import host_bytes
@@ -76,9 +76,10 @@ class IndexCursor:
         self.varies = False
         self._set_samples(len(dataset))
         self._built = self._size()
+        self._version = version_of_order(self._samples, shuffle=shuffle)
         self._loader: DataLoader[Any] | None = None
         self._fetched: Iterator[Any] | None = None
-        self._order = torch.empty(0, dtype=torch.int64)
+        self._order: Order = HeldOrder(torch.empty(0, dtype=torch.int64))
         self._key = PassKey(0, 0, 0)
         self._next = 0
         self._stop = 0
@@ -111,7 +112,7 @@ class IndexCursor:
         """
         size = self._size()
         now = {f"{name} now": number for name, number in size.items() if size != self._built}
-        return {**self._built, "version of the order": ORDER_VERSION, **now}
+        return {**self._built, "version of the order": self._version, **now}
 
     def state(self) -> dict[str, Any]:
         """Return the place."""
@@ -198,7 +199,7 @@ class IndexCursor:
 
     def _indices(self, number: int) -> torch.Tensor:
         start = number * self._batch_size
-        return self._order.narrow(0, start, min(self._batch_size, self._samples - start))
+        return self._order.part(start, min(start + self._batch_size, self._samples))
 
     def _take_from_workers(self) -> Any:
         fetched = self._start_workers() if self._fetched is None else self._fetched

@@ -5,15 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any, Literal
 
-from heptad.errors import kind
 from heptad.plugin.detour import Detour
 from heptad.run.run import Run
-
-SHIPPED_DETOURS = ("evaluate", "checkpoint")
-"""States that only a shipped detour brings. A handler for one is legal without it, and never called."""
-
-LIFE = ("on_build", "on_begin", "open", "on_loss", "on_pause", "close")
-"""The methods of a plugin's life: each is called with the run, and none is a handler of a state."""
 
 
 class Plugin:
@@ -33,6 +26,9 @@ class Plugin:
             needs a closure computes them again, without the change, and is refused beside it.
         on_error: `"raise"`: an exception of the plugin ends the run. `"detach"`, for an observer: after an Exception
             the plugin is called no more, the log says so, and the run continues.
+        ranks: `"all"`, or `"first"`: an observer that writes or shows something. On the other ranks of a run nothing of
+            it is called, so it may not steer; what it records, the first rank has alone.
+        requests: What it asks all ranks for, as `run.ask(f"{self.name}.save")` does with `requests = ("save",)`.
         own_state: Whether `state_dict` may differ between ranks, so that a checkpoint holds that of each.
         needs_epoch_loss: Whether `Run.epoch_loss` is kept: costs a few microseconds a step.
         runs_after: Plugins, by class or by name, that are called before this one where both are there.
@@ -44,6 +40,8 @@ class Plugin:
     keeps_window: bool = False
     changes_gradients: bool = False
     on_error: Literal["raise", "detach"] = "raise"
+    ranks: Literal["all", "first"] = "all"
+    requests: Sequence[str] = ()
     own_state: bool = False
     needs_epoch_loss: bool = False
     runs_after: Sequence[type[Plugin] | str] = ()
@@ -97,8 +95,3 @@ class Plugin:
 
     def on_pause(self, run: Run) -> None:
         """Save what must survive. Called when `Run.pause`, Ctrl-C or a signal has paused the run, between two turns."""
-
-
-def titled(plugin: Plugin) -> str:
-    """Return a plugin's name, behind its class's where that is another: `Evaluate 'valid'`."""
-    return plugin.name if plugin.name == kind(plugin) else f"{kind(plugin)} '{plugin.name}'"

@@ -69,8 +69,8 @@ def tabulate(subscriptions: Iterable[Subscription], manager: PluginManager, tabl
         mark, idle = subscription.mark, ""
         if mark.state not in table.scopes():
             idle = "RunConfig.redo names no cause" if mark.state == REDO else f"no plugin brings {mark.state}"
-        elif subscription.plugin is not None and manager.is_detached(subscription.plugin):
-            idle = "detached"
+        elif subscription.plugin is not None:
+            idle = manager.idle_because(subscription.plugin)
         rows = moments.setdefault((mark.state, mark.moment), [])
         order = 0 if idle else 1 + sum(not row.idle for row in rows)
         rows.append(Subscribed(mark.state, mark.moment, order, subscription.who, mark.words(), idle))

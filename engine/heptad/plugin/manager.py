@@ -11,32 +11,48 @@ from heptad.errors import CheckpointError, PluginError, Unfinished, a_kind, add_
 from heptad.plugin.contract import Plugin
 from heptad.plugin.detour import Detour
 from heptad.plugin.marks import Handler
+from heptad.plugin.on_ranks import FIRST_ONLY, has_on_loss, nothing, refusing_to_steer, requests_of, verify_ranks
 from heptad.plugin.order import ordered
 from heptad.plugin.subscription import Subscription, subscriptions_of
 from heptad.plugin.verify import verify_plugins, verify_signature
 from heptad.record.events import Detach
+from heptad.run.peers import NoPeers, Peers
 from heptad.run.run import Run
+from heptad.run.runtime import Runtime
 
 
 class PluginManager:
     """The plugins in the order in which they are called: that of the list, bent by `runs_after` and `runs_before`.
 
-    A plugin with `on_error="detach"` is called through a wrapper, which detaches it after an Exception.
+    A plugin with `on_error="detach"` is called through a wrapper, which detaches it after an Exception. One with
+    `ranks="first"` is in the roster of every rank, with its subscriptions, and called on the first alone.
+
+    Args:
+        plugins: The list.
+        peers: The ranks of the run.
 
     Attributes:
-        plugins: In that order.
+        plugins: In that order: the roster, which is the same on all ranks.
+        called: Those of them that are called on this rank.
         detours_given: The detours, each with its plugin, in that order; the engine adds its own, without one.
 
     Raises:
         PluginError: For a mistake in the list, a cycle in the order, or something else than detours from `detours()`.
     """
 
-    def __init__(self, plugins: Sequence[Plugin]) -> None:
+    def __init__(self, plugins: Sequence[Plugin], peers: Peers | None = None) -> None:
         verify_plugins(plugins)
+        peers = peers or NoPeers()
         self.plugins = ordered(plugins)
+        self.called = tuple(plugin for plugin in self.plugins if peers.rank == 0 or plugin.ranks == "all")
         self.detours_given: list[tuple[Plugin | None, Detour]] = [
             (plugin, detour) for plugin in self.plugins for detour in _detours_of(plugin)
         ]
+        for plugin in self.plugins:
+            verify_ranks(plugin, [detour for owner, detour in self.detours_given if owner is plugin])
+        self._requests = requests_of(self.plugins)
+        self._absent = {plugin.name for plugin in self.plugins} - {plugin.name for plugin in self.called}
+        self._watches_first = peers.world > 1  # alone, the conformance kit does
         self._detached: set[str] = set()
         self._begun = False
         self._opened = False
@@ -49,10 +65,20 @@ class PluginManager:
     # -- wrapping what a plugin gives to the machine
 
     def wrap(self, subscription: Subscription) -> None:
-        """Wrap a handler so that an exception detaches its plugin, where the plugin asks for that."""
-        plugin = subscription.plugin
-        if plugin is not None and plugin.on_error == "detach":
-            subscription.call = self._wrapped(plugin, subscription.who, subscription.call, subscription.mark.moment)
+        """Wrap a handler so that an exception detaches its plugin, where the plugin asks for that.
+
+        That of a first-only plugin is replaced by nothing on another rank, and may not steer on the first of several.
+        """
+        plugin, who = subscription.plugin, subscription.who
+        if plugin is None:
+            return
+        if plugin.name in self._absent:
+            subscription.call = nothing
+            return
+        if plugin.on_error == "detach":
+            subscription.call = self._wrapped(plugin, who, subscription.call, subscription.mark.moment)
+        if plugin.ranks == "first" and self._watches_first:
+            subscription.call = refusing_to_steer(who, subscription.call)
 
     def wrap_body(self, plugin: Plugin | None, detour: Detour) -> Handler:
         """Return a detour's body, wrapped likewise; what counts its visits is left outside, and counts on."""
@@ -78,23 +104,21 @@ class PluginManager:
 
     def check(self, run: Run) -> None:
         """Call `on_build` of each plugin. There is no log to detach one in yet: what it raises ends the building."""
-        for plugin in self.plugins:
+        for plugin in self.called:
             try:
                 plugin.on_build(run)
             except BaseException as error:
                 add_note(error, f"in {plugin.name}.on_build")
                 raise
 
-    def loss_handlers(self) -> tuple[Handler, ...]:
-        """Return the `on_loss` of the plugins that define it, wrapped likewise.
+    def requests(self) -> tuple[str, ...]:
+        """Return what the plugins may ask for by `Run.ask`, in their order: the same on all ranks, 48 at most."""
+        return self._requests
 
-        One that needs it at times only may set that of `Plugin` on itself.
-        """
-        return tuple(
-            self._loss_handler(plugin)
-            for plugin in self.plugins
-            if getattr(plugin.on_loss, "__func__", None) is not Plugin.on_loss
-        )
+    def equip(self, runtime: Runtime) -> None:
+        """Set what the run's verbs and bodies need of plugins: the requests, and each `on_loss`, wrapped likewise."""
+        runtime.requests = self._requests
+        runtime.on_loss = tuple(self._loss_handler(plugin) for plugin in self.plugins if has_on_loss(plugin))
 
     def _loss_handler(self, plugin: Plugin) -> Handler:
         who = f"{plugin.name}.on_loss"
@@ -131,6 +155,12 @@ class PluginManager:
         """Return whether a plugin has failed and is called no more."""
         return plugin.name in self._detached
 
+    def idle_because(self, plugin: Plugin) -> str:
+        """Return why a plugin's handlers are not called; empty where they are."""
+        if plugin.name in self._absent:
+            return FIRST_ONLY
+        return "detached" if self.is_detached(plugin) else ""
+
     def detached(self) -> list[str]:
         """Return the names of the detached plugins: part of a run's state."""
         return [plugin.name for plugin in self.plugins if plugin.name in self._detached]
@@ -151,7 +181,7 @@ class PluginManager:
             Exception: What a plugin raised, with a note that names it.
         """
         found: dict[str, dict[str, Any]] = {}
-        for plugin in self.plugins:
+        for plugin in self.called:
             if plugin.name in self._detached:
                 continue
             try:
@@ -172,7 +202,7 @@ class PluginManager:
         self._process = os.getpid()
         begins = run.state == "idle" and not self._begun
         self._begun = True
-        for plugin in self.plugins:
+        for plugin in self.called:
             for name in ("on_begin", "open") if begins else ("open",):
                 try:
                     self._call(plugin, name, run)
@@ -187,7 +217,7 @@ class PluginManager:
             BaseException: What a plugin's `on_pause` raised; from several an ExceptionGroup.
         """
         errors: list[BaseException] = []
-        for plugin in self.plugins:
+        for plugin in self.called:
             try:
                 self._call(plugin, "on_pause", run)
             except BaseException as error:
@@ -235,7 +265,7 @@ class PluginManager:
         if self._process != os.getpid():  # a forked child: their files and threads are the parent's
             return None
         errors: list[BaseException] = []
-        for plugin in reversed(self.plugins):
+        for plugin in reversed(self.called):
             try:
                 self._call(plugin, "close", run)
             except BaseException as error:

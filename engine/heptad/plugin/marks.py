@@ -20,6 +20,12 @@ H = TypeVar("H", bound="Callable[[Any, Run], object]")
 
 MARKS = "__heptad_marks__"
 
+SHIPPED_DETOURS = ("evaluate", "checkpoint")
+"""States that only a shipped detour brings. A handler for one is legal without it, and never called."""
+
+LIFE = ("on_build", "on_begin", "open", "on_loss", "on_pause", "close")
+"""The methods of a plugin's life: each is called with the run, and none is a handler of a state."""
+
 
 @dataclass(frozen=True, slots=True)
 class Mark:

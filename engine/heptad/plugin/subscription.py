@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from heptad.errors import PluginError, diagnose
-from heptad.plugin.contract import LIFE, SHIPPED_DETOURS, Plugin
+from heptad.plugin.contract import Plugin
 from heptad.plugin.filter import Filter
-from heptad.plugin.marks import MARKS, Handler, Mark, Moment
+from heptad.plugin.marks import LIFE, MARKS, SHIPPED_DETOURS, Handler, Mark, Moment
 from heptad.table import TRAINING_STATES
 
 _HANDLERS = ("on_enter_", "on_exit_")

@@ -6,7 +6,8 @@ import inspect
 from collections.abc import Sequence
 
 from heptad.errors import PluginError, a_kind, kind, nearest
-from heptad.plugin.contract import LIFE, SHIPPED_DETOURS, Plugin
+from heptad.plugin.contract import Plugin
+from heptad.plugin.marks import LIFE, SHIPPED_DETOURS
 from heptad.plugin.subscription import Subscription
 from heptad.table import REDO, Table
 
@@ -61,6 +62,11 @@ def _verify_state(plugin: Plugin) -> None:
                 f"{plugin.name} has a {name} and no {other}, so a resumed run could not restore it; give it both, or "
                 "neither where it has nothing to store"
             )
+
+
+def titled(plugin: Plugin) -> str:
+    """Return a plugin's name, behind its class's where that is another: `Evaluate 'valid'`."""
+    return plugin.name if plugin.name == kind(plugin) else f"{kind(plugin)} '{plugin.name}'"
 
 
 def verify(subscription: Subscription, table: Table) -> None:

@@ -6,13 +6,14 @@ plain loop does. The core never asks how many ranks there are.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Protocol
 
 import torch
 
-from heptad.config import RunConfig
+from heptad.config import ComputeLoss, RunConfig
+from heptad.plugin.contract import Plugin
 from heptad.run.peers import NoPeers, Peers
 from heptad.run.run import Run
 from heptad.run.runtime import Runtime
@@ -52,7 +53,7 @@ class Strategy(Protocol):
         """Return this process's rank and the number of ranks, by which data are dealt out."""
         ...
 
-    def prepare(self, run: Run) -> None:
+    def prepare(self, run: Run, plugins: Sequence[Plugin]) -> None:
         """Take note of the run that was built; refuse what does not go with several ranks."""
         ...
 
@@ -67,6 +68,10 @@ class Strategy(Protocol):
         """
         ...
 
+    def compute_loss(self, given: ComputeLoss | None) -> ComputeLoss | None:
+        """Return what computes the loss of a step in place of what is given, once the network is placed."""
+        ...
+
     def equalize(self, run: Run) -> None:
         """Make the weights of all ranks those of the first, and their generators different; last in `before_loop`."""
         ...
@@ -79,11 +84,27 @@ class Strategy(Protocol):
         """Make the gradients those of the whole window; the first handler on entry to `optimizer_update`."""
         ...
 
+    def loss(self, run: Run, own: Callable[[], torch.Tensor]) -> torch.Tensor:
+        """Return the loss of the window over all ranks, after `reduce`; `own` returns that of this one."""
+        ...
+
+    def sum_epoch(self, run: Run) -> None:
+        """Take the mean loss of the epoch over all ranks; on entry to `after_epoch`, where a plugin needs it."""
+        ...
+
     def last_handlers(self, run: Run) -> Iterable[tuple[str, Callable[[Run], None]]]:
         """Return what is called last on exit of which states, as the run begins to be driven: the agreement."""
         ...
 
-    def watching(self, run: Run) -> AbstractContextManager[None]:
+    def starting(self) -> AbstractContextManager[None]:
+        """Return a block in which the run is built, or begins to be driven: all ranks fail where one does."""
+        ...
+
+    def begin(self, run: Run) -> None:
+        """See that all ranks begin to drive the same run; each time, when plugins are open."""
+        ...
+
+    def driving(self, run: Run) -> AbstractContextManager[None]:
         """Return a block in which the run is driven: a failure in it is told to the other ranks, and theirs here."""
         ...
 
@@ -92,7 +113,7 @@ class Alone:
     """The strategy of a single process."""
 
     announces = False
-    run_class = Run
+    run_class: type[Run] = Run
     peers = NoPeers()
 
     def join(self, config: RunConfig) -> RunConfig:
@@ -107,7 +128,7 @@ class Alone:
         """Return all of it."""
         return 0, 1
 
-    def prepare(self, run: Run) -> None:
+    def prepare(self, run: Run, plugins: Sequence[Plugin]) -> None:
         """Do nothing."""
 
     def root(self, seed: int) -> int:
@@ -118,6 +139,17 @@ class Alone:
         """Move the network to the device."""
         runtime.network.to(runtime.device)
         runtime.forward = runtime.network
+
+    def compute_loss(self, given: ComputeLoss | None) -> ComputeLoss | None:
+        """Return what is given."""
+        return given
+
+    def loss(self, run: Run, own: Callable[[], torch.Tensor]) -> torch.Tensor:
+        """Return that of this process."""
+        return own()
+
+    def sum_epoch(self, run: Run) -> None:
+        """Do nothing: the sums are those of the run."""
 
     def equalize(self, run: Run) -> None:
         """Do nothing: there is nobody to equal."""
@@ -145,7 +177,14 @@ class Alone:
         """Return nothing: there is nobody to agree with."""
         return ()
 
-    def watching(self, run: Run) -> AbstractContextManager[None]:
+    def starting(self) -> AbstractContextManager[None]:
+        """Return a block that does nothing."""
+        return nullcontext()
+
+    def begin(self, run: Run) -> None:
+        """Do nothing: nobody else begins."""
+
+    def driving(self, run: Run) -> AbstractContextManager[None]:
         """Return a block that does nothing."""
         return nullcontext()
 

@@ -23,7 +23,7 @@ from heptad.record.events import Accumulation, Event, Note, RecordedArray, Skip,
 from heptad.run.runtime import Runtime
 from heptad.run.snapshot import Snapshot
 from heptad.run.state import initial_state
-from heptad.run.view import RunView, in_words
+from heptad.run.view import RunView, in_words, refuse_undeclared
 from heptad.run.weight import adds_nothing
 from heptad.table import Table
 
@@ -134,9 +134,13 @@ class Run(RunView):
         """Ask for something that depends on this process alone, such as its clock; `Run.agreed` says when all know.
 
         Args:
-            name: One of those that a plugin declares in `requests`.
+            name: A plugin's name and one of its `requests`, such as `"Checkpoint.save"`.
             wanted: `False` takes it back, also what is agreed: say so where all ranks do, as in the body of a detour.
+
+        Raises:
+            EngineError: If no plugin of the run declares it.
         """
+        refuse_undeclared(name, self._runtime.requests)
         (self._position.asked.add if wanted else self._position.asked.discard)(name)
 
     def skip_update(self, reason: str) -> None:

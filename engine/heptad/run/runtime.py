@@ -214,6 +214,7 @@ class Runtime:
         keeps_window: Whether a plugin asks for it.
         scaling: Scales the losses in fp16; `None` in another precision.
         gradient_changers: The plugins that change gradients on entry to `optimizer_update`, as messages name them.
+        requests: What plugins may ask for by `Run.ask`.
         on_loss: What is called in each step before its backward pass, with the run: plugins that ask for it.
         evaluator: Evaluates for `Run.evaluate`; `None` in a run that is itself an evaluation.
         peers: The ranks of the run.
@@ -228,6 +229,7 @@ class Runtime:
     device: torch.device
     optimizers: OptimizerSet
     place: Place = field(default=None)  # pyright: ignore[reportAssignmentType] - set below
+    requests: Sequence[str] = ()
     on_loss: tuple[Callable[[Any], object], ...] = ()
     evaluator: Evaluates | None = None
     recomputation: Recomputes | None = None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from copy import copy
+from difflib import get_close_matches
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Unpack, cast
 
@@ -510,6 +511,22 @@ def refuse_private(name: str) -> None:
             f"run.{name} is the engine's own: a handler reads the run's properties (state, step, update, optimizer, "
             "log) and acts through its verbs (stop, pause, skip_update, skip_batch, set_accumulation, record, note)"
         )
+
+
+def refuse_undeclared(request: str, declared: Sequence[str]) -> None:
+    """Refuse a request that no plugin of the run declares: the ranks would never agree on it.
+
+    Raises:
+        EngineError: Naming those that are declared, and the nearest of them.
+    """
+    if request in declared:
+        return
+    near = get_close_matches(str(request), declared, n=1)
+    raise EngineError(
+        f"'{request}' is no request that a plugin of this run declares{f'; did you mean {near[0]!r}?' if near else ''} "
+        f"(declared: {', '.join(declared) or 'none'}). A plugin with requests = ('save',) asks by "
+        "run.ask(f'{self.name}.save')"
+    )
 
 
 def in_words(verb: str, text: str) -> str:

@@ -67,6 +67,12 @@ class Window:
         self.scale: torch.Tensor | None = None
         self.reference: Weight | None = None
 
+    def fresh(self) -> Window:
+        """Return an empty window like this one, in which its steps are computed again."""
+        window = Window(self.size)
+        window.scale, window.reference = self.scale, self.reference
+        return window
+
     def resize(self, loss: torch.Tensor | None) -> None:
         """Give the window that is about to be opened the size that was asked for.
 

@@ -52,7 +52,9 @@ def build(run: Run, strategy: Strategy) -> None:
     runtime.optimizers = build_optimizers(runtime.components)  # after placing, which may replace the parameters
     runtime.bond = Bond(runtime)
     build_recomputation(run, strategy)
-    runtime.step = FirstStep(build_scaled(run, build_step(runtime.components, runtime.forward, weighs=False)), runtime)
+    compute_loss = strategy.compute_loss(runtime.components.compute_loss)
+    step = build_step(runtime.components, runtime.forward, weighs=strategy.announces, compute_loss=compute_loss)
+    runtime.step = FirstStep(build_scaled(run, step), runtime)
     run._buffer.facts |= {
         **run.config.model_dump(),
         "batches": runtime.feed.batches,

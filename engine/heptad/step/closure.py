@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
 
 from heptad.errors import ConfigError, kind
-from heptad.plugin.contract import Plugin, titled
+from heptad.plugin.contract import Plugin
+from heptad.plugin.verify import titled
 from heptad.ranks.strategy import Strategy
 from heptad.run.kept import KeptWindow
 from heptad.run.run import Run
 from heptad.run.runtime import Runtime
-from heptad.run.window import Window
 from heptad.step.loss_scaling import unscale
 from heptad.step.optimizers import given_optimizers, needs_closure
 from heptad.step.parts import announcer, compute, least_in
@@ -44,7 +45,7 @@ class Recomputation:
             nonlocal fresh
             if fresh:
                 fresh = False
-                return kept.corrected(run._position.window)
+                return self._strategy.loss(run, partial(kept.corrected, run._position.window))
             return self.again(run)
 
         for optimizer, needy in zip(run.optimizers, self._needy, strict=True):
@@ -65,9 +66,7 @@ class Recomputation:
         at, strategy = run._position, self._strategy
         before = at.window, at.batch, at.output, at.loss, at.weight, at.samples_now
         batches, loss = _kept(run).weighing(), KeptWindow()
-        window = Window(at.window.size)
-        window.scale, window.reference = at.window.scale, at.window.reference
-        at.window = window
+        at.window = window = at.window.fresh()
         optimizers = run._runtime.optimizers
         halvings = 0 if at.redo is None else at.redo.halvings
         own = {id(parameter) for parameter in optimizers.held()}
@@ -83,7 +82,7 @@ class Recomputation:
                     window.steps += 1
             unscale(run)
             strategy.reduce(run)
-            return loss.corrected(window)
+            return strategy.loss(run, partial(loss.corrected, window))
         finally:
             for parameter, gradient in beside:
                 parameter.grad = gradient

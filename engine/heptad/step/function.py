@@ -10,7 +10,7 @@ from typing import Any, cast
 
 import torch
 
-from heptad.config import Components, LossOutput
+from heptad.config import Components, ComputeLoss, LossOutput
 from heptad.data.placement import count_samples
 from heptad.errors import DataError, EngineError, diagnose
 from heptad.run.runtime import Place, StepFunction
@@ -22,17 +22,20 @@ NUMBERS = (int, float, bool, str)
 """What a target that is a plain list may hold, one a sample."""
 
 
-def build_step(components: Components, forward: Any, *, weighs: bool) -> StepFunction:
+def build_step(
+    components: Components, forward: Any, *, weighs: bool, compute_loss: ComputeLoss | None = None
+) -> StepFunction:
     """Return the step function of a run.
 
     Args:
         components: Whose loss is used.
         forward: What is called: the network, or what a strategy wrapped around it.
         weighs: Whether the weight is also needed where a window holds a single step. Training does without it there.
+        compute_loss: What computes the loss in place of that of the components.
     """
     if components.criterion is not None:
         return CriterionStep(forward, components.criterion, weighs=weighs)
-    return LossStep(forward, components.compute_loss)
+    return LossStep(forward, compute_loss or components.compute_loss)
 
 
 class CriterionStep:

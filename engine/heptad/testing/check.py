@@ -10,6 +10,7 @@ from heptad.engine import Engine
 from heptad.errors import PluginError, a_kind
 from heptad.plugin.contract import Plugin
 from heptad.plugin.marks import on_enter, on_exit
+from heptad.plugin.on_ranks import verify_ranks
 from heptad.run.run import Run
 from heptad.testing.outcome import RunOutcome, same
 from heptad.testing.report import PluginReport
@@ -28,6 +29,8 @@ def check_plugin(make_plugin: MakePlugin, *, volatile: Iterable[str] = ()) -> Pl
     - Its `state_dict` holds what a checkpoint can, and asking for it changes nothing.
     - The guards of its detours change nothing: asked twice, all is the same.
     - If it says `observes`, weights and random generators are at the end what they are without it.
+    - If it says `ranks = "first"`, it has nothing that an engine refuses in such a one, and the path of the run is what
+      it is without it. What it asks for by `Run.ask` is among its `requests`.
     - When a plugin before or behind it fails, it is closed and adds no failure of its own.
 
     Args:
@@ -51,6 +54,7 @@ def check_plugin(make_plugin: MakePlugin, *, volatile: Iterable[str] = ()) -> Pl
         given = "got" if made is make_plugin else "it returned"
         raise PluginError(f"check_plugin takes a function that builds a plugin; {given} {a_kind(made)}")
     report = PluginReport(made.name)
+    _check_ranks(made, report)
     but_for = frozenset(volatile)
     for given in short_runs():
         _check_run(make_plugin, given, but_for, report)
@@ -61,6 +65,22 @@ def check_plugin(make_plugin: MakePlugin, *, volatile: Iterable[str] = ()) -> Pl
     return report
 
 
+# -- what it says of ranks
+
+
+def _check_ranks(made: Plugin, report: PluginReport) -> None:
+    """Raise at once for what an engine would refuse to be built with: every run would say it again.
+
+    Raises:
+        PluginError: If the plugin says of `ranks` or `requests` what cannot be held.
+    """
+    try:
+        verify_ranks(made, list(made.detours()) if made.ranks == "first" else ())
+    except PluginError as error:
+        report.fault(str(error))
+        raise PluginError(str(report)) from None
+
+
 # -- a run is the same however it is driven
 
 
@@ -68,8 +88,9 @@ def _check_run(make_plugin: MakePlugin, given: ShortRun, volatile: frozenset[str
     straight = _attempt(make_plugin, given, report, "run straight through", lambda engine, stand_in: engine.run())
     if straight is None:
         return
-    if make_plugin().observes:
-        _check_observer(given, straight, report)
+    plugin = make_plugin()
+    if plugin.observes:
+        _check_observer(given, straight, report, first_only=plugin.ranks == "first")
 
     def exchange(engine: Engine, stand_in: StandIn) -> None:
         while not engine.current.ended:
@@ -135,7 +156,7 @@ def _ask(engine: Engine, stand_in: StandIn) -> None:
         stand_in.plugin.state_dict()
 
 
-def _check_observer(given: ShortRun, with_it: RunOutcome, report: PluginReport) -> None:
+def _check_observer(given: ShortRun, with_it: RunOutcome, report: PluginReport, *, first_only: bool) -> None:
     """Compare with a run that lacks the plugin: the engine relies on it that the two do the same."""
     engine = given.build([])
     engine.run()
@@ -144,6 +165,11 @@ def _check_observer(given: ShortRun, with_it: RunOutcome, report: PluginReport) 
         report.fault("it says observes = True, and the weights differ from those of the run without it", given)
     elif not same(with_it.random, without.random):
         report.fault("it says observes = True, and draws from the global random generators", given)
+    if first_only and with_it.path != without.path:
+        report.fault(
+            "it says ranks = 'first', and the path parts from that of the run without it: it steers, on one rank only",
+            given,
+        )
 
 
 # -- the failures of others

@@ -8,6 +8,7 @@ from typing import Any, cast
 from heptad.plugin.contract import Plugin
 from heptad.plugin.detour import Detour
 from heptad.plugin.marks import on_enter, on_exit
+from heptad.plugin.on_ranks import has_on_loss
 from heptad.plugin.subscription import subscriptions_of
 from heptad.run.run import Run
 
@@ -25,6 +26,7 @@ class StandIn(Plugin):
         self.runs_after, self.runs_before = plugin.runs_after, plugin.runs_before
         self.keeps_window, self.changes_gradients = plugin.keeps_window, plugin.changes_gradients
         self.needs_epoch_loss = plugin.needs_epoch_loss
+        self.observes, self.ranks, self.requests = plugin.observes, plugin.ranks, plugin.requests
         self.ask_twice = False
         self.exchange(plugin)
 
@@ -78,7 +80,7 @@ def stand_in_for(plugin: Plugin) -> StandIn:
 
         marking = on_enter if mark.moment == "enter" else on_exit
         methods[f"call_{number}"] = marking(mark.state, every=mark.every, once=mark.once, when=mark.when)(pass_on)
-    if getattr(plugin.on_loss, "__func__", None) is not Plugin.on_loss:
+    if has_on_loss(plugin):
         methods["on_loss"] = _on_loss
     return cast("StandIn", type("StandIn", (StandIn,), methods)(plugin))
 

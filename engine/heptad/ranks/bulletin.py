@@ -1,0 +1,119 @@
+"""`Bulletin`: what a rank that fails leaves for the others, on the store by which the ranks have met.
+
+A collective that fails names no cause. So a rank posts why it fails before its connections are shut, and one whose
+exchange has failed reads it there. A rank that only gives up waiting posts where it was.
+"""
+
+from __future__ import annotations
+
+import json
+from time import monotonic, sleep
+from typing import Any
+
+from heptad.errors import in_a_line
+
+READING = 2.0
+"""Seconds that a failure is waited for, and that the others have to read it."""
+
+_QUIET = 0.5
+"""Seconds after which a rank that has posted nothing is taken for dead, or for hanging."""
+
+_TOGETHER = 0.15
+"""Seconds in which ranks that fail for one reason, as of the same data or weights, have all posted that."""
+
+_LOOK = 0.01
+
+
+class Bulletin:
+    """The notes of the ranks about a failure.
+
+    Args:
+        store: Where they stand.
+        rank: The number of this process.
+        world: How many there are.
+
+    Attributes:
+        last: What was heard last of each rank, in words.
+    """
+
+    def __init__(self, store: Any, rank: int, world: int) -> None:
+        self._store, self._rank, self._world = store, rank, world
+        self.last: dict[int, str] = {}
+        self._page = 0
+
+    def post(self, place: str, error: BaseException) -> None:
+        """Say that this rank has failed."""
+        self._set("place", place)
+        self._set("failed", f"rank {self._rank} failed {place}: {in_a_line(error):.2000}".replace("  ", " "))
+
+    def all_fail(self, place: str) -> bool:
+        """Return whether the other ranks have failed too by now, and at the same place."""
+        others = [other for other in range(self._world) if other != self._rank]
+        until = monotonic() + _TOGETHER
+        while not all(self._get("failed", other) for other in others):
+            if monotonic() > until:
+                return False
+            sleep(_LOOK)
+        return all(self._get("place", other) == place for other in others)
+
+    def turn_page(self) -> None:
+        """Begin anew: what was posted is settled."""
+        self._page += 1
+
+    def wait_for_readers(self) -> None:
+        """Wait until the other ranks have read it; those that are gone do not, so 2 s at most."""
+        others = [self._name("read", other) for other in range(self._world) if other != self._rank]
+        until = monotonic() + READING
+        while monotonic() < until and not self._all_there(others):
+            sleep(_LOOK)
+
+    def read(self, place: str, error: str) -> str:
+        """Return why an exchange of this rank has failed, in words: what a rank has posted, or which one is silent."""
+        self._set("waits", f"rank {self._rank} waited {place}".rstrip())
+        began, others = monotonic(), [other for other in range(self._world) if other != self._rank]
+        silent = others
+        while monotonic() < began + READING:
+            for other in others:
+                if (told := self._get("failed", other)) is not None:
+                    self._set("read", "")
+                    return told
+            silent = [other for other in others if self._get("waits", other) is None]
+            if monotonic() > began + _QUIET:
+                break
+            sleep(_LOOK)
+        return self._gave_up(others, silent, error)
+
+    def _gave_up(self, others: list[int], silent: list[int], error: str) -> str:
+        where = [self._get("waits", other) for other in sorted({*others, self._rank}) if other not in silent]
+        known = "".join(f"; {text}" for text in where if text)
+        if not silent:
+            return f"the ranks wait for different things, and have given up{known} ({error})"
+        names = ", ".join(map(str, silent))
+        last = "".join(f"; rank {one} was last heard {self.last[one]}" for one in silent if one in self.last)
+        if "timed out" in error.lower() or "timeout" in error.lower():
+            return f"rank {names} did not come: it hangs, or is far behind{last}{known} ({error})"
+        return f"rank {names} is gone without a word: it was killed, or its machine is lost{last}{known} ({error})"
+
+    def _name(self, what: str, rank: int) -> str:
+        return f"{self._page}/{what}/{rank}"
+
+    def _set(self, what: str, text: str) -> None:
+        try:
+            self._store.set(self._name(what, self._rank), json.dumps(text))
+        except RuntimeError:  # the process that keeps the store is gone
+            return
+
+    def _get(self, what: str, rank: int) -> str | None:
+        try:
+            if not self._store.check([self._name(what, rank)]):
+                return None
+            found: Any = json.loads(self._store.get(self._name(what, rank)))
+        except (RuntimeError, ValueError):
+            return None
+        return str(found)
+
+    def _all_there(self, names: list[str]) -> bool:
+        try:
+            return self._store.check(names)
+        except RuntimeError:
+            return True

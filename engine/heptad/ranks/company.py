@@ -1,0 +1,77 @@
+"""A step that adds nothing, in a run of several ranks: its backward pass, for which the other ranks wait.
+
+Its loss may be NaN, as the mean over nothing is, and 0 times NaN is NaN. So nothing is handed back through it: the
+parameters that it was computed from get gradients of 0, which is all that DDP waits for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import nn
+
+from heptad.config import ComputeLoss, LossOutput
+
+
+def keep_company(loss: torch.Tensor) -> None:
+    """Add 0 to the gradients of all parameters that a loss was computed from."""
+    _of_nothing(leaves_of(loss)).backward()
+
+
+def leaves_of(loss: torch.Tensor) -> list[torch.Tensor]:
+    """Return the tensors that gradients of a loss are added up in, in the order in which they are found."""
+    found: dict[int, torch.Tensor] = {}
+    seen: set[Any] = set()
+    waiting: list[Any] = [loss.grad_fn]
+    while waiting:
+        node = waiting.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        if hasattr(node, "variable"):
+            found[id(node.variable)] = node.variable
+        waiting += [follower for follower, _ in node.next_functions]
+    return list(found.values())
+
+
+def _of_nothing(tensors: Iterable[torch.Tensor]) -> torch.Tensor:
+    """Return a 0 that depends on tensors; on one element of each, so that it costs nothing."""
+    return torch.stack([tensor.reshape(-1)[:1].sum().to("cpu") * 0 for tensor in tensors]).sum()
+
+
+class LossModule(nn.Module):
+    """The network with a `compute_loss`, as one module for DDP: it finds which parameters the loss depends on.
+
+    So a `compute_loss` may call parts of the network, or the network more than once, as it may with one process.
+    """
+
+    def __init__(self, network: nn.Module, compute_loss: ComputeLoss) -> None:
+        super().__init__()
+        self.network = network
+        self.given: torch.Tensor | LossOutput | None = None
+        self._compute_loss = compute_loss
+
+    def forward(self, batch: Any) -> torch.Tensor | None:
+        """Return the loss alone; what else is given with it waits in `given`."""
+        given = self.given = self._compute_loss(self.network, batch)
+        loss: Any = given.value if isinstance(given, LossOutput) else given
+        if isinstance(loss, torch.Tensor) and not loss.requires_grad and torch.is_grad_enabled():
+            trained = [one for one in self.network.parameters() if one.requires_grad]
+            if isinstance(given, LossOutput) and given.weight is not None and trained:
+                return loss + _of_nothing(trained).to(loss.device)  # a step that adds nothing may have no graph
+        return loss
+
+
+def through(wrapped: nn.Module, inner: LossModule) -> ComputeLoss:
+    """Return a `compute_loss` that goes through what DDP has wrapped around a `LossModule`."""
+
+    def compute_loss(network: nn.Module, batch: Any) -> torch.Tensor | LossOutput | None:
+        del network
+        loss = wrapped(batch)
+        given, inner.given = inner.given, None
+        return replace(given, value=loss) if isinstance(given, LossOutput) else loss
+
+    return compute_loss

@@ -1,0 +1,56 @@
+"""Whether the weights of all ranks are equal, to the bit: looked at once an epoch, in the numbers of the agreement.
+
+Whatever writes to the weights of one rank alone (a handler, an optimizer that a plugin steps in mid-window) would leave
+several networks, of which one is stored and nobody tells.
+"""
+
+from __future__ import annotations
+
+import json
+
+import torch
+from torch import nn
+
+from heptad.errors import RankFailed
+from heptad.run.peers import Peers
+
+_MOST_NAMED = 5
+_WIDTHS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+
+
+def checksum_of(network: nn.Module) -> int:
+    """Return a number of 62 bits that depends on every bit of the parameters (one device sync)."""
+    total = 0
+    for place, one in enumerate(_checksums(network)):
+        total = (total * 1_000_003 + one + place) % (1 << 62)
+    return total
+
+
+def refuse_unequal(network: nn.Module, peers: Peers) -> None:
+    """Say which parameters differ, and on which ranks; one exchange.
+
+    Raises:
+        RankFailed: The same on all ranks.
+    """
+    names = [name for name, _ in network.named_parameters()]
+    told = [json.loads(text) for text in peers.gather(json.dumps(_checksums(network)).encode())]
+    odd = [name for place, name in enumerate(names) if len({row[place] for row in told}) > 1]
+    ranks = [rank for rank, row in enumerate(told) if row != told[0]]
+    more = f" and {len(odd) - _MOST_NAMED} more" if len(odd) > _MOST_NAMED else ""
+    raise RankFailed(
+        f"the weights of the ranks differ: {', '.join(odd[:_MOST_NAMED])}{more} of rank {', '.join(map(str, ranks))} "
+        "from those of rank 0, though all have made the same updates of the same gradients; something has written to "
+        "them on one rank alone: a handler, or an optimizer that a plugin steps before the gradients are averaged"
+    )
+
+
+def _checksums(network: nn.Module) -> list[int]:
+    """Return a number for each parameter: a sum over its bits, each word weighed by its place."""
+    with torch.no_grad():
+        sums = [_checksum(parameter.detach()) for parameter in network.parameters()]
+    return [int(number) for number in torch.stack([one.cpu() for one in sums]).numpy()] if sums else []
+
+
+def _checksum(tensor: torch.Tensor) -> torch.Tensor:
+    words = tensor.contiguous().view(-1).view(_WIDTHS[min(tensor.element_size(), 8)]).to(torch.int64)
+    return (words * (torch.arange(len(words), device=words.device) % 8191 + 1)).sum()

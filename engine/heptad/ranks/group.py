@@ -1,0 +1,284 @@
+"""`Group`: this process among the ranks, the two planes on which they exchange something, and their bulletin.
+
+Joined once a process, by the first engine that needs it; later engines use the same. Strategies call it, and the rooms
+that see it as `Peers`. It is left at the exit of the interpreter, unless a rank has failed: then nobody is waited for.
+
+Tensors of the network travel on the data plane. What the host must know travels on the control plane, always gloo on
+the CPU: a sum that meets another operation on one group gives both ranks nonsense, or ends the process.
+"""
+
+from __future__ import annotations
+
+import atexit
+import os
+import socket
+import stat
+import struct
+from collections.abc import Sequence
+from contextlib import suppress
+from datetime import timedelta
+from functools import cache
+from pathlib import Path
+from time import monotonic
+from typing import Any, NoReturn, cast
+from uuid import uuid4
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from heptad.errors import ConfigError, RankFailed, in_a_line
+from heptad.ranks.bulletin import Bulletin
+
+SHORT = 4096
+"""Bytes that are exchanged at once; what is longer takes a second exchange."""
+
+_HEAD = struct.Struct("<?q")
+"""What stands before it: whether the rank has failed, and how many bytes follow."""
+
+_dist: Any = dist
+"""The same, of which torch declares stores and rendezvous in part only."""
+
+JOINING = timedelta(minutes=30)
+"""How long the others may take until they are there: as torch waits."""
+
+
+class Group:
+    """The ranks of this process's runs.
+
+    Args:
+        rank: The number of this process.
+        world: How many there are.
+        store: Where they leave what others read, under names that no earlier attempt has used.
+
+    Attributes:
+        rank: See above.
+        world: See above.
+        bulletin: What a rank that fails leaves for the others.
+        failed: Whether a rank has failed: nothing more can be exchanged.
+    """
+
+    def __init__(self, rank: int, world: int, store: Any) -> None:
+        self.rank, self.world, self.failed = rank, world, False
+        before = _sockets()
+        if not dist.is_initialized():
+            dist.init_process_group(_backends(), store=store, rank=rank, world_size=world, timeout=JOINING)
+            atexit.register(self._leave)
+        self.data = dist.group.WORLD
+        self.control: Any = dist.new_group(backend="gloo", timeout=JOINING)
+        self._sockets = _sockets() - before
+        _warn_no_more()
+        self.bulletin = Bulletin(store, rank, world)
+
+    def be_patient(self, seconds: float) -> None:
+        """Give up waiting for others after so many seconds, on both planes."""
+        timeout = timedelta(seconds=seconds)
+        for plane in (self.data, self.control):
+            _dist.distributed_c10d._set_pg_timeout(timeout, plane)
+
+    # -- the control plane
+
+    def exchange(self, numbers: Sequence[int]) -> list[list[int]]:
+        """Return the whole numbers of each rank, by rank; all give equally many.
+
+        Raises:
+            RankFailed: If another rank does not take part.
+        """
+        mine = torch.tensor(numbers, dtype=torch.int64)
+        rows = torch.empty((self.world, len(mine)), dtype=torch.int64)
+        self._gather(rows, mine)
+        return cast("list[list[int]]", rows.tolist())
+
+    def gather(self, content: bytes) -> list[bytes]:
+        """Return what each rank gave, by rank; one exchange, and a second where something is long.
+
+        Raises:
+            RankFailed: If another rank does not take part, or has failed in place of giving something.
+        """
+        rows = self._gather_all(content, failed=False)
+        if failed := [text.decode() for wrong, text in rows if wrong]:
+            raise RankFailed("; ".join(failed))
+        return [text for _, text in rows]
+
+    def fail_together(self, error: BaseException) -> None:
+        """Give an error where the others gather something: all of them fail, and all can go on to something else."""
+        with suppress(RankFailed):
+            self._gather_all(f"rank {self.rank} failed: {in_a_line(error):.2000}".encode(), failed=True)
+
+    def _gather_all(self, content: bytes, *, failed: bool) -> list[tuple[bool, bytes]]:
+        rows = self._gather_padded(content, failed, SHORT)
+        longest = max(size for _, size, _ in rows)
+        if longest > SHORT:
+            rows = self._gather_padded(content, failed, longest)
+        return [(wrong, held[:size]) for wrong, size, held in rows]
+
+    def _gather_padded(self, content: bytes, failed: bool, room: int) -> list[tuple[bool, int, bytes]]:
+        padded = _HEAD.pack(failed, len(content)) + content[:room].ljust(room, b"\0")
+        rows = torch.empty((self.world, len(padded)), dtype=torch.uint8)
+        self._gather(rows, torch.frombuffer(bytearray(padded), dtype=torch.uint8))
+        found = [row.numpy().tobytes() for row in rows]
+        return [(*_HEAD.unpack_from(row), row[_HEAD.size :]) for row in found]
+
+    def add(self, sums: torch.Tensor) -> torch.Tensor:
+        """Return the sum of a float64 tensor over the ranks, added in their order: the same bits on all.
+
+        Raises:
+            RankFailed: If another rank does not take part.
+        """
+        mine = sums.detach().to("cpu", torch.float64).contiguous()
+        rows = torch.empty((self.world, mine.numel()), dtype=torch.float64)
+        self._gather(rows, mine.reshape(-1))
+        total = rows[0]
+        for row in rows[1:]:
+            total = total + row
+        return total.reshape(mine.shape)
+
+    def _gather(self, rows: torch.Tensor, mine: torch.Tensor) -> None:
+        try:
+            dist.all_gather(list(rows.unbind()), mine, group=self.control)
+        except RuntimeError as error:
+            self.explain(error)
+
+    # -- failures
+
+    def explain(self, error: BaseException, place: str = "") -> NoReturn:
+        """Raise, from what an exchange has failed with, which rank is why.
+
+        Args:
+            error: The error.
+            place: Where this rank was, in words.
+        """
+        self.failed = True
+        try:
+            text = self.bulletin.read(place, in_a_line(error))
+        finally:
+            self.hang_up()
+        raise RankFailed(text) from error
+
+    def tell(self, place: str, error: BaseException) -> None:
+        """Tell the other ranks that this one has failed, and wait until they have read it, 2 s at most.
+
+        Where all of them fail at this place, nobody waits for anybody, and what comes next may use the group again.
+
+        Args:
+            place: Where, in words.
+            error: What with.
+        """
+        if self.failed:
+            return
+        self.bulletin.post(place, error)
+        if self.bulletin.all_fail(place):
+            self.bulletin.turn_page()
+            return
+        self.failed = True
+        self.hang_up()
+        self.bulletin.wait_for_readers()
+
+    def hang_up(self) -> None:
+        """Shut the connections of the planes, so that a rank that waits for this one fails now.
+
+        Torch has no call that does: an aborted group of gloo keeps its connections until the process ends.
+        """
+        for number in self._sockets:
+            with suppress(OSError), socket.socket(fileno=os.dup(number)) as one:
+                one.getpeername()  # raises for the one that listens, which gloo does not survive
+                one.shutdown(socket.SHUT_RDWR)
+
+    def _leave(self) -> None:
+        """Leave at the exit of the interpreter; nobody is waited for.
+
+        Torch's threads must end before it does. What is still under way fails at once, where connections were shut.
+        """
+        if dist.is_initialized():
+            dist.destroy_process_group()
+
+
+@cache  # the groups belong to the process, as torch's own do
+def join_group() -> Group:
+    """Return the group of this process; join the others if that was not done yet.
+
+    Raises:
+        ConfigError: If torchrun has not said which rank this process is.
+        RankFailed: If the others do not come.
+    """
+    if dist.is_initialized():  # by the script
+        rank, world = dist.get_rank(), dist.get_world_size()
+        store = _dist.PrefixStore("heptad", _dist.distributed_c10d._get_default_store())
+        return Group(rank, world, store)
+    try:
+        store, rank, world = next(_dist.rendezvous("env://", timeout=JOINING))
+    except (ValueError, KeyError) as error:
+        raise ConfigError(
+            f"RunConfig.strategy='ddp' takes its ranks from torchrun, which has not started this process ({error}); "
+            "run the script as torchrun --nproc-per-node 2 SCRIPT.py, or say strategy='auto'"
+        ) from error
+    try:
+        return Group(rank, world, _of_this_attempt(store, rank, world))
+    except RuntimeError as error:
+        raise RankFailed(f"rank {rank} of {world} could not join the others: {in_a_line(error)}") from error
+
+
+def _of_this_attempt(store: Any, rank: int, world: int) -> Any:
+    """Return the store under names of this attempt alone.
+
+    Torchrun may keep its store over restarts, where new processes would read the addresses of dead ones. So rank 0
+    gives the attempt a fresh name, in answer to a word that each rank has drawn just now, and all meet under it.
+    """
+    attempt = "/".join(os.environ.get(name, "") for name in ("TORCHELASTIC_RUN_ID", "TORCHELASTIC_RESTART_COUNT"))
+    store = _dist.PrefixStore(f"heptad/{attempt}", store)
+    word = uuid4().hex
+    store.set(f"word/{rank}", word)
+    deadline = monotonic() + JOINING.total_seconds()
+    while rank == 0 and monotonic() < deadline:
+        words = [store.get(f"word/{other}").decode() for other in range(world)]  # waits for each
+        name = uuid4().hex
+        for one in words:
+            store.set(f"name/{one}", name)
+        with suppress(RuntimeError):  # a word was that of a dead process, and its successor has not come yet
+            return _meet(store, name, rank, world, timedelta(seconds=3))
+    while monotonic() < deadline:
+        name = store.get(f"name/{word}").decode()
+        with suppress(RuntimeError):
+            return _meet(store, name, rank, world, timedelta(seconds=4))
+    raise RankFailed(f"the {world} ranks did not meet within {JOINING.total_seconds():.0f} s")
+
+
+def _meet(store: Any, name: str, rank: int, world: int, timeout: timedelta) -> Any:
+    """Return the store under a name, when all ranks are there."""
+    own = _dist.PrefixStore(name, store)
+    own.set(f"here/{rank}", "")
+    own.wait([f"here/{other}" for other in range(world)], timeout)
+    return own
+
+
+def _backends() -> str:
+    """Return what tensors travel by: NCCL those on CUDA, gloo all others."""
+    return "cpu:gloo,cuda:nccl" if torch.cuda.is_available() and dist.is_nccl_available() else "gloo"
+
+
+def _warn_no_more() -> None:
+    """Let DDP say now, and to nobody, that find_unused_parameters may be slow: it says so once a process.
+
+    The warning does not pass through Python; and this engine has a reason, see `Ddp.place`.
+    """
+    wrapped = DistributedDataParallel(nn.Linear(1, 1), find_unused_parameters=True)
+    kept = os.dup(2)
+    try:
+        with Path(os.devnull).open("wb") as nothing:
+            os.dup2(nothing.fileno(), 2)
+            wrapped(torch.zeros(1, 1))
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+
+
+def _sockets() -> set[int]:
+    """Return the numbers of this process's open sockets; none where the system does not show them."""
+    found: set[int] = set()
+    with suppress(OSError):
+        for path in Path("/dev/fd").iterdir():
+            with suppress(OSError, ValueError):
+                if stat.S_ISSOCK(os.fstat(int(path.name)).st_mode):
+                    found.add(int(path.name))
+    return found

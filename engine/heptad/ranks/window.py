@@ -1,0 +1,71 @@
+"""`RanksWindow`: a window over several ranks, whose steps are related to a weight that all ranks know."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from heptad.errors import EngineError
+from heptad.ranks.company import keep_company
+from heptad.run.weight import Weight, adds_nothing
+from heptad.run.window import Window
+
+
+class RanksWindow(Window):
+    """The steps of one rank in a window of all.
+
+    With r a step's weight relative to the reference, each loss is scaled by r / k, and the average over the ranks is
+    corrected by world · k / Σr, see `Ddp.reduce`. The first weight of the window, which one process takes for its
+    reference, is another one on each rank.
+
+    Args:
+        size: Steps of each rank that fill it (k).
+        reference: What a full batch weighs.
+
+    Attributes:
+        common: The reference.
+        again: Whether it is computed again: its loss is not that of the run's newest window.
+        mean: Its loss over all ranks, once they have reduced it.
+        closes: Whether the step under way closes the window: its backward pass is the one that the ranks share.
+    """
+
+    __slots__ = ("again", "closes", "common", "mean")
+
+    def __init__(self, size: int, reference: float) -> None:
+        super().__init__(size)
+        self.common = reference
+        self.closes = self.again = False
+        self.mean: torch.Tensor | None = None
+
+    def fresh(self) -> RanksWindow:
+        """Return an empty window like this one."""
+        window = RanksWindow(self.size, self.common)
+        window.scale, window.reference, window.again = self.scale, self.reference, True
+        return window
+
+    def backward(self, loss: Any, weight: Weight | None) -> torch.Tensor | None:
+        """Run the backward pass of a step; see `Window.backward`.
+
+        Raises:
+            EngineError: If the step gave no loss: the other ranks wait for its backward pass.
+        """
+        if loss is None:
+            raise EngineError(
+                "compute_loss returned None in a run of several ranks, and the others wait for this one's backward "
+                "pass; return LossOutput(loss, weight=0) for a batch that is to count for nothing"
+            )
+        if self.closes and adds_nothing(weight):
+            keep_company(loss)
+        return super().backward(loss, weight)
+
+    def _relative(self, weight: Weight | None) -> Weight:
+        if self.steps == 0:
+            self.total, self.empty, self.losses = 0.0, True, []
+        if adds_nothing(weight):
+            return 0.0
+        self.empty = False
+        relative: Weight = 1.0 if weight is None else weight / (self.reference or self.common)
+        self.first = weight
+        self.total = self.total + relative
+        return relative
