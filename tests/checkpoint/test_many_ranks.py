@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import torch
 from disk import CountedFiles, number_of, refusing, stored
-from rank_threads import Died, on_ranks, snapshot_of, store_of
+from store_ranks import Died, on_ranks, snapshot_of, store_of
 
 from heptad import CheckpointError
 from heptad.checkpoints.files import Files
