@@ -356,6 +356,28 @@ def _is_sorted(column: Tensor) -> bool:
     return bool((column[1:] >= column[:-1]).all())
 
 
+class GroupPlace(Stored):
+    """The step of a pass that several ranks are at, each of which reads all batches, or a part of its own.
+
+    Attributes:
+        world: How many they are.
+        key: The pass of steps.
+        taken: Steps made in it.
+        reads: The pass over the data that is read, which a step may have begun early.
+        crossed: A step has.
+        states: Of the generators under which all ranks read; `None` where nothing draws, or nothing was read.
+        walked: Of parts: epoch, pass and steps of each pass of steps that is to be made again.
+    """
+
+    world: Size
+    key: Key
+    taken: Count
+    reads: Annotated[list[int], Field(min_length=3, max_length=3)]
+    crossed: bool = False
+    states: dict[str, Any] | None = None
+    walked: list[Annotated[list[Count], Field(min_length=3, max_length=3)]] = []
+
+
 class IteratorPlace(Stored):
     """A place in an iterator: the data room writes it, and so the two below."""
 
@@ -366,6 +388,7 @@ class IteratorPlace(Stored):
     generators: list[Any] = []
     samplers: list[Any] | None = None
     varies: bool = False
+    group: GroupPlace | None = None
 
 
 class WalkPlace(IteratorPlace):
@@ -391,6 +414,7 @@ class DatasetPlace(Stored):
     generators: list[Any]
     samples: Count = -1
     varies: bool = False
+    world: Size = 1
 
     @model_validator(mode="after")
     def _lies_in_the_pass(self) -> Self:
