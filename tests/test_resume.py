@@ -268,7 +268,7 @@ def test_where_all_are_damaged_nothing_is_begun(tmp_path):
     for entry in Store(tmp_path / "a").entries():
         flip(entry.path / "rank-00000.safetensors")
     engine = full_engine(tmp_path / "a")
-    with pytest.raises(CheckpointError, match=r"checkpoint-\d+.*run\.safetensors") as caught:
+    with pytest.raises(CheckpointError, match=r"checkpoint-\d+.*rank-00000\.safetensors") as caught:
         engine.run(resume="auto")
     assert str(caught.value).count("rank-00000.safetensors") == 2
     assert engine.current.state == "idle"
