@@ -134,7 +134,9 @@ def elastic(folder: Path) -> dict[str, Any]:
             return {"weights": weights_of(engine.run())}
     found: dict[str, Any] = {"weights": {}, "refused": {}, "notes": []}
     for entry in Store(source).entries()[2::4]:
-        with engine_of(folder / "other" / os.environ["WORLD_SIZE"] / entry.path.name, masks=False, every=1000) as engine:
+        with engine_of(
+            folder / "other" / os.environ["WORLD_SIZE"] / entry.path.name, masks=False, every=1000
+        ) as engine:
             try:
                 run = engine.run(resume=entry.path)
                 found["weights"][entry.path.name] = weights_of(run)
