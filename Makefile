@@ -47,6 +47,7 @@ benchmarks: .venv/ready
 	$(BIN)/python benchmarks/overhead.py
 	$(BIN)/python benchmarks/device.py
 	$(BIN)/python benchmarks/data.py
+	$(BIN)/python benchmarks/order.py
 	$(BIN)/python benchmarks/plugins.py
 	$(BIN)/python benchmarks/checkpoint.py
 	$(BIN)/python benchmarks/background.py

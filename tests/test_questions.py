@@ -133,7 +133,7 @@ def test_a_file_that_cannot_be_written_leaves_the_one_that_was_there(tmp_path: P
     for write in (jsonl.write, timeline.write):
         stream = io.BytesIO()
         with pytest.raises(OSError, match="the disk is gone"):
-            write(log.source, stream)
+            write({0: log.source}, stream)
         assert stream.getvalue() == b""
 
 

@@ -247,7 +247,7 @@ def flip(path: Path) -> None:
     path.write_bytes(bytes(content))
 
 
-@pytest.mark.parametrize("name", ["manifest.json", "state.json", "network.safetensors", "run.safetensors"])
+@pytest.mark.parametrize("name", ["manifest.json", "state.json", "network-00000.safetensors", "rank-00000.safetensors"])
 def test_a_damaged_one_is_named_and_the_one_before_taken(name, tmp_path):
     """The run still equals the uninterrupted one; what is wrong stands in the log."""
     straight = full_engine(tmp_path / "straight")
@@ -266,11 +266,11 @@ def test_where_all_are_damaged_nothing_is_begun(tmp_path):
     """The error says what was found, and the run does not begin anew behind the user's back."""
     begun(tmp_path / "a")
     for entry in Store(tmp_path / "a").entries():
-        flip(entry.path / "run.safetensors")
+        flip(entry.path / "rank-00000.safetensors")
     engine = full_engine(tmp_path / "a")
-    with pytest.raises(CheckpointError, match=r"checkpoint-\d+.*run\.safetensors") as caught:
+    with pytest.raises(CheckpointError, match=r"checkpoint-\d+.*rank-00000\.safetensors") as caught:
         engine.run(resume="auto")
-    assert str(caught.value).count("run.safetensors") == 2
+    assert str(caught.value).count("rank-00000.safetensors") == 2
     assert engine.current.state == "idle"
 
 

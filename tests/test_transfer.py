@@ -422,7 +422,7 @@ def test_rows_are_kept_and_gathered_there(dataset: Any):
     parts = batch if isinstance(batch, list) else [batch]
     assert {part.device for part in parts} == {meta}
     assert [len(part) for part in parts] == [4] * len(parts)
-    assert feed._cursor._order.part(0, 4).device == meta  # type: ignore[attr-defined]
+    assert feed._cursor._jobs.job(0)[0].device == meta  # type: ignore[attr-defined]
 
 
 def test_a_tensor_is_moved_once_and_again_when_it_was_written_to(monkeypatch: pytest.MonkeyPatch):

@@ -19,7 +19,7 @@ import heptad_plugins
 from heptad import table, testing
 from heptad.checkpoints import store
 from heptad.engine_view import EngineView
-from heptad.history import diff, explain, summary
+from heptad.history import diff, explain, summary, waiting
 from heptad.plugin import listing
 from heptad.record import chunk, events, values
 from heptad.run import snapshot, view
@@ -57,10 +57,12 @@ BESIDE = (
     "monitored",
     "refuse_unrecorded",
     "metric_weight",
+    "add_over_ranks",
     "Watch",
     "EvaluationOptions",
     "Measures",
     "apply_metric",
+    "merge_mistake",
     "metrics_mistake",
     "options_mistake",
     "Store",
@@ -75,7 +77,8 @@ BESIDE = (
 """The names of `heptad.plugin.__all__` that stand nowhere else on the page."""
 
 GIVEN = (
-    events.Event, *events.EVENTS.values(), values.Recorded, chunk.Call, chunk.Failure, summary.Duration,
+    events.Event, *events.EVENTS.values(), values.Recorded, chunk.Call, chunk.Failure,
+    summary.Duration, waiting.SlowestRank,
     explain.Explanation, explain.Tried, explain.Called,
     diff.Diff, diff.Fact, diff.Parting,
     plan.PlannedTurn, plan.PlannedCall, listing.SubscriptionTable, listing.Subscribed,
@@ -117,6 +120,7 @@ ALIASES = {
     "MetricsInput": "Mapping[str, Callable[[Any, Any], torch.Tensor | float] | MetricObject] | MetricObject",
     "explain.Explanation": "Explanation",
     "summary.Duration": "Duration",
+    "waiting.SlowestRank": "SlowestRank",
     "diff.Diff": "Diff",
     "OptimizerInput": "Optimizer | Callable[[nn.Module], Optimizer] | Sequence[…]",
     "ComputeLoss": "Callable[[nn.Module, Any], torch.Tensor | LossOutput]",

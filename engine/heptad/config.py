@@ -201,6 +201,7 @@ class RunConfig(_Checked):
             order; below 2**64. `None` leaves the generators alone and takes a root for the data from the operating
             system.
         shuffle: A new order each pass; with a `dataset` that is indexed only, an iterable one has an order of its own.
+            Above 10 million samples the order is computed as batches are taken, and never held.
         drop_last: Leaves out the last, smaller batch of a pass; with `dataset` only.
         num_workers: Processes that fetch batches, 0 for none; with `dataset` only. The data do not depend on it, except
             where an iterable dataset does not share itself out: each worker yields all of it then, as in torch.

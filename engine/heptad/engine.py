@@ -42,10 +42,11 @@ from heptad.run.signals import CtrlC
 from heptad.run.until import Until, until_predicate
 from heptad.run.verified import note_unverified
 from heptad.smoke.compiling import compilation_handlers
-from heptad.step.bodies import BODIES, announced_batch, before_loop, build
+from heptad.step.bodies import BODIES, before_loop, build
 from heptad.step.closure import prepare_recomputation
 from heptad.step.loss_scaling import first_on_update
 from heptad.step.optimizers import Optimizers, given_mistakes
+from heptad.step.ranks_bodies import bodies_of_ranks, spare_idle_steps
 from heptad.step.reading import readers
 from heptad.step.redo import build_redo
 from heptad.table import guard_of, training_table
@@ -96,7 +97,7 @@ class Engine(EngineView):
         self._blocks = Blocks(components, config)
         device = self._strategy.device(resolve_device(config.device))
         place = build_transfer(device, config)
-        feed = build_feed(components, config, self._strategy.share(), place)
+        feed = build_feed(components, config, self._strategy.share(), place, self._strategy.peers.gather)
         runtime = Runtime(components, feed, device, Optimizers(), place)
         runtime.peers = self._strategy.peers
         runtime.evaluator = self._evaluator(device)
@@ -123,8 +124,7 @@ class Engine(EngineView):
     def _build_machine(self, detours: Sequence[tuple[Plugin | None, Detour]]) -> Machine:
         table = self.current.table
         bodies: dict[str, Body] = {"before_loop": partial(before_loop, strategy=self._strategy), **BODIES}
-        if self._strategy.announces:
-            bodies["process_batch"] = partial(announced_batch, strategy=self._strategy)
+        bodies |= bodies_of_ranks(self._strategy)
         bodies["process_batch"] = self._redo.around(bodies["process_batch"], self.current)
         guards: dict[str, Guard] = dict(GUARDS)
         owners: dict[str, str] = {}
@@ -278,6 +278,8 @@ class Engine(EngineView):
 
     def _subscribe(self, subscription: Subscription) -> None:
         verify(subscription, self.current.table)
+        if self._strategy.announces:
+            spare_idle_steps(subscription)
         if self._config.trace_handlers:
             trace(subscription, self.current)
         self._manager.wrap(subscription)

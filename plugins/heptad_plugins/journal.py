@@ -26,6 +26,10 @@ class Journal(Plugin):
     named `superseded_…`, and the path reads as one. If `resume="auto"` finds no checkpoint yet, because the attempt
     before was killed too early, everything in the file moves there. Any other file that is not empty is left alone.
 
+    With several ranks each writes a file of its own: rank 0 the one that was named, rank 1 the one beside it that ends
+    in `.rank1`, and so on. `TransitionLog.load(path)` reads them as one log. Each rank continues, replaces and refuses
+    its own file as said above. With `overwrite=True` rank 0 also removes what an earlier run of more ranks left.
+
     For each update it records `train/loss`, the mean over its window, and `lr`, the learning rate of the update (with
     several parameter groups `lr/0`, `lr/1`, …, over all optimizers), unless a value of that name was recorded since the
     update before; and after each epoch `train/epoch_loss`, the mean over its steps. They are recorded values like all
@@ -38,7 +42,7 @@ class Journal(Plugin):
     What a plugin records in `close`, if it is closed after this one, is not in the file.
 
     Args:
-        path: The file; missing folders are made.
+        path: The file, of rank 0 where there are several; missing folders are made.
         flush_every: Transitions that the file may lack after a kill. The run waits after that many until they are
             written, about 0.3 ms. `None` for those of the last second.
         overwrite: Whether to discard another run's log in the file.

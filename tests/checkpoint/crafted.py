@@ -16,6 +16,7 @@ import torch
 from safetensors.torch import load, save
 
 from heptad.checkpoints.store import Store
+from listed import group_of, listing
 
 Change = Callable[[dict[str, Any]], object]
 """Changes what it is given."""
@@ -34,13 +35,20 @@ def put(path: Path, name: str, content: bytes) -> None:
     """Put other content in a file of a checkpoint, which may be new, and its size and digest in the manifest."""
     (path / name).write_bytes(content)
     facts = {"size": len(content), "sha256": hashlib.sha256(content).hexdigest()}
-    sign(path, lambda manifest: manifest["files"].update({name: facts}))
+    tensors = listing(name, content)
+
+    def change(manifest: dict[str, Any]) -> None:
+        manifest["files"][name] = facts
+        if tensors is not None:
+            manifest["tensors"][group_of(name)] = tensors
+
+    sign(path, change)
 
 
 def drop(path: Path, name: str) -> None:
     """Remove a file of a checkpoint, from the manifest too."""
     (path / name).unlink()
-    sign(path, lambda manifest: manifest["files"].pop(name))
+    sign(path, lambda manifest: (manifest["files"].pop(name), manifest["tensors"].pop(group_of(name), None)))
 
 
 def put_state(path: Path, change: Change) -> None:
@@ -52,7 +60,7 @@ def put_state(path: Path, change: Change) -> None:
 
 def put_tensors(path: Path, section: str, change: Change) -> None:
     """Change the tensors of a section, by name."""
-    file = path / f"{section}.safetensors"
+    file = path / f"{section}-00000.safetensors"
     tensors = load(file.read_bytes()) if file.exists() else {}
     change(tensors)
     put(path, file.name, save({name: tensor.contiguous() for name, tensor in tensors.items()}))

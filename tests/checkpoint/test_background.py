@@ -98,7 +98,7 @@ def test_the_files_are_byte_for_byte_those_of_a_foreground_save(tmp_path: Path, 
     writer.save(run, kept, 2)
     writer.finish()
     assert files_in(tmp_path / "behind") == files_in(tmp_path / "before")
-    assert len(files_in(tmp_path / "before")) == 3
+    assert len(files_in(tmp_path / "before")) == 4
 
 
 def test_the_files_hold_the_state_at_the_call_while_everything_is_changed(tmp_path: Path, run: Run):
@@ -116,7 +116,8 @@ def test_the_files_hold_the_state_at_the_call_while_everything_is_changed(tmp_pa
     assert files_in(tmp_path / "behind") == files_in(tmp_path / "before")
     Store(tmp_path / "after").save(kept)
     after = files_in(tmp_path / "after")
-    assert all(after[name] != content for name, content in files_in(tmp_path / "before").items())
+    same = [name for name, content in files_in(tmp_path / "before").items() if after[name] == content]
+    assert same == ["checkpoint-00000001/rank-00000.json"]  # nothing here is a rank's own
 
 
 def test_the_next_one_waits_for_the_one_before(tmp_path: Path, run: Run):
@@ -203,7 +204,7 @@ def test_a_copy_for_which_there_is_no_memory_is_refused_at_the_call(tmp_path: Pa
         raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
 
     monkeypatch.setattr(copying, "_host_copy", copied)
-    with pytest.raises(CheckpointError, match=r"a copy of 534 bytes .* can't allocate .*background=False"):
+    with pytest.raises(CheckpointError, match=r"a copy of 544 bytes .* can't allocate .*background=False"):
         BackgroundWriter(Store(tmp_path), "A.save").save(run, snapshot(1), 2)
     assert list(tmp_path.iterdir()) == []
 
@@ -216,7 +217,7 @@ def test_a_full_disk_is_raised_once_with_what_it_says_in_the_foreground(tmp_path
     writer.save(run, snapshot(3), 1)
     with pytest.raises(CheckpointError) as caught:
         writer.finish()
-    free = r"[\d,]+ are free"
+    free = r"[\d,]+ are free|-[0-9a-f]{8}(?=/)"
     assert re.sub(free, "", str(caught.value)) == re.sub(free, "", str(expected.value))
     assert re.search(free, str(caught.value))
     assert caught.value.__notes__ == [

@@ -70,22 +70,22 @@ def test_what_would_not_be_read_is_not_written(tmp_path: Path):
 def test_a_file_with_holes_that_fits_into_no_memory_is_not_read(path: Path):
     """It takes nothing of the disk, and its digest is not waited for."""
     size = 1 << 40
-    os.truncate(path / "network.safetensors", size)
-    sign(path, lambda manifest: manifest["files"]["network.safetensors"].update(size=size))
+    os.truncate(path / "network-00000.safetensors", size)
+    sign(path, lambda manifest: manifest["files"]["network-00000.safetensors"].update(size=size))
     found = bounded(lambda: Store(path.parent).load(path), megabytes=100, seconds=2)
     assert found == f"CheckpointError: {path} does not fit into the memory that there is"
 
 
 def test_what_takes_more_than_there_is_is_refused_in_words(path: Path):
     """Not by a MemoryError."""
-    put(path, "network.safetensors", bytes(200 << 20))
+    put(path, "network-00000.safetensors", bytes(200 << 20))
     found = bounded(lambda: Store(path.parent).load(path), megabytes=100)
     assert found == f"CheckpointError: {path} does not fit into the memory that there is"
 
 
 def test_a_file_that_is_verified_only_is_not_held(path: Path):
     """Whoever wants weights need not have the memory for moments."""
-    put(path, "optimizers.safetensors", bytes(200 << 20))
+    put(path, "optimizers-00000.safetensors", bytes(200 << 20))
     assert bounded(lambda: Store(path.parent).load(path, ["network"]), megabytes=100) == ""
 
 
@@ -99,17 +99,17 @@ def test_a_manifest_of_many_keys_is_read_in_one_pass(path: Path):
 def test_a_manifest_of_many_files_ends_at_the_first_that_is_missing(path: Path):
     """It is signed, and none of them is there."""
     facts = {"size": 0, "sha256": "0" * 64}
-    sign(path, lambda manifest: manifest["files"].update({f"s{n}.safetensors": facts for n in range(7000)}))
-    assert "s0.safetensors is missing" in bounded(lambda: Store(path.parent).load(path), seconds=2)
+    sign(path, lambda manifest: manifest["files"].update({f"s{n}-00000.safetensors": facts for n in range(7000)}))
+    assert "s0-00000.safetensors is missing" in bounded(lambda: Store(path.parent).load(path), seconds=2)
 
 
 def test_a_file_of_too_many_tensors_is_refused(path: Path):
     """Each would take twenty times its bytes in the header."""
     row = b'"%d":{"dtype":"F32","shape":[0],"data_offsets":[0,0]}'
     header = b"{" + b",".join(row % number for number in range(300_000)) + b"}"
-    put(path, "network.safetensors", len(header).to_bytes(8, "little") + header)
+    put(path, "network-00000.safetensors", len(header).to_bytes(8, "little") + header)
     found = bounded(lambda: Store(path.parent).load(path), megabytes=200)
-    assert "network.safetensors holds 300,000 tensors, and at most 262,144 are read" in found
+    assert "network-00000.safetensors holds 300,000 tensors, and at most 262,144 are read" in found
 
 
 @pytest.mark.parametrize(
@@ -118,7 +118,7 @@ def test_a_file_of_too_many_tensors_is_refused(path: Path):
 )
 def test_a_tensor_stands_in_one_place(path: Path, second: bytes):
     """Two places would change together; and a file of a few bytes for each would ask for any number of copies."""
-    drop(path, "optimizers.safetensors")
+    drop(path, "optimizers-00000.safetensors")
     put(path, "state.json", one(b'[{"tensor":"first.bias"},{"tensor":"first.weight"},' + second + b"]"))
     with pytest.raises(CheckpointError, match=r"network\[2\].* is not a value of this format"):
         Store(path.parent).load(path)
@@ -126,16 +126,16 @@ def test_a_tensor_stands_in_one_place(path: Path, second: bytes):
 
 def test_a_tensor_that_stands_nowhere_is_refused(path: Path):
     """It was not written by a run."""
-    drop(path, "optimizers.safetensors")
+    drop(path, "optimizers-00000.safetensors")
     put(path, "state.json", one(b'{"tensor":"first.bias"}'))
-    with pytest.raises(CheckpointError, match=r"network.safetensors holds 'first.weight', of which state.json"):
+    with pytest.raises(CheckpointError, match=r"network-00000.safetensors holds 'first.weight', of which state.json"):
         Store(path.parent).load(path)
 
 
 def test_half_a_surrogate_pair_is_refused(path: Path):
     """No file of a log takes such a text: the run would fail turns later."""
-    drop(path, "optimizers.safetensors")
-    drop(path, "network.safetensors")
+    drop(path, "optimizers-00000.safetensors")
+    drop(path, "network-00000.safetensors")
     for text in (b'"\\ud800"', b'["\\udfff"]', b'{"dict":{"\\ud800":1}}'):
         put(path, "state.json", one(text))
         with pytest.raises(CheckpointError, match="is not a value of this format"):

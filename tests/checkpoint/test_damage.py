@@ -60,13 +60,13 @@ def test_a_cut_file_is_named_and_the_checkpoint_before_is_taken(tmp_path: Path):
 
 
 def test_a_flipped_bit_is_named_and_the_checkpoint_before_is_taken(tmp_path: Path):
-    """Each of 200, drawn over all bits of all files."""
+    """Each of 200, drawn over all bits of all files, and one in each file."""
     store = stored(tmp_path, 2)
     files = newest_files(store)
     drawn = random.Random(0).sample(range(8 * sum(map(len, files.values()))), 200)
     hit = set()
-    for bit in drawn:
-        path, place = one_of(files, bit // 8)
+    places = [(*one_of(files, bit // 8), bit) for bit in drawn] + [(path, 0, 3) for path in files]
+    for path, place, bit in places:
         torn = bytearray(files[path])
         torn[place] ^= 1 << bit % 8
         path.write_bytes(torn)
@@ -117,14 +117,14 @@ def test_with_no_sound_checkpoint_left_the_error_says_what_was_found(tmp_path: P
     store = stored(tmp_path, 3)
     first, second, third = (entry.path for entry in store.entries())
     (first / "state.json").unlink()
-    (second / "network.safetensors").write_bytes(b"half")
+    (second / "network-00000.safetensors").write_bytes(b"half")
     (third / "manifest.json").write_bytes(b"{")
     with pytest.raises(CheckpointError) as caught:
         store.newest_sound()
     head, *lines = str(caught.value).splitlines()
     assert head == f"{tmp_path} holds no sound checkpoint; what there is:"
     assert [line.split(" is ")[0].split(" holds ")[0].strip() for line in lines] == [
-        str(third / "manifest.json"), str(second / "network.safetensors"), str(first / "state.json"),
+        str(third / "manifest.json"), str(second / "network-00000.safetensors"), str(first / "state.json"),
     ]  # fmt: skip
     assert "is not readable JSON" in lines[0]
     assert "4 bytes" in lines[1]
@@ -189,9 +189,9 @@ FACTS = {"size": 0, "sha256": hashlib.sha256(b"").hexdigest()}
         (lambda manifest: manifest["files"].update({"../../secret.safetensors": FACTS}), "files.*secret"),
         (lambda manifest: manifest["files"].update({"/etc/passwd": FACTS}), "files.*passwd"),
         (lambda manifest: manifest["files"].update({"..": FACTS}), r"files"),
-        (lambda manifest: manifest["files"].update({"network.safetensors\n": FACTS}), "files"),
+        (lambda manifest: manifest["files"].update({"network-00000.safetensors\n": FACTS}), "files"),
         (lambda manifest: manifest["files"].update({"a.pt": FACTS}), "files.*a.pt"),
-        (lambda manifest: manifest["files"].update({"stray.safetensors": FACTS}), "stray.safetensors is missing"),
+        (lambda manifest: manifest["files"].update({"stray-00000.safetensors": FACTS}), "stray-00000.* is missing"),
         (lambda manifest: manifest["files"].pop("state.json"), "it lists no state.json"),
         (lambda manifest: manifest["files"]["state.json"].update(size=-1), "size"),
         (lambda manifest: manifest["files"]["state.json"].update(size="12"), "size"),
@@ -227,7 +227,7 @@ def test_a_manifest_that_nobody_wrote_is_refused(tmp_path: Path, change: Callabl
         (b'{"format": NaN}', "NaN is not a number of JSON"),
         (b"[" * 100_000, "is not readable JSON"),
         (b'{"format": ' + b"1" * 5000 + b"}", "is not readable JSON"),
-        (b" " * ((1 << 20) + 1), "larger than was written: 1,048,577 bytes, where at most 1,048,576"),
+        (b" " * ((1 << 25) + 1), "larger than was written: 33,554,433 bytes, where at most 33,554,432"),
     ],
     ids=["empty", "list", "bytes", "twice", "NaN", "deep", "long number", "long file"],
 )
@@ -245,14 +245,14 @@ def test_an_invalid_manifest_is_refused(tmp_path: Path, content: bytes, text: st
         ("state.json", b'{"sections":{"network":{"dict":{"a":1,"a":2}}}}', "the key 'a' is there twice"),
         ("state.json", b'{"sections":' + b'{"a":' * 50_000, "state.json is not what"),
         ("state.json", b'{"sections":{"../x":1}}', "state.json is not what"),
-        ("state.json", b'{"sections":{}}', "network.safetensors belongs to no section"),
+        ("state.json", b'{"sections":{}}', "network-00000.safetensors belongs to no section"),
         ("state.json", b'{"sections":{"network":1,"optimizers":{"eval":"1"}}}', r"optimizers is not a value of this"),
         (
-            "network.safetensors",
+            "network-00000.safetensors",
             (10 << 30).to_bytes(8, "little") + b"{}",
-            "network.safetensors is not a safetensors file",
+            "network-00000.safetensors is not a safetensors file",
         ),
-        ("network.safetensors", b"", "network.safetensors is not a safetensors file"),
+        ("network-00000.safetensors", b"", "network-00000.safetensors is not a safetensors file"),
     ],
 )
 def test_files_that_nobody_wrote_are_refused(tmp_path: Path, name: str, content: bytes, text: str):
@@ -266,9 +266,9 @@ def test_files_that_nobody_wrote_are_refused(tmp_path: Path, name: str, content:
 def test_a_checkpoint_of_a_later_version_is_refused_and_not_passed_over(tmp_path: Path):
     """Falling back to an older one would lose what the later version trained; and it is no damage to be removed."""
     store = stored(tmp_path, 2)
-    sign(store.entries()[1].path, lambda manifest: manifest.update(format=2, new_field=1))
+    sign(store.entries()[1].path, lambda manifest: manifest.update(format=3, new_field=1))
     for ask in (store.newest_sound, store.best_sound, lambda: store.load(store.entries()[1])):
-        with pytest.raises(CheckpointError, match=r"manifest.json is of format 2, .* reads formats up to 1: install"):
+        with pytest.raises(CheckpointError, match=r"manifest.json is of format 3, .* reads formats up to 2: install"):
             ask()
     store.save(snapshot(3))
     store.rotate(2)

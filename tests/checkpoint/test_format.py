@@ -1,6 +1,7 @@
-"""A checkpoint that was written once and is kept as files: every later version must load it, bit for bit.
+"""Checkpoints that were written once and are kept as files: every later version must load them, bit for bit.
 
-It was written by `Store(KEPT).save(kept())` of the version that introduced format 1, and is never written again.
+`format_1` was written by `Store(…).save(kept())` of the version that introduced format 1, `format_2` by the one that
+introduced format 2; neither is written again.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from collections import Counter, OrderedDict
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 from test_codec import alike
 
@@ -18,11 +20,12 @@ from heptad.checkpoints.store import Store
 from heptad.checkpoints.tensors import DTYPES
 from heptad.run.snapshot import Snapshot
 
-KEPT = Path(__file__).parent / "format_1"
+KEPT = [Path(__file__).parent / name for name in ("format_1", "format_2")]
+of_each_format = pytest.mark.parametrize("directory", KEPT, ids=lambda path: path.name)
 
 
 def kept() -> Snapshot:
-    """Return what the kept checkpoint holds: one of everything that can be stored."""
+    """Return what the kept checkpoints hold: one of everything that can be stored; two are a rank's own in format 2."""
     weight = torch.arange(6.0).reshape(2, 3) / 7
     bits = (torch.arange(16) % 3 % 2).to(torch.uint8)
     places, rows = torch.tensor([[2, 0, 2]]), torch.tensor([[1.0], [2.0], [3.0]])
@@ -54,12 +57,14 @@ def kept() -> Snapshot:
                 "tagged": {"tuple": [1], "dict": {}},
             },
         },
+        own=[("values", "array"), ("values", "numpy")],
     )  # fmt: skip
 
 
-def test_a_checkpoint_of_the_first_format_loads_for_ever():
+@of_each_format
+def test_a_checkpoint_loads_for_ever(directory: Path):
     """Everything it holds, with types, bits, strides and order of keys."""
-    entry, found, damage = Store(KEPT).newest_sound()
+    entry, found, damage = Store(directory).newest_sound()
     assert (entry.number, damage) == (1, [])
     assert found.summary == kept().summary
     for name, section in kept().sections.items():
@@ -67,19 +72,20 @@ def test_a_checkpoint_of_the_first_format_loads_for_ever():
     assert list(found.sections) == list(kept().sections)
 
 
-def test_it_holds_one_of_everything():
+@of_each_format
+def test_it_holds_one_of_everything(directory: Path):
     """Each kind of JSON object that the codec knows, and each dtype."""
-    path = KEPT / "checkpoint-00000001"
-    text = (path / "state.json").read_text()
+    path = directory / "checkpoint-00000001"
+    text = "".join(file.read_text() for file in path.glob("*.json"))
     assert [tag for tag in ValueDecoder._kinds if f'{{"{tag}":' not in text] == []
-    content = (path / "values.safetensors").read_bytes()
+    content = b"".join(file.read_bytes() for file in path.glob("*.safetensors"))
     assert [name for name in DTYPES.values() if f'"dtype":"{name}"'.encode() not in content] == []
 
 
 def test_what_is_written_now_is_what_was_written_then(tmp_path: Path):
     """The files of the same values are the same, byte for byte, but for the versions in the manifest."""
     path = Store(tmp_path).save(kept()).path
-    then = KEPT / "checkpoint-00000001"
+    then = KEPT[-1] / "checkpoint-00000001"
     names = sorted(file.name for file in then.iterdir())
     assert sorted(file.name for file in path.iterdir()) == names
     for name in names:
@@ -87,13 +93,14 @@ def test_what_is_written_now_is_what_was_written_then(tmp_path: Path):
             assert (path / name).read_bytes() == (then / name).read_bytes(), name
 
 
-def test_its_weights_load():
+@of_each_format
+def test_its_weights_load(directory: Path):
     """By what the manifest calls the best; reading writes nothing."""
-    before = sorted(KEPT.rglob("*"))
+    before = sorted(directory.rglob("*"))
     network = torch.nn.Module()
     network.layer = torch.nn.Linear(3, 2)
     network.register_buffer("n", torch.tensor(0))
-    load_weights(KEPT, network, "best")
+    load_weights(directory, network, "best")
     assert torch.equal(network.layer.weight, kept().sections["network"]["tensors"]["layer.weight"])
     assert network.n == 3
-    assert sorted(KEPT.rglob("*")) == before
+    assert sorted(directory.rglob("*")) == before

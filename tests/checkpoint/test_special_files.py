@@ -19,7 +19,7 @@ SPECIAL: dict[str, Callable[[Path], object]] = {
     "directory": Path.mkdir,
     "socket": lambda path: os.mknod(path, stat.S_IFSOCK | 0o600),
 }
-FILES = ("manifest.json", "state.json", "network.safetensors")
+FILES = ("manifest.json", "state.json", "network-00000.safetensors")
 
 
 @pytest.fixture

@@ -39,15 +39,21 @@ def test_a_directory_is_made_with_its_parents(tmp_path: Path):
 
 
 def test_a_checkpoint_is_a_directory_of_these_files(tmp_path: Path):
-    """One manifest, one file for what is no tensor, one for each section that holds tensors."""
+    """One manifest, one file for what is no tensor, one for what is the rank's own, one for each section's tensors."""
     path = Store(tmp_path).save(snapshot(1)).path
-    assert names(path) == ["manifest.json", "network.safetensors", "optimizers.safetensors", "state.json"]
+    assert names(path) == [
+        "manifest.json",
+        "network-00000.safetensors",
+        "optimizers-00000.safetensors",
+        "rank-00000.json",
+        "state.json",
+    ]
 
 
 def test_anyone_can_read_the_weights(tmp_path: Path):
     """The safetensors library alone gives them, by the names of the parameters."""
     path = Store(tmp_path).save(snapshot(2)).path
-    found = safetensors.torch.load_file(path / "network.safetensors")
+    found = safetensors.torch.load_file(path / "network-00000.safetensors")
     assert sorted(found) == ["first.bias", "first.weight"]
     assert torch.equal(found["first.weight"], snapshot(2).sections["network"]["tensors"]["first.weight"])
 
@@ -56,7 +62,7 @@ def test_anyone_can_read_the_manifest(tmp_path: Path):
     """It names the files with their sizes, what wrote them, and the summary, as JSON."""
     path = Store(tmp_path).save(snapshot(1)).path
     manifest = json.loads((path / "manifest.json").read_text())
-    assert manifest["format"] == 1
+    assert (manifest["format"], manifest["world"]) == (2, 1)
     assert sorted(manifest["created_by"]) == ["heptad", "python", "safetensors", "torch"]
     assert manifest["summary"]["seq"] == 1
     assert {name: file["size"] for name, file in manifest["files"].items()} == {
@@ -109,8 +115,8 @@ def test_only_the_sections_that_are_asked_for_are_returned(tmp_path: Path):
     store = stored(tmp_path, 1)
     (entry,) = store.entries()
     assert list(store.load(entry, ["random", "unknown"]).sections) == ["random"]
-    (entry.path / "network.safetensors").write_bytes(b"")
-    with pytest.raises(CheckpointError, match=r"network.safetensors holds 0 bytes"):
+    (entry.path / "network-00000.safetensors").write_bytes(b"")
+    with pytest.raises(CheckpointError, match=r"network-00000.safetensors holds 0 bytes"):
         store.load(entry, ["random"])
 
 
@@ -127,7 +133,7 @@ def test_a_snapshot_without_tensors_has_no_tensor_files(tmp_path: Path):
     """An empty one neither."""
     store = Store(tmp_path)
     entry = store.save(Snapshot({}, {"run": {"step": 1}, "empty": {}}))
-    assert names(entry.path) == ["manifest.json", "state.json"]
+    assert names(entry.path) == ["manifest.json", "rank-00000.json", "state.json"]
     assert store.load(entry).sections == {"run": {"step": 1}, "empty": {}}
     assert store.load(store.save(Snapshot())).sections == {}
 

@@ -133,7 +133,7 @@ def test_which_is_one_of_three(tmp_path: Path):
 
 
 @pytest.mark.parametrize("which", ["newest", "best"])
-@pytest.mark.parametrize("file", ["network.safetensors", "manifest.json"])
+@pytest.mark.parametrize("file", ["network-00000.safetensors", "manifest.json"])
 def test_a_damaged_one_is_passed_over_with_a_warning(tmp_path: Path, which: Any, file: str):
     """It names the file, and the checkpoint that was taken; the line is the caller's."""
     first = saved(tmp_path, 1, watched(0.5))

@@ -36,7 +36,7 @@ WRONG: dict[str, tuple[Callable[[Path, nn.Module], tuple[Any, Any]], str]] = {
     "a function": (lambda folder, network: (folder, lambda: network), "takes a network, an nn.Module, got function"),
     "a file": (lambda folder, network: (file(folder), network), r"x\.pt is a file; .*load_state_dict\(torch\.load"),
     "a part": (
-        lambda folder, network: (saved(folder, network) / "network.safetensors", network),
+        lambda folder, network: (saved(folder, network) / "network-00000.safetensors", network),
         "safetensors is a file of a checkpoint; name the checkpoint: .*checkpoint-00000001$",
     ),
 }

@@ -17,11 +17,15 @@ from fuzz.damage import damaged
 from fuzz.values import dumped, expanded, mutated, odd
 from fuzz.verdict import Outcome, WrongAnswer, expect_equal
 from heptad import CheckpointError, Engine, EngineError, load_weights
-from heptad.checkpoints.layout import MANIFEST, STATE, SUFFIX
+from heptad.checkpoints.layout import MANIFEST, STATE, SUFFIX, rank_file
 from heptad.checkpoints.store import Store
 from heptad.data.generators import global_states
 from heptad_plugins import Checkpoint
+from listed import group_of, listing
 from scenario import digest, full_engine, network, outcome
+
+OWN = rank_file(0)
+"""What is the rank's own."""
 
 Parts = dict[str, bytes]
 """The files of a checkpoint by name."""
@@ -131,10 +135,13 @@ def _write(folder: Path, parts: Parts) -> None:
 
 
 def signed(parts: Parts) -> Parts:
-    """Return parts whose manifest has the sizes and digests of the other files, and its own digest."""
-    parts = {**parts, STATE: expanded(parts[STATE])} if STATE in parts else parts
+    """Return parts whose manifest has the sizes and digests of the other files, their tensors, and its own digest."""
+    parts = {**parts, **{name: expanded(parts[name]) for name in (STATE, OWN) if name in parts}}
     manifest = json.loads(parts[MANIFEST])
     manifest["files"] = {name: _facts(content) for name, content in sorted(parts.items()) if name != MANIFEST}
+    for name, content in parts.items():
+        if (tensors := listing(name, content)) is not None:
+            manifest["tensors"][group_of(name)] = tensors
     return {**parts, MANIFEST: _with_digest(manifest)}
 
 
@@ -167,13 +174,33 @@ def _change_section(parts: Parts, draw: Random) -> None:
     parts[STATE] = _json(state)
 
 
+def _change_own(parts: Parts, draw: Random) -> None:
+    """Change a place in what is the rank's own."""
+    parts[OWN] = _json(mutated(json.loads(parts[OWN]), draw))
+
+
 def _change_generators(parts: Parts, draw: Random) -> None:
     """Change a place in the states of random generators, or in the place in the data, which holds some too."""
-    state = json.loads(parts[STATE])
-    run = state["sections"]["run"]["dict"]
+    own = json.loads(parts[OWN])
     name = draw.choice(["random", "data"])
-    run[name] = mutated(run[name], draw)
-    parts[STATE] = _json(state)
+    for pair in own["own"]:
+        if pair[0] == ["run", name]:
+            pair[1] = mutated(pair[1], draw)
+    parts[OWN] = _json(own)
+
+
+def _change_pieces(parts: Parts, draw: Random) -> bool:
+    """Change what the manifest says of a tensor, which is not signed again afterwards."""
+    parts.update(signed(parts))
+    manifest = json.loads(parts[MANIFEST])
+    group = draw.choice(sorted(manifest["tensors"]))
+    name = draw.choice(sorted(manifest["tensors"][group]))
+    line = bytearray(manifest["tensors"][group][name].encode())
+    other = line.decode()[line.index(b"]") + 1 :]
+    changed = draw.choice([line.decode() + other, damaged(bytes(line), draw).decode(errors="replace")])
+    manifest["tensors"][group][name] = changed
+    parts[MANIFEST] = _with_digest(manifest)
+    return False
 
 
 def _take_section(parts: Parts, draw: Random) -> None:
@@ -183,8 +210,8 @@ def _take_section(parts: Parts, draw: Random) -> None:
     name = draw.choice(sorted(theirs["sections"]))
     state["sections"][name] = theirs["sections"][name]
     parts[STATE] = _json(state)
-    parts.pop(name + SUFFIX, None)
-    parts.update({file: content for file, content in other.items() if file == name + SUFFIX})
+    parts.pop(f"{name}-00000{SUFFIX}", None)
+    parts.update({file: content for file, content in other.items() if file == f"{name}-00000{SUFFIX}"})
 
 
 def _change_summary(parts: Parts, draw: Random) -> None:
@@ -257,7 +284,9 @@ def _other_files(parts: Parts, draw: Random) -> None:
     if draw.random() < 0.5:
         del parts[draw.choice(names)]
     else:
-        parts[draw.choice(["stray.safetensors", "a" * 64 + SUFFIX, "x.txt", "X.safetensors"])] = dumped(odd(draw))
+        parts[
+            draw.choice(["stray-00000.safetensors", "a" * 64 + SUFFIX, "rank-00001.json", "x.txt", "X.safetensors"])
+        ] = dumped(odd(draw))
 
 
 CRAFTS: list[Callable[[Parts, Random], object]] = [
@@ -265,7 +294,10 @@ CRAFTS: list[Callable[[Parts, Random], object]] = [
     _change_section,
     _change_section,
     _change_section,
+    _change_own,
+    _change_own,
     _change_generators,
+    _change_pieces,
     _take_section,
     _change_summary,
     _change_manifest,

@@ -24,6 +24,7 @@ from heptad.checkpoints.form import (
 )
 from heptad.checkpoints.identity import environment, identity
 from heptad.checkpoints.modules import capture_module, modules_of
+from heptad.checkpoints.own import own_places
 from heptad.checkpoints.parameters import capture_optimizers
 from heptad.data.generators import global_states
 from heptad.errors import CheckpointError, EngineError, a_kind, kind
@@ -76,7 +77,9 @@ def capture(
             random=global_states(),  # last: what a state_dict above drew, the run that continues has drawn as well
         ),
     )
-    return Snapshot(_summarize_run(run).plain(), sections.plain())
+    plain = sections.plain()
+    own = own_places(run, manager.plugins, plain)
+    return Snapshot(_summarize_run(run).plain(), plain, own, run._runtime.peers.world)
 
 
 def filter_key(subscription: Subscription) -> tuple[Any, ...]:

@@ -29,8 +29,8 @@ def copied(packed: PackedSnapshot) -> PackedSnapshot:
     devices: set[torch.device] = set()
     try:
         tensors = {
-            section: {name: _host_copy(tensor, devices) for name, tensor in held.items()}
-            for section, held in packed.tensors.items()
+            group: {name: _host_copy(tensor, devices) for name, tensor in held.items()}
+            for group, held in packed.tensors.items()
         }
     except (RuntimeError, MemoryError) as error:  # torch raises the first of these, for pinned memory too
         raise CheckpointError(

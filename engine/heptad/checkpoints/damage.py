@@ -23,6 +23,13 @@ class DamagedError(CheckpointError):
     """What a checkpoint holds is not what was written, or not all of it."""
 
 
+class AnotherRunError(CheckpointError):
+    """The checkpoint is of a run with another configuration, data, plugins or version of an optimizer.
+
+    The live objects are what they were, and the engine may begin a run of its own.
+    """
+
+
 class NewerFormatError(CheckpointError):
     """A sound checkpoint of a later version."""
 

@@ -64,11 +64,12 @@ def encode(value: Any, where: str) -> tuple[Any, dict[str, Tensor]]:
 
 
 class ValueEncoder:
-    """Encodes one value, and collects its tensors."""
+    """Encodes one value, and collects its tensors, whose names begin with a prefix."""
 
-    def __init__(self, value: Any, where: str) -> None:
+    def __init__(self, value: Any, where: str, prefix: str = "") -> None:
         self.tensors: dict[str, Tensor] = {}
         self._where = where
+        self._prefix = prefix
         self._unprefixed = _unprefixed(value)
         self._taken = {RESERVED} | {name for name in self._unprefixed if name != RESERVED}
 
@@ -181,7 +182,7 @@ class ValueEncoder:
     def _name(self, path: Path) -> str:
         if len(path) == 2 and path[0] == _UNPREFIXED and path[1] in self._unprefixed and path[1] != RESERVED:
             return path[1]
-        name = base = ".".join(_key_text(key, str) for key in path) or "value"
+        name = base = self._prefix + (".".join(_key_text(key, str) for key in path) or "value")
         number = 2
         while name in self._taken:
             name = f"{base}#{number}"

@@ -11,7 +11,15 @@ from typing import Any, cast
 
 from torch import Tensor, nn
 
-from heptad.checkpoints.form import DatasetPlace, LoaderPlace, StoredModule, StoredPosition, StoredSections, StreamPlace
+from heptad.checkpoints.form import (
+    DatasetPlace,
+    GroupPlace,
+    LoaderPlace,
+    StoredModule,
+    StoredPosition,
+    StoredSections,
+    StreamPlace,
+)
 from heptad.checkpoints.identity import refuse
 from heptad.checkpoints.modules import describe_tensor, equal_in_bits, has_extra_state, modules_of, parts_of, tied_names
 from heptad.checkpoints.parameters import named_parameters
@@ -164,7 +172,11 @@ def _place_misfits(run: Run, sections: StoredSections) -> list[str]:
 def _pass_misfits(sections: StoredSections, indexed: bool) -> list[str]:
     data, position, placed = sections.run.data, sections.run.position, sections.run.position.placed
     key = [position.seed, placed.epoch, placed.pass_index]
-    if indexed:
+    read = data if placed.sized else data.get("walk", {})
+    if not indexed and (group := read.get("group")) is not None:
+        place = GroupPlace.model_validate(group)
+        taken, right = place.taken, place.key == key
+    elif indexed:
         place = DatasetPlace.model_validate(data)
         taken, right = place.next, place.open and place.key == key and place.next + placed.remaining == place.stop
     elif placed.sized:

@@ -1,8 +1,8 @@
-"""The form of a checkpoint of a run, format 1: `capture` builds these models, `restore` reads them.
+"""The form of a checkpoint of a run: `capture` builds these models, `restore` reads them.
 
 A field is named here and nowhere else; on disk it has the same name, or its alias. Digests say that the files are what
 was written, not that a run wrote it, so all of it is validated before anything is used. Fields that came after version
-0.1.0 have defaults and unknown ones are ignored, so that every checkpoint of the format can be read.
+0.1.0 have defaults and unknown ones are ignored, so that every checkpoint can be read.
 """
 
 from __future__ import annotations
@@ -159,21 +159,24 @@ class StoredPlugin(Stored):
 
 
 class StoredIdentity(Stored):
-    """What a run must be to be resumed."""
+    """What a run must be to be resumed; the number of its ranks came with format 2."""
 
+    world: Count = 1
     config: dict[str, Plain]
     arcs: list[ArcRow]
     data: dict[str, Plain]
 
     @model_validator(mode="after")
-    def _has_a_limit_that_is_a_number(self) -> Self:
+    def _has_limits_that_are_numbers(self) -> Self:
         if not isinstance(self.config.get("max_updates"), int | None):
             raise ValueError("config: max_updates is no number")
+        if not isinstance(self.config.get("accumulation", 1), int):
+            raise ValueError("config: accumulation is no number")
         return self
 
 
 class StoredCounters(Stored):
-    """The fields of `RunState` that are stored as they are; `skips` came later."""
+    """The fields of `RunState` that are stored as they are; the last two came later."""
 
     epoch: Count
     batch_index: Count
@@ -188,6 +191,7 @@ class StoredCounters(Stored):
     samples_now: Count
     skipped: bool
     skips: Count = 0
+    idle: bool = False
 
 
 class StoredWindow(Stored):
@@ -353,6 +357,28 @@ def _is_sorted(column: Tensor) -> bool:
     return bool((column[1:] >= column[:-1]).all())
 
 
+class GroupPlace(Stored):
+    """The step of a pass that several ranks are at, each of which reads all batches, or a part of its own.
+
+    Attributes:
+        world: How many they are.
+        key: The pass of steps.
+        taken: Steps made in it.
+        reads: The pass over the data that is read, which a step may have begun early.
+        crossed: A step has.
+        states: Of the generators under which all ranks read; `None` where nothing draws, or nothing was read.
+        walked: Of parts: epoch, pass and steps of each pass of steps that is to be made again.
+    """
+
+    world: Size
+    key: Key
+    taken: Count
+    reads: Annotated[list[int], Field(min_length=3, max_length=3)]
+    crossed: bool = False
+    states: dict[str, Any] | None = None
+    walked: list[Annotated[list[Count], Field(min_length=3, max_length=3)]] = []
+
+
 class IteratorPlace(Stored):
     """A place in an iterator: the data room writes it, and so the two below."""
 
@@ -363,6 +389,7 @@ class IteratorPlace(Stored):
     generators: list[Any] = []
     samplers: list[Any] | None = None
     varies: bool = False
+    group: GroupPlace | None = None
 
 
 class WalkPlace(IteratorPlace):
@@ -388,6 +415,7 @@ class DatasetPlace(Stored):
     generators: list[Any]
     samples: Count = -1
     varies: bool = False
+    world: Size = 1
 
     @model_validator(mode="after")
     def _lies_in_the_pass(self) -> Self:
@@ -489,6 +517,8 @@ def read_form(path: Path, snapshot: Snapshot) -> tuple[StoredSummary, StoredSect
     try:
         summary = StoredSummary.model_validate(snapshot.summary)
         sections = StoredSections.model_validate(snapshot.sections)
+        if sections.run.identity.world != snapshot.world:
+            raise ValueError(f"{snapshot.world} ranks wrote it, and the run had {sections.run.identity.world}")
     except ValidationError as error:
         found = error.errors(include_url=False)[0]
         place = ".".join(map(str, found["loc"])) or "the whole"

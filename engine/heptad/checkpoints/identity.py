@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from heptad.checkpoints.damage import AnotherRunError
 from heptad.checkpoints.form import (
     StoredBeginning,
     StoredIdentity,
@@ -48,15 +49,22 @@ FREE_FIELDS = frozenset(
         "trace_handlers",
         "deterministic",
         "redo",
+        "strategy",
+        "accumulation",
+        "window",
+        "agree_every",
+        "patience",
     )
 )
 """Fields of `RunConfig` that may differ when a run is resumed: they change where it ends or how it is driven, not what
-it does in between. `redo` does so after a fault, and may be why a run is resumed; the table is compared without it."""
+it does in between. `redo` does so after a fault, and may be why a run is resumed; the table is compared without it. Of
+`accumulation` and `window` the number of batches in a window of all ranks is compared."""
 
 
 def identity(run: Run) -> StoredIdentity:
     """Return what a run must be to be resumed from a checkpoint."""
     return StoredIdentity(
+        world=run._runtime.peers.world,
         config=run.config.model_dump(),
         arcs=[[arc.source, arc.dest, arc.guard] for arc in run.table.arcs if not _is_of_redo(run.table, arc)],
         data=run._runtime.feed.identity(),
@@ -93,13 +101,6 @@ def environment_differences(stored: Mapping[str, Any], here: Mapping[str, Any]) 
     return [f"bits may differ from those of the run that was never paused: {'; '.join(found)}"] if found else []
 
 
-class AnotherRunError(CheckpointError):
-    """The checkpoint is of a run with another configuration, data, plugins or version of an optimizer.
-
-    The live objects are what they were, and the engine may begin a run of its own.
-    """
-
-
 def check_run(run: Run, plugins: Sequence[Plugin], sections: StoredSections) -> None:
     """Compare configuration, data, table, modules and plugins.
 
@@ -111,6 +112,7 @@ def check_run(run: Run, plugins: Sequence[Plugin], sections: StoredSections) -> 
     refuse(
         [
             *_config_differences(stored.config, here.config),
+            *_window_differences(stored, here),
             *_data_differences(stored.data, here.data),
             *_table_differences(stored.arcs, here.arcs),
             *modules,
@@ -157,6 +159,17 @@ def _config_differences(stored: Mapping[str, Any], here: Mapping[str, Any]) -> l
         for name, value in here.items()
         if name not in FREE_FIELDS and then[name] != value
     ]
+
+
+def _window_differences(stored: StoredIdentity, here: StoredIdentity) -> list[str]:
+    """Return in words how the batches in a window of all ranks differ."""
+    then, now = (one.config.get("accumulation", 1) for one in (stored, here))
+    if stored.world == here.world == 1:
+        return [] if then == now else [f"RunConfig.accumulation: {then!r} in the checkpoint, {now!r} here"]
+    if then * stored.world == now * here.world:
+        return []
+    was, is_here = (f"{one.world} x {k} = {one.world * k}" for one, k in ((stored, then), (here, now)))
+    return [f"batches in a window, ranks x accumulation: {was} in the checkpoint, {is_here} here; set RunConfig.window"]
 
 
 def _data_differences(stored: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:

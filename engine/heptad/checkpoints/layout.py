@@ -9,7 +9,7 @@ from pathlib import Path
 
 from heptad.errors import CheckpointError
 
-FORMAT = 1
+FORMAT = 2
 """The version of what is on disk. A newer one is refused."""
 
 MANIFEST = "manifest.json"
@@ -18,7 +18,10 @@ SUFFIX = ".safetensors"
 LOCK = ".lock"
 
 SECTION = r"[a-z][a-z0-9_]{0,63}"
-"""The form of a section's name; with `SUFFIX` it is the name of the file of its tensors."""
+"""The form of a section's name; its tensors are in the files `<section>-00000.safetensors`, -00001 and so on."""
+
+RANK = "rank"
+"""What the files of a rank begin with, so that no section can have this name."""
 
 TEMPORARY = ".temporary-"
 """What the name of a directory begins with that is being written or removed: it is not a checkpoint."""
@@ -35,6 +38,16 @@ def number_of(name: str) -> int | None:
     """Return the number of a checkpoint from the name of its directory; `None` for other names."""
     match = _CHECKPOINT.fullmatch(name)
     return int(match[1]) if match else None
+
+
+def part_name(group: str, part: int) -> str:
+    """Return the name of a file of a section or of the ranks, without what follows the dot."""
+    return f"{group}-{part:05d}"
+
+
+def rank_file(rank: int) -> str:
+    """Return the name of the file of what is a rank's own and not a tensor."""
+    return f"{part_name(RANK, rank)}.json"
 
 
 def named_path(named: str | os.PathLike[str]) -> Path:

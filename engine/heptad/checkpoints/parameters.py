@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from heptad.checkpoints.damage import AnotherRunError
 from heptad.checkpoints.form import StoredOptimizer, StoredOptimizers
-from heptad.checkpoints.identity import AnotherRunError
 from heptad.checkpoints.modules import modules_of
 from heptad.errors import CheckpointError
 from heptad.run.run import Run

@@ -8,12 +8,14 @@ import os
 import sys
 from collections.abc import Collection, Generator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from heptad.checkpoints.damage import DamagedError, NewerFormatError, unreadable
 from heptad.checkpoints.files import Files, read_file, read_pieces
-from heptad.checkpoints.layout import MANIFEST, STATE, SUFFIX
+from heptad.checkpoints.format_1 import as_file_of_format_2, as_files_of_format_2
+from heptad.checkpoints.layout import MANIFEST, RANK, STATE, SUFFIX, part_name, rank_file
 from heptad.checkpoints.manifest import MOST_MANIFEST, FileFacts, Manifest, read_manifest
 from heptad.checkpoints.packed import MOST_STATE, unpack_snapshot, unpack_summary
 from heptad.errors import CheckpointError
@@ -23,37 +25,77 @@ _PIECE = 1 << 24
 """Bytes of a file that is verified only, in memory at a time."""
 
 
-def read_checkpoint(files: Files, path: Path, sections: Collection[str] | None) -> Snapshot:
-    """Return what a checkpoint holds; its tensors are on the CPU.
+@dataclass(frozen=True)
+class Share:
+    """Which part of the reading is this process's: its rank, and the number of ranks that read."""
+
+    rank: int = 0
+    world: int = 1
+
+
+def read_checkpoint(
+    files: Files, path: Path, sections: Collection[str] | None, share: Share = Share()
+) -> tuple[Snapshot, str]:
+    """Return what a checkpoint holds, and the digest of its manifest; its tensors are on the CPU.
+
+    What is a rank's own is that of this rank if as many ranks wrote it, else that of rank 0. Each file is verified by
+    one of the ranks that read, at least: what all need, by all.
 
     Args:
         files: The operations.
         path: Its directory.
         sections: Those to return; the others are verified only. All of them if `None`.
+        share: Which part of the reading is this process's.
 
     Raises:
         CheckpointError: If it is not, bit for bit, what was written; the message names the file and what is wrong.
     """
     try:
         with _opened(files, path) as directory:
-            manifest = _read_manifest_of(files, path, directory)
-            content = _read_files(files, path, directory, manifest, sections)
-        return unpack_snapshot(path, manifest, content, sections)
+            manifest, digest = _read_manifest_of(files, path, directory)
+            rank = share.rank if manifest.world == share.world else 0
+            content = _read_files(files, path, directory, manifest, _wanted(manifest, sections, rank), share)
+        if manifest.format == 1:
+            content, listed = as_files_of_format_2(content, str(path))
+            names = [as_file_of_format_2(name) for name in manifest.files]
+            files_now = dict(zip(names, manifest.files.values(), strict=True))
+            manifest = manifest.model_copy(update={"files": files_now, "tensors": listed})
+        return unpack_snapshot(path, manifest, content, sections, rank), digest
     except MemoryError as error:
         raise CheckpointError(f"{path} does not fit into the memory that there is") from error
 
 
+def _wanted(manifest: Manifest, sections: Collection[str] | None, rank: int) -> set[str]:
+    """Return the names of the files that are parsed: of these sections, and what is the rank's own in them."""
+    own = part_name(RANK, rank)
+    names = {STATE, rank_file(rank)}
+    for name in manifest.files:
+        group = name.removesuffix(SUFFIX)
+        section = group.partition("-")[0]
+        if group == name:
+            continue
+        if group == own:
+            begins = tuple(f"{section}." for section in sections or ())
+            listed = manifest.tensors.get(own, {})
+            if sections is None or any(tensor.startswith(begins) for tensor in listed):
+                names.add(name)
+        elif section != RANK and (sections is None or section in sections):
+            names.add(name)
+    return names
+
+
 def _read_files(
-    files: Files, path: Path, directory: int, manifest: Manifest, sections: Collection[str] | None
+    files: Files, path: Path, directory: int, manifest: Manifest, wanted: Collection[str], share: Share
 ) -> dict[str, bytes]:
-    """Return the content of the files of these sections, by name; the others are verified only."""
+    """Return the content of the files that are wanted, by name; of the others, those of this share are verified."""
     content: dict[str, bytes] = {}
     free = _memory()
-    for name, facts in manifest.files.items():
-        if name != STATE and sections is not None and name.removesuffix(SUFFIX) not in sections:
-            _verify_in_pieces(files, path, directory, name, facts)
+    for number, (name, facts) in enumerate(manifest.files.items()):
+        if name not in wanted:
+            if number % share.world == share.rank:
+                _verify_in_pieces(files, path, directory, name, facts)
             continue
-        most = min(facts.size, MOST_STATE) if name == STATE else facts.size
+        most = facts.size if name.endswith(SUFFIX) else min(facts.size, MOST_STATE)
         content[name] = held = _read(files, path, directory, name, most, free)
         _verify(path / name, len(held), hashlib.sha256(held).hexdigest(), facts)
         free -= len(held)
@@ -67,7 +109,7 @@ def read_summary(files: Files, path: Path) -> dict[str, Any]:
         CheckpointError: As `read_checkpoint`.
     """
     with _opened(files, path) as directory:
-        return unpack_summary(path, _read_manifest_of(files, path, directory))
+        return unpack_summary(path, _read_manifest_of(files, path, directory)[0])
 
 
 @contextmanager
@@ -113,10 +155,11 @@ def _verify_in_pieces(files: Files, path: Path, directory: int, name: str, facts
     _verify(path / name, size, digest.hexdigest(), facts)
 
 
-def _read_manifest_of(files: Files, path: Path, directory: int) -> Manifest:
+def _read_manifest_of(files: Files, path: Path, directory: int) -> tuple[Manifest, str]:
+    """Return the manifest, and the digest of its content."""
     content = _read(files, path, directory, MANIFEST, MOST_MANIFEST, MOST_MANIFEST)
     try:
-        return read_manifest(content)
+        return read_manifest(content), hashlib.sha256(content).hexdigest()
     except (DamagedError, NewerFormatError) as error:
         raise type(error)(f"{path / MANIFEST} {error}") from error.__cause__
 

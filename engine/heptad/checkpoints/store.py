@@ -1,31 +1,38 @@
 """`Store`: checkpoints in a directory, each whole or not there.
 
-A checkpoint is a directory `checkpoint-00000012` with a `manifest.json`, a `state.json` and a safetensors file for each
-section that holds tensors. A process that is killed at any point leaves it whole or not there, see `Store._commit`.
-Reading verifies size and SHA-256 of every file before anything is parsed, and never unpickles. Only a writer needs the
-lock.
+A checkpoint is a directory `checkpoint-00000012` with a `manifest.json`, a `state.json`, a `rank-00000.json` for each
+rank of the run, and safetensors files for sections and ranks that hold tensors. A process that is killed at any point
+leaves it whole or not there, see `Store._save`. Reading verifies size and SHA-256 of every file before anything is
+parsed, and never unpickles. Only a writer needs the lock.
+
+The ranks of a run have a store each, on one directory. After `join`, all of them call the methods that write, and those
+that look for a sound checkpoint. Rank 0 alone has the lock, sweeps and removes.
 """
 
 from __future__ import annotations
 
 import errno
 import os
+import secrets
 import shutil
 import threading
 from collections.abc import Callable, Collection, Generator, Iterable
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from heptad.checkpoints.damage import DamagedError
 from heptad.checkpoints.entry import Entry, best_of, rank
 from heptad.checkpoints.files import Files, os_errors_explained, remove_tree
-from heptad.checkpoints.layout import TEMPORARY, is_there, name_of, number_of
+from heptad.checkpoints.layout import MANIFEST, TEMPORARY, is_there, name_of, number_of
 from heptad.checkpoints.lock import Lock
+from heptad.checkpoints.manifest import FileFacts, write_manifest
 from heptad.checkpoints.packed import PackedSnapshot, pack_snapshot
-from heptad.checkpoints.reading import read_checkpoint, read_summary
-from heptad.checkpoints.writing import write_checkpoint
+from heptad.checkpoints.reading import Share, read_checkpoint, read_summary
+from heptad.checkpoints.together import OneRank, Together, together
+from heptad.checkpoints.writing import write_files, write_last
 from heptad.errors import CheckpointError
+from heptad.run.run import Run
 from heptad.run.snapshot import Snapshot
 
 
@@ -46,8 +53,25 @@ class Store:
         self._lock = Lock(self.directory)
         self._turn = threading.Lock()  # of a thread: else it would sweep away what another one is writing
         self._damaged: set[Entry] = set()
+        self._ranks: Together = OneRank()
 
     # -- who may write
+
+    def join(self, run: Run) -> None:
+        """Act together with the stores of the run's other ranks from now on; alone, this changes nothing."""
+        self._ranks = together(run._runtime.peers)
+
+    def on_first(self, call: Callable[[], object]) -> None:
+        """Call a function on rank 0 alone, where it may use this store; if it raises, all ranks do.
+
+        Raises:
+            CheckpointError: What it raised.
+        """
+
+        def called() -> None:
+            call()
+
+        self._ranks.first(called)
 
     def lock(self) -> None:
         """Lock the directory for writing, and remove what a killed process left half written.
@@ -55,6 +79,9 @@ class Store:
         Raises:
             CheckpointError: If another run holds the lock, with its process number.
         """
+        self._ranks.first(self._acquire)
+
+    def _acquire(self) -> None:
         if not self._lock.held:
             self._make_directory()
             self._lock.acquire()
@@ -76,7 +103,7 @@ class Store:
             if held:
                 self._sweep()
             else:
-                self.lock()
+                self._acquire()
             try:
                 yield
             finally:
@@ -112,35 +139,79 @@ class Store:
                 refuses something, with path and cause. Nothing is tried again: after a failed sync the system may
                 report success for data that it lost, so the next save writes new files.
         """
-        return self.save_packed(pack_snapshot(snapshot))
+        return self._save(lambda: pack_snapshot(snapshot, self._ranks.rank))
 
     def save_packed(self, packed: PackedSnapshot) -> Entry:
-        """Write a packed snapshot, as `save` does; from any thread.
+        """Write a packed snapshot, as `save` does; from any thread, where there is one rank.
 
         Raises:
             CheckpointError: As `save`.
         """
-        with self._locked():
-            number = max((entry.number for entry in self.entries()), default=0) + 1
+        return self._save(lambda: packed)
+
+    def _save(self, pack: Callable[[], PackedSnapshot]) -> Entry:
+        """Write a checkpoint so that it is whole or not there, wherever a process is killed.
+
+        The order is the protocol. Each rank packs its part, and rank 0 makes a directory with a temporary name; each
+        writes and syncs its files there; rank 0 writes the manifest and renames the directory. After each of the three
+        the ranks exchange what came of it, and where one has failed, all raise, and rank 0 removes the directory.
+
+        Content and names are synced before the directory gets its real name, else a power failure could leave that name
+        with empty files in it. The rename is atomic. It is synced before this returns, since the caller then removes
+        older checkpoints.
+        """
+        ranks = self._ranks
+        with ExitStack() as held:
+            packed: list[PackedSnapshot] = []
+
+            def begin() -> list[Any] | None:
+                packed.append(pack())
+                return None if ranks.rank else self._begin(held, packed[0])
+
+            number, hidden = ranks.each(begin)[0]
             entry = Entry(number, self.directory / name_of(number))
-            with self._explained(packed):
-                self._commit(entry.path, packed)
+            temporary = self.directory / hidden
+            written = ranks.each(lambda: self._write(temporary, packed[0]))
+            ranks.first(lambda: self._finish(temporary, entry.path, packed[0], written))
         return entry
 
-    def _commit(self, path: Path, packed: PackedSnapshot) -> None:
-        """Write a checkpoint so that it is whole or not there, wherever the process is killed.
+    def _begin(self, held: ExitStack, packed: PackedSnapshot) -> list[Any]:
+        """Make a temporary directory under the lock, both held by a stack; return number and name."""
+        held.enter_context(self._locked())
+        number = max((entry.number for entry in self.entries()), default=0) + 1
+        temporary = self.directory / f"{TEMPORARY}{name_of(number)}-{os.getpid()}-{secrets.token_hex(4)}"
+        held.enter_context(self._removed_on_error(temporary))
+        with self._explained(packed), os_errors_explained("making", temporary):
+            self._files.make_directory(temporary)
+            if self._ranks.others:  # the other ranks look for it, perhaps on other nodes
+                self._files.sync_directory(self.directory)
+        return [number, temporary.name]
 
-        The order is the protocol. Content and names are synced before the directory gets its real name, else a power
-        failure could leave that name with empty files in it. The rename is atomic. It is synced before this returns,
-        since the caller then removes older checkpoints.
-        """
-        temporary = self.directory / f"{TEMPORARY}{path.name}-{os.getpid()}"
-        with self._removed_on_error(temporary):
-            write_checkpoint(self._files, temporary, packed)
+    def _write(self, temporary: Path, packed: PackedSnapshot) -> dict[str, Any]:
+        """Write this rank's files; return what they hold, and its tensors, as plain data."""
+        with self._explained(packed):
+            if not is_there(temporary):
+                raise CheckpointError(
+                    f"{temporary}, which rank 0 has made, is not there: the ranks do not share this directory; "
+                    "name one on a file system that all nodes have under the same path"
+                )
+            facts = write_files(self._files, temporary, packed)
+        return {"files": {name: [one.size, one.sha256] for name, one in facts.items()}, "tensors": packed.listing()}
+
+    def _finish(self, temporary: Path, path: Path, packed: PackedSnapshot, written: list[dict[str, Any]]) -> None:
+        """Write the manifest of what all ranks have written, and give the directory its name."""
+        files = {
+            name: FileFacts(size=size, sha256=digest)
+            for facts in written
+            for name, (size, digest) in facts["files"].items()
+        }
+        listed = {group: held for facts in written for group, held in facts["tensors"].items()}
+        with self._explained(packed):
+            write_last(self._files, temporary, write_manifest(len(written), packed.summary, files, listed))
             with os_errors_explained("renaming the finished checkpoint to", path):
                 self._files.rename(temporary, path)
-        with self._removed_on_error(path), os_errors_explained("syncing", self.directory):
-            self._files.sync_directory(self.directory)
+            with self._removed_on_error(path), os_errors_explained("syncing", self.directory):
+                self._files.sync_directory(self.directory)
 
     @contextmanager
     def _removed_on_error(self, path: Path) -> Generator[None, None, None]:
@@ -199,6 +270,10 @@ class Store:
         Raises:
             CheckpointError: If the operating system refuses something.
         """
+        gone = self._ranks.first(lambda: self._rotate(keep_last, keep_best))
+        return [Entry(number, self.directory / name) for number, name in gone]
+
+    def _rotate(self, keep_last: int, keep_best: int) -> list[list[Any]]:
         with self._locked():
             entries = self.entries()
             summaries = self._summaries(entries, []) if keep_best else []
@@ -207,10 +282,13 @@ class Store:
             keep = {*sound[-max(keep_last, 1) :], *best}
             gone = [entry for entry in entries if entry not in keep] if sound else []
             self._remove_entries(gone)
-        return gone
+        return _plain(gone)
 
     def clear(self) -> None:
         """Remove all checkpoints."""
+        self._ranks.first(self._clear)
+
+    def _clear(self) -> None:
         with self._locked():
             self._remove_entries(self.entries())
 
@@ -251,7 +329,37 @@ class Store:
         Raises:
             CheckpointError: If it is not, bit for bit, what was written; the message names the file and what is wrong.
         """
-        return read_checkpoint(self._files, _path_of(entry), sections)
+        return read_checkpoint(self._files, _path_of(entry), sections)[0]
+
+    def load_shared(self, path: Path) -> Snapshot:
+        """Return what a checkpoint holds, on all ranks: of what is a rank's own, this one's, see `read_checkpoint`.
+
+        Raises:
+            CheckpointError: As `load`, on all ranks.
+        """
+        loaded: list[Snapshot] = []
+        if wrong := self._verdicts(path, None, loaded):
+            raise DamagedError(wrong[0])
+        return loaded[0]
+
+    def _verdicts(self, path: Path, sections: Collection[str] | None, loaded: list[Snapshot]) -> list[str]:
+        """Load a checkpoint on all ranks, into a list; return what they found to be damaged."""
+        ranks = self._ranks
+        share = Share(ranks.rank, ranks.world)
+
+        def verdict() -> list[str]:
+            try:
+                snapshot, digest = read_checkpoint(self._files, path, sections, share)
+            except DamagedError as error:
+                return [str(error), ""]
+            loaded.append(snapshot)
+            return ["", digest]
+
+        found: list[list[str]] = ranks.each(verdict)
+        named = [f"rank {rank}: {text}" if ranks.others else text for rank, (text, _) in enumerate(found) if text]
+        if not named and len({digest for _, digest in found}) > 1:
+            named = [f"{path / MANIFEST} is not the same on all ranks: they do not share this directory"]
+        return named
 
     def summary(self, entry: Entry | str | Path) -> dict[str, Any]:
         """Return the summary of a checkpoint; only its manifest is read and verified.
@@ -297,24 +405,29 @@ class Store:
         self, ranked: Callable[[list[str]], list[Entry]], sections: Collection[str] | None
     ) -> tuple[Entry, Snapshot, list[str]]:
         """Return the first sound one of what `ranked` returns, which adds what it finds damaged to a list."""
-        damage: list[str] = []
-        entries = ranked(damage)
+        entries, damage = self._list(ranked)
         while entries:
             entry = entries.pop(0)
-            try:
-                return entry, self.load(entry, sections), damage
-            except DamagedError as error:
-                if not is_there(entry.path):  # a run that writes here has removed it: there are newer ones now
-                    damage = []
-                    entries = ranked(damage)
-                    continue
-                self._damaged.add(entry)
-                damage.append(str(error))
+            loaded: list[Snapshot] = []
+            wrong = self._verdicts(entry.path, sections, loaded)
+            if not wrong:
+                return entry, loaded[0], damage
+            if not self._ranks.first(lambda entry=entry: is_there(entry.path)):
+                entries, damage = self._list(ranked)  # a run that writes here has removed it: there are newer ones now
+                continue
+            self._damaged.add(entry)
+            damage += wrong
         if damage:
             found = "".join(f"\n  {line}" for line in damage)
             raise CheckpointError(f"{self.directory} holds no sound checkpoint; what there is:{found}")
-        what = "holds no checkpoint" if self.directory.is_dir() else "is not a directory"
+        what = "holds no checkpoint" if self._ranks.first(self.directory.is_dir) else "is not a directory"
         raise CheckpointError(f"{self.directory} {what}")
+
+    def _list(self, ranked: Callable[[list[str]], list[Entry]]) -> tuple[list[Entry], list[str]]:
+        """Return what `ranked` returns on rank 0, and what it finds damaged."""
+        damage: list[str] = []
+        rows, texts = self._ranks.first(lambda: [_plain(ranked(damage)), damage])
+        return [Entry(number, self.directory / name) for number, name in rows], texts
 
     def _summaries(self, entries: Iterable[Entry], damage: list[str]) -> list[tuple[Entry, dict[str, Any]]]:
         """Return the summaries of those with a sound manifest, and add what is wrong with the others to a list."""
@@ -327,6 +440,11 @@ class Store:
                     self._damaged.add(entry)
                     damage.append(str(error))
         return found
+
+
+def _plain(entries: Iterable[Entry]) -> list[list[Any]]:
+    """Return entries as plain data: number and name."""
+    return [[entry.number, entry.path.name] for entry in entries]
 
 
 def _path_of(entry: Entry | str | Path) -> Path:

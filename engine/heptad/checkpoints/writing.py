@@ -1,4 +1,4 @@
-"""`write_checkpoint`: the files of one checkpoint, in a directory that is not there yet."""
+"""The files of one checkpoint: those of each rank, and the manifest, which rank 0 writes last."""
 
 from __future__ import annotations
 
@@ -9,27 +9,34 @@ from pathlib import Path
 from heptad.checkpoints import tensors
 from heptad.checkpoints.digest import LARGE, Digest, ThreadedDigest
 from heptad.checkpoints.files import Files, os_errors_explained
-from heptad.checkpoints.layout import MANIFEST, STATE, SUFFIX
-from heptad.checkpoints.manifest import FileFacts, write_manifest
-from heptad.checkpoints.packed import PackedSnapshot
+from heptad.checkpoints.layout import MANIFEST, SUFFIX
+from heptad.checkpoints.manifest import FileFacts
+from heptad.checkpoints.packed import PackedSnapshot, tensor_file
 
 
-def write_checkpoint(files: Files, directory: Path, packed: PackedSnapshot) -> None:
-    """Write the files of a checkpoint, and sync them and their names.
-
-    The manifest comes last, since it holds the digests of the others; a directory without one is never sound.
+def write_files(files: Files, directory: Path, packed: PackedSnapshot) -> dict[str, FileFacts]:
+    """Write and sync the files of a rank in a directory that is there; return what they hold.
 
     Raises:
         CheckpointError: If the operating system refuses something, with path and cause.
     """
-    with os_errors_explained("making", directory):
-        files.make_directory(directory)
     written: dict[str, FileFacts] = {}
-    for name, held in packed.tensors.items():
-        file = f"{name}{SUFFIX}"
-        written[file] = _write_file(files, directory / file, *tensors.pieces(held, name))
-    written[STATE] = _write_file(files, directory / STATE, len(packed.state), [memoryview(packed.state)])
-    manifest = write_manifest(packed.summary, written)
+    for group, held in packed.tensors.items():
+        file = f"{tensor_file(group)}{SUFFIX}"
+        written[file] = _write_file(files, directory / file, *tensors.pieces(held, group))
+    for file, content in packed.files.items():
+        written[file] = _write_file(files, directory / file, len(content), [memoryview(content)])
+    return written
+
+
+def write_last(files: Files, directory: Path, manifest: bytes) -> None:
+    """Write the manifest, and sync the names of all files.
+
+    It comes last, since it holds the digests of the others; a directory without one is never sound.
+
+    Raises:
+        CheckpointError: As `write_files`.
+    """
     _write_file(files, directory / MANIFEST, len(manifest), [memoryview(manifest)])
     with os_errors_explained("syncing", directory):
         files.sync_directory(directory)

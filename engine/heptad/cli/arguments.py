@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 import sys
 
+from heptad.cli.output import print_error
+from heptad.history.query import TransitionLog
 from heptad.history.select import Conditions
 
 COUNTERS = ("epoch", "step", "update")
@@ -15,6 +17,21 @@ def takes_journals(parser: argparse.ArgumentParser, *names: str) -> None:
     for name in names:
         parser.add_argument(name, metavar=name.upper(), help="a journal, as the Journal plugin writes it")
     parser.add_argument("--json", action="store_true", help="print JSON in place of text and tables")
+
+
+def takes_rank(parser: argparse.ArgumentParser, words: str) -> None:
+    """Add the option that selects the log of one rank; `words` say what is shown without it."""
+    parser.add_argument("--rank", metavar="N", type=count, help=f"the log of rank N alone; by default {words}")
+
+
+def load_log(arguments: argparse.Namespace) -> TransitionLog:
+    """Return the log in `file`, or that of the rank that was asked for; say on standard error which ranks it lacks."""
+    log = TransitionLog.load(arguments.file)
+    if arguments.rank is not None:
+        return log.of_rank(arguments.rank)
+    for rank, reason in log.missing.items():
+        print_error(f"rank {rank} is left out: {reason}")
+    return log
 
 
 def takes_conditions(parser: argparse.ArgumentParser) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from dataclasses import asdict
 
-from heptad.cli.arguments import any_given, conditions, count, takes_conditions, takes_journals
+from heptad.cli.arguments import any_given, conditions, count, load_log, takes_conditions, takes_journals, takes_rank
 from heptad.cli.output import print_json, print_line
 from heptad.errors import LogError
 from heptad.history.explain import Explanation
@@ -16,6 +16,7 @@ from heptad.history.query import TransitionLog
 def add_to(parser: argparse.ArgumentParser) -> None:
     """Add the arguments."""
     takes_journals(parser, "file")
+    takes_rank(parser, "rank 0's, with what the others noted")
     parser.add_argument("seq", metavar="SEQ", type=int, nargs="?", help="its number; -1 is the last one")
     takes_conditions(parser)
     parser.add_argument("--tail", metavar="N", type=count, default=1, help="without SEQ: the last N that match; 1")
@@ -23,7 +24,7 @@ def add_to(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Run the command."""
-    log = TransitionLog.load(arguments.file)
+    log = load_log(arguments)
     for seq in _numbers(log, arguments):
         explanation = log.explain(seq)
         if arguments.json:
@@ -59,5 +60,5 @@ def _explanation_row(explanation: Explanation) -> dict[str, object]:
         "tried": [asdict(tried) for tried in explanation.tried],
         "calls": [asdict(call) for call in explanation.calls],
         "values": [value_row(value) for value in explanation.values],
-        "notes": [note_row(note) for note in explanation.notes],
+        "notes": [note_row(note) | ({"rank": note.rank} if note.rank else {}) for note in explanation.notes],
     }

@@ -15,7 +15,7 @@ from typing import Any, Generic, TypeVar
 from heptad.cli.arguments import COUNTERS, any_given
 from heptad.cli.output import Column, readable_time
 from heptad.history.decode import Decoder, by_seq
-from heptad.history.export.rows import note_row, transition_row, value_row
+from heptad.history.export.rows import note_row, rank_column, transition_row, value_row
 from heptad.history.query import TransitionLog
 from heptad.history.select import Conditions, selected
 from heptad.history.transition import Transition
@@ -39,10 +39,16 @@ class Listing(ABC, Generic[Row]):
     Args:
         log: The log.
         asked: The conditions on the transitions that the rows belong to.
+
+    Attributes:
+        ranks: The ranks whose notes and values are listed.
+        rank_columns: The column that says of which rank a row is; none where there is one.
     """
 
     def __init__(self, log: TransitionLog, asked: Conditions) -> None:
         self.log, self.source, self.asked = log, log.source, asked
+        self.ranks = log.ranks
+        self.rank_columns = (Column("rank", 4, right=True),) if len(self.ranks) > 1 else ()
 
     @property
     @abstractmethod
@@ -50,12 +56,22 @@ class Listing(ABC, Generic[Row]):
         """The columns of its table."""
 
     @abstractmethod
-    def between(self, first: int, end: int) -> Iterator[Sequence[Row]]:
-        """Yield the rows of the transitions from `first` to before `end` that match, a chunk at a time."""
+    def between(self, first: int, end: int, only: int | None = None) -> Iterator[Sequence[Row]]:
+        """Yield the rows of the transitions from `first` to before `end` that match, a chunk at a time.
+
+        Args:
+            first: The number of the first transition.
+            end: The number of the one after the last.
+            only: The one rank whose rows are asked for; `None` for all.
+        """
 
     def last(self, number: int, end: int) -> Sequence[Row]:
         """Return the last rows before `end` that match."""
         return list(deque((row for page in self.between(0, end) for row in page), maxlen=number))
+
+    @abstractmethod
+    def place(self, row: Row) -> tuple[int, int]:
+        """Return the rank and the number of the transition that a row belongs to."""
 
     @abstractmethod
     def cells(self, row: Row) -> Sequence[str]:
@@ -64,6 +80,10 @@ class Listing(ABC, Generic[Row]):
     @abstractmethod
     def plain(self, row: Row) -> Mapping[str, Any]:
         """Return a row as data for JSON."""
+
+    def rank_cells(self, row: Event | Recorded) -> Sequence[str]:
+        """Return the cell of the rank, where there are several."""
+        return (str(row.rank),) if self.rank_columns else ()
 
     def _selected(self, first: int, end: int) -> Iterator[tuple[Chunk, Any]]:
         """Yield each chunk with the places of the transitions that match."""
@@ -86,10 +106,12 @@ class TransitionListing(Listing[Noted]):
         words = (Column("guards", 18, wraps=True), Column("notes", 12, wraps=True, spare=2))
         return (SEQ, Column("time", 12, spare=6), *states, *counters, Column("took", 10, right=True, spare=3), *words)
 
-    def between(self, first: int, end: int) -> Iterator[Sequence[Noted]]:
-        """Yield transitions."""
+    def between(self, first: int, end: int, only: int | None = None) -> Iterator[Sequence[Noted]]:
+        """Yield transitions, of the log's own rank."""
+        if only not in (None, self.log.rank):
+            return
         decoder = Decoder(self.source)
-        notes = by_seq(self.source.events(max(first, self.source.view().first)))
+        notes = by_seq(self.log.all_ranks.events(max(first, self.source.view().first)))
         for chunk, places in self._selected(first, end):
             yield [(turn, notes.get(turn.seq, ())) for turn in decoder.decode(chunk, places)]
 
@@ -97,21 +119,28 @@ class TransitionListing(Listing[Noted]):
         """Return the last transitions; the log is read from its end, and no further than needed."""
         asked = self.asked
         rows = self.log.where(source=asked.source, dest=asked.dest, **asked.counters, limit=-number)
-        notes = by_seq(self.source.events(rows[0].seq)) if rows else {}
+        notes = by_seq(self.log.all_ranks.events(rows[0].seq)) if rows else {}
         return [(row, notes.get(row.seq, ())) for row in rows if row.seq < end]  # more may have been written since
+
+    def place(self, row: Noted) -> tuple[int, int]:
+        """Return those of the transition."""
+        return self.log.rank, row[0].seq
 
     def cells(self, row: Noted) -> Sequence[str]:
         """Return the transition in words."""
         turn, notes = row
         counters = map(str, (turn.epoch, turn.batch_index, turn.step, turn.update))
         ends = (str(turn.seq), time_of_day(turn.time_ns), turn.source, turn.dest)
-        words = "; ".join(f"{note.kind}: {note.text}" for note in notes)
+        words = "; ".join(f"{self._whose(note)}{note.kind}: {note.text}" for note in notes)
         return (*ends, *counters, readable_time(turn.duration_ns), turn.answers(), words)
+
+    def _whose(self, note: Event) -> str:
+        return "" if note.rank == self.log.rank else f"rank {note.rank} "
 
     def plain(self, row: Noted) -> Mapping[str, Any]:
         """Return the fields of the transition, and `notes`."""
         turn, notes = row
-        return transition_row(turn) | {"notes": [note_row(note) for note in notes]}
+        return transition_row(turn) | {"notes": [rank_column(self.ranks, note.rank) | note_row(note) for note in notes]}
 
 
 class NoteListing(Listing[Event]):
@@ -120,11 +149,11 @@ class NoteListing(Listing[Event]):
     @property
     def columns(self) -> Sequence[Column]:
         """The text wraps."""
-        return (SEQ, Column("time", 12), Column("kind", 12), Column("text", wraps=True))
+        return (SEQ, *self.rank_columns, Column("time", 12), Column("kind", 12), Column("text", wraps=True))
 
-    def between(self, first: int, end: int) -> Iterator[Sequence[Event]]:
+    def between(self, first: int, end: int, only: int | None = None) -> Iterator[Sequence[Event]]:
         """Yield notes."""
-        notes = [note for note in self.source.events(first) if note.seq < end]
+        notes = [note for note in self.log.all_ranks.events(first, only) if note.seq < end]
         if not any_given(self.asked):
             yield notes
             return
@@ -132,13 +161,17 @@ class NoteListing(Listing[Event]):
         for chunk, places in self._selected(first, end):
             yield [note for seq in (places + chunk.seq).tolist() for note in of_turn.get(seq, ())]
 
+    def place(self, row: Event) -> tuple[int, int]:
+        """Return those of the note."""
+        return row.rank, row.seq
+
     def cells(self, row: Event) -> Sequence[str]:
         """Return the note in words."""
-        return (str(row.seq), time_of_day(row.time_ns), row.kind, row.text)
+        return (str(row.seq), *self.rank_cells(row), time_of_day(row.time_ns), row.kind, row.text)
 
     def plain(self, row: Event) -> Mapping[str, Any]:
         """Return the fields of the note."""
-        return {"seq": row.seq} | note_row(row)
+        return {"seq": row.seq} | rank_column(self.ranks, row.rank) | note_row(row)
 
 
 class ValueListing(Listing[Recorded]):
@@ -147,24 +180,31 @@ class ValueListing(Listing[Recorded]):
     @property
     def columns(self) -> Sequence[Column]:
         """Counters stand before the name."""
-        return (SEQ, *COUNTER_COLUMNS, Column("name", 16, wraps=True), Column("value", 12, right=True))
+        names = (Column("name", 16, wraps=True), Column("value", 12, right=True))
+        return (SEQ, *self.rank_columns, *COUNTER_COLUMNS, *names)
 
-    def between(self, first: int, end: int) -> Iterator[Sequence[Recorded]]:
+    def between(self, first: int, end: int, only: int | None = None) -> Iterator[Sequence[Recorded]]:
         """Yield values."""
         for chunk, places in self._selected(first, end):
             seqs = set((places + chunk.seq).tolist())
-            values = self.source.values_between(max(first, chunk.seq), min(end, chunk.seq + len(chunk)))
+            last = min(end, chunk.seq + len(chunk))
+            values = self.log.all_ranks.values_between(max(first, chunk.seq), last, only)
             yield [value for value in values if value.seq in seqs]
         if not any_given(self.asked):  # the turn under way has no transition yet that could be selected
-            yield self.source.values_between(max(first, self.source.view().end), end)
+            yield self.log.all_ranks.values_between(max(first, self.source.view().end), end, only)
+
+    def place(self, row: Recorded) -> tuple[int, int]:
+        """Return those of the value."""
+        return row.rank, row.seq
 
     def cells(self, row: Recorded) -> Sequence[str]:
         """Return the value in words."""
-        return (*map(str, (row.seq, row.epoch, row.step, row.update)), row.name, f"{row.value:.6g}")
+        counters = map(str, (row.epoch, row.step, row.update))
+        return (str(row.seq), *self.rank_cells(row), *counters, row.name, f"{row.value:.6g}")
 
     def plain(self, row: Recorded) -> Mapping[str, Any]:
         """Return the fields of the value."""
-        return value_row(row) | {"seq": row.seq}
+        return value_row(row) | {"seq": row.seq} | rank_column(self.ranks, row.rank)
 
 
 def time_of_day(time_ns: int) -> str:

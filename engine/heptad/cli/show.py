@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from datetime import datetime
 from typing import Any
 
-from heptad.cli.arguments import any_given, conditions, count, takes_conditions, takes_journals
+from heptad.cli.arguments import any_given, conditions, count, load_log, takes_conditions, takes_journals, takes_rank
 from heptad.cli.follow import follow, has_ended
 from heptad.cli.listing import END, Listing, NoteListing, TransitionListing, ValueListing
 from heptad.cli.output import print_json, print_line, print_table
@@ -22,6 +22,7 @@ TAIL = 20
 def add_to(parser: argparse.ArgumentParser) -> None:
     """Add the arguments."""
     takes_journals(parser, "file")
+    takes_rank(parser, "transitions of rank 0, and notes and values of all")
     takes_conditions(parser)
     parser.add_argument("--tail", metavar="N", type=count, default=TAIL, help=f"the last N that match; {TAIL}")
     parser.add_argument("--all", action="store_true", help="all that match")
@@ -33,7 +34,7 @@ def add_to(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Run the command."""
-    log, asked = TransitionLog.load(arguments.file), conditions(arguments)
+    log, asked = load_log(arguments), conditions(arguments)
     kind = NoteListing if arguments.notes else ValueListing if arguments.values else TransitionListing
     show = _Show(kind(log, asked), arguments.json)
     show.first(None if arguments.all else arguments.tail, following=arguments.follow)
@@ -57,26 +58,29 @@ class _Show:
 
     def __init__(self, listing: Listing[Any], as_json: bool) -> None:
         self._listing, self._json = listing, as_json
-        self._next = 0
+        self._next: dict[int, int] = {}  # by rank: one may write its file later than another
         self.begun = False
 
     def first(self, tail: int | None, following: bool) -> None:
         """Print all rows or the last ones; those of the turn under way only if nothing follows."""
-        self._next = self._listing.source.view().end
-        end = self._next if following else END
-        if tail is not None:
-            self._print(self._listing.last(tail, end))
-            return
-        for page in self._listing.between(0, end):
-            self._print(page)
+        self._next = self._listing.log.all_ranks.ends()
+        end = self._listing.source.view().end if following else END
+        pages = self._listing.between(0, end) if tail is None else [self._listing.last(tail, end)]
+        for page in pages:
+            self._print([row for row in page if not following or self._is_read(row)])
 
     def further(self) -> None:
         """Print the rows that are new."""
-        end = self._listing.source.view().end
-        for page in self._listing.between(self._next, end):
-            self._print(page)
-        self._next = end
+        for rank, end in self._listing.log.all_ranks.ends().items():
+            for page in self._listing.between(self._next.get(rank, 0), end, rank):
+                self._print(page)
+            self._next[rank] = end
         sys.stdout.flush()
+
+    def _is_read(self, row: Any) -> bool:
+        """Return whether a row is before those that follow: one may have been written since."""
+        rank, seq = self._listing.place(row)
+        return seq < self._next.get(rank, 0)
 
     def _print(self, page: Sequence[Any]) -> None:
         if self._json:

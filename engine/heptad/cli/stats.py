@@ -7,21 +7,26 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict
 
-from heptad.cli.arguments import takes_journals
+from heptad.cli.arguments import load_log, takes_journals, takes_rank
 from heptad.cli.output import Column, print_json, print_line, print_table, readable_time
 from heptad.history.query import TransitionLog
 from heptad.history.summary import Duration
+from heptad.history.waiting import SlowestRank
+
+MOST_RANKS = 4
+"""Ranks that are named in a cell."""
 
 
 def add_to(parser: argparse.ArgumentParser) -> None:
     """Add the arguments."""
     takes_journals(parser, "file")
+    takes_rank(parser, "rank 0's, and all ranks compared")
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Run the command."""
-    log = TransitionLog.load(arguments.file)
-    stays, calls = log.durations(), log.call_durations()
+    log = load_log(arguments)
+    stays, calls, slowest = log.durations(), log.call_durations(), log.slowest_ranks()
     entries = _entries(log, stays)
     kinds = Counter(note.kind for note in log.notes())
     if arguments.json:
@@ -30,7 +35,9 @@ def run(arguments: argparse.Namespace) -> int:
             for name in dict.fromkeys((*stays, *entries))
         }
         handlers = {name: asdict(stay) for name, stay in calls.items()}
-        print_json({"transitions": len(log), "states": states, "handlers": handlers, "notes": dict(kinds)})
+        found = {"transitions": len(log), "states": states, "handlers": handlers, "notes": dict(kinds)}
+        ranks = {name: asdict(one) for name, one in slowest.items()}
+        print_json(found | ({"ranks": list(log.ranks), "slowest": ranks} if slowest else {}))
         return 0
     total = sum(stay.total_ns for stay in stays.values())
     print_line(f"{len(log):,} transitions from #{log.source.view().first}, {readable_time(total)} in all\n")
@@ -38,6 +45,9 @@ def run(arguments: argparse.Namespace) -> int:
     if calls:
         print_line()
         _print_stays("handler", "calls", calls, {name: stay.count for name, stay in calls.items()})
+    if slowest:
+        print_line()
+        _print_slowest(slowest)
     if kinds:
         print_line(f"\nnotes: {', '.join(f'{number} {kind}' for kind, number in kinds.most_common())}")
     return 0
@@ -76,3 +86,38 @@ def _print_stays(what: str, times: str, stays: Mapping[str, Duration], counts: M
     ]
     longest = min(24, max((len(row[0]) for row in rows), default=0))
     print_table([Column(what, longest, wraps=True), *numbers, Column("at", 20, spare=2)], rows)
+
+
+def _print_slowest(slowest: Mapping[str, SlowestRank]) -> None:
+    """Print the slowest rank in each state, and who waited; the state in which the others waited most first."""
+    columns = (
+        Column("state", 8, wraps=True),
+        Column("slowest", 7, right=True),
+        Column("its own time", 12, right=True),
+        Column("the others waited for it", 16, wraps=True),
+        Column("and stood here", 14, spare=1, wraps=True),
+    )
+    rows = [
+        [
+            name,
+            f"rank {one.rank}",
+            readable_time(one.own_ns[one.rank]),
+            _longest_first(one.waited_ns),
+            _longest_first(one.stood_ns),
+        ]
+        for name, one in sorted(slowest.items(), key=lambda row: -sum(row[1].waited_ns.values()))
+    ]
+    print_table(columns, rows)
+    print_line(
+        "own time: without standing in an exchange until the last rank comes to it; waited: how much more of it the "
+        "slowest had"
+    )
+
+
+def _longest_first(waited: Mapping[int, int]) -> str:
+    """Return how long ranks waited, those that waited longest first."""
+    rows = sorted(((rank, spent) for rank, spent in waited.items() if spent > 0), key=lambda row: -row[1])
+    words = [f"rank {rank} {readable_time(spent)}" for rank, spent in rows[:MOST_RANKS]]
+    if len(rows) > MOST_RANKS:
+        words.append(f"{len(rows) - MOST_RANKS} more")
+    return ", ".join(words)

@@ -7,7 +7,7 @@ read earlier: a dataset that the engine indexes, and loaders whose workers read 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -61,6 +61,25 @@ class AheadFeed:
     def varies(self) -> bool:
         """Whether that number has changed."""
         return self._feed.varies
+
+    @property
+    def idle(self) -> bool:
+        """What the feed says of the newest batch: only the last one of a pass can be idle, and nothing waits then."""
+        return not self._waiting and self._feed.idle
+
+    @property
+    def taken_early(self) -> bool:
+        """What the feed says."""
+        return self._feed.taken_early
+
+    @property
+    def remarks(self) -> Sequence[str]:
+        """What the feed says."""
+        return self._feed.remarks
+
+    def steps_in(self, epochs: range) -> int:
+        """Return what the feed says."""
+        return self._feed.steps_in(epochs)
 
     def open(self, epoch: int, pass_index: int, limit: int | None = None) -> None:
         """Begin a pass."""

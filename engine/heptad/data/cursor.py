@@ -28,10 +28,33 @@ class Cursor(Protocol):
         batches: Batches in a pass, `None` where that cannot be known.
         varies: Whether a pass had another number of batches than the one before it.
         taken: Batches taken from the open pass.
+        idle: Whether the newest batch only keeps the other ranks company: this one had none of its own.
+        taken_early: Whether the open pass may be empty: steps of the one before it have taken batches of it.
     """
 
-    batches: int | None
-    varies: bool
+    @property
+    def varies(self) -> bool:
+        """See above."""
+        ...
+
+    @property
+    def batches(self) -> int | None:
+        """See above."""
+        ...
+
+    @property
+    def idle(self) -> bool:
+        """See above."""
+        ...
+
+    @property
+    def taken_early(self) -> bool:
+        """See above."""
+        ...
+
+    def steps_in(self, epochs: range) -> int:
+        """Return how many steps these epochs make before they are extended, if each pass has as many batches as now."""
+        ...
 
     @property
     def taken(self) -> int:

@@ -6,7 +6,7 @@ pass has, and `StreamFeed`, for data of which nobody can know it, which reads on
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 from heptad.data.cursor import NOTHING, Cursor, PassKey
@@ -22,6 +22,9 @@ class Feed(Protocol):
         varies: Whether a pass had another number of batches than the one before it.
         reads_early: Whether `read_ahead` does anything.
         seed: The root of the data's order; set in `before_loop`.
+        idle: Whether the batch taken last only keeps the other ranks company: this one had none of its own.
+        taken_early: Whether the open pass may be empty: another rank's steps have taken its batches.
+        remarks: What the log is to say of how several ranks share the data, once.
     """
 
     reads_early: bool
@@ -37,6 +40,25 @@ class Feed(Protocol):
         ...
 
     seed: int
+
+    @property
+    def idle(self) -> bool:
+        """See above."""
+        ...
+
+    @property
+    def taken_early(self) -> bool:
+        """See above."""
+        ...
+
+    @property
+    def remarks(self) -> Sequence[str]:
+        """See above."""
+        ...
+
+    def steps_in(self, epochs: range) -> int:
+        """Return how many steps these epochs make before they are extended, where the length is known."""
+        ...
 
     def open(self, epoch: int, pass_index: int, limit: int | None = None) -> None:
         """Begin a pass, of which at most `limit` batches will be taken."""
@@ -93,9 +115,10 @@ class SizedFeed:
 
     reads_early = False
 
-    def __init__(self, cursor: Cursor) -> None:
+    def __init__(self, cursor: Cursor, remarks: Sequence[str] = ()) -> None:
         self.seed = 0
         self.take = cursor.take
+        self.remarks = remarks
         self._cursor = cursor
 
     @property
@@ -107,6 +130,20 @@ class SizedFeed:
     def varies(self) -> bool:
         """Whether that number has changed."""
         return self._cursor.varies
+
+    @property
+    def idle(self) -> bool:
+        """What the cursor says."""
+        return self._cursor.idle
+
+    @property
+    def taken_early(self) -> bool:
+        """What the cursor says."""
+        return self._cursor.taken_early
+
+    def steps_in(self, epochs: range) -> int:
+        """Return what the cursor says."""
+        return self._cursor.steps_in(epochs)
 
     def open(self, epoch: int, pass_index: int, limit: int | None = None) -> None:
         """Begin a pass."""
@@ -157,6 +194,8 @@ class StreamFeed:
 
     batches: int | None = None
     varies = True
+    idle = taken_early = False
+    remarks: Sequence[str] = ()
 
     def __init__(self, cursor: Cursor, *, seeded: bool, transfer: Transfer | None = None) -> None:
         self.seed = 0
@@ -175,6 +214,10 @@ class StreamFeed:
         self._ahead, self._error, self._copy, self._taken = NOTHING, None, None, 0
         self._key = PassKey(self.seed, epoch, pass_index)
         self._cursor.begin(self._key, limit)
+
+    def steps_in(self, epochs: range) -> int:
+        """Raise: nobody knows."""
+        raise NotImplementedError
 
     def more(self) -> bool:
         """Return whether a batch follows; read it, if it was not read yet."""

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from typing import Any, cast
 
 import numpy as np
@@ -11,10 +12,12 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from heptad.data.cursor import PassKey
+from heptad.data.dealing import Deal, Sizes
 from heptad.data.device_rows import Prepare
 from heptad.data.fetch import Collate, Fetch, InWorkers, as_it_is, build_fetch
 from heptad.data.generators import generator_state, set_generator_state, stored_state_of
-from heptad.data.order import HeldOrder, Order, batch_seed, order, version_of_order
+from heptad.data.order import HeldOrder, Order, order, version_of_order
+from heptad.data.pass_jobs import DealtPasses, OrderedPass, PassJobs
 from heptad.data.workers import begin_iterating
 from heptad.errors import DataError
 from heptad.record.host import host_bytes
@@ -25,7 +28,7 @@ class IndexCursor:
 
     A pass begins with the dataset as it is then: how many samples it has, and what worker processes copy.
 
-    The order knows no rank: of the batches of a pass, numbered 0, 1, 2, …, rank r of w takes r, w + r, 2 w + r, …
+    Where several ranks read the same samples, a pass is one of steps, and a `Deal` says what each of them takes.
 
     Args:
         dataset: The samples, indexed from 0.
@@ -37,12 +40,13 @@ class IndexCursor:
         persistent: Whether they are kept from pass to pass, with the copy of the dataset that each began with. Where
             the number of samples has changed they are made anew.
         limit: Batches in a pass at most, `None` for all that the dataset has.
-        share: The rank of this process, and the number of ranks.
+        deal: What says which batches are this rank's; `None` in a single process.
         pin: Whether what the workers give is put into pinned memory.
         prepare: Makes of what fetches the batches what fetches them for a device; where there are no workers.
 
     Attributes:
-        batches: Batches in the pass that is open, or in the last one.
+        batches: Batches, for a rank steps, in the pass that is open, or in the last one.
+        idle: Whether this rank had nothing to take in the newest step, and has repeated something for the others.
         varies: Whether a pass had another number of batches than the one before it.
     """
 
@@ -57,7 +61,7 @@ class IndexCursor:
         workers: int,
         persistent: bool = False,
         limit: int | None = None,
-        share: tuple[int, int] = (0, 1),
+        deal: Deal | None = None,
         pin: bool = False,
         prepare: Prepare | None = None,
     ) -> None:
@@ -69,37 +73,71 @@ class IndexCursor:
         self._workers = workers
         self._persistent = persistent
         self._limit = limit
-        self._rank, self._world = share
+        self._deal = deal
         self._pin = pin
         self._prepare = prepare
         self._fetch: Fetch = build_fetch(dataset, collate)
         self.varies = False
+        self._key = PassKey(0, 0, 0)
         self._set_samples(len(dataset))
         self._built = self._size()
         self._version = version_of_order(self._samples, shuffle=shuffle)
         self._loader: DataLoader[Any] | None = None
         self._fetched: Iterator[Any] | None = None
-        self._order: Order = HeldOrder(torch.empty(0, dtype=torch.int64))
-        self._key = PassKey(0, 0, 0)
+        nothing = HeldOrder(torch.empty(0, dtype=torch.int64))
+        self._jobs: PassJobs = OrderedPass(self._key, nothing, 1, random=False)
         self._next = 0
         self._stop = 0
         self._until = 0  # where `take` looks up: the end of the pass, or 0 in one that was restored and not begun again
         self._open = False
 
     @property
+    def batches(self) -> int | None:
+        """See above."""
+        return self._batches if self._deal is None else self._deal.steps(self._key, self._batches)
+
+    @property
     def taken(self) -> int:
         """Batches taken from the open pass."""
         return self._next
 
+    @property
+    def idle(self) -> bool:
+        """See above."""
+        deal = self._deal
+        return deal is not None and self._next > 0 and deal.part(self._next - 1, self._sizes(), self._key) is None
+
+    @property
+    def taken_early(self) -> bool:
+        """Whether the open pass may be empty: steps of the one before it have taken batches of it."""
+        return self._deal is not None and self._batches > 0 and self._deal.first(self._key, self._batches) > 0
+
+    def steps_in(self, epochs: range) -> int:
+        """Return how many steps these epochs make, if the dataset stays as it is."""
+        if self._deal is None:
+            return len(epochs) * self._batches
+        return self._deal.steps_in(epochs, self._batches)
+
     def begin(self, key: PassKey, limit: int | None) -> None:
-        """Begin a pass."""
-        samples, before = len(self._dataset), self.batches
+        """Begin a pass.
+
+        Raises:
+            DataError: If the dataset has changed, and a rank has taken batches of this pass already.
+        """
+        samples, before = len(self._dataset), self._batches
         if samples != self._samples:
+            if self._deal is not None and self._deal.first(key, before):
+                raise DataError(
+                    f"the dataset has {samples} samples, and had {self._samples} when a rank began pass "
+                    f"{key.pass_index} of epoch {key.epoch} with the last batches of the step before; change it only "
+                    "where a step ends with the pass, or use remainder='drop' or 'flush'"
+                )
             self._loader = None  # persistent workers hold a copy of the dataset as it was
             self._set_samples(samples)
-            self.varies = self.varies or self.batches != before
+            self.varies = self.varies or self._batches != before
+        self._key, self._next, self._open = key, 0, True
         stop = self.batches or 0
-        self._key, self._next, self._stop, self._open = key, 0, stop if limit is None else min(stop, limit), True
+        self._stop = stop if limit is None else min(stop, limit)
         self._make_ready()
         if self._workers and self._stop:
             self._start_workers()
@@ -118,6 +156,7 @@ class IndexCursor:
         """Return the place."""
         generators = [generator_state(generator) for generator in self._fetch.generators()]
         place = {"open": self._open, "key": list(self._key), "next": self._next, "stop": self._stop}
+        place |= {} if self._deal is None else {"world": self._deal.world}
         return {**place, "generators": generators, "samples": self._samples, "varies": self.varies}
 
     def restore(self, state: Mapping[str, Any], key: PassKey) -> str | None:
@@ -131,6 +170,7 @@ class IndexCursor:
         if state["open"]:
             self._key, self._next, self._stop = PassKey(*state["key"]), state["next"], state["stop"]
             self._until, self._open, self._fetched = 0, True, None
+            self._move(state.get("world", 1))
         return None
 
     def take(self) -> Any:
@@ -139,8 +179,7 @@ class IndexCursor:
             self._resume()
         if self._workers:
             return self._take_from_workers()
-        number = self._next * self._world + self._rank
-        batch = self._fetch(self._indices(number), batch_seed(*self._key, number) if self._fetch.random else 0)
+        batch = self._fetch(*self._jobs.job(self._next))
         self._next += 1
         return batch
 
@@ -165,8 +204,8 @@ class IndexCursor:
     def jobs(self) -> Iterator[tuple[Any, int]]:
         """Yield, for each batch of the open pass that was not taken yet, its indices and its seed."""
         for place in range(self._next, self._stop):
-            number = place * self._world + self._rank
-            yield np.frombuffer(host_bytes(self._indices(number)), np.int64).copy(), batch_seed(*self._key, number)
+            indices, seed = self._jobs.job(place)
+            yield np.frombuffer(host_bytes(indices), np.int64).copy(), seed
 
     def _resume(self) -> None:
         """Make a pass that was restored ready, with the dataset as it is now that plugins are open."""
@@ -179,27 +218,33 @@ class IndexCursor:
             )
         self._make_ready()
 
+    def _move(self, world: int) -> None:
+        """Find the place that ranks of another number had reached, after the same batches."""
+        here = 1 if self._deal is None else self._deal.world
+        if world == here:
+            return
+        deal = self._deal or Deal(0, 1, "extend")
+        self._next, self._stop = deal.moved(world, self._key, self._next, self._stop, self._batches)
+
     def _make_ready(self) -> None:
         fetch: Fetch = build_fetch(self._dataset, self._collate)
-        pass_order = order(self._samples, *self._key, shuffle=self._shuffle)
-        if not self._workers:
-            fetch = fetch if self._prepare is None else self._prepare(fetch)
-            pass_order = fetch.place_order(pass_order)
-        self._fetch, self._order = fetch, pass_order
-        self._until, self._fetched = self._stop, None
+        if self._prepare is not None and not self._workers:
+            fetch = self._prepare(fetch)
+        place = None if self._workers else fetch.place_order
+        make = partial(_ordered_pass, self._samples, self._batch_size, self._shuffle, fetch.random, place)
+        self._jobs = make(self._key) if self._deal is None else DealtPasses(self._deal, self._key, self._sizes(), make)
+        self._fetch, self._until, self._fetched = fetch, self._stop, None
 
     def _set_samples(self, samples: int) -> None:
         self._samples = samples
         whole = samples // self._batch_size if self._drop_last else -(-samples // self._batch_size)
-        batches = whole // self._world  # those that every rank has one of
-        self.batches: int | None = batches if self._limit is None else min(batches, self._limit)
+        self._batches = whole if self._limit is None else min(whole, self._limit)
 
     def _size(self) -> dict[str, Any]:
-        return {"samples": self._samples, "batches": self.batches}
+        return {"samples": self._samples, "batches": self._batches}
 
-    def _indices(self, number: int) -> torch.Tensor:
-        start = number * self._batch_size
-        return self._order.part(start, min(start + self._batch_size, self._samples))
+    def _sizes(self) -> Sizes:
+        return Sizes(self._batches, min(self._samples, self._batches * self._batch_size), self._batch_size)
 
     def _take_from_workers(self) -> Any:
         fetched = self._start_workers() if self._fetched is None else self._fetched
@@ -239,3 +284,16 @@ class _Jobs:
     def __iter__(self) -> Iterator[tuple[Any, int]]:
         cursor = self._cursor()
         return iter(()) if cursor is None else cursor.jobs()
+
+
+def _ordered_pass(
+    samples: int,
+    batch_size: int,
+    shuffle: bool,
+    random: bool,
+    place: Callable[[Order], Order] | None,
+    key: PassKey,
+) -> OrderedPass:
+    """Return a pass over samples in its order, which `place` puts where the indices are needed."""
+    its = order(samples, *key, shuffle=shuffle)
+    return OrderedPass(key, its if place is None else place(its), batch_size, random=random)

@@ -65,6 +65,8 @@ class IteratorCursor:
         taken: Batches taken from the open pass.
     """
 
+    idle = taken_early = False
+
     def __init__(self, source: PassSource, limit: int | None = None) -> None:
         self._source = source
         self._limit = limit
@@ -77,6 +79,10 @@ class IteratorCursor:
         """Random states: when the pass was begun, and when its first batch was about to be taken."""
         self._restored: Mapping[str, Any] | None = None
         """A place that `take` returns to: in a pass of another length than the source has before plugins are open."""
+
+    def steps_in(self, epochs: range) -> int:
+        """Return how many batches these epochs have."""
+        return len(epochs) * (self.batches or 0)
 
     def begin(self, key: PassKey, limit: int | None) -> None:
         """Begin a pass.

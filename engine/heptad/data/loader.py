@@ -40,6 +40,7 @@ class LoaderSource:
 
     Attributes:
         reads_early: Whether its batches are the same if they are taken before their step.
+        draws: Whether iterating it may draw from the global generators, and they are stored for it.
     """
 
     def __init__(self, loader: Any, *, sized: bool) -> None:
@@ -52,7 +53,7 @@ class LoaderSource:
         self._stateful = is_stateful(loader)
         # read ahead by its workers in any case, and by nothing that acts in this process
         self.reads_early = bool(self._by_torch() and not self._stateful and loader.num_workers)
-        self._draws = not isinstance(loader, list | tuple) and not self._stateful
+        self.draws = not isinstance(loader, list | tuple) and not self._stateful
 
     def length(self) -> int | None:
         """Return the loader's length, asked anew."""
@@ -65,7 +66,7 @@ class LoaderSource:
 
     def before_pass(self) -> list[Any]:
         """Return the states of the global and the loader's own generators, and of its samplers."""
-        if not self._draws:
+        if not self.draws:
             return []
         generators = [generator_state(generator) for generator in self._generators()]
         return [{"global": cpu_states(), "own": generators, "samplers": self._sampler_states()}]

@@ -19,8 +19,9 @@ from heptad.data.permutation import ROUNDS, KeyedPermutation
 HELD = 10_000_000
 """The most samples of which the order is held as a tensor, and drawn by `torch.randperm`.
 
-At this length the tensor takes 80 MB on each process and 0.4 s to draw, which is what the beginning of a pass may cost;
-from here on `randperm` misses the caches, and at 100 million samples it took 7 s and 1.1 GB.
+At this length the tensor takes 80 MB on each process and 0.4 s to draw, the most that the beginning of a pass may cost
+(0.5 s and 100 MB); at 100 million samples it took 7 s and 800 MB. A computed order costs 2 to 20 µs more a batch
+(benchmarks/order.py), so shorter ones stay as they were, to the bit.
 """
 
 ORDER_VERSION = 1
@@ -117,7 +118,7 @@ class ComputedOrder:
         stride = start - self._last if follow else max(size, 1)
         most = _AHEAD // max(size, 1) if follow else 1
         parts = max(1, min(most, (self._samples - start - size) // stride + 1))
-        starts = np.arange(start, start + parts * stride, stride, dtype=np.uint64)
+        starts = np.uint64(start) + np.uint64(stride) * np.arange(parts, dtype=np.uint64)
         places = (starts[:, None] + np.arange(size, dtype=np.uint64)).reshape(-1)
         indices = places.view(np.int64) if self._at is None else self._at(places)
         self._ahead = torch.from_numpy(indices).view(parts, size).to(self._device, non_blocking=True)

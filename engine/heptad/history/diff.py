@@ -30,8 +30,11 @@ from heptad.record.values import Recorded
 BEFORE, AFTER = 3, 3
 """Transitions that are shown around the place where two runs part."""
 
-HOW_KEPT = ("log_capacity", "trace_handlers")
-"""Facts about how a log is kept, which do not change what the run does."""
+HOW_KEPT = ("log_capacity", "trace_handlers", "rank")
+"""Facts about how a log is kept, and whose it is, which do not change what the run does."""
+
+OF_A_RANK = ("device", "num_workers")
+"""Further facts that differ between ranks that take one path."""
 
 _EVER = 1 << 62
 _COUNTED = ("epoch", "batch_index", "step", "update")
@@ -156,13 +159,42 @@ def diff(one: Source, other: Source, ignore: Iterable[str] = ()) -> Diff:
     first = max(view.first for view in views)
     end = max(first, min(view.end for view in views))
     seq, parted = _first_parting((one, other), views, first, end, heard)
-    facts = (*_facts(one.facts, other.facts), *_tables(one, other))
+    return _found((one, other), views, seq, parted, first, end, HOW_KEPT)
+
+
+def diff_path(one: Source, other: Source) -> Diff:
+    """Compare the paths that two logs both hold, and what their runs are made of: no events, no recorded values.
+
+    Args:
+        one: "Here".
+        other: "There".
+    """
+    views = one.view(), other.view()
+    first = max(view.first for view in views)
+    end = max(first, min(view.end for view in views))
+    seq = next((parts for _, parts in _side_by_side((one, other), views, first, end) if parts is not None), None)
+    parted = () if seq is None else _path_parting((one, other), views, seq)
+    return _found((one, other), views, seq, parted, first, end, (*HOW_KEPT, *OF_A_RANK))
+
+
+def _found(
+    sources: tuple[Source, Source],
+    views: tuple[View, View],
+    seq: int | None,
+    parted: tuple[Parting, ...],
+    first: int,
+    end: int,
+    apart: Sequence[str],
+) -> Diff:
+    """Return the differences, and the transitions around where the logs part; leave out the facts that are `apart`."""
+    one, other = sources
+    facts = (*_facts(one.facts, other.facts, apart), *_tables(one, other))
     if seq is None:
         return Diff(facts, None, (), (), (), (), first, end)
     before = range(max(first, seq - BEFORE), min(seq, end))
     after = [range(max(seq, view.first), min(seq + AFTER, view.end)) for view in views]
     here, there = (
-        tuple(Decoder(source).at(view, seqs)) for source, view, seqs in zip((one, other), views, after, strict=True)
+        tuple(Decoder(source).at(view, seqs)) for source, view, seqs in zip(sources, views, after, strict=True)
     )
     return Diff(facts, seq, parted, tuple(Decoder(one).at(views[0], before)), here, there, first, end)
 
@@ -315,8 +347,10 @@ def _is_same(one: Any, other: Any) -> bool:
 # -- facts
 
 
-def _facts(one: Mapping[str, Any], other: Mapping[str, Any]) -> Iterator[Fact]:
-    here, there = (_flat({k: v for k, v in f.items() if k not in ("handlers", *HOW_KEPT)}) for f in (one, other))
+def _facts(one: Mapping[str, Any], other: Mapping[str, Any], apart: Sequence[str]) -> Iterator[Fact]:
+    # a log that does not say how many ranks its run had is older than ranks: it had one
+    told = [{"world": 1, **{k: v for k, v in f.items() if k not in ("handlers", *apart)}} for f in (one, other)]
+    here, there = map(_flat, told)
     yield from _unequal(here, there)
     moments = [_by_moment(facts.get("handlers", ())) for facts in (one, other)]
     yield from _unequal(*moments)

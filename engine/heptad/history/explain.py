@@ -111,7 +111,7 @@ class Explanation:
             lines.append(f"    the update was skipped, the weights and `update` did not change: {self.skipped}")
         lines += [f"    {part}" for part in (*self.tried, *self.calls)]
         lines += [f"    recorded {value.name} = {value.value:.6g}" for value in self.values]
-        lines += [f"    {note.kind}: {note.text}" for note in self.notes]
+        lines += [f"    {f'rank {note.rank} ' if note.rank else ''}{note.kind}: {note.text}" for note in self.notes]
         return "\n".join(lines)
 
 

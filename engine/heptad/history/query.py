@@ -7,17 +7,19 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from operator import index
 from pathlib import Path
-from typing import TYPE_CHECKING, SupportsIndex, cast, overload
+from typing import TYPE_CHECKING, Any, SupportsIndex, cast, overload
 
 from heptad.errors import EngineError, a_kind, kind, nearest
-from heptad.history import diff, explain, summary
+from heptad.history import diff, explain, summary, waiting
 from heptad.history.decode import Decoder, blocks, ints
 from heptad.history.export import frames, jsonl, timeline
 from heptad.history.html import table
 from heptad.history.journal.reader import FileSource
+from heptad.history.ranks import Ranks
 from heptad.history.select import Conditions, selected
 from heptad.history.source import Source
 from heptad.history.transition import Transition
@@ -40,12 +42,19 @@ class TransitionLog(Sequence[Transition]):
     so by its `seq`. Reading takes a snapshot and may be done at any time, in a handler or from another thread. A log
     that was loaded from a file answers the same questions; of a journal only what a question needs is in memory.
 
+    A run of several ranks has one path, and each rank its own times, events and recorded values. A log that was loaded
+    from rank 0's journal holds those of all: its transitions are rank 0's, `notes`, `values` and `arrays` return each
+    rank's with their `rank`, exports and data frames have a column `rank`. `of_rank` returns the log of one.
+
     Attributes:
-        source: What it reads.
+        source: What it reads; with several ranks the log of rank 0.
     """
 
-    def __init__(self, source: Source) -> None:
+    # The commands ask the attribute `all_ranks` for what each rank has of its own.
+
+    def __init__(self, source: Source, ranks: Ranks | None = None) -> None:
         self.source = source
+        self.all_ranks = ranks or Ranks(source)
         self._decoder = Decoder(source)
 
     @classmethod
@@ -53,6 +62,8 @@ class TransitionLog(Sequence[Transition]):
         """Return the log in a file that `Journal` wrote, or is writing: all questions work on it as on `run.log`.
 
         Nothing is read whole: each question reads what it needs, at the moment it is asked. The file is not altered.
+        With rank 0's journal come those of the other ranks of its run, which lie beside it (`….rank1`); a journal of
+        another rank is read alone. `missing` says which of them cannot be read.
 
         Raises:
             EngineError: If it is no path.
@@ -61,7 +72,71 @@ class TransitionLog(Sequence[Transition]):
         """
         if not isinstance(path, str | os.PathLike):  # pyright: ignore[reportUnnecessaryIsInstance] - for callers without a type checker
             raise EngineError(f"TransitionLog.load takes the path of a journal, got {a_kind(path)}")
-        return cls(FileSource(path))
+        source = FileSource(path)
+        return cls(source, Ranks(source, Path(path)))
+
+    # -- ranks
+
+    @property
+    def facts(self) -> Mapping[str, Any]:
+        """What the run was asked for and is made of, as plain data; `rank` and `world` among them once it has begun."""
+        return self.source.facts
+
+    @property
+    def rank(self) -> int:
+        """The rank whose transitions these are; 0 where there is one process."""
+        return self.all_ranks.rank
+
+    @property
+    def world(self) -> int:
+        """How many ranks the run has; 1 where there is one process."""
+        return self.all_ranks.world
+
+    @property
+    def ranks(self) -> tuple[int, ...]:
+        """The ranks whose logs are here."""
+        return tuple(self.all_ranks.sources())
+
+    @property
+    def missing(self) -> dict[int, str]:
+        """The ranks whose journals are missing, damaged or of another run, each with what was found."""
+        return self.all_ranks.missing()
+
+    def of_rank(self, rank: int) -> TransitionLog:
+        """Return the log of one rank, with its own times, events and values.
+
+        Raises:
+            EngineError: If it is no number of a rank.
+            LogError: If its journal is not here, or cannot be read.
+        """
+        try:
+            number = index(rank)
+        except TypeError:
+            raise EngineError(f"of_rank takes the number of a rank, got {kind(rank)}") from None
+        if not 0 <= number < self.world:
+            raise EngineError(f"there is no rank {number}: the run has {self.world}, numbered from 0")
+        return TransitionLog(self.all_ranks.source(number))
+
+    def slowest_ranks(self) -> dict[str, waiting.SlowestRank]:
+        """Return for each state which rank took the longest in it, and how long the others waited for that one.
+
+        Empty where this is the log of one rank. See `SlowestRank` for what counts as waiting.
+        """
+        return waiting.slowest_ranks(self.all_ranks.sources())
+
+    def diff_ranks(self) -> dict[int, diff.Diff]:
+        """Find where the paths of the ranks part: transitions, guards, counters, and facts of the run.
+
+        Times, events and recorded values are each rank's own and are not compared (`of_rank(0).diff(of_rank(1))`
+        compares them), nor does a log count that ends before the other: the rank may have been killed first.
+
+        Returns:
+            For each rank whose path, or whose facts, differ from rank 0's, what differs; here is rank 0, there the
+            other. Empty where all ranks agree.
+        """
+        others = {rank: source for rank, source in self.all_ranks.sources().items() if rank != self.rank}
+        found = {rank: diff.diff_path(self.source, source) for rank, source in others.items()}
+        return {rank: parted for rank, parted in found.items() if parted}
 
     # -- a sequence
 
@@ -175,6 +250,8 @@ class TransitionLog(Sequence[Transition]):
     def notes(self, kind: str | None = None) -> list[Event]:
         """Return the events of the transitions that are kept, or those of one kind, oldest first.
 
+        With several ranks those of all, each with its `rank`.
+
         Args:
             kind: Such as `"stop"`, `"pause"`, `"skip"`, `"extend"`, `"drop"`, `"detach"`, `"resume"`, `"redo"`,
                 `"untrained"`, `"shared"`, `"accumulation"`, `"array"`, `"failure"`, or `"note"` for what `Run.note` was
@@ -186,12 +263,15 @@ class TransitionLog(Sequence[Transition]):
         known = {event.kind for event in EVENTS.values()}
         if kind is not None and kind not in known:
             raise EngineError(f"there is no event of the kind {kind!r}{nearest(str(kind), sorted(known))}")
-        events = self.source.events(self.source.view().first)
+        events = self.all_ranks.events(self.source.view().first)
         return [event for event in events if kind is None or event.kind == kind]
 
     def values(self, name: str | None = None) -> list[Recorded]:
-        """Return all recorded values, or those of one name; waits for those that are still on their device."""
-        return [value for value in self.source.values() if name is None or value.name == name]
+        """Return all recorded values, or those of one name; waits for those that are still on their device.
+
+        With several ranks those of all, each with its `rank`.
+        """
+        return [value for value in self.all_ranks.values() if name is None or value.name == name]
 
     def arrays(self, name: str | None = None) -> list[RecordedArray]:
         """Return the arrays that were recorded in the transitions that are kept, or those of one name, oldest first.
@@ -219,7 +299,7 @@ class TransitionLog(Sequence[Transition]):
         Returns:
             The arcs tried from top to bottom, the guards asked and what they said, with the values that the engine's
             own guards looked at; the handlers of both moments, and how long each took where that was traced; what was
-            noted and recorded in that turn.
+            noted and recorded in that turn. With several ranks this is rank 0's turn, and what the others noted.
 
         Raises:
             EngineError: If the log does not hold this transition.
@@ -233,7 +313,10 @@ class TransitionLog(Sequence[Transition]):
         view = self.source.view()
         if not view.first <= number < view.end:
             raise EngineError(f"the log does not hold transition #{number}; {_held(view)}")
-        return explain.explain(self.source, view, number)
+        found = explain.explain(self.source, view, number)
+        if not self.all_ranks.several:
+            return found
+        return replace(found, notes=tuple(note for note in self.all_ranks.events(number) if note.seq == number))
 
     def diff(self, other: TransitionLog, ignore: Iterable[str] = ()) -> diff.Diff:
         """Find where this run and another one part, and which facts of them differ.
@@ -263,6 +346,7 @@ class TransitionLog(Sequence[Transition]):
 
         A line holds the fields of `Transition`, and `notes`: kind, text and time of each. If there are any it also
         holds `values`, those recorded in that turn, and `calls`, those traced. Only the header has the key `format`.
+        With several ranks a line has its `rank`, and those of rank 1 follow those of rank 0.
         This is an export: what is read back is the journal that the `Journal` plugin writes.
 
         Returns:
@@ -271,13 +355,14 @@ class TransitionLog(Sequence[Transition]):
         Raises:
             OSError: If the file cannot be written; one that was there is as it was.
         """
-        jsonl.write(self.source, path)
+        jsonl.write(self.all_ranks.sources(), path)
         return Path(path)
 
     def to_trace(self, path: str | Path) -> Path:
         """Write the log in the Chrome trace format, which https://ui.perfetto.dev and chrome://tracing open.
 
-        Epochs, windows, steps, states and traced handlers lie within each other; recorded values are counters.
+        Epochs, windows, steps, states and traced handlers lie within each other; recorded values are counters. Each
+        rank is a process of its own, on one time line: that of the clocks of their hosts.
 
         Returns:
             The path.
@@ -285,19 +370,20 @@ class TransitionLog(Sequence[Transition]):
         Raises:
             OSError: If the file cannot be written; one that was there is as it was.
         """
-        timeline.write(self.source, path)
+        timeline.write(self.all_ranks.sources(), path)
         return Path(path)
 
     def to_dataframe(self) -> pandas.DataFrame:
         """Return a pandas data frame with a row for each transition, in the columns of `Transition`.
 
         States and guards are categories; guards are words, such as `"update_due=no batches_remain=yes"`. Recorded
-        values make a frame as they are: `pandas.DataFrame(log.values())`.
+        values make a frame as they are: `pandas.DataFrame(log.values())`. With several ranks the first column is
+        `rank`, and the rows of rank 1 follow those of rank 0.
 
         Raises:
             LogError: If pandas is not installed.
         """
-        return frames.frame(self.source)
+        return frames.frame(self.all_ranks.sources())
 
 
 def _held(view: View) -> str:

@@ -109,7 +109,6 @@ class Ddp:
             },
         )
         run._id = group.gather(run.id.encode())[0].decode()
-        run._buffer.facts |= {"rank": group.rank, "world": group.world}
         run._position.window = RanksWindow(config.accumulation, float(config.batch_size or 1))
         self._run = run
 
@@ -235,7 +234,7 @@ class Ddp:
         """See that all ranks begin to drive the same run, at the same place and with the same handlers."""
         handlers = run._buffer.facts.get("handlers", [])
         compare_ranks(self._group, {"the handlers": handlers, "the place": [run.state, run.seq]})
-        if run.state == "idle" and self._group.world > 1 and _by_batch(run.network):
+        if run.state == "idle" and _by_batch(run.network):
             run.note(BY_BATCH)
 
     @contextmanager

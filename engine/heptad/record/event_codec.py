@@ -23,7 +23,9 @@ _TYPES: dict[str, type | tuple[type, ...]] = {
 
 def to_plain(event: Event) -> dict[str, Any]:
     """Return an event as plain data: the name of its class as `event`, and its fields."""
-    return {"event": type(event).__name__, **asdict(event)}
+    plain = {"event": type(event).__name__, **asdict(event)}
+    del plain["rank"]  # a log is one rank's: its facts say of which
+    return plain
 
 
 def from_plain(plain: Mapping[str, Any]) -> Event:
@@ -34,7 +36,7 @@ def from_plain(plain: Mapping[str, Any]) -> Event:
     """
     values = dict(plain)
     made = EVENTS.get(values.pop("event", ""))
-    if made is None:
+    if made is None or "rank" in values:
         raise ValueError(f"{plain.get('event')!r} is not the name of an event")
     try:
         if isinstance(values.get("failure"), Mapping):

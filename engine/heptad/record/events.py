@@ -25,6 +25,7 @@ class Event(ABC):
         seq: The number of that transition.
         time_ns: When, on the clock of `Transition.time_ns`.
         timed: Whether its place in the log depends on the clock, so that two equal runs may differ in it.
+        rank: The process in whose log it stands; set where a log is asked, stored nowhere.
     """
 
     kind: ClassVar[str]
@@ -32,6 +33,7 @@ class Event(ABC):
 
     seq: int
     time_ns: int
+    rank: int = field(default=0, kw_only=True, repr=False)
 
     @property
     @abstractmethod
@@ -39,7 +41,7 @@ class Event(ABC):
         """The event in words, for people. No answer is derived from them."""
 
     def __str__(self) -> str:
-        return f"#{self.seq} {self.kind}: {self.text}"
+        return f"#{self.seq} {f'rank {self.rank} ' if self.rank else ''}{self.kind}: {self.text}"
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,7 @@ from array import array
 from bisect import bisect_left
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, cast
 
 import numpy as np
@@ -34,6 +34,7 @@ class Recorded:
         epoch: Complete epochs at that moment; so are the next two.
         step: Complete steps.
         update: Complete optimizer updates.
+        rank: The process that recorded it.
     """
 
     name: str
@@ -42,6 +43,7 @@ class Recorded:
     epoch: int
     step: int
     update: int
+    rank: int = field(default=0, repr=False)
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,7 +17,12 @@ class Snapshot:
         sections: Nested plain data and tensors by name; `checkpoints.encoding` says which values are accepted. The
             tensors of a section are in a file of its name, under the keys that lead to them, joined by dots; if a
             section is a dict whose key `"tensors"` holds tensors by name, under just these names.
+        own: The keys that lead to what is a rank's own, the section first; each rank stores these for itself, and all
+            else is stored once.
+        world: How many ranks the run had.
     """
 
     summary: dict[str, Any] = field(default_factory=dict[str, Any])
     sections: dict[str, Any] = field(default_factory=dict[str, Any])
+    own: Sequence[tuple[str, ...]] = ()
+    world: int = 1

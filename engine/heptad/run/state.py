@@ -48,6 +48,7 @@ class RunState:
         update_due: The answer to the guard of this name, kept by the bodies: it is asked after every step, and a slot
             that is read costs no call.
         reading_ns: Nanoseconds spent on reading ahead, for data of unknown length.
+        idle: The batch of the step only keeps other ranks company, which have one of their own; it weighs 0.
         batch: The batch of the step, placed.
         samples_now: Samples in it.
         output: What the network returned for it.
@@ -94,6 +95,7 @@ class RunState:
     update_due: bool = False
     reading_ns: int = 0
 
+    idle: bool = False
     batch: Any = None
     samples_now: int = 0
     output: Any = None

@@ -181,7 +181,7 @@ class RunView:
         if at.window.resized or feed.varies:  # what is done stands; the rest is made with the present accumulation
             total = at.update + self._updates_ahead(batches, config.epochs)
         elif at.carries:
-            total = self._updates_of(config.epochs * batches)
+            total = self._updates_of(feed.steps_in(range(config.epochs)))
         else:
             total = config.epochs * self._updates_of(batches)
         return total if config.max_updates is None else min(total, config.max_updates)
@@ -195,7 +195,11 @@ class RunView:
         at = self._position
         after = epochs - at.epoch - (1 if at.epoch_open else 0)
         if at.carries:  # windows know no epochs: one update for the open one, those that all other steps make
-            steps = at.remaining + after * batches - (at.window.size - at.window.steps if at.window.steps else 0)
+            steps = (
+                at.remaining
+                + self._runtime.feed.steps_in(range(epochs - after, epochs))
+                - (at.window.size - at.window.steps if at.window.steps else 0)
+            )
             return (1 if at.window.steps else 0) + self._updates_of(max(0, steps))
         now = 0
         # In the open epoch: one update for the open window, which takes what it lacks from the remaining batches, and

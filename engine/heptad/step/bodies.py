@@ -74,9 +74,7 @@ def before_epoch(run: Run) -> None:
     run.plan_windows()
     feed.open(at.epoch, 0)
     at.sized = feed.batches is not None
-    at.remaining = _remaining(run)
-    if not at.remaining:
-        raise DataError(diagnose("empty_pass", f"the pass of epoch {at.epoch}", run.config))
+    at.remaining = _remaining(run, f"the pass of epoch {at.epoch}")
     at.settle_carry()
     if at.remaining < at.needed:
         run.emit(Drop, epoch=at.epoch, batches=at.remaining, window=at.window.next_size)
@@ -127,17 +125,6 @@ def process_batch(run: Run) -> None:
         if advice := diagnose("backward", error, step.giver):
             add_note(error, advice)
         raise
-
-
-def announced_batch(run: Run, strategy: Strategy) -> None:
-    """The body of `process_batch` under a strategy that asks before the forward pass whether the window closes.
-
-    The last batch of data of unknown length is not known here, and is not announced.
-    """
-    at, window = run._position, run._position.window
-    last = at.sized and at.remaining == 1
-    strategy.window_closes(window.steps + 1 == window.size or (at.flushes and last))
-    process_batch(run)
 
 
 def after_step(run: Run) -> None:
@@ -236,12 +223,13 @@ def _refuse_endless(run: Run) -> None:
         )
 
 
-def _remaining(run: Run) -> int:
+def _remaining(run: Run, which: str) -> int:
     """Return how many batches are still to be taken from the pass that was just opened; 1 stands for "more"."""
     feed = run._runtime.feed
-    if feed.batches is None:
-        return 1 if feed.more() else 0
-    return feed.batches
+    remaining = int(feed.more()) if feed.batches is None else feed.batches
+    if not remaining and not feed.taken_early:
+        raise DataError(diagnose("empty_pass", which, run.config))
+    return remaining
 
 
 def _extend(run: Run) -> None:
@@ -254,6 +242,4 @@ def _extend(run: Run) -> None:
     at.extending = True
     at.pass_index += 1
     feed.open(at.epoch, at.pass_index, missing)
-    at.remaining = min(missing, _remaining(run))
-    if not at.remaining:
-        raise DataError(diagnose("empty_pass", f"pass {at.pass_index} of epoch {at.epoch}", run.config))
+    at.remaining = min(missing, _remaining(run, f"pass {at.pass_index} of epoch {at.epoch}"))

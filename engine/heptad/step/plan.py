@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from heptad.config import Components
+from heptad.data.feed import Feed
 from heptad.plugin.detour_state import DetourState
 from heptad.plugin.subscription import Subscription
 from heptad.record.buffer import LogBuffer
@@ -91,15 +92,23 @@ class _LengthUnknown(Exception):
 class _ShadowFeed:
     """A feed that gives nothing, as often as the real one gives something."""
 
-    reads_early = False
+    reads_early = idle = False
+    remarks = ()
 
-    def __init__(self, batches: int | None) -> None:
-        self.batches = batches
+    def __init__(self, feed: Feed) -> None:
+        self._feed = feed
+        self.batches = feed.batches
         self.varies = False
+        self.taken_early = True
         self.seed = 0
 
+    def steps_in(self, epochs: range) -> int:
+        return self._feed.steps_in(epochs)
+
     def open(self, epoch: int, pass_index: int, limit: int | None = None) -> None:
-        del epoch, pass_index, limit
+        del limit
+        if self.batches is not None and not pass_index:
+            self.batches = self.steps_in(range(epoch, epoch + 1))
 
     def take(self) -> None:
         return None
@@ -223,7 +232,7 @@ class Planner:
         self._table = run.table
         self._sized = run._runtime.feed.batches is not None
         nothing = Components.model_construct(network=torch.nn.Module())
-        parts = Runtime(nothing, _ShadowFeed(run._runtime.feed.batches), torch.device("cpu"), Optimizers())
+        parts = Runtime(nothing, _ShadowFeed(run._runtime.feed), torch.device("cpu"), Optimizers())
         self._shadow = _Shadow(run.table, run.config, parts, LogBuffer(run.table, 1))
         object.__setattr__(self._shadow, "_position", copy(run._position))
         self._shadow._position.window = copy(run._position.window)

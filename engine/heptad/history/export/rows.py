@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any, cast
 
 from heptad.history.transition import Transition
@@ -26,6 +26,11 @@ def transition_row(transition: Transition) -> dict[str, Any]:
         "step": transition.step,
         "update": transition.update,
     }
+
+
+def rank_column(ranks: Collection[int], rank: int) -> dict[str, Any]:
+    """Return the field `rank` of a row, which rows of a single log lack."""
+    return {"rank": rank} if len(ranks) > 1 else {}
 
 
 def note_row(note: Event) -> dict[str, Any]:

@@ -1,10 +1,11 @@
 """A log in the Chrome trace format, which https://ui.perfetto.dev opens.
 
-On one track lie epochs, in them windows, in those steps, states, and traced handlers. Each span is two events, a
-beginning and an end: from a beginning and a length, both rounded, a viewer may compute an end that is later than that
-of the span around it. Recorded values are counters, notes are marks. Times are microseconds since the log begins;
-`otherData` holds when that was. Spans that are open when the log begins or ends, because the run was resumed or has not
-finished, begin or end there. Paused time lies in the state in which the run paused; its `args` say how long.
+Each rank is a process with one track. On it lie epochs, in them windows, in those steps, states, and traced handlers.
+Each span is two events, a beginning and an end: from a beginning and a length, both rounded, a viewer may compute an
+end that is later than that of the span around it. Recorded values are counters, notes are marks. Times are microseconds
+since the log begins; `otherData` holds when that was. Spans that are open when the log begins or ends, because the run
+was resumed or has not finished, begin or end there. Paused time lies in the state in which the run paused; its `args`
+say how long.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import json
 import math
 import sys
 from bisect import bisect_left
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from heptad.history.decode import Decoder, by_seq
@@ -31,44 +32,56 @@ _IN_STEP = frozenset({"before_step", "process_batch", "after_step"})
 _ENDS = {"after_step": "step", "optimizer_update": "window", "after_epoch": "epoch"}
 """The span that ends when a state is left."""
 
-_TRACK = {"pid": 1, "tid": 1}
 
-
-def write(source: Source, target: Target) -> None:
-    """Write a log in the Chrome trace format, with one chunk in memory at a time.
+def write(logs: Mapping[int, Source], target: Target) -> None:
+    """Write the logs of ranks in the Chrome trace format, with one chunk in memory at a time.
 
     Raises:
         OSError: If the target cannot be written.
     """
-    track = _Track(source)
-    head = {"displayTimeUnit": "ms", "otherData": {"begins_ns_since_1970": track.start}}
+    views = {rank: source.view() for rank, source in logs.items()}
+    start = min((_start(view) for view in views.values() if view.chunks), default=0)
+    head = {"displayTimeUnit": "ms", "otherData": {"begins_ns_since_1970": start}}
     with replacing(target) as file:
         file.write(json.dumps(head)[:-1].encode() + b', "traceEvents": [\n')
-        for number, event in enumerate(track.events()):
+        for number, event in enumerate(_spans_of_ranks(logs, views, start)):
             file.write((b",\n" if number else b"") + json.dumps(event, allow_nan=False).encode())
         file.write(b"\n]}\n")
 
 
-class _Track:
-    """The spans of a run, in the order in which they begin.
+def _spans_of_ranks(logs: Mapping[int, Source], views: Mapping[int, View], start: int) -> Iterator[Entry]:
+    """Yield the events of all ranks, each with the process that stands for its rank."""
+    for rank, source in logs.items():
+        place = {"pid": rank + 1, "tid": 1}
+        name = f"heptad rank {rank}" if len(logs) > 1 else "heptad"
+        yield {"ph": "M", "name": "process_name", "ts": 0, **place, "args": {"name": name}}
+        if len(logs) > 1:
+            yield {"ph": "M", "name": "process_sort_index", "ts": 0, **place, "args": {"sort_index": rank}}
+        yield {"ph": "M", "name": "thread_name", "ts": 0, **place, "args": {"name": "run"}}
+        for event in _Track(source, views[rank], start).events():
+            yield event | place
 
-    Attributes:
-        start: When the first state of the log was entered, in nanoseconds since the Unix epoch.
+
+class _Track:
+    """The spans of a log, in the order in which they begin.
+
+    Args:
+        source: The log.
+        view: The part of it to show.
+        start: Where the time line begins, in nanoseconds since the Unix epoch.
     """
 
-    def __init__(self, source: Source) -> None:
-        self._source, self._view = source, source.view()
+    def __init__(self, source: Source, view: View, start: int) -> None:
+        self._source, self._view = source, view
         self._decoder = Decoder(source)
-        self.start = _start(self._view)
-        self._entered = 0  # when the current state was entered: nanoseconds since the start
+        self._start = start
+        self._entered = _start(view) - start  # when the current state was entered: nanoseconds since the start
         self._arrivals: Sequence[Call] = ()  # its entry handlers
         self._notes = source.events(self._view.first)
         self._open: list[str] = []  # the spans around it, outermost first
 
     def events(self) -> Iterator[Entry]:
         """Yield all events."""
-        yield {"ph": "M", "name": "process_name", "ts": 0, **_TRACK, "args": {"name": "heptad"}}
-        yield {"ph": "M", "name": "thread_name", "ts": 0, **_TRACK, "args": {"name": "run"}}
         if not self._view.chunks:
             return
         yield from self._begin(self._view.chunks[0])
@@ -104,7 +117,7 @@ class _Track:
         self, turn: Transition, calls: Sequence[Call], values: Iterable[Recorded], notes: Iterable[Event]
     ) -> Iterator[Entry]:
         """Yield the state that was left, and the spans that end and begin with the transition."""
-        left = max(self._entered, turn.time_ns - self.start)
+        left = max(self._entered, turn.time_ns - self._start)
         args: Entry = {"seq": turn.seq, "to": turn.dest, **turn.guards}
         if left - self._entered > turn.duration_ns:
             args["paused_us"] = (left - self._entered - turn.duration_ns) / 1e3
@@ -132,7 +145,7 @@ class _Track:
         entered = self._entered
 
         def within(time_ns: int) -> int:
-            return min(max(time_ns - self.start, entered), left)
+            return min(max(time_ns - self._start, entered), left)
 
         yield _opening("state", name, entered, args)
         inside: list[tuple[int, Entry]] = []
@@ -142,7 +155,7 @@ class _Track:
             inside.append((end, _closing("handler", end)))
         for note in notes:
             at = within(note.time_ns)
-            mark = {"ph": "i", "cat": "note", "name": f"{note.kind}: {note.text}", "ts": at / 1e3, "s": "t", **_TRACK}
+            mark = {"ph": "i", "cat": "note", "name": f"{note.kind}: {note.text}", "ts": at / 1e3, "s": "t"}
             inside.append((at, mark))
         yield from (event for _, event in sorted(inside, key=lambda pair: pair[0]))  # stable: a handler begins first
         yield _closing("state", left)
@@ -153,7 +166,7 @@ class _Track:
         last = self._decoder.at(self._view, [end - 1])[0]
         late = [note for note in self._notes if note.seq >= end]
         known = [call.time_ns + call.duration_ns for call in self._arrivals] + [note.time_ns for note in late]
-        until = max([self._entered, *(time - self.start for time in known)])
+        until = max([self._entered, *(time - self._start for time in known)])
         yield from self._state(last.dest, until, {"left": False}, self._arrivals, late)
         yield from _counters(self._source.values_between(end, sys.maxsize), until)
         self._entered = until
@@ -183,15 +196,15 @@ def _seq(note: Event) -> int:
 
 
 def _opening(kind: str, name: str, at: int, args: Entry) -> Entry:
-    return {"ph": "B", "cat": kind, "name": name, "ts": at / 1e3, **_TRACK, "args": args}
+    return {"ph": "B", "cat": kind, "name": name, "ts": at / 1e3, "args": args}
 
 
 def _closing(kind: str, at: int) -> Entry:
-    return {"ph": "E", "cat": kind, "ts": at / 1e3, **_TRACK}
+    return {"ph": "E", "cat": kind, "ts": at / 1e3}
 
 
 def _counters(values: Iterable[Recorded], at: int) -> Iterator[Entry]:
     """Yield the values that the format can hold: finite ones."""
     for value in values:
         if math.isfinite(value.value):
-            yield {"ph": "C", "name": value.name, "ts": at / 1e3, **_TRACK, "args": {"value": value.value}}
+            yield {"ph": "C", "name": value.name, "ts": at / 1e3, "args": {"value": value.value}}

@@ -13,6 +13,9 @@ from heptad.table import Table
 _MOST_PROCESSES = 1 << 31
 """What the number of a process is below: more than the system accepts is no number of one."""
 
+_MOST_RANKS = 1 << 20
+"""More are refused: a list of those that are missing is made."""
+
 _DEEPEST = 100
 """Levels of lists and objects within each other."""
 
@@ -33,6 +36,9 @@ def read_facts(text: str) -> Mapping[str, Any]:
         raise ValueError(f"what the run was asked for is nested in more than {_DEEPEST} levels")
     if not isinstance(found, dict) or type(facts.get("accumulation", 1)) is not int or not isinstance(handlers, list):
         raise ValueError(f"what the run was asked for is not what a run stores: {text:.60}")
+    rank, world = facts.get("rank", 0), facts.get("world", 1)
+    if type(rank) is not int or type(world) is not int or not 0 <= rank < world <= _MOST_RANKS:
+        raise ValueError(f"it says that it is of rank {rank!r:.60} of {world!r:.60}")
     for row in cast("list[Any]", handlers):
         words = cast("list[Any]", row) if isinstance(row, list) else []
         if len(words) not in _WORDS_OF_A_HANDLER or not all(isinstance(word, str) for word in words):

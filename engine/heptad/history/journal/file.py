@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Literal, Protocol
 
 from heptad.errors import LogError
+from heptad.history.journal.family import discard_beyond, path_of_rank
 from heptad.history.journal.head import check_owner, is_unmade, reason
 from heptad.history.journal.lock import discard
 from heptad.history.journal.reader import FileSource
@@ -26,7 +27,17 @@ class JournaledRun(Protocol):
 
     @property
     def id(self) -> str:
-        """The run's unique id."""
+        """The run's unique id, the same on all ranks."""
+        ...
+
+    @property
+    def rank(self) -> int:
+        """The number of this process among those of the run."""
+        ...
+
+    @property
+    def world(self) -> int:
+        """How many processes the run has."""
         ...
 
     @property
@@ -46,15 +57,15 @@ class JournaledRun(Protocol):
 
 
 class JournalFile:
-    """The file that the log of one run is written to, through all pauses of the run.
+    """The file that the log of one run is written to, through all pauses of the run; on each rank one of its own.
 
     Args:
-        path: The file; missing folders are made.
+        path: The file of rank 0; rank 1 writes to the one beside it that ends in `.rank1`. Missing folders are made.
         overwrite: Whether to discard the log of another run in it.
     """
 
     def __init__(self, path: str | os.PathLike[str], overwrite: bool = False) -> None:
-        self._path = Path(path)
+        self._given = self._path = Path(path)
         self._overwrite = overwrite
         self._run: str | None = None
         """The id of the run that this object has written to the file."""
@@ -74,11 +85,14 @@ class JournalFile:
         Raises:
             LogError: If the run may not have the file, or if it cannot be written.
         """
+        self._path = path_of_rank(self._given, run.rank)
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True)
             way = self._way(run)
             if way == "new":
                 discard(self._path)
+                if self._overwrite and run.rank == 0:
+                    discard_beyond(self._given, run.world)
             earlier = self._recorder if way == "continue" else None
             recorder = JournalRecorder(
                 run._buffer, self._path, lambda: self._adopt(run, way, earlier), flush_every, earlier
@@ -106,8 +120,8 @@ class JournalFile:
         check_owner(self._path)
         if is_unmade(self._path):
             return "new"
-        if run.resumed_from is not None and self._holds(run):
-            return "resume"
+        if run.resumed_from is not None and (held := FileSource(self._path)).run == run.id:
+            return "resume" if self._reaches(held, run) else "restart"
         if self._overwrite:
             return "new"
         if run.afresh:
@@ -118,22 +132,21 @@ class JournalFile:
             "resume that run: engine.run(resume=…)"
         )
 
-    def _holds(self, run: JournaledRun) -> bool:
-        """Return whether the file holds the log of a run that was resumed.
+    def _reaches(self, held: FileSource, run: JournaledRun) -> bool:
+        """Return whether the log of a resumed run reaches the checkpoint. That of a further rank may end before it.
+
+        The run may have had fewer ranks meanwhile: the rank then begins again where the run does.
 
         Raises:
-            LogError: If it does, but lacks transitions that the run made before the checkpoint.
+            LogError: If rank 0 lacks transitions that the run made before the checkpoint.
         """
-        held = FileSource(self._path)
-        if held.run != run.id:
-            return False
         end, seq = held.view().end, run._buffer.seq
-        if end < seq:
+        if end < seq and run.rank == 0:
             raise LogError(
                 f"{self._path} ends before transition {end}, the run continues from {seq}: those between are missing; "
                 "name another file"
             )
-        return True
+        return end >= seq
 
     def _adopt(self, run: JournaledRun, way: _Way, earlier: JournalRecorder | None) -> FileWriter:
         """Open the file, on the thread that writes."""
