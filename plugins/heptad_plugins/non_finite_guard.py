@@ -73,8 +73,8 @@ class NonFiniteGuard(Plugin):
         others = run.world - 1
         if others and self._action == "skip_batch":
             raise PluginError(
-                f"NonFiniteGuard(action='skip_batch') leaves out a step of one rank, for whose backward pass the {others} "
-                "others would wait; say action='skip', which leaves out the update on all ranks"
+                f"NonFiniteGuard(action='skip_batch') leaves out a step of one rank, for whose backward pass the "
+                f"{others} others would wait; say action='skip', which leaves out the update on all ranks"
             )
 
     def on_begin(self, run: Run) -> None:
