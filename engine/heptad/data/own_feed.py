@@ -6,7 +6,7 @@ Built by `build_reading_feed` for evaluations and predictions of several ranks. 
 
 from __future__ import annotations
 
-from collections.abc import Generator, Mapping
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -85,6 +85,8 @@ class OwnFeed:
     """
 
     reads_early = False
+    idle = taken_early = False
+    remarks: Sequence[str] = ()
 
     def __init__(self, feed: Feed, rank: int, world: int) -> None:
         self.seed = 0
@@ -155,6 +157,10 @@ class OwnFeed:
             batch = self._feed.take()
         self._read += batch is not NOTHING
         return batch
+
+    def steps_in(self, epochs: range) -> int:
+        """Return how many own batches these epochs have."""
+        return len(epochs) * (self.batches or 0)
 
     def read_ahead(self, most: int) -> None:
         """Read nothing."""

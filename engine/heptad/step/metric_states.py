@@ -173,7 +173,8 @@ def _reduced(values: Sequence[Any], counts: Sequence[int], reduction: Callable[[
     if len(values) == 1:
         return values[0]
     if not isinstance(values[0], torch.Tensor):
-        return list(chain.from_iterable(cast("Sequence[list[Any]]", values)))
+        lists = cast("Sequence[list[object]]", values)
+        return list(chain.from_iterable(lists))
     name = getattr(reduction, "__name__", "")
     if name == "dim_zero_cat":
         return torch.cat(list(values))
