@@ -6,7 +6,7 @@ Built by `build_reading_feed` for evaluations and predictions of several ranks. 
 
 from __future__ import annotations
 
-from collections.abc import Generator, Mapping
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -85,9 +85,14 @@ class OwnFeed:
     """
 
     reads_early = False
+<<<<<<< HEAD
     idle = False
     taken_early = False
     remarks = ()
+=======
+    idle = taken_early = False
+    remarks: Sequence[str] = ()
+>>>>>>> evals
 
     def __init__(self, feed: Feed, rank: int, world: int) -> None:
         self.seed = 0
@@ -162,6 +167,10 @@ class OwnFeed:
             batch = self._feed.take()
         self._read += batch is not NOTHING
         return batch
+
+    def steps_in(self, epochs: range) -> int:
+        """Return how many own batches these epochs have."""
+        return len(epochs) * (self.batches or 0)
 
     def read_ahead(self, most: int) -> None:
         """Read nothing."""

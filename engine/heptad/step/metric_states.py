@@ -173,12 +173,14 @@ def _reduced(values: Sequence[Any], counts: Sequence[int], reduction: Callable[[
     if len(values) == 1:
         return values[0]
     if not isinstance(values[0], torch.Tensor):
-        return list(chain.from_iterable(cast("Sequence[list[Any]]", values)))
+        lists = cast("Sequence[list[object]]", values)
+        return list(chain.from_iterable(lists))
     name = getattr(reduction, "__name__", "")
     if name == "dim_zero_cat":
         return torch.cat(list(values))
-    stacked = torch.stack(list(values))
+    stacked = torch.stack(list(cast("Sequence[torch.Tensor]", values)))
     if name == "dim_zero_mean":
         shares = torch.tensor(counts, dtype=torch.float64) / sum(counts)
-        return torch.tensordot(shares, stacked.double(), 1).to(torch.promote_types(stacked.dtype, torch.float32))
+        weighed = shares.view(-1, *[1] * (stacked.dim() - 1)) * stacked.double()
+        return weighed.sum(0).to(torch.promote_types(stacked.dtype, torch.float32))
     return stacked if reduction is None else reduction(stacked)
