@@ -89,7 +89,7 @@ def test_a_rank_goes_on_in_the_middle_of_a_pass_as_it_would_have(
     for step in range(1, len(whole)):
         directory = tmp_path / str(step)
         first = steps(Checkpoint(directory, at="after_step", every=step))
-        first.drive(until=lambda run: run.step == step and run.state == "before_step")
+        first.drive(until=lambda run, step=step: run.step == step and run.state == "before_step")
         then = steps(Checkpoint(directory, at="after_step", every=1000))
         then.drive(resume=directory)
         assert [*first.seen, *then.seen] == whole

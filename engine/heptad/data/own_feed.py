@@ -85,14 +85,8 @@ class OwnFeed:
     """
 
     reads_early = False
-<<<<<<< HEAD
-    idle = False
-    taken_early = False
-    remarks = ()
-=======
     idle = taken_early = False
     remarks: Sequence[str] = ()
->>>>>>> evals
 
     def __init__(self, feed: Feed, rank: int, world: int) -> None:
         self.seed = 0
@@ -119,10 +113,6 @@ class OwnFeed:
     def read(self) -> int:
         """Batches read in this pass, of any rank."""
         return self._read
-
-    def steps_in(self, epochs: range) -> int:
-        """Return how many batches of this rank these epochs have."""
-        return len(epochs) * (self.batches or 0)
 
     def open(self, epoch: int, pass_index: int, limit: int | None = None) -> None:
         """Begin a pass, of which at most `limit` own batches will be taken."""
