@@ -131,6 +131,15 @@ def full(directory: Path) -> None:
     engine.run()
 
 
+def kept(folder: Path) -> dict[str, Any]:
+    """From the checkpoint of two ranks that was kept as files, and without a break."""
+    found = {}
+    for name, source in (("resumed", Path(__file__).parent / "ranks_of_format_2"), ("unbroken", None)):
+        with engine_of(folder / f"kept-{name}", every=1000) as engine:
+            found[name] = weights_of(engine.run(resume=source))
+    return found
+
+
 def plain(folder: Path) -> list[float]:
     """A run without masks, for other numbers of ranks to resume from; what its weights become."""
     with engine_of(folder / "plain", masks=False, at=PLACES) as engine:

@@ -72,8 +72,8 @@ def adapt_to_world(run: Run, sections: StoredSections, detours: Sequence[DetourS
             seed_all(derive("rank", position.seed, run.rank))
             stored.random = global_states()
     return (
-        f"resumed by {counted(now, 'rank')} from a run of {counted(then, 'rank')}: windows hold the same batches, and what "
-        "follows is equal to rounding, not to the bit; masks and other draws of a rank are others"
+        f"resumed by {counted(now, 'rank')} from a run of {counted(then, 'rank')}: windows hold the same batches, and "
+        "what follows is equal to rounding, not to the bit; masks and other draws of a rank are others"
     )
 
 
