@@ -1478,12 +1478,13 @@ def test_no_snapshot_is_taken_where_there_can_be_none(where, tmp_path):
         engine.current.snapshot()
 
 
-KEPT = Path(__file__).parent / "checkpoint" / "run_of_format_1"
+KEPT = Path(__file__).parent / "checkpoint"
 
 
-def test_a_run_that_was_kept_as_files_continues(tmp_path):
-    """In mid-window, as version 0.1.0 wrote it; every later version must be able to. Bits may be those of a machine."""
-    shutil.copytree(KEPT, tmp_path / "a")
+@pytest.mark.parametrize("kept", ["run_of_format_1", "run_of_format_2"])
+def test_a_run_that_was_kept_as_files_continues(tmp_path, kept):
+    """In mid-window, as versions before wrote it; every later one must be able to. Bits may be those of a machine."""
+    shutil.copytree(KEPT / kept, tmp_path / "a")
     engine = full_engine(tmp_path / "a")
     run = engine.run(resume="auto")
     straight = full_engine(tmp_path / "b")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -13,12 +14,14 @@ import torch
 from torch import nn
 from torch.utils.data import TensorDataset
 
-from heptad import CheckpointError, Components, Engine, EngineError, Run, RunConfig
+from heptad import CheckpointError, Components, Engine, Run, RunConfig
 from heptad.checkpoints.store import Store
 from heptad_plugins import EMA, Checkpoint
 from scenario import digest
 
+PLACES = ("after_step", "optimizer_update", "after_epoch")
 RANK = int(os.environ.get("RANK", "0"))
+WORLD = os.environ.get("WORLD_SIZE", "1")
 
 
 def engine_of(directory: Path, *, window: int = 6, masks: bool = True, seed: int = 1, **options: Any) -> Engine:
@@ -54,16 +57,18 @@ def weights_of(run: Run) -> list[float]:
 
 def unbroken(folder: Path) -> dict[str, Any]:
     """A run that stores after every step."""
+    if RANK == 0:
+        shutil.rmtree(folder / "run", ignore_errors=True)
     with engine_of(folder / "run") as engine:
         run = engine.run()
         return {"end": end_of(run), "steps": run.step, "updates": run.update, "samples": run.samples}
 
 
 def resumed(folder: Path) -> dict[str, Any]:
-    """From every third of its checkpoints, in mid-window too."""
+    """From some of its checkpoints, in mid-window too, and from the last."""
     ends = {}
-    for entry in Store(folder / "run").entries()[1::3]:
-        with engine_of(folder / "again" / entry.path.name, every=1000, seed=2) as engine:
+    for entry in Store(folder / "run").entries()[::-5]:
+        with engine_of(folder / "again" / WORLD / entry.path.name, every=1000, seed=2) as engine:
             ends[entry.path.name] = end_of(engine.run(resume=entry.path))
     return ends
 
@@ -104,7 +109,7 @@ def refused(folder: Path) -> dict[str, str]:
     for name, mistake in mistakes.items():
         try:
             mistake()
-        except (CheckpointError, EngineError, ValueError) as error:
+        except Exception as error:
             found[name] = f"{type(error).__name__}: {error}"
     return found
 
@@ -112,7 +117,7 @@ def refused(folder: Path) -> dict[str, str]:
 def full(directory: Path) -> None:
     """Train where the disk of rank 1 is full after a while."""
     engine = engine_of(directory, every=3)
-    plugin = engine._manager.plugins[0]
+    plugin = next(one for one in engine._manager.plugins if isinstance(one, Checkpoint))
     files = plugin.store._files
     if RANK:
         before = files.create
@@ -126,23 +131,35 @@ def full(directory: Path) -> None:
     engine.run()
 
 
+def kept(folder: Path) -> dict[str, Any]:
+    """From the checkpoint of two ranks that was kept as files, and without a break."""
+    found = {}
+    for name, source in (("resumed", Path(__file__).parent / "ranks_of_format_2"), ("unbroken", None)):
+        with engine_of(folder / f"kept-{name}", every=1000) as engine:
+            found[name] = weights_of(engine.run(resume=source))
+    return found
+
+
+def plain(folder: Path) -> list[float]:
+    """A run without masks, for other numbers of ranks to resume from; what its weights become."""
+    with engine_of(folder / "plain", masks=False, at=PLACES) as engine:
+        return weights_of(engine.run())
+
+
 def elastic(folder: Path) -> dict[str, Any]:
-    """What another number of ranks makes of it; without masks and mean over a batch it is the same run."""
-    source = folder / "plain"
-    if not source.exists():
-        with engine_of(source, masks=False) as engine:
-            return {"weights": weights_of(engine.run())}
-    found: dict[str, Any] = {"weights": {}, "refused": {}, "notes": []}
-    for entry in Store(source).entries()[2::4]:
-        with engine_of(
-            folder / "other" / os.environ["WORLD_SIZE"] / entry.path.name, masks=False, every=1000
-        ) as engine:
+    """What another number of ranks makes of it, from each of its checkpoints in an epoch and at its end."""
+    found: dict[str, Any] = {"weights": {}, "refused": {}, "notes": [], "counts": []}
+    for entry in Store(folder / "plain").entries()[8:20]:
+        directory = folder / "other" / WORLD / entry.path.name
+        with engine_of(directory, masks=False, at=PLACES, every=1000, seed=2) as engine:
             try:
                 run = engine.run(resume=entry.path)
-                found["weights"][entry.path.name] = weights_of(run)
-                found["notes"] += [str(note) for note in run.log.notes()]
             except CheckpointError as error:
                 found["refused"][entry.path.name] = str(error)
+                continue
+        found["weights"][entry.path.name] = weights_of(run)
+        found["notes"] += [str(note) for note in run.log.notes()]
+        found["counts"].append([run.step, run.update, run.epoch, run.samples])
     return found
 
 
@@ -152,5 +169,4 @@ if __name__ == "__main__":
     answers = {}
     for name in names:
         answers[name] = globals()[name](folder)
-    world = os.environ.get("WORLD_SIZE", "1")
-    (folder / f"answers-{world}-{RANK}.json").write_text(json.dumps(answers))
+    (folder / f"answers-{WORLD}-{RANK}.json").write_text(json.dumps(answers))
