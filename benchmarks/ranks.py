@@ -7,8 +7,8 @@ ratios are within a pair of blocks.
 
 The second table is what an agreement costs: the exchange of eight whole numbers on the control plane, the hash of the
 path of one window, and the engine with `agree_every` of 1, 10 and 100 against the loop. An exchange costs the same in
-each window, so it weighs most in the shortest. A rank that has to wait for a core makes the other wait at each exchange:
-run it where two cores have nothing else to do.
+each window, so it weighs most in the shortest. A rank that waits for a core makes the other wait at each exchange: run it
+where two cores have nothing else to do.
 
     python benchmarks/ranks.py              # starts torchrun itself
     python benchmarks/ranks.py --pairs 5    # short
@@ -163,9 +163,8 @@ def run_rank(pairs: int) -> None:
     batch = batch_for(WINDOWS[0])
     for every in (1, 10, 100):
         hand, engine, ratios = compare(ByHand(batch), ByEngine(batch, every), pairs, 100)
-        say(
-            f"agree_every={every:<4} window {hand:.2f} ms, engine {engine:.2f} ms, ratio {statistics.median(ratios):.3f}"
-        )
+        ratio = statistics.median(ratios)
+        say(f"agree_every={every:<4} by hand {hand:.2f} ms, engine {engine:.2f} ms, ratio {ratio:.3f}")
 
 
 def main() -> int:

@@ -65,8 +65,6 @@ def here(path: Path) -> Path | None:
 
 def test_a_number_of_ranks_that_is_none_is_refused():
     command = [*DEMO[:-1], "--ranks=0"]
-    done = subprocess.run(
-        [*DEMO[:-1], "--ranks=0"], env=rank_environment(), capture_output=True, text=True, check=False
-    )
+    done = subprocess.run(command, env=rank_environment(), capture_output=True, text=True, check=False)
     assert done.returncode == 2
     assert "argument --ranks: must be at least 1, got 0" in done.stderr
