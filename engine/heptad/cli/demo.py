@@ -25,7 +25,7 @@ def add_to(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         type=_number_of_ranks,
         default=1,
-        help="processes, started by torchrun on this machine; 1",
+        help="processes that torchrun starts on this machine; 1",
     )
 
 
