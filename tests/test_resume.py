@@ -268,7 +268,7 @@ def test_where_all_are_damaged_nothing_is_begun(tmp_path):
     for entry in Store(tmp_path / "a").entries():
         flip(entry.path / "rank-00000.safetensors")
     engine = full_engine(tmp_path / "a")
-    with pytest.raises(CheckpointError, match=r"checkpoint-\d+.*run\.safetensors") as caught:
+    with pytest.raises(CheckpointError, match=r"checkpoint-\d+.*rank-00000\.safetensors") as caught:
         engine.run(resume="auto")
     assert str(caught.value).count("rank-00000.safetensors") == 2
     assert engine.current.state == "idle"
@@ -1478,12 +1478,13 @@ def test_no_snapshot_is_taken_where_there_can_be_none(where, tmp_path):
         engine.current.snapshot()
 
 
-KEPT = Path(__file__).parent / "checkpoint" / "run_of_format_1"
+KEPT = Path(__file__).parent / "checkpoint"
 
 
-def test_a_run_that_was_kept_as_files_continues(tmp_path):
-    """In mid-window, as version 0.1.0 wrote it; every later version must be able to. Bits may be those of a machine."""
-    shutil.copytree(KEPT, tmp_path / "a")
+@pytest.mark.parametrize("kept", ["run_of_format_1", "run_of_format_2"])
+def test_a_run_that_was_kept_as_files_continues(tmp_path, kept):
+    """In mid-window, as versions before wrote it; every later one must be able to. Bits may be those of a machine."""
+    shutil.copytree(KEPT / kept, tmp_path / "a")
     engine = full_engine(tmp_path / "a")
     run = engine.run(resume="auto")
     straight = full_engine(tmp_path / "b")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Iterable, Sequence
+from functools import partial
 from pathlib import Path
 from time import monotonic
 from typing import Any, Literal
@@ -41,7 +42,8 @@ class Checkpoint(Plugin):
     a resumed run may see other data.
 
     A directory belongs to one run: a resumed run may write to it, any other is refused, as is a second process at the
-    same time.
+    same time. The ranks of one run write one checkpoint together, to a directory that all of them share: all succeed,
+    or all raise the same error. In the background a single process alone writes.
 
     Args:
         directory: Where they are kept; made where it is missing.
@@ -112,6 +114,13 @@ class Checkpoint(Plugin):
         every, first = self._numbers.every, self._numbers.first
         return [Detour("checkpoint", place, self._is_due, self.save, every=every, first=first) for place in self._at]
 
+    def on_build(self, run: Run) -> None:
+        """Refuse to write in the background where there are other ranks; write together with them."""
+        if self._background and run.world != 1:
+            raise PluginError(
+                f"Checkpoint(background=True) is for a single process, and this run has {run.world} ranks; leave it out"
+            )
+
     def on_begin(self, run: Run) -> None:
         """Forget that the directory was an earlier run's."""
         self._finish()
@@ -125,13 +134,14 @@ class Checkpoint(Plugin):
             CheckpointError: If it is another run's, or in use.
         """
         self._finish()
+        self.store.join(run)
         # the first rank writes which one is best: what it goes by may be the record of a first-only plugin
         self._watched = None if run.rank else self._monitor
         self.store.lock()
         if self._background:
             self._writer = BackgroundWriter(self.store, f"{self.name}.save", self.on_error == "raise")
         if not self._claimed:
-            self._claim(run)
+            self.store.on_first(partial(self._claim, run))
             self._claimed = True
             if run.state == "idle" and run.config.epochs != 1:
                 _warn_of_data(run)

@@ -23,6 +23,7 @@ from heptad import (
     LossOutput,
     Plugin,
     PluginError,
+    RankFailed,
     Run,
     RunConfig,
     State,
@@ -259,7 +260,7 @@ def tables() -> tuple[State, Arc]:
 
 
 def errors() -> list[type[EngineError]]:
-    return [CheckpointError, ConfigError, DataError, LogError, PluginError, TableError]
+    return [CheckpointError, ConfigError, DataError, LogError, PluginError, RankFailed, TableError]
 
 
 print(check_plugin(Own, volatile={"time"}).faults)

@@ -10,9 +10,11 @@ from pathlib import Path
 from heptad.checkpoints.form import StoredSections, StoredSummary, read_form
 from heptad.checkpoints.layout import is_checkpoint, named_path
 from heptad.checkpoints.store import Store
+from heptad.checkpoints.together import Together, together
 from heptad.config import short
 from heptad.errors import CheckpointError, EngineError
 from heptad.plugin.contract import Plugin
+from heptad.run.run import Run
 
 
 @dataclass(frozen=True)
@@ -38,38 +40,56 @@ def stores_of(plugins: Iterable[Plugin]) -> list[Store]:
     return [store for store in stores if isinstance(store, Store)]
 
 
-def find(source: str | os.PathLike[str], own: Sequence[Store]) -> Found | None:
-    """Return the checkpoint to resume from; `None` for `"auto"` if there is none yet.
+def find(source: str | os.PathLike[str], own: Sequence[Store], run: Run) -> Found | None:
+    """Return the checkpoint to resume from, the same one on all ranks; `None` for `"auto"` if there is none yet.
+
+    Rank 0 looks for it, and each rank reads it: where one finds it damaged, all take the one before.
 
     Args:
         source: A directory of checkpoints, one checkpoint, or `"auto"`.
         own: The stores of the run's own plugins.
+        run: The run.
 
     Raises:
         CheckpointError: If there is no sound checkpoint, or the newest sound one is not that of a run; what was
             found is named.
         EngineError: For `"auto"` without a plugin that keeps checkpoints.
     """
+    ranks = together(run._runtime.peers)
     if source == "auto":
         if not own:
             raise EngineError(
                 "run(resume='auto') looks where the run's own Checkpoint plugin keeps its checkpoints, and this engine "
                 "has none; add Checkpoint(directory) to its plugins, or name a directory"
             )
-        found = [_newest(store) for store in own if store.entries()]
+        holds: list[bool] = ranks.first(lambda: [bool(store.entries()) for store in own])
+        found = [_newest(store, run, ranks) for store, any_there in zip(own, holds, strict=True) if any_there]
         return max(found, key=lambda one: one.summary.seq, default=None)
     if not isinstance(source, str | os.PathLike):  # pyright: ignore[reportUnnecessaryIsInstance] - for callers without a type checker
         raise EngineError(
             f"run(resume=…) takes a directory of checkpoints, one checkpoint, or 'auto'; got {short(source)}"
         )
     path = named_path(source)
+    if ranks.first(lambda: _is_single(path)):
+        store = Store(path.parent)
+        store.join(run)
+        snapshot = store.load_shared(path)
+        return Found(path, *ranks.succeed(lambda: read_form(path, snapshot)), ())
+    return _newest(Store(path), run, ranks)
+
+
+def _is_single(path: Path) -> bool:
+    """Return whether a path is that of one checkpoint.
+
+    Raises:
+        CheckpointError: If it is no directory.
+    """
     if not path.is_dir():
         raise CheckpointError(f"run(resume=…): there is no directory {path}; name a directory of checkpoints, or one")
-    if is_checkpoint(path):
-        return Found(path, *read_form(path, Store(path.parent).load(path)), ())
-    return _newest(Store(path))
+    return is_checkpoint(path)
 
 
-def _newest(store: Store) -> Found:
+def _newest(store: Store, run: Run, ranks: Together) -> Found:
+    store.join(run)
     entry, snapshot, damage = store.newest_sound()
-    return Found(entry.path, *read_form(entry.path, snapshot), damage)
+    return Found(entry.path, *ranks.succeed(lambda: read_form(entry.path, snapshot)), damage)

@@ -16,7 +16,7 @@ from heptad.checkpoints.form import (
     GroupPlace,
     LoaderPlace,
     StoredModule,
-    StoredPosition,
+    StoredRun,
     StoredSections,
     StreamPlace,
 )
@@ -52,7 +52,7 @@ def check_fit(run: Run, sections: StoredSections) -> None:
     for name, module in modules_of(run).items():
         if (stored := sections.module(name)) is not None:
             wrong += _module_misfits(name, stored, module)
-    wrong += _window_misfits(run, sections.run.position)
+    wrong += _window_misfits(run, sections.run)
     wrong += _place_misfits(run, sections)
     if sections.run.position.kept is not None:
         wrong += _kept_misfits(run, sections.run.position.kept.batches)
@@ -118,9 +118,10 @@ def _is_one(tensors: Mapping[str, Tensor], first: str, other: str) -> bool:
     return equal_in_bits(tensors[first], tensors[other])
 
 
-def _window_misfits(run: Run, position: StoredPosition) -> list[str]:
-    """Return how the window differs from one that this run could have."""
-    window, own = position.window, run.config.accumulation
+def _window_misfits(run: Run, stored: StoredRun) -> list[str]:
+    """Return how the window differs from one that this run could have, on the ranks of the checkpoint."""
+    position, window = stored.position, stored.position.window
+    own = run.config.accumulation * run.world // stored.identity.world
     if not window.resized and (window.size, window.next_size) != (own, own):
         return [f"window: of {window.size} steps in the checkpoint, accumulation is {own} here"]
     if window.steps and window.steps > position.placed.step:

@@ -12,7 +12,7 @@ from typing import Any
 from heptad.checkpoints import tensors
 from heptad.checkpoints.damage import DamagedError
 from heptad.checkpoints.layout import SECTION, SUFFIX, part_name, rank_file
-from heptad.checkpoints.pieces import facts_of, write_facts
+from heptad.checkpoints.pieces import format_facts, whole_facts
 
 FILE_OF_FORMAT_1 = rf"{SECTION}\.safetensors"
 """The form of the name of a file of tensors."""
@@ -46,7 +46,7 @@ def as_files_of_format_2(content: dict[str, bytes], where: str) -> tuple[dict[st
             found = tensors.parse(held, f"{where}/{name}")
             of_file = file.removesuffix(SUFFIX)
             listed[name.removesuffix(SUFFIX)] = {
-                key: write_facts(facts_of(tensor, of_file)) for key, tensor in found.items()
+                key: format_facts(whole_facts(tensor, of_file)) for key, tensor in found.items()
             }
     return {**files, rank_file(0): b'{"own":[]}'}, listed
 

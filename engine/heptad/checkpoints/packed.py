@@ -18,7 +18,7 @@ from heptad.checkpoints.decoding import ValueDecoder, decode
 from heptad.checkpoints.encoding import ValueEncoder, encode
 from heptad.checkpoints.layout import MANIFEST, RANK, SECTION, STATE, SUFFIX, part_name, rank_file
 from heptad.checkpoints.manifest import Manifest, summary_size
-from heptad.checkpoints.pieces import facts_of, joined, read_facts, write_facts
+from heptad.checkpoints.pieces import format_facts, join_pieces, parse_facts, whole_facts
 from heptad.checkpoints.strict_json import excess, read_json, write_json
 from heptad.errors import CheckpointError
 from heptad.run.snapshot import Snapshot
@@ -59,7 +59,7 @@ class PackedSnapshot:
         """Return what the manifest says of the tensors."""
         files = {group: tensor_file(group) for group in self.tensors}
         return {
-            group: {name: write_facts(facts_of(tensor, files[group])) for name, tensor in held.items()}
+            group: {name: format_facts(whole_facts(tensor, files[group])) for name, tensor in held.items()}
             for group, held in self.tensors.items()
         }
 
@@ -299,13 +299,13 @@ class _TensorReader:
             if stray := held[file].keys() - names:
                 raise CheckpointError(f"{where} holds {min(stray)!r:.100}, which {MANIFEST} does not list")
         try:
-            return {name: joined(name, facts, held) for name, facts in listed.items()}
+            return {name: join_pieces(name, facts, held) for name, facts in listed.items()}
         except CheckpointError as error:
             raise CheckpointError(f"{self._path}: {error}") from None
 
     def _facts(self, group: str, name: str, line: str) -> Any:
         try:
-            return read_facts(line)
+            return parse_facts(line)
         except ValueError as error:
             raise CheckpointError(
                 f"{self._path / MANIFEST}: tensors.{group}.{name:.100}: {error}, got {line!r:.100}"

@@ -54,13 +54,13 @@ class TensorFacts(NamedTuple):
     pieces: tuple[Piece, ...]
 
 
-def facts_of(tensor: Tensor, file: str) -> TensorFacts:
+def whole_facts(tensor: Tensor, file: str) -> TensorFacts:
     """Return what a manifest says of a tensor that is stored whole."""
     shape = tuple(tensor.shape)
     return TensorFacts(DTYPES[tensor.dtype], shape, (Piece(file, (0,) * len(shape), shape),))
 
 
-def write_facts(facts: TensorFacts) -> str:
+def format_facts(facts: TensorFacts) -> str:
     """Return the line of a tensor."""
     pieces = " ".join(f"{piece.file}[{_spans(piece)}]" for piece in facts.pieces)
     return f"{facts.dtype}[{','.join(map(str, facts.shape))}] {pieces}"
@@ -70,8 +70,8 @@ def _spans(piece: Piece) -> str:
     return ",".join(f"{start}:{start + size}" for start, size in zip(piece.offset, piece.size, strict=True))
 
 
-def read_facts(line: str) -> TensorFacts:
-    """Return what `write_facts` was given.
+def parse_facts(line: str) -> TensorFacts:
+    """Return what `format_facts` was given.
 
     Raises:
         ValueError: If it is not such a line, or the pieces do not cover the tensor, each element once.
@@ -123,7 +123,7 @@ def _check_dimension(shape: tuple[int, ...], pieces: Sequence[Piece], dimension:
         raise ValueError(f"the pieces end at {end} of dimension {dimension}, and the tensor at {shape[dimension]}")
 
 
-def joined(name: str, facts: TensorFacts, held: Mapping[str, Mapping[str, Tensor]]) -> Tensor:
+def join_pieces(name: str, facts: TensorFacts, held: Mapping[str, Mapping[str, Tensor]]) -> Tensor:
     """Return a tensor from its pieces.
 
     Args:

@@ -38,8 +38,8 @@ def read_checkpoint(
 ) -> tuple[Snapshot, str]:
     """Return what a checkpoint holds, and the digest of its manifest; its tensors are on the CPU.
 
-    What is a rank's own is that of this rank if as many ranks wrote it, else that of rank 0. Each file is verified by
-    one of the ranks that read, at least: what all need, by all.
+    What is a rank's own is that of this rank if there was one of its number, else that of rank 0. Each file is verified
+    by one of the ranks that read, at least: what all need, by all.
 
     Args:
         files: The operations.
@@ -53,7 +53,7 @@ def read_checkpoint(
     try:
         with _opened(files, path) as directory:
             manifest, digest = _read_manifest_of(files, path, directory)
-            rank = share.rank if manifest.world == share.world else 0
+            rank = share.rank if share.rank < manifest.world else 0
             content = _read_files(files, path, directory, manifest, _wanted(manifest, sections, rank), share)
         if manifest.format == 1:
             content, listed = as_files_of_format_2(content, str(path))

@@ -24,6 +24,7 @@ from heptad.checkpoints.modules import modules_of, rehearse_extra_states, restor
 from heptad.checkpoints.options import ChangedOption, check_optimizers
 from heptad.checkpoints.parameters import rehearse_optimizers, restore_optimizers
 from heptad.checkpoints.undo import Remembered
+from heptad.checkpoints.worlds import adapt_to_world
 from heptad.data.generators import cpu_states, generator_state, restore_states, set_generator_state
 from heptad.data.loader import data_generators
 from heptad.errors import CheckpointError, in_a_line
@@ -130,7 +131,8 @@ def restore(
 
     The order matters:
 
-    1. The data: a place that is found by reading may fail, and draws what the data draw.
+    1. The data: a place that is found by reading may fail, and draws what the data draw. Where ranks of another number
+       resume, it says how many steps of theirs it is.
     2. Plugins, before the modules: one that refuses its state is given back its own, as the others are, and the weights
        are still what they were; and what a plugin does to a module while it loads its state is overwritten by what is
        stored.
@@ -165,6 +167,7 @@ def restore(
         undo.callback(setattr, feed, "seed", feed.seed)
         feed.seed = stored.position.seed
         read = feed.restore(stored.data)
+        world = adapt_to_world(run, sections, detours)
         _restore_plugins(run, manager, sections.plugins, stored.detached, findings, undo)
         _restore_tensors(run, sections, checked.changed)
         undo.pop_all()
@@ -173,7 +176,7 @@ def restore(
     if run._runtime.scaling is not None and stored.scaler is not None:
         run._runtime.scaling.restore(stored.scaler.scale, stored.scaler.growth, run._position.window)
     cut = _cut_short(run, stored.identity.config.get("max_updates"))
-    return [*(option.event() for option in checked.changed), *findings, *_findings(read, cut, _left_open(run))]
+    return [*(option.event() for option in checked.changed), *findings, *_findings(world, read, cut, _left_open(run))]
 
 
 def _restore_tensors(run: Run, sections: StoredSections, changed: Sequence[ChangedOption]) -> None:

@@ -11,9 +11,11 @@ from heptad.checkpoints.capture import capture
 from heptad.checkpoints.damage import AnotherRunError
 from heptad.checkpoints.finding import find, stores_of
 from heptad.checkpoints.form import StoredBeginning
-from heptad.checkpoints.identity import changed_options
+from heptad.checkpoints.identity import changed_options, check_run
 from heptad.checkpoints.modules import describe_module, modules_of
 from heptad.checkpoints.restore import Build, check, restore
+from heptad.checkpoints.together import together
+from heptad.checkpoints.worlds import check_world
 from heptad.data.generators import restore_states
 from heptad.errors import CheckpointError, EngineError, in_a_line
 from heptad.plugin.detour_state import DetourState
@@ -53,6 +55,8 @@ class Resumption:
         """Why the run could not be resumed: it is not driven then, for it would begin, or continue from a mixture."""
         self._begun = False
         """Whether restoring has begun to change live objects."""
+        self._asked = False
+        """Whether the ranks have compared what each is to resume from."""
         self._generators: Mapping[str, Any] | None = None
         """States of the global generators from a checkpoint, until `restore_generators` does."""
 
@@ -67,6 +71,7 @@ class Resumption:
         self._refuse_after_failure(", or run(resume=…) with another checkpoint")
         run._buffer.facts |= {"rank": run.rank, "world": run.world}
         if run.state == "idle":
+            self._compare(run, "no checkpoint")
             self._first.update((name, describe_module(module)) for name, module in modules_of(run).items())
 
     def capture(self, run: Run) -> Snapshot:
@@ -103,6 +108,7 @@ class Resumption:
             )
         if self._begun:
             self._refuse_after_failure()
+        self._compare(run, f"{source!s:.1000}")
         try:
             self._resume(run, source, build, allow_changes)
         except AnotherRunError as error:  # nothing was touched: the run may still begin
@@ -114,6 +120,24 @@ class Resumption:
             raise
         self._refused, self._begun = "", False
 
+    def _compare(self, run: Run, asked: str) -> None:
+        """Compare what the ranks are to resume from, once: they would wait for one another at different places.
+
+        Raises:
+            EngineError: On all ranks, if they differ.
+        """
+        ranks = together(run._runtime.peers)
+        if self._asked or not ranks.others:
+            return
+        found = ranks.each(lambda: asked)
+        odd = next((rank for rank, other in enumerate(found) if other != found[0]), None)
+        if odd is not None:
+            raise EngineError(
+                f"the ranks do not resume alike: rank 0 from {found[0]}, rank {odd} from {found[odd]}; call "
+                "run(resume=…) with the same argument on all ranks"
+            )
+        self._asked = True
+
     def _refuse_after_failure(self, otherwise: str = "") -> None:
         if self._refused:
             raise EngineError(
@@ -122,7 +146,7 @@ class Resumption:
             )
 
     def _resume(self, run: Run, source: str | os.PathLike[str], build: Build, allow_changes: Collection[str]) -> None:
-        found = find(source, stores_of(self._manager.plugins))
+        found = find(source, stores_of(self._manager.plugins), run)
         if self._generators is not None:
             if found is None or found.path.resolve() != Path(run.resumed_from or "").resolve():
                 raise EngineError(
@@ -134,9 +158,15 @@ class Resumption:
             run._afresh = True
             run.emit(Resume, checkpoint=None, state=run.state)
             return
-        checked = check(run, found.sections, self._manager, self._detours, build, allow_changes)
+        ranks = together(run._runtime.peers)
+        if ranks.others:  # before the network is placed, for which the ranks wait for one another
+            ranks.succeed(lambda: check_run(run, self._manager.plugins, found.sections))
+        check_world(run, found.sections)  # alike on all ranks
+        checked = ranks.succeed(lambda: check(run, found.sections, self._manager, self._detours, build, allow_changes))
         self._begun = True
-        findings = restore(run, found.sections, checked, self._manager, self._detours, self._subscriptions)
+        findings = ranks.succeed(
+            lambda: restore(run, found.sections, checked, self._manager, self._detours, self._subscriptions)
+        )
         for name in modules_of(run):
             if (stored := found.sections.module(name)) is not None:
                 self._first[name], self._options[name] = stored.first, stored.parts

@@ -183,7 +183,7 @@ class Store:
         held.enter_context(self._removed_on_error(temporary))
         with self._explained(packed), os_errors_explained("making", temporary):
             self._files.make_directory(temporary)
-            if self._ranks.world > 1:  # the other ranks look for it, perhaps on other nodes
+            if self._ranks.others:  # the other ranks look for it, perhaps on other nodes
                 self._files.sync_directory(self.directory)
         return [number, temporary.name]
 
@@ -356,7 +356,7 @@ class Store:
             return ["", digest]
 
         found: list[list[str]] = ranks.each(verdict)
-        named = [f"rank {rank}: {text}" if ranks.world > 1 else text for rank, (text, _) in enumerate(found) if text]
+        named = [f"rank {rank}: {text}" if ranks.others else text for rank, (text, _) in enumerate(found) if text]
         if not named and len({digest for _, digest in found}) > 1:
             named = [f"{path / MANIFEST} is not the same on all ranks: they do not share this directory"]
         return named

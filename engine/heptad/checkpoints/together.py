@@ -29,10 +29,12 @@ class Together(Protocol):
     Attributes:
         rank: The number of this process.
         world: How many there are.
+        others: Whether there are others than this one.
     """
 
     rank: int
     world: int
+    others: bool
 
     def each(self, call: Callable[[], Any]) -> list[Any]:
         """Call a function on every rank, and return what it returned, plain data, by rank.
@@ -66,6 +68,7 @@ class OneRank:
 
     rank = 0
     world = 1
+    others = False
 
     def each(self, call: Callable[[], Any]) -> list[Any]:
         """Return what the function returns."""
@@ -86,6 +89,8 @@ class ManyRanks:
     Args:
         peers: The ranks.
     """
+
+    others = True
 
     def __init__(self, peers: Peers) -> None:
         self.rank = peers.rank
@@ -111,7 +116,7 @@ class ManyRanks:
         for rank, other in enumerate(answers):
             if "failed" in other:
                 kind, text = other["failed"]
-                raise _failure(rank, kind, text or other["line"]) from (error and (error.__cause__ or error))
+                raise _failure_of(rank, kind, text or other["line"]) from (error and (error.__cause__ or error))
         return [other["found"] for other in answers]
 
     def first(self, call: Callable[[], Any]) -> Any:
@@ -132,7 +137,7 @@ class ManyRanks:
             self._acts_alone = before
 
 
-def _failure(rank: int, kind: str, text: str) -> Exception:
+def _failure_of(rank: int, kind: str, text: str) -> Exception:
     """Return the error that all ranks raise where one has failed."""
     return _KINDS.get(kind, CheckpointError)(f"rank {rank}: {text}")
 

@@ -35,6 +35,11 @@ class DetourState:
         self._last = count
         self._next = 0 if self._filter is None else self._filter.next_due(count)
 
+    @property
+    def counts_steps(self) -> bool:
+        """Whether the counter is that of steps."""
+        return self._count == "step"
+
     def due(self, run: Run) -> bool:
         """Return whether the detour is due: its guard. It changes nothing; the body remembers the count."""
         # The counter never falls, so reaching the next due number is the same as having crossed it.

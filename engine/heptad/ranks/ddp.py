@@ -153,9 +153,12 @@ class Ddp:
 
     def window_closes(self, closes: bool) -> None:
         """Let DDP average in the backward pass to come, or only add up."""
-        cast("RanksWindow", self._run._position.window).closes = closes
+        window = cast("RanksWindow", self._run._position.window)
+        window.closes = closes
         if self._ddp is not None:
             self._ddp.require_backward_grad_sync = closes
+            # DDP broadcasts buffers in the first forward pass of a window; one that was resumed has made that already
+            self._ddp.require_forward_param_sync = not window.steps
 
     def reduce(self, run: Run) -> None:
         """Correct the averaged gradients for what all ranks' steps weigh: by world · k / Σr.
@@ -258,14 +261,15 @@ class Ddp:
         self._starts = False
         try:
             yield
-        except RankFailed:  # all ranks raise it, or know
-            raise
         except BaseException as error:
+            if self._group.failed:
+                raise
             if run.paused is not None:
                 raise  # it stands in order, on all ranks: a plugin may end the process now
             place = _place(run)
             if _is_of_exchange(error):
                 self._group.explain(error, place)
+            # a RankFailed too: where all ranks raise at this place, they can go on to something else
             self._group.tell(place, error)
             raise
 
