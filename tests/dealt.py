@@ -64,13 +64,18 @@ class Steps:
     """
 
     def __init__(
-        self, strategy: OneOf | Alone, data: dict[str, Any], config: dict[str, Any], network: Any = None
+        self,
+        strategy: OneOf | Alone,
+        data: dict[str, Any],
+        config: dict[str, Any],
+        network: Any = None,
+        plugins: Iterable[Any] = (),
     ) -> None:
         network = nn.Linear(1, 1) if network is None else network
         loss: dict[str, Any] = {"criterion": nn.MSELoss()}
         optimizer = torch.optim.SGD(network.parameters(), lr=0.0)
         components = Components(network=network, optimizer=optimizer, **{**loss, **data})
-        self.engine = RankEngine(strategy, components, RunConfig(device="cpu", **config))
+        self.engine = RankEngine(strategy, components, RunConfig(device="cpu", **config), [*plugins])
         self.strategy = strategy
         self.run = self.engine.current
         self.windows: list[Counter[int]] = []

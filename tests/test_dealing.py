@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from torch.utils.data import DataLoader, IterableDataset
 
 from builders import Unsized
-from dealt import Steps, numbered, on_ranks, together
+from dealt import OneOf, Steps, numbered, on_ranks, together
+from heptad import Plugin
 from heptad.ranks.strategy import Alone
+from heptad_plugins import Checkpoint
 
 REMAINDERS = ("extend", "flush", "drop", "carry")
 
@@ -65,3 +69,27 @@ def test_ranks_take_in_each_window_what_one_process_takes(case: tuple[Any, ...],
     assert len({rank.run.step for rank in ranks}) == 1
     assert {len(rank.windows) for rank in ranks} == {one.run.update}
     assert {rank.run.total_updates for rank in ranks} <= {one.run.update, one.run.total_updates}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("remainder", REMAINDERS)
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_rank_goes_on_in_the_middle_of_a_pass_as_it_would_have(
+    kind: str, remainder: str, rank: int, tmp_path: Path
+) -> None:
+    """Nine batches on two ranks: in windows of two steps an epoch ends inside of one, and inside of a group."""
+
+    def steps(*plugins: Plugin) -> Steps:
+        config = {"remainder": remainder, "epochs": 2, "seed": 3, "accumulation": 2}
+        config |= {"batch_size": 2, "drop_last": False} if kind in ("dataset", "stream") else {}
+        torch.manual_seed(0)
+        return Steps(OneOf(rank, 2), KINDS[kind](17, 2), config, plugins=plugins)
+
+    whole = steps().drive().seen
+    for step in range(1, len(whole)):
+        directory = tmp_path / str(step)
+        first = steps(Checkpoint(directory, at="after_step", every=step))
+        first.drive(until=lambda run, step=step: run.step == step and run.state == "before_step")
+        then = steps(Checkpoint(directory, at="after_step", every=1000))
+        then.drive(resume=directory)
+        assert [*first.seen, *then.seen] == whole

@@ -17,12 +17,14 @@ from heptad.plugin.detour_state import DetourState
 from heptad.plugin.listing import SubscriptionTable, tabulate
 from heptad.plugin.manager import PluginManager
 from heptad.plugin.subscription import Subscription
+from heptad.ranks.strategy import Strategy
 from heptad.run.evaluating import EvaluationOptions, Measures
 from heptad.run.run import Run
 from heptad.smoke.rehearsal import rehearse
 from heptad.step.evaluator import Evaluator
 from heptad.step.metrics import MetricsInput
 from heptad.step.plan import PlannedTurn, Planner
+from heptad.step.ranks_evaluator import build_evaluator
 from heptad.table import guard_of
 
 
@@ -37,6 +39,7 @@ class EngineView:
         _components: Components
         _config: RunConfig
         _manager: PluginManager
+        _strategy: Strategy
         _subscriptions: list[Subscription]
         _visits: Sequence[DetourState]
 
@@ -90,24 +93,34 @@ class EngineView:
             return evaluator.evaluate(data, metrics, name="Engine.evaluate(data)", **options)
 
     def predict(
-        self, data: Any, *, compute_loss: ComputeLoss | None = None, inference_mode: bool = False
+        self,
+        data: Any,
+        *,
+        compute_loss: ComputeLoss | None = None,
+        inference_mode: bool = False,
+        numbered: bool | None = None,
     ) -> Iterator[Any]:
         """Yield the network's output for each batch, in evaluation mode and without gradients.
+
+        Of several ranks each yields the outputs of its own batches, so they are numbered unless you say otherwise:
+        `(number, output)`, where rank r of w has the numbers r, r + w, r + 2 w, …. One may have none.
 
         Args:
             data: As for `evaluate`. With a criterion a batch is `(data, target)`, or a tensor without a target.
             compute_loss: As in `EvaluationOptions`; so is `inference_mode`.
             inference_mode: See above.
+            numbered: Whether `(number, output)` is yielded, with the place of the batch in the data, from 0. By default
+                with several ranks only.
 
         Raises:
             EngineError: If `compute_loss` gives no `LossOutput.output` to yield, or another thread is driving a run of
                 this network.
         """
         with self._blocks.in_use(), closing(self._evaluator(self.current.device)) as evaluator:
-            yield from evaluator.predict(data, compute_loss, inference_mode=inference_mode)
+            yield from evaluator.predict(data, compute_loss, inference_mode=inference_mode, numbered=numbered)
 
     def _evaluator(self, device: torch.device) -> Evaluator:
-        return Evaluator(self._components, self._config, device, self.machine_class)
+        return build_evaluator(self._components, self._config, device, self.machine_class, self._strategy.peers)
 
     def subscriptions(self) -> SubscriptionTable:
         """Return who is called on which moment of which state, in order, with its filter; print it for a table."""

@@ -9,7 +9,7 @@ from typing import Any, Literal, Unpack
 from torch.utils.data import DataLoader
 
 from heptad import ConfigError, DataError, Detour, EngineError, Plugin, PluginError, Run
-from heptad.plugin import EvaluationOptions, MetricsInput, metrics_mistake, options_mistake
+from heptad.plugin import EvaluationOptions, MetricsInput, merge_mistake, metrics_mistake, options_mistake
 from heptad_plugins._options import places_of, selection, text_of
 
 EvaluationPlace = Literal["before_loop", "after_step", "optimizer_update", "after_epoch"]
@@ -109,6 +109,8 @@ class Evaluate(Plugin):
     def on_build(self, run: Run) -> None:
         """Try the metrics on a batch of the data; where a mistake is to detach the plugin, `open` does."""
         self._tried = False
+        if mistake := merge_mistake(self._metrics, run.world):
+            raise PluginError(f"Evaluate(metrics=…) of '{self.name}': {mistake}")
         if self.on_error == "detach":
             return
         try:

@@ -70,10 +70,11 @@ class NonFiniteGuard(Plugin):
 
     def on_build(self, run: Run) -> None:
         """Refuse `"skip_batch"` with several ranks."""
-        if self._action == "skip_batch" and run.world > 1:
+        others = run.world - 1
+        if others and self._action == "skip_batch":
             raise PluginError(
                 f"NonFiniteGuard(action='skip_batch') leaves out a step of one rank, for whose backward pass the "
-                f"{run.world - 1} others would wait; say action='skip', which leaves out the update on all ranks"
+                f"{others} others would wait; say action='skip', which leaves out the update on all ranks"
             )
 
     def on_begin(self, run: Run) -> None:

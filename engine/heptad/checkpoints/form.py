@@ -176,7 +176,7 @@ class StoredIdentity(Stored):
 
 
 class StoredCounters(Stored):
-    """The fields of `RunState` that are stored as they are; `skips` came later."""
+    """The fields of `RunState` that are stored as they are; the last two came later."""
 
     epoch: Count
     batch_index: Count
@@ -191,6 +191,7 @@ class StoredCounters(Stored):
     samples_now: Count
     skipped: bool
     skips: Count = 0
+    idle: bool = False
 
 
 class StoredWindow(Stored):

@@ -88,15 +88,19 @@ def build_dataset_feed(
     place: Place | None = None,
     deal: Deal | None = None,
     gather: Gather | None = None,
+    own: Deal | None = None,
 ) -> Feed:
-    """Return the feed over a dataset of samples, map-style or iterable; `field` is what messages call it."""
+    """Return the feed over a dataset of samples, map-style or iterable; `field` is what messages call it.
+
+    `deal` is how several ranks share it, or `own` where it is indexed and they evaluate on it.
+    """
     _refuse_other_things(dataset, field)
     transfer = place if isinstance(place, Transfer) else None
     early = transfer if transfer is not None and transfer.ahead else None
     if is_a(dataset, DataLoader) or (is_a(dataset, dict | UserDict) and 0 not in dataset):
         raise DataError(diagnose("no_dataset", dataset, field))
     if hasattr(dataset, "__getitem__") and not is_a(dataset, IterableDataset):
-        feed = SizedFeed(_index_cursor(dataset, collate, config, field, deal, place))
+        feed = SizedFeed(_index_cursor(dataset, collate, config, field, deal or own, place))
         # rows that are kept on the device are gathered there, on the stream of the computation
         return feed if early is None or config.data_on_device else AheadFeed(feed, early)
     if config.data_on_device:

@@ -8,6 +8,7 @@ from heptad.plugin.contract import Plugin as Plugin
 from heptad.plugin.detour import Detour as Detour
 from heptad.plugin.filter import Filter as Filter
 from heptad.plugin.lookup import Watch as Watch
+from heptad.plugin.lookup import add_over_ranks as add_over_ranks
 from heptad.plugin.lookup import metric_weight as metric_weight
 from heptad.plugin.lookup import monitored as monitored
 from heptad.plugin.lookup import refuse_unrecorded as refuse_unrecorded
@@ -47,6 +48,7 @@ from heptad.run.evaluating import EvaluationOptions as EvaluationOptions
 from heptad.run.evaluating import Measures as Measures
 from heptad.run.evaluating import options_mistake as options_mistake
 from heptad.run.snapshot import Snapshot as Snapshot
+from heptad.step.metric_states import merge_mistake as merge_mistake
 from heptad.step.metrics import Metric as Metric
 from heptad.step.metrics import MetricsInput as MetricsInput
 from heptad.step.metrics import apply_metric as apply_metric

@@ -1,7 +1,8 @@
-"""What plugins look up: values recorded under a name (`monitored`, `refuse_unrecorded`, `Watch`), `metric_weight`."""
+"""What plugins look up: recorded values (`monitored`, `refuse_unrecorded`, `Watch`), weights and sums of metrics."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Literal
 
 import torch
@@ -53,6 +54,23 @@ def metric_weight(run: Run) -> float | torch.Tensor | None:
     if at.batch is None or (at.redo is not None and at.redo.output_in_part):
         return None
     return run._runtime.step.count(at)
+
+
+def add_over_ranks(run: Run, sums: Mapping[str, float | torch.Tensor]) -> dict[str, float | torch.Tensor]:
+    """Return sums that are added over the ranks of the run, by name: the same bits on all of them, in float64.
+
+    One exchange; every rank calls it at the same place, with the same names. In a single process they are returned as
+    they are (no device sync).
+
+    Args:
+        run: The run.
+        sums: Numbers, or 0-dim tensors.
+    """
+    peers = run._runtime.peers
+    if peers.world == 1:
+        return dict(sums)
+    own = [torch.as_tensor(value, dtype=torch.float64).cpu() for value in sums.values()]
+    return dict(zip(sums, peers.add(torch.stack(own)).unbind(), strict=True))
 
 
 class Watch:

@@ -118,9 +118,9 @@ class Agreement:
         """End or pause the run on all ranks, for the reasons that were given; these take an exchange of their own."""
         own = self._run
         given = [json.loads(text) for text in self._group.gather(json.dumps(own._wanted).encode())]
-        own._wanted.clear()
         for verb, flag in _VERBS.items():
             if flags & flag:
+                own._wanted.pop(verb, None)
                 reason = _joint_reason([reasons.get(verb) for reasons in given])
                 getattr(super(RanksRun, own), verb)(reason)
 

@@ -73,10 +73,9 @@ class Bulletin:
         began, others = monotonic(), [other for other in range(self._world) if other != self._rank]
         silent = others
         while monotonic() < began + READING:
-            for other in others:
-                if (told := self._get("failed", other)) is not None:
-                    self._set("read", "")
-                    return told
+            if told := [text for other in others if (text := self._get("failed", other)) is not None]:
+                self._set("read", "")
+                return min(told, key=lambda text: "RankFailed:" in text)  # who failed first, not who heard of it
             silent = [other for other in others if self._get("waits", other) is None]
             if monotonic() > began + _QUIET:
                 break

@@ -261,14 +261,15 @@ class Ddp:
         self._starts = False
         try:
             yield
-        except RankFailed:  # all ranks raise it, or know
-            raise
         except BaseException as error:
+            if self._group.failed:
+                raise
             if run.paused is not None:
                 raise  # it stands in order, on all ranks: a plugin may end the process now
             place = _place(run)
             if _is_of_exchange(error):
                 self._group.explain(error, place)
+            # a RankFailed too: where all ranks raise at this place, they can go on to something else
             self._group.tell(place, error)
             raise
 

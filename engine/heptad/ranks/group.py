@@ -19,7 +19,7 @@ from contextlib import suppress
 from datetime import timedelta
 from functools import cache
 from pathlib import Path
-from time import monotonic
+from time import monotonic, sleep
 from typing import Any, NoReturn, cast
 from uuid import uuid4
 
@@ -65,7 +65,7 @@ class Group:
         if not dist.is_initialized():
             dist.init_process_group(_backends(), store=store, rank=rank, world_size=world, timeout=JOINING)
             atexit.register(self._leave)
-        self.data = dist.group.WORLD
+        self.data: Any = dist.group.WORLD
         self.control: Any = dist.new_group(backend="gloo", timeout=JOINING)
         self._sockets = _sockets() - before
         _warn_no_more()
@@ -188,10 +188,13 @@ class Group:
     def _leave(self) -> None:
         """Leave at the exit of the interpreter; nobody is waited for.
 
-        Torch's threads must end before it does. What is still under way fails at once, where connections were shut.
+        Gloo's threads drop the tensors of an exchange when it is over, for which they need the interpreter: one that
+        does so while that exits ends the process by SIGABRT. A plane that nobody else holds joins them here.
         """
         if dist.is_initialized():
             dist.destroy_process_group()
+        self.data = self.control = None
+        sleep(0.02)
 
 
 @cache  # the groups belong to the process, as torch's own do

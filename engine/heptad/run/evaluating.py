@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, TypedDict, cast
+from typing import Any, NamedTuple, TypedDict, cast
 
 import numpy as np
 
@@ -50,6 +50,18 @@ class Measures(dict[str, float]):
 
     def __missing__(self, name: str) -> Any:
         return self.arrays[name]
+
+
+class NumberedOutput(NamedTuple):
+    """What `predict` yields where batches are numbered.
+
+    Attributes:
+        number: The place of the batch in the data, from 0, whichever rank has it.
+        output: The network's output for it.
+    """
+
+    number: int
+    output: Any
 
 
 def options_mistake(options: EvaluationOptions) -> str | None:

@@ -14,6 +14,7 @@ from heptad.config import Components, RunConfig
 from heptad.data.build import Place, build_dataset_feed, build_loader_feed
 from heptad.data.feed import Feed
 from heptad.data.generators import device_preserved, global_states, preserved, restore_states
+from heptad.data.own_feed import OwnDeal, OwnFeed, own_sampler
 from heptad.data.placement import count_samples
 from heptad.errors import ConfigError, DataError, Unfinished, a_kind
 from heptad.run.evaluating import EvaluationOptions, Measures
@@ -66,6 +67,10 @@ class Evaluation:
         feed = run._runtime.feed
         feed.open(0, 0, self._limit)
         run._position.remaining = self._left(run)
+        self.refuse_nothing(run)
+
+    def refuse_nothing(self, run: Run) -> None:
+        """Refuse data without a batch."""
         if not run._position.remaining:
             raise DataError("the data to evaluate on yield nothing")
 
@@ -148,16 +153,31 @@ def holds_samples(data: Any, components: Components) -> bool:
     )
 
 
-def build_reading_feed(data: Any, components: Components, config: RunConfig, field: str, place: Place) -> Feed:
-    """Return a feed over a dataset of samples, or over a loader or any iterable of batches; errors call it `field`."""
+def build_reading_feed(
+    data: Any,
+    components: Components,
+    config: RunConfig,
+    field: str,
+    place: Place,
+    share: tuple[int, int] = (0, 1),
+) -> Feed:
+    """Return a feed over a dataset of samples, or over a loader or any iterable of batches; errors call it `field`.
+
+    Of several ranks (`share` is the rank, and how many there are) each takes its own batches: samples that are indexed
+    are fetched by their rank alone, of all else every rank reads the whole.
+    """
+    rank, world = share
     if not holds_samples(data, components):
-        return build_loader_feed(data, field, place=place)
+        feed = build_loader_feed(data, field, place=place)
+        return feed if world == 1 or own_sampler(data, rank, world, field) else OwnFeed(feed, rank, world)
     if config.batch_size is None:
         raise ConfigError(
             f"{a_kind(cast('object', data))} holds samples, and this engine has no batch_size because it was given a "
             "loader; pass a DataLoader of it"
         )
-    return build_dataset_feed(data, components.collate_fn, config, field, place=place)
+    own = None if world == 1 else OwnDeal(rank, world)
+    feed = build_dataset_feed(data, components.collate_fn, config, field, place, own=own)
+    return feed if world == 1 or feed.batches is not None else OwnFeed(feed, rank, world)
 
 
 def gradients_off(inference_mode: bool) -> Callable[[], AbstractContextManager[object]]:

@@ -16,7 +16,7 @@ from heptad.data.placement import read_numbers
 from heptad.data.transfer import build_transfer
 from heptad.errors import ConfigError, DataError, add_note, in_a_line, summarize
 from heptad.record.buffer import LogBuffer
-from heptad.run.evaluating import EvaluationOptions, Measures, options_mistake
+from heptad.run.evaluating import EvaluationOptions, Measures, NumberedOutput, options_mistake
 from heptad.run.guards import GUARDS
 from heptad.run.others import evaluated_beside
 from heptad.run.run import Run
@@ -65,6 +65,9 @@ class Evaluator:
         expected: What the names begin with under which values will be recorded.
     """
 
+    _rank, _world = 0, 1
+    _numbers_outputs = False
+
     def __init__(
         self, components: Components, config: RunConfig, device: torch.device, machine: Callable[..., Drives]
     ) -> None:
@@ -82,9 +85,19 @@ class Evaluator:
         if records:
             self.expected.add(records)
         if id(data) not in self._feeds:
-            feed = build_reading_feed(data, self._components, self._config, name, self._place)
-            self._feeds[id(data)] = data, feed
+            self._feeds[id(data)] = data, self._feed(data, name)
         return self._feeds[id(data)][1]
+
+    def _feed(self, data: Any, name: str) -> Feed:
+        return build_reading_feed(data, self._components, self._config, name, self._place)
+
+    def _metrics(self, metrics: MetricsInput, options: EvaluationOptions) -> Metrics:
+        return Metrics(metrics, options)
+
+    def _evaluation(
+        self, step: StepFunction, metrics: Metrics, options: EvaluationOptions, ended: Callable[[], bool] | None
+    ) -> Evaluation:
+        return Evaluation(step, metrics, options, ended)
 
     def attempt(self, data: Any, metrics: MetricsInput, name: str, **options: Unpack[EvaluationOptions]) -> None:
         """Try metrics on one batch; nothing is moved. See `Run.prepare_evaluation`.
@@ -163,7 +176,7 @@ class Evaluator:
         table = evaluation_table()
         runtime = Runtime(self._components, feed, self._device, Optimizers(), self._place)
         run = Run(table, self._config, runtime, LogBuffer(table, LOG_CAPACITY, read_numbers))
-        evaluation = Evaluation(self._step(options), Metrics(metrics, options), options, ended)
+        evaluation = self._evaluation(self._step(options), self._metrics(metrics, options), options, ended)
         bodies = evaluation.bodies(feed)
         machine = self._machine(run, bodies, GUARDS, owners=dict.fromkeys(bodies, "the evaluation"))
         network.to(self._device)
@@ -178,9 +191,15 @@ class Evaluator:
         return evaluation.measures
 
     def predict(
-        self, data: Any, compute_loss: ComputeLoss | None = None, *, inference_mode: bool = False
+        self,
+        data: Any,
+        compute_loss: ComputeLoss | None = None,
+        *,
+        inference_mode: bool = False,
+        numbered: bool | None = None,
     ) -> Iterator[Any]:
         """Yield the network's output for each batch of data. See `Engine.predict`."""
+        number, numbered = self._rank, self._numbers_outputs if numbered is None else numbered
         feed = self.prepare(data, "Engine.predict(data)")
         network = self._components.network.to(self._device)
         step = self._step({} if compute_loss is None else {"compute_loss": compute_loss})
@@ -189,7 +208,7 @@ class Evaluator:
             feed.open(0, 0)
         left = _left(feed, feed.batches)
         if not left:
-            raise DataError("the data to predict on yield nothing")
+            self._refuse_no_prediction(feed)
         while left:
             with (
                 evaluated_beside(network, "Engine.predict(data)"),
@@ -199,10 +218,14 @@ class Evaluator:
             ):
                 output = without_graph(step.predict(self._place(feed.take())))
                 feed.read_ahead(left - 1)
-            yield output
+            yield NumberedOutput(number, output) if numbered else output
+            number += self._world
             left = _left(feed, left - 1)
         with preserved():
             feed.end()
+
+    def _refuse_no_prediction(self, feed: Feed) -> None:
+        raise DataError("the data to predict on yield nothing")
 
     def close(self) -> None:
         """Close all feeds, and end their worker processes."""
