@@ -59,7 +59,7 @@ def adapt_to_world(run: Run, sections: StoredSections, detours: Sequence[DetourS
         return ""
     window, placed = position.window, position.placed
     window.size, window.next_size = (size * then // now for size in (window.size, window.next_size))
-    _place(run, placed, then, now)
+    _count_steps(run, placed, then, now)
     position.visits = [
         _steps(last, then, now) if detour.counts_steps else last
         for detour, last in zip(detours, position.visits, strict=True)
@@ -77,7 +77,7 @@ def adapt_to_world(run: Run, sections: StoredSections, detours: Sequence[DetourS
     )
 
 
-def _place(run: Run, placed: StoredCounters, then: int, now: int) -> None:
+def _count_steps(run: Run, placed: StoredCounters, then: int, now: int) -> None:
     """Count the steps of the epoch as ranks of another number do."""
     feed = run._runtime.feed
     before, over = placed.batch_index, not placed.remaining
