@@ -29,8 +29,8 @@ _VERBS = {"stop": _STOP, "pause": _PAUSE}
 
 
 MIXED = (
-    "in a window of all ranks some steps had a weight and some had none, so nothing says how their losses are averaged; "
-    "give LossOutput.weight in every step or in none"
+    "in a window of all ranks some steps had a weight and some had none, so nothing says how their losses are "
+    "averaged; give LossOutput.weight in every step or in none"
 )
 
 
