@@ -27,6 +27,7 @@ from heptad.plugin.verify import titled
 from heptad.ranks.agreement import Agreement
 from heptad.ranks.company import LossModule, through
 from heptad.ranks.comparison import compare_ranks
+from heptad.ranks.equal_weights import trained
 from heptad.ranks.group import Group, join_group
 from heptad.ranks.requests import RanksRun
 from heptad.ranks.strategy import scale
@@ -144,9 +145,8 @@ class Ddp:
 
     def equalize(self, run: Run) -> None:
         """Send the weights of the first rank to all; then let generators differ, so that masks of dropout do."""
-        network, optimizers = run.network, run._runtime.optimizers
         with torch.no_grad():
-            for tensor in [*optimizers.parameters(network), *network.buffers()]:
+            for tensor in [*trained(run), *run.network.buffers()]:
                 dist.broadcast(tensor.detach(), 0, group=self._group.data)
         if self._group.rank:
             seed_all(derive("rank", run._runtime.feed.seed, self._group.rank))
@@ -199,11 +199,7 @@ class Ddp:
 
     def _average_others(self, run: Run) -> None:
         """Average the gradients that DDP does not know: of what optimizers hold beside the network, or was frozen."""
-        others = [
-            one
-            for one in run._runtime.optimizers.parameters(run.network)
-            if one.requires_grad and id(one) not in self._averaged
-        ]
+        others = [one for one in trained(run) if one.requires_grad and id(one) not in self._averaged]
         if not others:
             return
         used = torch.tensor([float(one.grad is not None) for one in others], device=run._runtime.device)
@@ -302,7 +298,7 @@ def _place(run: Run) -> str:
     return f"in {state} at step {step}"
 
 
-_OF_AN_EXCHANGE = ("gloo", "nccl", "processgroup", "connection", "timed out", "timeout")
+_OF_AN_EXCHANGE = ("gloo", "nccl", "processgroup", "c10d")
 
 
 def _is_of_exchange(error: BaseException) -> bool:
