@@ -72,6 +72,7 @@ def _checksum(tensor: torch.Tensor) -> torch.Tensor:
     words = tensor.contiguous().view(-1).view(_WIDTHS[min(tensor.element_size(), 8)])
     places = torch.arange(1, min(len(words), PIECE) + 1, device=words.device)
     total = torch.zeros((), dtype=torch.int64, device=words.device)
-    for piece in words.split(PIECE):
+    for start in range(0, len(words), PIECE):
+        piece = words[start : start + PIECE]
         total = total * 31 + (piece.to(torch.int64) * places[: len(piece)]).sum()
     return total
