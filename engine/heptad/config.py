@@ -343,8 +343,11 @@ class Components(_Checked):
     Attributes:
         network: The module to train. It is placed in `before_loop`, in training mode from then on, in evaluation mode
             at the end.
-        dataset: A map-style or iterable dataset of samples, or a tensor of rows; the engine builds the loader.
-        loader: An existing `DataLoader`, or any re-iterable of batches, in place of `dataset`.
+        dataset: A map-style or iterable dataset of samples, or a tensor of rows; the engine builds the loader. Several
+            ranks each read an iterable one whole and keep their own batches; with a method `share(rank, world)` it
+            returns the part of one rank, and a run is resumed on as many ranks only.
+        loader: An existing `DataLoader`, or any re-iterable of batches, in place of `dataset`. Several ranks each read
+            it whole and keep their own batches, unless its sampler is a `DistributedSampler`.
         collate_fn: Makes a batch of a list of samples; with `dataset` only. Default: torch's `default_collate`.
         criterion: `criterion(output, target)`, the mean loss of a batch `(data, target)`. Steps are weighed by
             what torch's criteria take it over (samples, elements, targets that are not ignored, weights of classes); by

@@ -106,9 +106,8 @@ class Engine(EngineView):
         self._redo = build_redo(config.redo, self._strategy, self._manager)
         detours = self._manager.detours_given
         table = training_table([detour for _, detour in detours])
-        self.current = self._strategy.run_class(
-            table, config, runtime, LogBuffer(table, config.log_capacity, read_numbers)
-        )
+        buffer = LogBuffer(table, config.log_capacity, read_numbers)
+        self.current = self._strategy.run_class(table, config, runtime, buffer)
         self._machine = self._build_machine(detours)
         self._subscriptions: list[Subscription] = []
         for subscription in self._manager.subscriptions():
@@ -184,8 +183,7 @@ class Engine(EngineView):
             self._resumption.begin(run)
             with self._manager.opened(run), self._feed_closed_at_the_end(), beside_others(run), self._blocks.in_use():
                 self._make_ready()
-                with self._strategy.driving(run):
-                    self._drive(reached, f"until {until}" if isinstance(until, str) else "until a predicate held")
+                self._drive(reached, f"until {until}" if isinstance(until, str) else "until a predicate held")
         if ctrl_c.pressed:
             where = f"it is {run.state}" if run.ended else f"paused in {run.state}; Engine.run() continues from there"
             raise KeyboardInterrupt(where)
@@ -210,8 +208,7 @@ class Engine(EngineView):
                 self._manager.open(self.current)
                 with beside_others(self.current), self._blocks.in_use():
                     self._make_ready()
-                    with self._strategy.driving(self.current):
-                        self._drive(lambda run: True, BY_ADVANCE)
+                    self._drive(lambda run: True, BY_ADVANCE)
             except BaseException as error:
                 self.current._runtime.feed.close()
                 self._manager.close_after(error, self.current)
@@ -309,8 +306,7 @@ class Engine(EngineView):
         """Make turns until the run ends or pauses."""
         run, at, buffer = self.current, self.current._position, self.current._buffer
         run._paused = None
-        buffer.go()
-        try:
+        with buffer.running(), self._strategy.driving(run):
             while True:
                 at.halt = False
                 # Turn by turn only where each has to be looked at; else up to a chunk of the log, without coming back.
@@ -330,8 +326,6 @@ class Engine(EngineView):
                 if here and (at.pause_requested is None or pause == BY_ADVANCE):
                     self._pause(pause)
                     return
-        finally:
-            buffer.pause()
 
     def _pause(self, reason: str, requested: int | None = None) -> None:
         run = self.current

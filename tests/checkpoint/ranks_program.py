@@ -20,24 +20,31 @@ from heptad_plugins import EMA, Checkpoint
 from scenario import digest
 
 PLACES = ("after_step", "optimizer_update", "after_epoch")
+REMAINDERS = ("extend", "drop", "flush", "carry")
 RANK = int(os.environ.get("RANK", "0"))
 WORLD = os.environ.get("WORLD_SIZE", "1")
 
 
-def engine_of(directory: Path, *, window: int = 6, masks: bool = True, seed: int = 1, **options: Any) -> Engine:
+def engine_of(
+    directory: Path, *, window: int = 6, masks: bool = True, seed: int = 1, samples: int = 48, **options: Any
+) -> Engine:
     """Return an engine of 3 epochs; with masks each rank draws its own, and has buffers of its own."""
     torch.manual_seed(seed)
     middle = [nn.BatchNorm1d(8), nn.Dropout(0.3)] if masks else [nn.Tanh()]
     network = nn.Sequential(nn.Linear(4, 8), *middle, nn.Linear(8, 2)).double()
     drawn = torch.Generator().manual_seed(0)
-    data = torch.randn(48, 4, dtype=torch.float64, generator=drawn), torch.randint(0, 2, (48,), generator=drawn)
+    data = (
+        torch.randn(samples, 4, dtype=torch.float64, generator=drawn),
+        torch.randint(0, 2, (samples,), generator=drawn),
+    )
     components = Components(
         network=network,
         optimizer=torch.optim.Adam(network.parameters(), lr=0.01),
         criterion=nn.CrossEntropyLoss(),
         dataset=TensorDataset(*data),
     )
-    config = RunConfig(epochs=3, batch_size=2, window=window, seed=7, num_workers=0)
+    given = {name: options.pop(name) for name in ("remainder", "epochs") if name in options}
+    config = RunConfig(**{"epochs": 3, "batch_size": 2, "window": window, "seed": 7, "num_workers": 0} | given)
     store = Checkpoint(directory, **({"at": "after_step", "keep_last": 1000} | options))
     return Engine(components, config, [store, EMA(decay=0.9)])
 
@@ -160,6 +167,34 @@ def elastic(folder: Path) -> dict[str, Any]:
         found["weights"][entry.path.name] = weights_of(run)
         found["notes"] += [str(note) for note in run.log.notes()]
         found["counts"].append([run.step, run.update, run.epoch, run.samples])
+    return found
+
+
+def odd_engine(directory: Path, remainder: str, **options: Any) -> Engine:
+    """25 batches in a pass, which neither windows nor ranks divide."""
+    given = {"masks": False, "samples": 51, "epochs": 2, "at": PLACES[1:], "remainder": remainder}
+    return engine_of(directory, **given, **options)
+
+
+def odd_plain(folder: Path) -> dict[str, Any]:
+    """Runs of each remainder, for other numbers of ranks to resume from."""
+    found = {}
+    for remainder in REMAINDERS:
+        with odd_engine(folder / remainder, remainder) as engine:
+            run = engine.run()
+            found[remainder] = [run.update, run.samples, weights_of(run)]
+    return found
+
+
+def odd(folder: Path) -> dict[str, Any]:
+    """What another number of ranks makes of them, from every third checkpoint; where that carries a window, nothing."""
+    found: dict[str, Any] = {remainder: [] for remainder in REMAINDERS}
+    for remainder in REMAINDERS:
+        for entry in Store(folder / remainder).entries()[::3]:
+            directory = folder / "odd" / WORLD / remainder / entry.path.name
+            with odd_engine(directory, remainder, every=1000, seed=2) as engine:
+                run = engine.run(resume=entry.path)
+                found[remainder].append([run.step, run.update, run.samples, weights_of(run)])
     return found
 
 

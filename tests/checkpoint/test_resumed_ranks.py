@@ -47,17 +47,17 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def two(folder: Path) -> Answers:
-    return ask(folder, 2, "unbroken", "resumed", "automatic", "damaged", "refused", "kept", "plain")
+    return ask(folder, 2, "unbroken", "resumed", "automatic", "damaged", "refused", "kept", "plain", "odd_plain")
 
 
 @pytest.fixture(scope="module")
 def three(folder: Path, two: Answers) -> Answers:
-    return ask(folder, 3, "elastic", "unbroken", "resumed")
+    return ask(folder, 3, "elastic", "odd", "unbroken", "resumed")
 
 
 @pytest.fixture(scope="module")
 def one(folder: Path, two: Answers) -> Answers:
-    return ask(folder, 1, "elastic")
+    return ask(folder, 1, "elastic", "odd")
 
 
 @pytest.mark.parametrize("world", ["two", "three"])
@@ -124,3 +124,20 @@ def test_another_number_of_ranks_is_refused_in_mid_window(world: str, request: p
         assert len(refused) == 9
         assert all("was taken by 2 ranks in the middle of a window" in text for text in refused)
         assert all("resume with 2 ranks, or from a checkpoint of a closed window" in text for text in refused)
+
+
+STEPS = {"extend": (60, 20), "drop": (48, 16), "flush": (50, 18), "carry": (50, 17)}
+"""Of two epochs of 25 batches, in one process and of each of three ranks."""
+
+
+@pytest.mark.parametrize("remainder", STEPS)
+@pytest.mark.parametrize("world", ["one", "three"])
+def test_another_number_of_ranks_continues_where_sizes_do_not_divide(
+    world: str, remainder: str, request: pytest.FixtureRequest, two: Answers
+):
+    updates, samples, expected = two[0]["odd_plain"][remainder]
+    for rank in request.getfixturevalue(world):
+        assert len(rank["odd"][remainder]) >= 3
+        for *counts, weights in rank["odd"][remainder]:
+            assert counts == [STEPS[remainder][world == "three"], updates, samples]
+            assert weights == pytest.approx(expected, rel=0, abs=1e-12)

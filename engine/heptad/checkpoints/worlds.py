@@ -59,7 +59,7 @@ def adapt_to_world(run: Run, sections: StoredSections, detours: Sequence[DetourS
         return ""
     window, placed = position.window, position.placed
     window.size, window.next_size = (size * then // now for size in (window.size, window.next_size))
-    _place(run, placed, then, now)
+    _count_steps(run, placed, then, now)
     position.visits = [
         _steps(last, then, now) if detour.counts_steps else last
         for detour, last in zip(detours, position.visits, strict=True)
@@ -77,7 +77,7 @@ def adapt_to_world(run: Run, sections: StoredSections, detours: Sequence[DetourS
     )
 
 
-def _place(run: Run, placed: StoredCounters, then: int, now: int) -> None:
+def _count_steps(run: Run, placed: StoredCounters, then: int, now: int) -> None:
     """Count the steps of the epoch as ranks of another number do."""
     feed = run._runtime.feed
     before, over = placed.batch_index, not placed.remaining
@@ -86,9 +86,11 @@ def _place(run: Run, placed: StoredCounters, then: int, now: int) -> None:
         place: dict[str, Any] = feed.state()
         group: dict[str, Any] = place.get("group") or {}
         taken: int = place["next"] if "next" in place else group.get("taken", placed.batch_index)
-        placed.batch_index = taken
+        drops = run.config.remainder == "drop"  # at its end a pass counts as taken, with what was dropped
+        placed.batch_index = min(taken, placed.batch_index) if drops else taken
         placed.remaining = 0 if over else (feed.batches or 0) - taken
     if run.config.remainder == "flush" and feed.batches is not None:  # the last step of a pass may be of fewer batches
+        placed.batch_index = min(placed.batch_index, feed.batches)
         placed.step = placed.epoch * feed.batches + (placed.batch_index if placed.epoch_open else 0)
     else:
         placed.step = _steps(placed.step, then, now)

@@ -137,6 +137,7 @@ def _index_cursor(
         persistent=config.persistent_workers,
         limit=config.limit_batches,
         deal=deal,
+        remainder=config.remainder,
         pin=isinstance(place, Transfer),
         prepare=_preparation(dataset, collate, config, field, place),
     )

@@ -42,6 +42,7 @@ class IndexCursor:
             the number of samples has changed they are made anew.
         limit: Batches in a pass at most, `None` for all that the dataset has.
         deal: What says which batches are this rank's; `None` in a single process.
+        remainder: `RunConfig.remainder`, by which a single process finds the place that several had reached.
         pin: Whether what the workers give is put into pinned memory.
         prepare: Makes of what fetches the batches what fetches them for a device; where there are no workers.
 
@@ -63,6 +64,7 @@ class IndexCursor:
         persistent: bool = False,
         limit: int | None = None,
         deal: Deal | None = None,
+        remainder: str = "extend",
         pin: bool = False,
         prepare: Prepare | None = None,
     ) -> None:
@@ -75,6 +77,7 @@ class IndexCursor:
         self._persistent = persistent
         self._limit = limit
         self._deal = deal
+        self._remainder = remainder
         self._pin = pin
         self._prepare = prepare
         self._fetch: Fetch = build_fetch(dataset, collate)
@@ -226,7 +229,7 @@ class IndexCursor:
         here = 1 if self._deal is None else self._deal.world
         if world == here:
             return
-        deal = self._deal or Deal(0, 1, "extend")
+        deal = self._deal or Deal(0, 1, self._remainder)
         self._next, self._stop = deal.moved(world, self._key, self._next, self._stop, self._batches)
 
     def _make_ready(self) -> None:

@@ -13,7 +13,8 @@ Which thread may touch what:
 from __future__ import annotations
 
 from array import array
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from time import monotonic_ns, time_ns
 from typing import Any, Concatenate, NoReturn, ParamSpec, Protocol
@@ -208,6 +209,15 @@ class LogBuffer:
         """Stop the clock."""
         if self._paused_at is None:
             self._paused_at = monotonic_ns()
+
+    @contextmanager
+    def running(self) -> Generator[None]:
+        """Run the clock for the length of a block."""
+        self.go()
+        try:
+            yield
+        finally:
+            self.pause()
 
     def emit(
         self, make: Callable[Concatenate[int, int, P], Event], seq: int, /, *args: P.args, **fields: P.kwargs

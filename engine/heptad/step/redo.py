@@ -144,7 +144,7 @@ class WindowRedo:
         """Compute a step in parts, in a run that has run out of memory before."""
         at, redo = run._position, _redoing(run)
         try:
-            announce = announcer(self._strategy, closes=_closes(run))
+            announce = announcer(self._strategy, closes=_closes(run, self._strategy))
             logs = compute(run, at.window, redo.halvings, least_in(run), announce, judge=True)
         except LeftOutLateError:
             self._again(run, [*_kept_window(run).batches, at.batch], left_out=True)
@@ -246,7 +246,7 @@ class WindowRedo:
             The first step after which something is not; `None` where nobody looked, or it is.
         """
         at, redo, kept = run._position, _redoing(run), _kept_window(run)
-        window, steps, under_way, closes = at.window, at.window.steps, at.batch, _closes(run)
+        window, steps, under_way, closes = at.window, at.window.steps, at.batch, _closes(run, self._strategy)
         found: int | None = None
         logs: Logs = {}
         beside = [(one, one.grad) for one in _held_beside(run)]
@@ -396,11 +396,15 @@ def _held_beside(run: Run) -> list[nn.Parameter]:
     return [parameter for parameter in optimizers.beside().held() if id(parameter) not in own]
 
 
-def _closes(run: Run) -> bool:
+def _closes(run: Run, strategy: Strategy) -> bool:
     """Return whether the step under way closes the window, as far as that is known, or the newest one has done so."""
     at = run._position
-    last = at.flushes and at.sized and at.remaining == 1
-    return at.update_due or at.window.steps + 1 == at.window.size or last
+    if at.update_due or at.window.steps + 1 == at.window.size:
+        return True
+    if not at.flushes:
+        return False
+    # where ranks must know it, data of unknown length were read a batch further before the step
+    return at.remaining == 1 if at.sized else strategy.announces and not run._runtime.feed.more()
 
 
 def _freed(error: Exception) -> Exception:

@@ -107,7 +107,7 @@ def has_memory(network: nn.Module) -> bool:
 
 @contextmanager
 def buffers_preserved(network: nn.Module) -> Generator[None]:
-    """Restore the buffers that a block writes to or replaces."""
+    """Restore the buffers that a block writes to or replaces (waits for their device)."""
     held = [
         (module, name, buffer, None if buffer.is_inference() else buffer._version, buffer.clone())
         for module in network.modules()
@@ -118,7 +118,8 @@ def buffers_preserved(network: nn.Module) -> Generator[None]:
     finally:
         with torch.no_grad():
             for module, name, buffer, version, values in held:
-                if version is not None and buffer._version != version:
+                # the values too: BatchNorm writes its means without counting a version
+                if version is not None and (buffer._version != version or not torch.equal(buffer, values)):
                     buffer.copy_(values)
                 if getattr(module, name, None) is not buffer:
                     setattr(module, name, buffer)
