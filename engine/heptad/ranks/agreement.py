@@ -50,7 +50,7 @@ class Agreement:
         self._flags = {name: _FIRST << number for number, name in enumerate(names)}
         self._updates = 0
         self._seen = run._buffer.seq  # turns before it are agreed
-        self._samples = run._position.samples
+        run._samples_of_all = run._position.samples
         self._began = monotonic_ns()
         self._first = True
 
@@ -93,7 +93,7 @@ class Agreement:
             seq,
             at.update,
             self._wanted(),
-            at.samples - self._samples,
+            at.samples - own._samples_of_all,
             self._elapsed(),
             checksum,
             _kinds(run),
@@ -106,7 +106,7 @@ class Agreement:
         if {1, 2} <= {kind for row in rows for kind in (row[7] & 1, row[7] & 2)}:
             raise RankFailed(MIXED)
         self._seen, self._began = seq, monotonic_ns()
-        at.samples = self._samples = self._samples + sum(row[4] for row in rows)
+        own.count_samples(sum(row[4] for row in rows))
         for rank, row in enumerate(rows):
             self._group.bulletin.last[rank] = f"after update {row[2]}"
         if self._first:

@@ -25,7 +25,7 @@ from heptad.errors import ConfigError, RankFailed, counted
 from heptad.plugin.contract import Plugin
 from heptad.plugin.verify import titled
 from heptad.ranks.agreement import Agreement
-from heptad.ranks.company import LossModule, through
+from heptad.ranks.company import LossModule, through, use_again
 from heptad.ranks.comparison import compare_ranks
 from heptad.ranks.equal_weights import trained
 from heptad.ranks.group import Group, join_group
@@ -57,6 +57,8 @@ class Ddp:
         self._group: Group
         self._starts = False
         self._ddp: DistributedDataParallel | None = None
+        self._resumed = False
+        """Whether DDP has yet to know what the steps of the open window have used."""
         self._compute_loss: ComputeLoss | None = None
         self._run: Run
         self._averaged: set[int] = set()
@@ -120,6 +122,7 @@ class Ddp:
     def place(self, runtime: Runtime) -> None:
         """Move the network to its device, and wrap it."""
         network, device = runtime.network.to(runtime.device), runtime.device
+        self._resumed = True
         self._averaged = {id(one) for one in network.parameters() if one.requires_grad}
         runtime.forward = network
         self._compute_loss = runtime.components.compute_loss
@@ -156,6 +159,12 @@ class Ddp:
         window = cast("RanksWindow", self._run._position.window)
         window.closes = closes
         if self._ddp is not None:
+            if self._resumed:
+                self._resumed = False
+                if window.steps:
+                    use_again(self._ddp.parameters())
+            if isinstance(self._ddp.module, LossModule):
+                self._ddp.module.idle = self._run._position.idle
             self._ddp.require_backward_grad_sync = closes
             # DDP broadcasts buffers in the first forward pass of a window; one that was resumed has made that already
             self._ddp.require_forward_param_sync = not window.steps
@@ -171,12 +180,13 @@ class Ddp:
         sums = self._sums(run, window)
         dist.all_reduce(sums, group=group.data)
         total, loss = sums.unbind()
-        window.mean = _loss_of_all(loss, total, run)
+        nothing = sums.is_cpu and not float(total)  # an accelerator is not asked
+        window.mean = None if nothing else _loss_of_all(loss, total, run)
         if not window.again:
             cast("RanksRun", run)._mean_loss = window.mean
         if window.reference is not None:  # of fp16; the scaler has set that of this rank alone
             window.reference = window.common * total / (group.world * window.size)
-        if sums.is_cpu and not float(total):
+        if nothing:
             run.skip_update("no step of this window counts: each weighs 0 or has no loss")
             return
         whole = group.world * window.size

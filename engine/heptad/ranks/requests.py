@@ -8,6 +8,7 @@ import torch
 
 from heptad.errors import EngineError
 from heptad.run.run import Run
+from heptad.run.snapshot import Snapshot
 from heptad.run.view import in_words
 
 
@@ -22,8 +23,9 @@ class RanksRun(Run):
     #   _agreed: What the ranks have agreed on, of what `ask` asks for.
     #   _mean_loss: That of the newest window over all ranks.
     #   _loss_of_epoch: The mean loss of the newest complete epoch over all ranks, and the number of that epoch.
+    #   _samples_of_all: Samples of all ranks, as far as these have told each other; `samples` adds those of this one.
 
-    __slots__ = ("_agreed", "_loss_of_epoch", "_mean_loss", "_wanted")
+    __slots__ = ("_agreed", "_loss_of_epoch", "_mean_loss", "_samples_of_all", "_wanted")
 
     def __init__(self, *args: object, **named: object) -> None:
         super().__init__(*args, **named)  # pyright: ignore[reportArgumentType] - those of a run
@@ -31,6 +33,22 @@ class RanksRun(Run):
         self._agreed: set[str] = set()
         self._mean_loss: torch.Tensor | None = None
         self._loss_of_epoch: tuple[int, torch.Tensor | None] | None = None
+        self._samples_of_all = 0
+
+    def snapshot(self) -> Snapshot:
+        """Return everything that the rest of the run depends on; see `Run.snapshot`. All ranks call it: one exchange.
+
+        A window may be open, or the newest ones not be agreed on, so the samples of all ranks are counted here.
+        """
+        if self.state != "idle" and not self.ended:
+            own = torch.tensor(float(self.samples - self._samples_of_all), dtype=torch.float64)
+            self.count_samples(int(self._runtime.peers.add(own)))
+        return super().snapshot()
+
+    def count_samples(self, since: int) -> None:
+        """Count the samples that all ranks have had since they last told each other."""
+        self._samples_of_all += since
+        self._position.samples = self._samples_of_all
 
     def stop(self, reason: str) -> None:
         """Ask that the run ends in order; see `Run.stop`. It does from the next agreement of the ranks on."""
