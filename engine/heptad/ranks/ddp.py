@@ -9,6 +9,7 @@ import os
 import platform
 from collections.abc import Callable, Generator, Iterable, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import cast
 
 import numpy as np
@@ -75,15 +76,10 @@ class Ddp:
         if self._group.failed:
             raise RankFailed("a rank has failed before, and the processes cannot meet again; start all of them anew")
         self._group.be_patient(3 * config.patience)
-        world, window = self._group.world, config.window
-        if window is None:
+        if config.window is None:
             return config
-        if window % world:
-            raise ConfigError(
-                f"RunConfig.window is {window} batches, which {counted(world, 'rank')} cannot share equally; take a "
-                f"multiple of {world}, or another number of ranks"
-            )
-        return config.model_copy(update={"accumulation": window // world})
+        with self.starting():
+            return config.model_copy(update={"accumulation": _share_of(config.window, self._group.world)})
 
     def device(self, device: torch.device) -> torch.device:
         """Return the accelerator of this process's number on its machine, where one is meant."""
@@ -264,26 +260,37 @@ class Ddp:
     @contextmanager
     def driving(self, run: Run) -> Generator[None]:
         """Tell the others what is raised in this block, and raise what they have told where an exchange has failed."""
-        self._starts = False
+        self._starts, group = False, self._group
+        group.where = partial(_place, run)
         try:
             yield
         except BaseException as error:
-            if self._group.failed:
+            if group.failed:
                 raise
             if run.paused is not None:
                 raise  # it stands in order, on all ranks: a plugin may end the process now
-            place = _place(run)
             if _is_of_exchange(error):
-                self._group.explain(error, place)
+                group.explain(error)
             # a RankFailed too: where all ranks raise at this place, they can go on to something else
-            self._group.tell(place, error)
+            group.tell(error)
             raise
+        finally:
+            group.where = str
 
 
 def _by_batch(network: nn.Module) -> bool:
     """Return whether a part of the network takes a mean over the samples of one rank."""
     found = (module for module in network.modules() if isinstance(module, _BatchNorm))
     return any(not isinstance(module, nn.SyncBatchNorm) for module in found)
+
+
+def _share_of(window: int, world: int) -> int:
+    if window % world:
+        raise ConfigError(
+            f"RunConfig.window is {window} batches, which {counted(world, 'rank')} cannot share equally; take a "
+            f"multiple of {world}, or another number of ranks"
+        )
+    return window // world
 
 
 def versions() -> dict[str, str]:
