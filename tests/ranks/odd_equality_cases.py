@@ -17,7 +17,7 @@ from torch import nn
 from torch.utils.data import Dataset, TensorDataset
 
 from builders import CLASSES, FEATURES
-from heptad import Components, DataError, Engine, LossOutput, Plugin, Run, RunConfig
+from heptad import Components, DataError, Engine, LossOutput, Plugin, RankFailed, Run, RunConfig
 from heptad_plugins import SAM, Checkpoint
 
 Given = dict[str, Any]
@@ -210,7 +210,39 @@ def too_few_of_unknown_length(rank: Rank) -> str:
     return "nothing was raised"
 
 
+class Calibration(Plugin):
+    """Steps a temperature by the gradients of this rank alone, as one process would."""
+
+    def on_exit_optimizer_update(self, run: Run) -> None:
+        (temperature,) = run.side_optimizers["temperature"].param_groups[0]["params"]
+        (temperature * (run.rank + 1)).backward()
+        run.side_optimizers["temperature"].step()
+
+
+def stepped_apart(rank: Rank) -> list[Any]:
+    """Return what became of a parameter beside the network that each rank steps for itself, and where it began."""
+    temperature = nn.Parameter(torch.tensor(float(rank.number)))
+    began: list[float] = []
+    engine = Engine(
+        Components(
+            network=Branching(),
+            dataset=TensorDataset(*tensors(8)),
+            criterion=nn.CrossEntropyLoss(),
+            optimizer=adamw,
+            side_optimizers={"temperature": torch.optim.SGD([temperature], lr=0.05)},
+        ),
+        RunConfig(epochs=1, batch_size=2, device="cpu"),
+        plugins=[Calibration()],
+    )
+    engine.on_exit("before_loop")(lambda run: began.append(temperature.item()))
+    try:
+        engine.run()
+    except RankFailed as error:
+        return [*began, str(error)]
+    return [*began, "nothing was raised"]
+
+
 CASES: dict[str, Case] = {
     **{name: partial(trained, case=case) for name, case in ODD.items()},
-    **{case.__name__: case for case in (resumed, too_few_of_unknown_length)},
+    **{case.__name__: case for case in (resumed, too_few_of_unknown_length, stepped_apart)},
 }

@@ -37,3 +37,10 @@ def test_epochs_shorter_than_a_step_of_unknown_length_are_refused(launched: Laun
     """Nobody could tell which step is the last, and its window would be lost."""
     for told in launched.of("too_few_of_unknown_length"):
         assert "epoch 0 has 2 batches, fewer than the 3 ranks" in told
+
+
+def test_what_a_side_optimizer_steps_on_each_rank_for_itself_is_found(launched: Launch):
+    """It begins equal on all; the gradients of one rank would make it another one on each, without a word."""
+    for began, told in launched.of("stepped_apart"):
+        assert began == 0.0
+        assert "the weights of the ranks differ: side/temperature[0] of rank 1, 2 from those of rank 0" in told

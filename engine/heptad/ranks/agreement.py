@@ -15,7 +15,7 @@ from time import monotonic_ns
 from typing import Any, cast
 
 from heptad.errors import RankFailed
-from heptad.ranks.equal_weights import checksum_of, refuse_unequal
+from heptad.ranks.equal_weights import checksum_of, refuse_unequal, weights_of
 from heptad.ranks.group import Group
 from heptad.ranks.requests import RanksRun
 from heptad.ranks.window import RanksWindow
@@ -78,7 +78,7 @@ class Agreement:
 
     def after_epoch(self, run: Run) -> None:
         """Agree, and see whether the weights of all ranks are equal."""
-        self.agree(run, checksum_of(run.network))
+        self.agree(run, checksum_of(weights_of(run)))
 
     def agree(self, run: Run, checksum: int = 0) -> None:
         """Compare the paths, and make facts of what any rank asks for.
@@ -102,7 +102,7 @@ class Agreement:
         if any(row[:3] != told[:3] for row in rows):
             self._part()
         if any(row[6] != checksum for row in rows):
-            refuse_unequal(run.network, self._group)
+            refuse_unequal(weights_of(run), self._group)
         if {1, 2} <= {kind for row in rows for kind in (row[7] & 1, row[7] & 2)}:
             raise RankFailed(MIXED)
         self._seen, self._began = seq, monotonic_ns()

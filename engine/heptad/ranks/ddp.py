@@ -27,6 +27,7 @@ from heptad.plugin.verify import titled
 from heptad.ranks.agreement import Agreement
 from heptad.ranks.company import LossModule, through, use_again
 from heptad.ranks.comparison import compare_ranks
+from heptad.ranks.equal_weights import weights_of
 from heptad.ranks.group import Group, join_group
 from heptad.ranks.requests import RanksRun
 from heptad.ranks.strategy import scale
@@ -147,9 +148,9 @@ class Ddp:
 
     def equalize(self, run: Run) -> None:
         """Send the weights of the first rank to all; then let generators differ, so that masks of dropout do."""
-        network, optimizers = run.network, run._runtime.optimizers
+        network = run.network
         with torch.no_grad():
-            for tensor in [*optimizers.parameters(network), *network.buffers()]:
+            for tensor in [*weights_of(run).values(), *network.buffers()]:
                 dist.broadcast(tensor.detach(), 0, group=self._group.data)
         if self._group.rank:
             seed_all(derive("rank", run._runtime.feed.seed, self._group.rank))

@@ -7,47 +7,60 @@ several networks, of which one is stored and nobody tells.
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 
 import torch
 from torch import nn
 
 from heptad.errors import RankFailed
 from heptad.run.peers import Peers
+from heptad.run.run import Run
 
 _MOST_NAMED = 5
 _WIDTHS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
-def checksum_of(network: nn.Module) -> int:
-    """Return a number of 62 bits that depends on every bit of the parameters (one device sync)."""
+def weights_of(run: Run) -> dict[str, nn.Parameter]:
+    """Return the parameters of the network by name, and those that optimizers hold beside them."""
+    found = dict(run.network.named_parameters())
+    known = {id(parameter) for parameter in found.values()}
+    optimizers = run._runtime.optimizers
+    for each in (optimizers, optimizers.beside()):
+        for where, optimizer in zip(each.where, each, strict=True):
+            held = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+            found |= {f"{where}[{place}]": one for place, one in enumerate(held) if id(one) not in known}
+    return found
+
+
+def checksum_of(weights: Mapping[str, torch.Tensor]) -> int:
+    """Return a number of 62 bits that depends on every bit of the weights (one device sync)."""
     total = 0
-    for place, one in enumerate(_checksums(network)):
+    for place, one in enumerate(_checksums(weights)):
         total = (total * 1_000_003 + one + place) % (1 << 62)
     return total
 
 
-def refuse_unequal(network: nn.Module, peers: Peers) -> None:
+def refuse_unequal(weights: Mapping[str, torch.Tensor], peers: Peers) -> None:
     """Say which parameters differ, and on which ranks; one exchange.
 
     Raises:
         RankFailed: The same on all ranks.
     """
-    names = [name for name, _ in network.named_parameters()]
-    told = [json.loads(text) for text in peers.gather(json.dumps(_checksums(network)).encode())]
-    odd = [name for place, name in enumerate(names) if len({row[place] for row in told}) > 1]
+    told = [json.loads(text) for text in peers.gather(json.dumps(_checksums(weights)).encode())]
+    odd = [name for place, name in enumerate(weights) if len({row[place] for row in told}) > 1]
     ranks = [rank for rank, row in enumerate(told) if row != told[0]]
     more = f" and {len(odd) - _MOST_NAMED} more" if len(odd) > _MOST_NAMED else ""
     raise RankFailed(
         f"the weights of the ranks differ: {', '.join(odd[:_MOST_NAMED])}{more} of rank {', '.join(map(str, ranks))} "
         "from those of rank 0, though all have made the same updates of the same gradients; something has written to "
-        "them on one rank alone: a handler, or an optimizer that a plugin steps before the gradients are averaged"
+        "them on one rank alone: a handler, or a side optimizer that a plugin steps with the gradients of one rank"
     )
 
 
-def _checksums(network: nn.Module) -> list[int]:
+def _checksums(weights: Mapping[str, torch.Tensor]) -> list[int]:
     """Return a number for each parameter: a sum over its bits, each word weighed by its place."""
     with torch.no_grad():
-        sums = [_checksum(parameter.detach()) for parameter in network.parameters()]
+        sums = [_checksum(parameter.detach()) for parameter in weights.values()]
     return [int(number) for number in torch.stack([one.cpu() for one in sums]).numpy()] if sums else []
 
 
