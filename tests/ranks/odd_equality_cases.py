@@ -18,7 +18,7 @@ from torch.utils.data import Dataset, TensorDataset
 
 from builders import CLASSES, FEATURES
 from heptad import Components, DataError, Engine, LossOutput, Plugin, RankFailed, Run, RunConfig
-from heptad_plugins import SAM, Checkpoint
+from heptad_plugins import SAM, Checkpoint, TrainingMetrics
 
 Given = dict[str, Any]
 NUMBER = FEATURES
@@ -103,7 +103,8 @@ def by_branch(network: nn.Module, batch: Any) -> torch.Tensor:
 
 
 def by_branch_and_samples(network: nn.Module, batch: Any) -> LossOutput:
-    return LossOutput(by_branch(network, batch), weight=0 if is_nothing(batch) else len(batch[0]))
+    weight = 0 if is_nothing(batch) else len(batch[0])
+    return LossOutput(by_branch(network, batch), weight=weight, output=batch[0])
 
 
 def adamw(network: nn.Module) -> torch.optim.Optimizer:
@@ -184,14 +185,20 @@ def trained(rank: Rank, case: Odd) -> Given:
 IN_WINDOWS = Odd(plain(16), 3, by_branch_and_samples, sgd)
 
 
+def number_of(output: torch.Tensor, batch: Any) -> torch.Tensor:
+    """A metric: which samples were measured."""
+    return output[:, NUMBER]
+
+
 def resumed(rank: Rank) -> list[Given]:
     """Return what became of a run, and of those that were resumed inside of its windows."""
     directory = rank.folder / "windows"
 
     def begun(at: Path | None) -> Given:
         checkpoint = Checkpoint(directory, at="after_step", keep_last=50)
-        engine, noted = learner(IN_WINDOWS, IN_WINDOWS.size, [checkpoint])
-        return outcome(engine.run(resume=at), noted)
+        engine, noted = learner(IN_WINDOWS, IN_WINDOWS.size, [TrainingMetrics({"number": number_of}), checkpoint])
+        run = engine.run(resume=at)
+        return {**outcome(run, noted), "metrics": dict(run.metrics)}
 
     whole = begun(None)
     return [whole, *(begun(directory / f"checkpoint-{number:08d}") for number in (5, 4, 2, 1))]
@@ -234,7 +241,11 @@ def stepped_apart(rank: Rank) -> list[Any]:
         RunConfig(epochs=1, batch_size=2, device="cpu"),
         plugins=[Calibration()],
     )
-    engine.on_exit("before_loop")(lambda run: began.append(temperature.item()))
+
+    @engine.on_exit("before_loop")
+    def note(run: Run) -> None:
+        began.append(temperature.item())
+
     try:
         engine.run()
     except RankFailed as error:

@@ -25,11 +25,12 @@ def test_ranks_are_one_process(launched: Launch, name: str):
 
 
 def test_a_run_that_is_resumed_inside_a_window_has_the_samples_of_all_ranks(launched: Launch):
-    """And the bits of the unbroken one; of the mean losses those that follow."""
+    """And the bits of the unbroken one, with what was measured of the epoch; of the mean losses those that follow."""
     for whole, *resumed in launched.of("resumed"):
         for one in resumed:
             assert one["counters"] == whole["counters"]
             assert one["weights"] == whole["weights"]
+            assert one["metrics"] == whole["metrics"]
             assert one["means"] == whole["means"][-len(one["means"]) :]
 
 
