@@ -17,8 +17,8 @@ from torch import nn
 from torch.utils.data import Dataset, TensorDataset
 
 from builders import CLASSES, FEATURES
-from heptad import Components, DataError, Engine, LossOutput, Plugin, Run, RunConfig
-from heptad_plugins import SAM, Checkpoint
+from heptad import Components, DataError, Engine, LossOutput, Plugin, RankFailed, Run, RunConfig
+from heptad_plugins import SAM, Checkpoint, TrainingMetrics
 
 Given = dict[str, Any]
 NUMBER = FEATURES
@@ -103,7 +103,8 @@ def by_branch(network: nn.Module, batch: Any) -> torch.Tensor:
 
 
 def by_branch_and_samples(network: nn.Module, batch: Any) -> LossOutput:
-    return LossOutput(by_branch(network, batch), weight=0 if is_nothing(batch) else len(batch[0]))
+    weight = 0 if is_nothing(batch) else len(batch[0])
+    return LossOutput(by_branch(network, batch), weight=weight, output=batch[0])
 
 
 def adamw(network: nn.Module) -> torch.optim.Optimizer:
@@ -184,14 +185,20 @@ def trained(rank: Rank, case: Odd) -> Given:
 IN_WINDOWS = Odd(plain(16), 3, by_branch_and_samples, sgd)
 
 
+def number_of(output: torch.Tensor, batch: Any) -> torch.Tensor:
+    """A metric: which samples were measured."""
+    return output[:, NUMBER]
+
+
 def resumed(rank: Rank) -> list[Given]:
     """Return what became of a run, and of those that were resumed inside of its windows."""
     directory = rank.folder / "windows"
 
     def begun(at: Path | None) -> Given:
         checkpoint = Checkpoint(directory, at="after_step", keep_last=50)
-        engine, noted = learner(IN_WINDOWS, IN_WINDOWS.size, [checkpoint])
-        return outcome(engine.run(resume=at), noted)
+        engine, noted = learner(IN_WINDOWS, IN_WINDOWS.size, [TrainingMetrics({"number": number_of}), checkpoint])
+        run = engine.run(resume=at)
+        return {**outcome(run, noted), "metrics": dict(run.metrics)}
 
     whole = begun(None)
     return [whole, *(begun(directory / f"checkpoint-{number:08d}") for number in (5, 4, 2, 1))]
@@ -210,7 +217,43 @@ def too_few_of_unknown_length(rank: Rank) -> str:
     return "nothing was raised"
 
 
+class Calibration(Plugin):
+    """Steps a temperature by the gradients of this rank alone, as one process would."""
+
+    def on_exit_optimizer_update(self, run: Run) -> None:
+        (temperature,) = run.side_optimizers["temperature"].param_groups[0]["params"]
+        (temperature * (run.rank + 1)).backward()
+        run.side_optimizers["temperature"].step()
+
+
+def stepped_apart(rank: Rank) -> list[Any]:
+    """Return what became of a parameter beside the network that each rank steps for itself, and where it began."""
+    temperature = nn.Parameter(torch.tensor(float(rank.number)))
+    began: list[float] = []
+    engine = Engine(
+        Components(
+            network=Branching(),
+            dataset=TensorDataset(*tensors(8)),
+            criterion=nn.CrossEntropyLoss(),
+            optimizer=adamw,
+            side_optimizers={"temperature": torch.optim.SGD([temperature], lr=0.05)},
+        ),
+        RunConfig(epochs=1, batch_size=2, device="cpu"),
+        plugins=[Calibration()],
+    )
+
+    @engine.on_exit("before_loop")
+    def note(run: Run) -> None:
+        began.append(temperature.item())
+
+    try:
+        engine.run()
+    except RankFailed as error:
+        return [*began, str(error)]
+    return [*began, "nothing was raised"]
+
+
 CASES: dict[str, Case] = {
     **{name: partial(trained, case=case) for name, case in ODD.items()},
-    **{case.__name__: case for case in (resumed, too_few_of_unknown_length)},
+    **{case.__name__: case for case in (resumed, too_few_of_unknown_length, stepped_apart)},
 }

@@ -25,11 +25,12 @@ def test_ranks_are_one_process(launched: Launch, name: str):
 
 
 def test_a_run_that_is_resumed_inside_a_window_has_the_samples_of_all_ranks(launched: Launch):
-    """And the bits of the unbroken one; of the mean losses those that follow."""
+    """And the bits of the unbroken one, with what was measured of the epoch; of the mean losses those that follow."""
     for whole, *resumed in launched.of("resumed"):
         for one in resumed:
             assert one["counters"] == whole["counters"]
             assert one["weights"] == whole["weights"]
+            assert one["metrics"] == whole["metrics"]
             assert one["means"] == whole["means"][-len(one["means"]) :]
 
 
@@ -37,3 +38,10 @@ def test_epochs_shorter_than_a_step_of_unknown_length_are_refused(launched: Laun
     """Nobody could tell which step is the last, and its window would be lost."""
     for told in launched.of("too_few_of_unknown_length"):
         assert "epoch 0 has 2 batches, fewer than the 3 ranks" in told
+
+
+def test_what_a_side_optimizer_steps_on_each_rank_for_itself_is_found(launched: Launch):
+    """It begins equal on all; the gradients of one rank would make it another one on each, without a word."""
+    for began, told in launched.of("stepped_apart"):
+        assert began == 0.0
+        assert "the weights of the ranks differ: side/temperature[0] of rank 1, 2 from those of rank 0" in told

@@ -15,7 +15,7 @@ from time import monotonic_ns
 from typing import Any, cast
 
 from heptad.errors import RankFailed
-from heptad.ranks.equal_weights import checksum_of, refuse_unequal
+from heptad.ranks.equal_weights import checksum_of, refuse_unequal, weights_of
 from heptad.ranks.group import Group
 from heptad.ranks.requests import RanksRun
 from heptad.ranks.window import RanksWindow
