@@ -179,7 +179,7 @@ class Ddp:
         nothing = sums.is_cpu and not float(total)  # an accelerator is not asked
         window.mean = None if nothing else _loss_of_all(loss, total, run)
         if not window.again:
-            cast("RanksRun", run)._mean_loss = window.mean
+            cast("RanksRun", run)._agreed.mean_loss = window.mean
         if window.reference is not None:  # of fp16; the scaler has set that of this rank alone
             window.reference = window.common * total / (group.world * window.size)
         if nothing:
@@ -228,7 +228,7 @@ class Ddp:
         own = torch.stack([torch.as_tensor(one, dtype=torch.float64).cpu() for one in given])
         total, weight = read_numbers(list(self._group.add(own)))
         mean = torch.tensor(total / weight, dtype=torch.float64) if weight else None
-        cast("RanksRun", run)._loss_of_epoch = run.epoch, mean
+        cast("RanksRun", run)._agreed.epoch_loss = run.epoch, mean
 
     def last_handlers(self, run: Run) -> Iterable[tuple[str, Callable[[Run], None]]]:
         """Return the agreement of the ranks."""
