@@ -42,7 +42,7 @@ class Subscription:
         self.call = self.filter.gate(around(self.handler))
 
 
-def handler_name(function: Callable[..., object]) -> str:
+def name_of_function(function: Callable[..., object]) -> str:
     """Return what a function is called: the same in every process, so never an address."""
     while isinstance(function, partial):
         function = function.func

@@ -28,7 +28,7 @@ from heptad.plugin.verify import titled
 from heptad.ranks.agreement import Agreement
 from heptad.ranks.company import LossModule, through, use_again
 from heptad.ranks.comparison import compare_ranks
-from heptad.ranks.equal_weights import trained
+from heptad.ranks.equal_weights import weights_of
 from heptad.ranks.group import Group, join_group
 from heptad.ranks.requests import RanksRun
 from heptad.ranks.strategy import scale
@@ -145,7 +145,7 @@ class Ddp:
     def equalize(self, run: Run) -> None:
         """Send the weights of the first rank to all; then let generators differ, so that masks of dropout do."""
         with torch.no_grad():
-            for tensor in [*trained(run), *run.network.buffers()]:
+            for tensor in [*weights_of(run).values(), *run.network.buffers()]:
                 dist.broadcast(tensor.detach(), 0, group=self._group.data)
         if self._group.rank:
             seed_all(derive("rank", run._runtime.feed.seed, self._group.rank))
@@ -205,7 +205,7 @@ class Ddp:
 
     def _average_others(self, run: Run) -> None:
         """Average the gradients that DDP does not know: of what optimizers hold beside the network, or was frozen."""
-        others = [one for one in trained(run) if one.requires_grad and id(one) not in self._averaged]
+        others = [one for one in weights_of(run).values() if one.requires_grad and id(one) not in self._averaged]
         if not others:
             return
         used = torch.tensor([float(one.grad is not None) for one in others], device=run._runtime.device)
