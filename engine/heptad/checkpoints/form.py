@@ -271,6 +271,7 @@ class StoredPosition(Stored):
         notes: What format 1 had in place of events: seq, kind, words and time of each.
         events: The events of the next transition, as plain data.
         epoch_loss: The sums that the mean loss of the epoch is taken from.
+        wanted: Why this rank asks for a stop that the ranks have not agreed on; `None` where it does not.
     """
 
     id: str
@@ -293,6 +294,7 @@ class StoredPosition(Stored):
     notes: list[RowOfFormat1] = []
     events: list[EventRow] = []
     epoch_loss: Annotated[list[Number], Field(max_length=4)] = []
+    wanted: str | None = None
 
     @model_validator(mode="after")
     def _counts_what_it_did(self) -> Self:

@@ -25,6 +25,7 @@ _PLACES = (
     ("run", "position", "redo"),
     ("run", "position", "events"),
     ("run", "position", "epoch_loss"),
+    ("run", "position", "wanted"),
     ("run", "data"),
     ("run", "values"),
     ("run", "random"),

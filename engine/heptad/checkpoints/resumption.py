@@ -173,6 +173,8 @@ class Resumption:
         self._generators = found.sections.run.random
         run._resumed_from = str(found.path)
         run.emit(Resume, checkpoint=found.path.name, state=run.state)
+        if (wanted := found.sections.run.position.wanted) is not None:
+            run.stop(wanted)
         for text in found.damage:
             run.emit(Remark, text)
         for finding in findings:

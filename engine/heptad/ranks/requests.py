@@ -38,12 +38,15 @@ class RanksRun(Run):
     def snapshot(self) -> Snapshot:
         """Return everything that the rest of the run depends on; see `Run.snapshot`. All ranks call it: one exchange.
 
-        A window may be open, or the newest ones not be agreed on, so the samples of all ranks are counted here.
+        A window may be open, or the newest ones not be agreed on: so the samples of all ranks are counted here, and a
+        stop that this rank asks for is stored.
         """
         if self.state != "idle" and not self.ended:
             own = torch.tensor(float(self.samples - self._samples_of_all), dtype=torch.float64)
             self.count_samples(int(self._runtime.peers.add(own)))
-        return super().snapshot()
+        snapshot = super().snapshot()
+        snapshot.sections["run"]["position"]["wanted"] = self._wanted.get("stop")
+        return snapshot
 
     def count_samples(self, since: int) -> None:
         """Count the samples that all ranks have had since they last told each other."""
