@@ -6,6 +6,7 @@ limit; writes the ids of the ranks, then a line for each that has ended. It ends
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import signal
@@ -39,8 +40,11 @@ def become(environment: dict[str, str], folder: Path) -> None:
 
 
 def carry_out(order: dict[str, Any]) -> None:
-    """Fork the ranks, and tell how each has ended."""
-    case = getattr(import_module(order["module"]), order["function"])
+    """Fork the ranks, and tell how each has ended; an order of a module alone imports that for later ones."""
+    module = import_module(order["module"])
+    if "function" not in order:
+        return
+    case = getattr(module, order["function"])
     folder = Path(order["folder"])
     living: dict[int, int] = {}
     for rank, environment in enumerate(order["ranks"]):
@@ -59,5 +63,7 @@ def carry_out(order: dict[str, Any]) -> None:
 if __name__ == "__main__":
     torch.set_num_threads(1)
     small_engine(1).run()  # torch imports more in its first step
+    gc.collect()
+    gc.freeze()  # a rank that ends would look at all that torch has imported: a second of its own for each
     for line in sys.stdin:
         carry_out(json.loads(line))

@@ -15,7 +15,7 @@ from heptad.checkpoints.identity import changed_options, check_run
 from heptad.checkpoints.modules import describe_module, modules_of
 from heptad.checkpoints.restore import Build, check, restore
 from heptad.checkpoints.together import together
-from heptad.checkpoints.worlds import check_world
+from heptad.checkpoints.worlds import check_world, take_over
 from heptad.data.generators import restore_states
 from heptad.errors import CheckpointError, EngineError, in_a_line
 from heptad.plugin.detour_state import DetourState
@@ -162,6 +162,7 @@ class Resumption:
         if ranks.others:  # before the network is placed, for which the ranks wait for one another
             ranks.succeed(lambda: check_run(run, self._manager.plugins, found.sections))
         check_world(run, found.sections)  # alike on all ranks
+        ranks.succeed(lambda: take_over(run, found.sections, found.taken, self._manager.plugins))
         checked = ranks.succeed(lambda: check(run, found.sections, self._manager, self._detours, build, allow_changes))
         self._begun = True
         findings = ranks.succeed(
@@ -173,8 +174,6 @@ class Resumption:
         self._generators = found.sections.run.random
         run._resumed_from = str(found.path)
         run.emit(Resume, checkpoint=found.path.name, state=run.state)
-        if (wanted := found.sections.run.position.wanted) is not None:
-            run.stop(wanted)
         for text in found.damage:
             run.emit(Remark, text)
         for finding in findings:

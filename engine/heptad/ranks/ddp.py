@@ -9,6 +9,7 @@ import os
 import platform
 from collections.abc import Callable, Generator, Iterable, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import cast
 
 import numpy as np
@@ -27,7 +28,7 @@ from heptad.plugin.verify import titled
 from heptad.ranks.agreement import Agreement
 from heptad.ranks.company import LossModule, through, use_again
 from heptad.ranks.comparison import compare_ranks
-from heptad.ranks.equal_weights import weights_of
+from heptad.ranks.equal_weights import trained
 from heptad.ranks.group import Group, join_group
 from heptad.ranks.requests import RanksRun
 from heptad.ranks.strategy import scale
@@ -75,15 +76,10 @@ class Ddp:
         if self._group.failed:
             raise RankFailed("a rank has failed before, and the processes cannot meet again; start all of them anew")
         self._group.be_patient(3 * config.patience)
-        world, window = self._group.world, config.window
-        if window is None:
+        if config.window is None:
             return config
-        if window % world:
-            raise ConfigError(
-                f"RunConfig.window is {window} batches, which {counted(world, 'rank')} cannot share equally; take a "
-                f"multiple of {world}, or another number of ranks"
-            )
-        return config.model_copy(update={"accumulation": window // world})
+        with self.starting():
+            return config.model_copy(update={"accumulation": _share_of(config.window, self._group.world)})
 
     def device(self, device: torch.device) -> torch.device:
         """Return the accelerator of this process's number on its machine, where one is meant."""
@@ -148,9 +144,8 @@ class Ddp:
 
     def equalize(self, run: Run) -> None:
         """Send the weights of the first rank to all; then let generators differ, so that masks of dropout do."""
-        network = run.network
         with torch.no_grad():
-            for tensor in [*weights_of(run).values(), *network.buffers()]:
+            for tensor in [*trained(run), *run.network.buffers()]:
                 dist.broadcast(tensor.detach(), 0, group=self._group.data)
         if self._group.rank:
             seed_all(derive("rank", run._runtime.feed.seed, self._group.rank))
@@ -184,7 +179,7 @@ class Ddp:
         nothing = sums.is_cpu and not float(total)  # an accelerator is not asked
         window.mean = None if nothing else _loss_of_all(loss, total, run)
         if not window.again:
-            cast("RanksRun", run)._mean_loss = window.mean
+            cast("RanksRun", run)._agreed.mean_loss = window.mean
         if window.reference is not None:  # of fp16; the scaler has set that of this rank alone
             window.reference = window.common * total / (group.world * window.size)
         if nothing:
@@ -210,11 +205,7 @@ class Ddp:
 
     def _average_others(self, run: Run) -> None:
         """Average the gradients that DDP does not know: of what optimizers hold beside the network, or was frozen."""
-        others = [
-            one
-            for one in run._runtime.optimizers.parameters(run.network)
-            if one.requires_grad and id(one) not in self._averaged
-        ]
+        others = [one for one in trained(run) if one.requires_grad and id(one) not in self._averaged]
         if not others:
             return
         used = torch.tensor([float(one.grad is not None) for one in others], device=run._runtime.device)
@@ -237,7 +228,7 @@ class Ddp:
         own = torch.stack([torch.as_tensor(one, dtype=torch.float64).cpu() for one in given])
         total, weight = read_numbers(list(self._group.add(own)))
         mean = torch.tensor(total / weight, dtype=torch.float64) if weight else None
-        cast("RanksRun", run)._loss_of_epoch = run.epoch, mean
+        cast("RanksRun", run)._agreed.epoch_loss = run.epoch, mean
 
     def last_handlers(self, run: Run) -> Iterable[tuple[str, Callable[[Run], None]]]:
         """Return the agreement of the ranks."""
@@ -269,26 +260,37 @@ class Ddp:
     @contextmanager
     def driving(self, run: Run) -> Generator[None]:
         """Tell the others what is raised in this block, and raise what they have told where an exchange has failed."""
-        self._starts = False
+        self._starts, group = False, self._group
+        group.where = partial(_place, run)
         try:
             yield
         except BaseException as error:
-            if self._group.failed:
+            if group.failed:
                 raise
             if run.paused is not None:
                 raise  # it stands in order, on all ranks: a plugin may end the process now
-            place = _place(run)
             if _is_of_exchange(error):
-                self._group.explain(error, place)
+                group.explain(error)
             # a RankFailed too: where all ranks raise at this place, they can go on to something else
-            self._group.tell(place, error)
+            group.tell(error)
             raise
+        finally:
+            group.where = str
 
 
 def _by_batch(network: nn.Module) -> bool:
     """Return whether a part of the network takes a mean over the samples of one rank."""
     found = (module for module in network.modules() if isinstance(module, _BatchNorm))
     return any(not isinstance(module, nn.SyncBatchNorm) for module in found)
+
+
+def _share_of(window: int, world: int) -> int:
+    if window % world:
+        raise ConfigError(
+            f"RunConfig.window is {window} batches, which {counted(world, 'rank')} cannot share equally; take a "
+            f"multiple of {world}, or another number of ranks"
+        )
+    return window // world
 
 
 def versions() -> dict[str, str]:
@@ -313,7 +315,7 @@ def _place(run: Run) -> str:
     return f"in {state} at step {step}"
 
 
-_OF_AN_EXCHANGE = ("gloo", "nccl", "processgroup", "connection", "timed out", "timeout")
+_OF_AN_EXCHANGE = ("gloo", "nccl", "processgroup", "c10d")
 
 
 def _is_of_exchange(error: BaseException) -> bool:

@@ -7,63 +7,72 @@ several networks, of which one is stored and nobody tells.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Sequence
 
 import torch
 from torch import nn
 
 from heptad.errors import RankFailed
-from heptad.run.peers import Peers
 from heptad.run.run import Run
+
+PIECE = 1 << 20
+"""Words that are summed at once."""
 
 _MOST_NAMED = 5
 _WIDTHS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
-def weights_of(run: Run) -> dict[str, nn.Parameter]:
-    """Return the parameters of the network by name, and those that optimizers hold beside them."""
-    found = dict(run.network.named_parameters())
-    known = {id(parameter) for parameter in found.values()}
+def trained(run: Run) -> list[nn.Parameter]:
+    """Return all that the ranks must hold equally: the network's parameters, then what optimizers hold beside it."""
     optimizers = run._runtime.optimizers
-    for each in (optimizers, optimizers.beside()):
-        for where, optimizer in zip(each.where, each, strict=True):
-            held = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-            found |= {f"{where}[{place}]": one for place, one in enumerate(held) if id(one) not in known}
-    return found
+    held = [*optimizers.parameters(run.network), *optimizers.beside().held()]
+    return list({id(parameter): parameter for parameter in held}.values())
 
 
-def checksum_of(weights: Mapping[str, torch.Tensor]) -> int:
-    """Return a number of 62 bits that depends on every bit of the weights (one device sync)."""
+def checksum_of(run: Run) -> int:
+    """Return a number of 62 bits that depends on every bit of the parameters (one device sync)."""
     total = 0
-    for place, one in enumerate(_checksums(weights)):
+    for place, one in enumerate(_checksums(trained(run))):
         total = (total * 1_000_003 + one + place) % (1 << 62)
     return total
 
 
-def refuse_unequal(weights: Mapping[str, torch.Tensor], peers: Peers) -> None:
+def refuse_unequal(run: Run) -> None:
     """Say which parameters differ, and on which ranks; one exchange.
 
     Raises:
         RankFailed: The same on all ranks.
     """
-    told = [json.loads(text) for text in peers.gather(json.dumps(_checksums(weights)).encode())]
-    odd = [name for place, name in enumerate(weights) if len({row[place] for row in told}) > 1]
+    names = {id(parameter): name for name, parameter in run.network.named_parameters()}
+    parameters = trained(run)
+    told = [json.loads(text) for text in run._runtime.peers.gather(json.dumps(_checksums(parameters)).encode())]
+    odd = [
+        names.get(id(parameter), f"a parameter beside the network, of shape {tuple(parameter.shape)},")
+        for place, parameter in enumerate(parameters)
+        if len({row[place] for row in told}) > 1
+    ]
     ranks = [rank for rank, row in enumerate(told) if row != told[0]]
     more = f" and {len(odd) - _MOST_NAMED} more" if len(odd) > _MOST_NAMED else ""
     raise RankFailed(
         f"the weights of the ranks differ: {', '.join(odd[:_MOST_NAMED])}{more} of rank {', '.join(map(str, ranks))} "
         "from those of rank 0, though all have made the same updates of the same gradients; something has written to "
-        "them on one rank alone: a handler, or a side optimizer that a plugin steps with the gradients of one rank"
+        "them on one rank alone: a handler, or an optimizer that a plugin steps before the gradients are averaged"
     )
 
 
-def _checksums(weights: Mapping[str, torch.Tensor]) -> list[int]:
+def _checksums(parameters: Sequence[nn.Parameter]) -> list[int]:
     """Return a number for each parameter: a sum over its bits, each word weighed by its place."""
     with torch.no_grad():
-        sums = [_checksum(parameter.detach()) for parameter in weights.values()]
+        sums = [_checksum(parameter.detach()) for parameter in parameters]
     return [int(number) for number in torch.stack([one.cpu() for one in sums]).numpy()] if sums else []
 
 
 def _checksum(tensor: torch.Tensor) -> torch.Tensor:
-    words = tensor.contiguous().view(-1).view(_WIDTHS[min(tensor.element_size(), 8)]).to(torch.int64)
-    return (words * (torch.arange(len(words), device=words.device) % 8191 + 1)).sum()
+    """Return it for one, a piece at a time: it needs memory for a piece, and not for a large parameter."""
+    words = tensor.contiguous().view(-1).view(_WIDTHS[min(tensor.element_size(), 8)])
+    places = torch.arange(1, min(len(words), PIECE) + 1, device=words.device)
+    total = torch.zeros((), dtype=torch.int64, device=words.device)
+    for start in range(0, len(words), PIECE):
+        piece = words[start : start + PIECE]
+        total = total * 31 + (piece.to(torch.int64) * places[: len(piece)]).sum()
+    return total

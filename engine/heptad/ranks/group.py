@@ -14,7 +14,7 @@ import os
 import socket
 import stat
 import struct
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from datetime import timedelta
 from functools import cache
@@ -55,23 +55,27 @@ class Group:
         rank: The number of this process.
         world: How many there are.
         store: Where they leave what others read, under names that no earlier attempt has used.
+        before: The sockets that this process had before it began to join.
 
     Attributes:
         rank: See above.
         world: See above.
         bulletin: What a rank that fails leaves for the others.
         failed: Whether a rank has failed: nothing more can be exchanged.
+        where: Returns where the run of this process is, in words.
     """
 
-    def __init__(self, rank: int, world: int, store: Any) -> None:
+    def __init__(self, rank: int, world: int, store: Any, before: set[int]) -> None:
         self.rank, self.world, self.failed = rank, world, False
-        before = _sockets()
+        self.where: Callable[[], str] = str
+        of_the_store = _sockets()
         if not dist.is_initialized():
             dist.init_process_group(_backends(), store=store, rank=rank, world_size=world, timeout=JOINING)
             atexit.register(self._leave)
         self.data: Any = dist.group.WORLD
         self.control: Any = dist.new_group(backend="gloo", timeout=JOINING)
-        self._sockets = _sockets() - before
+        self._sockets, self._opened = _sockets() - of_the_store, _sockets() - before
+        os.register_at_fork(after_in_child=self._forget_in_child)
         _warn_no_more()
         self.bulletin = Bulletin(store, rank, world)
 
@@ -146,31 +150,23 @@ class Group:
 
     # -- failures
 
-    def explain(self, error: BaseException, place: str = "") -> NoReturn:
-        """Raise, from what an exchange has failed with, which rank is why.
-
-        Args:
-            error: The error.
-            place: Where this rank was, in words.
-        """
+    def explain(self, error: BaseException) -> NoReturn:
+        """Raise, from what an exchange has failed with, which rank is why."""
         self.failed = True
         try:
-            text = self.bulletin.read(place, in_a_line(error))
+            text = self.bulletin.read(self.where(), in_a_line(error))
         finally:
             self.hang_up()
         raise RankFailed(text) from error
 
-    def tell(self, place: str, error: BaseException) -> None:
+    def tell(self, error: BaseException) -> None:
         """Tell the other ranks that this one has failed, and wait until they have read it, 2 s at most.
 
         Where all of them fail at this place, nobody waits for anybody, and what comes next may use the group again.
-
-        Args:
-            place: Where, in words.
-            error: What with.
         """
         if self.failed:
             return
+        place = self.where()
         self.bulletin.post(place, error)
         if self.bulletin.all_fail(place):
             self.bulletin.turn_page()
@@ -188,6 +184,17 @@ class Group:
             with suppress(OSError), socket.socket(fileno=os.dup(number)) as one:
                 one.getpeername()  # raises for the one that listens, which gloo does not survive
                 one.shutdown(socket.SHUT_RDWR)
+
+    def _forget_in_child(self) -> None:
+        """Close what a forked process has inherited.
+
+        While a worker process holds them, the connections of a rank that was killed stay open, and the others wait.
+        """
+        self.failed = True
+        atexit.unregister(self._leave)
+        for number in self._opened:
+            with suppress(OSError):
+                os.close(number)
 
     def _leave(self) -> None:
         """Leave at the exit of the interpreter; nobody is waited for.
@@ -209,10 +216,11 @@ def join_group() -> Group:
         ConfigError: If torchrun has not said which rank this process is.
         RankFailed: If the others do not come.
     """
+    before = _sockets()
     if dist.is_initialized():  # by the script
         rank, world = dist.get_rank(), dist.get_world_size()
         store = _dist.PrefixStore("heptad", _dist.distributed_c10d._get_default_store())
-        return Group(rank, world, store)
+        return Group(rank, world, store, before)
     try:
         store, rank, world = next(_dist.rendezvous("env://", timeout=JOINING))
     except (ValueError, KeyError) as error:
@@ -221,7 +229,7 @@ def join_group() -> Group:
             "run the script as torchrun --nproc-per-node 2 SCRIPT.py, or say strategy='auto'"
         ) from error
     try:
-        return Group(rank, world, _of_this_attempt(store, rank, world))
+        return Group(rank, world, _of_this_attempt(store, rank, world), before)
     except RuntimeError as error:
         raise RankFailed(f"rank {rank} of {world} could not join the others: {in_a_line(error)}") from error
 

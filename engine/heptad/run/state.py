@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from heptad.config import RunConfig
+from heptad.run.agreed import Agreed
 from heptad.run.kept import KeptWindow
 from heptad.run.loss_sums import LossSums
 from heptad.run.redoing import Redoing
@@ -36,6 +37,7 @@ class RunState:
         pause_requested: Why the run must pause as soon as it may, and the transition in whose turn that was requested;
             `None` where it need not.
         asked: What this process asks for, see `Run.ask`.
+        agreed: What the ranks have agreed on; `None` of a process alone.
         ending: A stop was asked for, or `max_updates` is reached: no new window is started.
         reason: Why the run ended, or is going to.
         skips: Skipped updates.
@@ -77,6 +79,7 @@ class RunState:
     visit: object = None
     pause_requested: tuple[str, int] | None = None
     asked: set[str] = field(default_factory=set[str])
+    agreed: Agreed | None = None
     ending: bool = False
     reason: str | None = None
 
