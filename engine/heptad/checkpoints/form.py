@@ -176,7 +176,7 @@ class StoredIdentity(Stored):
 
 
 class StoredCounters(Stored):
-    """The fields of `RunState` that are stored as they are; the last two came later."""
+    """The fields of `RunState` that are stored as they are; the last three came later."""
 
     epoch: Count
     batch_index: Count
@@ -192,6 +192,7 @@ class StoredCounters(Stored):
     skipped: bool
     skips: Count = 0
     idle: bool = False
+    samples_agreed: Count | None = None
 
 
 class StoredWindow(Stored):

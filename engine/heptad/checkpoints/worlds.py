@@ -60,6 +60,7 @@ def adapt_to_world(run: Run, sections: StoredSections, detours: Sequence[DetourS
     window, placed = position.window, position.placed
     window.size, window.next_size = (size * then // now for size in (window.size, window.next_size))
     _count_steps(run, placed, then, now)
+    placed.samples_agreed = placed.samples
     position.visits = [
         _steps(last, then, now) if detour.counts_steps else last
         for detour, last in zip(detours, position.visits, strict=True)

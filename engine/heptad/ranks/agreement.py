@@ -43,7 +43,9 @@ class Agreement:
         self._flags = {name: _FIRST << number for number, name in enumerate(names)}
         self._updates = 0
         self._seen = run._buffer.seq  # turns before it are agreed
-        self._samples = run._position.samples
+        at = run._position
+        if at.samples_agreed is None:
+            at.samples_agreed = at.samples
         self._began = monotonic_ns()
         self._first = True
 
@@ -81,14 +83,15 @@ class Agreement:
         """
         own, at, buffer = self._run, run._position, run._buffer
         seq = buffer.seq
-        told = [self._hash(), seq, at.update, self._wanted(), at.samples - self._samples, self._elapsed(), checksum, 0]
+        samples = at.samples_agreed or 0
+        told = [self._hash(), seq, at.update, self._wanted(), at.samples - samples, self._elapsed(), checksum, 0]
         rows = self._group.exchange(told)
         if any(row[:3] != told[:3] for row in rows):
             self._part()
         if any(row[6] != checksum for row in rows):
             refuse_unequal(run.network, self._group)
         self._seen, self._began = seq, monotonic_ns()
-        at.samples = self._samples = self._samples + sum(row[4] for row in rows)
+        at.samples = at.samples_agreed = samples + sum(row[4] for row in rows)
         for rank, row in enumerate(rows):
             self._group.bulletin.last[rank] = f"after update {row[2]}"
         if self._first:

@@ -51,6 +51,8 @@ class RunState:
         idle: The batch of the step only keeps other ranks company, which have one of their own; it weighs 0.
         batch: The batch of the step, placed.
         samples_now: Samples in it.
+        samples_agreed: What `samples` was when the ranks last agreed; what this one has added since, the others do not
+            know. `None` with one process.
         output: What the network returned for it.
         loss: The loss of the newest step; `None` where it gave none.
         weight: What its mean was taken over; `None` where every step weighs the same, or nobody needs to know; 0 where
@@ -98,6 +100,7 @@ class RunState:
     idle: bool = False
     batch: Any = None
     samples_now: int = 0
+    samples_agreed: int | None = None
     output: Any = None
     loss: torch.Tensor | None = None
     weight: Weight | None = None
