@@ -127,6 +127,8 @@ LATER = {
     ("optimizers", "side"),
     ("position", "epoch_loss"),
     ("position", "placed", "skips"),
+    ("position", "placed", "idle"),
+    ("position", "placed", "samples_agreed"),
     ("position", "window", "empty"),
     ("position", "window", "losses"),
     ("position", "window", "closed"),
