@@ -52,6 +52,7 @@ benchmarks: .venv/ready
 	$(BIN)/python benchmarks/checkpoint.py
 	$(BIN)/python benchmarks/background.py
 	$(BIN)/python benchmarks/log.py
+	$(BIN)/python benchmarks/ranks.py
 
 # Kills a run at each of its moments and resumes it: about half an hour. `make test` takes a sample of them.
 kill-matrix: .venv/ready

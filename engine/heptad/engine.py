@@ -297,8 +297,8 @@ class Engine(EngineView):
                 for last in self._redo.split(Subscription(None, "", Mark("exit", state), call)):
                     self._machine.subscribe(last)
             note_unverified(self.current)
-        self._strategy.begin(self.current)
         self._resumption.restore_generators(self.current)
+        self._strategy.begin(self.current)  # last: from here on a rank may no more fail by itself
 
     # -- the loop
 

@@ -146,6 +146,8 @@ class Checkpoint(Plugin):
             if run.state == "idle" and run.config.epochs != 1:
                 _warn_of_data(run)
         self._saved_at = monotonic()
+        if self._seconds is not None:
+            run.ask(self._request, wanted=False)
 
     def close(self, run: Run) -> None:
         """Unlock the directory, when nothing is being written there any more.

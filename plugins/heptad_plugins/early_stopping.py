@@ -35,6 +35,7 @@ class EarlyStopping(Plugin):
     """
 
     ranks = "all"  # all judge the same value, and stop in the same turn
+    own_state = True  # where it has looked: the first rank may have recorded more values
     runs_after = ("Evaluate",)
 
     def __init__(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -69,6 +70,7 @@ class EMA(Plugin):
         self._average: Average | None = None
         self._restored: dict[str, Any] | None = None
         self._begun: nn.Module | None = None  # of a run that has begun and was not opened: one that is being resumed
+        self._network: nn.Module | None = None  # that of the run
 
     @property
     def network(self) -> nn.Module:
@@ -88,7 +90,7 @@ class EMA(Plugin):
     def on_begin(self, run: Run) -> None:
         """Forget the average of an earlier run; a caller that holds its network keeps it."""
         self._average = self._restored = None
-        self._begun = run.network
+        self._begun = self._network = run.network
 
     def open(self, run: Run) -> None:
         """Swap the average in, if the run continues in an evaluation."""
@@ -128,8 +130,13 @@ class EMA(Plugin):
         self._ready(run)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the averaged parameters and buffers by name (not copied), and how many updates are in them."""
-        return (self._restored or {}) if self._average is None else self._average.state()
+        """Return the averaged parameters and buffers by name (not copied), and how many updates are in them.
+
+        Buffers, and so their averages, are other ones on each rank.
+        """
+        state = (self._restored or {}) if self._average is None else self._average.state()
+        self.own_state = self._own_parts(state.get("tensors", {}))
+        return state
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Keep the state until there is an average.
@@ -140,6 +147,11 @@ class EMA(Plugin):
         if state:
             check_state(state, self._begun)
         self._restored = state or None
+
+    def _own_parts(self, averages: Mapping[str, Any]) -> list[tuple[str, str]]:
+        """Return the keys of the averages that are a rank's own: those of buffers."""
+        buffers = () if self._network is None else self._network.named_buffers()
+        return [("tensors", name) for name, _ in buffers if name in averages]
 
     def _ready(self, run: Run) -> Average:
         """Return the average: copied from the weights when first asked for, and filled from a checkpoint."""

@@ -59,6 +59,7 @@ class Journal(Plugin):
 
     observes = True
     ranks = "all"  # each has times and values of its own, and a file for them
+    own_state = True  # it counts the values, of which the first rank has more
 
     runs_after = ("Evaluate", "Throughput", "GradientClipping", "LRSchedule", "EMA", "NonFiniteGuard", "EarlyStopping")
     runs_before = ("Checkpoint", "CSVLogger", "TensorBoardLogger", "Progress")

@@ -85,6 +85,7 @@ class LRSchedule(Plugin):
     """
 
     ranks = "all"  # each steps its own optimizers, by updates, which all make together
+    own_state = True  # where it has looked: the first rank may have recorded more values
     runs_before = ("CSVLogger", "TensorBoardLogger", "Progress")
 
     def __init__(

@@ -64,6 +64,8 @@ class TrainingMetrics(Plugin):
 
     observes = True
     ranks = "all"  # each measures its own steps
+    own_state = True
+    summed_state = ("epoch", "window")
     needs_epoch_loss = True
 
     runs_before = ("EarlyStopping", "LRSchedule", "Journal", "CSVLogger", "TensorBoardLogger", "Progress", "Checkpoint")

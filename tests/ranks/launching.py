@@ -110,6 +110,25 @@ def launch(module: str, world: int, folder: Path, *, limit: float = 30) -> Launc
     return Launch(folder, world, f"{ended}\n{read(output)[-4000:]}")
 
 
+def launch_warm(module: str, world: int, folder: Path, *, limit: float = 60) -> Launch:
+    """Run all `CASES` of a module, once, on ranks that the warm parent forks: that costs 0.1 s in place of 3 s a rank.
+
+    Args:
+        module: Its name; its cases are by name, or by the number of ranks and name. It is imported in the parent.
+        world: How many ranks.
+        folder: A new one, for what they write.
+        limit: Seconds they may all take, after which they are ended.
+    """
+    folder.mkdir(exist_ok=True)
+    warm_parent().order({"module": module})
+    try:
+        ends = outcomes("rank_program", "run_forked", world, folder, limit=limit, variables=[{"CASES": module}] * world)
+        ended = "\n".join(f"rank {rank} returned {end.code}\n{end.output[-3000:]}" for rank, end in enumerate(ends))
+    except AssertionError as error:
+        ended = str(error)
+    return Launch(folder, world, ended)
+
+
 def watch(started: subprocess.Popen[bytes], folder: Path, world: int, limit: float) -> str:
     """Wait for the end of a launch, which is "", or until a case takes too long: then return the stacks."""
     places, since = [""] * world, time.monotonic() + STARTING

@@ -55,8 +55,19 @@ def run_cases(module: str, folder: Path) -> None:
     import torch
 
     torch.set_num_threads(1)
-    rank = this_rank(folder)
-    cases: dict[str, Case] = import_module(module).CASES
+    run_on(this_rank(folder), import_module(module).CASES)
+
+
+def run_forked(rank: Rank) -> None:
+    """Run all cases of the module that the environment names, in ranks that a warm parent has forked."""
+    run_on(rank, import_module(os.environ["CASES"]).CASES)
+
+
+def run_on(rank: Rank, cases: Any) -> None:
+    """Run cases on a rank: by name, or by the number of ranks and name."""
+    import torch
+
+    folder, cases = rank.folder, cases.get(rank.world, cases)
     with (folder / f"{rank.number}.results").open("w", buffering=1) as file:
         for name, case in cases.items():
             torch.manual_seed(0)

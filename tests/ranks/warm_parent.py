@@ -40,8 +40,11 @@ def become(environment: dict[str, str], folder: Path) -> None:
 
 
 def carry_out(order: dict[str, Any]) -> None:
-    """Fork the ranks, and tell how each has ended."""
-    case = getattr(import_module(order["module"]), order["function"])
+    """Fork the ranks, and tell how each has ended; an order of a module alone imports that for later ones."""
+    module = import_module(order["module"])
+    if "function" not in order:
+        return
+    case = getattr(module, order["function"])
     folder = Path(order["folder"])
     living: dict[int, int] = {}
     for rank, environment in enumerate(order["ranks"]):

@@ -8,6 +8,7 @@ from typing import Any
 
 from heptad.checkpoints.encoding import encode
 from heptad.checkpoints.form import (
+    StoredAgreed,
     StoredBeginning,
     StoredCounters,
     StoredKept,
@@ -143,7 +144,24 @@ def _capture_position(
         filters=[[*filter_key(row), *row.filter.state()] for row in subscriptions],
         notes=[],  # where format 1 stored the words of its events
         epoch_loss=at.epoch_loss.state(),
+        asked=sorted(at.asked),
+        agreed=_capture_agreed(run),
         events=[to_plain(event) for event in buffer.events(buffer.seq)],
+    )
+
+
+def _capture_agreed(run: Run) -> StoredAgreed | None:
+    agreed = run._position.agreed
+    if agreed is None:
+        return None
+    epoch, mean = agreed.epoch_loss or (None, None)
+    return StoredAgreed(
+        samples=agreed.samples,
+        names=sorted(agreed.names),
+        stop=agreed.wanted.get("stop"),
+        mean_loss=agreed.mean_loss,
+        epoch=epoch,
+        epoch_loss=mean,
     )
 
 

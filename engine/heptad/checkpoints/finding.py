@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from heptad.checkpoints.form import StoredSections, StoredSummary, read_form
 from heptad.checkpoints.layout import is_checkpoint, named_path
@@ -26,12 +27,14 @@ class Found:
         summary: What is known of it without its tensors.
         sections: All the rest.
         damage: What is wrong with each newer one, which was passed over.
+        taken: What is own of each further rank whose part this one takes over.
     """
 
     path: Path
     summary: StoredSummary
     sections: StoredSections
     damage: Sequence[str]
+    taken: Sequence[Mapping[tuple[str, ...], Any]]
 
 
 def stores_of(plugins: Iterable[Plugin]) -> list[Store]:
@@ -74,7 +77,7 @@ def find(source: str | os.PathLike[str], own: Sequence[Store], run: Run) -> Foun
         store = Store(path.parent)
         store.join(run)
         snapshot = store.load_shared(path)
-        return Found(path, *ranks.succeed(lambda: read_form(path, snapshot)), ())
+        return Found(path, *ranks.succeed(lambda: read_form(path, snapshot)), (), snapshot.taken)
     return _newest(Store(path), run, ranks)
 
 
@@ -92,4 +95,4 @@ def _is_single(path: Path) -> bool:
 def _newest(store: Store, run: Run, ranks: Together) -> Found:
     store.join(run)
     entry, snapshot, damage = store.newest_sound()
-    return Found(entry.path, *ranks.succeed(lambda: read_form(entry.path, snapshot)), damage)
+    return Found(entry.path, *ranks.succeed(lambda: read_form(entry.path, snapshot)), damage, snapshot.taken)

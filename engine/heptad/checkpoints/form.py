@@ -176,7 +176,7 @@ class StoredIdentity(Stored):
 
 
 class StoredCounters(Stored):
-    """The fields of `RunState` that are stored as they are; the last three came later."""
+    """The fields of `RunState` that are stored as they are; the last two came later."""
 
     epoch: Count
     batch_index: Count
@@ -192,7 +192,6 @@ class StoredCounters(Stored):
     skipped: bool
     skips: Count = 0
     idle: bool = False
-    samples_agreed: Count | None = None
 
 
 class StoredWindow(Stored):
@@ -247,6 +246,17 @@ class StoredRedo(Stored):
     buffers: dict[str, Tensor]
 
 
+class StoredAgreed(Stored):
+    """What the ranks have agreed on, and what one of them has asked for since; the fields of `Agreed`."""
+
+    samples: Count
+    names: list[str]
+    stop: str | None
+    mean_loss: Scalar | None
+    epoch: Count | None
+    epoch_loss: Scalar | None
+
+
 class StoredPosition(Stored):
     """Where a run is.
 
@@ -272,6 +282,8 @@ class StoredPosition(Stored):
         notes: What format 1 had in place of events: seq, kind, words and time of each.
         events: The events of the next transition, as plain data.
         epoch_loss: The sums that the mean loss of the epoch is taken from.
+        asked: What the process asks for, see `Run.ask`.
+        agreed: What the ranks have agreed on; `None` of a process alone.
     """
 
     id: str
@@ -294,10 +306,14 @@ class StoredPosition(Stored):
     notes: list[RowOfFormat1] = []
     events: list[EventRow] = []
     epoch_loss: Annotated[list[Number], Field(max_length=4)] = []
+    asked: list[str] = []
+    agreed: StoredAgreed | None = None
 
     @model_validator(mode="after")
     def _counts_what_it_did(self) -> Self:
         placed = self.placed
+        if self.agreed is not None and self.agreed.samples > placed.samples:
+            raise ValueError(f"a rank counts {placed.samples} samples, and all together {self.agreed.samples}")
         if len(self.epoch_loss) not in (0, 4):
             raise ValueError(f"the loss of the epoch is four sums, got {len(self.epoch_loss)}")
         if placed.update + placed.skips > placed.step or placed.batch_index > placed.step:

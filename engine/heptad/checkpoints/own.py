@@ -4,7 +4,7 @@ What all ranks have alike under ddp, rank 0 stores for all: parameters, optimize
 What may differ, each rank stores: its generators, batches and losses, the gradients of its open window, its log.
 Buffers differ too (those of BatchNorm do after every step): rank 0's stand with its weights, where `load_weights` finds
 them, and every other rank stores its own, whether they differ or not: to find that out would cost a digest and an
-exchange, and buffers are small.
+exchange, and buffers are small. So do plugins that name parts of their state.
 """
 
 from __future__ import annotations
@@ -25,8 +25,11 @@ _PLACES = (
     ("run", "position", "redo"),
     ("run", "position", "events"),
     ("run", "position", "epoch_loss"),
+    ("run", "position", "asked"),
+    ("run", "position", "agreed"),
     ("run", "data"),
     ("run", "values"),
+    ("run", "detached"),
     ("run", "random"),
     ("optimizers", "gradients"),
 )
@@ -36,12 +39,15 @@ _PLACES = (
 def own_places(run: Run, plugins: Iterable[Plugin], sections: Mapping[str, Any]) -> list[tuple[str, ...]]:
     """Return the keys that lead to what is this rank's own in the sections of a run."""
     places: list[tuple[str, ...]] = [*_PLACES]
-    places += (
-        ("plugins", plugin.name, "state")
-        for plugin in plugins
-        if plugin.own_state and plugin.name in sections["plugins"]
-    )
-    if run._runtime.peers.rank:
+    rank = run._runtime.peers.rank
+    for plugin in plugins if run._runtime.peers.world > 1 else ():
+        if plugin.own_state and plugin.name in sections["plugins"]:
+            path = ("plugins", plugin.name)
+            if plugin.own_state is True or plugin.on_error == "detach":  # rank 0 may have detached it
+                places.append(path)
+            elif rank:
+                places += ((*path, "state", *keys) for keys in plugin.own_state)
+    if rank:
         for name, module in modules_of(run).items():
             places += ((name, "tensors", buffer) for buffer, _ in module.named_buffers(remove_duplicate=False))
             places.append((name, "extra"))

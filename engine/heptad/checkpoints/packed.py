@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -28,6 +28,9 @@ MOST_SUMMARY = 1 << 19
 
 MOST_STATE = 1 << 28
 """Bytes: longer state is neither written nor read."""
+
+Own = dict[tuple[str, ...], Any]
+"""What is a rank's own, by the keys that lead to it."""
 
 Listing = dict[str, dict[str, str]]
 """The tensors of a manifest, by section or rank and name; a line of text for each, see `pieces`."""
@@ -179,7 +182,12 @@ def _pack_summary(summary: dict[str, Any]) -> dict[str, Any]:
 
 
 def unpack_snapshot(
-    path: Path, manifest: Manifest, content: dict[str, bytes], wanted: Collection[str] | None, rank: int = 0
+    path: Path,
+    manifest: Manifest,
+    content: dict[str, bytes],
+    wanted: Collection[str] | None,
+    rank: int = 0,
+    taken: Iterable[int] = (),
 ) -> Snapshot:
     """Return the snapshot that verified files hold.
 
@@ -189,28 +197,39 @@ def unpack_snapshot(
         content: Of the files by name; taken out as it is parsed, so that memory is not needed twice.
         wanted: The sections to return, those that there are; all if `None`.
         rank: Whose part of them.
+        taken: Further ranks whose part is taken over.
 
     Raises:
         CheckpointError: If they hold none. That is not damage: the files are what was written.
     """
     state = _read_model(path / STATE, content.pop(STATE), _StateFile)
-    own = _read_model(path / rank_file(rank), content.pop(rank_file(rank)), _RankFile)
+    own = {one: _read_model(path / rank_file(one), content.pop(rank_file(one)), _RankFile) for one in (rank, *taken)}
     _check_groups(path, manifest, state.sections.keys())
     reader = _TensorReader(path, manifest, content)
     sections: dict[str, Any] = {}
     for name, plain in state.sections.items():
         if wanted is None or name in wanted:
             sections[name] = reader.decode(plain, name, path / STATE, name)
-    parts = own.pairs()
-    if wanted is None or any(keys[0] in wanted for keys, _ in parts):
-        group = part_name(RANK, rank)
-        values = reader.decode([value for _, value in parts], group, path / rank_file(rank), "own")
-        for (keys, _), value in zip(parts, values, strict=True):
-            if wanted is None or keys[0] in wanted:
-                _put_back(path / rank_file(rank), sections, keys, value)
+    decoded = {
+        one: _decode_own(reader, part.pairs(), path, one)
+        for one, part in own.items()
+        if wanted is None or any(keys[0] in wanted for keys, _ in part.pairs())
+    }
+    for keys, value in decoded.get(rank, {}).items():
+        if wanted is None or keys[0] in wanted:
+            _put_back(path / rank_file(rank), sections, keys, value)
     if reader.unnamed:
         raise CheckpointError(min(reader.unnamed))
-    return Snapshot(unpack_summary(path, manifest), sections, tuple(keys for keys, _ in parts), manifest.world)
+    listed = tuple(keys for keys, _ in own[rank].pairs())
+    others = [decoded[one] for one in own if one != rank]
+    return Snapshot(unpack_summary(path, manifest), sections, listed, manifest.world, others)
+
+
+def _decode_own(reader: _TensorReader, pairs: Sequence[tuple[tuple[str, ...], Any]], path: Path, rank: int) -> Own:
+    """Return what is a rank's own by the keys that lead to it."""
+    encoded = [value for _, value in pairs]
+    values = reader.decode(encoded, part_name(RANK, rank), path / rank_file(rank), "own")
+    return {keys: value for (keys, _), value in zip(pairs, values, strict=True)}
 
 
 _Model = TypeVar("_Model", _StateFile, _RankFile)

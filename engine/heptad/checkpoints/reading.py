@@ -38,7 +38,8 @@ def read_checkpoint(
 ) -> tuple[Snapshot, str]:
     """Return what a checkpoint holds, and the digest of its manifest; its tensors are on the CPU.
 
-    What is a rank's own is that of this rank if there was one of its number, else that of rank 0. Each file is verified
+    What is a rank's own is that of this rank if there was one of its number, else that of rank 0. Where fewer ranks
+    read than wrote, each takes over what is own of some that are no more. Each file is verified
     by one of the ranks that read, at least: what all need, by all.
 
     Args:
@@ -54,13 +55,18 @@ def read_checkpoint(
         with _opened(files, path) as directory:
             manifest, digest = _read_manifest_of(files, path, directory)
             rank = share.rank if share.rank < manifest.world else 0
-            content = _read_files(files, path, directory, manifest, _wanted(manifest, sections, rank), share)
+            # what is summed over ranks is not to be lost where fewer resume
+            taken = range(share.rank + share.world, manifest.world, share.world) if sections is None else ()
+            wanted = _wanted(manifest, sections, rank) | {
+                file for other in taken for file in _own_files(manifest, other)
+            }
+            content = _read_files(files, path, directory, manifest, wanted, share)
         if manifest.format == 1:
             content, listed = as_files_of_format_2(content, str(path))
             names = [as_file_of_format_2(name) for name in manifest.files]
             files_now = dict(zip(names, manifest.files.values(), strict=True))
             manifest = manifest.model_copy(update={"files": files_now, "tensors": listed})
-        return unpack_snapshot(path, manifest, content, sections, rank), digest
+        return unpack_snapshot(path, manifest, content, sections, rank, taken), digest
     except MemoryError as error:
         raise CheckpointError(f"{path} does not fit into the memory that there is") from error
 
@@ -82,6 +88,11 @@ def _wanted(manifest: Manifest, sections: Collection[str] | None, rank: int) -> 
         elif section != RANK and (sections is None or section in sections):
             names.add(name)
     return names
+
+
+def _own_files(manifest: Manifest, rank: int) -> set[str]:
+    """Return the names of the files of what is a rank's own."""
+    return {rank_file(rank), part_name(RANK, rank) + SUFFIX} & manifest.files.keys()
 
 
 def _read_files(

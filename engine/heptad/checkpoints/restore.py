@@ -244,6 +244,7 @@ def _restore_position(
     at.node, at.body_done = run.table.index[stored.node], stored.body_done
     at.loss = stored.loss
     at.epoch_loss.restore(stored.epoch_loss)
+    _restore_agreed(run, stored)
     at.batch = checked.batch[0] if checked.batch else None
     if at.kept is not None and stored.kept is not None and checked.kept is not None:
         at.kept.batches, at.kept.loss = checked.kept
@@ -263,6 +264,25 @@ def _restore_position(
     at.update_due = is_update_due(at)
     run.plan_windows()
     _restore_log(run, stored)
+
+
+def _restore_agreed(run: Run, stored: StoredPosition) -> None:
+    """Restore what was asked for and agreed on; what no plugin declares any more is left out.
+
+    A process that was alone has agreed on all its samples, and so have ranks of which that was not stored.
+    """
+    at, known, agreed = run._position, run._runtime.requests, run._position.agreed
+    at.asked = {name for name in stored.asked if name in known}
+    if agreed is None:
+        return
+    agreed.samples = at.samples
+    if (then := stored.agreed) is None:
+        return
+    agreed.samples, agreed.mean_loss = then.samples, then.mean_loss
+    agreed.names = {name for name in then.names if name in known}
+    agreed.epoch_loss = None if then.epoch is None else (then.epoch, then.epoch_loss)
+    if then.stop is not None:
+        agreed.wanted["stop"] = then.stop
 
 
 def _restore_ending(run: Run, stored: StoredPosition) -> None:

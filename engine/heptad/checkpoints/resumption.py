@@ -15,7 +15,7 @@ from heptad.checkpoints.identity import changed_options, check_run
 from heptad.checkpoints.modules import describe_module, modules_of
 from heptad.checkpoints.restore import Build, check, restore
 from heptad.checkpoints.together import together
-from heptad.checkpoints.worlds import check_world
+from heptad.checkpoints.worlds import check_world, take_over
 from heptad.data.generators import restore_states
 from heptad.errors import CheckpointError, EngineError, in_a_line
 from heptad.plugin.detour_state import DetourState
@@ -162,6 +162,7 @@ class Resumption:
         if ranks.others:  # before the network is placed, for which the ranks wait for one another
             ranks.succeed(lambda: check_run(run, self._manager.plugins, found.sections))
         check_world(run, found.sections)  # alike on all ranks
+        ranks.succeed(lambda: take_over(run, found.sections, found.taken, self._manager.plugins))
         checked = ranks.succeed(lambda: check(run, found.sections, self._manager, self._detours, build, allow_changes))
         self._begun = True
         findings = ranks.succeed(

@@ -7,12 +7,15 @@ counts the steps of a rank is another number then.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, cast
 
-from heptad.checkpoints.form import StoredCounters, StoredSections
+from pydantic import ValidationError
+
+from heptad.checkpoints.form import StoredAgreed, StoredCounters, StoredPlugin, StoredSections
 from heptad.data.generators import derive, global_states, preserved, seed_all
-from heptad.errors import CheckpointError, counted
+from heptad.errors import CheckpointError, counted, in_a_line
+from heptad.plugin.contract import Plugin
 from heptad.plugin.detour_state import DetourState
 from heptad.run.run import Run
 
@@ -45,6 +48,78 @@ def check_world(run: Run, sections: StoredSections) -> None:
             )
 
 
+def take_over(
+    run: Run, sections: StoredSections, taken: Sequence[Mapping[tuple[str, ...], Any]], plugins: Iterable[Plugin]
+) -> None:
+    """Let none of what ranks sum up be lost, or counted twice: samples, losses of the epoch, what plugins declare.
+
+    A rank that is no more leaves its sums to one that is; one that is new begins with nothing.
+
+    Args:
+        run: The run.
+        sections: What is stored, which is changed.
+        taken: What is own of each rank that this one takes over.
+        plugins: Those of the run.
+    """
+    then, now, position = sections.run.identity.world, run.world, sections.run.position
+    if then == now:
+        return
+    try:
+        parts = [_Part(one) for one in taken]
+    except (ValidationError, KeyError) as error:
+        raise CheckpointError(f"what is a rank's own in the checkpoint has another form: {in_a_line(error)}") from error
+    new, placed, agreed = run.rank >= then, position.placed, position.agreed
+    position.epoch_loss = [
+        summed(sums, new=new) for sums in zip(position.epoch_loss, *(part.epoch_loss for part in parts), strict=True)
+    ]
+    position.asked = sorted({*position.asked, *(name for part in parts for name in part.asked)})
+    if agreed is not None:
+        placed.samples = (
+            agreed.samples if new else placed.samples + sum(part.samples - agreed.samples for part in parts)
+        )
+        agreed.stop = next((stop for stop in (agreed.stop, *(part.stop for part in parts)) if stop is not None), None)
+        if now == 1 and agreed.stop is not None and not position.stopped:
+            position.stopped, position.reason = True, agreed.stop
+    for plugin in plugins:
+        if (stored := sections.plugins.get(plugin.name)) is not None:
+            states = [stored.state, *(part.plugins[plugin.name] for part in parts if plugin.name in part.plugins)]
+            for key in plugin.summed_state:
+                if key in stored.state:
+                    stored.state[key] = summed([state[key] for state in states if key in state], new=new)
+
+
+class _Part:
+    """What there is to sum in what is own of a rank."""
+
+    def __init__(self, own: Mapping[tuple[str, ...], Any]) -> None:
+        at = ("run", "position")
+        self.samples = StoredCounters.model_validate(own[*at, "placed"]).samples
+        self.epoch_loss: list[Any] = own[*at, "epoch_loss"]
+        self.asked: list[str] = own.get((*at, "asked"), [])
+        agreed = own.get((*at, "agreed"))
+        self.stop = None if agreed is None else StoredAgreed.model_validate(agreed).stop
+        self.plugins: dict[str, dict[str, Any]] = {
+            keys[1]: StoredPlugin.model_validate(value).state
+            for keys, value in own.items()
+            if keys[0] == "plugins" and len(keys) == 2
+        }
+
+
+def summed(parts: Sequence[Any], *, new: bool = False) -> Any:
+    """Return the sum of numbers or tensors, or dicts of them, of what each part has.
+
+    Args:
+        parts: Of one form, some of which may lack something.
+        new: The first counts as nothing.
+    """
+    first, *others = parts
+    if not isinstance(first, dict):
+        return sum(others, start=first * 0 if new else first)
+    named = cast("list[dict[str, Any]]", parts)
+    names = dict.fromkeys(name for part in named for name in part)
+    return {name: summed([part[name] for part in named if name in part], new=new and name in first) for name in names}
+
+
 def adapt_to_world(run: Run, sections: StoredSections, detours: Sequence[DetourState]) -> str:
     """Change what counts the steps of a rank, and the generators of ranks that are new; return a note for the log.
 
@@ -60,7 +135,6 @@ def adapt_to_world(run: Run, sections: StoredSections, detours: Sequence[DetourS
     window, placed = position.window, position.placed
     window.size, window.next_size = (size * then // now for size in (window.size, window.next_size))
     _count_steps(run, placed, then, now)
-    placed.samples_agreed = placed.samples
     position.visits = [
         _steps(last, then, now) if detour.counts_steps else last
         for detour, last in zip(detours, position.visits, strict=True)

@@ -29,7 +29,8 @@ class Plugin:
         ranks: `"all"`, or `"first"`: an observer that writes or shows something. On the other ranks of a run nothing of
             it is called, so it may not steer; what it records, the first rank has alone.
         requests: What it asks all ranks for, as `run.ask(f"{self.name}.save")` does with `requests = ("save",)`.
-        own_state: Whether `state_dict` may differ between ranks, so that a checkpoint holds that of each.
+        own_state: Whether ranks may differ in `state_dict`, and each stores its own; or the keys to what may differ.
+        summed_state: Keys of an own state that hold sums over steps, which another number of ranks takes over.
         needs_epoch_loss: Whether `Run.epoch_loss` is kept: costs a few microseconds a step.
         runs_after: Plugins, by class or by name, that are called before this one where both are there.
         runs_before: Plugins that are called after this one.
@@ -42,7 +43,8 @@ class Plugin:
     on_error: Literal["raise", "detach"] = "raise"
     ranks: Literal["all", "first"] = "all"
     requests: Sequence[str] = ()
-    own_state: bool = False
+    own_state: bool | Sequence[Sequence[str]] = False
+    summed_state: Sequence[str] = ()
     needs_epoch_loss: bool = False
     runs_after: Sequence[type[Plugin] | str] = ()
     runs_before: Sequence[type[Plugin] | str] = ()

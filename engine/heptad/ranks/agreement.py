@@ -12,12 +12,13 @@ from array import array
 from collections.abc import Callable, Sequence
 from hashlib import blake2b
 from time import monotonic_ns
-from typing import Any
+from typing import Any, cast
 
 from heptad.errors import RankFailed
 from heptad.ranks.equal_weights import checksum_of, refuse_unequal
 from heptad.ranks.group import Group
 from heptad.ranks.requests import RanksRun
+from heptad.ranks.window import RanksWindow
 from heptad.run.run import Run
 
 SHOWN = 64
@@ -25,6 +26,12 @@ SHOWN = 64
 
 _STOP, _PAUSE, _FIRST = 1, 2, 4
 _VERBS = {"stop": _STOP, "pause": _PAUSE}
+
+
+MIXED = (
+    "in a window of all ranks some steps had a weight and some had none, so nothing says how their losses are "
+    "averaged; give LossOutput.weight in every step or in none"
+)
 
 
 class Agreement:
@@ -41,11 +48,7 @@ class Agreement:
     def __init__(self, group: Group, run: RanksRun, every: int, patience: float, names: Sequence[str]) -> None:
         self._group, self._run, self._every, self._patience = group, run, every, patience
         self._flags = {name: _FIRST << number for number, name in enumerate(names)}
-        self._updates = 0
         self._seen = run._buffer.seq  # turns before it are agreed
-        at = run._position
-        if at.samples_agreed is None:
-            at.samples_agreed = at.samples
         self._began = monotonic_ns()
         self._first = True
 
@@ -61,9 +64,9 @@ class Agreement:
         ]
 
     def after_update(self, run: Run) -> None:
-        """Agree, in every so-manieth call."""
-        self._updates += 1
-        if self._updates % self._every == 0:
+        """Agree after every so-manieth update, skipped ones counted: after the same ones in a run that was resumed."""
+        at = run._position
+        if (at.update + at.skips) % self._every == 0:
             self.agree(run)
 
     def after_detour(self, run: Run) -> None:
@@ -73,7 +76,7 @@ class Agreement:
 
     def after_epoch(self, run: Run) -> None:
         """Agree, and see whether the weights of all ranks are equal."""
-        self.agree(run, checksum_of(run.network))
+        self.agree(run, checksum_of(run))
 
     def agree(self, run: Run, checksum: int = 0) -> None:
         """Compare the paths, and make facts of what any rank asks for.
@@ -81,17 +84,19 @@ class Agreement:
         Raises:
             RankFailed: If the ranks part, or one does not come.
         """
-        own, at, buffer = self._run, run._position, run._buffer
+        agreed, at, buffer = self._run._agreed, run._position, run._buffer
         seq = buffer.seq
-        samples = at.samples_agreed or 0
-        told = [self._hash(), seq, at.update, self._wanted(), at.samples - samples, self._elapsed(), checksum, 0]
+        samples, spent = at.samples - agreed.samples, self._elapsed()
+        told = [self._hash(), seq, at.update, self._wanted(), samples, spent, checksum, _kinds(run)]
         rows = self._group.exchange(told)
         if any(row[:3] != told[:3] for row in rows):
             self._part()
         if any(row[6] != checksum for row in rows):
-            refuse_unequal(run.network, self._group)
+            refuse_unequal(run)
+        if {1, 2} <= {kind for row in rows for kind in (row[7] & 1, row[7] & 2)}:
+            raise RankFailed(MIXED)
         self._seen, self._began = seq, monotonic_ns()
-        at.samples = at.samples_agreed = samples + sum(row[4] for row in rows)
+        at.samples = agreed.samples = agreed.samples + sum(row[4] for row in rows)
         for rank, row in enumerate(rows):
             self._group.bulletin.last[rank] = f"after update {row[2]}"
         if self._first:
@@ -101,17 +106,16 @@ class Agreement:
         for row in rows:
             flags |= row[3]
         if flags:
-            own._agreed.clear()
-            own._agreed.update(name for name, flag in self._flags.items() if flags & flag)
+            agreed.names.clear()
+            agreed.names.update(name for name, flag in self._flags.items() if flags & flag)
             if flags & (_STOP | _PAUSE):
                 self._settle(flags)
-        elif own._agreed:
-            own._agreed.clear()
+        elif agreed.names:
+            agreed.names.clear()
 
     def _wanted(self) -> int:
-        wanted = self._run._wanted
         flags = 0
-        for name in wanted:
+        for name in self._run._agreed.wanted:
             flags |= _VERBS[name]
         for name in self._run._position.asked:
             flags |= self._flags[name]
@@ -120,10 +124,10 @@ class Agreement:
     def _settle(self, flags: int) -> None:
         """End or pause the run on all ranks, for the reasons that were given; these take an exchange of their own."""
         own = self._run
-        given = [json.loads(text) for text in self._group.gather(json.dumps(own._wanted).encode())]
+        given = [json.loads(text) for text in self._group.gather(json.dumps(own._agreed.wanted).encode())]
         for verb, flag in _VERBS.items():
             if flags & flag:
-                own._wanted.pop(verb, None)
+                own._agreed.wanted.pop(verb, None)
                 reason = _joint_reason([reasons.get(verb) for reasons in given])
                 getattr(super(RanksRun, own), verb)(reason)
 
@@ -186,6 +190,12 @@ class Agreement:
                     for rank, path in enumerate(paths)
                 ]
         return []
+
+
+def _kinds(run: Run) -> int:
+    """Return whether the steps of the newest window had weights, see `RanksWindow.kinds`."""
+    window = cast("RanksWindow", run._position.window)
+    return 1 if window.losses is None else window.kinds
 
 
 def _arc_in_words(arcs: Sequence[Any], number: int) -> str:

@@ -28,6 +28,7 @@ import torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from heptad.data.generators import derive
 from heptad.errors import ConfigError, RankFailed, in_a_line
 from heptad.ranks.bulletin import Bulletin
 
@@ -39,6 +40,9 @@ _HEAD = struct.Struct("<?q")
 
 _dist: Any = dist
 """The same, of which torch declares stores and rendezvous in part only."""
+
+MEETING = 0.5
+"""Seconds after which rank 0 looks whether another process has come in place of one that does not answer."""
 
 JOINING = timedelta(minutes=30)
 """How long the others may take until they are there: as torch waits."""
@@ -233,34 +237,31 @@ def join_group() -> Group:
 def _of_this_attempt(store: Any, rank: int, world: int) -> Any:
     """Return the store under names of this attempt alone.
 
-    Torchrun may keep its store over restarts, where new processes would read the addresses of dead ones. So rank 0
-    gives the attempt a fresh name, in answer to a word that each rank has drawn just now, and all meet under it.
+    Torchrun may keep its store over restarts, where new processes would read the addresses of dead ones. So each rank
+    posts a word that it has drawn just now, and all meet under a name that rank 0 makes of the newest words. As long as
+    one of these is that of a dead process nobody answers there, and rank 0 looks again.
+
+    Raises:
+        RankFailed: If they do not meet in time.
     """
     attempt = "/".join(os.environ.get(name, "") for name in ("TORCHELASTIC_RUN_ID", "TORCHELASTIC_RESTART_COUNT"))
     store = _dist.PrefixStore(f"heptad/{attempt}", store)
     word = uuid4().hex
     store.set(f"word/{rank}", word)
     deadline = monotonic() + JOINING.total_seconds()
-    while rank == 0 and monotonic() < deadline:
-        words = [store.get(f"word/{other}").decode() for other in range(world)]  # waits for each
-        name = uuid4().hex
-        for one in words:
-            store.set(f"name/{one}", name)
-        with suppress(RuntimeError):  # a word was that of a dead process, and its successor has not come yet
-            return _meet(store, name, rank, world, timedelta(seconds=3))
     while monotonic() < deadline:
-        name = store.get(f"name/{word}").decode()
-        with suppress(RuntimeError):
-            return _meet(store, name, rank, world, timedelta(seconds=4))
+        if rank == 0:
+            words = [store.get(f"word/{other}").decode() for other in range(world)]  # waits for each
+            for one in words:
+                store.set(f"name/{one}", derive("attempt", *words).to_bytes(8, "big").hex())
+        own = _dist.PrefixStore(store.get(f"name/{word}").decode(), store)
+        own.set(f"here/{rank}", "")
+        look_again = monotonic() + MEETING
+        while monotonic() < look_again:
+            if own.check([f"here/{other}" for other in range(world)]):
+                return own
+            sleep(0.01)
     raise RankFailed(f"the {world} ranks did not meet within {JOINING.total_seconds():.0f} s")
-
-
-def _meet(store: Any, name: str, rank: int, world: int, timeout: timedelta) -> Any:
-    """Return the store under a name, when all ranks are there."""
-    own = _dist.PrefixStore(name, store)
-    own.set(f"here/{rank}", "")
-    own.wait([f"here/{other}" for other in range(world)], timeout)
-    return own
 
 
 def _backends() -> str:

@@ -7,6 +7,7 @@ from typing import NoReturn
 import torch
 
 from heptad.errors import EngineError
+from heptad.run.agreed import Agreed
 from heptad.run.run import Run
 from heptad.run.view import in_words
 
@@ -18,39 +19,33 @@ class RanksRun(Run):
     and of detours after these.
     """
 
-    #   _wanted: Why this rank asks for a stop or a pause, by these names.
-    #   _agreed: What the ranks have agreed on, of what `ask` asks for.
-    #   _mean_loss: That of the newest window over all ranks.
-    #   _loss_of_epoch: The mean loss of the newest complete epoch over all ranks, and the number of that epoch.
+    #   _agreed: What the ranks have agreed on, which is part of its position.
 
-    __slots__ = ("_agreed", "_loss_of_epoch", "_mean_loss", "_wanted")
+    __slots__ = ("_agreed",)
 
     def __init__(self, *args: object, **named: object) -> None:
         super().__init__(*args, **named)  # pyright: ignore[reportArgumentType] - those of a run
-        self._wanted: dict[str, str] = {}
-        self._agreed: set[str] = set()
-        self._mean_loss: torch.Tensor | None = None
-        self._loss_of_epoch: tuple[int, torch.Tensor | None] | None = None
+        self._agreed = self._position.agreed = Agreed()
 
     def stop(self, reason: str) -> None:
         """Ask that the run ends in order; see `Run.stop`. It does from the next agreement of the ranks on."""
         self._refuse_when_ended("stop")
-        self._wanted.setdefault("stop", in_words("stop", reason))
+        self._agreed.wanted.setdefault("stop", in_words("stop", reason))
 
     def pause(self, reason: str) -> None:
         """Ask that the run pauses; see `Run.pause`. It does after the next agreement of the ranks."""
         self._refuse_when_ended("pause")
-        self._wanted.setdefault("pause", in_words("pause", reason))
+        self._agreed.wanted.setdefault("pause", in_words("pause", reason))
 
     def ask(self, name: str, wanted: bool = True) -> None:
         """Ask for something, or take it back, also what is agreed; see `Run.ask`."""
         super().ask(name, wanted)
         if not wanted:
-            self._agreed.discard(name)
+            self._agreed.names.discard(name)
 
     def agreed(self, name: str) -> bool:
         """Return whether the ranks have agreed that one of them asks for it."""
-        return name in self._agreed
+        return name in self._agreed.names
 
     def skip_batch(self, reason: str) -> NoReturn:
         """Refuse: this rank alone would leave out a step whose backward pass the others wait for."""
@@ -62,12 +57,12 @@ class RanksRun(Run):
     @property
     def mean_loss(self) -> torch.Tensor | None:
         """The mean loss of the newest complete window over all ranks; known from entry to `optimizer_update` on."""
-        return self._mean_loss
+        return self._agreed.mean_loss
 
     @property
     def epoch_loss(self) -> torch.Tensor | None:
         """The mean loss over the epoch: that of this rank while it lasts, over all ranks from `after_epoch` on."""
-        known = self._loss_of_epoch
+        known = self._agreed.epoch_loss
         if known is not None and known[0] == (self.epoch if self.epoch_open else self.epoch - 1):
             return known[1]
         return self._position.epoch_loss.mean()

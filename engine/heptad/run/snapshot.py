@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,9 +20,11 @@ class Snapshot:
         own: The keys that lead to what is a rank's own, the section first; each rank stores these for itself, and all
             else is stored once.
         world: How many ranks the run had.
+        taken: What is own of each further rank whose part this one takes over, where others resume than stored.
     """
 
     summary: dict[str, Any] = field(default_factory=dict[str, Any])
     sections: dict[str, Any] = field(default_factory=dict[str, Any])
     own: Sequence[tuple[str, ...]] = ()
     world: int = 1
+    taken: Sequence[Mapping[tuple[str, ...], Any]] = ()

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from heptad.config import RunConfig
+from heptad.run.agreed import Agreed
 from heptad.run.kept import KeptWindow
 from heptad.run.loss_sums import LossSums
 from heptad.run.redoing import Redoing
@@ -36,6 +37,7 @@ class RunState:
         pause_requested: Why the run must pause as soon as it may, and the transition in whose turn that was requested;
             `None` where it need not.
         asked: What this process asks for, see `Run.ask`.
+        agreed: What the ranks have agreed on; `None` of a process alone.
         ending: A stop was asked for, or `max_updates` is reached: no new window is started.
         reason: Why the run ended, or is going to.
         skips: Skipped updates.
@@ -51,8 +53,6 @@ class RunState:
         idle: The batch of the step only keeps other ranks company, which have one of their own; it weighs 0.
         batch: The batch of the step, placed.
         samples_now: Samples in it.
-        samples_agreed: What `samples` was when the ranks last agreed; what this one has added since, the others do not
-            know. `None` with one process.
         output: What the network returned for it.
         loss: The loss of the newest step; `None` where it gave none.
         weight: What its mean was taken over; `None` where every step weighs the same, or nobody needs to know; 0 where
@@ -79,6 +79,7 @@ class RunState:
     visit: object = None
     pause_requested: tuple[str, int] | None = None
     asked: set[str] = field(default_factory=set[str])
+    agreed: Agreed | None = None
     ending: bool = False
     reason: str | None = None
 
@@ -100,7 +101,6 @@ class RunState:
     idle: bool = False
     batch: Any = None
     samples_now: int = 0
-    samples_agreed: int | None = None
     output: Any = None
     loss: torch.Tensor | None = None
     weight: Weight | None = None
