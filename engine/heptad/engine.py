@@ -25,7 +25,7 @@ from heptad.plugin.detour import Detour
 from heptad.plugin.detour_state import DetourState
 from heptad.plugin.manager import PluginManager
 from heptad.plugin.marks import Mark, Predicate
-from heptad.plugin.subscription import Subscription, name_of_function
+from heptad.plugin.subscription import Subscription, function_name
 from heptad.plugin.tracing import trace
 from heptad.plugin.verify import titled, verify
 from heptad.ranks.choosing import build_strategy
@@ -265,7 +265,7 @@ class Engine(EngineView):
 
     def _subscriber(self, mark: Mark) -> Callable[[F], F]:
         def put(function: F) -> F:
-            name = name_of_function(function)
+            name = function_name(function)
             if self.current.state != "idle":
                 raise PluginError(f"{name} comes too late: handlers are taken until the run has started")
             self._subscribe(Subscription(None, name, mark, function))
