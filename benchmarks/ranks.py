@@ -7,8 +7,8 @@ ratios are within a pair of blocks.
 
 The second table is what an agreement costs: the exchange of eight whole numbers on the control plane, the hash of the
 path of one window, and the engine with `agree_every` of 1, 10 and 100 against the loop. An exchange costs the same in
-each window, so it weighs most in the shortest. A rank that waits for a core makes the other wait at each exchange: run it
-where two cores have nothing else to do.
+each window, so it weighs most in the shortest. A rank that waits for a core makes the other wait at each exchange: run
+it where two cores have nothing else to do.
 
     python benchmarks/ranks.py              # starts torchrun itself
     python benchmarks/ranks.py --pairs 5    # short

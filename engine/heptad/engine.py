@@ -25,7 +25,7 @@ from heptad.plugin.detour import Detour
 from heptad.plugin.detour_state import DetourState
 from heptad.plugin.manager import PluginManager
 from heptad.plugin.marks import Mark, Predicate
-from heptad.plugin.subscription import Subscription
+from heptad.plugin.subscription import Subscription, handler_name
 from heptad.plugin.tracing import trace
 from heptad.plugin.verify import titled, verify
 from heptad.ranks.choosing import build_strategy
@@ -84,11 +84,11 @@ class Engine(EngineView):
         for value, expected in ((components, Components), (config, RunConfig)):
             if not isinstance(value, expected):  # pyright: ignore[reportUnnecessaryIsInstance] - for callers without a type checker
                 raise EngineError(f"Engine takes Components, RunConfig and plugins in this order, got {a_kind(value)}")
-        check_together(components, config, given_mistakes(components, config.precision))
         self._strategy = self.strategy_class(config)
-        config = self._strategy.join(config)
+        joined = self._strategy.join(config)
         with self._strategy.starting():
-            self._wire(components, config, plugins)
+            check_together(components, config, given_mistakes(components, config.precision))
+            self._wire(components, joined, plugins)
 
     def _wire(self, components: Components, config: RunConfig, plugins: Sequence[Plugin]) -> None:
         self._manager = PluginManager(plugins, self._strategy.peers)
@@ -265,7 +265,7 @@ class Engine(EngineView):
 
     def _subscriber(self, mark: Mark) -> Callable[[F], F]:
         def put(function: F) -> F:
-            name = getattr(function, "__qualname__", repr(function))
+            name = handler_name(function)
             if self.current.state != "idle":
                 raise PluginError(f"{name} comes too late: handlers are taken until the run has started")
             self._subscribe(Subscription(None, name, mark, function))
@@ -297,8 +297,8 @@ class Engine(EngineView):
                 for last in self._redo.split(Subscription(None, "", Mark("exit", state), call)):
                     self._machine.subscribe(last)
             note_unverified(self.current)
-        self._strategy.begin(self.current)
         self._resumption.restore_generators(self.current)
+        self._strategy.begin(self.current)  # last: from here on a rank may no more fail by itself
 
     # -- the loop
 

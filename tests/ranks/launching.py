@@ -15,7 +15,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
@@ -179,6 +179,7 @@ class Outcome:
         error: What the case raised, with its class; `None` where it raised nothing or was killed.
         result: What the case returned.
         seconds: From the fault to the end of the case, of one that was killed to its death; `None` without a fault.
+        starved: Seconds for which it could have run and had no processor, on a machine that does other things too.
         output: What it printed.
     """
 
@@ -186,6 +187,7 @@ class Outcome:
     error: str | None
     result: Any
     seconds: float | None
+    starved: float
     output: str
 
 
@@ -234,6 +236,7 @@ def outcomes(
     limit: float = 20,
     meanwhile: Callable[[Sequence[int]], object] | None = None,
     variables: Sequence[dict[str, str]] | None = None,
+    hanging: Collection[int] = (),
 ) -> list[Outcome]:
     """Return what becomes of ranks that each run one function, by rank.
 
@@ -247,6 +250,7 @@ def outcomes(
         limit: Seconds after which those that are left are ended.
         meanwhile: Called here with the ids of the ranks' processes, when all of them are started.
         variables: What the environment of each rank has beside.
+        hanging: Ranks that never end by themselves, and are ended once all others have, as by torchrun.
 
     Raises:
         AssertionError: If a rank had to be ended, with its stacks.
@@ -270,12 +274,12 @@ def outcomes(
             if (row := parent.answer(0.1)) is not None:
                 ends[row["rank"]] = row
                 continue
-            left = [pid for rank, pid in enumerate(pids) if rank not in ends]
-            if all(is_stopped(pid) for pid in left):
-                end(left)
+            left = [rank for rank in range(world) if rank not in ends]
+            if all(rank in hanging or is_stopped(pids[rank]) for rank in left):
+                end([pids[rank] for rank in left])
             elif not hung and time.monotonic() > until:
                 hung = stacks_of(folder, world)
-                end(left)
+                end([pids[rank] for rank in left])
     finally:
         for _ in range(world - len(ends)):  # where `meanwhile` has raised
             end([pid for rank, pid in enumerate(pids) if rank not in ends])
@@ -290,7 +294,7 @@ def outcome_of(folder: Path, rank: int, ended: dict[str, Any]) -> Outcome:
     fault = read(folder / "fault")
     seconds = told.get("at", ended["at"]) - float(fault) if fault else None
     output = read(folder / f"{rank}.output")
-    return Outcome(ended["code"], told.get("error"), told.get("result"), seconds, output)
+    return Outcome(ended["code"], told.get("error"), told.get("result"), seconds, told.get("starved", 0.0), output)
 
 
 def is_stopped(pid: int) -> bool:

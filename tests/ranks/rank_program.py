@@ -89,7 +89,14 @@ def run_alone(case: Case, folder: Path) -> None:
         told["error"] = f"{type(error).__name__}: {error}"
         raise
     finally:
-        (folder / f"{rank.number}.told").write_text(json.dumps({**told, "at": time.monotonic()}))
+        told |= {"at": time.monotonic(), "starved": starved()}
+        (folder / f"{rank.number}.told").write_text(json.dumps(told))
+
+
+def starved() -> float:
+    """Return for how many seconds threads of this process could have run and had no processor; 0 where unknown."""
+    rows = [path.read_text().split() for path in Path("/proc/self/task").glob("*/schedstat")]
+    return sum(int(row[1]) for row in rows) / 1e9
 
 
 if __name__ == "__main__":

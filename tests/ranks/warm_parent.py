@@ -6,6 +6,7 @@ limit; writes the ids of the ranks, then a line for each that has ended. It ends
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import signal
@@ -62,5 +63,7 @@ def carry_out(order: dict[str, Any]) -> None:
 if __name__ == "__main__":
     torch.set_num_threads(1)
     small_engine(1).run()  # torch imports more in its first step
+    gc.collect()
+    gc.freeze()  # a rank that ends would look at all that torch has imported: a second of its own for each
     for line in sys.stdin:
         carry_out(json.loads(line))

@@ -21,7 +21,11 @@ def add_to(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--epochs", metavar="N", type=int, default=8, help="epochs of each run; 8")
     parser.add_argument("--folder", metavar="PATH", default="runs/digits", help="where to write; runs/digits")
     parser.add_argument(
-        "--ranks", metavar="N", type=_count, default=1, help="processes, started by torchrun on this machine; 1"
+        "--ranks",
+        metavar="N",
+        type=_number_of_ranks,
+        default=1,
+        help="processes that torchrun starts on this machine; 1",
     )
 
 
@@ -42,7 +46,7 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _count(text: str) -> int:
+def _number_of_ranks(text: str) -> int:
     if (ranks := int(text)) < 1:
         raise argparse.ArgumentTypeError(f"must be at least 1, got {ranks}")
     return ranks

@@ -53,7 +53,8 @@ class Deal:
         remainder: `RunConfig.remainder`.
         epochs: After which `carry` ends; `None` for no limit.
         least: Samples that a slice must hold, where there are as many.
-        slices: Whether the last group of a pass is cut under `flush`; else a rank may have none of its batches.
+        slices: Whether the last group of a pass is cut under `flush`; else a rank may have none of its batches. Never
+            where fetching may draw: samples of a batch draw one after the other.
     """
 
     rank: int

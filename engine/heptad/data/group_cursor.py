@@ -17,7 +17,7 @@ from heptad.data.cursor import NOTHING, PassKey
 from heptad.data.dealing import Deal
 from heptad.data.generators import check_states, cpu_states, preserved, restore_states, seed_cpu, stored_state_of
 from heptad.data.iterator_cursor import IteratorCursor
-from heptad.errors import CheckpointError, DataError
+from heptad.errors import CheckpointError, DataError, counted
 
 _BEFORE = PassKey(0, -1, 0)
 """The pass before the first one."""
@@ -105,6 +105,8 @@ class GroupCursor:
                     return NOTHING
                 if not deal.goes_on(self._at):
                     break
+                if not sized and deal.remainder == "carry":
+                    self._refuse_few()
                 self._begin_next()
                 self._crossed = True
                 if (batch := self._read()) is NOTHING:
@@ -192,6 +194,19 @@ class GroupCursor:
     def _ended(self) -> bool:
         batches = self._cursor.batches
         return self._over or (batches is not None and self._cursor.taken >= batches)
+
+    def _refuse_few(self) -> None:
+        """Refuse epochs shorter than a step, whose number is limited: the last may have no step of its own.
+
+        Where the length is known, the step before it closes the window; here nobody has known that it would have to.
+        """
+        batches, world = self._cursor.taken, self._deal.world
+        if batches < world and self._deal.epochs is not None:
+            raise DataError(
+                f"epoch {self._at.epoch} has {counted(batches, 'batch')}, fewer than the {world} ranks, and "
+                "remainder='carry' cannot tell which step of data of unknown length is the last one then; use "
+                "remainder='extend' or 'flush', max_updates in place of epochs, or fewer ranks"
+            )
 
     def _begin_next(self) -> None:
         self._end_pass()

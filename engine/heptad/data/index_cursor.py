@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from functools import partial
 from typing import Any, cast
 
@@ -80,6 +81,8 @@ class IndexCursor:
         self._pin = pin
         self._prepare = prepare
         self._fetch: Fetch = build_fetch(dataset, collate)
+        if deal is not None and self._fetch.random:
+            self._deal = replace(deal, slices=False)  # what is drawn for a batch is drawn sample by sample, in a row
         self.varies = False
         self._key = PassKey(0, 0, 0)
         self._set_samples(len(dataset))

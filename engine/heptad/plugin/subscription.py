@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 from heptad.errors import PluginError, diagnose
 from heptad.plugin.contract import Plugin
@@ -39,6 +40,13 @@ class Subscription:
         mark = self.mark
         self.filter = Filter(mark.every, mark.once, mark.when, first=mark.first)
         self.call = self.filter.gate(around(self.handler))
+
+
+def handler_name(function: Callable[..., object]) -> str:
+    """Return what a function is called: the same in every process, so never an address."""
+    while isinstance(function, partial):
+        function = function.func
+    return getattr(function, "__qualname__", type(function).__qualname__)
 
 
 def subscriptions_of(plugin: Plugin) -> list[Subscription]:

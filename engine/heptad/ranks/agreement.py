@@ -12,12 +12,13 @@ from array import array
 from collections.abc import Callable, Sequence
 from hashlib import blake2b
 from time import monotonic_ns
-from typing import Any
+from typing import Any, cast
 
 from heptad.errors import RankFailed
 from heptad.ranks.equal_weights import checksum_of, refuse_unequal
 from heptad.ranks.group import Group
 from heptad.ranks.requests import RanksRun
+from heptad.ranks.window import RanksWindow
 from heptad.run.run import Run
 
 SHOWN = 64
@@ -25,6 +26,12 @@ SHOWN = 64
 
 _STOP, _PAUSE, _FIRST = 1, 2, 4
 _VERBS = {"stop": _STOP, "pause": _PAUSE}
+
+
+MIXED = (
+    "in a window of all ranks some steps had a weight and some had none, so nothing says how their losses are "
+    "averaged; give LossOutput.weight in every step or in none"
+)
 
 
 class Agreement:
@@ -69,7 +76,7 @@ class Agreement:
 
     def after_epoch(self, run: Run) -> None:
         """Agree, and see whether the weights of all ranks are equal."""
-        self.agree(run, checksum_of(run.network))
+        self.agree(run, checksum_of(run))
 
     def agree(self, run: Run, checksum: int = 0) -> None:
         """Compare the paths, and make facts of what any rank asks for.
@@ -79,12 +86,15 @@ class Agreement:
         """
         agreed, at, buffer = self._run._agreed, run._position, run._buffer
         seq = buffer.seq
-        told = [self._hash(), seq, at.update, self._wanted(), at.samples - agreed.samples, self._elapsed(), checksum, 0]
+        samples, spent = at.samples - agreed.samples, self._elapsed()
+        told = [self._hash(), seq, at.update, self._wanted(), samples, spent, checksum, _kinds(run)]
         rows = self._group.exchange(told)
         if any(row[:3] != told[:3] for row in rows):
             self._part()
         if any(row[6] != checksum for row in rows):
-            refuse_unequal(run.network, self._group)
+            refuse_unequal(run)
+        if {1, 2} <= {kind for row in rows for kind in (row[7] & 1, row[7] & 2)}:
+            raise RankFailed(MIXED)
         self._seen, self._began = seq, monotonic_ns()
         at.samples = agreed.samples = agreed.samples + sum(row[4] for row in rows)
         for rank, row in enumerate(rows):
@@ -180,6 +190,12 @@ class Agreement:
                     for rank, path in enumerate(paths)
                 ]
         return []
+
+
+def _kinds(run: Run) -> int:
+    """Return whether the steps of the newest window had weights, see `RanksWindow.kinds`."""
+    window = cast("RanksWindow", run._position.window)
+    return 1 if window.losses is None else window.kinds
 
 
 def _arc_in_words(arcs: Sequence[Any], number: int) -> str:

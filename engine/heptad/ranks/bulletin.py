@@ -18,7 +18,7 @@ READING = 2.0
 _QUIET = 0.5
 """Seconds after which a rank that has posted nothing is taken for dead, or for hanging."""
 
-_TOGETHER = 0.15
+_TOGETHER = 0.4
 """Seconds in which ranks that fail for one reason, as of the same data or weights, have all posted that."""
 
 _LOOK = 0.01
@@ -47,25 +47,34 @@ class Bulletin:
         self._set("failed", f"rank {self._rank} failed {place}: {in_a_line(error):.2000}".replace("  ", " "))
 
     def all_fail(self, place: str) -> bool:
-        """Return whether the other ranks have failed too by now, and at the same place."""
+        """Return whether the other ranks have failed too by now, and at the same place: the same on all of them."""
         others = [other for other in range(self._world) if other != self._rank]
         until = monotonic() + _TOGETHER
         while not all(self._get("failed", other) for other in others):
             if monotonic() > until:
-                return False
+                return self._decide("apart") == "together"
             sleep(_LOOK)
-        return all(self._get("place", other) == place for other in others)
+        alike = all(self._get("place", other) == place for other in others)
+        return self._decide("together" if alike else "apart") == "together"
+
+    def _decide(self, how: str) -> str:
+        """Return how the ranks fail: what the first to decide says, for another may see less of them in time."""
+        try:
+            return self._store.compare_set(f"{self._page}/how", "", how).decode()
+        except RuntimeError:  # the process that keeps the store is gone
+            return "apart"
 
     def turn_page(self) -> None:
         """Begin anew: what was posted is settled."""
         self._page += 1
 
     def wait_for_readers(self) -> None:
-        """Wait until the other ranks have read it; those that are gone do not, so 2 s at most."""
-        others = [self._name("read", other) for other in range(self._world) if other != self._rank]
+        """Wait until the other ranks have read it, or fail too; those that are gone do not, so 2 s at most."""
+        waiting = [other for other in range(self._world) if other != self._rank]
         until = monotonic() + READING
-        while monotonic() < until and not self._all_there(others):
+        while waiting and monotonic() < until:
             sleep(_LOOK)
+            waiting = [other for other in waiting if self._get("read", other) is self._get("failed", other) is None]
 
     def read(self, place: str, error: str) -> str:
         """Return why an exchange of this rank has failed, in words: what a rank has posted, or which one is silent."""
@@ -75,7 +84,10 @@ class Bulletin:
         while monotonic() < began + READING:
             if told := [text for other in others if (text := self._get("failed", other)) is not None]:
                 self._set("read", "")
-                return min(told, key=lambda text: "RankFailed:" in text)  # who failed first, not who heard of it
+                first = [text for text in told if "RankFailed:" not in text]  # not those who have heard of it
+                return "; ".join(first or told[:1])
+            if (missed := self._get("missed", self._rank)) is not None:
+                return f"this rank came too late, the others have given up: {missed}"
             silent = [other for other in others if self._get("waits", other) is None]
             if monotonic() > began + _QUIET:
                 break
@@ -87,18 +99,25 @@ class Bulletin:
         known = "".join(f"; {text}" for text in where if text)
         if not silent:
             return f"the ranks wait for different things, and have given up{known} ({error})"
+        if earlier := [text for one in silent if (text := self._get("missed", one)) is not None]:
+            return earlier[0]  # of a rank that has hung up since, which looks here as if it had been cut off
         names = ", ".join(map(str, silent))
         last = "".join(f"; rank {one} was last heard {self.last[one]}" for one in silent if one in self.last)
         if "timed out" in error.lower() or "timeout" in error.lower():
-            return f"rank {names} did not come: it hangs, or is far behind{last}{known} ({error})"
-        return f"rank {names} is gone without a word: it was killed, or its machine is lost{last}{known} ({error})"
+            why = "did not come: it hangs, or is so far behind that RunConfig.patience is too short"
+        else:
+            why = "is gone without a word: it was killed, or has left the run, or its machine is lost"
+        text = f"rank {names} {why}{last}{known} ({error})"
+        for one in silent:
+            self._set("missed", text, one)
+        return text
 
     def _name(self, what: str, rank: int) -> str:
         return f"{self._page}/{what}/{rank}"
 
-    def _set(self, what: str, text: str) -> None:
+    def _set(self, what: str, text: str, rank: int | None = None) -> None:
         try:
-            self._store.set(self._name(what, self._rank), json.dumps(text))
+            self._store.set(self._name(what, self._rank if rank is None else rank), json.dumps(text))
         except RuntimeError:  # the process that keeps the store is gone
             return
 
@@ -110,9 +129,3 @@ class Bulletin:
         except (RuntimeError, ValueError):
             return None
         return str(found)
-
-    def _all_there(self, names: list[str]) -> bool:
-        try:
-            return self._store.check(names)
-        except RuntimeError:
-            return True

@@ -1,7 +1,9 @@
 """A step that adds nothing, in a run of several ranks: its backward pass, for which the other ranks wait.
 
 Its loss may be NaN, as the mean over nothing is, and 0 times NaN is NaN. So nothing is handed back through it: the
-parameters that it was computed from get gradients of 0, which is all that DDP waits for.
+parameters that it was computed from get gradients of 0, which is all that DDP waits for. Where a `compute_loss` gives
+the loss, it stands on a parameter of the `LossModule` alone: one of the network that no other step has used, of any
+rank, has no gradient then, as in one process, where an optimizer leaves it alone.
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ import torch
 from torch import nn
 
 from heptad.config import ComputeLoss, LossOutput
+from heptad.run.weight import adds_nothing, known_weight
 
 
 def keep_company(loss: torch.Tensor) -> None:
@@ -42,26 +45,49 @@ def _of_nothing(tensors: Iterable[torch.Tensor]) -> torch.Tensor:
     return torch.stack([tensor.reshape(-1)[:1].sum().to("cpu") * 0 for tensor in tensors]).sum()
 
 
+def use_again(parameters: Iterable[nn.Parameter]) -> None:
+    """Let DDP know which parameters have gradients that are not averaged yet, and leave these as they are.
+
+    It notes in each backward pass what it has used since the last average. A run that is resumed inside a window brings
+    the gradients along, and DDP would leave those alone that the rest of the window does not use.
+    """
+    used = [one for one in parameters if one.requires_grad and one.grad is not None]
+    gradients = [one.grad for one in used]
+    for one in used:
+        one.grad = None
+    if used:
+        _of_nothing(used).backward()
+    for one, gradient in zip(used, gradients, strict=True):
+        one.grad = gradient
+
+
 class LossModule(nn.Module):
     """The network with a `compute_loss`, as one module for DDP: it finds which parameters the loss depends on.
 
     So a `compute_loss` may call parts of the network, or the network more than once, as it may with one process.
+
+    Attributes:
+        given: What it has returned.
+        idle: Whether the step only keeps other ranks company.
     """
 
     def __init__(self, network: nn.Module, compute_loss: ComputeLoss) -> None:
         super().__init__()
         self.network = network
         self.given: torch.Tensor | LossOutput | None = None
+        self.idle = False
         self._compute_loss = compute_loss
+        trained = next(one for one in network.parameters() if one.requires_grad)
+        # behind those of the network, and so in a bucket with one of them; no optimizer knows it
+        self._company = nn.Parameter(torch.zeros_like(trained.detach().reshape(-1)[:1].sum()))
 
     def forward(self, batch: Any) -> torch.Tensor | None:
         """Return the loss alone; what else is given with it waits in `given`."""
         given = self.given = self._compute_loss(self.network, batch)
         loss: Any = given.value if isinstance(given, LossOutput) else given
-        if isinstance(loss, torch.Tensor) and not loss.requires_grad and torch.is_grad_enabled():
-            trained = [one for one in self.network.parameters() if one.requires_grad]
-            if isinstance(given, LossOutput) and given.weight is not None and trained:
-                return loss + _of_nothing(trained).to(loss.device)  # a step that adds nothing may have no graph
+        nothing = self.idle or (isinstance(given, LossOutput) and adds_nothing(known_weight(given.weight)))
+        if nothing and isinstance(loss, torch.Tensor) and torch.is_grad_enabled():
+            return loss.detach() + 0 * self._company.to(loss.device)
         return loss
 
 

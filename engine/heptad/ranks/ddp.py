@@ -9,6 +9,7 @@ import os
 import platform
 from collections.abc import Callable, Generator, Iterable, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import cast
 
 import numpy as np
@@ -25,8 +26,9 @@ from heptad.errors import ConfigError, RankFailed, counted
 from heptad.plugin.contract import Plugin
 from heptad.plugin.verify import titled
 from heptad.ranks.agreement import Agreement
-from heptad.ranks.company import LossModule, through
+from heptad.ranks.company import LossModule, through, use_again
 from heptad.ranks.comparison import compare_ranks
+from heptad.ranks.equal_weights import trained
 from heptad.ranks.group import Group, join_group
 from heptad.ranks.requests import RanksRun
 from heptad.ranks.strategy import scale
@@ -56,6 +58,8 @@ class Ddp:
         self._group: Group
         self._starts = False
         self._ddp: DistributedDataParallel | None = None
+        self._resumed = False
+        """Whether DDP has yet to know what the steps of the open window have used."""
         self._compute_loss: ComputeLoss | None = None
         self._run: Run
         self._averaged: set[int] = set()
@@ -72,15 +76,10 @@ class Ddp:
         if self._group.failed:
             raise RankFailed("a rank has failed before, and the processes cannot meet again; start all of them anew")
         self._group.be_patient(3 * config.patience)
-        world, window = self._group.world, config.window
-        if window is None:
+        if config.window is None:
             return config
-        if window % world:
-            raise ConfigError(
-                f"RunConfig.window is {window} batches, which {counted(world, 'rank')} cannot share equally; take a "
-                f"multiple of {world}, or another number of ranks"
-            )
-        return config.model_copy(update={"accumulation": window // world})
+        with self.starting():
+            return config.model_copy(update={"accumulation": _share_of(config.window, self._group.world)})
 
     def device(self, device: torch.device) -> torch.device:
         """Return the accelerator of this process's number on its machine, where one is meant."""
@@ -119,6 +118,7 @@ class Ddp:
     def place(self, runtime: Runtime) -> None:
         """Move the network to its device, and wrap it."""
         network, device = runtime.network.to(runtime.device), runtime.device
+        self._resumed = True
         self._averaged = {id(one) for one in network.parameters() if one.requires_grad}
         runtime.forward = network
         self._compute_loss = runtime.components.compute_loss
@@ -144,9 +144,8 @@ class Ddp:
 
     def equalize(self, run: Run) -> None:
         """Send the weights of the first rank to all; then let generators differ, so that masks of dropout do."""
-        network, optimizers = run.network, run._runtime.optimizers
         with torch.no_grad():
-            for tensor in [*optimizers.parameters(network), *network.buffers()]:
+            for tensor in [*trained(run), *run.network.buffers()]:
                 dist.broadcast(tensor.detach(), 0, group=self._group.data)
         if self._group.rank:
             seed_all(derive("rank", run._runtime.feed.seed, self._group.rank))
@@ -156,6 +155,12 @@ class Ddp:
         window = cast("RanksWindow", self._run._position.window)
         window.closes = closes
         if self._ddp is not None:
+            if self._resumed:
+                self._resumed = False
+                if window.steps:
+                    use_again(self._ddp.parameters())
+            if isinstance(self._ddp.module, LossModule):
+                self._ddp.module.idle = self._run._position.idle
             self._ddp.require_backward_grad_sync = closes
             # DDP broadcasts buffers in the first forward pass of a window; one that was resumed has made that already
             self._ddp.require_forward_param_sync = not window.steps
@@ -171,12 +176,13 @@ class Ddp:
         sums = self._sums(run, window)
         dist.all_reduce(sums, group=group.data)
         total, loss = sums.unbind()
-        window.mean = _loss_of_all(loss, total, run)
+        nothing = sums.is_cpu and not float(total)  # an accelerator is not asked
+        window.mean = None if nothing else _loss_of_all(loss, total, run)
         if not window.again:
             cast("RanksRun", run)._agreed.mean_loss = window.mean
         if window.reference is not None:  # of fp16; the scaler has set that of this rank alone
             window.reference = window.common * total / (group.world * window.size)
-        if sums.is_cpu and not float(total):
+        if nothing:
             run.skip_update("no step of this window counts: each weighs 0 or has no loss")
             return
         whole = group.world * window.size
@@ -199,11 +205,7 @@ class Ddp:
 
     def _average_others(self, run: Run) -> None:
         """Average the gradients that DDP does not know: of what optimizers hold beside the network, or was frozen."""
-        others = [
-            one
-            for one in run._runtime.optimizers.parameters(run.network)
-            if one.requires_grad and id(one) not in self._averaged
-        ]
+        others = [one for one in trained(run) if one.requires_grad and id(one) not in self._averaged]
         if not others:
             return
         used = torch.tensor([float(one.grad is not None) for one in others], device=run._runtime.device)
@@ -258,26 +260,37 @@ class Ddp:
     @contextmanager
     def driving(self, run: Run) -> Generator[None]:
         """Tell the others what is raised in this block, and raise what they have told where an exchange has failed."""
-        self._starts = False
+        self._starts, group = False, self._group
+        group.where = partial(_place, run)
         try:
             yield
         except BaseException as error:
-            if self._group.failed:
+            if group.failed:
                 raise
             if run.paused is not None:
                 raise  # it stands in order, on all ranks: a plugin may end the process now
-            place = _place(run)
             if _is_of_exchange(error):
-                self._group.explain(error, place)
+                group.explain(error)
             # a RankFailed too: where all ranks raise at this place, they can go on to something else
-            self._group.tell(place, error)
+            group.tell(error)
             raise
+        finally:
+            group.where = str
 
 
 def _by_batch(network: nn.Module) -> bool:
     """Return whether a part of the network takes a mean over the samples of one rank."""
     found = (module for module in network.modules() if isinstance(module, _BatchNorm))
     return any(not isinstance(module, nn.SyncBatchNorm) for module in found)
+
+
+def _share_of(window: int, world: int) -> int:
+    if window % world:
+        raise ConfigError(
+            f"RunConfig.window is {window} batches, which {counted(world, 'rank')} cannot share equally; take a "
+            f"multiple of {world}, or another number of ranks"
+        )
+    return window // world
 
 
 def versions() -> dict[str, str]:
@@ -302,7 +315,7 @@ def _place(run: Run) -> str:
     return f"in {state} at step {step}"
 
 
-_OF_AN_EXCHANGE = ("gloo", "nccl", "processgroup", "connection", "timed out", "timeout")
+_OF_AN_EXCHANGE = ("gloo", "nccl", "processgroup", "c10d")
 
 
 def _is_of_exchange(error: BaseException) -> bool:

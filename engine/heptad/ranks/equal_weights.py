@@ -7,34 +7,50 @@ several networks, of which one is stored and nobody tells.
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 
 import torch
 from torch import nn
 
 from heptad.errors import RankFailed
-from heptad.run.peers import Peers
+from heptad.run.run import Run
+
+PIECE = 1 << 20
+"""Words that are summed at once."""
 
 _MOST_NAMED = 5
 _WIDTHS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
-def checksum_of(network: nn.Module) -> int:
+def trained(run: Run) -> list[nn.Parameter]:
+    """Return all that the ranks must hold equally: the network's parameters, then what optimizers hold beside it."""
+    optimizers = run._runtime.optimizers
+    held = [*optimizers.parameters(run.network), *optimizers.beside().held()]
+    return list({id(parameter): parameter for parameter in held}.values())
+
+
+def checksum_of(run: Run) -> int:
     """Return a number of 62 bits that depends on every bit of the parameters (one device sync)."""
     total = 0
-    for place, one in enumerate(_checksums(network)):
+    for place, one in enumerate(_checksums(trained(run))):
         total = (total * 1_000_003 + one + place) % (1 << 62)
     return total
 
 
-def refuse_unequal(network: nn.Module, peers: Peers) -> None:
+def refuse_unequal(run: Run) -> None:
     """Say which parameters differ, and on which ranks; one exchange.
 
     Raises:
         RankFailed: The same on all ranks.
     """
-    names = [name for name, _ in network.named_parameters()]
-    told = [json.loads(text) for text in peers.gather(json.dumps(_checksums(network)).encode())]
-    odd = [name for place, name in enumerate(names) if len({row[place] for row in told}) > 1]
+    names = {id(parameter): name for name, parameter in run.network.named_parameters()}
+    parameters = trained(run)
+    told = [json.loads(text) for text in run._runtime.peers.gather(json.dumps(_checksums(parameters)).encode())]
+    odd = [
+        names.get(id(parameter), f"a parameter beside the network, of shape {tuple(parameter.shape)},")
+        for place, parameter in enumerate(parameters)
+        if len({row[place] for row in told}) > 1
+    ]
     ranks = [rank for rank, row in enumerate(told) if row != told[0]]
     more = f" and {len(odd) - _MOST_NAMED} more" if len(odd) > _MOST_NAMED else ""
     raise RankFailed(
@@ -44,13 +60,19 @@ def refuse_unequal(network: nn.Module, peers: Peers) -> None:
     )
 
 
-def _checksums(network: nn.Module) -> list[int]:
+def _checksums(parameters: Sequence[nn.Parameter]) -> list[int]:
     """Return a number for each parameter: a sum over its bits, each word weighed by its place."""
     with torch.no_grad():
-        sums = [_checksum(parameter.detach()) for parameter in network.parameters()]
+        sums = [_checksum(parameter.detach()) for parameter in parameters]
     return [int(number) for number in torch.stack([one.cpu() for one in sums]).numpy()] if sums else []
 
 
 def _checksum(tensor: torch.Tensor) -> torch.Tensor:
-    words = tensor.contiguous().view(-1).view(_WIDTHS[min(tensor.element_size(), 8)]).to(torch.int64)
-    return (words * (torch.arange(len(words), device=words.device) % 8191 + 1)).sum()
+    """Return it for one, a piece at a time: it needs memory for a piece, and not for a large parameter."""
+    words = tensor.contiguous().view(-1).view(_WIDTHS[min(tensor.element_size(), 8)])
+    places = torch.arange(1, min(len(words), PIECE) + 1, device=words.device)
+    total = torch.zeros((), dtype=torch.int64, device=words.device)
+    for start in range(0, len(words), PIECE):
+        piece = words[start : start + PIECE]
+        total = total * 31 + (piece.to(torch.int64) * places[: len(piece)]).sum()
+    return total

@@ -14,7 +14,7 @@ import os
 import socket
 import stat
 import struct
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from datetime import timedelta
 from functools import cache
@@ -28,6 +28,7 @@ import torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from heptad.data.generators import derive
 from heptad.errors import ConfigError, RankFailed, in_a_line
 from heptad.ranks.bulletin import Bulletin
 
@@ -40,6 +41,9 @@ _HEAD = struct.Struct("<?q")
 _dist: Any = dist
 """The same, of which torch declares stores and rendezvous in part only."""
 
+MEETING = 0.5
+"""Seconds after which rank 0 looks whether another process has come in place of one that does not answer."""
+
 JOINING = timedelta(minutes=30)
 """How long the others may take until they are there: as torch waits."""
 
@@ -51,23 +55,27 @@ class Group:
         rank: The number of this process.
         world: How many there are.
         store: Where they leave what others read, under names that no earlier attempt has used.
+        before: The sockets that this process had before it began to join.
 
     Attributes:
         rank: See above.
         world: See above.
         bulletin: What a rank that fails leaves for the others.
         failed: Whether a rank has failed: nothing more can be exchanged.
+        where: Returns where the run of this process is, in words.
     """
 
-    def __init__(self, rank: int, world: int, store: Any) -> None:
+    def __init__(self, rank: int, world: int, store: Any, before: set[int]) -> None:
         self.rank, self.world, self.failed = rank, world, False
-        before = _sockets()
+        self.where: Callable[[], str] = str
+        of_the_store = _sockets()
         if not dist.is_initialized():
             dist.init_process_group(_backends(), store=store, rank=rank, world_size=world, timeout=JOINING)
             atexit.register(self._leave)
         self.data: Any = dist.group.WORLD
         self.control: Any = dist.new_group(backend="gloo", timeout=JOINING)
-        self._sockets = _sockets() - before
+        self._sockets, self._opened = _sockets() - of_the_store, _sockets() - before
+        os.register_at_fork(after_in_child=self._forget_in_child)
         _warn_no_more()
         self.bulletin = Bulletin(store, rank, world)
 
@@ -142,31 +150,23 @@ class Group:
 
     # -- failures
 
-    def explain(self, error: BaseException, place: str = "") -> NoReturn:
-        """Raise, from what an exchange has failed with, which rank is why.
-
-        Args:
-            error: The error.
-            place: Where this rank was, in words.
-        """
+    def explain(self, error: BaseException) -> NoReturn:
+        """Raise, from what an exchange has failed with, which rank is why."""
         self.failed = True
         try:
-            text = self.bulletin.read(place, in_a_line(error))
+            text = self.bulletin.read(self.where(), in_a_line(error))
         finally:
             self.hang_up()
         raise RankFailed(text) from error
 
-    def tell(self, place: str, error: BaseException) -> None:
+    def tell(self, error: BaseException) -> None:
         """Tell the other ranks that this one has failed, and wait until they have read it, 2 s at most.
 
         Where all of them fail at this place, nobody waits for anybody, and what comes next may use the group again.
-
-        Args:
-            place: Where, in words.
-            error: What with.
         """
         if self.failed:
             return
+        place = self.where()
         self.bulletin.post(place, error)
         if self.bulletin.all_fail(place):
             self.bulletin.turn_page()
@@ -184,6 +184,17 @@ class Group:
             with suppress(OSError), socket.socket(fileno=os.dup(number)) as one:
                 one.getpeername()  # raises for the one that listens, which gloo does not survive
                 one.shutdown(socket.SHUT_RDWR)
+
+    def _forget_in_child(self) -> None:
+        """Close what a forked process has inherited.
+
+        While a worker process holds them, the connections of a rank that was killed stay open, and the others wait.
+        """
+        self.failed = True
+        atexit.unregister(self._leave)
+        for number in self._opened:
+            with suppress(OSError):
+                os.close(number)
 
     def _leave(self) -> None:
         """Leave at the exit of the interpreter; nobody is waited for.
@@ -205,10 +216,11 @@ def join_group() -> Group:
         ConfigError: If torchrun has not said which rank this process is.
         RankFailed: If the others do not come.
     """
+    before = _sockets()
     if dist.is_initialized():  # by the script
         rank, world = dist.get_rank(), dist.get_world_size()
         store = _dist.PrefixStore("heptad", _dist.distributed_c10d._get_default_store())
-        return Group(rank, world, store)
+        return Group(rank, world, store, before)
     try:
         store, rank, world = next(_dist.rendezvous("env://", timeout=JOINING))
     except (ValueError, KeyError) as error:
@@ -217,7 +229,7 @@ def join_group() -> Group:
             "run the script as torchrun --nproc-per-node 2 SCRIPT.py, or say strategy='auto'"
         ) from error
     try:
-        return Group(rank, world, _of_this_attempt(store, rank, world))
+        return Group(rank, world, _of_this_attempt(store, rank, world), before)
     except RuntimeError as error:
         raise RankFailed(f"rank {rank} of {world} could not join the others: {in_a_line(error)}") from error
 
@@ -225,34 +237,31 @@ def join_group() -> Group:
 def _of_this_attempt(store: Any, rank: int, world: int) -> Any:
     """Return the store under names of this attempt alone.
 
-    Torchrun may keep its store over restarts, where new processes would read the addresses of dead ones. So rank 0
-    gives the attempt a fresh name, in answer to a word that each rank has drawn just now, and all meet under it.
+    Torchrun may keep its store over restarts, where new processes would read the addresses of dead ones. So each rank
+    posts a word that it has drawn just now, and all meet under a name that rank 0 makes of the newest words. As long as
+    one of these is that of a dead process nobody answers there, and rank 0 looks again.
+
+    Raises:
+        RankFailed: If they do not meet in time.
     """
     attempt = "/".join(os.environ.get(name, "") for name in ("TORCHELASTIC_RUN_ID", "TORCHELASTIC_RESTART_COUNT"))
     store = _dist.PrefixStore(f"heptad/{attempt}", store)
     word = uuid4().hex
     store.set(f"word/{rank}", word)
     deadline = monotonic() + JOINING.total_seconds()
-    while rank == 0 and monotonic() < deadline:
-        words = [store.get(f"word/{other}").decode() for other in range(world)]  # waits for each
-        name = uuid4().hex
-        for one in words:
-            store.set(f"name/{one}", name)
-        with suppress(RuntimeError):  # a word was that of a dead process, and its successor has not come yet
-            return _meet(store, name, rank, world, timedelta(seconds=3))
     while monotonic() < deadline:
-        name = store.get(f"name/{word}").decode()
-        with suppress(RuntimeError):
-            return _meet(store, name, rank, world, timedelta(seconds=4))
+        if rank == 0:
+            words = [store.get(f"word/{other}").decode() for other in range(world)]  # waits for each
+            for one in words:
+                store.set(f"name/{one}", derive("attempt", *words).to_bytes(8, "big").hex())
+        own = _dist.PrefixStore(store.get(f"name/{word}").decode(), store)
+        own.set(f"here/{rank}", "")
+        look_again = monotonic() + MEETING
+        while monotonic() < look_again:
+            if own.check([f"here/{other}" for other in range(world)]):
+                return own
+            sleep(0.01)
     raise RankFailed(f"the {world} ranks did not meet within {JOINING.total_seconds():.0f} s")
-
-
-def _meet(store: Any, name: str, rank: int, world: int, timeout: timedelta) -> Any:
-    """Return the store under a name, when all ranks are there."""
-    own = _dist.PrefixStore(name, store)
-    own.set(f"here/{rank}", "")
-    own.wait([f"here/{other}" for other in range(world)], timeout)
-    return own
 
 
 def _backends() -> str:

@@ -27,15 +27,17 @@ class RanksWindow(Window):
         common: The reference.
         again: Whether it is computed again: its loss is not that of the run's newest window.
         mean: Its loss over all ranks, once they have reduced it.
+        kinds: Whether steps of it had no weight (1), had one (2), or both; 0 of none that counts.
         closes: Whether the step under way closes the window: its backward pass is the one that the ranks share.
     """
 
-    __slots__ = ("again", "closes", "common", "mean")
+    __slots__ = ("again", "closes", "common", "kinds", "mean")
 
     def __init__(self, size: int, reference: float) -> None:
         super().__init__(size)
         self.common = reference
         self.closes = self.again = False
+        self.kinds = 0
         self.mean: torch.Tensor | None = None
 
     def fresh(self) -> RanksWindow:
@@ -61,10 +63,11 @@ class RanksWindow(Window):
 
     def _relative(self, weight: Weight | None) -> Weight:
         if self.steps == 0:
-            self.total, self.empty, self.losses = 0.0, True, []
+            self.total, self.empty, self.losses, self.kinds = 0.0, True, [], 0
         if adds_nothing(weight):
             return 0.0
         self.empty = False
+        self.kinds |= 1 if weight is None else 2
         relative: Weight = 1.0 if weight is None else weight / (self.reference or self.common)
         self.first = weight
         self.total = self.total + relative

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from functools import partial
 from typing import Any
 
@@ -18,6 +19,7 @@ from heptad.run.runtime import Runtime
 from heptad.step.loss_scaling import unscale
 from heptad.step.optimizers import given_optimizers, needs_closure
 from heptad.step.parts import announcer, compute, least_in
+from heptad.step.trial import buffers_preserved
 
 
 class Recomputation:
@@ -64,8 +66,13 @@ class Recomputation:
             The loss of the window: Σ (r / k) · loss in the order of its steps, corrected for their weights; detached.
         """
         at, strategy = run._position, self._strategy
-        before = at.window, at.batch, at.output, at.loss, at.weight, at.samples_now
-        batches, loss = _kept(run).weighing(), KeptWindow()
+        before = at.window, at.batch, at.output, at.loss, at.weight, at.samples_now, at.idle
+        kept, loss = _kept(run), KeptWindow()
+        batches = kept.weighing()
+        adds = bool(batches)  # other ranks wait for a backward pass of this one, also where its own steps weigh nothing
+        if not adds and strategy.announces:
+            batches = kept.batches[-1:]
+        at.idle = not adds
         at.window = window = at.window.fresh()
         optimizers = run._runtime.optimizers
         halvings = 0 if at.redo is None else at.redo.halvings
@@ -73,11 +80,12 @@ class Recomputation:
         beside = [(one, one.grad) for one in optimizers.beside().held() if id(one) not in own]
         optimizers.clear()
         try:
-            with torch.enable_grad():  # an optimizer steps without
+            # an optimizer steps without gradients; a pass that only keeps others company leaves buffers alone
+            with torch.enable_grad(), nullcontext() if adds else buffers_preserved(run.network):
                 for number, batch in enumerate(batches, 1):
                     at.batch = batch
                     announce = announcer(strategy, closes=number == len(batches))
-                    compute(run, window, halvings, least_in(run) if halvings else 1, announce)
+                    compute(run, window, halvings, least_in(run) if halvings else 1, announce, adds=adds)
                     loss.add(batch, at.loss, at.weight, window)
                     window.steps += 1
             unscale(run)
@@ -86,7 +94,7 @@ class Recomputation:
         finally:
             for parameter, gradient in beside:
                 parameter.grad = gradient
-            at.window, at.batch, at.output, at.loss, at.weight, at.samples_now = before
+            at.window, at.batch, at.output, at.loss, at.weight, at.samples_now, at.idle = before
             if window.scale is not at.window.scale:  # it has changed in this pass
                 at.window.scale = window.scale
                 at.window.seeds.clear()
@@ -120,7 +128,7 @@ def build_recomputation(run: Run, strategy: Strategy) -> None:
     needy = [needs_closure(optimizer) for optimizer in run.optimizers]
     if runtime.keeps_window or any(needy):
         runtime.recomputation = Recomputation(strategy, needy)
-        run._position.kept = run._position.kept or KeptWindow()
+        run._position.kept = run._position.kept or KeptWindow(every=strategy.announces)
 
 
 def _check_closures(optimizers: Sequence[object], changers: Sequence[str]) -> None:
