@@ -36,6 +36,9 @@ from scenario import digest
 HERE = Path(__file__).parent
 PLACES = ("after_step", "optimizer_update", "after_epoch")
 REMAINDERS = ("extend", "drop", "flush", "carry")
+STORED = 16
+"""Steps of two ranks, in each of which a run stores what other numbers of ranks resume."""
+
 STOP_AT = 11
 """Steps of the run that is left in mid-window."""
 
@@ -187,7 +190,8 @@ def agreed_seldom(rank: Rank) -> Any:
             def leave(run: Run, at: int | None = None if resume else until) -> bool:
                 return run.step == at
 
-            with engine_of(directory, window=2 * rank.world, agree_every=3, seed=1 + bool(resume)) as engine:
+            given = {"agree_every": 3, "every": 2, "first": 1}
+            with engine_of(directory, window=2 * rank.world, seed=1 + bool(resume), **given) as engine:
                 engine.on_exit("after_step")(lambda run: stop_once(run, rank))
                 engine.run(resume=resume, until=leave)
         ends.append(end_of(engine))
@@ -332,6 +336,8 @@ def values_of(run: Run) -> list[float]:
 def plain(rank: Rank) -> list[float]:
     """A run for other numbers of ranks to resume from; what becomes of it."""
     with measuring(shared(rank) / "plain", at=PLACES) as engine:
+        engine.run(until=lambda run: run.step == STORED)
+    with measuring(own(rank) / "plain", every=1000) as engine:
         return values_of(engine.run())
 
 
