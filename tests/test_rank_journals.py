@@ -8,8 +8,6 @@ from __future__ import annotations
 import csv
 import json
 import sqlite3
-import subprocess
-import sys
 from array import array
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -601,45 +599,3 @@ def test_stats_names_the_slowest_rank_and_who_waited(path: Path, capsys: pytest.
     assert plain["slowest"]["before_step"]["waited_ns"] == {"0": 100 * US, "1": 0}
     main(["stats", str(path), "--json", "--rank", "1"])
     assert "slowest" not in json.loads(capsys.readouterr().out)
-
-
-SCRIPT = """
-import sys, time
-import torch
-from torch.utils.data import TensorDataset
-from builders import dataset_engine
-from heptad_plugins import Journal
-
-torch.set_num_threads(1)
-data = TensorDataset(torch.linspace(-1, 1, 192).reshape(48, 4), torch.arange(48) % 3)
-engine = dataset_engine(data, [Journal(sys.argv[1])], accumulation=2, epochs=2)
-
-@engine.on_exit("before_step")
-def read_slowly(run):
-    time.sleep(0.01 * run.rank)
-
-@engine.on_exit("after_epoch")
-def speak(run):
-    run.note(f"rank {run.rank} of {run.world}")
-
-engine.run()
-"""
-
-
-def test_a_run_under_torchrun(path: Path):
-    """Two ranks; the second reads slowly, and the first waits for it in the steps that close a window."""
-    script = path.with_name("script.py")
-    script.write_text(SCRIPT)
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    subprocess.run([*launch, script, path], check=True, capture_output=True, timeout=120)
-    log = TransitionLog.load(path)
-    assert (log.ranks, log.world, log.missing, log.diff_ranks()) == ((0, 1), 2, {}, {})
-    assert [note.text for note in log.notes("note")] == ["rank 0 of 2", "rank 1 of 2"] * 2
-    assert [note.rank for note in log.notes("note")] == [0, 1] * 2
-    assert records(log) == records(log.of_rank(1))
-    found = log.slowest_ranks()
-    steps = log.counts()["before_step"]
-    assert found["before_step"].rank == 1
-    assert found["before_step"].waited_ns[0] > 0.008 * steps * 1e9
-    stood = found["process_batch"].stood_ns[0] + found["optimizer_update"].stood_ns[0]
-    assert stood > 0.008 * steps * 1e9

@@ -11,7 +11,7 @@ from time import monotonic
 from typing import Any, Literal
 
 from heptad import CheckpointError, Detour, Plugin, PluginError, Run
-from heptad.plugin import BackgroundWriter, Store, refuse_unrecorded
+from heptad.plugin import BackgroundWriter, Snapshot, Store, refuse_unrecorded
 from heptad_plugins._options import directory_of, number, one_of, places_of, selection, text_of, whole_number, yes_or_no
 from heptad_plugins._stored import flag_in, mapping
 
@@ -202,20 +202,25 @@ class Checkpoint(Plugin):
 
         In the background only a copy is made here, but for a run that is paused: it may not continue.
         """
+        take = partial(self._taken, run)
+        if self._writer is not None and run.paused is None:
+            self._writer.save(run, take(), self._keep_last, self._keep_best)
+        else:
+            self._finish()
+            self.store.save(take)
+            self.store.rotate(self._keep_last, self._keep_best)
+        self._saved_at = monotonic()
+        if self._seconds is not None:
+            run.ask(self._request, wanted=False)
+
+    def _taken(self, run: Run) -> Snapshot:
+        """Return a snapshot of the run, with the value that is monitored."""
         value = None if self._watched is None else self._value(run, self._watched)
         self._has_valued = self._has_valued or value is not None
         snapshot = run.snapshot()
         if value is not None:
             snapshot.summary["monitor"] = {"name": self._monitor, "mode": self._mode, "value": value}
-        if self._writer is not None and run.paused is None:
-            self._writer.save(run, snapshot, self._keep_last, self._keep_best)
-        else:
-            self._finish()
-            self.store.save(snapshot)
-            self.store.rotate(self._keep_last, self._keep_best)
-        self._saved_at = monotonic()
-        if self._seconds is not None:
-            run.ask(self._request, wanted=False)
+        return snapshot
 
     def _finish(self) -> None:
         """Wait for what is being written, and raise what that failed with."""

@@ -16,8 +16,9 @@ from torch import nn
 from torch.utils.data import TensorDataset
 
 from builders import records
-from heptad import CheckpointError, Components, Engine, Run, RunConfig, TransitionLog
+from heptad import CheckpointError, Components, Engine, Plugin, Run, RunConfig, TransitionLog
 from heptad.checkpoints.store import Store
+from heptad.record.events import Detach, StillDetached
 from heptad_plugins import (
     EMA,
     Checkpoint,
@@ -35,6 +36,9 @@ from scenario import digest
 HERE = Path(__file__).parent
 PLACES = ("after_step", "optimizer_update", "after_epoch")
 REMAINDERS = ("extend", "drop", "flush", "carry")
+STORED = 16
+"""Steps of two ranks, in each of which a run stores what other numbers of ranks resume."""
+
 STOP_AT = 11
 """Steps of the run that is left in mid-window."""
 
@@ -57,7 +61,7 @@ def engine_of(
         criterion=nn.CrossEntropyLoss(),
         dataset=TensorDataset(*data),
     )
-    given = {name: options.pop(name) for name in ("remainder", "epochs", "agree_every") if name in options}
+    given = {name: options.pop(name) for name in ("remainder", "epochs", "agree_every", "strategy") if name in options}
     config = RunConfig(**{"epochs": 3, "batch_size": 2, "window": window, "seed": 7, "num_workers": 0} | given)
     plugins = options.pop("plugins", [])
     store = Checkpoint(directory, **({"at": "after_step", "keep_last": 1000} | options))
@@ -186,7 +190,8 @@ def agreed_seldom(rank: Rank) -> Any:
             def leave(run: Run, at: int | None = None if resume else until) -> bool:
                 return run.step == at
 
-            with engine_of(directory, window=2 * rank.world, agree_every=3, seed=1 + bool(resume)) as engine:
+            given = {"agree_every": 3, "every": 2, "first": 1}
+            with engine_of(directory, window=2 * rank.world, seed=1 + bool(resume), **given) as engine:
                 engine.on_exit("after_step")(lambda run: stop_once(run, rank))
                 engine.run(resume=resume, until=leave)
         ends.append(end_of(engine))
@@ -236,6 +241,77 @@ def full(directory: Path, rank: Rank) -> None:
     engine.run()
 
 
+class Forgetful(Plugin):
+    """Cannot give its state on rank 1."""
+
+    observes = True
+
+    def __init__(self, rank: Rank, on_error: Any) -> None:
+        self.rank, self.on_error = rank, on_error
+
+    def state_dict(self) -> dict[str, Any]:
+        if self.rank.number:
+            raise ValueError("forgotten")
+        return {"known": True}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        assert state == {"known": True}
+
+
+def forgotten(rank: Rank) -> Any:
+    """A state that one rank cannot give: the checkpoint fails, or is detached, on all; or the plugin is, on that."""
+    found: dict[str, Any] = {}
+    for name, of_checkpoint, of_plugin in (
+        ("raised", "raise", "raise"),
+        ("no checkpoint", "detach", "raise"),
+        ("no plugin", "raise", "detach"),
+    ):
+        for resume in (None, "auto") if name == "no plugin" else (None,):
+            plugins = [Forgetful(rank, of_plugin)]
+            given = {"at": "optimizer_update", "plugins": plugins, "on_error": of_checkpoint, "epochs": 1}
+            with engine_of(own(rank) / "forgotten" / name, **given) as engine:
+                try:
+                    run = engine.run(resume=resume)
+                    gone = [note.plugin for note in run.log.notes() if isinstance(note, Detach | StillDetached)]
+                    found[name] = [run.state, gone]
+                except CheckpointError as error:
+                    found[name] = str(error)
+    return found
+
+
+def grown(rank: Rank) -> Any:
+    """A run that ranks of another number continue, with its journal: what that holds then."""
+    journal = shared(rank) / "grown.journal"
+    with engine_of(shared(rank) / "grown", masks=False, at="optimizer_update", plugins=[Journal(journal)]) as engine:
+        engine.run(resume="auto", until=lambda run: run.update == {2: 4, 3: 7, 1: 9}[rank.world])
+    if rank.world > 1:
+        torch.distributed.barrier()
+    log = TransitionLog.load(journal)
+    found: dict[str, Any] = {"ranks": list(log.ranks), "missing": log.missing, "parted": len(log.diff_ranks())}
+    for number in log.ranks:
+        of_rank = log.of_rank(number)
+        turns, values = [turn.seq for turn in of_rank], [(row.name, row.seq) for row in of_rank.values()]
+        assert turns == list(range(turns[0], turns[-1] + 1))
+        assert len(values) == len(set(values))
+        found[str(number)] = [turns[0] > 0, of_rank[-1].update, len(of_rank.values("train/loss"))]
+    return found
+
+
+def there_and_back(rank: Rank) -> Any:
+    """One process stores, ranks continue, and one process continues that."""
+    folder = own(rank) / "there"
+    found = []
+    for name, source, alone in (("one", None, True), ("many", "one", False), ("again", "many", True)):
+        torch.distributed.barrier()
+        if alone and rank.number:
+            continue
+        given = {"strategy": "none"} if alone else {}
+        with measuring(folder / name, at="optimizer_update", seed=1 + len(found), **given) as engine:
+            entry = source and Store(folder / source).entries()[2].path
+            found.append(values_of(engine.run(resume=entry)))
+    return found
+
+
 def kept(rank: Rank) -> dict[str, Any]:
     """From the checkpoint of two ranks that was kept as files, and without a break."""
     found = {}
@@ -260,6 +336,8 @@ def values_of(run: Run) -> list[float]:
 def plain(rank: Rank) -> list[float]:
     """A run for other numbers of ranks to resume from; what becomes of it."""
     with measuring(shared(rank) / "plain", at=PLACES) as engine:
+        engine.run(until=lambda run: run.step == STORED)
+    with measuring(own(rank) / "plain", every=1000) as engine:
         return values_of(engine.run())
 
 
@@ -308,8 +386,11 @@ def odd(rank: Rank) -> dict[str, Any]:
     return found
 
 
-CASES_OF_2 = (unbroken, resumed, automatic, damaged, agreed_seldom, refused, kept, plain, odd_plain)
-CASES_OF_3 = (elastic, odd, unbroken, resumed, automatic, agreed_seldom)
+CASES_OF_2 = (
+    *(unbroken, resumed, automatic, damaged, agreed_seldom, refused, forgotten),
+    *(kept, plain, odd_plain, there_and_back, grown),
+)
+CASES_OF_3 = (elastic, odd, unbroken, resumed, automatic, agreed_seldom, grown)
 CASES: dict[int, dict[str, Case]] = {
     world: {case.__name__: case for case in cases} for world, cases in ((2, CASES_OF_2), (3, CASES_OF_3))
 }

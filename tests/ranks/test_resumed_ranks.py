@@ -28,7 +28,7 @@ def launched(folder: Path) -> dict[int, Launch]:
 def alone(folder: Path, launched: dict[int, Launch]) -> dict[str, Any]:
     """What one process makes of it."""
     rank = Rank(0, 1, folder / "1")
-    return {"elastic": resumed_cases.elastic(rank), "odd": resumed_cases.odd(rank)}
+    return {case.__name__: case(rank) for case in (resumed_cases.elastic, resumed_cases.odd, resumed_cases.grown)}
 
 
 @pytest.fixture
@@ -92,6 +92,30 @@ def test_all_ranks_raise_the_same(launched: dict[int, Launch], mistake: str):
     first, second = (rank[mistake] for rank in launched[2].of("refused"))
     assert first == second
     assert REFUSALS[mistake] in first
+
+
+def test_a_state_that_one_rank_cannot_give(launched: dict[int, Launch]):
+    """All raise the same, or go on without checkpoints; a plugin that may be detached is, there, and stays so."""
+    first, second = launched[2].of("forgotten")
+    assert first["raised"] == second["raised"] == "rank 1: ValueError: forgotten"
+    assert first["no checkpoint"] == second["no checkpoint"] == ["finished", ["Checkpoint"]]
+    assert (first["no plugin"], second["no plugin"]) == (["finished", []], ["finished", ["Forgetful"]])
+
+
+def test_one_process_continues_what_ranks_do_and_the_reverse(launched: dict[int, Launch]):
+    for one, many, *again in launched[2].of("there_and_back")[:1]:
+        assert many == pytest.approx(one, rel=0, abs=1e-12)
+        assert again == [pytest.approx(one, rel=0, abs=1e-12)]
+
+
+def test_the_journals_of_a_run_that_other_numbers_of_ranks_continue(launched: dict[int, Launch], alone: dict[str, Any]):
+    """No row is there twice, none is missing, and what a rank that is no more has written counts no more."""
+    whole = {"missing": {}, "parted": 0}
+    for found in launched[2].of("grown"):
+        assert found == {**whole, "ranks": [0, 1], "0": [False, 4, 4], "1": [False, 4, 4]}
+    for found in launched[3].of("grown"):
+        assert found == {**whole, "ranks": [0, 1, 2], "0": [False, 7, 7], "1": [False, 7, 7], "2": [True, 7, 7]}
+    assert alone["grown"] == {**whole, "ranks": [0], "0": [False, 9, 9]}
 
 
 def test_a_checkpoint_of_two_ranks_that_was_kept_as_files_is_resumed(launched: dict[int, Launch]):

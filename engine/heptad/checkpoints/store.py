@@ -128,18 +128,22 @@ class Store:
 
     # -- writing
 
-    def save(self, snapshot: Snapshot) -> Entry:
+    def save(self, snapshot: Snapshot | Callable[[], Snapshot]) -> Entry:
         """Write a checkpoint with the number after the highest one, and return when it is durable.
 
         The tensors are read meanwhile, and must not change. If saving fails, there is no new checkpoint, and the
         earlier ones stay as they are.
+
+        Args:
+            snapshot: What it holds, or what takes that: where it raises on one of several ranks, all of them raise.
 
         Raises:
             CheckpointError: If something cannot be stored, before anything is written; or if the operating system
                 refuses something, with path and cause. Nothing is tried again: after a failed sync the system may
                 report success for data that it lost, so the next save writes new files.
         """
-        return self._save(lambda: pack_snapshot(snapshot, self._ranks.rank))
+        take = snapshot if callable(snapshot) else lambda: snapshot
+        return self._save(lambda: pack_snapshot(take(), self._ranks.rank))
 
     def save_packed(self, packed: PackedSnapshot) -> Entry:
         """Write a packed snapshot, as `save` does; from any thread, where there is one rank.

@@ -1,15 +1,13 @@
-"""A script for torchrun: trains and evaluates, and writes what each rank has recorded into the folder that is named."""
+"""Evaluations of all kinds on ranks: what each rank has recorded, by case. One process runs them too."""
 
 from __future__ import annotations
 
-import json
 import os
-import sys
-from pathlib import Path
 from typing import Any
 
 import torch
 import torchmetrics
+from rank_program import Case, Rank
 from torch import nn
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
@@ -17,8 +15,6 @@ from builders import CLASSES, FEATURES
 from heptad import Components, Engine, EngineError, RunConfig
 from heptad.errors import RankFailed
 from heptad_plugins import Evaluate, TrainingMetrics
-
-RANK, WORLD = (int(os.environ.get(name, default)) for name, default in (("RANK", "0"), ("WORLD_SIZE", "1")))
 
 
 class Noisy(Dataset):
@@ -44,7 +40,7 @@ def right(output: torch.Tensor, batch: Any) -> torch.Tensor:
 
 
 def on_rank_1(output: torch.Tensor, batch: Any) -> float:
-    if RANK == 1:
+    if os.environ.get("RANK") == "1":
         raise ValueError("on rank 1 only")
     return 0.0
 
@@ -61,32 +57,39 @@ def build(*plugins: Any) -> Engine:
     return Engine(components, RunConfig(epochs=2, batch_size=2, window=6), plugins)
 
 
-def main() -> None:
-    """Train with evaluations of all kinds; evaluate and predict beside it; fail on one rank."""
+def measured(rank: Rank) -> dict[str, Any]:
+    """Train with evaluations of all kinds, and evaluate beside it."""
     metrics = {
         "right": right,
         "f1": of_classes("F1Score", average="macro"),
         "all": torchmetrics.MetricCollection({"auroc": of_classes("AUROC"), "recall": of_classes("Recall")}),
     }
     few = DataLoader(TensorDataset(VALID.data, VALID.target), batch_size=5, shuffle=True)  # in an order of each rank
-    plugins = (Evaluate(VALID, metrics), Evaluate(few, name="few"), TrainingMetrics({"right": right}))
-    engine = build(*plugins)
+    engine = build(Evaluate(VALID, metrics), Evaluate(few, name="few"), TrainingMetrics({"right": right}))
     run = engine.run()
     found: dict[str, Any] = {name: run.history(name) for name in sorted(run.metrics)}
     found["beside"] = dict(engine.evaluate(VALID, {"right": right}))
-    predicted = {number: output.tolist() for number, output in engine.predict(VALID, numbered=True)}
-    detached = build(Evaluate(VALID, {"m": on_rank_1}, trial=False, on_error="detach"))
-    done = detached.run()
-    found["detached"] = [done.state, done.update]
+    return found
+
+
+def predicted(rank: Rank) -> dict[str, Any]:
+    """Predict with the network as it begins."""
+    return {str(number): output.tolist() for number, output in build().predict(VALID, numbered=True)}
+
+
+def detached(rank: Rank) -> list[Any]:
+    """A metric fails on one rank, and the plugin is to be detached."""
+    run = build(Evaluate(VALID, {"m": on_rank_1}, trial=False, on_error="detach")).run()
+    return [run.state, run.update]
+
+
+def failed(rank: Rank) -> str:
+    """A metric fails on one rank."""
     try:
         build(Evaluate(VALID, {"m": on_rank_1}, trial=False)).run()
-        failed = ""
     except (ValueError, EngineError, RankFailed) as error:
-        failed = f"{type(error).__name__}: {error}"
-    told = {"found": found, "predicted": predicted, "failed": failed}
-    Path(sys.argv[1], f"{WORLD}.{RANK}").write_text(json.dumps(told))
+        return f"{type(error).__name__}: {error}"
+    return ""
 
 
-if __name__ == "__main__":
-    torch.set_num_threads(1)
-    main()
+CASES: dict[str, Case] = {case.__name__: case for case in (measured, predicted, detached, failed)}

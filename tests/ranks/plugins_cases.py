@@ -1,23 +1,24 @@
-"""What `test_plugins_on_two_ranks` runs on each rank: its cases, and what came of them as a line of JSON."""
+"""Shipped plugins on two ranks: what came of each case."""
 
 from __future__ import annotations
 
 import io
-import json
 import os
 import signal
-import sys
-from pathlib import Path
+import time
 from typing import Any
 
 import torch
+from rank_program import Case, Rank
+from torch.utils.data import TensorDataset
 
-from builders import Clock, small_engine
+from builders import Clock, dataset_engine, small_engine
 from heptad import Plugin, Run
 from heptad_plugins import (
     CSVLogger,
     EarlyStopping,
     GracefulStop,
+    Journal,
     ModelSummary,
     Profiler,
     Progress,
@@ -26,8 +27,6 @@ from heptad_plugins import (
     TimeLimit,
     TrainingMetrics,
 )
-
-RANK = int(os.environ["RANK"])
 
 
 class Skips(Plugin):
@@ -50,25 +49,28 @@ def limited(action: Any, second_a_step: float) -> Any:
     return engine
 
 
-def stopped_by_the_clock_of_rank_1() -> Any:
-    engine = limited("stop", 1.0 if RANK else 0.1)
+def stopped(rank: Rank) -> Any:
+    """By the clock of rank 1."""
+    engine = limited("stop", 1.0 if rank.number else 0.1)
     run = engine.run()
     return [run.update, run.seq, run.reason]
 
 
-def paused_by_the_clock_of_rank_1() -> Any:
-    engine = limited("pause", 1.0 if RANK else 0.7)
+def paused(rank: Rank) -> Any:
+    """By the clock of rank 1."""
+    engine = limited("pause", 1.0 if rank.number else 0.7)
     updates: list[int] = []
     while not engine.current.ended:
         updates.append(engine.run().update)
     return updates
 
 
-def sigterm_on_rank_1() -> Any:
+def signalled(rank: Rank) -> Any:
+    """Rank 1 alone."""
     engine = small_engine(16, [GracefulStop()])
 
     def kill(run: Run) -> None:
-        if RANK == 1 and run.step == 3:
+        if rank.number == 1 and run.step == 3:
             os.kill(os.getpid(), signal.SIGTERM)
 
     engine.on_exit("after_step")(kill)
@@ -79,7 +81,8 @@ def sigterm_on_rank_1() -> Any:
     return None
 
 
-def loggers(folder: Path) -> Any:
+def logged(rank: Rank) -> Any:
+    folder = rank.folder / "files"
     out = io.StringIO()
     plugins = [
         *(CSVLogger(folder / "a.csv"), TensorBoardLogger(folder / "events"), Progress(file=out)),
@@ -88,11 +91,21 @@ def loggers(folder: Path) -> Any:
     ]
     run = small_engine(6, plugins, epochs=2).run()
     found = run.metrics
-    per_step = found["samples_per_second"] / found["steps_per_second"] if RANK == 0 else None
+    per_step = found["samples_per_second"] / found["steps_per_second"] if rank.number == 0 else None
     return [run.seq, found["train/epoch_loss"], bool(out.getvalue()), per_step]
 
 
-def steered_by_a_first_only_plugin() -> Any:
+def journalled(rank: Rank) -> None:
+    """Rank 1 reads slowly, and the first waits for it in the steps that close a window."""
+    data = TensorDataset(torch.linspace(-1, 1, 192).reshape(48, 4), torch.arange(48) % 3)
+    engine = dataset_engine(data, [Journal(rank.folder / "run.journal")], accumulation=2, epochs=2)
+    engine.on_exit("before_step")(lambda run: time.sleep(0.01 * run.rank))
+    engine.on_exit("after_epoch")(lambda run: run.note(f"rank {run.rank} of {run.world}"))
+    engine.run()
+
+
+def steered(rank: Rank) -> Any:
+    """By a first-only plugin; last, for it ends what the ranks have in common."""
     try:
         small_engine(4, [Skips()]).run()
     except Exception as error:
@@ -100,14 +113,4 @@ def steered_by_a_first_only_plugin() -> Any:
     return None
 
 
-if __name__ == "__main__":
-    torch.set_num_threads(1)
-    given = Path(sys.argv[1])
-    results = {
-        "stop": stopped_by_the_clock_of_rank_1(),
-        "pause": paused_by_the_clock_of_rank_1(),
-        "sigterm": sigterm_on_rank_1(),
-        "loggers": loggers(given / "files"),
-        "steered": steered_by_a_first_only_plugin(),  # last: it ends what the ranks have in common
-    }
-    (given / f"{RANK}.json").write_text(json.dumps(results))
+CASES: dict[str, Case] = {case.__name__: case for case in (stopped, paused, signalled, logged, journalled, steered)}

@@ -1,0 +1,80 @@
+"""Shipped plugins on two real ranks, which are started once for all cases."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from launching import Launch, launch_warm
+
+from builders import records
+from heptad import TransitionLog
+
+
+@pytest.fixture(scope="module")
+def launched(tmp_path_factory: pytest.TempPathFactory) -> Launch:
+    return launch_warm("plugins_cases", 2, tmp_path_factory.mktemp("two ranks"))
+
+
+@pytest.fixture
+def found(launched: Launch, request: pytest.FixtureRequest) -> list[Any]:
+    """Return what came of a case on each rank."""
+    return launched.of(request.param)
+
+
+@pytest.mark.parametrize("found", ["stopped"], indirect=True)
+def test_all_end_in_the_turn_in_which_the_time_of_one_is_up(found: list[Any]):
+    assert found[0] == found[1]
+    assert found[0][0] == 3
+    assert found[0][2].endswith("(rank 1)")
+
+
+@pytest.mark.parametrize("found", ["paused"], indirect=True)
+def test_each_pause_gives_all_ranks_the_full_time_again(found: list[Any]):
+    """Rank 0, whose clock is slower, would else pause the run at update 4."""
+    assert found == [[3, 6, 8]] * 2  # of 16 batches
+
+
+@pytest.mark.parametrize("found", ["signalled"], indirect=True)
+def test_a_signal_to_one_rank_pauses_and_ends_both(found: list[Any]):
+    assert found == [[143, 3, "SIGTERM (rank 1)", "finished"]] * 2
+
+
+@pytest.mark.parametrize("found", ["logged"], indirect=True)
+def test_the_first_rank_writes_and_both_go_the_same_way(found: list[Any]):
+    assert found[0][:2] == found[1][:2]
+    assert [row[2] for row in found] == [True, False]
+    assert found[0][3] == pytest.approx(4.0)  # two samples on each of two ranks
+
+
+def test_no_file_is_written_twice(launched: Launch):
+    folder = launched.folder
+    assert sorted(path.name for path in (folder / "files").iterdir()) == [
+        "a.csv",
+        "events",
+        "trace.json",
+        "trace.rank1.json",
+    ]
+    assert len(list((folder / "files" / "events").iterdir())) == 1
+
+
+@pytest.mark.parametrize("found", ["steered"], indirect=True)
+def test_a_first_only_plugin_that_steers_is_named_on_both(found: list[Any]):
+    assert found[0].startswith("PluginError: Skips.on_enter_optimizer_update has skipped an update")
+    assert found[1].startswith("RankFailed: rank 0 failed in optimizer_update at step 2: PluginError: Skips.")
+
+
+def test_journals_of_two_ranks_say_which_was_slow(launched: Launch):
+    """The second reads slowly."""
+    assert launched.of("journalled") == [None, None]
+    log = TransitionLog.load(launched.folder / "run.journal")
+    assert (log.ranks, log.world, log.missing, log.diff_ranks()) == ((0, 1), 2, {}, {})
+    assert [note.text for note in log.notes("note")] == ["rank 0 of 2", "rank 1 of 2"] * 2
+    assert [note.rank for note in log.notes("note")] == [0, 1] * 2
+    assert records(log) == records(log.of_rank(1))
+    found = log.slowest_ranks()
+    steps = log.counts()["before_step"]
+    assert found["before_step"].rank == 1
+    assert found["before_step"].waited_ns[0] > 0.008 * steps * 1e9
+    stood = found["process_batch"].stood_ns[0] + found["optimizer_update"].stood_ns[0]
+    assert stood > 0.008 * steps * 1e9
