@@ -118,7 +118,7 @@ class Engine(EngineView):
         self._driver: int | None = None
         self._lock = threading.Lock()
         self._manager.check(self.current)
-        self._strategy.prepare(self.current, self._manager.plugins)
+        self._strategy.prepare(self.current, self._manager)
 
     def _build_machine(self, detours: Sequence[tuple[Plugin | None, Detour]]) -> Machine:
         table = self.current.table

@@ -56,7 +56,8 @@ def refuse_unequal(run: Run) -> None:
     raise RankFailed(
         f"the weights of the ranks differ: {', '.join(odd[:_MOST_NAMED])}{more} of rank {', '.join(map(str, ranks))} "
         "from those of rank 0, though all have made the same updates of the same gradients; something has written to "
-        "them on one rank alone: a handler, or an optimizer that a plugin steps before the gradients are averaged"
+        "them on one rank alone, or an optimizer has other settings there: a handler, a schedule that goes by what one "
+        "rank measures, an optimizer that a plugin steps before the gradients are averaged"
     )
 
 
