@@ -341,7 +341,8 @@ def _place(run: Run) -> str:
     return f"in {state} at step {step}"
 
 
-_OF_AN_EXCHANGE = ("gloo", "nccl", "processgroup", "c10d")
+_OF_AN_EXCHANGE = ("gloo", "nccl", "processgroup", "c10d", "caused pair closure")
+"""What stands in the text of such an error; the last is gloo's "Application timeout caused pair closure"."""
 
 
 def _is_of_exchange(error: BaseException) -> bool:
