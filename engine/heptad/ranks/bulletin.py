@@ -86,12 +86,15 @@ class Bulletin:
         where = [self._get("waits", other) for other in sorted({*others, self._rank}) if other not in silent]
         known = "".join(f"; {text}" for text in where if text)
         if not silent:
+            if len({text.partition(" waited ")[2] for text in where if text}) == 1:
+                return f"a rank came too late: the others had given up waiting for it{known} ({error})"
             return f"the ranks wait for different things, and have given up{known} ({error})"
         names = ", ".join(map(str, silent))
         last = "".join(f"; rank {one} was last heard {self.last[one]}" for one in silent if one in self.last)
         if "timed out" in error.lower() or "timeout" in error.lower():
             return f"rank {names} did not come: it hangs, or is far behind{last}{known} ({error})"
-        return f"rank {names} is gone without a word: it was killed, or its machine is lost{last}{known} ({error})"
+        lost = "it was killed, its script ended before those of the others, or its machine is lost"
+        return f"rank {names} is gone without a word: {lost}{last}{known} ({error})"
 
     def _name(self, what: str, rank: int) -> str:
         return f"{self._page}/{what}/{rank}"
