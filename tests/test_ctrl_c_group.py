@@ -1,4 +1,4 @@
-"""Ctrl-C at a terminal: the worker processes of a loader get the signal too, and the run pauses all the same."""
+"""A signal to the whole process group, such as Ctrl-C: the run pauses, and the workers of a loader do not end it."""
 
 from __future__ import annotations
 
@@ -112,6 +112,47 @@ def test_workers_that_get_ctrl_c_too_do_not_end_the_run(kind, tmp_path):
         os.killpg(program.pid, signal.SIGKILL)
         out, err = program.communicate()
     assert (out.split(), program.returncode) == (["finished", "True", "True"] * (len(KINDS[kind]) - 1), 0), err
+
+
+STOPPED = """
+import os, subprocess, time
+import torch
+from torch.utils.data import DataLoader
+from builders import FEATURES, small_engine
+from heptad_plugins import GracefulStop
+
+SAMPLES = [(torch.full((FEATURES,), number / 64), number % 3) for number in range(64)]
+engine = small_engine(DataLoader(SAMPLES, batch_size=2, num_workers=2), [GracefulStop()], epochs=6)
+
+
+@engine.on_enter("process_batch", every=20, once=True)
+def _(run):
+    # from another process: a worker of torch ends in silence if it is the parent that asks for it
+    subprocess.run(["/bin/sh", "-c", f"kill -TERM -{os.getpgid(0)}"])
+    time.sleep(0.5)  # a step takes its time, in which a worker that the signal ended would be missed
+
+
+try:
+    engine.run()
+finally:
+    print(engine.current.paused, engine.current.step)
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "killpg"), reason="there are no process groups here")
+def test_sigterm_to_the_whole_group_pauses_the_run_too(tmp_path):
+    """As torchrun and timeout send it: the workers of a loader stay, and the process ends as `GracefulStop` says."""
+    (tmp_path / "program.py").write_text(STOPPED)
+    program = subprocess.run(
+        [sys.executable, str(tmp_path / "program.py")],
+        capture_output=True,
+        text=True,
+        start_new_session=True,
+        env=environment(),
+        timeout=60,
+        check=False,
+    )
+    assert (program.returncode, program.stdout.split()) == (143, ["SIGTERM", "20"]), program.stderr
 
 
 def test_persistent_workers_that_were_started_before_are_warned_of_once():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 from collections.abc import Callable
 from typing import Any, Protocol, cast
@@ -240,9 +241,15 @@ def as_it_is(batch: Any) -> Any:
 
 
 def ignore_interrupts(worker: int) -> None:
-    """Ignore Ctrl-C in a worker process. A terminal sends it there too, and the main process decides."""
+    """Let the main process decide what a signal means: ignore Ctrl-C in a worker, and leave the group of the process.
+
+    A terminal sends Ctrl-C to a whole group, and so do torchrun and timeout with SIGTERM, which must still end a worker
+    that torch terminates.
+    """
     del worker
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if hasattr(os, "setpgid"):
+        os.setpgid(0, 0)
 
 
 def is_a(value: object, of: Any) -> bool:

@@ -1,4 +1,4 @@
-"""Worker processes that Ctrl-C does not end: a terminal sends it to all processes, and the main one decides."""
+"""Worker processes that Ctrl-C or a SIGTERM to all does not end: they get it too, and the main process decides."""
 
 from __future__ import annotations
 

@@ -7,6 +7,7 @@ exchange has failed reads it there. A rank that only gives up waiting posts wher
 from __future__ import annotations
 
 import json
+import re
 from time import monotonic, sleep
 from typing import Any
 
@@ -22,6 +23,9 @@ _TOGETHER = 0.4
 """Seconds in which ranks that fail for one reason, as of the same data or weights, have all posted that."""
 
 _LOOK = 0.01
+
+_PLACE_IN_SOURCE = re.compile(r"\[\S*\.cc:\d+\] ")
+"""Where in its own source gloo has noticed something; nobody else can look there."""
 
 
 class Bulletin:
@@ -95,9 +99,12 @@ class Bulletin:
         return self._gave_up(others, silent, error)
 
     def _gave_up(self, others: list[int], silent: list[int], error: str) -> str:
+        error = _PLACE_IN_SOURCE.sub("", error).partition(" This is typically")[0]
         where = [self._get("waits", other) for other in sorted({*others, self._rank}) if other not in silent]
         known = "".join(f"; {text}" for text in where if text)
         if not silent:
+            if len({text.partition(" waited ")[2] for text in where if text}) == 1:
+                return f"a rank came too late: the others had given up waiting for it{known} ({error})"
             return f"the ranks wait for different things, and have given up{known} ({error})"
         if earlier := [text for one in silent if (text := self._get("missed", one)) is not None]:
             return earlier[0]  # of a rank that has hung up since, which looks here as if it had been cut off
@@ -106,7 +113,7 @@ class Bulletin:
         if "timed out" in error.lower() or "timeout" in error.lower():
             why = "did not come: it hangs, or is so far behind that RunConfig.patience is too short"
         else:
-            why = "is gone without a word: it was killed, or has left the run, or its machine is lost"
+            why = "is gone without a word: it was killed, its script ended before those of the others, or its machine is lost"
         text = f"rank {names} {why}{last}{known} ({error})"
         for one in silent:
             self._set("missed", text, one)

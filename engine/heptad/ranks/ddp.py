@@ -120,7 +120,16 @@ class Ddp:
         return int(self._group.gather(str(seed).encode())[0])
 
     def place(self, runtime: Runtime) -> None:
-        """Move the network to its device, and wrap it."""
+        """Move the network to its device, and wrap it.
+
+        Raises:
+            RankFailed: If the networks of the ranks differ: DDP would say which tensor by its number alone.
+        """
+        shapes = {
+            name: f"{str(one.dtype).removeprefix('torch.')} {tuple(one.shape)}{'' if one.requires_grad else ', frozen'}"
+            for name, one in runtime.network.named_parameters()
+        }
+        compare_ranks(self._group, {"parameter": shapes})
         network, device = runtime.network.to(runtime.device), runtime.device
         self._resumed = True
         self._all = []
@@ -150,12 +159,9 @@ class Ddp:
     def equalize(self, run: Run) -> None:
         """Send the weights of the first rank to all; then let generators differ, so that masks of dropout do.
 
-        Before that, see that all have the same parameters and optimizers.
+        Before that, see that all have the same optimizers.
         """
-        shapes = {name: [list(one.shape), str(one.dtype)] for name, one in weights_of(run).items()}
-        trained = [name for name, one in weights_of(run).items() if one.requires_grad]
-        optimizers = run._runtime.optimizers.describe()
-        compare_ranks(self._group, {"weights": shapes, "what is trained": trained, "optimizers": optimizers})
+        compare_ranks(self._group, {"optimizers": run._runtime.optimizers.describe()})
         with torch.no_grad():
             for tensor in [*weights_of(run).values(), *run.network.buffers()]:
                 dist.broadcast(tensor.detach(), 0, group=self._group.data)
