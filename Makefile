@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: demo examples test lint types pytest test-gpu oldest newest benchmarks kill-matrix chains fuzz reference clean
+.PHONY: demo examples test lint types pytest test-gpu oldest newest benchmarks kill-matrix chains chains-ranks fuzz reference clean
 
 demo: .venv/ready
 	$(BIN)/python examples/digits.py
@@ -61,6 +61,10 @@ kill-matrix: .venv/ready
 # Kills runs again and again at random times, while they start, load, write and rotate: some ten minutes.
 chains: .venv/ready
 	$(BIN)/python -W ignore tests/chains.py
+
+# Kills a rank under torchrun again and again, which starts all anew: some five minutes.
+chains-ranks: .venv/ready
+	PYTHONPATH=tests $(BIN)/python -W ignore tests/ranks/rank_chains.py
 
 # Gives readers damaged and crafted files, INPUTS of them: a quarter of an hour. What fails is kept in runs/fuzz.
 INPUTS := 100000

@@ -25,7 +25,7 @@ from heptad.plugin.detour import Detour
 from heptad.plugin.detour_state import DetourState
 from heptad.plugin.manager import PluginManager
 from heptad.plugin.marks import Mark, Predicate
-from heptad.plugin.subscription import Subscription, handler_name
+from heptad.plugin.subscription import Subscription, function_name
 from heptad.plugin.tracing import trace
 from heptad.plugin.verify import titled, verify
 from heptad.ranks.choosing import build_strategy
@@ -118,7 +118,7 @@ class Engine(EngineView):
         self._driver: int | None = None
         self._lock = threading.Lock()
         self._manager.check(self.current)
-        self._strategy.prepare(self.current, self._manager.plugins)
+        self._strategy.prepare(self.current, self._manager)
 
     def _build_machine(self, detours: Sequence[tuple[Plugin | None, Detour]]) -> Machine:
         table = self.current.table
@@ -265,7 +265,7 @@ class Engine(EngineView):
 
     def _subscriber(self, mark: Mark) -> Callable[[F], F]:
         def put(function: F) -> F:
-            name = handler_name(function)
+            name = function_name(function)
             if self.current.state != "idle":
                 raise PluginError(f"{name} comes too late: handlers are taken until the run has started")
             self._subscribe(Subscription(None, name, mark, function))

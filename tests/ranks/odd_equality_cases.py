@@ -217,6 +217,34 @@ def too_few_of_unknown_length(rank: Rank) -> str:
     return "nothing was raised"
 
 
+def long_epochs_of_few_batches(rank: Rank) -> list[int]:
+    """Return what was counted where a step takes the batches of several epochs, of unknown length."""
+    engine = Engine(
+        Components(network=Branching(), loader=Unsized(1), criterion=nn.CrossEntropyLoss(), optimizer=adamw),
+        RunConfig(max_updates=3, remainder="carry", accumulation=2, device="cpu"),
+    )
+    run = engine.run()
+    return [run.update, run.samples]
+
+
+def stopped_between_agreements(rank: Rank) -> list[Any]:
+    """Return where a run ends that was asked to stop, and one that is resumed before the ranks agree on it."""
+    directory = rank.folder / "stopped"
+
+    def ended(at: Path | None) -> list[Any]:
+        case = Odd(plain(24), 1, config={"epochs": 4, "agree_every": 3})
+        engine, _ = learner(case, 1, [Checkpoint(directory, at="optimizer_update", keep_last=50)])
+
+        @engine.on_exit("optimizer_update", once=True)
+        def stop(run: Run) -> None:
+            run.stop("enough")
+
+        run = engine.run(resume=at)
+        return [run.update, run.reason]
+
+    return [ended(None), ended(directory / "checkpoint-00000001")]
+
+
 class Calibration(Plugin):
     """Steps a temperature by the gradients of this rank alone, as one process would."""
 
@@ -253,7 +281,14 @@ def stepped_apart(rank: Rank) -> list[Any]:
     return [*began, "nothing was raised"]
 
 
+OTHERS = (
+    resumed,
+    long_epochs_of_few_batches,
+    stopped_between_agreements,
+    too_few_of_unknown_length,
+    stepped_apart,
+)
 CASES: dict[str, Case] = {
     **{name: partial(trained, case=case) for name, case in ODD.items()},
-    **{case.__name__: case for case in (resumed, too_few_of_unknown_length, stepped_apart)},
+    **{case.__name__: case for case in OTHERS},
 }

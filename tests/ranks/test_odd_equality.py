@@ -40,8 +40,17 @@ def test_epochs_shorter_than_a_step_of_unknown_length_are_refused(launched: Laun
         assert "epoch 0 has 2 batches, fewer than the 3 ranks" in told
 
 
+def test_a_step_takes_the_batches_of_several_epochs_of_unknown_length(launched: Launch):
+    """Epochs of one batch on three ranks: two of three have no step of their own."""
+    assert launched.of("long_epochs_of_few_batches") == [[3, 3 * 2 * WORLD]] * WORLD
+
+
+def test_a_stop_that_is_not_agreed_on_yet_is_stored(launched: Launch):
+    assert launched.of("stopped_between_agreements") == [[[1, "enough"]] * 2] * WORLD
+
+
 def test_what_a_side_optimizer_steps_on_each_rank_for_itself_is_found(launched: Launch):
     """It begins equal on all; the gradients of one rank would make it another one on each, without a word."""
     for began, told in launched.of("stepped_apart"):
         assert began == 0.0
-        assert "the weights of the ranks differ: side/temperature[0] of rank 1, 2 from those of rank 0" in told
+        assert "the weights of the ranks differ: a parameter beside the network, of shape (), of rank 1, 2 from" in told

@@ -40,7 +40,7 @@ def own_places(run: Run, plugins: Iterable[Plugin], sections: Mapping[str, Any])
     """Return the keys that lead to what is this rank's own in the sections of a run."""
     places: list[tuple[str, ...]] = [*_PLACES]
     rank = run._runtime.peers.rank
-    for plugin in plugins if run._runtime.peers.world > 1 else ():
+    for plugin in plugins:
         if plugin.own_state and plugin.name in sections["plugins"]:
             path = ("plugins", plugin.name)
             if plugin.own_state is True or plugin.on_error == "detach":  # rank 0 may have detached it

@@ -77,7 +77,7 @@ class GroupCursor:
             DataError: If the length of the data has changed, and a rank has taken batches of this pass already.
         """
         del limit  # what is not taken is left
-        self._early = self._crossed
+        self._early = self._crossed or (not key.pass_index and self._at.epoch >= key.epoch)
         self._key, self.taken, self.idle, self._crossed = key, 0, False, False
         if self._at.epoch < key.epoch:
             self._begin_pass(PassKey(key.seed, key.epoch, 0))
@@ -94,13 +94,15 @@ class GroupCursor:
         """Return this rank's batch of the next group, or `NOTHING` where a pass of unknown length is over."""
         deal, own, last = self._deal, NOTHING, NOTHING
         sized = self._cursor.batches is not None
-        if self._crossed and not sized:
+        if not sized and (self._crossed or self._at.epoch > self._key.epoch):
             return NOTHING
         for rank in range(deal.world):
             batch = self._read()
             if batch is NOTHING:
                 # a pass that extends the epoch makes a step at least; another rank may have taken all of the data's own
                 open_ended = not sized and not (self._key.pass_index and not self.taken)
+                if deal.remainder == "drop" and rank and not self.taken:
+                    self._refuse_no_step()
                 if (open_ended and not rank) or deal.remainder == "drop":
                     return NOTHING
                 if not deal.goes_on(self._at):
@@ -194,6 +196,13 @@ class GroupCursor:
     def _ended(self) -> bool:
         batches = self._cursor.batches
         return self._over or (batches is not None and self._cursor.taken >= batches)
+
+    def _refuse_no_step(self) -> None:
+        raise DataError(
+            f"epoch {self._at.epoch} has {counted(self._cursor.taken, 'batch')}, fewer than the {self._deal.world} "
+            "ranks, and remainder='drop' leaves out a group that is not full, so that no step would be made; use "
+            "remainder='extend' or 'flush', a smaller batch_size or fewer ranks"
+        )
 
     def _refuse_few(self) -> None:
         """Refuse epochs shorter than a step, whose number is limited: the last may have no step of its own.

@@ -42,7 +42,7 @@ class Subscription:
         self.call = self.filter.gate(around(self.handler))
 
 
-def handler_name(function: Callable[..., object]) -> str:
+def function_name(function: Callable[..., object]) -> str:
     """Return what a function is called: the same in every process, so never an address."""
     while isinstance(function, partial):
         function = function.func
@@ -106,5 +106,5 @@ def _mark_in_name(plugin: Plugin, name: str) -> Mark:
             return Mark(moment, name.removeprefix(f"on_{moment}_"))
     raise PluginError(
         f"{plugin.name}.{name} would never be called: a handler is named on_enter_<state> or on_exit_<state>, or "
-        f"marked with @on_enter or @on_exit; {diagnose('handler_name', name)}"
+        f"marked with @on_enter or @on_exit; {diagnose('function_name', name)}"
     )

@@ -64,7 +64,7 @@ class Agreement:
         ]
 
     def after_update(self, run: Run) -> None:
-        """Agree after every so-manieth update, skipped ones counted: after the same ones in a run that was resumed."""
+        """Agree after every n-th update, skipped ones counted: after the same ones in a run that was resumed."""
         at = run._position
         if (at.update + at.skips) % self._every == 0:
             self.agree(run)

@@ -23,12 +23,12 @@ from heptad.config import ComputeLoss, RunConfig
 from heptad.data.generators import derive, seed_all
 from heptad.data.placement import read_numbers
 from heptad.errors import ConfigError, RankFailed, counted
-from heptad.plugin.contract import Plugin
+from heptad.plugin.manager import PluginManager
 from heptad.plugin.verify import titled
 from heptad.ranks.agreement import Agreement
 from heptad.ranks.company import LossModule, through, use_again
 from heptad.ranks.comparison import compare_ranks
-from heptad.ranks.equal_weights import trained
+from heptad.ranks.equal_weights import weights_of
 from heptad.ranks.group import Group, join_group
 from heptad.ranks.requests import RanksRun
 from heptad.ranks.strategy import scale
@@ -64,6 +64,7 @@ class Ddp:
         self._run: Run
         self._averaged: set[int] = set()
         """The ids of the parameters whose gradients DDP averages."""
+        self._all: list[nn.Parameter] = []
 
     @property
     def peers(self) -> Group:
@@ -93,7 +94,7 @@ class Ddp:
         """Return the rank, and how many there are."""
         return self._group.rank, self._group.world
 
-    def prepare(self, run: Run, plugins: Sequence[Plugin]) -> None:
+    def prepare(self, run: Run, manager: PluginManager) -> None:
         """Compare what the ranks were built with; give the run the id of the first, and windows over all."""
         group, config = self._group, run.config
         compare_ranks(
@@ -102,7 +103,10 @@ class Ddp:
                 "the version": versions(),
                 "RunConfig": config.model_dump(mode="json", exclude=OWN_FIELDS),
                 "the table": [[arc.source, arc.dest, arc.guard or ""] for arc in run.table.arcs],
-                "the plugins": [titled(plugin) for plugin in plugins],
+                "the plugins": [titled(plugin) for plugin in manager.plugins],
+                "the detours": {
+                    one.state: [one.every or 0, one.count or "", one.first or 0] for _, one in manager.detours_given
+                },
                 "what plugins ask for": list(run._runtime.requests),
                 "the data": run._runtime.feed.identity(),
             },
@@ -119,6 +123,7 @@ class Ddp:
         """Move the network to its device, and wrap it."""
         network, device = runtime.network.to(runtime.device), runtime.device
         self._resumed = True
+        self._all = []
         self._averaged = {id(one) for one in network.parameters() if one.requires_grad}
         runtime.forward = network
         self._compute_loss = runtime.components.compute_loss
@@ -143,9 +148,16 @@ class Ddp:
         return self._compute_loss
 
     def equalize(self, run: Run) -> None:
-        """Send the weights of the first rank to all; then let generators differ, so that masks of dropout do."""
+        """Send the weights of the first rank to all; then let generators differ, so that masks of dropout do.
+
+        Before that, see that all have the same parameters and optimizers.
+        """
+        shapes = {name: [list(one.shape), str(one.dtype)] for name, one in weights_of(run).items()}
+        trained = [name for name, one in weights_of(run).items() if one.requires_grad]
+        optimizers = run._runtime.optimizers.describe()
+        compare_ranks(self._group, {"weights": shapes, "what is trained": trained, "optimizers": optimizers})
         with torch.no_grad():
-            for tensor in [*trained(run), *run.network.buffers()]:
+            for tensor in [*weights_of(run).values(), *run.network.buffers()]:
                 dist.broadcast(tensor.detach(), 0, group=self._group.data)
         if self._group.rank:
             seed_all(derive("rank", run._runtime.feed.seed, self._group.rank))
@@ -172,10 +184,16 @@ class Ddp:
         keep DDP's own bits.
         """
         window, group = cast("RanksWindow", run._position.window), self._group
-        self._average_others(run)
-        sums = self._sums(run, window)
+        others = [one for one in self._weights(run) if one.requires_grad and id(one) not in self._averaged]
+        sums = self._sums(run, window, len(others))
         dist.all_reduce(sums, group=group.data)
-        total, loss = sums.unbind()
+        total, loss, counted_others, squares = sums.unbind()
+        if sums.is_cpu and float(squares) * group.world != float(counted_others) ** 2:  # an accelerator is not asked
+            raise RankFailed(
+                f"the ranks train different parameters: beside those that were trained when the run began, rank "
+                f"{group.rank} has {len(others)}; whatever freezes or unfreezes does so on all ranks"
+            )
+        self._average(others)
         nothing = sums.is_cpu and not float(total)  # an accelerator is not asked
         window.mean = None if nothing else _loss_of_all(loss, total, run)
         if not window.again:
@@ -193,9 +211,18 @@ class Ddp:
             factor = torch.where(total > 0, whole / total, 0.0)
             scale(run._runtime.optimizers.parameters(run.network), factor)
 
-    def _sums(self, run: Run, window: RanksWindow) -> torch.Tensor:
-        """Return Σr and Σ r · loss of this rank, float64, where the network is (no device sync)."""
-        sums = torch.zeros(2, dtype=torch.float64, device=run._runtime.device)
+    def _weights(self, run: Run) -> list[nn.Parameter]:
+        """Return all that is trained; looked for once, as the names of a large network take their time."""
+        if not self._all:
+            self._all = list(weights_of(run).values())
+        return self._all
+
+    def _sums(self, run: Run, window: RanksWindow, others: int) -> torch.Tensor:
+        """Return Σr and Σ r · loss of this rank, a number and its square, float64, where the network is.
+
+        No device sync.
+        """
+        sums = torch.tensor([0, 0, others, others**2], dtype=torch.float64, device=run._runtime.device)
         newest = run._position.loss
         losses = window.losses if window.losses is not None or newest is None else [(newest.detach(), 1.0)]
         for loss, relative in losses or ():
@@ -203,12 +230,11 @@ class Ddp:
             sums[1] += weighed(loss, relative)
         return sums
 
-    def _average_others(self, run: Run) -> None:
+    def _average(self, others: Sequence[nn.Parameter]) -> None:
         """Average the gradients that DDP does not know: of what optimizers hold beside the network, or was frozen."""
-        others = [one for one in trained(run) if one.requires_grad and id(one) not in self._averaged]
         if not others:
             return
-        used = torch.tensor([float(one.grad is not None) for one in others], device=run._runtime.device)
+        used = torch.tensor([float(one.grad is not None) for one in others], device=others[0].device)
         dist.all_reduce(used, group=self._group.data)
         for one, count in zip(others, read_numbers(list(used)), strict=True):
             if count:

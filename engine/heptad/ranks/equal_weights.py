@@ -7,7 +7,7 @@ several networks, of which one is stored and nobody tells.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping
 
 import torch
 from torch import nn
@@ -22,17 +22,22 @@ _MOST_NAMED = 5
 _WIDTHS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
-def trained(run: Run) -> list[nn.Parameter]:
-    """Return all that the ranks must hold equally: the network's parameters, then what optimizers hold beside it."""
+def weights_of(run: Run) -> dict[str, nn.Parameter]:
+    """Return all that the ranks must hold equally: the network's parameters, and what optimizers hold beside it."""
+    found = dict(run.network.named_parameters())
+    known = {id(parameter) for parameter in found.values()}
     optimizers = run._runtime.optimizers
-    held = [*optimizers.parameters(run.network), *optimizers.beside().held()]
-    return list({id(parameter): parameter for parameter in held}.values())
+    for each in (optimizers, optimizers.beside()):
+        for where, optimizer in zip(each.where, each, strict=True):
+            held = [parameter for group in each.groups(optimizer) for parameter in group["params"]]
+            found |= {f"{where}[{place}]": one for place, one in enumerate(held) if id(one) not in known}
+    return found
 
 
 def checksum_of(run: Run) -> int:
     """Return a number of 62 bits that depends on every bit of the parameters (one device sync)."""
     total = 0
-    for place, one in enumerate(_checksums(trained(run))):
+    for place, one in enumerate(_checksums(weights_of(run))):
         total = (total * 1_000_003 + one + place) % (1 << 62)
     return total
 
@@ -43,27 +48,23 @@ def refuse_unequal(run: Run) -> None:
     Raises:
         RankFailed: The same on all ranks.
     """
-    names = {id(parameter): name for name, parameter in run.network.named_parameters()}
-    parameters = trained(run)
-    told = [json.loads(text) for text in run._runtime.peers.gather(json.dumps(_checksums(parameters)).encode())]
-    odd = [
-        names.get(id(parameter), f"a parameter beside the network, of shape {tuple(parameter.shape)},")
-        for place, parameter in enumerate(parameters)
-        if len({row[place] for row in told}) > 1
-    ]
+    weights = weights_of(run)
+    told = [json.loads(text) for text in run._runtime.peers.gather(json.dumps(_checksums(weights)).encode())]
+    odd = [name for place, name in enumerate(weights) if len({row[place] for row in told}) > 1]
     ranks = [rank for rank, row in enumerate(told) if row != told[0]]
     more = f" and {len(odd) - _MOST_NAMED} more" if len(odd) > _MOST_NAMED else ""
     raise RankFailed(
         f"the weights of the ranks differ: {', '.join(odd[:_MOST_NAMED])}{more} of rank {', '.join(map(str, ranks))} "
         "from those of rank 0, though all have made the same updates of the same gradients; something has written to "
-        "them on one rank alone: a handler, or an optimizer that a plugin steps before the gradients are averaged"
+        "them on one rank alone, or an optimizer has other settings there: a handler, a schedule that goes by what one "
+        "rank measures, an optimizer that a plugin steps before the gradients are averaged"
     )
 
 
-def _checksums(parameters: Sequence[nn.Parameter]) -> list[int]:
+def _checksums(weights: Mapping[str, nn.Parameter]) -> list[int]:
     """Return a number for each parameter: a sum over its bits, each word weighed by its place."""
     with torch.no_grad():
-        sums = [_checksum(parameter.detach()) for parameter in parameters]
+        sums = [_checksum(parameter.detach()) for parameter in weights.values()]
     return [int(number) for number in torch.stack([one.cpu() for one in sums]).numpy()] if sums else []
 
 

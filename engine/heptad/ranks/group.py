@@ -20,7 +20,7 @@ from datetime import timedelta
 from functools import cache
 from pathlib import Path
 from time import monotonic, sleep
-from typing import Any, NoReturn, cast
+from typing import Any, NamedTuple, NoReturn
 from uuid import uuid4
 
 import torch
@@ -32,11 +32,14 @@ from heptad.data.generators import derive
 from heptad.errors import ConfigError, RankFailed, in_a_line
 from heptad.ranks.bulletin import Bulletin
 
-SHORT = 4096
+SHORT = 512
 """Bytes that are exchanged at once; what is longer takes a second exchange."""
 
-_HEAD = struct.Struct("<?q")
-"""What stands before it: whether the rank has failed, and how many bytes follow."""
+CONTENT, NUMBERS, FAILED, PLACE = range(4)
+"""What a rank exchanges; ranks that exchange different things are at different places of their paths."""
+
+_HEAD = struct.Struct("<Bq")
+"""What stands before it: which of these it is, and how many bytes follow."""
 
 _dist: Any = dist
 """The same, of which torch declares stores and rendezvous in part only."""
@@ -46,6 +49,14 @@ MEETING = 0.5
 
 JOINING = timedelta(minutes=30)
 """How long the others may take until they are there: as torch waits."""
+
+
+class _Frame(NamedTuple):
+    """What one rank has given: what it is, how many bytes it has, and as many of them as went into the frame."""
+
+    what: int
+    size: int
+    held: bytes
 
 
 class Group:
@@ -88,15 +99,15 @@ class Group:
     # -- the control plane
 
     def exchange(self, numbers: Sequence[int]) -> list[list[int]]:
-        """Return the whole numbers of each rank, by rank; all give equally many.
+        """Return the whole numbers of each rank, by rank; all give equally many, 60 at most.
 
         Raises:
-            RankFailed: If another rank does not take part.
+            RankFailed: If another rank does not take part, or exchanges something else.
         """
-        mine = torch.tensor(numbers, dtype=torch.int64)
-        rows = torch.empty((self.world, len(mine)), dtype=torch.int64)
-        self._gather(rows, mine)
-        return cast("list[list[int]]", rows.tolist())
+        form = struct.Struct(f"<{len(numbers)}q")
+        rows = self._frames(form.pack(*numbers), NUMBERS, SHORT)
+        self._refuse_other_things(rows)
+        return [list(form.unpack(row.held[: form.size])) for row in rows]
 
     def gather(self, content: bytes) -> list[bytes]:
         """Return what each rank gave, by rank; one exchange, and a second where something is long.
@@ -104,29 +115,10 @@ class Group:
         Raises:
             RankFailed: If another rank does not take part, or has failed in place of giving something.
         """
-        rows = self._gather_all(content, failed=False)
-        if failed := [text.decode() for wrong, text in rows if wrong]:
+        rows = self._gather_all(content, CONTENT)
+        if failed := [row.held.decode() for row in rows if row.what == FAILED]:
             raise RankFailed("; ".join(failed))
-        return [text for _, text in rows]
-
-    def fail_together(self, error: BaseException) -> None:
-        """Give an error where the others gather something: all of them fail, and all can go on to something else."""
-        with suppress(RankFailed):
-            self._gather_all(f"rank {self.rank} failed: {in_a_line(error):.2000}".encode(), failed=True)
-
-    def _gather_all(self, content: bytes, *, failed: bool) -> list[tuple[bool, bytes]]:
-        rows = self._gather_padded(content, failed, SHORT)
-        longest = max(size for _, size, _ in rows)
-        if longest > SHORT:
-            rows = self._gather_padded(content, failed, longest)
-        return [(wrong, held[:size]) for wrong, size, held in rows]
-
-    def _gather_padded(self, content: bytes, failed: bool, room: int) -> list[tuple[bool, int, bytes]]:
-        padded = _HEAD.pack(failed, len(content)) + content[:room].ljust(room, b"\0")
-        rows = torch.empty((self.world, len(padded)), dtype=torch.uint8)
-        self._gather(rows, torch.frombuffer(bytearray(padded), dtype=torch.uint8))
-        found = [row.numpy().tobytes() for row in rows]
-        return [(*_HEAD.unpack_from(row), row[_HEAD.size :]) for row in found]
+        return [row.held for row in rows]
 
     def add(self, sums: torch.Tensor) -> torch.Tensor:
         """Return the sum of a float64 tensor over the ranks, added in their order: the same bits on all.
@@ -135,18 +127,45 @@ class Group:
             RankFailed: If another rank does not take part.
         """
         mine = sums.detach().to("cpu", torch.float64).contiguous()
-        rows = torch.empty((self.world, mine.numel()), dtype=torch.float64)
-        self._gather(rows, mine.reshape(-1))
+        rows = [torch.frombuffer(bytearray(row), dtype=torch.float64) for row in self.gather(mine.numpy().tobytes())]
         total = rows[0]
         for row in rows[1:]:
             total = total + row
         return total.reshape(mine.shape)
 
-    def _gather(self, rows: torch.Tensor, mine: torch.Tensor) -> None:
+    def fail_together(self, error: BaseException) -> None:
+        """Give an error where the others gather something: all of them fail, and all can go on to something else."""
+        with suppress(RankFailed):
+            self._gather_all(f"rank {self.rank} failed: {in_a_line(error):.2000}".encode(), FAILED)
+
+    def _gather_all(self, content: bytes, what: int) -> list[_Frame]:
+        rows = self._frames(content, what, SHORT)
+        if not any(row.what == FAILED for row in rows):
+            self._refuse_other_things(rows)
+        longest = max(row.size for row in rows)
+        if longest > SHORT:
+            rows = self._frames(content, what, longest)
+        return [_Frame(row.what, row.size, row.held[: row.size]) for row in rows]
+
+    def _refuse_other_things(self, rows: Sequence[_Frame]) -> None:
+        """Say where each rank is, if they do not exchange the same: their paths part. All of them see it here."""
+        if len({row.what for row in rows}) > 1:
+            places = self._frames(self.where().encode()[:SHORT], PLACE, SHORT)
+            where = [f"rank {rank} is {row.held[: row.size].decode()}" for rank, row in enumerate(places)]
+            raise RankFailed(f"the ranks part: {'; '.join(where)}, and each waits for the others to be there too")
+
+    def _frames(self, content: bytes, what: int, room: int) -> list[_Frame]:
+        """Exchange one frame of a size that all know: gloo ends the process where sizes differ."""
+        padded = _HEAD.pack(what, len(content)) + content[:room].ljust(room, b"\0")
+        rows = torch.empty((self.world, len(padded)), dtype=torch.uint8)
+        mine = torch.frombuffer(bytearray(padded), dtype=torch.uint8)
         try:
             dist.all_gather(list(rows.unbind()), mine, group=self.control)
         except RuntimeError as error:
             self.explain(error)
+        found = [row.numpy().tobytes() for row in rows]
+        heads = [_HEAD.unpack_from(row) for row in found]
+        return [_Frame(head[0], head[1], row[_HEAD.size :]) for head, row in zip(heads, found, strict=True)]
 
     # -- failures
 
@@ -228,6 +247,8 @@ def join_group() -> Group:
             f"RunConfig.strategy='ddp' takes its ranks from torchrun, which has not started this process ({error}); "
             "run the script as torchrun --nproc-per-node 2 SCRIPT.py, or say strategy='auto'"
         ) from error
+    except RuntimeError as error:
+        raise RankFailed(f"the ranks could not meet at MASTER_ADDR and MASTER_PORT: {in_a_line(error)}") from error
     try:
         return Group(rank, world, _of_this_attempt(store, rank, world), before)
     except RuntimeError as error:

@@ -6,14 +6,14 @@ plain loop does. The core never asks how many ranks there are.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Protocol
 
 import torch
 
 from heptad.config import ComputeLoss, RunConfig
-from heptad.plugin.contract import Plugin
+from heptad.plugin.manager import PluginManager
 from heptad.run.peers import NoPeers, Peers
 from heptad.run.run import Run
 from heptad.run.runtime import Runtime
@@ -53,7 +53,7 @@ class Strategy(Protocol):
         """Return this process's rank and the number of ranks, by which data are dealt out."""
         ...
 
-    def prepare(self, run: Run, plugins: Sequence[Plugin]) -> None:
+    def prepare(self, run: Run, manager: PluginManager) -> None:
         """Take note of the run that was built; refuse what does not go with several ranks."""
         ...
 
@@ -128,7 +128,7 @@ class Alone:
         """Return all of it."""
         return 0, 1
 
-    def prepare(self, run: Run, plugins: Sequence[Plugin]) -> None:
+    def prepare(self, run: Run, manager: PluginManager) -> None:
         """Do nothing."""
 
     def root(self, seed: int) -> int:
