@@ -16,7 +16,7 @@ from torch import nn
 from torch.utils.data import TensorDataset
 
 from builders import records
-from heptad import CheckpointError, Components, Engine, Plugin, Run, RunConfig, TransitionLog
+from heptad import CheckpointError, Components, Detour, Engine, Plugin, Run, RunConfig, TransitionLog
 from heptad.checkpoints.store import Store
 from heptad.record.events import Detach, StillDetached
 from heptad_plugins import (
@@ -180,17 +180,37 @@ def damaged(rank: Rank) -> Any:
         return {"from": Path(run.resumed_from or "").name, "notes": [str(note) for note in run.log.notes()]}
 
 
+class Looks(Plugin):
+    """Asks for a detour on rank 1, in mid-window."""
+
+    requests = ("look",)
+
+    def __init__(self, rank: Rank) -> None:
+        self.rank = rank
+
+    def detours(self) -> list[Detour]:
+        return [Detour("look", "optimizer_update", lambda run: run.agreed("Looks.look"), self.look)]
+
+    def on_exit_after_step(self, run: Run) -> None:
+        if run.step == 3 and self.rank.number == 1:
+            run.ask("Looks.look")
+
+    def look(self, run: Run) -> None:
+        run.record("looked", run.step)
+        run.ask("Looks.look", wanted=False)
+
+
 def agreed_seldom(rank: Rank) -> Any:
     """A stop that is asked for in mid-window waits for the agreement of every third window, also when resumed."""
     ends = []
-    for name, until in (("whole", None), ("left", 7), ("later", 9)):
+    for name, until in (("whole", None), ("asked", 4), ("stopped", 7), ("later", 9)):
         directory = own(rank) / f"seldom {name}"
         for resume in (None, "auto") if until else (None,):
 
             def leave(run: Run, at: int | None = None if resume else until) -> bool:
                 return run.step == at
 
-            given = {"agree_every": 3, "every": 2, "first": 1}
+            given = {"agree_every": 3, "every": 2, "first": 1, "plugins": [Looks(rank)]}
             with engine_of(directory, window=2 * rank.world, seed=1 + bool(resume), **given) as engine:
                 engine.on_exit("after_step")(lambda run: stop_once(run, rank))
                 engine.run(resume=resume, until=leave)

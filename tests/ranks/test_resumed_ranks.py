@@ -63,11 +63,12 @@ def test_auto_begins_or_continues_on_all_ranks(launched: dict[int, Launch], worl
 
 
 @pytest.mark.parametrize("world", WORLDS)
-def test_a_stop_that_is_not_agreed_on_yet_is_stored(launched: dict[int, Launch], world: int):
+def test_what_is_not_agreed_on_yet_is_stored(launched: dict[int, Launch], world: int):
     """And ranks that agree seldom do so after the same updates when they are resumed."""
     for whole, *again in launched[world].of("agreed_seldom"):
         assert whole["counts"][4] == "enough (rank 1)"
-        assert again == [whole, whole]
+        assert ["looked", 6.0, 6] in whole["records"]
+        assert again == [whole, whole, whole]
 
 
 def test_all_ranks_take_the_one_before_a_checkpoint_that_one_finds_damaged(launched: dict[int, Launch]):

@@ -10,8 +10,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, cast
 
-from pydantic import ValidationError
-
 from heptad.checkpoints.form import StoredAgreed, StoredCounters, StoredPlugin, StoredSections
 from heptad.data.generators import derive, global_states, preserved, seed_all
 from heptad.errors import CheckpointError, counted, in_a_line
@@ -66,12 +64,11 @@ def take_over(
         return
     try:
         parts = [_Part(one) for one in taken]
-    except (ValidationError, KeyError) as error:
+        losses = list(zip(position.epoch_loss, *(part.epoch_loss for part in parts), strict=True))
+    except (ValueError, TypeError, KeyError) as error:
         raise CheckpointError(f"what is a rank's own in the checkpoint has another form: {in_a_line(error)}") from error
     new, placed, agreed = run.rank >= then, position.placed, position.agreed
-    position.epoch_loss = [
-        summed(sums, new=new) for sums in zip(position.epoch_loss, *(part.epoch_loss for part in parts), strict=True)
-    ]
+    position.epoch_loss = [summed(sums, new=new) for sums in losses]
     position.asked = sorted({*position.asked, *(name for part in parts for name in part.asked)})
     if agreed is not None:
         placed.samples = (
