@@ -113,7 +113,8 @@ class Bulletin:
         if "timed out" in error.lower() or "timeout" in error.lower():
             why = "did not come: it hangs, or is so far behind that RunConfig.patience is too short"
         else:
-            why = "is gone without a word: it was killed, its script ended before those of the others, or its machine is lost"
+            lost = "it was killed, its script ended before those of the others, or its machine is lost"
+            why = f"is gone without a word: {lost}"
         text = f"rank {names} {why}{last}{known} ({error})"
         for one in silent:
             self._set("missed", text, one)
