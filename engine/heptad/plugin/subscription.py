@@ -106,5 +106,5 @@ def _mark_in_name(plugin: Plugin, name: str) -> Mark:
             return Mark(moment, name.removeprefix(f"on_{moment}_"))
     raise PluginError(
         f"{plugin.name}.{name} would never be called: a handler is named on_enter_<state> or on_exit_<state>, or "
-        f"marked with @on_enter or @on_exit; {diagnose('function_name', name)}"
+        f"marked with @on_enter or @on_exit; {diagnose('handler_name', name)}"
     )
