@@ -13,6 +13,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from heptad.checkpoints.modules import modules_of
+from heptad.checkpoints.together import together
 from heptad.plugin.contract import Plugin
 from heptad.run.run import Run
 
@@ -39,15 +40,15 @@ _PLACES = (
 def own_places(run: Run, plugins: Iterable[Plugin], sections: Mapping[str, Any]) -> list[tuple[str, ...]]:
     """Return the keys that lead to what is this rank's own in the sections of a run."""
     places: list[tuple[str, ...]] = [*_PLACES]
-    rank = run._runtime.peers.rank
-    for plugin in plugins:
+    ranks = together(run._runtime.peers)
+    for plugin in plugins if ranks.others else ():
         if plugin.own_state and plugin.name in sections["plugins"]:
             path = ("plugins", plugin.name)
             if plugin.own_state is True or plugin.on_error == "detach":  # rank 0 may have detached it
                 places.append(path)
-            elif rank:
+            elif ranks.rank:
                 places += ((*path, "state", *keys) for keys in plugin.own_state)
-    if rank:
+    if ranks.rank:
         for name, module in modules_of(run).items():
             places += ((name, "tensors", buffer) for buffer, _ in module.named_buffers(remove_duplicate=False))
             places.append((name, "extra"))
