@@ -14,6 +14,7 @@ import torch
 
 from heptad.config import RunConfig
 from heptad.record.events import Unverified
+from heptad.run.peers import NoPeers
 from heptad.run.run import Run
 from heptad.run.verified_rows import ROWS, Row
 
@@ -32,16 +33,17 @@ def note_unverified(run: Run) -> None:
     if device == "cpu":
         return
     known = {event.text for event in run.log.notes("unverified")}
-    for what in unverified(run.config, device, ROWS):
+    several = () if isinstance(run._runtime.peers, NoPeers) else ("ddp",)
+    for what in unverified(run.config, device, ROWS, several):
         if str(Unverified(0, 0, what, device).text) not in known:
             run.emit(Unverified, what=what, device=device)
 
 
-def unverified(config: RunConfig, device: str, rows: Sequence[Row]) -> list[str]:
-    """Return what of a configuration has no row of this version of Heptad for this type of device."""
+def unverified(config: RunConfig, device: str, rows: Sequence[Row], more: Sequence[str] = ()) -> list[str]:
+    """Return what of a configuration, and what more, has no row of this version of Heptad for this type of device."""
     here = [row for row in rows if row["device"] == device and row["heptad"] == installed_version()]
     covered = {what for row in here for what in row["covers"]}
-    return [what for what in (TRAINING, *_values_on(config)) if what not in covered]
+    return [what for what in (TRAINING, *_values_on(config), *more) if what not in covered]
 
 
 def _values_on(config: RunConfig) -> Iterator[str]:
