@@ -96,17 +96,17 @@ ROWS = {
         "rank 1 is in optimizer_update with .* update 1, .* skipped True"
     ),
     "writes_to_weights": alike("RankFailed: the weights of the ranks differ: weight of rank 1 from those of rank 0"),
-    "has_a_sample_fewer": differ("the data.samples is 48 on rank 0 and 47"),
-    "has_a_loader": differ("the data.samples is 48 on rank 0 and None"),
-    "has_a_stream": differ("the data.batches is 24 on rank 0 and None"),
+    "has_a_sample_fewer": differ("data.samples is 48 on rank 0 and 47"),
+    "has_a_loader": differ("data.samples is 48 on rank 0 and None"),
+    "has_a_stream": differ("data.batches is 24 on rank 0 and None"),
     "has_another_seed": differ("RunConfig.seed is 3 on rank 0 and 4"),
     "has_another_accumulation": differ("RunConfig.accumulation is 2 on rank 0 and 3"),
     "has_another_batch_size": differ("RunConfig.batch_size is 2 on rank 0 and 3"),
     "has_another_remainder": differ("RunConfig.remainder is 'extend' on rank 0 and 'flush'"),
-    "has_another_plugin": alike("RankFailed: the ranks differ: the plugins .*'GracefulStop' is not on both"),
+    "has_another_plugin": alike("RankFailed: the ranks differ: plugins: .*'GracefulStop' is not on both"),
     "has_another_order": differ("'GracefulStop' on rank 0 and 'CSVLogger'"),
     "has_another_order_of_handlers": differ("locals>.one' on rank 0 and .*locals>.two'"),
-    "has_another_version": differ("the version.torch is .* on rank 0 and '2.12.0'"),
+    "has_another_version": differ("version.torch is .* on rank 0 and '2.12.0'"),
     "resumes_alone": alike("EngineError: the ranks do not resume alike: rank 0 from no checkpoint, rank 1 from ckpt"),
 }
 """By the name of the case."""

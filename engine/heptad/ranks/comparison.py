@@ -52,7 +52,7 @@ def differences(first: object, other: object, where: str, name: str) -> list[str
         if len(one) != len(two):
             odd = [row for row in one if row not in two] or [row for row in two if row not in one]
             which = f", of which {short(odd[0])} is not on both" if odd else ""
-            return [f"{name} has {len(one)} entries on rank 0 and {len(two)} {where}{which}"]
+            return [f"{name}: {len(one)} on rank 0 and {len(two)} {where}{which}"]
         return [
             line
             for place, (a, b) in enumerate(zip(one, two, strict=True))

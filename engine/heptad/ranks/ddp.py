@@ -100,15 +100,15 @@ class Ddp:
         compare_ranks(
             group,
             {
-                "the version": versions(),
+                "version": versions(),
                 "RunConfig": config.model_dump(mode="json", exclude=OWN_FIELDS),
-                "the table": [[arc.source, arc.dest, arc.guard or ""] for arc in run.table.arcs],
-                "the plugins": [titled(plugin) for plugin in manager.plugins],
-                "the detours": {
+                "table": [[arc.source, arc.dest, arc.guard or ""] for arc in run.table.arcs],
+                "plugins": [titled(plugin) for plugin in manager.plugins],
+                "detours": {
                     one.state: [one.every or 0, one.count or "", one.first or 0] for _, one in manager.detours_given
                 },
-                "what plugins ask for": list(run._runtime.requests),
-                "the data": run._runtime.feed.identity(),
+                "requests": list(run._runtime.requests),
+                "data": run._runtime.feed.identity(),
             },
         )
         run._id = group.gather(run.id.encode())[0].decode()
@@ -270,7 +270,7 @@ class Ddp:
     def begin(self, run: Run) -> None:
         """See that all ranks begin to drive the same run, at the same place and with the same handlers."""
         handlers = run._buffer.facts.get("handlers", [])
-        compare_ranks(self._group, {"the handlers": handlers, "the place": [run.state, run.seq]})
+        compare_ranks(self._group, {"handlers": handlers, "place": [run.state, run.seq]})
         if run.state == "idle" and _by_batch(run.network):
             run.note(BY_BATCH)
 
