@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from builders import records, small_engine
+from builders import small_engine
 from heptad import Engine, EngineError, LogError, PluginError, Run, TransitionLog
 from heptad.cli.main import main
 from heptad.history.journal.family import files_of_ranks
@@ -24,7 +24,7 @@ from heptad.history.journal.reader import FileSource
 from heptad.history.journal.writer import FileWriter
 from heptad.history.waiting import slowest_ranks
 from heptad.record.buffer import PackedChunk
-from heptad_plugins import Checkpoint, Journal
+from heptad_plugins import Journal
 
 Act = Callable[[Engine], None]
 
@@ -298,65 +298,6 @@ def test_a_rank_that_was_killed_a_few_turns_earlier_is_read_as_far_as_it_went(pa
     assert main(["diff", "--ranks", str(path)]) == 0
     assert len(log.to_dataframe()) == 49 + 49 + 20
     assert slowest_ranks(log.all_ranks.sources()).keys() >= {"process_batch", "optimizer_update"}
-
-
-def saves(folder: Path, rank: int) -> list[Checkpoint]:
-    return [Checkpoint(folder / f"checkpoints of {rank}", at="optimizer_update", every=2)]
-
-
-def kill_after(steps: int) -> Act:
-    """Return what raises on exit of a step, as if the process had died."""
-
-    def act(engine: Engine) -> None:
-        @engine.on_exit("after_step")
-        def die(run: Run) -> None:
-            if run.step == steps:
-                raise KeyboardInterrupt
-
-    return act
-
-
-def resumed(path: Path, rank: int, world: int) -> Run:
-    """Resume a rank from its newest checkpoint, to the end of the run."""
-    engine = ranked(path, rank, world, kill_after(-1), plugins=saves(path.parent, rank))
-    return engine.run(resume="auto")
-
-
-def test_each_rank_resumes_its_own_file_and_supersedes_its_own_turns(path: Path):
-    """Rank 1 was killed two steps earlier than rank 0; both are resumed from the checkpoint of update 2."""
-    for rank, steps in enumerate((7, 5)):
-        with pytest.raises(KeyboardInterrupt):
-            ranked(path, rank, 2, kill_after(steps), plugins=saves(path.parent, rank)).run()
-    before = [len(TransitionLog.load(path).of_rank(rank)) for rank in range(2)]
-    runs = [resumed(path, rank, 2) for rank in range(2)]
-    log = TransitionLog.load(path)
-    assert before[1] < before[0] < len(log)
-    assert (log.ranks, log.diff_ranks()) == ((0, 1), {})
-    assert records(log) == records(log.of_rank(1))
-    for rank, file in enumerate((path, files_of_ranks(path)[1])):
-        ask = sqlite3.connect(file)
-        (superseded,) = ask.execute("SELECT count(*) FROM superseded").fetchone()
-        ask.close()
-        assert superseded == before[rank] - runs[rank].log[0].seq > 0
-
-
-def test_a_rank_that_was_away_for_a_while_begins_again_where_it_came_back(path: Path):
-    """A run of two ranks is resumed with one, and later with two."""
-    for rank in range(2):
-        with pytest.raises(KeyboardInterrupt):
-            ranked(path, rank, 2, kill_after(5), plugins=saves(path.parent, rank)).run()
-    with pytest.raises(KeyboardInterrupt):
-        ranked(path, 0, 1, kill_after(9), plugins=saves(path.parent, 0)).run(resume="auto")
-    alone = TransitionLog.load(path)
-    assert (alone.world, alone.ranks, alone.missing) == (1, (0,), {})
-    first = resumed(path, 0, 2)
-    assert first.resumed_from is not None
-    engine = ranked(path, 1, 2, kill_after(-1), plugins=saves(path.parent, 1))
-    engine.run(resume=first.resumed_from)
-    log = TransitionLog.load(path)
-    assert (log.world, log.ranks, log.missing) == (2, (0, 1), {})
-    assert log.of_rank(1)[0].seq == first.log[0].seq
-    assert log.diff_ranks() == {}
 
 
 # -- where the ranks part

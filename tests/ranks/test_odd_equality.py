@@ -53,4 +53,4 @@ def test_what_a_side_optimizer_steps_on_each_rank_for_itself_is_found(launched: 
     """It begins equal on all; the gradients of one rank would make it another one on each, without a word."""
     for began, told in launched.of("stepped_apart"):
         assert began == 0.0
-        assert "the weights of the ranks differ: a parameter beside the network, of shape (), of rank 1, 2 from" in told
+        assert "the weights of the ranks differ: side/temperature[0] of rank 1, 2 from" in told
