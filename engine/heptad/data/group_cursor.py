@@ -71,7 +71,7 @@ class GroupCursor:
         return self._deal.steps_in(epochs, self._cursor.batches or 0)
 
     def begin(self, key: PassKey, limit: int | None) -> None:
-        """Begin a pass of steps, where the last one ended if that has begun the data's own pass.
+        """Begin a pass of steps. It continues a pass over the data that the step before has begun.
 
         Raises:
             DataError: If the length of the data has changed, and a rank has taken batches of this pass already.
@@ -125,7 +125,7 @@ class GroupCursor:
         return own
 
     def end(self) -> None:
-        """End the pass, unless it goes on: a further pass of steps may begin where this one ends."""
+        """End the pass over the data, unless the next pass of steps continues it."""
         self._own = NOTHING
         if self._ended():
             self._end_pass()

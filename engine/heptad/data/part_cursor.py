@@ -56,7 +56,7 @@ class PartCursor:
         raise NotImplementedError
 
     def begin(self, key: PassKey, limit: int | None) -> None:
-        """Begin a pass of steps; in a pass over the data that was begun early it goes on there."""
+        """Begin a pass of steps. It continues a pass over the data that the step before has begun."""
         del limit  # what is not taken is left
         if self._at.epoch < key.epoch:
             self._walked = []

@@ -37,7 +37,7 @@ class Transfer:
     """Places batches on a device by way of pinned memory, and on a stream of its own where it reads ahead.
 
     The computation never waits on the host: its stream waits for the event of the copy. The memory of a copy belongs to
-    the side stream, so torch is told that the computation uses it: else the next copy could overwrite it before then.
+    the side stream, and is marked as used by the stream of the computation, or the next copy could overwrite it.
 
     Args:
         streams: Those of the device.

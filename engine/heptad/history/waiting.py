@@ -33,7 +33,7 @@ class SlowestRank:
 
     A rank's own time in a state is the time that it stayed there, less the time for which it waited there for a rank
     that had not come yet. A rank that is slow inside an exchange, as in the backward pass of a step that closes its
-    window, is not told from those that wait for it: all of them stay as long.
+    window, cannot be found this way, since all ranks stay equally long.
 
     Attributes:
         rank: The rank with the most own time in the state.
