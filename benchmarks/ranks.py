@@ -5,7 +5,7 @@ so that the two reduce alike) and by the engine with `strategy="ddp"`, in one la
 by the other, in turn, and each is first in turn. A window is one step; its length is set by how large the batch is. The
 ratios are within a pair of blocks.
 
-The second table is what an agreement costs: the exchange of eight whole numbers on the control plane, the hash of the
+The second table is what an agreement costs: the exchange of a few whole numbers on the control plane, the hash of the
 path of one window, and the engine with `agree_every` of 1, 10 and 100 against the loop. An exchange costs the same in
 each window, so it weighs most in the shortest. A rank that waits for a core makes the other wait at each exchange: run
 it where two cores have nothing else to do.

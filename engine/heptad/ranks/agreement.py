@@ -1,4 +1,4 @@
-"""`Agreement`: one exchange of eight whole numbers a rank, by which all ranks act alike and know that they did.
+"""`Agreement`: one exchange of a few whole numbers a rank, by which all ranks act alike and know that they did.
 
 The strategy puts it last on exit of `optimizer_update`, of `after_epoch` and of detours after these: behind all
 handlers, so that what they ask for counts at once, and before the guards. Requests become facts in the same turn on all
@@ -11,8 +11,7 @@ import json
 from array import array
 from collections.abc import Callable, Sequence
 from hashlib import blake2b
-from time import monotonic_ns
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 from heptad.errors import RankFailed
 from heptad.ranks.equal_weights import checksum_of, refuse_unequal
@@ -34,6 +33,28 @@ MIXED = (
 )
 
 
+class _Said(NamedTuple):
+    """What a rank says in an agreement.
+
+    Attributes:
+        path: 64 bits of the turns since the last one.
+        seq: The number of the transition under way.
+        update: Complete updates.
+        requests: What it asks for, a bit each.
+        samples: What it has had since the last one.
+        checksum: That of its weights at the end of an epoch, else 0.
+        kinds: See `RanksWindow.kinds`.
+    """
+
+    path: int
+    seq: int
+    update: int
+    requests: int
+    samples: int
+    checksum: int
+    kinds: int
+
+
 class Agreement:
     """What the ranks of a run exchange between its windows.
 
@@ -49,7 +70,6 @@ class Agreement:
         self._group, self._run, self._every, self._patience = group, run, every, patience
         self._flags = {name: _FIRST << number for number, name in enumerate(names)}
         self._seen = run._buffer.seq  # turns before it are agreed
-        self._began = monotonic_ns()
         self._first = True
 
     def handlers(self) -> list[tuple[str, Callable[[Run], None]]]:
@@ -86,25 +106,25 @@ class Agreement:
         """
         agreed, at, buffer = self._run._agreed, run._position, run._buffer
         seq = buffer.seq
-        samples, spent = at.samples - agreed.samples, self._elapsed()
-        told = [self._hash(), seq, at.update, self._wanted(), samples, spent, checksum, _kinds(run)]
-        rows = self._group.exchange(told)
-        if any(row[:3] != told[:3] for row in rows):
+        samples = at.samples - agreed.samples
+        own = _Said(self._hash(), seq, at.update, self._wanted(), samples, checksum, _kinds(run))
+        rows = [_Said(*row) for row in self._group.exchange(own)]
+        if len({(row.path, row.seq, row.update) for row in rows}) > 1:
             self._part()
-        if any(row[6] != checksum for row in rows):
+        if len({row.checksum for row in rows}) > 1:
             refuse_unequal(run)
-        if {1, 2} <= {kind for row in rows for kind in (row[7] & 1, row[7] & 2)}:
+        if {1, 2} <= {kind for row in rows for kind in (row.kinds & 1, row.kinds & 2)}:
             raise RankFailed(MIXED)
-        self._seen, self._began = seq, monotonic_ns()
-        at.samples = agreed.samples = agreed.samples + sum(row[4] for row in rows)
+        self._seen = seq
+        at.samples = agreed.samples = agreed.samples + sum(row.samples for row in rows)
         for rank, row in enumerate(rows):
-            self._group.bulletin.last[rank] = f"after update {row[2]}"
+            self._group.bulletin.last[rank] = f"after update {row.update}"
         if self._first:
             self._first = False
             self._group.be_patient(self._patience)
         flags = 0
         for row in rows:
-            flags |= row[3]
+            flags |= row.requests
         if flags:
             agreed.names.clear()
             agreed.names.update(name for name, flag in self._flags.items() if flags & flag)
@@ -115,24 +135,21 @@ class Agreement:
 
     def _wanted(self) -> int:
         flags = 0
-        for name in self._run._agreed.wanted:
+        for name in tuple(self._run._agreed.wanted):  # copied at once: the handler of a signal may add to them
             flags |= _VERBS[name]
-        for name in self._run._position.asked:
+        for name in tuple(self._run._position.asked):
             flags |= self._flags[name]
         return flags
 
     def _settle(self, flags: int) -> None:
         """End or pause the run on all ranks, for the reasons that were given; these take an exchange of their own."""
         own = self._run
-        given = [json.loads(text) for text in self._group.gather(json.dumps(own._agreed.wanted).encode())]
+        given = [json.loads(text) for text in self._group.gather(json.dumps(dict(own._agreed.wanted)).encode())]
         for verb, flag in _VERBS.items():
             if flags & flag:
                 own._agreed.wanted.pop(verb, None)
                 reason = _joint_reason([reasons.get(verb) for reasons in given])
                 getattr(super(RanksRun, own), verb)(reason)
-
-    def _elapsed(self) -> int:
-        return monotonic_ns() - self._began
 
     def _hash(self) -> int:
         """Return 64 bits of the turns since the last agreement, the place, and what counts."""
