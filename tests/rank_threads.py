@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from heptad.errors import RankFailed, in_a_line
 from heptad.ranks.strategy import Alone
 
 
@@ -47,7 +48,13 @@ class ThreadPeers:
         self.rank, self.world, self._meets = rank, meets.world, meets
 
     def gather(self, content: bytes) -> list[bytes]:
-        return self._meets.gather(self.rank, content)
+        rows = self._meets.gather(self.rank, b"\0" + content)
+        if failed := [row[1:].decode() for row in rows if row[:1] == b"\1"]:
+            raise RankFailed("; ".join(failed))
+        return [row[1:] for row in rows]
+
+    def fail_together(self, error: BaseException, where: str = "") -> None:
+        self._meets.gather(self.rank, f"\1rank {self.rank} failed {where}: {in_a_line(error)}".encode())
 
     def add(self, sums: torch.Tensor) -> torch.Tensor:
         rows = [torch.frombuffer(bytearray(one), dtype=torch.float64) for one in self.gather(sums.numpy().tobytes())]

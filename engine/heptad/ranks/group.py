@@ -133,10 +133,16 @@ class Group:
             total = total + row
         return total.reshape(mine.shape)
 
-    def fail_together(self, error: BaseException) -> None:
-        """Give an error where the others gather something: all of them fail, and all can go on to something else."""
-        with suppress(RankFailed):
-            self._gather_all(f"rank {self.rank} failed: {in_a_line(error):.2000}".encode(), FAILED)
+    def fail_together(self, error: BaseException, where: str = "") -> None:
+        """Give an error in place of what the others gather next: they raise a `RankFailed`, and all can go on.
+
+        Args:
+            error: The error, which this rank raises.
+            where: Where it was raised, such as `"in run.evaluate(data)"`.
+        """
+        text = " ".join(filter(None, (f"rank {self.rank} failed", where)))
+        with suppress(RankFailed):  # its own error says more
+            self._gather_all(f"{text}: {in_a_line(error):.2000}".encode(), FAILED)
 
     def _gather_all(self, content: bytes, what: int) -> list[_Frame]:
         rows = self._frames(content, what, SHORT)

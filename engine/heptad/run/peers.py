@@ -25,6 +25,10 @@ class Peers(Protocol):
         """Return what each rank gave, by rank: one exchange on the control plane. The lengths may differ."""
         ...
 
+    def fail_together(self, error: BaseException, where: str = "") -> None:
+        """Give an error in place of what the others gather next: they raise a `RankFailed`, and all can go on."""
+        ...
+
     def add(self, sums: torch.Tensor) -> torch.Tensor:
         """Return the sum of a float64 tensor over the ranks, added in their order, on the CPU: one exchange."""
         ...
@@ -39,6 +43,9 @@ class NoPeers:
     def gather(self, content: bytes) -> list[bytes]:
         """Return what was given."""
         return [content]
+
+    def fail_together(self, error: BaseException, where: str = "") -> None:
+        """Do nothing: there is nobody to be told."""
 
     def add(self, sums: torch.Tensor) -> torch.Tensor:
         """Return what was given, on the CPU."""

@@ -6,19 +6,16 @@ all ranks, and each adds them in the order of the ranks: the same bits everywher
 
 from __future__ import annotations
 
-from contextlib import suppress
 from types import TracebackType
 from typing import Any, Self
 
 import torch
 
-from heptad.errors import CheckpointError, DataError, EngineError, RankFailed, a_kind, in_a_line
+from heptad.errors import CheckpointError, DataError, EngineError, a_kind
 from heptad.run.evaluating import EvaluationOptions, Measures
 from heptad.run.peers import Peers
 from heptad.step.metric_states import gathered_by, merge, pack, syncs_itself, unpack, unsynced
 from heptad.step.metrics import Metrics, MetricsInput
-
-_DONE, _FAILED = b"\0", b"\1"
 
 
 class Meeting:
@@ -41,11 +38,7 @@ class Meeting:
             RankFailed: If one has failed before.
         """
         self._held = True
-        rows = self._peers.gather(_DONE + content)
-        for rank, row in enumerate(rows):
-            if row[:1] == _FAILED:
-                raise RankFailed(f"rank {rank} failed in {self._name}: {row[1:].decode()}")
-        return [row[1:] for row in rows]
+        return self._peers.gather(content)
 
     def __enter__(self) -> Self:
         return self
@@ -54,8 +47,7 @@ class Meeting:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         if isinstance(error, Exception) and not self._held:
-            with suppress(RankFailed):  # its own error says more
-                self._peers.gather(_FAILED + f"{in_a_line(error):.2000}".encode())
+            self._peers.fail_together(error, f"in {self._name}")
 
 
 class RanksMetrics(Metrics):
