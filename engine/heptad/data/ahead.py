@@ -7,11 +7,12 @@ read earlier: a dataset that the engine indexes, and loaders whose workers read 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from heptad.data.feed import SizedFeed
+from heptad.data.feed_around import FeedAround
 from heptad.data.transfer import Copy, Transfer
 from heptad.errors import SecondInterrupt
 
@@ -33,7 +34,7 @@ class _Waiting:
     error: BaseException | None = None
 
 
-class AheadFeed:
+class AheadFeed(FeedAround):
     """A feed that reads ahead when it is asked to. What is read and not taken is not consumed.
 
     Its place is that before the first batch that waits, which a run that is resumed reads again. What the data raise is
@@ -47,39 +48,14 @@ class AheadFeed:
     reads_early = True
 
     def __init__(self, feed: SizedFeed, transfer: Transfer) -> None:
-        self.seed = 0
-        self._feed = feed
+        super().__init__(feed)
         self._transfer = transfer
         self._waiting: deque[_Waiting] = deque()
-
-    @property
-    def batches(self) -> int | None:
-        """Batches in a pass."""
-        return self._feed.batches
-
-    @property
-    def varies(self) -> bool:
-        """Whether that number has changed."""
-        return self._feed.varies
 
     @property
     def idle(self) -> bool:
         """What the feed says of the newest batch: only the last one of a pass can be idle, and nothing waits then."""
         return not self._waiting and self._feed.idle
-
-    @property
-    def taken_early(self) -> bool:
-        """What the feed says."""
-        return self._feed.taken_early
-
-    @property
-    def remarks(self) -> Sequence[str]:
-        """What the feed says."""
-        return self._feed.remarks
-
-    def steps_in(self, epochs: range) -> int:
-        """Return what the feed says."""
-        return self._feed.steps_in(epochs)
 
     def open(self, epoch: int, pass_index: int, limit: int | None = None) -> None:
         """Begin a pass."""
@@ -123,29 +99,16 @@ class AheadFeed:
         self._waiting.clear()
         self._feed.end()
 
-    def identity(self) -> dict[str, Any]:
-        """Return what the feed says."""
-        return self._feed.identity()
-
     def state(self) -> dict[str, Any]:
         """Return the place before the first batch that waits."""
-        return dict(self._waiting[0].before) if self._waiting else self._feed.state()
+        return dict(self._waiting[0].before) if self._waiting else super().state()
 
     def restore(self, state: Mapping[str, Any]) -> str | None:
         """Return to a place."""
         self._waiting.clear()
-        self._feed.seed = self.seed
-        return self._feed.restore(state)
-
-    def doubt(self) -> str:
-        """Return what the feed says."""
-        return self._feed.doubt()
-
-    def rest(self) -> None:
-        """End worker processes that can be started anew; what waits is kept."""
-        self._feed.rest()
+        return super().restore(state)
 
     def close(self) -> None:
         """Drop iterators, worker processes and what waits."""
         self._waiting.clear()
-        self._feed.close()
+        super().close()

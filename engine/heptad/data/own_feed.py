@@ -6,7 +6,7 @@ Built by `build_reading_feed` for evaluations and predictions of several ranks. 
 
 from __future__ import annotations
 
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -14,6 +14,7 @@ from typing import Any
 from heptad.data.cursor import NOTHING, PassKey
 from heptad.data.dealing import Deal
 from heptad.data.feed import Feed
+from heptad.data.feed_around import FeedAround
 from heptad.data.generators import preserved, seed_cpu
 from heptad.data.order import batch_seed
 from heptad.errors import DataError, a_kind, counted
@@ -69,7 +70,7 @@ def _refuse_unequal_samples(sampler: Any, field: str) -> None:
         )
 
 
-class OwnFeed:
+class OwnFeed(FeedAround):
     """The batches of a rank, out of a feed over all of them.
 
     The global generators of the ranks differ, and a loader may draw its order from them. So they are seeded alike for
@@ -85,12 +86,9 @@ class OwnFeed:
     """
 
     reads_early = False
-    idle = taken_early = False
-    remarks: Sequence[str] = ()
 
     def __init__(self, feed: Feed, rank: int, world: int) -> None:
-        self.seed = 0
-        self._feed = feed
+        super().__init__(feed)
         self._rank = rank
         self._world = world
         self._read = 0  # batches taken from the feed
@@ -103,11 +101,6 @@ class OwnFeed:
         """Batches of this rank in a pass."""
         whole = self._feed.batches
         return None if whole is None else own_part(whole, self._rank, self._world)
-
-    @property
-    def varies(self) -> bool:
-        """Whether their number has changed."""
-        return self._feed.varies
 
     @property
     def read(self) -> int:
@@ -171,27 +164,3 @@ class OwnFeed:
             self._take()
         with self._seeded():
             self._feed.end()
-
-    def identity(self) -> dict[str, Any]:
-        """Return what the whole feed says."""
-        return self._feed.identity()
-
-    def state(self) -> dict[str, Any]:
-        """Return the place of the whole feed."""
-        return self._feed.state()
-
-    def restore(self, state: Mapping[str, Any]) -> str | None:
-        """Return to a place of the whole feed."""
-        return self._feed.restore(state)
-
-    def doubt(self) -> str:
-        """Return what the whole feed says."""
-        return self._feed.doubt()
-
-    def rest(self) -> None:
-        """End worker processes."""
-        self._feed.rest()
-
-    def close(self) -> None:
-        """Drop iterators and worker processes."""
-        self._feed.close()
