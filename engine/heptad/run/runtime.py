@@ -16,6 +16,7 @@ from heptad.data.placement import Placement
 from heptad.data.transfer import Transfer
 from heptad.run.evaluating import EvaluationOptions, Measures
 from heptad.run.peers import NoPeers, Peers
+from heptad.run.shards import NoShards, Shards
 from heptad.run.state import RunState
 from heptad.run.weight import Weight
 from heptad.run.window import Window
@@ -218,6 +219,7 @@ class Runtime:
         on_loss: What is called in each step before its backward pass, with the run: plugins that ask for it.
         evaluator: Evaluates for `Run.evaluate`; `None` in a run that is itself an evaluation.
         peers: The ranks of the run.
+        shards: Which tensors the ranks share.
         bond: Which parameters the network and the optimizers held when that was last looked at.
         places: Whether batches are moved to the device. On the CPU they are where they are used.
         network: The bare network: what has names and is stored.
@@ -238,6 +240,7 @@ class Runtime:
     gradient_changers: Sequence[str] = ()
     bond: Any = None
     peers: Peers = field(default_factory=NoPeers)
+    shards: Shards = field(default_factory=NoShards)
     step: StepFunction = field(init=False)
     places: bool = field(init=False)
     network: nn.Module = field(init=False)
