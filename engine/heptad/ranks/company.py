@@ -2,8 +2,8 @@
 
 Its loss may be NaN, as the mean over nothing is, and 0 times NaN is NaN. So nothing is handed back through it: the
 parameters that it was computed from get gradients of 0, which is all that DDP waits for. Where a `compute_loss` gives
-the loss, it stands on a parameter of the `CompanyLossModule` alone: one of the network that no other step has used, of any
-rank, has no gradient then, as in one process, where an optimizer leaves it alone.
+the loss, it stands on a parameter of the `CompanyLossModule` alone: one of the network that no other step has used, of
+any rank, has no gradient then, as in one process, where an optimizer leaves it alone.
 """
 
 from __future__ import annotations

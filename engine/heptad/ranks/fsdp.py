@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+from torch.distributed.tensor import DTensor
 from torch.nn.parameter import is_lazy
 from torch.utils._pytree import tree_leaves
 
@@ -114,16 +115,20 @@ class Fsdp(Grouped):
         for module in self._modules:
             module.unshard()
             for name, one in network.named_parameters():
-                if name in names and not isinstance(one, torch.distributed.tensor.DTensor):
+                if name in names and not isinstance(one, DTensor):
                     self._watch_one(one, names[name])
             module.reshard()
             cast("nn.Module", module).register_forward_hook(self._note_output)
         self._used.clear()
 
     def _watch_one(self, parameter: nn.Parameter, place: int) -> None:
+        def note(parameter: Tensor) -> None:
+            del parameter
+            self._used.add(place)
+
         trained = parameter.requires_grad
         parameter.requires_grad_(True)
-        parameter.register_post_accumulate_grad_hook(lambda parameter: self._used.add(place))
+        parameter.register_post_accumulate_grad_hook(note)
         parameter.requires_grad_(trained)
 
     def _note_output(self, module: nn.Module, given: Any, output: Any) -> None:

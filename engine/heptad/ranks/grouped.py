@@ -220,9 +220,9 @@ class Grouped:
         return self._all
 
     def _sums(self, run: Run, window: RanksWindow, others: int) -> torch.Tensor:
-        """Return Σr and Σ r · loss of this rank, a number and its square, and `_lacking`: float64, where the network is.
+        """Return Σr and Σ r · loss of this rank, a number and its square, and what `_lacking` says, as float64.
 
-        No device sync.
+        They are where the network is: no device sync.
         """
         numbers = [0, 0, others, others**2, self._lacking()]
         sums = torch.tensor(numbers, dtype=torch.float64, device=run._runtime.device)
