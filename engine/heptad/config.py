@@ -270,7 +270,7 @@ class RunConfig(_Checked):
     compile: bool | dict[str, Any] = False
     recompute: bool = False
     redo: Annotated[tuple[Cause, ...], PlainSerializer(list)] = ()
-    strategy: Literal["auto", "none", "ddp"] = "auto"
+    strategy: Literal["auto", "none", "ddp", "fsdp"] = "auto"
     window: Positive | None = None
     agree_every: Positive = 1
     patience: Seconds = 600.0
