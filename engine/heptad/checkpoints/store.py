@@ -21,8 +21,8 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from heptad.checkpoints.assembly import Sharing, shares_nothing
 from heptad.checkpoints.damage import DamagedError
+from heptad.checkpoints.encoding import ALL_WHOLE
 from heptad.checkpoints.entry import Entry, best_of, rank
 from heptad.checkpoints.files import Files, os_errors_explained, remove_tree
 from heptad.checkpoints.layout import MANIFEST, TEMPORARY, is_there, name_of, number_of
@@ -55,20 +55,14 @@ class Store:
         self._turn = threading.Lock()  # of a thread: else it would sweep away what another one is writing
         self._damaged: set[Entry] = set()
         self._ranks: Together = OneRank()
-        self._sharing = Sharing()
+        self._shards = ALL_WHOLE
 
     # -- who may write
 
-    def join(self, run: Run, shared: Callable[[str, str, tuple[int, ...]], bool] | None = None) -> None:
-        """Act together with the stores of the run's other ranks from now on; alone, this changes nothing.
-
-        Args:
-            run: The run.
-            shared: Where its ranks share tensors, by section, name and shape, whether they share one that is stored in
-                one piece: of that each reads what it holds, too.
-        """
+    def join(self, run: Run) -> None:
+        """Act together with the stores of the run's other ranks from now on; alone, this changes nothing."""
         self._ranks = together(run._runtime.peers)
-        self._sharing = Sharing(run._runtime.shards, shared or shares_nothing)
+        self._shards = run._runtime.shards
 
     def on_first(self, call: Callable[[], object]) -> None:
         """Call a function on rank 0 alone, where it may use this store; if it raises, all ranks do.
@@ -152,7 +146,7 @@ class Store:
                 report success for data that it lost, so the next save writes new files.
         """
         take = snapshot if callable(snapshot) else lambda: snapshot
-        return self._save(lambda: pack_snapshot(take(), self._ranks.rank, self._sharing.shards))
+        return self._save(lambda: pack_snapshot(take(), self._ranks.rank, self._shards))
 
     def save_packed(self, packed: PackedSnapshot) -> Entry:
         """Write a packed snapshot, as `save` does; from any thread, where there is one rank.
@@ -362,7 +356,7 @@ class Store:
 
         def verdict() -> list[str]:
             try:
-                snapshot, digest = read_checkpoint(self._files, path, sections, share, self._sharing)
+                snapshot, digest = read_checkpoint(self._files, path, sections, share, self._shards)
             except DamagedError as error:
                 return [str(error), ""]
             loaded.append(snapshot)
