@@ -28,7 +28,7 @@ from heptad.checkpoints.files import Files, os_errors_explained, remove_tree
 from heptad.checkpoints.layout import MANIFEST, TEMPORARY, is_there, name_of, number_of
 from heptad.checkpoints.lock import Lock
 from heptad.checkpoints.manifest import FileFacts, write_manifest
-from heptad.checkpoints.packed import PackedSnapshot, merge_listings, pack_snapshot
+from heptad.checkpoints.packed import Listing, PackedSnapshot, merge_listings, pack_snapshot
 from heptad.checkpoints.reading import Share, read_checkpoint, read_summary
 from heptad.checkpoints.together import OneRank, Together, together
 from heptad.checkpoints.writing import write_files, write_last
@@ -213,7 +213,9 @@ class Store:
             for name, (size, digest) in facts["files"].items()
         }
         with self._explained(packed):
-            listed = merge_listings([facts["tensors"] for facts in written])
+            listings: list[Listing] = [facts["tensors"] for facts in written]
+            shared = self._shards.any
+            listed = merge_listings(listings) if shared else {one: held[one] for held in listings for one in held}
             write_last(self._files, temporary, write_manifest(len(written), packed.summary, files, listed))
             with os_errors_explained("renaming the finished checkpoint to", path):
                 self._files.rename(temporary, path)
