@@ -68,6 +68,8 @@ class Assembly:
                 raise CheckpointError(
                     f"{self._path / MANIFEST} has {name!r:.100} of {group} in {piece.file}, which is no file of it"
                 )
+            if name in self._pieces[piece.file]:
+                raise CheckpointError(f"{self._path / MANIFEST} has two pieces of {name!r:.100} in {piece.file}")
             self._pieces[piece.file][name] = piece
 
     def _is_shared(self, group: str, name: str, facts: TensorFacts) -> bool:
