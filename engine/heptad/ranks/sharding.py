@@ -65,11 +65,11 @@ def plan_sharding(network: nn.Module, choose: Chooser | None) -> ShardingPlan:
         inside = {id(part) for block in blocks for part in block.modules()}
         around = (one for one in network.modules() if id(one) not in inside)
         rest = [one for module in around for one in module.parameters(recurse=False)]
-        whole = _whole([*(list(block.parameters()) for block in blocks), rest])
+        whole = _unshareable([*(list(block.parameters()) for block in blocks), rest])
     return ShardingPlan(blocks, whole, {name: tuple(one.shape) for name, one in named.items() if one not in whole})
 
 
-def _whole(groups: Iterable[Sequence[nn.Parameter]]) -> set[nn.Parameter]:
+def _unshareable(groups: Iterable[Sequence[nn.Parameter]]) -> set[nn.Parameter]:
     """Return the parameters that cannot be shared: FSDP2 takes no scalar, and groups of one dtype and of their own."""
     groups = [list({id(one): one for one in group}.values()) for group in groups]
     times = Counter(id(one) for group in groups for one in group)
