@@ -34,7 +34,7 @@ class ShardingPlan(NamedTuple):
     Attributes:
         blocks: What is sharded one by one, before the network around them.
         whole: The parameters that each rank holds whole.
-        shared: The shapes of the others, by name; one that is tied has several.
+        shared: The shapes of the others, by name; one that is tied has several names.
     """
 
     blocks: Sequence[nn.Module]
@@ -168,15 +168,16 @@ class DTensorShards:
 
     Args:
         mesh: The ranks, in one dimension.
-        shared: The shapes of the parameters that are shared, by name.
+        plan: What is shared of the network.
     """
 
     any = True
 
-    def __init__(self, mesh: DeviceMesh, shared: Mapping[str, tuple[int, ...]]) -> None:
+    def __init__(self, mesh: DeviceMesh, plan: ShardingPlan) -> None:
         self._mesh = mesh
         self._rank, self._world = mesh.get_local_rank(), mesh.size()
-        self._names, self._shapes = {*shared}, {*shared.values()}
+        self._names = {*plan.shared}
+        self._shapes = {*plan.shared.values()} - {tuple(one.shape) for one in plan.whole}
 
     def part(self, tensor: Tensor) -> Part | None:
         """Return what this rank holds; `None` of a tensor that is no DTensor.
