@@ -250,7 +250,7 @@ def join_group() -> Group:
         store, rank, world = next(_dist.rendezvous("env://", timeout=JOINING))
     except (ValueError, KeyError) as error:
         raise ConfigError(
-            f"RunConfig.strategy='ddp' takes its ranks from torchrun, which has not started this process ({error}); "
+            f"RunConfig.strategy 'ddp' and 'fsdp' take ranks from torchrun, which has not started this process ({error}); "
             "run the script as torchrun --nproc-per-node 2 SCRIPT.py, or say strategy='auto'"
         ) from error
     except RuntimeError as error:
