@@ -1,4 +1,4 @@
-"""Damage to a checkpoint of two ranks that share tensors: it is named, and passed over by both ranks and by one process."""
+"""Damage to a checkpoint of two ranks that share tensors: it is named, and passed over by ranks and by one process."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ def refused(path: Path) -> str:
 
 
 def test_every_byte_counts(directory: Path):
-    """Each flipped in turn, a bit that depends on its place; one process reads them, and on some places the ranks too."""
+    """Each flipped in turn, a bit that depends on its place: one process reads them, and of some the ranks too."""
     files = sorted((directory / "checkpoint-00000002").iterdir())
     assert [path.name for path in files] == [
         "manifest.json", "network-00000.safetensors", "network-00001.safetensors", "optimizers-00000.safetensors",
