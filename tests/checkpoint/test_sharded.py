@@ -11,11 +11,14 @@ from typing import Any, cast
 
 import pytest
 import torch
+from crafted import bounded
 from standins import Cut, Shards, Shared, blocks, columns, rows
 from store_ranks import on_ranks, store_of
 from torch import Tensor
 
 from heptad import CheckpointError
+from heptad.checkpoints.files import Files
+from heptad.checkpoints.reading import Share, read_checkpoint
 from heptad.checkpoints.store import Store
 from heptad.run.peers import NoPeers
 from heptad.run.snapshot import Snapshot
@@ -274,3 +277,18 @@ def test_a_shared_tensor_that_no_checkpoint_can_hold_is_named(tmp_path: Path):
 def test_where_nothing_is_shared_such_a_tensor_is_refused(tmp_path: Path):
     with pytest.raises(CheckpointError, match=r"network\['a'\] is a Shared, which a checkpoint cannot hold"):
         Store(tmp_path).save(Snapshot({}, {"network": {"a": Shards(0, 2).share(torch.ones(4))}}))
+
+
+def test_saving_and_loading_take_what_is_loaded_and_little_more(tmp_path: Path):
+    """A whole network of 128 MB in 160 MB more address space, half of it in 96, and nothing is copied to be written."""
+    held = {f"layer{number}": torch.ones(1 << 10, 1 << 11) for number in range(16)}
+    path = Store(tmp_path / "run").save(Snapshot({}, {"network": {"tensors": held}})).path
+
+    class Expecting(Shards):
+        def expects(self, section: str, name: str, shape: tuple[int, ...]) -> bool | None:
+            return True
+
+    assert bounded(lambda: Store(tmp_path / "other").save(Snapshot({}, {"network": {"tensors": held}})), 32) == ""
+    assert bounded(lambda: Store(path.parent).load(path), 160) == ""
+    assert bounded(lambda: read_checkpoint(Files(), path, None, Share(1, 2), Expecting(1, 2)), 96) == ""
+    assert "does not fit into the memory" in bounded(lambda: Store(path.parent).load(path), 96)
