@@ -2,8 +2,8 @@
 
 A checkpoint is a directory `checkpoint-00000012` with a `manifest.json`, a `state.json`, a `rank-00000.json` for each
 rank of the run, and safetensors files for sections and ranks that hold tensors. A process that is killed at any point
-leaves it whole or not there, see `Store._save`. Reading verifies size and SHA-256 of every file before anything is
-parsed, and never unpickles. Only a writer needs the lock.
+leaves it whole or not there, see `Store._save`. Reading verifies size and SHA-256 of every file before anything in it
+is used, and never unpickles. Only a writer needs the lock.
 
 The ranks of a run have a store each, on one directory. After `join`, all of them call the methods that write, and those
 that look for a sound checkpoint. Rank 0 alone has the lock, sweeps and removes.
