@@ -7,7 +7,7 @@ averaged as what optimizers hold beside the network is.
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from functools import partial
 from typing import Any, NamedTuple, cast
@@ -24,7 +24,7 @@ from torch.utils.hooks import RemovableHandle
 
 from heptad.config import ComputeLoss
 from heptad.plugin.manager import PluginManager
-from heptad.ranks.grouped import Grouped
+from heptad.ranks.grouped import Grouped, is_of_exchange
 from heptad.ranks.requests import SharedRun
 from heptad.ranks.sharding import DTensorShards, ShardedCall, find_call, plan_sharding, shard_network
 from heptad.ranks.window import RanksWindow
@@ -80,6 +80,7 @@ class Fsdp(Grouped):
             runtime.shards = DTensorShards(self._mesh, plan)
             call = shard_network(network, plan, self._mesh, precision)
             network.to(runtime.device)
+        call.mend()
         self._call, self._closes = call, None
         self._modules = [one for one in network.modules() if isinstance(one, FSDPModule)]
         self._shared = [one for one in network.parameters() if isinstance(one, DTensor)]
@@ -149,6 +150,58 @@ class Fsdp(Grouped):
             torch.autograd.backward(cast("Any", [one.edge for one in outputs]), zeros)
         self._used.clear()
         self._used |= used
+
+    # -- forward passes without a backward pass
+
+    def divides(self, network: nn.Module) -> bool:
+        """Return whether a network is sharded by now: ranks make its forward passes together."""
+        return isinstance(network, FSDPModule)
+
+    def forward_of(self, network: nn.Module) -> Callable[[Any], Any]:
+        """Return what calls a network, for an evaluation."""
+        call = find_call(network, self._config.precision)
+        return network if call is None else partial(call, _call_network)
+
+    def loss_of(self, network: nn.Module, given: ComputeLoss) -> ComputeLoss:
+        """Return a `compute_loss` that may call parts of a network, for an evaluation."""
+        call = find_call(network, self._config.precision)
+        return given if call is None else call.around(given)
+
+    @contextmanager
+    def resting(self, network: nn.Module, name: str) -> Generator[None]:
+        """Leave its part to each rank after a block of forward passes, also after one that raises.
+
+        Args:
+            network: The network.
+            name: What errors call the block.
+
+        Raises:
+            ConfigError: If the network is sharded by others, or for another precision.
+        """
+        call = find_call(network, self._config.precision)
+        if call is None:
+            yield
+            return
+        group, outputs, where = self._group, [*self._outputs], self._group.where
+        if where is str:  # no run is driven
+            group.where = f"in {name}".__str__
+        try:
+            with call.resting():
+                yield
+        finally:
+            self._outputs[:] = outputs
+            group.where = where
+
+    def break_off(self, network: nn.Module, error: Exception) -> None:
+        """Tell the other ranks of an error for which they would wait in a forward pass.
+
+        Raises:
+            RankFailed: If it is another rank that has broken it off.
+        """
+        if self.divides(network) and not self._group.failed:
+            if is_of_exchange(error):
+                self._group.explain(error)
+            self._group.tell(error)
 
     def _lacking(self) -> int:
         return sum(place not in self._used and one.requires_grad for place, one in enumerate(self._shared))
