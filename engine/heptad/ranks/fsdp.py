@@ -7,6 +7,9 @@ averaged as what optimizers hold beside the network is.
 
 from __future__ import annotations
 
+from collections.abc import Generator
+from contextlib import contextmanager
+from functools import partial
 from typing import Any, NamedTuple, cast
 
 import numpy as np
@@ -14,18 +17,16 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
-from torch.nn.parameter import is_lazy
 from torch.utils._pytree import tree_leaves
+from torch.utils.hooks import RemovableHandle
 
-from heptad.blocks.finding import find_blocks
-from heptad.errors import ConfigError
+from heptad.config import ComputeLoss
 from heptad.plugin.manager import PluginManager
-from heptad.ranks.company import LossModule, through
 from heptad.ranks.grouped import Grouped
 from heptad.ranks.requests import SharedRun
-from heptad.ranks.sharding import DTensorShards, whole_parameters
+from heptad.ranks.sharding import DTensorShards, ShardedCall, find_call, plan_sharding, shard_network
 from heptad.ranks.window import RanksWindow
 from heptad.run.run import Run
 from heptad.run.runtime import Runtime
@@ -46,12 +47,16 @@ class Fsdp(Grouped):
 
     def __init__(self) -> None:
         super().__init__()
+        self._mesh: DeviceMesh
+        self._call: ShardedCall | None = None
+        """What gathers and calls the network, once it is sharded."""
         self._modules: list[FSDPModule] = []
-        """What is sharded: the network, and its blocks before it."""
-        self._outputs: list[_Output] = []
-        self._used: set[int] = set()
-        """The places of the parameters that the steps of the window have used, in `_shared`."""
+        """What is sharded: the network, and its blocks."""
         self._shared: list[nn.Parameter] = []
+        self._used: set[int] = set()
+        """Places in `_shared`: of the parameters that the steps of the window have used."""
+        self._outputs: list[_Output] = []
+        self._hooks: list[RemovableHandle] = []
         self._closes: bool | None = None
 
     def autocasts(self, precision: str) -> bool:
@@ -59,77 +64,67 @@ class Fsdp(Grouped):
         return precision != "bf16-mixed"
 
     def prepare(self, run: Run, manager: PluginManager) -> None:
-        """Refuse what does not go with parameters that become others; then as the others do."""
+        """Say which tensors will be shared: a checkpoint is read before the network is sharded."""
         super().prepare(run, manager)
+        runtime = run._runtime
+        self._mesh = DeviceMesh.from_group(self._group.data, runtime.device.type)
+        plan = plan_sharding(runtime.network, runtime.components.blocks)
+        runtime.shards = DTensorShards(self._mesh, plan.shared)
 
     def _wrap(self, runtime: Runtime) -> set[int]:
-        network = runtime.network
-        if lazy := [name for name, one in network.named_parameters() if is_lazy(one)]:
-            raise ConfigError(
-                f"strategy='fsdp' cannot shard the parameter {lazy[0]}, which has no shape before the first batch; run "
-                "the network once on a batch before the Engine is built, or name the sizes"
-            )
-        mesh = DeviceMesh.from_group(self._group.data, runtime.device.type)
-        runtime.shards = DTensorShards(mesh)
-        if not isinstance(network, FSDPModule):
-            self._shard(runtime, mesh)
+        network, precision = runtime.network, self._config.precision
+        call = find_call(network, precision)
+        if call is None:
+            self._send([*network.parameters(), *network.buffers()])
+            plan = plan_sharding(network, runtime.components.blocks)
+            runtime.shards = DTensorShards(self._mesh, plan.shared)
+            call = shard_network(network, plan, self._mesh, precision)
+            network.to(runtime.device)
+        self._call, self._closes = call, None
         self._modules = [one for one in network.modules() if isinstance(one, FSDPModule)]
-        self._shared = [one for one in network.parameters() if runtime.shards.part(one) is not None]
-        self._watch()
-        if self._compute_loss is not None:
-            whole = LossModule(network, self._compute_loss)
-            whole.register_forward_pre_hook(lambda module, given: cast("Any", network).unshard())
-            fully_shard(whole, mesh=mesh, ignored_params=set(network.parameters()))
-            self._compute_loss = through(whole, whole)
-        self._closes = None
+        self._shared = [one for one in network.parameters() if isinstance(one, DTensor)]
+        self._watch_parameters(network)
+        self._watch_outputs()
+        runtime.forward = partial(call, _call_network)
         return {id(one) for one in self._shared}
 
-    def _shard(self, runtime: Runtime, mesh: DeviceMesh) -> None:
-        network = runtime.network
-        self._send([*network.parameters(), *network.buffers()])
-        blocks = [block for name, block in find_blocks(network, runtime.components.blocks).items() if name]
-        groups = [list(block.parameters()) for block in blocks]
-        inside = {id(part) for block in blocks for part in block.modules()}
-        rest = [
-            one for module in network.modules() if id(module) not in inside for one in module.parameters(recurse=False)
-        ]
-        whole = whole_parameters([*groups, rest])
-        policy = MixedPrecisionPolicy()
-        outer = MixedPrecisionPolicy()
-        if self._config.precision == "bf16-mixed":
-            policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
-            outer = MixedPrecisionPolicy(torch.bfloat16, torch.float32, output_dtype=torch.float32)
-        for block in blocks:
-            fully_shard(block, mesh=mesh, mp_policy=policy, ignored_params=whole)
-        reshard = None if self._compute_loss is None else False
-        fully_shard(network, mesh=mesh, mp_policy=outer, ignored_params=whole, reshard_after_forward=reshard)
-        network.to(runtime.device)
+    def compute_loss(self, given: ComputeLoss | None) -> ComputeLoss | None:
+        """Return one that gathers what it uses of the network, which may be parts of it."""
+        return given if given is None or self._call is None else self._call.around(given)
 
-    def _watch(self) -> None:
-        """Note which parameters each backward pass uses, and what the modules return."""
+    # -- what is watched
+
+    def _watch_parameters(self, network: nn.Module) -> None:
+        """Note which parameters each backward pass uses; what they are when they are gathered stays one object."""
         places = {id(one): place for place, one in enumerate(self._shared)}
-        for module in self._modules:
-            module.set_reduce_scatter_unused_params(True)
-        network = cast("nn.Module", self._modules[0])
         names = {name: places[id(one)] for name, one in network.named_parameters() if id(one) in places}
         for module in self._modules:
+            module.set_reduce_scatter_unused_params(True)
             module.unshard()
             for name, one in network.named_parameters():
                 if name in names and not isinstance(one, DTensor):
-                    self._watch_one(one, names[name])
+                    self._watch_parameter(one, names[name])
             module.reshard()
-            cast("nn.Module", module).register_forward_hook(self._note_output)
-        self._used.clear()
 
-    def _watch_one(self, parameter: nn.Parameter, place: int) -> None:
+    def _watch_parameter(self, gathered: nn.Parameter, place: int) -> None:
         def note(parameter: Tensor) -> None:
             del parameter
             self._used.add(place)
 
-        trained = parameter.requires_grad
-        parameter.requires_grad_(True)
-        parameter.register_post_accumulate_grad_hook(note)
-        parameter.requires_grad_(trained)
+        trained = gathered.requires_grad
+        gathered.requires_grad_(True)
+        gathered.register_post_accumulate_grad_hook(note)
+        gathered.requires_grad_(trained)
+
+    def _watch_outputs(self) -> None:
+        self._watch_no_more()
+        modules = cast("list[nn.Module]", self._modules)
+        self._hooks = [module.register_forward_hook(self._note_output) for module in modules]
+
+    def _watch_no_more(self) -> None:
+        while self._hooks:
+            self._hooks.pop().remove()
+        self._outputs.clear()
 
     def _note_output(self, module: nn.Module, given: Any, output: Any) -> None:
         del module, given
@@ -137,6 +132,19 @@ class Fsdp(Grouped):
             if isinstance(one, Tensor) and one.requires_grad:
                 like = torch.empty((), dtype=one.dtype, device=one.device).expand(one.shape)
                 self._outputs.append(_Output(get_gradient_edge(one), like))
+
+    @contextmanager
+    def driving(self, run: Run) -> Generator[None]:
+        """Watch what the network returns, as long as the run is driven."""
+        try:
+            if self._modules:
+                self._watch_outputs()
+            with super().driving(run):
+                yield
+        finally:
+            self._watch_no_more()
+
+    # -- the window
 
     def window_closes(self, closes: bool) -> None:
         """Let FSDP2 average in the backward pass to come, or only add up."""
@@ -161,7 +169,8 @@ class Fsdp(Grouped):
         if outputs:
             zeros = [torch.zeros_like(one.like) for one in outputs]
             torch.autograd.backward(cast("Any", [one.edge for one in outputs]), zeros)
-        self._used = used
+        self._used.clear()
+        self._used |= used
 
     def _lacking(self) -> int:
         return sum(place not in self._used and one.requires_grad for place, one in enumerate(self._shared))
@@ -175,3 +184,7 @@ class Fsdp(Grouped):
         for one, is_used in zip(self._shared, used, strict=True):
             if not is_used:
                 one.grad = None
+
+
+def _call_network(network: nn.Module, data: Any) -> Any:
+    return network(data)

@@ -46,6 +46,13 @@ class Shards(Protocol):
         """Return the tensor of which this is what this rank holds, the counterpart of `part`."""
         ...
 
+    def expects(self, section: str, name: str, shape: tuple[int, ...]) -> bool | None:
+        """Return whether a stored tensor is one that the ranks share in this run, `None` where nobody knows.
+
+        Asked before anything is restored: the network may still be whole.
+        """
+        ...
+
 
 class NoShards:
     """All tensors are whole."""
@@ -63,6 +70,10 @@ class NoShards:
     def join(self, part: Part) -> Tensor:
         """Return the part, which is the whole."""
         return part.local
+
+    def expects(self, section: str, name: str, shape: tuple[int, ...]) -> bool:
+        """Return False."""
+        return False
 
 
 def alike(stored: Tensor, live: Tensor, shards: Shards) -> Tensor:
