@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor
@@ -10,27 +10,31 @@ from torch import Tensor
 from heptad import Run
 
 
-def whole_numbers(run: Run, numbers: list[Tensor]) -> list[Tensor]:
-    """Return numbers that are whole on each rank, in their order; all ranks call this with as many."""
-    if not run.shares:
-        return numbers
-    shared = [place for place, one in enumerate(numbers) if _is_shared(run, one)]
+def whole_numbers(run: Run, tensors: Sequence[Tensor], numbers: Sequence[Tensor]) -> list[Tensor]:
+    """Return numbers whole on each rank; all ranks call this with as many.
+
+    Args:
+        run: The run.
+        tensors: What they were computed of, one each.
+        numbers: Such as the norms of these.
+    """
+    found = [*numbers]
+    shared = [place for place, one in enumerate(tensors) if _is_shared(run, one)] if run.shares else []
     if shared:
-        wholes = run.whole(torch.stack([numbers[place] for place in shared])).unbind()
-        numbers = [*numbers]
+        wholes = run.whole(torch.stack([found[place] for place in shared])).unbind()
         for place, one in zip(shared, wholes, strict=True):
-            numbers[place] = one
-    return numbers
+            found[place] = one
+    return found
 
 
 def apart(run: Run, tensors: Iterable[Tensor]) -> list[list[Tensor]]:
     """Return tensors by kind, whole ones and shared ones, since torch takes no list of both; no kind that has none."""
-    if not run.shares:
-        found = [[*tensors]]
-    else:
-        found: list[list[Tensor]] = [[], []]
+    found: list[list[Tensor]] = [[], []]
+    if run.shares:
         for one in tensors:
             found[_is_shared(run, one)].append(one)
+    else:
+        found[0] += tensors
     return [kind for kind in found if kind]
 
 

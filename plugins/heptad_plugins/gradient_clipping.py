@@ -8,7 +8,7 @@ from torch.nn.utils import clip_grad_norm_, clip_grad_value_
 
 from heptad import Plugin, PluginError, Run
 from heptad_plugins._options import number
-from heptad_plugins._shared import apart, whole_numbers
+from heptad_plugins._shared import whole_numbers
 
 
 class GradientClipping(Plugin):
@@ -62,7 +62,7 @@ class GradientClipping(Plugin):
             for one in parts:
                 one.clamp_(min=-self._value, max=self._value)
         elif self._norm is not None:
-            norms = [norm for kind in apart(run, gradients) for norm in whole_numbers(run, [*map(_norm, kind)])]
+            norms = whole_numbers(run, gradients, [_norm(one) for one in gradients])
             norm = _norm(torch.stack([one.to(norms[0].device) for one in norms])) if norms else torch.tensor(0.0)
             run.record("gradient_norm", norm)
             factor = torch.clamp(self._norm / (norm + 1e-6), max=1.0)

@@ -149,7 +149,7 @@ def _sizes(run: Run) -> list[float]:
     for gradients in apart(run, (values for grad in grads if grad is not None and (values := _values(grad)).numel())):
         # what get_total_norm calls as well, at a third of its cost; the largest magnitudes, which cannot overflow, take
         # sixteen times as long on a CPU
-        found += whole_numbers(run, [*torch._foreach_norm(gradients)])  # pyright: ignore[reportPrivateImportUsage, reportPrivateUsage]
+        found += whole_numbers(run, gradients, torch._foreach_norm(gradients))  # pyright: ignore[reportPrivateImportUsage, reportPrivateUsage]
     if len({one.device for one in found}) > 1:
         found = [one.to(found[0].device) for one in found]
     return cast("list[float]", torch.stack(found).tolist()) if found else []
@@ -159,10 +159,11 @@ def _not_finite(run: Run) -> list[str]:
     """Return the names of the loss and the first few gradients that are not finite."""
     names = {id(parameter): f"gradient of {name}" for name, parameter in run.network.named_parameters()}
     held = [parameter for parameter in run.optimized_parameters() if parameter.grad is not None]
-    finite = [torch.isfinite(_values(cast("Tensor", parameter.grad))).all() for parameter in held]
+    gradients = [_values(cast("Tensor", parameter.grad)) for parameter in held]
+    finite = [torch.isfinite(gradient).all() for gradient in gradients]
     found = [
         names.get(id(parameter), f"gradient of a parameter of shape {tuple(parameter.shape)} outside of the network")
-        for parameter, is_finite in zip(held, whole_numbers(run, finite), strict=True)
+        for parameter, is_finite in zip(held, whole_numbers(run, gradients, finite), strict=True)
         if not is_finite
     ]
     rest = len(found) - 5

@@ -63,7 +63,8 @@ class SAM(Plugin):
     @torch.no_grad()
     def _climb(self, run: Run, held: list[torch.nn.Parameter]) -> None:
         pairs = [(parameter, parameter.grad) for parameter in held if parameter.grad is not None]
-        sizes = whole_numbers(run, [_norm(self._relative(parameter.abs(), gradient)) for parameter, gradient in pairs])
+        sizes = [_norm(self._relative(parameter.abs(), gradient)) for parameter, gradient in pairs]
+        sizes = whole_numbers(run, [gradient for _, gradient in pairs], sizes)
         norm = _norm(torch.stack([size.to(sizes[0].device) for size in sizes]))
         scale, finite = self._rho / (norm + 1e-12), norm.isfinite()
         for parameter, gradient in ((run.local(one), run.local(gradient)) for one, gradient in pairs):

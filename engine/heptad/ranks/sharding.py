@@ -196,8 +196,6 @@ class DTensorShards:
 
     def span(self, shape: tuple[int, ...]) -> tuple[tuple[int, ...], tuple[int, ...]]:
         """Return offset and size of what this rank holds."""
-        if not shape:  # a norm, say, of which each rank has its share
-            return (), ()
         rows = -(-shape[0] // self._world)
         start = min(self._rank * rows, shape[0])
         return (start, *(0,) * (len(shape) - 1)), (min(rows, shape[0] - start), *shape[1:])

@@ -418,7 +418,7 @@ class RunView:
 
     @property
     def shares(self) -> bool:
-        """Whether each rank holds a part of the parameters: with `strategy="fsdp"`, once the network is placed."""
+        """Whether each rank holds a part of the parameters only: with `strategy="fsdp"`."""
         return self._runtime.shards.any
 
     def local(self, tensor: torch.Tensor) -> torch.Tensor:
