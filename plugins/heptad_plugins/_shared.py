@@ -27,6 +27,11 @@ def whole_numbers(run: Run, tensors: Sequence[Tensor], numbers: Sequence[Tensor]
     return found
 
 
+def norm_of(values: Tensor) -> Tensor:
+    """Return the 2-norm of all numbers of a tensor."""
+    return torch.linalg.vector_norm(values)  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType] - torch has no types for it
+
+
 def apart(run: Run, tensors: Iterable[Tensor]) -> list[list[Tensor]]:
     """Return tensors by kind, whole ones and shared ones, since torch takes no list of both; no kind that has none."""
     found: list[list[Tensor]] = [[], []]

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor
 from torch.nn.utils import clip_grad_norm_, clip_grad_value_
 
 from heptad import Plugin, PluginError, Run
 from heptad_plugins._options import number
-from heptad_plugins._shared import whole_numbers
+from heptad_plugins._shared import norm_of, whole_numbers
 
 
 class GradientClipping(Plugin):
@@ -62,13 +61,9 @@ class GradientClipping(Plugin):
             for one in parts:
                 one.clamp_(min=-self._value, max=self._value)
         elif self._norm is not None:
-            norms = whole_numbers(run, gradients, [_norm(one) for one in gradients])
-            norm = _norm(torch.stack([one.to(norms[0].device) for one in norms])) if norms else torch.tensor(0.0)
+            norms = whole_numbers(run, gradients, [norm_of(one) for one in gradients])
+            norm = norm_of(torch.stack([one.to(norms[0].device) for one in norms])) if norms else torch.tensor(0.0)
             run.record("gradient_norm", norm)
             factor = torch.clamp(self._norm / (norm + 1e-6), max=1.0)
             for one in parts:
                 one.mul_(factor.to(one.device))
-
-
-def _norm(values: Tensor) -> Tensor:
-    return torch.linalg.vector_norm(values)  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType] - torch has no types for it

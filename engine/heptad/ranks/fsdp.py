@@ -7,10 +7,11 @@ averaged as what optimizers hold beside the network is.
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Collection, Generator
 from contextlib import contextmanager
 from functools import partial
 from typing import Any, NamedTuple, cast
+from weakref import ref
 
 import numpy as np
 import torch
@@ -53,6 +54,8 @@ class Fsdp(Grouped):
         self._modules: list[FSDPModule] = []
         """What is sharded: the network, and its blocks."""
         self._shared: list[nn.Parameter] = []
+        self._before: list[ref[nn.Parameter]] = []
+        """What the network held before it was sharded; it is freed unless somebody else holds it."""
         self._used: set[int] = set()
         """Places in `_shared`: of the parameters that the steps of the window have used."""
         self._outputs: list[_Output] = []
@@ -71,11 +74,21 @@ class Fsdp(Grouped):
         plan = plan_sharding(runtime.network, runtime.components.blocks)
         runtime.shards = DTensorShards(self._mesh, plan.shared)
 
+    def replaces(self, network: nn.Module) -> bool:
+        """Return whether it is to be sharded: an earlier engine may have done that."""
+        return not isinstance(network, FSDPModule)
+
+    def replaced(self) -> Collection[int]:
+        """Return what optimizers that train nothing hold."""
+        now = set(map(id, cast("nn.Module", self._call).parameters()))
+        return {id(one) for each in self._before if (one := each()) is not None} - now
+
     def _wrap(self, runtime: Runtime) -> set[int]:
         network, precision = runtime.network, self._config.precision
         call = find_call(network, precision)
         if call is None:
             self._send([*network.parameters(), *network.buffers()])
+            self._before = [ref(one) for one in network.parameters()]
             plan = plan_sharding(network, runtime.components.blocks)
             runtime.shards = DTensorShards(self._mesh, plan.shared)
             call = shard_network(network, plan, self._mesh, precision)

@@ -21,7 +21,7 @@ from torch.nn.parameter import is_lazy
 
 from heptad.blocks.finding import Chooser, find_blocks
 from heptad.config import ComputeLoss, LossOutput
-from heptad.errors import CheckpointError, ConfigError
+from heptad.errors import CheckpointError, ConfigError, a_kind
 from heptad.run.shards import Part
 
 _CALL = "_sharded_call"
@@ -52,12 +52,13 @@ def plan_sharding(network: nn.Module, choose: Chooser | None) -> ShardingPlan:
     Raises:
         ConfigError: If a parameter has no shape yet, or the blocks are none.
     """
+    if mistakes := [
+        f"strategy='fsdp' cannot shard {repr(name) if name else 'Components.network'}: {why}"
+        for name, module in cast("Iterable[tuple[str, nn.Module]]", network.named_modules())
+        if (why := _unshardable(module))
+    ]:
+        raise ConfigError("\n".join(mistakes))
     named = dict(network.named_parameters(remove_duplicate=False))
-    if lazy := [name for name, one in named.items() if is_lazy(one)]:
-        raise ConfigError(
-            f"strategy='fsdp' cannot shard the parameter {lazy[0]}, which has no shape before the first batch; run the "
-            "network once on a batch before the Engine is built, or name the sizes"
-        )
     blocks = [block for name, block in find_blocks(network, choose).items() if name]
     if isinstance(network, FSDPModule):
         whole = {one for one in named.values() if not isinstance(one, DTensor)}
@@ -67,6 +68,25 @@ def plan_sharding(network: nn.Module, choose: Chooser | None) -> ShardingPlan:
         rest = [one for module in around for one in module.parameters(recurse=False)]
         whole = _whole([*(list(block.parameters()) for block in blocks), rest])
     return ShardingPlan(blocks, whole, {name: tuple(one.shape) for name, one in named.items() if one not in whole})
+
+
+def _unshardable(module: nn.Module) -> str | None:
+    """Return why a module cannot be sharded, without its parts."""
+    if isinstance(module, torch.jit.ScriptModule):
+        return f"{a_kind(module)} is compiled by TorchScript, which holds its parameters; pass what it was made of"
+    if hasattr(module, "_orig_mod"):
+        return (
+            "it is what torch.compile returned; pass the module itself with RunConfig(compile=True), which compiles "
+            "its blocks in place"
+        )
+    if lazy := [name for name, one in module.named_parameters(recurse=False) if is_lazy(one)]:
+        return (
+            f"its parameter {lazy[0]} has no shape before the first batch; run the network once on a batch before the "
+            "Engine is built, or name the sizes"
+        )
+    if isinstance(module, nn.Embedding | nn.EmbeddingBag) and module.sparse:
+        return f"{a_kind(module)} with sparse=True has gradients that FSDP2 does not average; leave sparse=True out"
+    return None
 
 
 def _whole(groups: Iterable[Sequence[nn.Parameter]]) -> set[nn.Parameter]:

@@ -52,7 +52,7 @@ def build(run: Run, strategy: Strategy) -> None:
     """Place the network, then build the optimizers and the step function: also done where a run is resumed."""
     runtime = run._runtime
     strategy.place(runtime)
-    runtime.optimizers = build_optimizers(runtime.components)  # after placing, which may replace the parameters
+    runtime.optimizers = build_optimizers(runtime, strategy)  # after placing, which may replace the parameters
     runtime.bond = Bond(runtime)
     build_recomputation(run, strategy)
     compute_loss = strategy.compute_loss(runtime.components.compute_loss)
