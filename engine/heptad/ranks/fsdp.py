@@ -27,7 +27,7 @@ from heptad.config import ComputeLoss
 from heptad.plugin.manager import PluginManager
 from heptad.ranks.grouped import Grouped
 from heptad.ranks.requests import SharedRun
-from heptad.ranks.sharding import DTensorShards, ShardedCall, find_call, plan_sharding, shard_network
+from heptad.ranks.sharding import DTensorShards, ShardedCall, find_call, plan_sharding, refuse_whole, shard_network
 from heptad.ranks.window import RanksWindow
 from heptad.run.run import Run
 from heptad.run.runtime import Runtime
@@ -72,6 +72,8 @@ class Fsdp(Grouped):
         runtime = run._runtime
         self._mesh = DeviceMesh.from_group(self._group.data, runtime.device.type)
         plan = plan_sharding(runtime.network, runtime.components.blocks)
+        if self._config.precision == "bf16-mixed":
+            refuse_whole(runtime.network, plan)
         runtime.shards = DTensorShards(self._mesh, plan)
 
     def replaces(self, network: nn.Module) -> bool:
@@ -144,6 +146,8 @@ class Fsdp(Grouped):
         self._outputs.clear()
         if not window.steps:
             self._used.clear()
+        if self._call is not None:
+            self._call.begin_backward(self._used, first=not window.steps, closes=closes)
         if closes is not self._closes:
             self._closes = closes
             for module in self._modules:
