@@ -112,7 +112,7 @@ class Fsdp(Grouped):
     def _watch_outputs(self) -> None:
         self._watch_no_more()
         modules = cast("list[nn.Module]", self._modules)
-        note = self._note_output
+        note: Any = self._note_output
         if self._config.compile:  # else not, as it takes a second to import
             note = torch.compiler.disable(note)
         self._hooks = [module.register_forward_hook(note) for module in modules]
