@@ -55,7 +55,8 @@ class EngineView:
             The run that was made, finished: its log and its recorded values.
 
         Raises:
-            EngineError: If the run has begun, or the data can be iterated once.
+            EngineError: If the run has begun, the data can be iterated once, or `strategy="fsdp"` would shard the
+                network for good.
             BaseException: As `run`. Everything is put back then too.
         """
         with self._driving("smoke"):

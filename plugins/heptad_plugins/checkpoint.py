@@ -43,7 +43,8 @@ class Checkpoint(Plugin):
 
     A directory belongs to one run: a resumed run may write to it, any other is refused, as is a second process at the
     same time. The ranks of one run write one checkpoint together, to a directory that all of them share: all succeed,
-    or all raise the same error. In the background a single process alone writes.
+    or all raise the same error. In the background a single process alone writes. With `strategy="fsdp"` none is taken
+    where a window may be open: not at `"after_step"`, and with `remainder="carry"` not at `"after_epoch"`.
 
     Args:
         directory: Where they are kept; made where it is missing.
@@ -61,7 +62,7 @@ class Checkpoint(Plugin):
         on_error: `"detach"`: an exception detaches the plugin, and the run continues.
 
     Raises:
-        PluginError: For an option that does not fit.
+        PluginError: For an option that does not fit; when built, for a place that does not go with the strategy.
         CheckpointError: When the run is opened, for a directory that is another run's or in use; when storing, if
             something cannot be stored or written: the earlier checkpoints stay. In the background, what cannot be
             stored is refused at once; what cannot be written raises after the turn under way, or when the run pauses
@@ -115,10 +116,23 @@ class Checkpoint(Plugin):
         return [Detour("checkpoint", place, self._is_due, self.save, every=every, first=first) for place in self._at]
 
     def on_build(self, run: Run) -> None:
-        """Refuse to write in the background where there are other ranks; write together with them."""
+        """Refuse to write in the background where there are other ranks, and where gradients cannot be stored."""
         if self._background and run.world != 1:
             raise PluginError(
                 f"Checkpoint(background=True) is for a single process, and this run has {run.world} ranks; leave it out"
+            )
+        if run.config.strategy == "fsdp":
+            self._refuse_open_windows(run)
+
+    def _refuse_open_windows(self, run: Run) -> None:
+        """Refuse places where the gradients of a window would have to be stored."""
+        carries = run.config.remainder == "carry" and run.accumulation > 1
+        open_in = "after_step" if "after_step" in self._at else "after_epoch" if carries else ""
+        if open_in in self._at:
+            why = " with remainder='carry'" if open_in == "after_epoch" else ""
+            raise PluginError(
+                f"Checkpoint(at='{open_in}'){why} and strategy='fsdp': a window may be open there, and FSDP2 hides its "
+                "gradients, so that they cannot be stored; say at='optimizer_update', or use strategy='ddp'"
             )
 
     def on_begin(self, run: Run) -> None:

@@ -7,10 +7,11 @@ averaged as what optimizers hold beside the network is.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Collection, Generator
 from contextlib import contextmanager
 from functools import partial
 from typing import Any, NamedTuple, cast
+from weakref import ref
 
 import numpy as np
 import torch
@@ -26,7 +27,7 @@ from heptad.config import ComputeLoss
 from heptad.plugin.manager import PluginManager
 from heptad.ranks.grouped import Grouped, is_of_exchange
 from heptad.ranks.requests import SharedRun
-from heptad.ranks.sharding import DTensorShards, ShardedCall, find_call, plan_sharding, shard_network
+from heptad.ranks.sharding import DTensorShards, ShardedCall, find_call, plan_sharding, refuse_whole, shard_network
 from heptad.ranks.window import RanksWindow
 from heptad.run.run import Run
 from heptad.run.runtime import Runtime
@@ -53,6 +54,8 @@ class Fsdp(Grouped):
         self._modules: list[FSDPModule] = []
         """What is sharded: the network, and its blocks."""
         self._shared: list[nn.Parameter] = []
+        self._before: list[ref[nn.Parameter]] = []
+        """What the network held before it was sharded; it is freed unless somebody else holds it."""
         self._used: set[int] = set()
         """Places in `_shared`: of the parameters that the steps of the window have used."""
         self._outputs: list[_Output] = []
@@ -69,13 +72,25 @@ class Fsdp(Grouped):
         runtime = run._runtime
         self._mesh = DeviceMesh.from_group(self._group.data, runtime.device.type)
         plan = plan_sharding(runtime.network, runtime.components.blocks)
+        if self._config.precision == "bf16-mixed":
+            refuse_whole(runtime.network, plan)
         runtime.shards = DTensorShards(self._mesh, plan)
+
+    def replaces(self, network: nn.Module) -> bool:
+        """Return whether it is to be sharded: an earlier engine may have done that."""
+        return not isinstance(network, FSDPModule)
+
+    def replaced(self) -> Collection[int]:
+        """Return what optimizers that train nothing hold."""
+        now = set(map(id, cast("nn.Module", self._call).parameters()))
+        return {id(one) for each in self._before if (one := each()) is not None} - now
 
     def _wrap(self, runtime: Runtime) -> set[int]:
         network, precision = runtime.network, self._config.precision
         call = find_call(network, precision)
         if call is None:
             self._send([*network.parameters(), *network.buffers()])
+            self._before = [ref(one) for one in network.parameters()]
             plan = plan_sharding(network, runtime.components.blocks)
             runtime.shards = DTensorShards(self._mesh, plan)
             call = shard_network(network, plan, self._mesh, precision)
@@ -98,7 +113,10 @@ class Fsdp(Grouped):
     def _watch_outputs(self) -> None:
         self._watch_no_more()
         modules = cast("list[nn.Module]", self._modules)
-        self._hooks = [module.register_forward_hook(self._note_output) for module in modules]
+        note: Any = self._note_output
+        if self._config.compile:  # else not, as it takes a second to import
+            note = torch.compiler.disable(note)
+        self._hooks = [module.register_forward_hook(note) for module in modules]
 
     def _watch_no_more(self) -> None:
         while self._hooks:
@@ -132,6 +150,8 @@ class Fsdp(Grouped):
         self._outputs.clear()
         if not window.steps:
             self._used.clear()
+        if self._call is not None:
+            self._call.begin_backward(self._used, first=not window.steps, closes=closes)
         if closes is not self._closes:
             self._closes = closes
             for module in self._modules:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import platform
-from collections.abc import Callable, Generator, Iterable, Sequence
+from collections.abc import Callable, Collection, Generator, Iterable, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any, cast
@@ -116,6 +116,14 @@ class Grouped:
     def root(self, seed: int) -> int:
         """Return what the first rank gives."""
         return int(self._group.gather(str(seed).encode())[0])
+
+    def replaces(self, network: nn.Module) -> bool:
+        """Return False."""
+        return False
+
+    def replaced(self) -> Collection[int]:
+        """Return nothing."""
+        return ()
 
     def place(self, runtime: Runtime) -> None:
         """Compare the networks of the ranks, and wrap this one.
