@@ -43,7 +43,9 @@ class Checkpoint(Plugin):
 
     A directory belongs to one run: a resumed run may write to it, any other is refused, as is a second process at the
     same time. The ranks of one run write one checkpoint together, to a directory that all of them share: all succeed,
-    or all raise the same error. In the background a single process alone writes.
+    or all raise the same error. In the background a thread of each rank writes its part; it becomes a checkpoint, on
+    all in the same turn, after the first agreement of the ranks at which all have written: at the end of a window. A
+    rank that fails in another place ends the run, and what was being written then is no checkpoint.
 
     Args:
         directory: Where they are kept; made where it is missing.
@@ -71,7 +73,7 @@ class Checkpoint(Plugin):
 
     observes = True
     ranks = "all"  # a checkpoint has parts of each rank, and they write it together
-    requests = ("save",)
+    requests = ("save", "writing")
 
     def __init__(
         self,
@@ -114,13 +116,6 @@ class Checkpoint(Plugin):
         every, first = self._numbers.every, self._numbers.first
         return [Detour("checkpoint", place, self._is_due, self.save, every=every, first=first) for place in self._at]
 
-    def on_build(self, run: Run) -> None:
-        """Refuse to write in the background where there are other ranks; write together with them."""
-        if self._background and run.world != 1:
-            raise PluginError(
-                f"Checkpoint(background=True) is for a single process, and this run has {run.world} ranks; leave it out"
-            )
-
     def on_begin(self, run: Run) -> None:
         """Forget that the directory was an earlier run's."""
         self._finish()
@@ -139,7 +134,8 @@ class Checkpoint(Plugin):
         self._watched = None if run.rank else self._monitor
         self.store.lock()
         if self._background:
-            self._writer = BackgroundWriter(self.store, f"{self.name}.save", self.on_error == "raise")
+            raises = self.on_error == "raise"
+            self._writer = BackgroundWriter(self.store, f"{self.name}.save", raises, f"{self.name}.writing")
         if not self._claimed:
             self.store.on_first(partial(self._claim, run))
             self._claimed = True
@@ -155,13 +151,10 @@ class Checkpoint(Plugin):
         Raises:
             CheckpointError: If writing failed, and no turn has said so yet.
         """
-        try:
-            self._finish()
-        finally:
-            if self._writer is None:
-                self.store.unlock()
-            else:
-                self._writer.release()
+        if self._writer is None:
+            self.store.unlock()
+        else:
+            self._writer.close()
 
     def on_exit_after_step(self, run: Run) -> None:
         """Read the clock, which the guard must not; with `on_error="detach"`, raise what writing failed with."""
@@ -204,7 +197,7 @@ class Checkpoint(Plugin):
         """
         take = partial(self._taken, run)
         if self._writer is not None and run.paused is None:
-            self._writer.save(run, take(), self._keep_last, self._keep_best)
+            self._writer.save(run, take, self._keep_last, self._keep_best)
         else:
             self._finish()
             self.store.save(take)
