@@ -232,7 +232,6 @@ def refused(rank: Rank) -> dict[str, str]:
         "none sound": lambda: engine_of(folder / "y").run(resume=folder),
         "another's": lambda: engine_of(folder / "run").run(),
         "another run": lambda: engine_of(folder / "z", window=12).run(resume=folder / "run"),
-        "background": lambda: engine_of(folder / "y", background=True),
         "full": lambda: full(folder / "full", rank),
     }
     found = {}
