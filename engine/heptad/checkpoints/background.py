@@ -19,7 +19,7 @@ from typing import Any
 
 from heptad.checkpoints.copying import copied
 from heptad.checkpoints.job import Job, Keep, OwnJob, SharedJob
-from heptad.checkpoints.packed import PackedSnapshot, pack_snapshot
+from heptad.checkpoints.packed import PackedSnapshot
 from heptad.checkpoints.store import Store
 from heptad.errors import PluginError
 from heptad.record.buffer import PackedChunk
@@ -85,7 +85,7 @@ class BackgroundWriter:
             raise
 
     def _begin_alone(self, run: Run, take: Take, keep: Keep) -> tuple[Job, PackedSnapshot]:
-        packed = pack_snapshot(take())  # all but the tensors is text from here on, and what cannot be stored refused
+        packed = self._store.pack(take())  # all but the tensors is text from here on, and what cannot be stored refused
         self.finish()
         packed = copied(packed)
         return OwnJob(run, self._store, keep), packed

@@ -21,6 +21,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from heptad.checkpoints.assembly import Sharing
 from heptad.checkpoints.copying import copied
 from heptad.checkpoints.damage import DamagedError
 from heptad.checkpoints.entry import Entry, best_of, rank
@@ -28,7 +29,7 @@ from heptad.checkpoints.files import Files, StoppableFiles, os_errors_explained,
 from heptad.checkpoints.layout import MANIFEST, TEMPORARY, is_there, name_of, number_of
 from heptad.checkpoints.lock import Lock
 from heptad.checkpoints.manifest import FileFacts, write_manifest
-from heptad.checkpoints.packed import PackedSnapshot, pack_snapshot
+from heptad.checkpoints.packed import PackedSnapshot, merge_listings, pack_snapshot
 from heptad.checkpoints.reading import Share, read_checkpoint, read_summary
 from heptad.checkpoints.saving import Saving
 from heptad.checkpoints.together import OneRank, Together, together
@@ -57,12 +58,14 @@ class Store:
         self._open: list[Saving] = []  # what threads of the ranks are writing: not swept away
         self._damaged: set[Entry] = set()
         self._ranks: Together = OneRank()
+        self._sharing = Sharing()
 
     # -- who may write
 
     def join(self, run: Run) -> None:
         """Act together with the stores of the run's other ranks from now on; alone, this changes nothing."""
         self._ranks = together(run._runtime.peers)
+        self._sharing = Sharing(run._runtime.shards)
 
     @property
     def shared(self) -> bool:
@@ -151,7 +154,15 @@ class Store:
                 report success for data that it lost, so the next save writes new files.
         """
         take = snapshot if callable(snapshot) else lambda: snapshot
-        return self._save(lambda: pack_snapshot(take(), self._ranks.rank))
+        return self._save(lambda: self.pack(take()))
+
+    def pack(self, snapshot: Snapshot) -> PackedSnapshot:
+        """Return what this rank writes of a snapshot; nothing is copied.
+
+        Raises:
+            CheckpointError: If something in it cannot be stored, with its place.
+        """
+        return pack_snapshot(snapshot, self._ranks.rank, self._sharing.shards)
 
     def save_packed(self, packed: PackedSnapshot) -> Entry:
         """Write a packed snapshot, as `save` does; from any thread, where there is one rank.
@@ -174,7 +185,7 @@ class Store:
             CheckpointError: As `save`, before the first file is written.
         """
         with ExitStack() as held:
-            begun = self._begin(held, lambda: copied(pack_snapshot(snapshot(), self._ranks.rank)))
+            begun = self._begin(held, lambda: copied(self.pack(snapshot())))
             self._open.append(begun[0])
         return begun
 
@@ -278,8 +289,8 @@ class Store:
             for facts in written
             for name, (size, digest) in facts["files"].items()
         }
-        listed = {group: held for facts in written for group, held in facts["tensors"].items()}
         with self._explained(saving.size):
+            listed = merge_listings([facts["tensors"] for facts in written])
             write_last(self._files, temporary, write_manifest(len(written), saving.summary, files, listed))
             with os_errors_explained("renaming the finished checkpoint to", path):
                 self._files.rename(temporary, path)
@@ -423,7 +434,7 @@ class Store:
 
         def verdict() -> list[str]:
             try:
-                snapshot, digest = read_checkpoint(self._files, path, sections, share)
+                snapshot, digest = read_checkpoint(self._files, path, sections, share, self._sharing)
             except DamagedError as error:
                 return [str(error), ""]
             loaded.append(snapshot)
