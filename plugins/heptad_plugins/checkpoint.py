@@ -43,9 +43,10 @@ class Checkpoint(Plugin):
 
     A directory belongs to one run: a resumed run may write to it, any other is refused, as is a second process at the
     same time. The ranks of one run write one checkpoint together, to a directory that all of them share: all succeed,
-    or all raise the same error. In the background a thread of each rank writes its part; it becomes a checkpoint, on
-    all in the same turn, after the first agreement of the ranks at which all have written: at the end of a window. A
-    rank that fails in another place ends the run, and what was being written then is no checkpoint.
+    or all raise the same error. In the background a thread of each rank writes its part; the ranks make a checkpoint of
+    the parts, all in the same turn, at the first end of a window (see `RunConfig.agree_every`) at which every rank has
+    written. What one could not write, all raise there. Where a rank dies or fails of something else before, the parts
+    are no checkpoint; the next start sweeps them away.
 
     Args:
         directory: Where they are kept; made where it is missing.

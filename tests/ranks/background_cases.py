@@ -112,6 +112,16 @@ def alike(rank: Rank) -> Any:
     return {"count": names, "files": len(found[0]), "different": different, "ends": ends}
 
 
+def sharded(rank: Rank) -> Any:
+    """What ranks store that share the network, in the foreground and in the background."""
+    found: list[dict[str, bytes]] = []
+    for background in (False, True):
+        directory = folder_of(rank, f"sharded {background}")
+        with engine_with(directory, rank, background=background, strategy="fsdp", every=2) as engine:
+            found.append(content_of(directory, engine.run()))
+    return [sorted(found[0]), [name for name, content in found[0].items() if found[1].get(name) != content]]
+
+
 def resumed(rank: Rank) -> Any:
     """From what was stored in the background, on to the end."""
     ends = []
@@ -283,5 +293,5 @@ def continues(rank: Rank) -> Any:
 
 
 CASES_OF_3: tuple[Case, ...] = (alike, resumed, late, waits)
-CASES_OF_2: tuple[Case, ...] = (*CASES_OF_3, in_a_row, full, some_operations)
+CASES_OF_2: tuple[Case, ...] = (*CASES_OF_3, sharded, in_a_row, full, some_operations)
 CASES = {world: {case.__name__: case for case in cases} for world, cases in ((2, CASES_OF_2), (3, CASES_OF_3))}

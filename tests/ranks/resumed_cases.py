@@ -57,7 +57,7 @@ def engine_of(
     )
     components = Components(
         network=network,
-        optimizer=torch.optim.Adam(network.parameters(), lr=0.01),
+        optimizer=lambda network: torch.optim.Adam(network.parameters(), lr=0.01),
         criterion=nn.CrossEntropyLoss(),
         dataset=TensorDataset(*data),
     )

@@ -42,6 +42,12 @@ def test_the_files_are_byte_for_byte_those_of_the_foreground(launched: dict[int,
         assert found["ends"][0] == found["ends"][1]
 
 
+def test_so_are_those_of_ranks_that_share_the_network(launched: dict[int, Launch]):
+    for names, different in launched[2].of("sharded"):
+        assert "checkpoint-00000003/network-00001.safetensors" in names
+        assert different == []
+
+
 @pytest.mark.parametrize("world", WORLDS)
 def test_resumed_runs_end_as_the_one_that_was_never_interrupted(launched: dict[int, Launch], world: int):
     for whole, again in zip(launched[world].of("alike"), launched[world].of("resumed"), strict=True):
