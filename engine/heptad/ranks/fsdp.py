@@ -61,6 +61,8 @@ class Fsdp(Grouped):
         self._outputs: list[_Output] = []
         self._hooks: list[RemovableHandle] = []
         self._closes: bool | None = None
+        self._resumed = False
+        """Whether no step was made yet: gradients are those of a window that is complete, and was restored."""
 
     def autocasts(self, precision: str) -> bool:
         """Return False for bf16: FSDP2 gathers the parameters in it, at half the traffic."""
@@ -96,7 +98,7 @@ class Fsdp(Grouped):
             call = shard_network(network, plan, self._mesh, precision)
             network.to(runtime.device)
         call.mend()
-        self._call, self._closes = call, None
+        self._call, self._closes, self._resumed = call, None, True
         self._modules = [one for one in network.modules() if isinstance(one, FSDPModule)]
         self._shared = [one for one in network.parameters() if isinstance(one, DTensor)]
         call.watch(self._shared, self._used)
@@ -146,7 +148,7 @@ class Fsdp(Grouped):
     def window_closes(self, closes: bool) -> None:
         """Let FSDP2 average in the backward pass to come, or only add up."""
         window = cast("RanksWindow", self._run._position.window)
-        window.closes = closes
+        window.closes, self._resumed = closes, False
         self._outputs.clear()
         if not window.steps:
             self._used.clear()
@@ -224,6 +226,8 @@ class Fsdp(Grouped):
             self._group.tell(error)
 
     def _lacking(self) -> int:
+        if self._resumed:
+            self._used |= {place for place, one in enumerate(self._shared) if one.grad is not None}
         return sum(place not in self._used and one.requires_grad for place, one in enumerate(self._shared))
 
     def _drop_unused(self) -> None:
