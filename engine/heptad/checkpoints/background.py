@@ -160,6 +160,7 @@ class BackgroundWriter:
         if job.entry is not None:
             buffer = job.run._buffer
             buffer.emit(partial(_written, job), max(buffer.seq - 1, 0))
+        self._store.mirror.tell(job.run)
         error = job.take_error()
         try:
             if error is not None:
