@@ -45,9 +45,13 @@ class RankFailed(EngineError):
     """Another rank of the run failed, is gone, or took another path. The message says which one, where and why."""
 
 
+_OF_FSDP = "torch.distributed.fsdp"
+
+
 def kind(value: object) -> str:
-    """Return the name of a value's type, for messages."""
-    return type(value).__name__
+    """Return the name of a value's type, for messages; of a module that FSDP2 has sharded that of its own class."""
+    # FSDP2 gives a module a class of its own, made of FSDPModule and the one that it had
+    return next(one.__name__ for one in type(value).__mro__ if not one.__module__.startswith(_OF_FSDP))
 
 
 def a_kind(value: object) -> str:

@@ -71,10 +71,10 @@ class Checkpoint(Plugin):
 
     Raises:
         PluginError: For an option that does not fit; where fsspec, or what that needs for the mirror, is not installed.
-        CheckpointError: When the run is opened, for a directory or mirror that is another run's, or a directory in use; when storing, if
-            something cannot be stored or written: the earlier checkpoints stay. In the background, what cannot be
-            stored is refused at once; what cannot be written raises after the turn under way, or when the run pauses
-            or ends.
+        CheckpointError: When the run is opened, for a directory or a mirror that is another run's, or a directory that
+            is in use; when storing, if something cannot be stored or written: the earlier checkpoints stay. In the
+            background, what cannot be stored is refused at once; what cannot be written raises after the turn under
+            way, or when the run pauses or ends.
         EngineError: When an epoch ends, nothing was recorded under the name in `monitor`, and no `Evaluate` is to.
     """
 

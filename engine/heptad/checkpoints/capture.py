@@ -98,6 +98,13 @@ def _check_place(run: Run) -> None:
             f"a snapshot is taken between two turns or in the body of a detour, not on a moment of {run.state}: take "
             "it in on_pause, while the run is paused, or in a detour of your own"
         )
+    window = run._position.window
+    if run._runtime.shards.any and window.steps:
+        raise CheckpointError(
+            f"no checkpoint is taken in the middle of a window with strategy='fsdp', after {window.steps} of "
+            f"{window.size} steps: FSDP2 hides its gradients; take it where windows are closed, as "
+            "Checkpoint(at='optimizer_update') and 'after_epoch' do, or use strategy='ddp'"
+        )
     if in_mid_step(run.table.states[run._position.node]):
         raise EngineError(f"no snapshot is taken in {run.state}: a step or an update is under way there")
 

@@ -100,6 +100,5 @@ def _is_single(path: Path) -> bool:
 def _newest(store: Store, run: Run, ranks: Together, remarks: Sequence[str] = ()) -> Found:
     store.join(run)
     entry, snapshot, damage = store.newest_sound()
-    return Found(
-        entry.path, *ranks.succeed(lambda: read_form(entry.path, snapshot)), [*remarks, *damage], snapshot.taken
-    )
+    form = ranks.succeed(lambda: read_form(entry.path, snapshot))
+    return Found(entry.path, *form, [*remarks, *damage], snapshot.taken)

@@ -25,6 +25,7 @@ from heptad.checkpoints.modules import describe_tensor, equal_in_bits, has_extra
 from heptad.checkpoints.parameters import named_parameters
 from heptad.errors import kind
 from heptad.run.run import Run
+from heptad.run.shards import Shards
 
 _IN_AN_EPOCH = {
     "before_loop": False,
@@ -51,7 +52,7 @@ def check_fit(run: Run, sections: StoredSections) -> None:
     wrong: list[str] = []
     for name, module in modules_of(run).items():
         if (stored := sections.module(name)) is not None:
-            wrong += _module_misfits(name, stored, module)
+            wrong += _module_misfits(name, stored, module, run._runtime.shards)
     wrong += _window_misfits(run, sections.run)
     wrong += _place_misfits(run, sections)
     if sections.run.position.kept is not None:
@@ -92,7 +93,7 @@ def _names(what: str, stored: Iterable[str], here: Iterable[str]) -> list[str]:
     return wrong + [f"{what}: {name or 'the whole'} is here only" for name in sorted(now - then)]
 
 
-def _module_misfits(name: str, stored: StoredModule, module: nn.Module) -> list[str]:
+def _module_misfits(name: str, stored: StoredModule, module: nn.Module, shards: Shards) -> list[str]:
     parts, parameters = parts_of(module), dict(module.named_parameters())
     extra = {part for part, submodule in parts.items() if has_extra_state(submodule)}
     wrong = _names(f"{name}.training", stored.training, parts)
@@ -107,15 +108,17 @@ def _module_misfits(name: str, stored: StoredModule, module: nn.Module) -> list[
         f"{name}: {first} and {other} are one tensor here, and two that differ in the checkpoint"
         for first, *rest in tied_names(module)
         for other in rest
-        if not _is_one(stored.tensors, first, other)
+        if not _is_one(stored.tensors, first, other, shards)
     ]
     return wrong
 
 
-def _is_one(tensors: Mapping[str, Tensor], first: str, other: str) -> bool:
+def _is_one(tensors: Mapping[str, Tensor], first: str, other: str, shards: Shards) -> bool:
     if first not in tensors or other not in tensors:
         return True  # said already
-    return equal_in_bits(tensors[first], tensors[other])
+    parts = [shards.part(tensors[name]) for name in (first, other)]
+    one, two = (tensors[name] if part is None else part.local for name, part in zip((first, other), parts, strict=True))
+    return equal_in_bits(one, two)
 
 
 def _window_misfits(run: Run, stored: StoredRun) -> list[str]:

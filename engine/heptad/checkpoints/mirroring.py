@@ -132,8 +132,8 @@ class Mirroring:
             return self._wait(partial(self._fetch_newest, directory))
         except (RemoteError, TimeoutError) as error:
             raise CheckpointError(
-                f"{directory} holds no checkpoint, and whether its mirror does cannot be known: {self._said(error)}; so "
-                "the run does not begin afresh. Try again when the mirror can be reached; or, to begin a run of its "
+                f"{directory} holds no checkpoint, and whether its mirror does cannot be known: {self._said(error)}; "
+                "so the run does not begin afresh. Try again when the mirror can be reached; or, to begin a run of its "
                 "own, leave out resume=…, or mirror=…"
             ) from None
 

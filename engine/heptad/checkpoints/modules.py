@@ -18,6 +18,7 @@ from torch.nn.parameter import is_lazy
 from heptad.checkpoints.form import StoredBeginning, StoredModule
 from heptad.errors import CheckpointError, in_a_line, kind
 from heptad.run.run import Run
+from heptad.run.shards import Shards, alike
 
 _BASE_EXTRA = nn.Module.get_extra_state
 
@@ -53,13 +54,13 @@ def capture_module(module: nn.Module, first: StoredBeginning | None) -> StoredMo
     )
 
 
-def restore_module(module: nn.Module, stored: StoredModule, device: torch.device) -> None:
+def restore_module(module: nn.Module, stored: StoredModule, device: torch.device, shards: Shards) -> None:
     """Restore a module into the tensors that it has; it was compared with what is stored."""
     here, awaited = dict(_named_tensors(module)), _awaited_buffers(module)
     with torch.no_grad():
         for name, tensor in stored.tensors.items():
             if name in here:
-                copy_into(here[name], tensor)
+                copy_into(here[name], alike(tensor, here[name], shards))
             else:  # a buffer that the first forward made
                 setattr(awaited[name], name.rpartition(".")[2], tensor.to(device, copy=True))
     parts = parts_of(module)
@@ -192,6 +193,9 @@ def copy_into(tensor: Tensor, stored: Tensor) -> None:
 
     It is expanded again if what is stored is equal along those dimensions; else it gets memory of its own.
     """
+    if type(tensor) is type(stored) is not Tensor and type(tensor) is not nn.Parameter:  # shared by ranks, and dense
+        tensor.copy_(stored)
+        return
     one = stored
     for place, (size, stride) in enumerate(zip(tensor.shape, tensor.stride(), strict=True)):
         one = one.narrow(place, 0, 1) if size > 1 and not stride else one

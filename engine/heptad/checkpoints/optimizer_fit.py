@@ -179,8 +179,8 @@ class _Fit:
         """Return what a step from a stored state raises, if one from no state raises nothing."""
         forms = tuple((str(name), shown(value)) for name, value in state.items() if isinstance(value, Tensor))
         key = group, tuple(parameter.shape), parameter.dtype, forms
-        if key in self._tried or parameter.numel() > _MOST_TRIED:
-            return []
+        if key in self._tried or parameter.numel() > _MOST_TRIED or type(parameter) is not nn.Parameter:
+            return []  # one of another type is shared by ranks, who would all have to step
         self._tried.add(key)
         with _trial():
             copy = nn.Parameter(torch.ones(parameter.shape, dtype=parameter.dtype))

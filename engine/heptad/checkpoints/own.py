@@ -17,6 +17,8 @@ from heptad.checkpoints.together import together
 from heptad.plugin.contract import Plugin
 from heptad.run.run import Run
 
+GRADIENTS = ("optimizers", "gradients")
+
 _PLACES = (
     ("run", "position", "placed"),
     ("run", "position", "window"),
@@ -32,14 +34,15 @@ _PLACES = (
     ("run", "values"),
     ("run", "detached"),
     ("run", "random"),
-    ("optimizers", "gradients"),
+    GRADIENTS,
 )
 """Of every run."""
 
 
 def own_places(run: Run, plugins: Iterable[Plugin], sections: Mapping[str, Any]) -> list[tuple[str, ...]]:
     """Return the keys that lead to what is this rank's own in the sections of a run."""
-    places: list[tuple[str, ...]] = [*_PLACES]
+    # FSDP2 has averaged the gradients that are left where a window is closed: they are shared as parameters are
+    places: list[tuple[str, ...]] = [one for one in _PLACES if one != GRADIENTS or not run._runtime.shards.any]
     ranks = together(run._runtime.peers)
     for plugin in plugins if ranks.others else ():
         if plugin.own_state and plugin.name in sections["plugins"]:

@@ -7,7 +7,7 @@ The name of a parameter is that of its module and its own (`network.layer.weight
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +18,7 @@ from heptad.checkpoints.modules import modules_of
 from heptad.errors import CheckpointError
 from heptad.run.run import Run
 from heptad.run.runtime import OptimizerSet
+from heptad.run.shards import Shards, alike
 
 
 def capture_optimizers(run: Run) -> StoredOptimizers:
@@ -48,8 +49,8 @@ def rehearse_optimizers(run: Run, stored: StoredOptimizers) -> None:
     """
     parameters, optimizers = dict(named_parameters(run)), run._runtime.optimizers
     try:
-        optimizers.rehearse([one.plain() for one in stored.states], parameters)
-        optimizers.beside().rehearse(_side_states(run, stored), parameters)
+        optimizers.rehearse(_states_for(run, stored.states, parameters), parameters)
+        optimizers.beside().rehearse(_side_states(run, stored, parameters), parameters)
     except CheckpointError as error:
         raise AnotherRunError(str(error)) from error.__cause__
 
@@ -60,16 +61,42 @@ def restore_optimizers(run: Run, stored: StoredOptimizers) -> None:
     with torch.no_grad():
         for name, tensor in stored.held.items():
             parameters[name].copy_(tensor)
-    run._runtime.optimizers.restore([one.plain() for one in stored.states], parameters)
-    run._runtime.optimizers.beside().restore(_side_states(run, stored), parameters)
+    run._runtime.optimizers.restore(_states_for(run, stored.states, parameters), parameters)
+    run._runtime.optimizers.beside().restore(_side_states(run, stored, parameters), parameters)
+    shards = run._runtime.shards
     for name, parameter in parameters.items():
         gradient = stored.gradients.get(name)
-        parameter.grad = None if gradient is None else gradient.to(parameter.device)
+        parameter.grad = None if gradient is None else alike(gradient, parameter, shards).to(parameter.device)
 
 
-def _side_states(run: Run, stored: StoredOptimizers) -> list[dict[str, Any]]:
+def _side_states(run: Run, stored: StoredOptimizers, parameters: Mapping[str, nn.Parameter]) -> list[dict[str, Any]]:
     """Return the stored states of the side optimizers in the order of those that are here."""
-    return [stored.side[name].plain() for name in run._runtime.optimizers.side]
+    return _states_for(run, [stored.side[name] for name in run._runtime.optimizers.side], parameters)
+
+
+def _states_for(
+    run: Run, stored: Iterable[StoredOptimizer], parameters: Mapping[str, nn.Parameter]
+) -> list[dict[str, Any]]:
+    """Return stored states with the form that parameters have here: where these are shared by ranks, a part of each."""
+    return [_shared_state(one, parameters, run._runtime.shards) for one in stored]
+
+
+def _shared_state(stored: StoredOptimizer, parameters: Mapping[str, nn.Parameter], shards: Shards) -> dict[str, Any]:
+    whole, state = stored.plain(), stored.state.get("state")
+    if not shards.any or not isinstance(state, dict):
+        return whole
+    names = [name for group in stored.parameters for name in group]
+    rows = cast("dict[Any, Any]", state)
+    shared = dict(rows)
+    for number, values in rows.items():
+        if isinstance(number, int) and number < len(names) and names[number] in parameters and isinstance(values, dict):
+            like, held = parameters[names[number]], cast("dict[Any, Any]", values)
+            shared[number] = {key: _shared_value(value, like, shards) for key, value in held.items()}
+    return {**whole, "state": {**stored.state, "state": shared}}
+
+
+def _shared_value(value: Any, parameter: nn.Parameter, shards: Shards) -> Any:
+    return alike(value, parameter, shards) if isinstance(value, Tensor) else value
 
 
 def parameter_names(run: Run) -> dict[int, str]:

@@ -53,18 +53,18 @@ class Remote:
         self._files, self._root = self._opened(url)
         if not self._root.strip("/") or any(sign in self._root for sign in _MAGIC):
             raise PluginError(
-                f"Checkpoint(mirror=…) takes the URL of a folder, without the signs {' '.join(_MAGIC)}; got {self.url!r}"
+                f"Checkpoint(mirror=…) takes the URL of a folder without the signs {' '.join(_MAGIC)}, got {self.url!r}"
             )
 
     def _opened(self, url: str) -> tuple[Any, str]:
         try:
-            from fsspec.core import url_to_fs  # noqa: PLC0415 - an extra is imported where it is used
+            from fsspec import core  # noqa: PLC0415 - an extra is imported where it is used
         except ImportError:
             raise PluginError(
                 "Checkpoint(mirror=…) needs fsspec; install it with: pip install 'heptad[mirror]'"
             ) from None
         try:
-            files, root = cast("tuple[Any, str]", url_to_fs(url))
+            files, root = cast("tuple[Any, str]", cast("Any", core).url_to_fs(url))
         except ImportError as error:
             raise PluginError(
                 f"Checkpoint(mirror={self.url!r}) needs a package beside the extra heptad[mirror], which brings fsspec "

@@ -184,7 +184,7 @@ def _restore_tensors(run: Run, sections: StoredSections, changed: Sequence[Chang
     try:
         for name, module in modules_of(run).items():
             if (state := sections.module(name)) is not None:
-                restore_module(module, state, run._runtime.device)
+                restore_module(module, state, run._runtime.device, run._runtime.shards)
         for option in changed:
             option.prepare()
         restore_optimizers(run, sections.optimizers)

@@ -21,6 +21,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from heptad.checkpoints.assembly import Sharing, shares_nothing
 from heptad.checkpoints.damage import DamagedError
 from heptad.checkpoints.entry import Entry, best_of, rank
 from heptad.checkpoints.files import Files, os_errors_explained, remove_tree
@@ -28,7 +29,7 @@ from heptad.checkpoints.layout import MANIFEST, TEMPORARY, is_there, name_of, nu
 from heptad.checkpoints.lock import Lock
 from heptad.checkpoints.manifest import FileFacts, write_manifest
 from heptad.checkpoints.mirroring import NoMirror, mirrored
-from heptad.checkpoints.packed import PackedSnapshot, pack_snapshot
+from heptad.checkpoints.packed import PackedSnapshot, merge_listings, pack_snapshot
 from heptad.checkpoints.reading import Share, read_checkpoint, read_summary
 from heptad.checkpoints.together import OneRank, Together, together
 from heptad.checkpoints.writing import write_files, write_last
@@ -58,12 +59,20 @@ class Store:
         self._turn = threading.Lock()  # of a thread: else it would sweep away what another one is writing
         self._damaged: set[Entry] = set()
         self._ranks: Together = OneRank()
+        self._sharing = Sharing()
 
     # -- who may write
 
-    def join(self, run: Run) -> None:
-        """Act together with the stores of the run's other ranks from now on; alone, this changes nothing."""
+    def join(self, run: Run, shared: Callable[[str, str, tuple[int, ...]], bool] | None = None) -> None:
+        """Act together with the stores of the run's other ranks from now on; alone, this changes nothing.
+
+        Args:
+            run: The run.
+            shared: Where its ranks share tensors, by section, name and shape, whether they share one that is stored in
+                one piece: of that each reads what it holds, too.
+        """
         self._ranks = together(run._runtime.peers)
+        self._sharing = Sharing(run._runtime.shards, shared or shares_nothing)
         if self._ranks.rank:
             self.mirror = NoMirror()
 
@@ -149,7 +158,7 @@ class Store:
                 report success for data that it lost, so the next save writes new files.
         """
         take = snapshot if callable(snapshot) else lambda: snapshot
-        return self._save(lambda: pack_snapshot(take(), self._ranks.rank))
+        return self._save(lambda: pack_snapshot(take(), self._ranks.rank, self._sharing.shards))
 
     def save_packed(self, packed: PackedSnapshot) -> Entry:
         """Write a packed snapshot, as `save` does; from any thread, where there is one rank.
@@ -215,8 +224,8 @@ class Store:
             for facts in written
             for name, (size, digest) in facts["files"].items()
         }
-        listed = {group: held for facts in written for group, held in facts["tensors"].items()}
         with self._explained(packed):
+            listed = merge_listings([facts["tensors"] for facts in written])
             write_last(self._files, temporary, write_manifest(len(written), packed.summary, files, listed))
             with os_errors_explained("renaming the finished checkpoint to", path):
                 self._files.rename(temporary, path)
@@ -304,8 +313,8 @@ class Store:
         The first rank alone calls it.
 
         Raises:
-            CheckpointError: If the mirror cannot be asked, or all that it holds is damaged: what there is to resume from
-                is not known then.
+            CheckpointError: If the mirror cannot be asked, or all that it holds is damaged: what there is to resume
+                from is not known then.
         """
         if isinstance(self.mirror, NoMirror) or self.entries():
             return []
@@ -377,7 +386,7 @@ class Store:
 
         def verdict() -> list[str]:
             try:
-                snapshot, digest = read_checkpoint(self._files, path, sections, share)
+                snapshot, digest = read_checkpoint(self._files, path, sections, share, self._sharing)
             except DamagedError as error:
                 return [str(error), ""]
             loaded.append(snapshot)

@@ -12,7 +12,11 @@ def build_strategy(config: RunConfig) -> Strategy:
     """Return the strategy of a run. `torch.distributed` is imported only where there may be other ranks."""
     if config.strategy == "none" or (config.strategy == "auto" and not is_launched()):
         return Alone()
-    from heptad.ranks.ddp import Ddp  # noqa: PLC0415 - alone, nothing of it is imported
+    if config.strategy == "fsdp":
+        from heptad.ranks.fsdp import Fsdp  # noqa: PLC0415 - alone, nothing of it is imported
+
+        return Fsdp()
+    from heptad.ranks.ddp import Ddp  # noqa: PLC0415 - as above
 
     return Ddp()
 

@@ -2,15 +2,15 @@
 
 Its loss may be NaN, as the mean over nothing is, and 0 times NaN is NaN. So nothing is handed back through it: the
 parameters that it was computed from get gradients of 0, which is all that DDP waits for. Where a `compute_loss` gives
-the loss, it stands on a parameter of the `LossModule` alone: one of the network that no other step has used, of any
-rank, has no gradient then, as in one process, where an optimizer leaves it alone.
+the loss, it stands on a parameter of the `CompanyLossModule` alone: one of the network that no other step has used, of
+any rank, has no gradient then, as in one process, where an optimizer leaves it alone.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -62,29 +62,44 @@ def use_again(parameters: Iterable[nn.Parameter]) -> None:
 
 
 class LossModule(nn.Module):
-    """The network with a `compute_loss`, as one module for DDP: it finds which parameters the loss depends on.
+    """The network with a `compute_loss`, as one module to be wrapped.
 
     So a `compute_loss` may call parts of the network, or the network more than once, as it may with one process.
 
     Attributes:
         given: What it has returned.
-        idle: Whether the step only keeps other ranks company.
     """
 
     def __init__(self, network: nn.Module, compute_loss: ComputeLoss) -> None:
         super().__init__()
         self.network = network
         self.given: torch.Tensor | LossOutput | None = None
-        self.idle = False
         self._compute_loss = compute_loss
+
+    def forward(self, batch: Any) -> torch.Tensor | None:
+        """Return the loss alone; what else is given with it waits in `given`."""
+        given = self.given = self._compute_loss(self.network, batch)
+        return cast("Any", given.value if isinstance(given, LossOutput) else given)
+
+
+class CompanyLossModule(LossModule):
+    """One for DDP, which finds by it which parameters the loss depends on; none, where the step adds nothing.
+
+    Attributes:
+        idle: Whether the step only keeps other ranks company.
+    """
+
+    def __init__(self, network: nn.Module, compute_loss: ComputeLoss) -> None:
+        super().__init__(network, compute_loss)
+        self.idle = False
         trained = next(one for one in network.parameters() if one.requires_grad)
         # behind those of the network, and so in a bucket with one of them; no optimizer knows it
         self._company = nn.Parameter(torch.zeros_like(trained.detach().reshape(-1)[:1].sum()))
 
     def forward(self, batch: Any) -> torch.Tensor | None:
-        """Return the loss alone; what else is given with it waits in `given`."""
-        given = self.given = self._compute_loss(self.network, batch)
-        loss: Any = given.value if isinstance(given, LossOutput) else given
+        """Return the loss, or a 0 that depends on no parameter of the network."""
+        loss: Any = super().forward(batch)
+        given = self.given
         nothing = self.idle or (isinstance(given, LossOutput) and adds_nothing(known_weight(given.weight)))
         if nothing and isinstance(loss, torch.Tensor) and torch.is_grad_enabled():
             return loss.detach() + 0 * self._company.to(loss.device)

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-from typing import NoReturn
+from collections.abc import Mapping
+from typing import Any, NoReturn, TypeVar, cast
 
+import numpy as np
 import torch
+from torch.distributed.tensor import DTensor
 
 from heptad.errors import EngineError
 from heptad.run.agreed import Agreed
 from heptad.run.run import Run
 from heptad.run.view import in_words
+
+T = TypeVar("T")
 
 
 class RanksRun(Run):
@@ -66,3 +71,26 @@ class RanksRun(Run):
         if known is not None and known[0] == (self.epoch if self.epoch_open else self.epoch - 1):
             return known[1]
         return self._position.epoch_loss.mean()
+
+
+class SharedRun(RanksRun):
+    """A run whose ranks hold a part of each parameter: what is recorded may be shared by them, too."""
+
+    __slots__ = ()
+
+    def record(self, name: str, value: float | torch.Tensor) -> None:
+        """Record a value, see `Run.record`; a DTensor, such as a norm, as the whole (an exchange)."""
+        super().record(name, whole_value(value))
+
+    def record_array(self, name: str, value: np.ndarray[Any, Any] | torch.Tensor) -> None:
+        """Record an array, see `Run.record_array`; a DTensor as the whole."""
+        super().record_array(name, whole_value(value))
+
+    def record_defaults(self, values: Mapping[str, float | torch.Tensor | None], since: int) -> int:
+        """Record values, see `Run.record_defaults`; DTensors as wholes."""
+        return super().record_defaults({name: whole_value(value) for name, value in values.items()}, since)
+
+
+def whole_value(value: T) -> T:
+    """Return a tensor that is whole on each rank; all of them call this."""
+    return cast("T", value.full_tensor()) if isinstance(value, DTensor) else value

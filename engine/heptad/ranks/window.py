@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 
 from heptad.errors import EngineError
-from heptad.ranks.company import keep_company
 from heptad.run.weight import Weight, adds_nothing
 from heptad.run.window import Window
 
@@ -16,12 +16,14 @@ class RanksWindow(Window):
     """The steps of one rank in a window of all.
 
     With r a step's weight relative to the reference, each loss is scaled by r / k, and the average over the ranks is
-    corrected by world · k / Σr, see `Ddp.reduce`. The first weight of the window, which one process takes for its
+    corrected by world · k / Σr, see `Grouped.reduce`. The first weight of the window, which one process takes for its
     reference, is another one on each rank.
 
     Args:
         size: Steps of each rank that fill it (k).
         reference: What a full batch weighs.
+        keep_company: Makes the backward pass of a step that adds nothing, given its loss and whether it closes the
+            window.
 
     Attributes:
         common: The reference.
@@ -31,18 +33,19 @@ class RanksWindow(Window):
         closes: Whether the step under way closes the window: its backward pass is the one that the ranks share.
     """
 
-    __slots__ = ("again", "closes", "common", "kinds", "mean")
+    __slots__ = ("_keep_company", "again", "closes", "common", "kinds", "mean")
 
-    def __init__(self, size: int, reference: float) -> None:
+    def __init__(self, size: int, reference: float, keep_company: Callable[[Any, bool], None]) -> None:
         super().__init__(size)
         self.common = reference
+        self._keep_company = keep_company
         self.closes = self.again = False
         self.kinds = 0
         self.mean: torch.Tensor | None = None
 
     def fresh(self) -> RanksWindow:
         """Return an empty window like this one."""
-        window = RanksWindow(self.size, self.common)
+        window = RanksWindow(self.size, self.common, self._keep_company)
         window.scale, window.reference, window.again = self.scale, self.reference, True
         return window
 
@@ -57,8 +60,8 @@ class RanksWindow(Window):
                 "compute_loss returned None in a run of several ranks, and the others wait for this one's backward "
                 "pass; return LossOutput(loss, weight=0) for a batch that is to count for nothing"
             )
-        if self.closes and adds_nothing(weight):
-            keep_company(loss)
+        if adds_nothing(weight):
+            self._keep_company(loss, self.closes)
         return super().backward(loss, weight)
 
     def _relative(self, weight: Weight | None) -> Weight:

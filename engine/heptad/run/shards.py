@@ -46,6 +46,13 @@ class Shards(Protocol):
         """Return the tensor of which this is what this rank holds, the counterpart of `part`."""
         ...
 
+    def expects(self, section: str, name: str, shape: tuple[int, ...]) -> bool | None:
+        """Return whether a stored tensor is one that the ranks share in this run, `None` where nobody knows.
+
+        Asked before anything is restored: the network may still be whole.
+        """
+        ...
+
 
 class NoShards:
     """All tensors are whole."""
@@ -64,6 +71,10 @@ class NoShards:
         """Return the part, which is the whole."""
         return part.local
 
+    def expects(self, section: str, name: str, shape: tuple[int, ...]) -> bool:
+        """Return False."""
+        return False
+
 
 def alike(stored: Tensor, live: Tensor, shards: Shards) -> Tensor:
     """Return a stored tensor in the form of a live one: where that is shared and this is whole, as this rank's part."""
@@ -71,4 +82,5 @@ def alike(stored: Tensor, live: Tensor, shards: Shards) -> Tensor:
     if held is None or shards.part(stored) is not None or tuple(stored.shape) != held.shape:
         return stored
     spans = zip(held.offset, held.local.shape, strict=True)
-    return shards.join(held._replace(local=stored[tuple(slice(start, start + size) for start, size in spans)]))
+    local = stored[tuple(slice(start, start + size) for start, size in spans)]
+    return shards.join(Part(local, held.offset, held.shape))

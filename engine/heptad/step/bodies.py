@@ -35,8 +35,11 @@ def before_loop(run: Run, strategy: Strategy) -> None:
         seed_all(seed)
     # without a seed the data's order still has a root, so that a checkpoint can hold it; the generators are left alone
     runtime.feed.seed = strategy.root(secrets.randbits(62) if seed is None else seed)
+    init_weights = runtime.components.init_weights
+    if init_weights is not None and strategy.shares:
+        init_weights(runtime.network)
     build(run, strategy)
-    if (init_weights := runtime.components.init_weights) is not None:
+    if init_weights is not None and not strategy.shares:
         apply_init_weights(runtime.network, init_weights, runtime.optimizers)
     strategy.equalize(run)
     runtime.network.train()
@@ -54,7 +57,7 @@ def build(run: Run, strategy: Strategy) -> None:
     build_recomputation(run, strategy)
     compute_loss = strategy.compute_loss(runtime.components.compute_loss)
     step = build_step(runtime.components, runtime.forward, weighs=strategy.announces, compute_loss=compute_loss)
-    runtime.step = FirstStep(build_scaled(run, step), runtime)
+    runtime.step = FirstStep(build_scaled(run, step, strategy), runtime)
     run._buffer.facts |= {
         **run.config.model_dump(),
         "batches": runtime.feed.batches,

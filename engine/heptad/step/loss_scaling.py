@@ -98,7 +98,7 @@ def mean_weight(window: Window) -> Weight | None:
     return first if whole else first * total / len(losses)
 
 
-def build_scaled(run: Run, step: StepFunction) -> StepFunction:
+def build_scaled(run: Run, step: StepFunction, strategy: Strategy) -> StepFunction:
     """Return the step function in the precision of a run, and build what scales its losses in fp16.
 
     Raises:
@@ -110,7 +110,7 @@ def build_scaled(run: Run, step: StepFunction) -> StepFunction:
     if precision == "fp16-mixed":
         runtime.scaling = LossScaling(runtime.device)
         runtime.scaling.apply(run._position.window)
-    return in_precision(step, precision, runtime.device)
+    return in_precision(step, precision, runtime.device) if strategy.autocasts(precision) else step
 
 
 def first_on_update(strategy: Strategy, precision: str) -> list[Callable[[Run], None]]:

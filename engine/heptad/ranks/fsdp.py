@@ -1,0 +1,190 @@
+"""`Fsdp`: the strategy of several ranks that each hold a part of every parameter; torch's FSDP2 gathers and averages.
+
+The blocks of the network (`Components.blocks`) are sharded one by one, then the network around them. Parameters become
+DTensors, so optimizers are built after it, and hold a part each. What FSDP2 cannot share is whole on each rank, and is
+averaged as what optimizers hold beside the network is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from contextlib import contextmanager
+from functools import partial
+from typing import Any, NamedTuple, cast
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.autograd.graph import GradientEdge, get_gradient_edge
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.fsdp import FSDPModule
+from torch.distributed.tensor import DTensor
+from torch.utils._pytree import tree_leaves
+from torch.utils.hooks import RemovableHandle
+
+from heptad.config import ComputeLoss
+from heptad.plugin.manager import PluginManager
+from heptad.ranks.grouped import Grouped
+from heptad.ranks.requests import SharedRun
+from heptad.ranks.sharding import DTensorShards, ShardedCall, find_call, plan_sharding, shard_network
+from heptad.ranks.window import RanksWindow
+from heptad.run.run import Run
+from heptad.run.runtime import Runtime
+
+
+class _Output(NamedTuple):
+    """What a module that is sharded has returned in the forward pass under way, without its memory."""
+
+    edge: GradientEdge
+    like: Tensor
+
+
+class Fsdp(Grouped):
+    """Shards the network by FSDP2."""
+
+    shares = True
+    run_class: type[Run] = SharedRun
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._mesh: DeviceMesh
+        self._call: ShardedCall | None = None
+        """What gathers and calls the network, once it is sharded."""
+        self._modules: list[FSDPModule] = []
+        """What is sharded: the network, and its blocks."""
+        self._shared: list[nn.Parameter] = []
+        self._used: set[int] = set()
+        """Places in `_shared`: of the parameters that the steps of the window have used."""
+        self._outputs: list[_Output] = []
+        self._hooks: list[RemovableHandle] = []
+        self._closes: bool | None = None
+
+    def autocasts(self, precision: str) -> bool:
+        """Return False for bf16: FSDP2 gathers the parameters in it, at half the traffic."""
+        return precision != "bf16-mixed"
+
+    def prepare(self, run: Run, manager: PluginManager) -> None:
+        """Say which tensors will be shared: a checkpoint is read before the network is sharded."""
+        super().prepare(run, manager)
+        runtime = run._runtime
+        self._mesh = DeviceMesh.from_group(self._group.data, runtime.device.type)
+        plan = plan_sharding(runtime.network, runtime.components.blocks)
+        runtime.shards = DTensorShards(self._mesh, plan.shared)
+
+    def _wrap(self, runtime: Runtime) -> set[int]:
+        network, precision = runtime.network, self._config.precision
+        call = find_call(network, precision)
+        if call is None:
+            self._send([*network.parameters(), *network.buffers()])
+            plan = plan_sharding(network, runtime.components.blocks)
+            runtime.shards = DTensorShards(self._mesh, plan.shared)
+            call = shard_network(network, plan, self._mesh, precision)
+            network.to(runtime.device)
+        self._call, self._closes = call, None
+        self._modules = [one for one in network.modules() if isinstance(one, FSDPModule)]
+        self._shared = [one for one in network.parameters() if isinstance(one, DTensor)]
+        self._watch_parameters(network)
+        self._watch_outputs()
+        runtime.forward = partial(call, _call_network)
+        return {id(one) for one in self._shared}
+
+    def compute_loss(self, given: ComputeLoss | None) -> ComputeLoss | None:
+        """Return one that gathers what it uses of the network, which may be parts of it."""
+        return given if given is None or self._call is None else self._call.around(given)
+
+    # -- what is watched
+
+    def _watch_parameters(self, network: nn.Module) -> None:
+        """Note which parameters each backward pass uses; what they are when they are gathered stays one object."""
+        places = {id(one): place for place, one in enumerate(self._shared)}
+        names = {name: places[id(one)] for name, one in network.named_parameters() if id(one) in places}
+        for module in self._modules:
+            module.set_reduce_scatter_unused_params(True)
+            module.unshard()
+            for name, one in network.named_parameters():
+                if name in names and not isinstance(one, DTensor):
+                    self._watch_parameter(one, names[name])
+            module.reshard()
+
+    def _watch_parameter(self, gathered: nn.Parameter, place: int) -> None:
+        def note(parameter: Tensor) -> None:
+            del parameter
+            self._used.add(place)
+
+        trained = gathered.requires_grad
+        gathered.requires_grad_(True)
+        gathered.register_post_accumulate_grad_hook(note)
+        gathered.requires_grad_(trained)
+
+    def _watch_outputs(self) -> None:
+        self._watch_no_more()
+        modules = cast("list[nn.Module]", self._modules)
+        self._hooks = [module.register_forward_hook(self._note_output) for module in modules]
+
+    def _watch_no_more(self) -> None:
+        while self._hooks:
+            self._hooks.pop().remove()
+        self._outputs.clear()
+
+    def _note_output(self, module: nn.Module, given: Any, output: Any) -> None:
+        del module, given
+        for one in tree_leaves(output):
+            if isinstance(one, Tensor) and one.requires_grad:
+                like = torch.empty((), dtype=one.dtype, device=one.device).expand(one.shape)
+                self._outputs.append(_Output(get_gradient_edge(one), like))
+
+    @contextmanager
+    def driving(self, run: Run) -> Generator[None]:
+        """Watch what the network returns, as long as the run is driven."""
+        try:
+            if self._modules:
+                self._watch_outputs()
+            with super().driving(run):
+                yield
+        finally:
+            self._watch_no_more()
+
+    # -- the window
+
+    def window_closes(self, closes: bool) -> None:
+        """Let FSDP2 average in the backward pass to come, or only add up."""
+        window = cast("RanksWindow", self._run._position.window)
+        window.closes = closes
+        self._outputs.clear()
+        if not window.steps:
+            self._used.clear()
+        if closes is not self._closes:
+            self._closes = closes
+            for module in self._modules:
+                module.set_requires_gradient_sync(closes, recurse=False)
+
+    def keep_company(self, loss: Any, closes: bool) -> None:
+        """Make a backward pass of zeros from what the modules have returned, in each step that adds nothing.
+
+        A rank that has gathered parameters in the forward pass, and leaves the backward out, would be out of step with
+        the others. The loss is left aside: it may be NaN, and 0 times NaN is NaN.
+        """
+        outputs, used = [*self._outputs], {*self._used}
+        self._outputs.clear()
+        if outputs:
+            zeros = [torch.zeros_like(one.like) for one in outputs]
+            torch.autograd.backward(cast("Any", [one.edge for one in outputs]), zeros)
+        self._used.clear()
+        self._used |= used
+
+    def _lacking(self) -> int:
+        return sum(place not in self._used and one.requires_grad for place, one in enumerate(self._shared))
+
+    def _drop_unused(self) -> None:
+        """Leave parameters that no rank has used without a gradient, as one process does: FSDP2 has averaged zeros."""
+        own = np.zeros(len(self._shared), dtype=bool)
+        own[[*self._used]] = True
+        told = self._group.gather(np.packbits(own).tobytes())
+        used = np.any([np.unpackbits(np.frombuffer(one, np.uint8), count=len(own)) for one in told], axis=0)
+        for one, is_used in zip(self._shared, used, strict=True):
+            if not is_used:
+                one.grad = None
+
+
+def _call_network(network: nn.Module, data: Any) -> Any:
+    return network(data)

@@ -1,0 +1,217 @@
+"""How FSDP2 shares a network out over the ranks: what is shared, how it is called, and what each rank holds of it.
+
+`Fsdp` alone calls this. FSDP2 cuts each parameter along its first dimension, as `torch.chunk` does, so the last ranks
+may have less of it, or nothing.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from typing import Any, NamedTuple, cast
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+from torch.distributed.tensor import DTensor, Shard
+from torch.nn.parameter import is_lazy
+
+from heptad.blocks.finding import Chooser, find_blocks
+from heptad.config import ComputeLoss, LossOutput
+from heptad.errors import CheckpointError, ConfigError
+from heptad.run.shards import Part
+
+_CALL = "_sharded_call"
+"""Where a network that is sharded keeps what calls it, no submodule of it."""
+
+
+class ShardingPlan(NamedTuple):
+    """What is shared of a network.
+
+    Attributes:
+        blocks: What is sharded one by one, before the network around them.
+        whole: The parameters that each rank holds whole.
+        shared: The shapes of the others, by name; one that is tied has several.
+    """
+
+    blocks: Sequence[nn.Module]
+    whole: set[nn.Parameter]
+    shared: Mapping[str, tuple[int, ...]]
+
+
+def plan_sharding(network: nn.Module, choose: Chooser | None) -> ShardingPlan:
+    """Return what is to be shared of a network, or is, if it was sharded before.
+
+    Args:
+        network: The network.
+        choose: `Components.blocks`.
+
+    Raises:
+        ConfigError: If a parameter has no shape yet, or the blocks are none.
+    """
+    named = dict(network.named_parameters(remove_duplicate=False))
+    if lazy := [name for name, one in named.items() if is_lazy(one)]:
+        raise ConfigError(
+            f"strategy='fsdp' cannot shard the parameter {lazy[0]}, which has no shape before the first batch; run the "
+            "network once on a batch before the Engine is built, or name the sizes"
+        )
+    blocks = [block for name, block in find_blocks(network, choose).items() if name]
+    if isinstance(network, FSDPModule):
+        whole = {one for one in named.values() if not isinstance(one, DTensor)}
+    else:
+        inside = {id(part) for block in blocks for part in block.modules()}
+        around = (one for one in network.modules() if id(one) not in inside)
+        rest = [one for module in around for one in module.parameters(recurse=False)]
+        whole = _unshareable([*(list(block.parameters()) for block in blocks), rest])
+    return ShardingPlan(blocks, whole, {name: tuple(one.shape) for name, one in named.items() if one not in whole})
+
+
+def _unshareable(groups: Iterable[Sequence[nn.Parameter]]) -> set[nn.Parameter]:
+    """Return the parameters that cannot be shared: FSDP2 takes no scalar, and groups of one dtype and of their own."""
+    groups = [list({id(one): one for one in group}.values()) for group in groups]
+    times = Counter(id(one) for group in groups for one in group)
+    whole: set[nn.Parameter] = set()
+    for group in groups:
+        sizes: dict[torch.dtype, int] = {}
+        for one in group:
+            sizes[one.dtype] = sizes.get(one.dtype, 0) + one.numel()
+        most = max(sizes, key=lambda dtype: (dtype.is_floating_point, sizes[dtype]), default=None)
+        whole |= {one for one in group if not one.dim() or one.dtype != most or times[id(one)] > 1}
+    return whole
+
+
+class ShardedCall(nn.Module):
+    """Calls a function with a network that is sharded: the root, where FSDP2 begins and ends a pass.
+
+    There is one for each network, so that several engines can train it one after the other.
+
+    Args:
+        network: The network.
+        precision: `RunConfig.precision`, by which it is sharded.
+    """
+
+    def __init__(self, network: nn.Module, precision: str) -> None:
+        super().__init__()
+        self.network = network
+        self.precision = precision
+
+    def forward(self, call: Callable[..., Any], *given: Any) -> Any:
+        """Return what the function returns, given the network and the rest."""
+        return call(self.network, *given)
+
+    def around(self, compute_loss: ComputeLoss) -> ComputeLoss:
+        """Return a `compute_loss` that may call parts of the network: what is around the blocks is gathered before."""
+        return partial(self._compute, compute_loss)
+
+    def _compute(self, compute_loss: ComputeLoss, network: nn.Module, batch: Any) -> Tensor | LossOutput | None:
+        del network
+        found: list[Tensor | LossOutput | None] = []
+
+        def call(network: nn.Module, batch: Any) -> Tensor | None:
+            cast("FSDPModule", network).unshard()
+            given = compute_loss(network, batch)
+            found.append(given)
+            return cast("Any", given.value if isinstance(given, LossOutput) else given)
+
+        loss = self(call, batch)
+        return replace(found[0], value=loss) if isinstance(found[0], LossOutput) else loss
+
+
+def find_call(network: nn.Module, precision: str) -> ShardedCall | None:
+    """Return what calls a network that is sharded already; `None` of one that is whole.
+
+    Raises:
+        ConfigError: If it was sharded by others, or for another precision.
+    """
+    if not isinstance(network, FSDPModule):
+        return None
+    call = cast("ShardedCall | None", vars(network).get(_CALL))
+    if call is None:
+        raise ConfigError(
+            "strategy='fsdp': Components.network is sharded by fully_shard already; pass it whole, and name the parts "
+            "that are to be sharded one by one by Components.blocks"
+        )
+    if call.precision != precision and "bf16-mixed" in (call.precision, precision):
+        raise ConfigError(
+            f"strategy='fsdp': Components.network was sharded for precision={call.precision!r}, and this engine has "
+            f"{precision!r}; build the network anew, and load its weights by load_weights"
+        )
+    return call
+
+
+def shard_network(network: nn.Module, plan: ShardingPlan, mesh: DeviceMesh, precision: str) -> ShardedCall:
+    """Shard a network in place, and return what calls it."""
+    inner = outer = MixedPrecisionPolicy()
+    if precision == "bf16-mixed":
+        inner = MixedPrecisionPolicy(torch.bfloat16, torch.float32)
+        outer = MixedPrecisionPolicy(torch.bfloat16, torch.float32, output_dtype=torch.float32)
+    for block in plan.blocks:
+        fully_shard(block, mesh=mesh, mp_policy=inner, ignored_params=plan.whole)
+    # what is around the blocks is used at both ends of a pass: it stays gathered until the backward pass is over
+    fully_shard(network, mesh=mesh, mp_policy=outer, ignored_params=plan.whole, reshard_after_forward=False)
+    call = ShardedCall(network, precision)
+    fully_shard(call, mesh=mesh, ignored_params=set(network.parameters()))
+    call(_do_nothing)  # the first module that is called becomes the root of all for ever
+    vars(network)[_CALL] = call
+    return call
+
+
+def _do_nothing(network: nn.Module) -> None:
+    del network
+
+
+class DTensorShards:
+    """What this rank holds of tensors that are cut along their first dimension.
+
+    Args:
+        mesh: The ranks, in one dimension.
+        shared: The shapes of the parameters that are shared, by name.
+    """
+
+    any = True
+
+    def __init__(self, mesh: DeviceMesh, shared: Mapping[str, tuple[int, ...]]) -> None:
+        self._mesh = mesh
+        self._rank, self._world = mesh.get_local_rank(), mesh.size()
+        self._names, self._shapes = {*shared}, {*shared.values()}
+
+    def part(self, tensor: Tensor) -> Part | None:
+        """Return what this rank holds; `None` of a tensor that is no DTensor.
+
+        Raises:
+            CheckpointError: If it is cut otherwise.
+        """
+        if not isinstance(tensor, DTensor):
+            return None
+        shape = tuple(tensor.shape)
+        if tensor.placements != (Shard(0),):
+            raise CheckpointError(
+                f"a DTensor of shape {shape} is placed by {tensor.placements}, and only what is cut along its first "
+                "dimension, as parameters are, can be stored; make it whole by full_tensor()"
+            )
+        return Part(tensor.to_local(), self.span(shape)[0], shape)
+
+    def span(self, shape: tuple[int, ...]) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """Return offset and size of what this rank holds."""
+        rows = -(-shape[0] // self._world)
+        start = min(self._rank * rows, shape[0])
+        return (start, *(0,) * (len(shape) - 1)), (min(rows, shape[0] - start), *shape[1:])
+
+    def join(self, part: Part) -> Tensor:
+        """Return the DTensor; nothing is exchanged."""
+        strides = torch.empty(part.shape, device="meta").stride()
+        local = part.local.to(self._mesh.device_type)
+        return DTensor.from_local(
+            local, self._mesh, [Shard(0)], run_check=False, shape=torch.Size(part.shape), stride=strides
+        )
+
+    def expects(self, section: str, name: str, shape: tuple[int, ...]) -> bool | None:
+        """Return whether a stored tensor is a parameter of the network, or what an optimizer keeps for one."""
+        if section == "network":
+            return name in self._names
+        if section == "optimizers":
+            return shape in self._shapes and not name.startswith("held.")
+        return None
