@@ -413,6 +413,19 @@ def test_a_damaged_one_is_passed_over_with_a_remark(tmp_path: Path):
             assert [path.name for path in folder.glob("runs/.temporary*")] == []
 
 
+def test_a_damaged_one_is_not_kept_in_place_of_a_sound_one(tmp_path: Path):
+    """What a fetch has found damaged is removed from the mirror, and its number is not used again."""
+    two_there(tmp_path)
+    emptied(tmp_path / "runs")
+    (tmp_path / "mirror" / "checkpoint-00000002" / "state.json").write_bytes(b"{}")
+    store = mirrored(tmp_path)
+    store.refill()
+    store.mirror.claim(cast("str", None), True, False)  # these snapshots have no run
+    save(store, 3)
+    assert contents(tmp_path / "mirror") == contents(tmp_path / "runs")
+    assert sound_in(tmp_path / "mirror") == [1, 3]
+
+
 def test_where_all_are_damaged_each_is_named(tmp_path: Path):
     two_there(tmp_path)
     emptied(tmp_path / "runs")
@@ -553,6 +566,10 @@ def test_another_run_is_refused_the_mirror(tmp_path: Path):
     with pytest.raises(CheckpointError, match=text):
         engine(tmp_path, "other").run()
     assert contents(tmp_path / "mirror") == held
+    for path in (tmp_path / "mirror").glob("*/manifest.json"):
+        path.write_bytes(b"{}")
+    with pytest.raises(CheckpointError, match=text):
+        engine(tmp_path, "fourth").run()
     run = engine(tmp_path, "third", overwrite=True).run()
     assert contents(tmp_path / "mirror") == contents(tmp_path / "third")
     assert run.log.notes("mirror") == []

@@ -17,6 +17,7 @@ from typing import Protocol, TypeVar
 from heptad.checkpoints.damage import DamagedError
 from heptad.checkpoints.entry import Entry, best_of
 from heptad.checkpoints.files import Files
+from heptad.checkpoints.layout import number_of
 from heptad.checkpoints.mirror import Beat, Mirror, Mirrored, local_manifest
 from heptad.checkpoints.patience import Patience
 from heptad.checkpoints.remote import Remote, RemoteError
@@ -106,7 +107,9 @@ class Mirroring:
         self._is_known = False
         """Whether that was asked since the last failure."""
         self._left: set[str] = set()
-        """Folders there that hold no sound manifest."""
+        """Folders there that hold no sound checkpoint."""
+        self._damaged: set[str] = set()
+        """Those of them that hold a damaged one, as far as that was found."""
         self._local: list[Mirrored] = []
         self._keep = (1, 0)
         self._directory = Path()
@@ -149,6 +152,7 @@ class Mirroring:
                 self._mirror.fetch(one, directory, self._files, beat)
             except DamagedError as error:
                 damage.append(str(error))
+                self._damaged.add(name)
                 continue
             return [f"{name} was fetched from the mirror {self._mirror.url}: {directory} held no checkpoint", *damage]
         if damage:
@@ -175,19 +179,19 @@ class Mirroring:
 
     def _claimed(self, run_id: str, resumed: bool, overwrite: bool, beat: Beat) -> None:
         there = self._listed(beat)
-        self.highest = max((one.number for one in there.values()), default=0)
-        own = [one for one in there.values() if resumed and one.summary.get("run") == run_id]
-        if len(own) < len(there):
-            if own or not overwrite:
-                raise CheckpointError(
-                    f"the mirror {self._mirror.url} holds checkpoints of another run ({max(there)} is the newest); "
-                    "resume from them with Engine.run(resume='auto') and an empty directory, name another mirror, "
-                    "remove them, or say overwrite=True"
-                )
-            for name in sorted(there):
-                self._mirror.remove(name, beat)
-                del there[name]
-            self.highest = 0
+        others = {name for name, one in there.items() if not resumed or one.summary.get("run") != run_id}
+        others |= set() if resumed else self._damaged  # of a run that is resumed, damaged ones count as its own
+        if others and (len(others) < len(there) or not overwrite):
+            raise CheckpointError(
+                f"the mirror {self._mirror.url} holds checkpoints of another run ({max(others)} is the newest); resume "
+                "from them with Engine.run(resume='auto') and an empty directory, name another mirror, remove them, or "
+                "say overwrite=True"
+            )
+        for name in sorted(others):
+            self._mirror.remove(name, beat)
+            there.pop(name, None)
+            self._left.discard(name)
+        self.highest = max((number_of(name) or 0 for name in (*there, *self._left)), default=0)
         self._claim = None
 
     # -- after each commit
@@ -248,6 +252,7 @@ class Mirroring:
                     continue
                 there[one.name] = one
                 self._left.discard(one.name)
+                self._damaged.discard(one.name)
         if not self._local or not self._has(self._local[-1]):
             return
         kept = self._kept()
@@ -268,8 +273,9 @@ class Mirroring:
                 try:
                     one = self._mirror.look(name)
                 except DamagedError:
+                    self._damaged.add(name)
                     one = None
-                if one is None:
+                if one is None or name in self._damaged:
                     self._left.add(name)
                 else:
                     there[name] = one
