@@ -7,7 +7,7 @@ together is asked for when all files are verified.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
@@ -24,28 +24,22 @@ from heptad.errors import CheckpointError
 from heptad.run.shards import NoShards, Part, Shards
 
 
-def shares_nothing(group: str, name: str, shape: tuple[int, ...]) -> bool:
-    """Return that a tensor stored in one piece is not shared."""
-    return False
-
-
 @dataclass(frozen=True)
 class Sharing:
     """Which tensors a process reads a part of.
 
     Attributes:
-        shards: How ranks share tensors. Where they share some, those that are stored in several pieces.
-        shared: By section, name and shape, whether ranks share a tensor that is stored in one piece.
+        shards: How ranks share tensors.
     """
 
     shards: Shards = field(default_factory=NoShards)
-    shared: Callable[[str, str, tuple[int, ...]], bool] = shares_nothing
 
     def of(self, group: str, name: str, facts: TensorFacts) -> bool:
         """Return whether a part is read of this tensor. What is a rank's own is whole."""
         if not self.shards.any or is_rank(group):
             return False
-        return len(facts.pieces) > 1 or self.shared(group, name, facts.shape)
+        known = self.shards.expects(group, name, facts.shape)
+        return len(facts.pieces) > 1 if known is None else known
 
 
 class _Wanted(NamedTuple):

@@ -21,7 +21,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from heptad.checkpoints.assembly import Sharing, shares_nothing
+from heptad.checkpoints.assembly import Sharing
 from heptad.checkpoints.damage import DamagedError
 from heptad.checkpoints.entry import Entry, best_of, rank
 from heptad.checkpoints.files import Files, os_errors_explained, remove_tree
@@ -63,16 +63,10 @@ class Store:
 
     # -- who may write
 
-    def join(self, run: Run, shared: Callable[[str, str, tuple[int, ...]], bool] | None = None) -> None:
-        """Act together with the stores of the run's other ranks from now on; alone, this changes nothing.
-
-        Args:
-            run: The run.
-            shared: Where its ranks share tensors, by section, name and shape, whether they share one that is stored in
-                one piece: of that each reads what it holds, too.
-        """
+    def join(self, run: Run) -> None:
+        """Act together with the stores of the run's other ranks from now on; alone, this changes nothing."""
         self._ranks = together(run._runtime.peers)
-        self._sharing = Sharing(run._runtime.shards, shared or shares_nothing)
+        self._sharing = Sharing(run._runtime.shards)
         if self._ranks.rank:
             self.mirror = NoMirror()
 
