@@ -326,7 +326,7 @@ class Mirroring:
         return str(error) if isinstance(error, CheckpointError) else f"{self._mirror.url}: {in_a_line(error)}"
 
     def _wait(self, work: Callable[[Beat], T]) -> T:
-        return self._patience.wait(lambda watch: work(watch.beat))
+        return self._patience.wait(lambda pulse: work(pulse.beat))
 
 
 def mirrored(url: str | None, directory: Path, files: Files) -> Mirrors:

@@ -14,7 +14,7 @@ from typing import TypeVar
 T = TypeVar("T")
 
 
-class Watch:
+class Pulse:
     """How work says that it makes progress."""
 
     def __init__(self) -> None:
@@ -43,7 +43,7 @@ class Patience:
         self.limit = limit
         self._hanging: threading.Thread | None = None
 
-    def wait(self, work: Callable[[Watch], T]) -> T:
+    def wait(self, work: Callable[[Pulse], T]) -> T:
         """Do work, in a thread of its own, and return what it returns.
 
         Raises:
@@ -52,13 +52,13 @@ class Patience:
         """
         if self._hanging is not None and self._hanging.is_alive():
             raise TimeoutError("an operation that hung has still not ended")
-        watch, ended = Watch(), threading.Event()
+        pulse, ended = Pulse(), threading.Event()
         results: list[T] = []
         errors: list[BaseException] = []
 
         def done() -> None:
             try:
-                results.append(work(watch))
+                results.append(work(pulse))
             except BaseException as error:  # of every kind: raised where it is waited for
                 errors.append(error)
             finally:
@@ -68,13 +68,13 @@ class Patience:
         try:
             thread.start()
         except RuntimeError:  # none can be started when the interpreter exits: then it is waited for without a limit
-            return work(watch)
+            return work(pulse)
         try:
-            while not ended.wait(max(watch.last + self.limit - monotonic(), 0.001)):
-                if monotonic() - watch.last >= self.limit:
+            while not ended.wait(max(pulse.last + self.limit - monotonic(), 0.001)):
+                if monotonic() - pulse.last >= self.limit:
                     raise TimeoutError(f"an operation has not ended in {self.limit:g} s")
         except BaseException:  # Ctrl-C too
-            watch.abandoned, self._hanging = True, thread
+            pulse.abandoned, self._hanging = True, thread
             raise
         if errors:
             raise errors.pop()
