@@ -49,6 +49,14 @@ class Checkpoint(Plugin):
     are no checkpoint; the next start sweeps them away. With `strategy="fsdp"` none is taken where a window may be open:
     not at `"after_step"` if it has several steps, and with `remainder="carry"` not at `"after_epoch"`.
 
+    With `mirror=` each checkpoint that is durable is copied to another file system by the thread that has written it;
+    with several ranks the first one copies, while the others wait for it. The mirror keeps what `keep_last` and
+    `keep_best` say. `resume="auto"` fetches the newest sound checkpoint from there where the directory is empty, and
+    compares every digest; a mirror that cannot be asked is an error then. Later on it ends no run: the event `mirror`
+    says that it failed, and what is missing is copied at a later save: the 1st, 2nd, 4th, … after it has failed once,
+    twice, three times in a row, and once more where the run pauses or ends. An operation that makes no progress for two
+    minutes counts as failed.
+
     Args:
         directory: Where they are kept; made where it is missing.
         at: After which state or states: `"after_epoch"`, `"optimizer_update"`, `"after_step"`.
@@ -62,14 +70,16 @@ class Checkpoint(Plugin):
         mode: Whether lower values (`"min"`) or higher ones (`"max"`) are better.
         overwrite: Removes the checkpoints of another run from the directory when a run begins.
         background: Whether a thread writes the checkpoints while the run continues.
+        mirror: The URL of a folder that fsspec understands, such as `"s3://bucket/run"`, for copies of the checkpoints.
         on_error: `"detach"`: an exception detaches the plugin, and the run continues.
 
     Raises:
-        PluginError: For an option that does not fit; when built, for a place that does not go with the strategy.
-        CheckpointError: When the run is opened, for a directory that is another run's or in use; when storing, if
-            something cannot be stored or written: the earlier checkpoints stay. In the background, what cannot be
-            stored is refused at once; what cannot be written raises after the turn under way, or when the run pauses
-            or ends.
+        PluginError: For an option that does not fit; where fsspec, or what that needs for the mirror, is not installed;
+            when built, for a place that does not go with the strategy.
+        CheckpointError: When the run is opened, for a directory or a mirror that is another run's, or a directory that
+            is in use; when storing, if something cannot be stored or written: the earlier checkpoints stay. In the
+            background, what cannot be stored is refused at once; what cannot be written raises after the turn under
+            way, or when the run pauses or ends.
         EngineError: When an epoch ends, nothing was recorded under the name in `monitor`, and no `Evaluate` is to.
     """
 
@@ -91,6 +101,7 @@ class Checkpoint(Plugin):
         *,
         first: int | None = None,
         background: bool = False,
+        mirror: str | None = None,
         on_error: Literal["raise", "detach"] = "raise",
     ) -> None:
         self._at = places_of("Checkpoint", at, PLACES)
@@ -108,7 +119,7 @@ class Checkpoint(Plugin):
         self._background = yes_or_no("Checkpoint", "background", background)
         self._writer: BackgroundWriter | None = None
         self.on_error = on_error
-        self.store = Store(directory_of("Checkpoint", "directory", directory))
+        self.store = Store(directory_of("Checkpoint", "directory", directory), mirror=mirror)
         self._saved_at = 0.0
         self._claimed = False
         self._has_valued = False
@@ -180,6 +191,7 @@ class Checkpoint(Plugin):
     def on_exit_after_loop(self, run: Run) -> None:
         """Wait for the last checkpoint, and say so if none held weights that the monitored value was measured of."""
         self._finish()
+        self.store.mirror.end(run)
         if not self._keep_best or self._has_valued or self._watched is None:
             return
         why = "nothing was recorded under that name"
@@ -203,6 +215,7 @@ class Checkpoint(Plugin):
             self.save(run)
             raise
         self.save(run)
+        self.store.mirror.end(run)
 
     def save(self, run: Run) -> None:
         """Store a checkpoint and remove those that need not be kept: the body of `checkpoint`.
@@ -216,6 +229,7 @@ class Checkpoint(Plugin):
             self._finish()
             self.store.save(take)
             self.store.rotate(self._keep_last, self._keep_best)
+            self.store.mirror.tell(run)
         self._saved_at = monotonic()
         if self._seconds is not None:
             run.ask(self._request, wanted=False)
@@ -260,6 +274,10 @@ class Checkpoint(Plugin):
             return None
 
     def _claim(self, run: Run) -> None:
+        self._claim_directory(run)
+        self.store.mirror.claim(run.id, run.resumed_from is not None, self._overwrite)
+
+    def _claim_directory(self, run: Run) -> None:
         entries = self.store.entries()
         own = [entry for entry in entries if self._is_of(run, entry.path)] if run.resumed_from else []
         if len(own) == len(entries):
