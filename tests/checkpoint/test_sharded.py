@@ -17,7 +17,6 @@ from store_ranks import on_ranks, store_of
 from torch import Tensor
 
 from heptad import CheckpointError
-from heptad.checkpoints.assembly import Sharing
 from heptad.checkpoints.files import Files
 from heptad.checkpoints.reading import Share, read_checkpoint
 from heptad.checkpoints.store import Store
@@ -291,5 +290,5 @@ def test_saving_and_loading_take_what_is_loaded_and_little_more(tmp_path: Path):
 
     assert bounded(lambda: Store(tmp_path / "other").save(Snapshot({}, {"network": {"tensors": held}})), 32) == ""
     assert bounded(lambda: Store(path.parent).load(path), 160) == ""
-    assert bounded(lambda: read_checkpoint(Files(), path, None, Share(1, 2), Sharing(Expecting(1, 2))), 96) == ""
+    assert bounded(lambda: read_checkpoint(Files(), path, None, Share(1, 2), Expecting(1, 2)), 96) == ""
     assert "does not fit into the memory" in bounded(lambda: Store(path.parent).load(path), 96)

@@ -185,7 +185,7 @@ class ValueEncoder:
             raise self._refusal(path, f"is a tensor that a checkpoint cannot hold: {error}") from error
 
     def _part(self, part: Part, path: Path) -> Any:
-        if odd := _refused_tensor(part.local):
+        if odd := refused_tensor(part.local):
             raise self._refusal(path, f"is a tensor that a checkpoint cannot hold: {odd}")
         name = self._name(path)
         self.parts[name] = Part(part.local.detach(), part.offset, part.shape)
@@ -196,7 +196,7 @@ class ValueEncoder:
             indices, values = value.detach()._indices(), value.detach()._values()
             parts = [self._tensor(indices, (*path, "indices")), self._tensor(values, (*path, "values"))]
             return {"sparse": [*parts, list(value.shape), value.is_coalesced()]}
-        if odd := _refused_tensor(value):
+        if odd := refused_tensor(value):
             raise self._refusal(path, f"is a tensor that a checkpoint cannot hold: {odd}")
         name = self._name(path)
         self.tensors[name] = value.detach()
@@ -258,7 +258,7 @@ def _unprefixed(value: Any) -> dict[str, Tensor]:
     return {key: item for key, item in items.items() if item.layout is torch.strided} if plain else {}
 
 
-def _refused_tensor(tensor: Tensor) -> str:
+def refused_tensor(tensor: Tensor) -> str:
     """Return why the format cannot hold a tensor, or nothing."""
     if tensor.is_meta:
         return "it is on the meta device and has no elements"
