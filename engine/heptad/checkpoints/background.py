@@ -119,6 +119,7 @@ class BackgroundWriter:
             if job.entry is not None:
                 buffer = job.run._buffer
                 buffer.emit(partial(_written, job), max(buffer.seq - 1, 0))
+            self._store.mirror.tell(job.run)
 
     def close(self) -> None:
         """Do what `finish` does, and unlock the store.

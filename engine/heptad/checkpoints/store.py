@@ -22,15 +22,16 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from heptad.checkpoints.assembly import Sharing
 from heptad.checkpoints.copying import copied
 from heptad.checkpoints.damage import DamagedError
+from heptad.checkpoints.encoding import ALL_WHOLE
 from heptad.checkpoints.entry import Entry, best_of, rank
 from heptad.checkpoints.files import Files, StoppableFiles, os_errors_explained, remove_tree
 from heptad.checkpoints.layout import MANIFEST, TEMPORARY, is_there, name_of, number_of
 from heptad.checkpoints.lock import Lock
 from heptad.checkpoints.manifest import FileFacts, write_manifest
-from heptad.checkpoints.packed import PackedSnapshot, merge_listings, pack_snapshot
+from heptad.checkpoints.mirroring import NoMirror, mirrored
+from heptad.checkpoints.packed import Listing, PackedSnapshot, merge_listings, pack_snapshot
 from heptad.checkpoints.reading import Share, read_checkpoint, read_summary
 from heptad.checkpoints.saving import Saving
 from heptad.checkpoints.together import OneRank, Together, together
@@ -49,27 +50,32 @@ class Store:
     Args:
         directory: Made, with its parents, when it is first written to.
         files: The operations on files.
+        mirror: The URL of a folder that fsspec understands, where copies are kept.
 
     Attributes:
         directory: See above.
+        mirror: What is done with the copies.
     """
 
-    def __init__(self, directory: str | Path, files: Files | None = None) -> None:
+    def __init__(self, directory: str | Path, files: Files | None = None, mirror: str | None = None) -> None:
         self.directory = Path(directory)
         self._files = Files() if files is None else files
+        self.mirror = mirrored(mirror, self.directory, self._files)
         self._lock = Lock(self.directory)
         self._turn = threading.Lock()  # of a thread: else it would sweep away what another one is writing
         self._open: list[Saving] = []  # what threads of the ranks are writing: not swept away
         self._damaged: set[Entry] = set()
         self._ranks: Together = OneRank()
-        self._sharing = Sharing()
+        self._shards = ALL_WHOLE
 
     # -- who may write
 
     def join(self, run: Run) -> None:
         """Act together with the stores of the run's other ranks from now on; alone, this changes nothing."""
         self._ranks = together(run._runtime.peers)
-        self._sharing = Sharing(run._runtime.shards)
+        self._shards = run._runtime.shards
+        if self._ranks.rank:
+            self.mirror = NoMirror()
 
     @property
     def shared(self) -> bool:
@@ -235,7 +241,7 @@ class Store:
 
     def _pack(self, snapshot: Snapshot) -> PackedSnapshot:
         """Return what this rank writes of a snapshot; nothing is copied."""
-        return pack_snapshot(snapshot, self._ranks.rank, self._sharing.shards)
+        return pack_snapshot(snapshot, self._ranks.rank, self._shards)
 
     def _begin(self, held: ExitStack, pack: Callable[[], PackedSnapshot]) -> tuple[Saving, PackedSnapshot]:
         """Pack this rank's part; rank 0 makes the temporary directory under the lock, both held by a stack."""
@@ -253,7 +259,7 @@ class Store:
         """Make a temporary directory under the lock, both held by a stack; return number and name."""
         held.enter_context(self._locked())
         taken = [*self.entries(), *(saving.entry for saving in self._open)]
-        number = max((entry.number for entry in taken), default=0) + 1
+        number = max(self.mirror.highest, *(entry.number for entry in taken), 0) + 1
         temporary = self.directory / f"{TEMPORARY}{name_of(number)}-{os.getpid()}-{secrets.token_hex(4)}"
         held.enter_context(self._removed_on_error(temporary))
         with self._explained(packed.size), os_errors_explained("making", temporary):
@@ -283,7 +289,9 @@ class Store:
             for name, (size, digest) in facts["files"].items()
         }
         with self._explained(saving.size):
-            listed = merge_listings([facts["tensors"] for facts in written])
+            listings: list[Listing] = [facts["tensors"] for facts in written]
+            shared = self._shards.any
+            listed = merge_listings(listings) if shared else {one: held[one] for held in listings for one in held}
             write_last(self._files, temporary, write_manifest(len(written), saving.summary, files, listed))
             with os_errors_explained("renaming the finished checkpoint to", path):
                 self._files.rename(temporary, path)
@@ -332,7 +340,10 @@ class Store:
     # -- removing
 
     def rotate(self, keep_last: int, keep_best: int = 0) -> list[Entry]:
-        """Remove all but the newest checkpoints and the best; call it when the newest is durable.
+        """Remove all but the newest checkpoints and the best, then bring the mirror up to date.
+
+        Called when the newest is durable, on the thread that has written it. The first rank copies; no failure of the
+        mirror is raised.
 
         Checkpoints that this store found damaged count as none of those to keep. They are removed too, if there are
         others, and so is what a killed process left half written or half removed.
@@ -348,6 +359,7 @@ class Store:
             CheckpointError: If the operating system refuses something.
         """
         gone = self._ranks.first(lambda: self._rotate(keep_last, keep_best))
+        self.mirror.follow(self.entries, keep_last, keep_best)
         return [Entry(number, self.directory / name) for number, name in gone]
 
     def _rotate(self, keep_last: int, keep_best: int) -> list[list[Any]]:
@@ -360,6 +372,20 @@ class Store:
             gone = [entry for entry in entries if entry not in keep] if sound else []
             self._remove_entries(gone)
         return _plain(gone)
+
+    def refill(self) -> list[str]:
+        """Fetch the newest sound checkpoint from the mirror if there is none here; return what is worth knowing of it.
+
+        The first rank alone calls it.
+
+        Raises:
+            CheckpointError: If the mirror cannot be asked, or all that it holds is damaged: what there is to resume
+                from is not known then.
+        """
+        if isinstance(self.mirror, NoMirror) or self.entries():
+            return []
+        with self._locked():
+            return self.mirror.fetch(self.directory)
 
     def clear(self) -> None:
         """Remove all checkpoints."""
@@ -427,7 +453,7 @@ class Store:
 
         def verdict() -> list[str]:
             try:
-                snapshot, digest = read_checkpoint(self._files, path, sections, share, self._sharing)
+                snapshot, digest = read_checkpoint(self._files, path, sections, share, self._shards)
             except DamagedError as error:
                 return [str(error), ""]
             loaded.append(snapshot)

@@ -536,6 +536,64 @@ class Written(Event):
 
 
 @dataclass(frozen=True, slots=True)
+class MirrorFailed(Event):
+    """The mirror of a directory of checkpoints failed; the run continues. Said once until it works again.
+
+    Attributes:
+        error: What failed, without credentials.
+        missing: How many checkpoints are to be there and are not.
+    """
+
+    kind = "mirror"
+    timed = True
+
+    error: str
+    missing: int
+
+    @property
+    def text(self) -> str:
+        """What failed, and what follows."""
+        return (
+            f"the mirror failed, and the run continues: {self.error}; it lacks {counted(self.missing, 'checkpoint')}, "
+            "and is tried again at later saves"
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class MirrorRestored(Event):
+    """A mirror that had failed works again, and holds what it is to hold."""
+
+    kind = "mirror"
+    timed = True
+
+    @property
+    def text(self) -> str:
+        """That."""
+        return "the mirror works again, and lacks no checkpoint"
+
+
+@dataclass(frozen=True, slots=True)
+class NotMirrored(Event):
+    """A run ended or paused, and checkpoints are in its directory alone.
+
+    Attributes:
+        error: Why: what failed last.
+        missing: How many.
+    """
+
+    kind = "mirror"
+    timed = True
+
+    error: str
+    missing: int
+
+    @property
+    def text(self) -> str:
+        """How many, and why."""
+        return f"{counted(self.missing, 'checkpoint')} not mirrored, kept in the directory alone: {self.error}"
+
+
+@dataclass(frozen=True, slots=True)
 class Note(Event):
     """What a handler noted.
 
@@ -623,7 +681,10 @@ EVENTS: dict[str, type[Event]] = {
         Extend,
         Failed,
         Halved,
+        MirrorFailed,
+        MirrorRestored,
         NoUpdate,
+        NotMirrored,
         Note,
         OptionChange,
         Pause,
