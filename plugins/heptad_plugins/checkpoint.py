@@ -43,7 +43,11 @@ class Checkpoint(Plugin):
 
     A directory belongs to one run: a resumed run may write to it, any other is refused, as is a second process at the
     same time. The ranks of one run write one checkpoint together, to a directory that all of them share: all succeed,
-    or all raise the same error. In the background a single process alone writes.
+    or all raise the same error. In the background a thread of each rank writes its part; the ranks make a checkpoint of
+    the parts, all in the same turn, at the first end of a window (see `RunConfig.agree_every`) at which every rank has
+    written. What one could not write, all raise there. Where a rank dies or fails of something else before, the parts
+    are no checkpoint; the next start sweeps them away. With `strategy="fsdp"` none is taken where a window may be open:
+    not at `"after_step"` if it has several steps, and with `remainder="carry"` not at `"after_epoch"`.
 
     With `mirror=` each checkpoint that is durable is copied to another file system by the thread that has written it;
     with several ranks the first one copies, while the others wait for it. The mirror keeps what `keep_last` and
@@ -70,7 +74,8 @@ class Checkpoint(Plugin):
         on_error: `"detach"`: an exception detaches the plugin, and the run continues.
 
     Raises:
-        PluginError: For an option that does not fit; where fsspec, or what that needs for the mirror, is not installed.
+        PluginError: For an option that does not fit; where fsspec, or what that needs for the mirror, is not installed;
+            when built, for a place that does not go with the strategy.
         CheckpointError: When the run is opened, for a directory or a mirror that is another run's, or a directory that
             is in use; when storing, if something cannot be stored or written: the earlier checkpoints stay. In the
             background, what cannot be stored is refused at once; what cannot be written raises after the turn under
@@ -80,7 +85,7 @@ class Checkpoint(Plugin):
 
     observes = True
     ranks = "all"  # a checkpoint has parts of each rank, and they write it together
-    requests = ("save",)
+    requests = ("save", "writing")
 
     def __init__(
         self,
@@ -125,11 +130,16 @@ class Checkpoint(Plugin):
         return [Detour("checkpoint", place, self._is_due, self.save, every=every, first=first) for place in self._at]
 
     def on_build(self, run: Run) -> None:
-        """Refuse to write in the background where there are other ranks; write together with them."""
-        if self._background and run.world != 1:
-            raise PluginError(
-                f"Checkpoint(background=True) is for a single process, and this run has {run.world} ranks; leave it out"
-            )
+        """Refuse places where the gradients of an open window would have to be stored, and cannot be."""
+        if run.config.strategy != "fsdp" or run.accumulation == 1:
+            return
+        places = {"after_step": "", "after_epoch": " with remainder='carry'"}
+        for place, why in places.items():
+            if place in self._at and (not why or run.config.remainder == "carry"):
+                raise PluginError(
+                    f"Checkpoint(at='{place}'){why} and strategy='fsdp': a window may be open there, and FSDP2 hides "
+                    "its gradients, so that they cannot be stored; say at='optimizer_update', or use strategy='ddp'"
+                )
 
     def on_begin(self, run: Run) -> None:
         """Forget that the directory was an earlier run's."""
@@ -149,7 +159,8 @@ class Checkpoint(Plugin):
         self._watched = None if run.rank else self._monitor
         self.store.lock()
         if self._background:
-            self._writer = BackgroundWriter(self.store, f"{self.name}.save", self.on_error == "raise")
+            raises = self.on_error == "raise"
+            self._writer = BackgroundWriter(self.store, f"{self.name}.save", raises, f"{self.name}.writing")
         if not self._claimed:
             self.store.on_first(partial(self._claim, run))
             self._claimed = True
@@ -165,13 +176,10 @@ class Checkpoint(Plugin):
         Raises:
             CheckpointError: If writing failed, and no turn has said so yet.
         """
-        try:
-            self._finish()
-        finally:
-            if self._writer is None:
-                self.store.unlock()
-            else:
-                self._writer.release()
+        if self._writer is None:
+            self.store.unlock()
+        else:
+            self._writer.close()
 
     def on_exit_after_step(self, run: Run) -> None:
         """Read the clock, which the guard must not; with `on_error="detach"`, raise what writing failed with."""
@@ -216,7 +224,7 @@ class Checkpoint(Plugin):
         """
         take = partial(self._taken, run)
         if self._writer is not None and run.paused is None:
-            self._writer.save(run, take(), self._keep_last, self._keep_best)
+            self._writer.save(run, take, self._keep_last, self._keep_best)
         else:
             self._finish()
             self.store.save(take)

@@ -94,7 +94,7 @@ class ValueEncoder:
             return encoder(self, value, path)
         if isinstance(value, np.generic):
             return self._numpy(cast("np.generic[Any]", value), path)
-        if isinstance(value, Tensor) and (part := self._shards.part(value)) is not None:
+        if isinstance(value, Tensor) and (part := self._part_of(value, path)) is not None:
             return self._part(part, path)
         advice = "return plain data from state_dict, or leave it out"
         raise self._refusal(path, f"is {a_kind(value)}, which a checkpoint cannot hold; {_KINDS_HELD}: {advice}")
@@ -177,6 +177,12 @@ class ValueEncoder:
         if not value.flags.writeable or any(stride < 0 for stride in value.strides):
             value = value.copy(order="K")  # torch refuses both
         return {"array": self._tensor(torch.from_numpy(value), path)}
+
+    def _part_of(self, value: Tensor, path: Path) -> Part | None:
+        try:
+            return self._shards.part(value)
+        except CheckpointError as error:
+            raise self._refusal(path, f"is a tensor that a checkpoint cannot hold: {error}") from error
 
     def _part(self, part: Part, path: Path) -> Any:
         if odd := refused_tensor(part.local):

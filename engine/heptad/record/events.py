@@ -519,7 +519,8 @@ class Written(Event):
 
     Attributes:
         checkpoint: Its name.
-        duration_ns: How long the thread took, the removal of older checkpoints not included.
+        duration_ns: How long that took from the start of the thread, of several ranks until all had written and agreed;
+            the removal of older checkpoints not included.
     """
 
     kind = "written"
