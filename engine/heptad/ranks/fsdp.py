@@ -170,6 +170,15 @@ class Fsdp(Grouped):
         self._used.clear()
         self._used |= used
 
+    def reduce(self, run: Run) -> None:
+        """Make the gradients those of the window; see that each rank has its part of the weights again.
+
+        FSDP2 does that in the backward pass, which does not reach a part of which nothing is trained.
+        """
+        for module in self._modules:
+            module.reshard()
+        super().reduce(run)
+
     def _lacking(self) -> int:
         return sum(place not in self._used and one.requires_grad for place, one in enumerate(self._shared))
 
