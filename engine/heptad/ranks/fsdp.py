@@ -156,6 +156,15 @@ class Fsdp(Grouped):
             for module in self._modules:
                 module.set_requires_gradient_sync(closes, recurse=False)
 
+    def reduce(self, run: Run) -> None:
+        """Make the gradients those of the window; see that each rank has its part of the weights again.
+
+        FSDP2 does that in the backward pass, which does not reach a part of which nothing is trained.
+        """
+        for module in self._modules:
+            module.reshard()
+        super().reduce(run)
+
     def keep_company(self, loss: Any, closes: bool) -> None:
         """Make a backward pass of zeros from what the modules have returned, in each step that adds nothing.
 
@@ -169,15 +178,6 @@ class Fsdp(Grouped):
             torch.autograd.backward(cast("Any", [one.edge for one in outputs]), zeros)
         self._used.clear()
         self._used |= used
-
-    def reduce(self, run: Run) -> None:
-        """Make the gradients those of the window; see that each rank has its part of the weights again.
-
-        FSDP2 does that in the backward pass, which does not reach a part of which nothing is trained.
-        """
-        for module in self._modules:
-            module.reshard()
-        super().reduce(run)
 
     def _lacking(self) -> int:
         return sum(place not in self._used and one.requires_grad for place, one in enumerate(self._shared))
