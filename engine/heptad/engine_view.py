@@ -22,9 +22,9 @@ from heptad.run.evaluating import EvaluationOptions, Measures
 from heptad.run.run import Run
 from heptad.smoke.rehearsal import rehearse
 from heptad.step.evaluator import Evaluator
+from heptad.step.even_evaluator import build_evaluator
 from heptad.step.metrics import MetricsInput
 from heptad.step.plan import PlannedTurn, Planner
-from heptad.step.ranks_evaluator import build_evaluator
 from heptad.table import guard_of
 
 
@@ -121,7 +121,7 @@ class EngineView:
             yield from evaluator.predict(data, compute_loss, inference_mode=inference_mode, numbered=numbered)
 
     def _evaluator(self, device: torch.device) -> Evaluator:
-        return build_evaluator(self._components, self._config, device, self.machine_class, self._strategy.peers)
+        return build_evaluator(self._components, self._config, device, self.machine_class, self._strategy)
 
     def subscriptions(self) -> SubscriptionTable:
         """Return who is called on which moment of which state, in order, with its filter; print it for a table."""

@@ -7,7 +7,7 @@ averaged as what optimizers hold beside the network is.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Generator
+from collections.abc import Callable, Collection, Generator
 from contextlib import contextmanager
 from functools import partial
 from typing import Any, NamedTuple, cast
@@ -25,7 +25,7 @@ from torch.utils.hooks import RemovableHandle
 
 from heptad.config import ComputeLoss
 from heptad.plugin.manager import PluginManager
-from heptad.ranks.grouped import Grouped
+from heptad.ranks.grouped import Grouped, is_of_exchange
 from heptad.ranks.requests import SharedRun
 from heptad.ranks.sharding import DTensorShards, ShardedCall, find_call, plan_sharding, refuse_whole, shard_network
 from heptad.ranks.window import RanksWindow
@@ -61,6 +61,8 @@ class Fsdp(Grouped):
         self._outputs: list[_Output] = []
         self._hooks: list[RemovableHandle] = []
         self._closes: bool | None = None
+        self._resumed = False
+        """Whether no step was made yet: gradients are those of a window that is complete, and was restored."""
 
     def autocasts(self, precision: str) -> bool:
         """Return False for bf16: FSDP2 gathers the parameters in it, at half the traffic."""
@@ -95,7 +97,8 @@ class Fsdp(Grouped):
             runtime.shards = DTensorShards(self._mesh, plan)
             call = shard_network(network, plan, self._mesh, precision)
             network.to(runtime.device)
-        self._call, self._closes = call, None
+        call.mend()
+        self._call, self._closes, self._resumed = call, None, True
         self._modules = [one for one in network.modules() if isinstance(one, FSDPModule)]
         self._shared = [one for one in network.parameters() if isinstance(one, DTensor)]
         call.watch(self._shared, self._used)
@@ -145,7 +148,7 @@ class Fsdp(Grouped):
     def window_closes(self, closes: bool) -> None:
         """Let FSDP2 average in the backward pass to come, or only add up."""
         window = cast("RanksWindow", self._run._position.window)
-        window.closes = closes
+        window.closes, self._resumed = closes, False
         self._outputs.clear()
         if not window.steps:
             self._used.clear()
@@ -179,7 +182,61 @@ class Fsdp(Grouped):
         self._used.clear()
         self._used |= used
 
+    # -- forward passes without a backward pass
+
+    def divides(self, network: nn.Module) -> bool:
+        """Return whether a network is sharded by now: ranks make its forward passes together."""
+        return isinstance(network, FSDPModule)
+
+    def forward_of(self, network: nn.Module) -> Callable[[Any], Any]:
+        """Return what calls a network, for an evaluation."""
+        call = find_call(network, self._config.precision)
+        return network if call is None else partial(call, _call_network)
+
+    def loss_of(self, network: nn.Module, given: ComputeLoss) -> ComputeLoss:
+        """Return a `compute_loss` that may call parts of a network, for an evaluation."""
+        call = find_call(network, self._config.precision)
+        return given if call is None else call.around(given)
+
+    @contextmanager
+    def resting(self, network: nn.Module, name: str) -> Generator[None]:
+        """Leave its part to each rank after a block of forward passes, also after one that raises.
+
+        Args:
+            network: The network.
+            name: What errors call the block.
+
+        Raises:
+            ConfigError: If the network is sharded by others, or for another precision.
+        """
+        call = find_call(network, self._config.precision)
+        if call is None:
+            yield
+            return
+        group, outputs, where = self._group, [*self._outputs], self._group.where
+        if where is str:  # no run is driven
+            group.where = f"in {name}".__str__
+        try:
+            with call.resting():
+                yield
+        finally:
+            self._outputs[:] = outputs
+            group.where = where
+
+    def break_off(self, network: nn.Module, error: Exception) -> None:
+        """Tell the other ranks of an error for which they would wait in a forward pass.
+
+        Raises:
+            RankFailed: If it is another rank that has broken it off.
+        """
+        if self.divides(network) and not self._group.failed:
+            if is_of_exchange(error):
+                self._group.explain(error)
+            self._group.tell(error)
+
     def _lacking(self) -> int:
+        if self._resumed:
+            self._used |= {place for place, one in enumerate(self._shared) if one.grad is not None}
         return sum(place not in self._used and one.requires_grad for place, one in enumerate(self._shared))
 
     def _drop_unused(self) -> None:

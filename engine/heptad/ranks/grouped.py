@@ -313,7 +313,7 @@ class Grouped:
                 raise
             if run.paused is not None:
                 raise  # it stands in order, on all ranks: a plugin may end the process now
-            if _is_of_exchange(error):
+            if is_of_exchange(error):
                 group.explain(error)
             # a RankFailed too: where all ranks raise at this place, they can go on to something else
             group.tell(error)
@@ -363,7 +363,7 @@ _OF_AN_EXCHANGE = ("gloo", "nccl", "processgroup", "c10d", "caused pair closure"
 """What stands in the text of such an error; the last is gloo's "Application timeout caused pair closure"."""
 
 
-def _is_of_exchange(error: BaseException) -> bool:
+def is_of_exchange(error: BaseException) -> bool:
     """Return whether a collective has failed: torch has classes for some of these errors, and words for all."""
     if isinstance(error, dist.DistError):
         return True

@@ -7,7 +7,8 @@ may have less of it, or nothing.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Generator, Iterable, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from typing import Any, NamedTuple, cast
@@ -137,10 +138,54 @@ class ShardedCall(nn.Module):
         """What parameters are when they are gathered, by their places."""
         self._adds_up = False
         self._hooks: list[RemovableHandle] = []
+        self._torn = False
+        self._stays = False
+        """Whether what is around the blocks stays gathered after a forward pass, for the next pass to come."""
+        network.register_forward_hook(self._reshard)
+
+    @contextmanager
+    def resting(self) -> Generator[None]:
+        """Make forward passes without a backward pass in a block, after which each rank has its part.
+
+        What is around the blocks of the network stays gathered from one to the next.
+        """
+        try:
+            with self._staying():
+                yield
+        finally:
+            self.mend()
+            for module in self.modules():
+                if isinstance(module, FSDPModule):
+                    module.reshard()
+
+    def mend(self) -> None:
+        """Let the next forward pass begin anew, where something was raised in the last one."""
+        if self._torn:
+            cast("FSDPModule", self).reset_iter_state()
+            self._torn = False
+
+    @contextmanager
+    def _staying(self) -> Generator[None]:
+        within, self._stays = self._stays, True
+        try:
+            yield
+        finally:
+            self._stays = within
+
+    def _reshard(self, module: nn.Module, given: Any, output: Any) -> None:
+        """Leave its part to each rank after a forward pass that a handler makes: nobody knows what it does next."""
+        del given, output
+        if not self._stays:
+            cast("FSDPModule", module).reshard()
 
     def forward(self, call: Callable[..., Any], *given: Any) -> Any:
         """Return what the function returns, given the network and the rest."""
-        return call(self.network, *given)
+        try:
+            with self._staying():
+                return call(self.network, *given)
+        except BaseException:
+            self._torn = True
+            raise
 
     def around(self, compute_loss: ComputeLoss) -> ComputeLoss:
         """Return a `compute_loss` that may call parts of the network: what is around the blocks is gathered before."""
