@@ -67,7 +67,7 @@ class EvenEvaluation(RanksEvaluation):
         metrics: What is measured beside the loss.
         options: Those of the evaluation.
         meeting: Where the ranks exchange something.
-        strategy: ShardingStrategy the network.
+        strategy: Shards the network.
         first_batch: Returns one that a rank may run the network on that could read none of its own, or `NOTHING`.
     """
 
@@ -188,7 +188,7 @@ class EvenEvaluator(RanksEvaluator):
         config: That of the training run.
         device: Where the network is.
         machine: Makes what drives a run.
-        strategy: ShardingStrategy the network.
+        strategy: Shards the network.
     """
 
     def __init__(
