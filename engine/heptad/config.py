@@ -236,7 +236,9 @@ class RunConfig(_Checked):
             The batches of the open window are kept for it, and copies of the network's buffers.
         strategy: How several processes work together. `"auto"`: as `"ddp"` where torchrun has started this one (or
             whatever else sets `RANK` and `WORLD_SIZE`), as `"none"` where nothing has. `"ddp"`: each has the whole
-            network, and gradients are averaged by torch's `DistributedDataParallel`. `"none"`: alone in any case.
+            network, and gradients are averaged by torch's `DistributedDataParallel`. `"fsdp"`: each has a part of every
+            parameter, and torch's FSDP2 gathers one block (`Components.blocks`) at a time; parameters become DTensors,
+            so optimizers are given as functions. `"none"`: alone in any case.
         window: Batches of an update over all processes, in place of `accumulation`, which counts those of one: so a
             script makes the same updates on any number of processes that divides it.
         agree_every: Updates between two agreements of the processes. What one of them asks for (a stop, a pause) waits

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True)
-class Part:
+class SummaryRow:
     """A module of the network, all that it holds included.
 
     Attributes:
@@ -86,7 +86,7 @@ class ModelSummary(Plugin):
         self._forget()
 
     def _forget(self) -> None:
-        self.parts: tuple[Part, ...] = ()
+        self.parts: tuple[SummaryRow, ...] = ()
         self._count = StepFlops()
         self._begun = False
 
@@ -152,11 +152,11 @@ class ModelSummary(Plugin):
         return table
 
 
-def _parts_of_network(network: nn.Module, flops: dict[str, int] | None) -> Iterable[Part]:
+def _parts_of_network(network: nn.Module, flops: dict[str, int] | None) -> Iterable[SummaryRow]:
     """Yield the network and all its modules, each once."""
     for name, module in cast("Iterable[tuple[str, nn.Module]]", network.named_modules()):
         parameters = list(module.parameters())
-        yield Part(
+        yield SummaryRow(
             name,
             type(module).__name__,
             _elements(parameters),

@@ -11,10 +11,12 @@ from typing import Any, cast
 import torch
 from disk import snapshot
 
+from heptad.checkpoints.encoding import ALL_WHOLE
 from heptad.checkpoints.files import Files
 from heptad.checkpoints.store import Store
 from heptad.run.peers import Peers
 from heptad.run.run import Run
+from heptad.run.shards import Shards
 from heptad.run.snapshot import Snapshot
 
 
@@ -77,15 +79,15 @@ def on_ranks(world: int, work: Callable[[Peers], Any]) -> list[Any]:
     return results
 
 
-def run_of(peers: Peers) -> Run:
+def run_of(peers: Peers, shards: Shards = ALL_WHOLE) -> Run:
     """Return as much of a run as a store asks for."""
-    return cast("Run", SimpleNamespace(_runtime=SimpleNamespace(peers=peers)))
+    return cast("Run", SimpleNamespace(_runtime=SimpleNamespace(peers=peers, shards=shards)))
 
 
-def store_of(directory: Path, peers: Peers, files: Files | None = None) -> Store:
+def store_of(directory: Path, peers: Peers, files: Files | None = None, shards: Shards = ALL_WHOLE) -> Store:
     """Return the store of a rank."""
     store = Store(directory, files)
-    store.join(run_of(peers))
+    store.join(run_of(peers, shards))
     return store
 
 

@@ -20,7 +20,7 @@ from rank_program import Rank
 from torch import nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
-import heptad.ranks.ddp
+import heptad.ranks.grouped
 from builders import CLASSES, FEATURES, small_network
 from heptad import Components, Detour, Engine, EngineError, Plugin, Run, RunConfig
 from heptad_plugins import CSVLogger, Evaluate, GracefulStop
@@ -386,9 +386,9 @@ def has_another_order_of_handlers(rank: Rank) -> list[Any]:
 
 
 def has_another_version(rank: Rank) -> list[Any]:
-    known = heptad.ranks.ddp.versions()
+    known = heptad.ranks.grouped.versions()
     if is_odd(rank):
-        heptad.ranks.ddp.versions = lambda: {**known, "torch": "2.12.0"}
+        heptad.ranks.grouped.versions = lambda: {**known, "torch": "2.12.0"}
     rank.fault()
     return ended(engine_of().run())
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import struct
 from collections import Counter, OrderedDict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from typing import Any, ClassVar, cast
 
 import numpy as np
@@ -16,12 +16,12 @@ from heptad.checkpoints.encoding import MOST_DEPTH, NUMPY_SCALARS, Path, locatio
 from heptad.errors import CheckpointError
 
 
-def decode(plain: Any, tensors: Mapping[str, Tensor], where: str) -> Any:
+def decode(plain: Any, tensors: dict[str, Tensor], where: str) -> Any:
     """Return the value that `encode` was given.
 
     Args:
         plain: The JSON.
-        tensors: By name.
+        tensors: By name; taken out as they are put into the value.
         where: Names it in an error.
 
     Raises:
@@ -33,12 +33,12 @@ def decode(plain: Any, tensors: Mapping[str, Tensor], where: str) -> Any:
 class ValueDecoder:
     """Decodes one value.
 
-    Attributes:
-        taken: The names of the tensors in it.
+    Args:
+        tensors: By name; taken out as they are put into the value, so that none is held in two forms for long.
+        where: Names the value in an error.
     """
 
-    def __init__(self, tensors: Mapping[str, Tensor], where: str) -> None:
-        self.taken: set[str] = set()
+    def __init__(self, tensors: dict[str, Tensor], where: str) -> None:
         self._tensors = tensors
         self._where = where
 
@@ -135,19 +135,22 @@ class ValueDecoder:
         return found
 
     def _array(self, plain: Any, path: Path) -> np.ndarray[Any, Any]:
-        return self.decode(plain, path).numpy()
+        found = self.decode(plain, path)
+        if type(found) is not Tensor:
+            raise self._damage(path)
+        return found.numpy()
 
     def _tensor(self, plain: Any, path: Path) -> Tensor:
-        if plain in self.taken:  # two places that hold one tensor would change together; and copies would have no end
-            raise self._damage(path)
-        self.taken.add(plain)
-        return self._tensors[plain]
+        # taken out: two places that hold one tensor would change together; and copies would have no end
+        return self._tensors.pop(plain)
 
     def _strided(self, plain: Any, path: Path) -> Tensor:
         name, strides = plain
         tensor = self._tensor(name, path)
         if not _is_packed(tensor.shape, _check_sizes(strides)):
             raise self._damage(path)
+        if type(tensor) is not Tensor:  # ranks share it, and what each has is contiguous
+            return tensor
         return torch.empty_strided(tensor.shape, strides, dtype=tensor.dtype).copy_(tensor)
 
     def _sparse(self, plain: Any, path: Path) -> Tensor:

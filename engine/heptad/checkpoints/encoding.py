@@ -20,12 +20,16 @@ from torch import Tensor, nn
 
 from heptad.checkpoints.tensors import DTYPES, RESERVED
 from heptad.errors import CheckpointError, a_kind
+from heptad.run.shards import NoShards, Part, Shards
 
 Path = tuple[Any, ...]
 """The keys that lead to a value."""
 
 MOST_DEPTH = 100
 """How deep values may be nested."""
+
+ALL_WHOLE: Shards = NoShards()
+"""Nothing is shared."""
 
 _UNPREFIXED = "tensors"
 """A value that is a dict with this key, of tensors by name, stores them under those names, without the prefix."""
@@ -64,11 +68,18 @@ def encode(value: Any, where: str) -> tuple[Any, dict[str, Tensor]]:
 
 
 class ValueEncoder:
-    """Encodes one value, and collects its tensors, whose names begin with a prefix."""
+    """Encodes one value, and collects its tensors, whose names begin with a prefix.
 
-    def __init__(self, value: Any, where: str, prefix: str = "") -> None:
+    Attributes:
+        tensors: Those that this process holds whole, by name.
+        parts: What it holds of those that ranks share, by name. They are encoded as if they were whole and contiguous.
+    """
+
+    def __init__(self, value: Any, where: str, prefix: str = "", shards: Shards = ALL_WHOLE) -> None:
         self.tensors: dict[str, Tensor] = {}
+        self.parts: dict[str, Part] = {}
         self._where = where
+        self._shards = shards
         self._prefix = prefix
         self._unprefixed = _unprefixed(value)
         self._taken = {RESERVED} | {name for name in self._unprefixed if name != RESERVED}
@@ -83,6 +94,8 @@ class ValueEncoder:
             return encoder(self, value, path)
         if isinstance(value, np.generic):
             return self._numpy(cast("np.generic[Any]", value), path)
+        if isinstance(value, Tensor) and (part := self._shards.part(value)) is not None:
+            return self._part(part, path)
         advice = "return plain data from state_dict, or leave it out"
         raise self._refusal(path, f"is {a_kind(value)}, which a checkpoint cannot hold; {_KINDS_HELD}: {advice}")
 
@@ -164,6 +177,13 @@ class ValueEncoder:
         if not value.flags.writeable or any(stride < 0 for stride in value.strides):
             value = value.copy(order="K")  # torch refuses both
         return {"array": self._tensor(torch.from_numpy(value), path)}
+
+    def _part(self, part: Part, path: Path) -> Any:
+        if odd := _refused_tensor(part.local):
+            raise self._refusal(path, f"is a tensor that a checkpoint cannot hold: {odd}")
+        name = self._name(path)
+        self.parts[name] = Part(part.local.detach(), part.offset, part.shape)
+        return {"tensor": name}
 
     def _tensor(self, value: Tensor, path: Path) -> Any:
         if value.layout is torch.sparse_coo and not value.is_meta:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
 from typing import Annotated, Any, TypeVar, cast
@@ -12,15 +12,17 @@ from typing import Annotated, Any, TypeVar, cast
 from pydantic import BaseModel, ConfigDict, StringConstraints, ValidationError
 from torch import Tensor
 
-from heptad.checkpoints import tensors
+from heptad.checkpoints.assembly import Assembly, group_of, is_rank
 from heptad.checkpoints.damage import DamagedError
-from heptad.checkpoints.decoding import ValueDecoder, decode
-from heptad.checkpoints.encoding import ValueEncoder, encode
+from heptad.checkpoints.decoding import decode
+from heptad.checkpoints.encoding import ALL_WHOLE, ValueEncoder, encode
 from heptad.checkpoints.layout import MANIFEST, RANK, SECTION, STATE, SUFFIX, part_name, rank_file
 from heptad.checkpoints.manifest import Manifest, summary_size
-from heptad.checkpoints.pieces import format_facts, join_pieces, parse_facts, whole_facts
+from heptad.checkpoints.pieces import Piece, TensorFacts, format_facts, merge_lines, whole_facts
 from heptad.checkpoints.strict_json import excess, read_json, write_json
+from heptad.checkpoints.tensors import DTYPES
 from heptad.errors import CheckpointError
+from heptad.run.shards import Shards
 from heptad.run.snapshot import Snapshot
 
 MOST_SUMMARY = 1 << 19
@@ -44,13 +46,18 @@ class PackedSnapshot:
         summary: As JSON.
         rank: Whose it is.
         files: The content of the files that hold no tensors, by name: `state.json` of rank 0, and the rank's own.
-        tensors: By section, or by `rank-00000` and so on for what is the rank's own, and name; not copied.
+        tensors: By section, or by `rank-00000` and so on for what is the rank's own, and name; not copied. Of a tensor
+            that ranks share, what this one holds of it.
+        shared: Where these begin, and the shape of the whole, by section and name.
     """
 
     summary: dict[str, Any]
     rank: int
     files: dict[str, bytes]
     tensors: dict[str, dict[str, Tensor]]
+    shared: dict[str, dict[str, tuple[tuple[int, ...], tuple[int, ...]]]] = field(
+        default_factory=dict[str, dict[str, tuple[tuple[int, ...], tuple[int, ...]]]]
+    )
 
     @property
     def size(self) -> int:
@@ -58,22 +65,41 @@ class PackedSnapshot:
         held = [tensor for section in self.tensors.values() for tensor in section.values()]
         return sum(map(len, self.files.values())) + sum(tensor.numel() * tensor.element_size() for tensor in held)
 
+    def file_of(self, group: str) -> str:
+        """Return the name of the file in which this rank stores tensors of a section or its own, without its suffix."""
+        return group if is_rank(group) else part_name(group, self.rank)
+
     def listing(self) -> Listing:
-        """Return what the manifest says of the tensors."""
-        files = {group: tensor_file(group) for group in self.tensors}
+        """Return what the manifest says of the tensors, with the pieces of this rank alone."""
         return {
-            group: {name: format_facts(whole_facts(tensor, files[group])) for name, tensor in held.items()}
+            group: {name: format_facts(self._facts(group, name, tensor)) for name, tensor in held.items()}
             for group, held in self.tensors.items()
         }
 
+    def _facts(self, group: str, name: str, tensor: Tensor) -> TensorFacts:
+        place = self.shared.get(group, {}).get(name)
+        if place is None:
+            return whole_facts(tensor, self.file_of(group))
+        offset, shape = place
+        return TensorFacts(DTYPES[tensor.dtype], shape, (Piece(self.file_of(group), offset, tuple(tensor.shape)),))
 
-def tensor_file(group: str) -> str:
-    """Return the name of the file, without its suffix, in which one process stores the tensors of a section or rank."""
-    return group if _is_rank(group) else part_name(group, 0)
 
+def merge_listings(listings: Sequence[Listing]) -> Listing:
+    """Return what the manifest says of the tensors of all ranks, of which each has listed its pieces.
 
-def _is_rank(group: str) -> bool:
-    return "-" in group
+    Raises:
+        CheckpointError: If ranks disagree on a tensor, or have not stored all of it.
+    """
+    lines: dict[str, dict[str, list[str]]] = {}
+    for listing in listings:
+        for group, held in listing.items():
+            found = lines.setdefault(group, {})
+            for name, line in held.items():
+                found.setdefault(name, []).append(line)
+    return {
+        group: {name: merge_lines(f"{group}.{name:.100}", each) for name, each in found.items()}
+        for group, found in lines.items()
+    }
 
 
 class _StateFile(BaseModel):
@@ -107,32 +133,52 @@ class _RankFile(BaseModel):
         return found
 
 
-def pack_snapshot(snapshot: Snapshot, rank: int = 0) -> PackedSnapshot:
+def pack_snapshot(snapshot: Snapshot, rank: int = 0, shards: Shards = ALL_WHOLE) -> PackedSnapshot:
     """Return what a rank writes of a snapshot; nothing is copied.
+
+    Args:
+        snapshot: The snapshot.
+        rank: Whose it is.
+        shards: Which tensors in it ranks share. Each stores what it holds of them.
 
     Raises:
         CheckpointError: If something in it cannot be stored, with its place.
     """
-    summary = _pack_summary(snapshot.summary)
-    found: dict[str, dict[str, Tensor]] = {}
-    files: dict[str, bytes] = {}
+    packed = PackedSnapshot(_pack_summary(snapshot.summary), rank, {}, {})
     sections, own = _without_own(snapshot, rank)
+    plain: dict[str, Any] = {}
+    for name, value in sections.items() if shards.any or not rank else ():
+        if not re.fullmatch(SECTION, name) or name == RANK:
+            raise CheckpointError(
+                f"{name!r} names no section: a name is a small letter, then small letters, digits and _; not {RANK}"
+            )
+        encoder = ValueEncoder(value, name, shards=shards)
+        plain[name] = encoder.encode(value, ())
+        _pack_tensors(packed, name, encoder)
     if not rank:
-        plain: dict[str, Any] = {}
-        for name, value in sections.items():
-            if not re.fullmatch(SECTION, name) or name == RANK:
-                raise CheckpointError(
-                    f"{name!r} names no section: a name is a small letter, then small letters, digits and _; not {RANK}"
-                )
-            plain[name], held = encode(value, name)
-            if held:
-                found[name] = held
-        files[STATE] = _pack_json({"sections": plain})
-    parts, held = _encode_own(own)
-    files[rank_file(rank)] = _pack_json({"own": parts})
+        packed.files[STATE] = _pack_json({"sections": plain})
+    parts, held = _encode_own(own, shards)
+    packed.files[rank_file(rank)] = _pack_json({"own": parts})
     if held:
-        found[part_name(RANK, rank)] = held
-    return PackedSnapshot(summary, rank, files, found)
+        packed.tensors[part_name(RANK, rank)] = held
+    return packed
+
+
+def _pack_tensors(packed: PackedSnapshot, section: str, encoder: ValueEncoder) -> None:
+    """Add what this rank stores of the tensors of a section.
+
+    What is whole, rank 0 does; of what ranks share each does what it holds, if that has elements. One that has none on
+    any rank is whole.
+    """
+    held = {} if packed.rank else dict(encoder.tensors)
+    for name, (local, offset, shape) in encoder.parts.items():
+        if 0 not in local.shape:
+            held[name] = local
+            packed.shared.setdefault(section, {})[name] = offset, shape
+        elif 0 in shape and not packed.rank:
+            held[name] = local.new_empty(shape)
+    if held:
+        packed.tensors[section] = held
 
 
 def _without_own(snapshot: Snapshot, rank: int) -> tuple[dict[str, Any], list[tuple[tuple[str, ...], Any]]]:
@@ -148,9 +194,14 @@ def _without_own(snapshot: Snapshot, rank: int) -> tuple[dict[str, Any], list[tu
     return copied[()], own
 
 
-def _encode_own(own: Sequence[tuple[tuple[str, ...], Any]]) -> tuple[list[Any], dict[str, Tensor]]:
-    encoders = {path[0]: ValueEncoder(None, path[0], f"{path[0]}.") for path, _ in own}
+def _encode_own(own: Sequence[tuple[tuple[str, ...], Any]], shards: Shards) -> tuple[list[Any], dict[str, Tensor]]:
+    encoders = {path[0]: ValueEncoder(None, path[0], f"{path[0]}.", shards) for path, _ in own}
     parts = [[list(path), encoders[path[0]].encode(value, path[1:])] for path, value in own]
+    if odd := [name for encoder in encoders.values() for name in encoder.parts]:
+        raise CheckpointError(
+            f"{odd[0]} is a tensor that ranks share, in a place that is each rank's own; a checkpoint stores it in "
+            "neither way: keep what is of this rank alone there (local elements), or keep the tensor elsewhere"
+        )
     return parts, dict(chain.from_iterable(encoder.tensors.items() for encoder in encoders.values()))
 
 
@@ -185,6 +236,7 @@ def unpack_snapshot(
     path: Path,
     manifest: Manifest,
     content: dict[str, bytes],
+    assembly: Assembly,
     wanted: Collection[str] | None,
     rank: int = 0,
     taken: Iterable[int] = (),
@@ -194,7 +246,9 @@ def unpack_snapshot(
     Args:
         path: The checkpoint's directory, for messages.
         manifest: Its manifest.
-        content: Of the files by name; taken out as it is parsed, so that memory is not needed twice.
+        content: Of the files that hold no tensors, by name; taken out as it is parsed, so that memory is not needed
+            twice.
+        assembly: The tensors of these sections and ranks.
         wanted: The sections to return, those that there are; all if `None`.
         rank: Whose part of them.
         taken: Further ranks whose part is taken over.
@@ -205,17 +259,13 @@ def unpack_snapshot(
     state = _read_model(path / STATE, content.pop(STATE), _StateFile)
     own = {one: _read_model(path / rank_file(one), content.pop(rank_file(one)), _RankFile) for one in (rank, *taken)}
     _check_groups(path, manifest, state.sections.keys())
-    reader = _TensorReader(path, manifest, content)
+    reader = _Decoder(path, assembly)
     sections: dict[str, Any] = {}
     for name, plain in state.sections.items():
         if wanted is None or name in wanted:
             sections[name] = reader.decode(plain, name, path / STATE, name)
-    decoded = {
-        one: _decode_own(reader, part.pairs(), path, one)
-        for one, part in own.items()
-        if wanted is None or any(keys[0] in wanted for keys, _ in part.pairs())
-    }
-    for keys, value in decoded.get(rank, {}).items():
+    decoded = {one: _decode_own(reader, part.pairs(), path, one, wanted) for one, part in own.items()}
+    for keys, value in decoded[rank].items():
         if wanted is None or keys[0] in wanted:
             _put_back(path / rank_file(rank), sections, keys, value)
     if reader.unnamed:
@@ -225,11 +275,18 @@ def unpack_snapshot(
     return Snapshot(unpack_summary(path, manifest), sections, listed, manifest.world, others)
 
 
-def _decode_own(reader: _TensorReader, pairs: Sequence[tuple[tuple[str, ...], Any]], path: Path, rank: int) -> Own:
-    """Return what is a rank's own by the keys that lead to it."""
-    encoded = [value for _, value in pairs]
-    values = reader.decode(encoded, part_name(RANK, rank), path / rank_file(rank), "own")
-    return {keys: value for (keys, _), value in zip(pairs, values, strict=True)}
+def _decode_own(
+    reader: _Decoder,
+    pairs: Sequence[tuple[tuple[str, ...], Any]],
+    path: Path,
+    rank: int,
+    wanted: Collection[str] | None,
+) -> Own:
+    """Return what is a rank's own by the keys that lead to it: where its tensors were read, all of it."""
+    group = part_name(RANK, rank)
+    chosen = [one for one in pairs if wanted is None or one[0][0] in wanted or reader.has(group)]
+    values = reader.decode([value for _, value in chosen], group, path / rank_file(rank), "own")
+    return {keys: value for (keys, _), value in zip(chosen, values, strict=True)}
 
 
 _Model = TypeVar("_Model", _StateFile, _RankFile)
@@ -251,29 +308,31 @@ def _check_groups(path: Path, manifest: Manifest, sections: Collection[str]) -> 
     ranks = {part_name(RANK, rank) for rank in range(manifest.world)}
     for file in manifest.files:
         name = file.removesuffix(SUFFIX)
-        if name != file and name not in ranks and name.rpartition("-")[0] not in sections:
+        if name != file and group_of(name) not in {*ranks, *sections}:
             raise CheckpointError(f"{path / file} belongs to no section of {STATE}")
     if stray := manifest.tensors.keys() - ranks - set(sections):
         raise CheckpointError(f"{path / MANIFEST} lists tensors of {min(stray)!r:.100}, which is no section of {STATE}")
 
 
-class _TensorReader:
+class _Decoder:
     """Decodes values whose tensors are in the files of a checkpoint.
 
     Args:
         path: The checkpoint, for messages.
-        manifest: Its manifest.
-        content: Of the files by name; taken out as it is parsed.
+        assembly: The tensors.
 
     Attributes:
         unnamed: What is wrong with tensors that stand in no value.
     """
 
-    def __init__(self, path: Path, manifest: Manifest, content: dict[str, bytes]) -> None:
+    def __init__(self, path: Path, assembly: Assembly) -> None:
         self.unnamed: list[str] = []
         self._path = path
-        self._manifest = manifest
-        self._content = content
+        self._assembly = assembly
+
+    def has(self, group: str) -> bool:
+        """Return whether the tensors of a section or a rank were read."""
+        return self._assembly.has(group)
 
     def decode(self, plain: Any, group: str, file: Path, where: str) -> Any:
         """Return a value with the tensors of a section or a rank.
@@ -285,50 +344,15 @@ class _TensorReader:
             where: Names it.
 
         Raises:
-            CheckpointError: If it is not what `encode` returns, or its tensors are not those of the manifest.
+            CheckpointError: If it is not what `encode` returns.
         """
-        held = self._tensors(group)
-        decoder = ValueDecoder(held, f"{file}: {where}")
-        value = decoder.decode(plain, ())
+        held = self._assembly.take(group)
+        value = decode(plain, held, f"{file}: {where}")
+        name = group if is_rank(group) else part_name(group, 0)
         self.unnamed += (
-            f"{self._path / tensor_file(group)}{SUFFIX} holds {left!r:.100}, of which {file.name} does not speak"
-            for left in held.keys() - decoder.taken
+            f"{self._path / name}{SUFFIX} holds {left!r:.100}, of which {file.name} does not speak" for left in held
         )
         return value
-
-    def _tensors(self, group: str) -> Mapping[str, Tensor]:
-        """Return the tensors of a section or a rank, by name, joined from their pieces."""
-        listed = {name: self._facts(group, name, line) for name, line in self._manifest.tensors.get(group, {}).items()}
-        expected: dict[str, set[str]] = {
-            file.removesuffix(SUFFIX): set()
-            for file in self._content
-            if file.endswith(SUFFIX) and group in (file.removesuffix(SUFFIX), file.rpartition("-")[0])
-        }
-        for name, facts in listed.items():
-            for piece in facts.pieces:
-                if piece.file not in expected:
-                    raise CheckpointError(
-                        f"{self._path / MANIFEST} has {name!r:.100} of {group} in {piece.file}, which is no file of it"
-                    )
-                expected[piece.file].add(name)
-        held: dict[str, dict[str, Tensor]] = {}
-        for file, names in expected.items():
-            where = self._path / f"{file}{SUFFIX}"
-            held[file] = tensors.parse(self._content.pop(where.name), str(where))
-            if stray := held[file].keys() - names:
-                raise CheckpointError(f"{where} holds {min(stray)!r:.100}, which {MANIFEST} does not list")
-        try:
-            return {name: join_pieces(name, facts, held) for name, facts in listed.items()}
-        except CheckpointError as error:
-            raise CheckpointError(f"{self._path}: {error}") from None
-
-    def _facts(self, group: str, name: str, line: str) -> Any:
-        try:
-            return parse_facts(line)
-        except ValueError as error:
-            raise CheckpointError(
-                f"{self._path / MANIFEST}: tensors.{group}.{name:.100}: {error}, got {line!r:.100}"
-            ) from error
 
 
 def _put_back(file: Path, sections: dict[str, Any], keys: Sequence[str], value: Any) -> None:

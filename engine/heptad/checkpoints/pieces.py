@@ -8,14 +8,14 @@ others in `network-00001.safetensors`. There may be many thousands, and lists in
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from itertools import groupby
 from typing import NamedTuple
 
-import torch
 from torch import Tensor
 
-from heptad.checkpoints.tensors import DTYPES
+from heptad.checkpoints.regions import Region, all_of
+from heptad.checkpoints.tensors import DTYPES, MOST_DIMENSIONS
 from heptad.errors import CheckpointError
 
 _NUMBER = r"(?:0|[1-9][0-9]{0,18})"
@@ -23,9 +23,6 @@ _SPAN = f"{_NUMBER}:{_NUMBER}"
 _PIECE = rf"([a-z][a-z0-9_]{{0,63}}-[0-9]{{5}})\[((?:{_SPAN}(?:,{_SPAN})*)?)\]"
 _LINE = re.compile(rf"([A-Z0-9_]+)\[((?:{_NUMBER}(?:,{_NUMBER})*)?)\]((?: {_PIECE})+)")
 _ONE = re.compile(_PIECE)
-
-_MOST_DIMENSIONS = 64
-"""Those that a tensor of torch can have."""
 
 
 class Piece(NamedTuple):
@@ -40,6 +37,11 @@ class Piece(NamedTuple):
     file: str
     offset: tuple[int, ...]
     size: tuple[int, ...]
+
+    @property
+    def region(self) -> Region:
+        """Which part it is."""
+        return Region(self.offset, self.size)
 
     def span(self, dimension: int) -> tuple[int, int]:
         """Return where it begins and ends in a dimension."""
@@ -57,7 +59,7 @@ class TensorFacts(NamedTuple):
 def whole_facts(tensor: Tensor, file: str) -> TensorFacts:
     """Return what a manifest says of a tensor that is stored whole."""
     shape = tuple(tensor.shape)
-    return TensorFacts(DTYPES[tensor.dtype], shape, (Piece(file, (0,) * len(shape), shape),))
+    return TensorFacts(DTYPES[tensor.dtype], shape, (Piece(file, *all_of(shape)),))
 
 
 def format_facts(facts: TensorFacts) -> str:
@@ -91,7 +93,7 @@ def parse_facts(line: str) -> TensorFacts:
 
 def _check_cover(shape: tuple[int, ...], pieces: Sequence[Piece]) -> None:
     """Check that pieces cover a tensor, each element once; of one without elements there is one piece."""
-    if len(shape) > _MOST_DIMENSIONS or any(len(piece.offset) != len(shape) for piece in pieces):
+    if len(shape) > MOST_DIMENSIONS or any(len(piece.offset) != len(shape) for piece in pieces):
         raise ValueError("a piece has other dimensions than the tensor")
     if len(pieces) == 1 or 0 in shape:
         if len(pieces) != 1 or pieces[0][1:] != ((0,) * len(shape), shape):
@@ -123,29 +125,28 @@ def _check_dimension(shape: tuple[int, ...], pieces: Sequence[Piece], dimension:
         raise ValueError(f"the pieces end at {end} of dimension {dimension}, and the tensor at {shape[dimension]}")
 
 
-def join_pieces(name: str, facts: TensorFacts, held: Mapping[str, Mapping[str, Tensor]]) -> Tensor:
-    """Return a tensor from its pieces.
-
-    Args:
-        name: Its name.
-        facts: What the manifest says of it.
-        held: The tensors of each file, by its name without the suffix.
+def merge_lines(where: str, lines: Sequence[str]) -> str:
+    """Return the line of a tensor of which several ranks have written pieces, each with a line of its own.
 
     Raises:
-        CheckpointError: If a file does not hold the piece that is said to be there.
+        CheckpointError: If they disagree on the tensor, or the pieces do not cover it.
     """
-    for piece in facts.pieces:
-        found = held.get(piece.file, {}).get(name)
-        expected = (facts.dtype, piece.size)
-        if found is None or (DTYPES[found.dtype], tuple(found.shape)) != expected:
-            there = "nothing" if found is None else f"{DTYPES[found.dtype]} {tuple(found.shape)}"
-            raise CheckpointError(
-                f"{piece.file} holds {there} under the name {name!r:.100}, expected {facts.dtype} {piece.size}"
-            )
-    parts = [held[piece.file][name] for piece in facts.pieces]
-    if len(parts) == 1:
-        return parts[0]
-    whole = torch.empty(facts.shape, dtype=parts[0].dtype)
-    for piece, part in zip(facts.pieces, parts, strict=True):
-        whole[tuple(slice(*piece.span(dimension)) for dimension in range(len(facts.shape)))] = part
-    return whole
+    wholes, parts = zip(*(line.split(" ", 1) for line in lines), strict=True)
+    if odd := next((one for one in wholes if one != wholes[0]), None):
+        raise CheckpointError(
+            f"the ranks do not store one tensor as {where}: it is {wholes[0]} on one, {odd} on another"
+        )
+    pieces = sorted(" ".join(parts).split(" "), key=_offset_of)
+    line = f"{wholes[0]} {' '.join(pieces)}"
+    try:
+        parse_facts(line)
+    except ValueError as error:
+        raise CheckpointError(
+            f"what the ranks store of {where} is not all of it: {error}; got {line!r:.200}"
+        ) from error
+    return line
+
+
+def _offset_of(piece: str) -> tuple[int, ...]:
+    """Return where a piece begins, from its text."""
+    return tuple(int(span.partition(":")[0]) for span in piece.partition("[")[2][:-1].split(",") if span)

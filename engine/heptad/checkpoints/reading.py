@@ -1,4 +1,4 @@
-"""`read_checkpoint` and `read_summary`: one checkpoint, verified before anything in it is parsed."""
+"""`read_checkpoint` and `read_summary`: one checkpoint, verified before anything that it holds is used."""
 
 from __future__ import annotations
 
@@ -6,23 +6,28 @@ import errno
 import hashlib
 import os
 import sys
-from collections.abc import Collection, Generator
+from collections.abc import Collection, Generator, Iterable
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
+from heptad.checkpoints.assembly import Assembly, Sharing, empty, group_of, is_rank
 from heptad.checkpoints.damage import DamagedError, NewerFormatError, unreadable
 from heptad.checkpoints.files import Files, read_file, read_pieces
-from heptad.checkpoints.format_1 import as_file_of_format_2, as_files_of_format_2
+from heptad.checkpoints.format_1 import OWN_OF_FORMAT_1
 from heptad.checkpoints.layout import MANIFEST, RANK, STATE, SUFFIX, part_name, rank_file
 from heptad.checkpoints.manifest import MOST_MANIFEST, FileFacts, Manifest, read_manifest
 from heptad.checkpoints.packed import MOST_STATE, unpack_snapshot, unpack_summary
+from heptad.checkpoints.streaming import HashedStream
+from heptad.checkpoints.tensors import header_size, read_header
 from heptad.errors import CheckpointError
 from heptad.run.snapshot import Snapshot
 
-_PIECE = 1 << 24
-"""Bytes of a file that is verified only, in memory at a time."""
+_PIECE = 1 << 20
+"""Bytes of a file of tensors that are read at a time."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +39,11 @@ class Share:
 
 
 def read_checkpoint(
-    files: Files, path: Path, sections: Collection[str] | None, share: Share = Share()
+    files: Files,
+    path: Path,
+    sections: Collection[str] | None,
+    share: Share = Share(),
+    sharing: Sharing | None = None,
 ) -> tuple[Snapshot, str]:
     """Return what a checkpoint holds, and the digest of its manifest; its tensors are on the CPU.
 
@@ -42,11 +51,15 @@ def read_checkpoint(
     read than wrote, each takes over what is own of some that are no more. Each file is verified
     by one of the ranks that read, at least: what all need, by all.
 
+    Each file is read once, and the bytes that are wanted of it are put where they stay: no more memory is needed than
+    for them. What they mean is looked at when all is verified.
+
     Args:
         files: The operations.
         path: Its directory.
         sections: Those to return; the others are verified only. All of them if `None`.
         share: Which part of the reading is this process's.
+        sharing: Which tensors are read in part; none if `None`.
 
     Raises:
         CheckpointError: If it is not, bit for bit, what was written; the message names the file and what is wrong.
@@ -57,60 +70,101 @@ def read_checkpoint(
             rank = share.rank if share.rank < manifest.world else 0
             # what is summed over ranks is not to be lost where fewer resume
             taken = range(share.rank + share.world, manifest.world, share.world) if sections is None else ()
-            wanted = _wanted(manifest, sections, rank) | {
-                file for other in taken for file in _own_files(manifest, other)
-            }
-            content = _read_files(files, path, directory, manifest, wanted, share)
+            assembly = Assembly(path, manifest, _groups(manifest, sections, (rank, *taken)), sharing or Sharing())
+            reader = _Reader(files, path, directory, assembly)
+            content = reader.read(manifest, {STATE, *map(rank_file, (rank, *taken))}, share)
         if manifest.format == 1:
-            content, listed = as_files_of_format_2(content, str(path))
-            names = [as_file_of_format_2(name) for name in manifest.files]
-            files_now = dict(zip(names, manifest.files.values(), strict=True))
-            manifest = manifest.model_copy(update={"files": files_now, "tensors": listed})
-        return unpack_snapshot(path, manifest, content, sections, rank, taken), digest
+            content[rank_file(0)] = OWN_OF_FORMAT_1
+        return unpack_snapshot(path, manifest, content, assembly, sections, rank, taken), digest
     except MemoryError as error:
         raise CheckpointError(f"{path} does not fit into the memory that there is") from error
 
 
-def _wanted(manifest: Manifest, sections: Collection[str] | None, rank: int) -> set[str]:
-    """Return the names of the files that are parsed: of these sections, and what is the rank's own in them."""
-    own = part_name(RANK, rank)
-    names = {STATE, rank_file(rank)}
-    for name in manifest.files:
-        group = name.removesuffix(SUFFIX)
-        section = group.partition("-")[0]
-        if group == name:
-            continue
-        if group == own:
-            begins = tuple(f"{section}." for section in sections or ())
-            listed = manifest.tensors.get(own, {})
-            if sections is None or any(tensor.startswith(begins) for tensor in listed):
-                names.add(name)
-        elif section != RANK and (sections is None or section in sections):
-            names.add(name)
-    return names
+def _groups(manifest: Manifest, sections: Collection[str] | None, ranks: Iterable[int]) -> set[str]:
+    """Return whose tensors are put together: those of these sections, and what is the ranks' own in them."""
+    stored = {group_of(name.removesuffix(SUFFIX)) for name in manifest.files if name.endswith(SUFFIX)}
+    groups = {group for group in stored | manifest.tensors.keys() if not is_rank(group)}
+    own = {part_name(RANK, rank) for rank in ranks} & (stored | manifest.tensors.keys())
+    if sections is None:
+        return groups | own
+    begins = tuple(f"{section}." for section in sections)
+    return (groups & {*sections}) | {
+        group for group in own if any(name.startswith(begins) for name in manifest.tensors.get(group, {}))
+    }
 
 
-def _own_files(manifest: Manifest, rank: int) -> set[str]:
-    """Return the names of the files of what is a rank's own."""
-    return {rank_file(rank), part_name(RANK, rank) + SUFFIX} & manifest.files.keys()
+class _Reader:
+    """Reads and verifies the files of a checkpoint, each once.
 
+    Args:
+        files: The operations.
+        path: The checkpoint, for messages.
+        directory: A descriptor of it.
+        assembly: Takes the tensors.
+    """
 
-def _read_files(
-    files: Files, path: Path, directory: int, manifest: Manifest, wanted: Collection[str], share: Share
-) -> dict[str, bytes]:
-    """Return the content of the files that are wanted, by name; of the others, those of this share are verified."""
-    content: dict[str, bytes] = {}
-    free = _memory()
-    for number, (name, facts) in enumerate(manifest.files.items()):
-        if name not in wanted:
-            if number % share.world == share.rank:
-                _verify_in_pieces(files, path, directory, name, facts)
-            continue
-        most = facts.size if name.endswith(SUFFIX) else min(facts.size, MOST_STATE)
-        content[name] = held = _read(files, path, directory, name, most, free)
-        _verify(path / name, len(held), hashlib.sha256(held).hexdigest(), facts)
-        free -= len(held)
-    return content
+    def __init__(self, files: Files, path: Path, directory: int, assembly: Assembly) -> None:
+        self._files = files
+        self._path = path
+        self._directory = directory
+        self._assembly = assembly
+        self._free = _memory()
+        self._odd: list[CheckpointError] = []
+
+    def read(self, manifest: Manifest, wanted: Collection[str], share: Share) -> dict[str, bytes]:
+        """Return the content of the files that are wanted and hold no tensors, by name, when all are verified.
+
+        Of the files of which nothing is wanted, those of a share are verified.
+
+        Raises:
+            CheckpointError: If a file is not what was written, or its tensors are not those of the manifest.
+        """
+        content: dict[str, bytes] = {}
+        for number, (name, facts) in enumerate(manifest.files.items()):
+            if name in wanted:
+                content[name] = self._read_text(name, facts)
+            elif self._assembly.needs(name) or number % share.world == share.rank:
+                self._read_tensors(name, facts)
+        if self._odd:
+            raise self._odd[0]
+        return content
+
+    def _read_text(self, name: str, facts: FileFacts) -> bytes:
+        held = _read(self._files, self._path, self._directory, name, min(facts.size, MOST_STATE), self._free)
+        _verify(self._path / name, len(held), hashlib.sha256(held).hexdigest(), facts)
+        self._free -= len(held)
+        return held
+
+    def _read_tensors(self, name: str, facts: FileFacts) -> None:
+        """Verify a file, and put what is wanted of it where it belongs; what is odd in it is kept until all is read."""
+        most = facts.size
+        if self._assembly.needs_all(name):
+            most = min(most, self._free)
+            empty((most,), torch.uint8)  # to learn at once, and not after hours of hashing, that there is no memory
+            self._free -= facts.size
+        try:
+            stream = HashedStream(read_pieces(self._files, self._directory, name, most, _PIECE))
+            if self._assembly.knows(name):
+                try:
+                    self._fill(stream, name, facts.size)
+                except CheckpointError as error:
+                    self._odd.append(error)
+            found = stream.finish()
+        except OSError as error:
+            if error.errno == errno.EFBIG and most < facts.size:
+                raise MemoryError from error
+            raise unreadable(self._path / name, error) from error
+        _verify(self._path / name, stream.size, found, facts)
+
+    def _fill(self, stream: HashedStream, name: str, size: int) -> None:
+        where = str(self._path / name)
+        length = header_size(stream.take(8), size, where)
+        header = read_header(stream.take(length), size - 8 - length, where)
+        for target in self._assembly.targets(name, header):
+            if isinstance(target, int):
+                stream.skip(target)
+            else:
+                stream.fill(target)
 
 
 def read_summary(files: Files, path: Path) -> dict[str, Any]:
@@ -152,18 +206,6 @@ def _memory() -> int:
     """Return the bytes of memory of this machine: a file with holes takes none of the disk, and all of that."""
     pages = os.sysconf("SC_PHYS_PAGES")
     return pages * os.sysconf("SC_PAGE_SIZE") if pages > 0 else sys.maxsize
-
-
-def _verify_in_pieces(files: Files, path: Path, directory: int, name: str, facts: FileFacts) -> None:
-    """Verify a file that is not returned, with little of it in memory."""
-    digest, size = hashlib.sha256(), 0
-    try:
-        for piece in read_pieces(files, directory, name, facts.size, _PIECE):
-            digest.update(piece)
-            size += len(piece)
-    except OSError as error:
-        raise unreadable(path / name, error) from error
-    _verify(path / name, size, digest.hexdigest(), facts)
 
 
 def _read_manifest_of(files: Files, path: Path, directory: int) -> tuple[Manifest, str]:

@@ -21,13 +21,14 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from heptad.checkpoints.assembly import Sharing
 from heptad.checkpoints.damage import DamagedError
 from heptad.checkpoints.entry import Entry, best_of, rank
 from heptad.checkpoints.files import Files, os_errors_explained, remove_tree
 from heptad.checkpoints.layout import MANIFEST, TEMPORARY, is_there, name_of, number_of
 from heptad.checkpoints.lock import Lock
 from heptad.checkpoints.manifest import FileFacts, write_manifest
-from heptad.checkpoints.packed import PackedSnapshot, pack_snapshot
+from heptad.checkpoints.packed import PackedSnapshot, merge_listings, pack_snapshot
 from heptad.checkpoints.reading import Share, read_checkpoint, read_summary
 from heptad.checkpoints.together import OneRank, Together, together
 from heptad.checkpoints.writing import write_files, write_last
@@ -54,12 +55,14 @@ class Store:
         self._turn = threading.Lock()  # of a thread: else it would sweep away what another one is writing
         self._damaged: set[Entry] = set()
         self._ranks: Together = OneRank()
+        self._sharing = Sharing()
 
     # -- who may write
 
     def join(self, run: Run) -> None:
         """Act together with the stores of the run's other ranks from now on; alone, this changes nothing."""
         self._ranks = together(run._runtime.peers)
+        self._sharing = Sharing(run._runtime.shards)
 
     def on_first(self, call: Callable[[], object]) -> None:
         """Call a function on rank 0 alone, where it may use this store; if it raises, all ranks do.
@@ -143,7 +146,7 @@ class Store:
                 report success for data that it lost, so the next save writes new files.
         """
         take = snapshot if callable(snapshot) else lambda: snapshot
-        return self._save(lambda: pack_snapshot(take(), self._ranks.rank))
+        return self._save(lambda: pack_snapshot(take(), self._ranks.rank, self._sharing.shards))
 
     def save_packed(self, packed: PackedSnapshot) -> Entry:
         """Write a packed snapshot, as `save` does; from any thread, where there is one rank.
@@ -209,8 +212,8 @@ class Store:
             for facts in written
             for name, (size, digest) in facts["files"].items()
         }
-        listed = {group: held for facts in written for group, held in facts["tensors"].items()}
         with self._explained(packed):
+            listed = merge_listings([facts["tensors"] for facts in written])
             write_last(self._files, temporary, write_manifest(len(written), packed.summary, files, listed))
             with os_errors_explained("renaming the finished checkpoint to", path):
                 self._files.rename(temporary, path)
@@ -353,7 +356,7 @@ class Store:
 
         def verdict() -> list[str]:
             try:
-                snapshot, digest = read_checkpoint(self._files, path, sections, share)
+                snapshot, digest = read_checkpoint(self._files, path, sections, share, self._sharing)
             except DamagedError as error:
                 return [str(error), ""]
             loaded.append(snapshot)

@@ -1,21 +1,23 @@
-"""Tensors on disk, in the safetensors format: written here, read by the safetensors library.
+"""Tensors on disk, in the safetensors format: what is written of them, and what the header of a file says.
 
-The library's own writer neither streams through `Files` nor hashes nor syncs; a test holds this one against its reader.
-The format: 8 bytes with the length of the header, the header (JSON: dtype, shape and place of each tensor, by name,
-padded with blanks), the bytes of all tensors one after the other, little-endian.
+The library neither streams through `Files` nor hashes nor syncs, and its reader holds a file twice; tests hold writer
+and reader against it. The format: 8 bytes with the length of the header, the header (JSON: dtype, shape and place of
+each tensor, by name, padded with blanks), the bytes of all tensors one after the other, little-endian.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import sys
 from collections.abc import Iterator, Mapping
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import torch
-from safetensors.torch import load
 from torch import Tensor
 
+from heptad.checkpoints.damage import DamagedError
+from heptad.checkpoints.strict_json import excess, read_json
 from heptad.errors import CheckpointError
 
 DTYPES: dict[torch.dtype, str] = {
@@ -40,11 +42,16 @@ DTYPES: dict[torch.dtype, str] = {
 }
 """The dtypes that the format can hold and the library can read, with the format's names."""
 
+DTYPES_BY_NAME = {name: dtype for dtype, name in DTYPES.items()}
+
 RESERVED = "__metadata__"
 """A name that means something else in the header, so that no tensor can have it."""
 
 _MOST_HEADER = 100_000_000
 """Bytes: the library reads no longer header."""
+
+MOST_DIMENSIONS = 64
+"""Those that a tensor of torch can have."""
 
 MOST_TENSORS = 1 << 18
 """Tensors in a file: an empty one takes 50 bytes there, and a kilobyte of memory."""
@@ -89,6 +96,8 @@ def pieces(tensors: Mapping[str, Tensor], where: str) -> tuple[int, Iterator[mem
             f"{where}: the names of {len(tensors):,} tensors come to {len(text):,} bytes, and the safetensors library "
             f"reads {_MOST_HEADER:,} at most; join tensors, or give them shorter names"
         )
+    if too_much := excess(text):
+        raise CheckpointError(f"{where}: the names of its tensors are too much: {too_much}; give them shorter names")
     head = len(text).to_bytes(8, "little") + text
     return len(head) + end, _join_small(head, (tensor for _, tensor in ordered))
 
@@ -97,7 +106,7 @@ def _join_small(head: bytes, tensors: Iterator[Tensor]) -> Iterator[memoryview]:
     """Yield large tensors as they are, and small ones joined, so that a thousand biases are one system call."""
     waiting, size = [memoryview(head)], len(head)
     for tensor in tensors:
-        view = _bytes_of(tensor)
+        view = bytes_of(tensor)
         if len(view) < _PIECE:
             waiting.append(view)
             size += len(view)
@@ -110,7 +119,7 @@ def _join_small(head: bytes, tensors: Iterator[Tensor]) -> Iterator[memoryview]:
         yield memoryview(b"".join(waiting))
 
 
-def _bytes_of(tensor: Tensor) -> memoryview:
+def bytes_of(tensor: Tensor) -> memoryview:
     """Return a tensor's elements in the order of its indices (a device sync, if it is not on the CPU)."""
     plain = tensor.detach().resolve_conj().resolve_neg().cpu().contiguous()
     flat = plain.as_strided(
@@ -119,18 +128,108 @@ def _bytes_of(tensor: Tensor) -> memoryview:
     return memoryview(cast("Any", flat.view(torch.uint8).numpy()))
 
 
+class Extent(NamedTuple):
+    """What a header says of a tensor.
+
+    Attributes:
+        dtype: By the format's name.
+        shape: Its shape.
+        start: Where its bytes begin, behind the header.
+        end: Where they end.
+    """
+
+    dtype: str
+    shape: tuple[int, ...]
+    start: int
+    end: int
+
+
+def header_size(start: bytes, size: int, where: str) -> int:
+    """Return the length of the header of a file of some size, from its first 8 bytes.
+
+    Raises:
+        CheckpointError: If there is no such file.
+    """
+    length = int.from_bytes(start, "little")
+    if len(start) < 8 or length > min(size - 8, _MOST_HEADER):
+        what = f"its header of {length:,} bytes is longer than {min(max(size - 8, 0), _MOST_HEADER):,}"
+        raise _no_file(where, what if len(start) == 8 else f"it holds {len(start)} bytes")
+    return length
+
+
+def read_header(text: bytes, size: int, where: str) -> dict[str, Extent]:
+    """Return what a header says, by name, in the order in which the tensors lie in the file.
+
+    Args:
+        text: The header.
+        size: Bytes behind it.
+        where: Names the file in an error.
+
+    Raises:
+        CheckpointError: If it is not one that the library reads, or has what no writer of checkpoints writes: a name or
+            field twice, other fields, a dtype that is not in `DTYPES`.
+    """
+    if (found := text.count(b'"data_offsets"')) > MOST_TENSORS:
+        raise CheckpointError(f"{where} holds {found:,} tensors, and at most {MOST_TENSORS:,} are read")
+    try:
+        if not text.startswith(b"{"):
+            raise ValueError("its header does not begin with a brace")
+        plain = cast("dict[str, Any]", read_json(text))
+        _check_metadata(plain.pop(RESERVED, {}))
+        held = sorted(((name, _extent(name, facts)) for name, facts in plain.items()), key=lambda one: one[1][2:])
+        end = 0
+        for name, one in held:
+            if one.start != end:
+                raise ValueError(f"{name!r:.100} begins at {one.start}, and what is before it ends at {end}")
+            end = one.end
+        if end != size:
+            raise ValueError(f"its tensors end at {end}, and the file at {size}")
+    except (DamagedError, ValueError) as error:
+        raise _no_file(where, error) from error
+    return dict(held)
+
+
+def _check_metadata(found: Any) -> None:
+    if not isinstance(found, dict):
+        raise ValueError(f"{RESERVED} is not an object")
+    for text in (*cast("dict[str, Any]", found), *cast("dict[str, Any]", found).values()):
+        if type(text) is not str:
+            raise ValueError(f"{RESERVED} holds something else than texts")
+        text.encode()
+
+
+def _extent(name: str, facts: Any) -> Extent:
+    name.encode()  # half a surrogate pair is a ValueError
+    match facts:
+        case {"dtype": str(dtype), "shape": list(), "data_offsets": [int(start), int(end)]} if len(facts) == 3:
+            sizes: list[Any] = facts["shape"]
+        case _:
+            raise ValueError(f"{name!r:.100} has other fields than dtype, shape and data_offsets")
+    if dtype not in DTYPES_BY_NAME:
+        raise ValueError(f"{name!r:.100} has the dtype {dtype!r:.100}, which is not known")
+    if not all(type(number) is int and 0 <= number < 1 << 63 for number in (*sizes, start, end)):
+        raise ValueError(f"{name!r:.100} has a number that is none, is negative or too large")
+    width = DTYPES_BY_NAME[dtype].itemsize
+    if len(sizes) > MOST_DIMENSIONS or math.prod(max(size, 1) for size in sizes) * width >= 1 << 63:
+        raise ValueError(f"{name!r:.100} has the shape {sizes!r:.100}, which no tensor has")
+    if end - start != math.prod(sizes) * width:
+        raise ValueError(f"{name!r:.100}, {dtype} {sizes!r:.100}, has {end - start} bytes")
+    return Extent(dtype, tuple(sizes), start, end)
+
+
+def _no_file(where: str, what: object) -> CheckpointError:
+    return CheckpointError(f"{where} is not a safetensors file: {what}")
+
+
 def parse(content: bytes, where: str) -> dict[str, Tensor]:
     """Return the tensors in the content of a file, by name, on the CPU and contiguous.
 
     Raises:
-        CheckpointError: If it is not what the safetensors library reads.
+        CheckpointError: As `read_header`.
     """
-    found = content.count(b'"data_offsets"', 8, 8 + int.from_bytes(content[:8], "little"))
-    if found > MOST_TENSORS:
-        raise CheckpointError(f"{where} holds {found:,} tensors, and at most {MOST_TENSORS:,} are read")
-    try:
-        return load(content)
-    except MemoryError:
-        raise
-    except Exception as error:  # the library raises errors of its own, KeyError, ValueError and RuntimeError
-        raise CheckpointError(f"{where} is not a safetensors file: {error}") from error
+    begin = 8 + header_size(content[:8], len(content), where)
+    found: dict[str, Tensor] = {}
+    for name, one in read_header(content[8:begin], len(content) - begin, where).items():
+        found[name] = tensor = torch.empty(one.shape, dtype=DTYPES_BY_NAME[one.dtype])
+        bytes_of(tensor)[:] = content[begin + one.start : begin + one.end]
+    return found

@@ -11,7 +11,7 @@ from heptad.checkpoints.digest import LARGE, Digest, ThreadedDigest
 from heptad.checkpoints.files import Files, os_errors_explained
 from heptad.checkpoints.layout import MANIFEST, SUFFIX
 from heptad.checkpoints.manifest import FileFacts
-from heptad.checkpoints.packed import PackedSnapshot, tensor_file
+from heptad.checkpoints.packed import PackedSnapshot
 
 
 def write_files(files: Files, directory: Path, packed: PackedSnapshot) -> dict[str, FileFacts]:
@@ -22,7 +22,7 @@ def write_files(files: Files, directory: Path, packed: PackedSnapshot) -> dict[s
     """
     written: dict[str, FileFacts] = {}
     for group, held in packed.tensors.items():
-        file = f"{tensor_file(group)}{SUFFIX}"
+        file = f"{packed.file_of(group)}{SUFFIX}"
         written[file] = _write_file(files, directory / file, *tensors.pieces(held, group))
     for file, content in packed.files.items():
         written[file] = _write_file(files, directory / file, len(content), [memoryview(content)])

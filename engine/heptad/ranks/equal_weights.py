@@ -37,7 +37,7 @@ def weights_of(run: Run) -> dict[str, nn.Parameter]:
 def checksum_of(run: Run) -> int:
     """Return a number of 62 bits that depends on every bit of the parameters (one device sync)."""
     total = 0
-    for place, one in enumerate(_checksums(_whole(run))):
+    for place, one in enumerate(_checksums(_held_whole(run))):
         total = (total * 1_000_003 + one + place) % (1 << 62)
     return total
 
@@ -48,7 +48,7 @@ def refuse_unequal(run: Run) -> None:
     Raises:
         RankFailed: The same on all ranks.
     """
-    weights = _whole(run)
+    weights = _held_whole(run)
     told = [json.loads(text) for text in run._runtime.peers.gather(json.dumps(_checksums(weights)).encode())]
     odd = [name for place, name in enumerate(weights) if len({row[place] for row in told}) > 1]
     ranks = [rank for rank, row in enumerate(told) if row != told[0]]
@@ -61,7 +61,7 @@ def refuse_unequal(run: Run) -> None:
     )
 
 
-def _whole(run: Run) -> dict[str, nn.Parameter]:
+def _held_whole(run: Run) -> dict[str, nn.Parameter]:
     """Return the weights that each rank holds whole: of the others nobody has the same."""
     return {name: one for name, one in weights_of(run).items() if run._runtime.shards.part(one) is None}
 

@@ -69,7 +69,7 @@ class Fsdp(Grouped):
         runtime = run._runtime
         self._mesh = DeviceMesh.from_group(self._group.data, runtime.device.type)
         plan = plan_sharding(runtime.network, runtime.components.blocks)
-        runtime.shards = DTensorShards(self._mesh, plan.shared)
+        runtime.shards = DTensorShards(self._mesh, plan)
 
     def _wrap(self, runtime: Runtime) -> set[int]:
         network, precision = runtime.network, self._config.precision
@@ -77,7 +77,7 @@ class Fsdp(Grouped):
         if call is None:
             self._send([*network.parameters(), *network.buffers()])
             plan = plan_sharding(network, runtime.components.blocks)
-            runtime.shards = DTensorShards(self._mesh, plan.shared)
+            runtime.shards = DTensorShards(self._mesh, plan)
             call = shard_network(network, plan, self._mesh, precision)
             network.to(runtime.device)
         self._call, self._closes = call, None

@@ -34,7 +34,7 @@ class ShardingPlan(NamedTuple):
     Attributes:
         blocks: What is sharded one by one, before the network around them.
         whole: The parameters that each rank holds whole.
-        shared: The shapes of the others, by name; one that is tied has several.
+        shared: The shapes of the others, by name; one that is tied has several names.
     """
 
     blocks: Sequence[nn.Module]
@@ -65,11 +65,11 @@ def plan_sharding(network: nn.Module, choose: Chooser | None) -> ShardingPlan:
         inside = {id(part) for block in blocks for part in block.modules()}
         around = (one for one in network.modules() if id(one) not in inside)
         rest = [one for module in around for one in module.parameters(recurse=False)]
-        whole = _whole([*(list(block.parameters()) for block in blocks), rest])
+        whole = _unshareable([*(list(block.parameters()) for block in blocks), rest])
     return ShardingPlan(blocks, whole, {name: tuple(one.shape) for name, one in named.items() if one not in whole})
 
 
-def _whole(groups: Iterable[Sequence[nn.Parameter]]) -> set[nn.Parameter]:
+def _unshareable(groups: Iterable[Sequence[nn.Parameter]]) -> set[nn.Parameter]:
     """Return the parameters that cannot be shared: FSDP2 takes no scalar, and groups of one dtype and of their own."""
     groups = [list({id(one): one for one in group}.values()) for group in groups]
     times = Counter(id(one) for group in groups for one in group)
@@ -168,15 +168,16 @@ class DTensorShards:
 
     Args:
         mesh: The ranks, in one dimension.
-        shared: The shapes of the parameters that are shared, by name.
+        plan: What is shared of the network.
     """
 
     any = True
 
-    def __init__(self, mesh: DeviceMesh, shared: Mapping[str, tuple[int, ...]]) -> None:
+    def __init__(self, mesh: DeviceMesh, plan: ShardingPlan) -> None:
         self._mesh = mesh
         self._rank, self._world = mesh.get_local_rank(), mesh.size()
-        self._names, self._shapes = {*shared}, {*shared.values()}
+        self._names = {*plan.shared}
+        self._shapes = {*plan.shared.values()} - {tuple(one.shape) for one in plan.whole}
 
     def part(self, tensor: Tensor) -> Part | None:
         """Return what this rank holds; `None` of a tensor that is no DTensor.

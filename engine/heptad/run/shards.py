@@ -82,4 +82,5 @@ def alike(stored: Tensor, live: Tensor, shards: Shards) -> Tensor:
     if held is None or shards.part(stored) is not None or tuple(stored.shape) != held.shape:
         return stored
     spans = zip(held.offset, held.local.shape, strict=True)
-    return shards.join(held._replace(local=stored[tuple(slice(start, start + size) for start, size in spans)]))
+    local = stored[tuple(slice(start, start + size) for start, size in spans)]
+    return shards.join(Part(local, held.offset, held.shape))
