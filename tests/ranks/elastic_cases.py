@@ -75,9 +75,8 @@ def engine_of(
         LRSchedule(lambda optimizer: torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.1, 8)),
     ]
     given: dict[str, Any] = {"epochs": 3, "batch_size": 2, "drop_last": False, "seed": 7, "strategy": strategy}
-    if "accumulation" not in config:
-        given["window"] = 6
-    engine = Engine(components, RunConfig(**given, **config), plugins)
+    given |= config if "accumulation" in config else {"window": 6, **config}
+    engine = Engine(components, RunConfig(**given), plugins)
 
     @engine.on_exit("process_batch")
     def note_samples(run: Run) -> None:
@@ -100,7 +99,8 @@ def end_of(engine: Engine, taken: dict[str, list[int]]) -> dict[str, Any]:
     """Return what a run has become: values, counters, and digests of what this rank has, to the bit."""
     run = engine.current
     average = next(plugin for plugin in engine._manager.plugins if isinstance(plugin, EMA))
-    averaged = [whole(one) for one in average.network.state_dict().values() if one.is_floating_point()]
+    averages = average.state_dict()["tensors"]
+    averaged = [averages.get(name, one) for name, one in run.network.state_dict().items()]
     optimizers = [optimizer.state_dict() for optimizer in run.optimizers]
     moments = [state[name] for state in optimizers[0]["state"].values() for name in ("exp_avg", "exp_avg_sq")]
     return {
@@ -137,10 +137,11 @@ def store_all(rank: Rank) -> dict[str, Any]:
     """Store by all strategies of so many ranks; and in mid-window, and with windows that others cannot share."""
     folder = rank.folder.parent
     found = {who: store(folder, who) for who, (world, _) in WORLDS.items() if world == rank.world}
-    for who, config in {"mid-window": {"at": "after_step"}, "of two steps": {"accumulation": 2}}.items():
-        engine, _ = engine_of(stored_by(folder, f"{rank.world} {who}"), "ddp" if rank.world > 1 else "none", **config)
+    strategy = "ddp" if rank.world > 1 else "none"
+    for who, config in {"mid-window": MID_WINDOW, "short": {"window": 2 * rank.world}}.items():
+        engine, _ = engine_of(stored_by(folder, f"{rank.world} {who}"), strategy, **config)
         with engine:
-            engine.run(until=lambda run: run.update == 2)
+            engine.run(until=lambda run: run.state == "before_step" and run.step == run.config.accumulation + 1)
     return found
 
 
@@ -171,15 +172,15 @@ def name_of(who: str, source: str, number: int) -> str:
     return f"{who} from {source}, {number}"
 
 
-Refusal = tuple[str, str, dict[str, Any]]
-REFUSALS: list[tuple[int, str, dict[str, Any]]] = [
-    (3, "2 mid-window", {}),
-    (1, "2 mid-window", {}),
-    (2, "3 mid-window", {}),
-    (2, "1 mid-window", {}),
-    (3, "2 of two steps", {"accumulation": 2}),
-    (2, "3 of two steps", {"accumulation": 2}),
+MID_WINDOW, SHORT, GROWN = {"at": "after_step"}, {"window": 4}, {"accumulation": 2}
+REFUSALS: list[tuple[int, str, str, dict[str, Any]]] = [
+    *(
+        (world, source, "mid-window", MID_WINDOW)
+        for world, source in ((3, "2"), (1, "2"), (2, "3"), (2, "1"), (3, "1"))
+    ),
+    *((3, "2", what, config) for what, config in (("short", SHORT), ("grown", GROWN))),
 ]
+"""How many ranks cannot continue what, and how those are built."""
 
 
 def cases_of(world: int) -> dict[str, Case]:
@@ -189,10 +190,10 @@ def cases_of(world: int) -> dict[str, Case]:
     found: dict[str, Case] = {
         name_of(*one): partial(goes_on, who=one[0], source=one[1], number=one[2]) for one in pairs
     }
-    for number, source, config in REFUSALS:
-        if number == world:
-            for strategy in STRATEGIES if world > 1 else ("none",):
-                found[f"{strategy} refuses {source}"] = partial(refused, source=source, strategy=strategy, **config)
+    for number, source, what, config in REFUSALS:
+        for strategy in (STRATEGIES if world > 1 else ("none",)) if number == world else ():
+            name = f"{source} {'mid-window' if what == 'mid-window' else 'short'}"
+            found[f"{strategy} refuses {source} {what}"] = partial(refused, source=name, strategy=strategy, **config)
     return found
 
 

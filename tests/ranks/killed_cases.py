@@ -58,7 +58,7 @@ def ticking_engine(rank: Rank, strategy: str, ticks: Ticks) -> Engine:
     plugins: list[Plugin] = [
         GradientClipping(max_norm=1.0),
         LRSchedule(lambda optimizer: OneCycleLR(optimizer, 0.05, total_steps=8)),
-        *([EMA(decay=0.8)] if strategy == "ddp" else []),
+        EMA(decay=0.8),
         Evaluate(held_out(), {"spread": lambda output, batch: output.std(dim=1)}),
         TrainingMetrics({"spread": lambda output, batch: output.std(dim=1)}),
         checkpoint,

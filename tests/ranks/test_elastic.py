@@ -10,11 +10,12 @@ from typing import Any
 import elastic_cases
 import pytest
 import torch
-from elastic_cases import CASES, CLOSED, REFUSALS, WORLDS, learner, name_of, numbers_of, stored_by
+from elastic_cases import CASES, CLOSED, REFUSALS, STRATEGIES, WORLDS, learner, name_of, numbers_of, stored_by
 from launching import launch_warm, outcomes
 from rank_program import Rank
 
 from heptad import load_weights
+from heptad.errors import counted
 
 TOLERANCE = 1e-12
 Given = dict[str, Any]
@@ -104,18 +105,24 @@ def test_weights_are_read_without_any_ranks(folder: Path, stored: dict[str, list
 
 
 TEXTS = {
-    "mid-window": "in the middle of a window, after",
-    "of two steps": "cannot share equally; resume with one of 1, 2, ",
+    "mid-window": "in the middle of a window, after 1 of",
+    "short": "RunConfig.window is 4 batches, which 3 ranks cannot share equally; take a multiple of 3, or as many "
+    "ranks as divide it: 1 or 2 or 4",
+    "grown": "batches in a window, ranks x accumulation: 2 x 2 = 4 in the checkpoint, 3 x 2 = 6 here; set "
+    "RunConfig.window",
 }
 
 
-@pytest.mark.parametrize(("world", "source", "strategy"), [(w, s, t) for w, s, _ in REFUSALS for t in ("ddp", "fsdp")])
-def test_what_others_cannot_continue_is_refused(continued: dict[int, Any], world: int, source: str, strategy: str):
+@pytest.mark.parametrize(
+    ("world", "source", "what", "strategy"),
+    [(*row[:3], strategy) for row in REFUSALS for strategy in (STRATEGIES if row[0] > 1 else ("none",))],
+)
+def test_what_others_cannot_continue_is_refused(
+    continued: dict[int, Any], world: int, source: str, what: str, strategy: str
+):
     """On all ranks alike, with the numbers of ranks that could."""
-    strategy = strategy if world > 1 else "none"
-    told = continued[world](f"{strategy} refuses {source}")
-    then, _, what = source.partition(" ")
+    told = continued[world](f"{strategy} refuses {source} {what}")
     assert len({*told}) == 1
     assert TEXTS[what] in told[0]
     if what == "mid-window":
-        assert f"resume with {then} rank" in told[0]
+        assert f"resume with {counted(int(source), 'rank')}, or from a checkpoint of a closed window" in told[0]
