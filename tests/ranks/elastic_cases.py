@@ -33,6 +33,9 @@ PLACES = ("optimizer_update", "after_epoch")
 CLOSED = (2, 3)
 """The checkpoints that are continued: of the end of the first epoch, and in the second."""
 
+PAIRS = [(who, source, CLOSED[(i + j) % 2]) for i, who in enumerate(WORLDS) for j, source in enumerate(WORLDS)]
+"""Who continues, of whom, which of them."""
+
 
 class Scaled(nn.Module):
     """A layer with parameters of every kind: one frozen, one without dimensions; and a buffer."""

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
-from itertools import product
 from pathlib import Path
 from typing import Any
 
 import elastic_cases
 import pytest
 import torch
-from elastic_cases import CASES, CLOSED, REFUSALS, STRATEGIES, WORLDS, learner, name_of, numbers_of, stored_by
+from elastic_cases import CASES, PAIRS, REFUSALS, STRATEGIES, WORLDS, learner, name_of, numbers_of, stored_by
 from launching import launch_warm, outcomes
 from rank_program import Rank
 
@@ -71,7 +70,7 @@ def test_ranks_are_one_process(stored: dict[str, list[Given]], who: str):
     assert windows_of(stored[who]) == windows_of(stored["1"])
 
 
-@pytest.mark.parametrize(("who", "source", "number"), [*product(WORLDS, WORLDS, CLOSED)])
+@pytest.mark.parametrize(("who", "source", "number"), PAIRS)
 def test_others_continue_where_a_window_is_closed(
     continued: dict[int, Any], stored: dict[str, list[Given]], who: str, source: str, number: int
 ):
@@ -85,7 +84,7 @@ def test_others_continue_where_a_window_is_closed(
     assert any("equal to rounding" in note for note in ranks[0]["notes"]) == others
 
 
-@pytest.mark.parametrize(("who", "number"), [*product(WORLDS, CLOSED)])
+@pytest.mark.parametrize(("who", "number"), [(who, number) for who, source, number in PAIRS if who == source])
 def test_the_same_ranks_continue_to_the_bit(
     continued: dict[int, Any], stored: dict[str, list[Given]], who: str, number: int
 ):
