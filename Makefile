@@ -66,7 +66,7 @@ kill-matrix-ranks: .venv/ready
 chains: .venv/ready
 	$(BIN)/python -W ignore tests/chains.py
 
-# Kills a rank under torchrun again and again, which starts all anew: some five minutes.
+# Kills a rank under torchrun again and again, which starts all anew: some ten minutes.
 chains-ranks: .venv/ready
 	PYTHONPATH=tests $(BIN)/python -W ignore tests/ranks/rank_chains.py
 
