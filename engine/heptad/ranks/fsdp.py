@@ -83,7 +83,7 @@ class Fsdp(Grouped):
         self._call, self._closes = call, None
         self._modules = [one for one in network.modules() if isinstance(one, FSDPModule)]
         self._shared = [one for one in network.parameters() if isinstance(one, DTensor)]
-        self._watch_parameters(network)
+        call.watch(self._shared, self._used)
         self._watch_outputs()
         runtime.forward = partial(call, _call_network)
         return {id(one) for one in self._shared}
@@ -93,28 +93,6 @@ class Fsdp(Grouped):
         return given if given is None or self._call is None else self._call.around(given)
 
     # -- what is watched
-
-    def _watch_parameters(self, network: nn.Module) -> None:
-        """Note which parameters each backward pass uses; what they are when they are gathered stays one object."""
-        places = {id(one): place for place, one in enumerate(self._shared)}
-        names = {name: places[id(one)] for name, one in network.named_parameters() if id(one) in places}
-        for module in self._modules:
-            module.set_reduce_scatter_unused_params(True)
-            module.unshard()
-            for name, one in network.named_parameters():
-                if name in names and not isinstance(one, DTensor):
-                    self._watch_parameter(one, names[name])
-            module.reshard()
-
-    def _watch_parameter(self, gathered: nn.Parameter, place: int) -> None:
-        def note(parameter: Tensor) -> None:
-            del parameter
-            self._used.add(place)
-
-        trained = gathered.requires_grad
-        gathered.requires_grad_(True)
-        gathered.register_post_accumulate_grad_hook(note)
-        gathered.requires_grad_(trained)
 
     def _watch_outputs(self) -> None:
         self._watch_no_more()

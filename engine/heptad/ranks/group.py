@@ -250,8 +250,8 @@ def join_group() -> Group:
         store, rank, world = next(_dist.rendezvous("env://", timeout=JOINING))
     except (ValueError, KeyError) as error:
         raise ConfigError(
-            f"RunConfig.strategy='ddp' takes its ranks from torchrun, which has not started this process ({error}); "
-            "run the script as torchrun --nproc-per-node 2 SCRIPT.py, or say strategy='auto'"
+            "RunConfig.strategy 'ddp' and 'fsdp' take their ranks from torchrun, which has not started this process "
+            f"({error}); run the script as torchrun --nproc-per-node 2 SCRIPT.py, or say strategy='auto'"
         ) from error
     except RuntimeError as error:
         raise RankFailed(f"the ranks could not meet at MASTER_ADDR and MASTER_PORT: {in_a_line(error)}") from error

@@ -18,6 +18,7 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, Shard
 from torch.nn.parameter import is_lazy
+from torch.utils.hooks import RemovableHandle
 
 from heptad.blocks.finding import Chooser, find_blocks
 from heptad.config import ComputeLoss, LossOutput
@@ -97,6 +98,7 @@ class ShardedCall(nn.Module):
         super().__init__()
         self.network = network
         self.precision = precision
+        self._hooks: list[RemovableHandle] = []
 
     def forward(self, call: Callable[..., Any], *given: Any) -> Any:
         """Return what the function returns, given the network and the rest."""
@@ -118,6 +120,38 @@ class ShardedCall(nn.Module):
 
         loss = self(call, batch)
         return replace(found[0], value=loss) if isinstance(found[0], LossOutput) else loss
+
+    def watch(self, parameters: Sequence[nn.Parameter], used: set[int]) -> None:
+        """Note from now on which parameters backward passes use, and no more for whoever has asked before.
+
+        Args:
+            parameters: Those of the network that are shared.
+            used: Gets the places of those that were used.
+        """
+        for hook in self._hooks:
+            hook.remove()
+        places = {id(one): place for place, one in enumerate(parameters)}
+        names = {name: places[id(one)] for name, one in self.network.named_parameters() if id(one) in places}
+        for module in self.network.modules():
+            if isinstance(module, FSDPModule):
+                module.set_reduce_scatter_unused_params(True)
+                module.unshard()  # what a parameter is when it is gathered stays one object
+                gathered = self.network.named_parameters()
+                watched = [(one, names[name]) for name, one in gathered if name in names and type(one) is nn.Parameter]
+                self._hooks += [_note_use(one, place, used) for one, place in watched]
+                module.reshard()
+
+
+def _note_use(parameter: nn.Parameter, place: int, used: set[int]) -> RemovableHandle:
+    def note(parameter: Tensor) -> None:
+        del parameter
+        used.add(place)
+
+    trained = parameter.requires_grad
+    parameter.requires_grad_(True)  # one that is frozen takes no hook, and may be trained later
+    hook = cast("RemovableHandle", parameter.register_post_accumulate_grad_hook(note))
+    parameter.requires_grad_(trained)
+    return hook
 
 
 def find_call(network: nn.Module, precision: str) -> ShardedCall | None:
