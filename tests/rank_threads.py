@@ -44,6 +44,8 @@ class Meets:
 class ThreadPeers:
     """The ranks, as one of the threads sees them."""
 
+    failed = False
+
     def __init__(self, meets: Meets, rank: int) -> None:
         self.rank, self.world, self._meets = rank, meets.world, meets
 

@@ -773,6 +773,7 @@ sys.stderr.write(",".join(name for name in {HEAVY} if name in sys.modules))
         (("--version",), ""),
         (("--help",), ""),
         (("demo", "--help"), ""),
+        (("weights", "--help"), ""),
         *((("show", "{}", *more), "numpy") for more in ((), ("--notes",), ("--values", "--json"), ("--follow",))),
         (("stats", "{}"), "numpy"),
         (("explain", "{}", "3"), "numpy"),

@@ -27,14 +27,15 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["
 
 REQUIRED = {"numpy", "pydantic", "safetensors", "torch", "transitions"}
 EXTRAS = {
-    "all": {"nvidia-ml-py", "pandas", "psutil", "rich", "tensorboard", "torchmetrics"},
+    "all": {"fsspec", "nvidia-ml-py", "pandas", "psutil", "rich", "tensorboard", "torchmetrics"},
     "demo": {"rich", "scikit-learn"},
     "dev": {
-        *("accelerate", "datasets", "hypothesis", "nvidia-ml-py", "pandas", "psutil", "pyright", "pytest", "rich"),
-        *("ruff", "scikit-learn", "tensorboard", "torchdata", "torchmetrics", "transformers"),
+        *("accelerate", "datasets", "fsspec", "hypothesis", "nvidia-ml-py", "pandas", "psutil", "pyright", "pytest"),
+        *("rich", "ruff", "scikit-learn", "tensorboard", "torchdata", "torchmetrics", "transformers"),
     },
     "examples": {"accelerate", "datasets", "pandas", "rich", "scikit-learn", "transformers"},
     "frames": {"pandas"},
+    "mirror": {"fsspec"},
     "monitor": {"nvidia-ml-py", "psutil"},
     "rich": {"rich"},
     "tensorboard": {"tensorboard"},

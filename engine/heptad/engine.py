@@ -87,7 +87,7 @@ class Engine(EngineView):
         self._strategy = self.strategy_class(config)
         joined = self._strategy.join(config)
         with self._strategy.starting():
-            check_together(components, config, given_mistakes(components, config.precision))
+            check_together(components, config, given_mistakes(components, config.precision, self._strategy))
             self._wire(components, joined, plugins)
 
     def _wire(self, components: Components, config: RunConfig, plugins: Sequence[Plugin]) -> None:

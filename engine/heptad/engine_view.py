@@ -22,9 +22,9 @@ from heptad.run.evaluating import EvaluationOptions, Measures
 from heptad.run.run import Run
 from heptad.smoke.rehearsal import rehearse
 from heptad.step.evaluator import Evaluator
+from heptad.step.even_evaluator import build_evaluator
 from heptad.step.metrics import MetricsInput
 from heptad.step.plan import PlannedTurn, Planner
-from heptad.step.ranks_evaluator import build_evaluator
 from heptad.table import guard_of
 
 
@@ -55,7 +55,8 @@ class EngineView:
             The run that was made, finished: its log and its recorded values.
 
         Raises:
-            EngineError: If the run has begun, or the data can be iterated once.
+            EngineError: If the run has begun, the data can be iterated once, or `strategy="fsdp"` would shard the
+                network for good.
             BaseException: As `run`. Everything is put back then too.
         """
         with self._driving("smoke"):
@@ -120,7 +121,7 @@ class EngineView:
             yield from evaluator.predict(data, compute_loss, inference_mode=inference_mode, numbered=numbered)
 
     def _evaluator(self, device: torch.device) -> Evaluator:
-        return build_evaluator(self._components, self._config, device, self.machine_class, self._strategy.peers)
+        return build_evaluator(self._components, self._config, device, self.machine_class, self._strategy)
 
     def subscriptions(self) -> SubscriptionTable:
         """Return who is called on which moment of which state, in order, with its filter; print it for a table."""

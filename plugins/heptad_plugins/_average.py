@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from heptad import EngineError
+from heptad import EngineError, Run
 from heptad_plugins._stored import count_in, mapping
 
 HOLDER = "_heptad_average"
@@ -31,14 +31,17 @@ class Average:
     Attributes:
         count: How many updates are in the averages; 0 for the weights that the network began with.
 
+    Of a parameter that ranks share (`Run.shares`) each rank averages its part: the average is shared as that is.
+
     Args:
-        network: The network.
+        run: Whose network it is.
         dtype: The dtype of the averages; `None` for that of each tensor, or float32 where that has fewer bits.
     """
 
-    def __init__(self, network: nn.Module, dtype: torch.dtype | None) -> None:
+    def __init__(self, run: Run, dtype: torch.dtype | None) -> None:
         self.count = 0
-        self._network = network
+        self._network = network = run.network
+        self._run = run
         self._dtype = dtype
         self._values = {name: self._averaged(tensor) for name, tensor in _by_name(network).items()}
         self._trained: dict[str, Tensor] | None = None
@@ -48,14 +51,16 @@ class Average:
     def follow(self, blend: Blend, *, copies: bool) -> None:
         """Move the averages towards the network's values, or copy these; to be called after an update."""
         same: list[tuple[Tensor, Tensor]] = []
-        tensors = _by_name(self._network)
+        tensors, local = _by_name(self._network), self._run.local
         copies = copies or not self.count
         with torch.no_grad():
-            for name, new in tensors.items():
-                own = self._values.get(name)
-                if own is None or own.shape != new.shape:
-                    self._values[name], self._module = self._averaged(new), None
-                elif copies or not _has_mean(new):
+            for name, tensor in tensors.items():
+                average = self._values.get(name)
+                if average is None or average.shape != tensor.shape:
+                    self._values[name], self._module = self._averaged(tensor), None
+                    continue
+                own, new = local(average), local(tensor)
+                if copies or not _has_mean(new):
                     own.copy_(new)
                 elif own.dtype == new.dtype:
                     same.append((own, new))
@@ -110,7 +115,7 @@ class Average:
         if odd:
             raise EngineError(f"EMA: the state to restore is that of another network; they differ in {', '.join(odd)}")
         for name, tensor in own.items():
-            tensor.copy_(given[name])
+            self._run.local(tensor).copy_(self._run.local(self._run.alike(given[name], tensor)))
         self.count = int(state["n_averaged"])
 
     def module(self) -> nn.Module:
@@ -121,6 +126,12 @@ class Average:
         Raises:
             EngineError: If the network cannot be copied.
         """
+        if self._run.shares:
+            raise EngineError(
+                "EMA.network: with strategy='fsdp' each rank holds a part of the averages, and none has a network to "
+                "itself; Evaluate sees the averages, and load_weights of a checkpoint gives them to a network that is "
+                "whole"
+            )
         if self._module is None:
             self._module = self._copied()
         trained = self._trained or {}
@@ -146,11 +157,13 @@ class Average:
             dtype would round it.
         """
         kept: dict[str, Tensor] = {}
+        local = self._run.local
         with torch.no_grad():
-            for name, theirs in _by_name(self._network).items():
-                own = self._values.get(name)
-                if own is None:
+            for name, tensor in _by_name(self._network).items():
+                average = self._values.get(name)
+                if average is None:
                     continue
+                own, theirs = local(average), local(tensor)
                 value = theirs.clone()
                 if own.dtype == theirs.dtype:
                     theirs.copy_(own)

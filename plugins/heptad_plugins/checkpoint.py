@@ -43,7 +43,19 @@ class Checkpoint(Plugin):
 
     A directory belongs to one run: a resumed run may write to it, any other is refused, as is a second process at the
     same time. The ranks of one run write one checkpoint together, to a directory that all of them share: all succeed,
-    or all raise the same error. In the background a single process alone writes.
+    or all raise the same error. In the background a thread of each rank writes its part; the ranks make a checkpoint of
+    the parts, all in the same turn, at the first end of a window (see `RunConfig.agree_every`) at which every rank has
+    written. What one could not write, all raise there. Where a rank dies or fails of something else before, the parts
+    are no checkpoint; the next start sweeps them away. With `strategy="fsdp"` none is taken where a window may be open:
+    not at `"after_step"` if it has several steps, and with `remainder="carry"` not at `"after_epoch"`.
+
+    With `mirror=` each checkpoint that is durable is copied to another file system by the thread that has written it;
+    with several ranks the first one copies, while the others wait for it. The mirror keeps what `keep_last` and
+    `keep_best` say. `resume="auto"` fetches the newest sound checkpoint from there where the directory is empty, and
+    compares every digest; a mirror that cannot be asked is an error then. Later on it ends no run: the event `mirror`
+    says that it failed, and what is missing is copied at a later save: the 1st, 2nd, 4th, … after it has failed once,
+    twice, three times in a row, and once more where the run pauses or ends. An operation that makes no progress for two
+    minutes counts as failed.
 
     Args:
         directory: Where they are kept; made where it is missing.
@@ -58,20 +70,22 @@ class Checkpoint(Plugin):
         mode: Whether lower values (`"min"`) or higher ones (`"max"`) are better.
         overwrite: Removes the checkpoints of another run from the directory when a run begins.
         background: Whether a thread writes the checkpoints while the run continues.
+        mirror: The URL of a folder that fsspec understands, such as `"s3://bucket/run"`, for copies of the checkpoints.
         on_error: `"detach"`: an exception detaches the plugin, and the run continues.
 
     Raises:
-        PluginError: For an option that does not fit.
-        CheckpointError: When the run is opened, for a directory that is another run's or in use; when storing, if
-            something cannot be stored or written: the earlier checkpoints stay. In the background, what cannot be
-            stored is refused at once; what cannot be written raises after the turn under way, or when the run pauses
-            or ends.
+        PluginError: For an option that does not fit; where fsspec, or what that needs for the mirror, is not installed;
+            when built, for a place that does not go with the strategy.
+        CheckpointError: When the run is opened, for a directory or a mirror that is another run's, or a directory that
+            is in use; when storing, if something cannot be stored or written: the earlier checkpoints stay. In the
+            background, what cannot be stored is refused at once; what cannot be written raises after the turn under
+            way, or when the run pauses or ends.
         EngineError: When an epoch ends, nothing was recorded under the name in `monitor`, and no `Evaluate` is to.
     """
 
     observes = True
     ranks = "all"  # a checkpoint has parts of each rank, and they write it together
-    requests = ("save",)
+    requests = ("save", "writing")
 
     def __init__(
         self,
@@ -87,6 +101,7 @@ class Checkpoint(Plugin):
         *,
         first: int | None = None,
         background: bool = False,
+        mirror: str | None = None,
         on_error: Literal["raise", "detach"] = "raise",
     ) -> None:
         self._at = places_of("Checkpoint", at, PLACES)
@@ -104,7 +119,7 @@ class Checkpoint(Plugin):
         self._background = yes_or_no("Checkpoint", "background", background)
         self._writer: BackgroundWriter | None = None
         self.on_error = on_error
-        self.store = Store(directory_of("Checkpoint", "directory", directory))
+        self.store = Store(directory_of("Checkpoint", "directory", directory), mirror=mirror)
         self._saved_at = 0.0
         self._claimed = False
         self._has_valued = False
@@ -115,11 +130,16 @@ class Checkpoint(Plugin):
         return [Detour("checkpoint", place, self._is_due, self.save, every=every, first=first) for place in self._at]
 
     def on_build(self, run: Run) -> None:
-        """Refuse to write in the background where there are other ranks; write together with them."""
-        if self._background and run.world != 1:
-            raise PluginError(
-                f"Checkpoint(background=True) is for a single process, and this run has {run.world} ranks; leave it out"
-            )
+        """Refuse places where the gradients of an open window would have to be stored, and cannot be."""
+        if run.config.strategy != "fsdp" or run.accumulation == 1:
+            return
+        places = {"after_step": "", "after_epoch": " with remainder='carry'"}
+        for place, why in places.items():
+            if place in self._at and (not why or run.config.remainder == "carry"):
+                raise PluginError(
+                    f"Checkpoint(at='{place}'){why} and strategy='fsdp': a window may be open there, and FSDP2 hides "
+                    "its gradients, so that they cannot be stored; say at='optimizer_update', or use strategy='ddp'"
+                )
 
     def on_begin(self, run: Run) -> None:
         """Forget that the directory was an earlier run's."""
@@ -139,7 +159,8 @@ class Checkpoint(Plugin):
         self._watched = None if run.rank else self._monitor
         self.store.lock()
         if self._background:
-            self._writer = BackgroundWriter(self.store, f"{self.name}.save", self.on_error == "raise")
+            raises = self.on_error == "raise"
+            self._writer = BackgroundWriter(self.store, f"{self.name}.save", raises, f"{self.name}.writing")
         if not self._claimed:
             self.store.on_first(partial(self._claim, run))
             self._claimed = True
@@ -155,13 +176,10 @@ class Checkpoint(Plugin):
         Raises:
             CheckpointError: If writing failed, and no turn has said so yet.
         """
-        try:
-            self._finish()
-        finally:
-            if self._writer is None:
-                self.store.unlock()
-            else:
-                self._writer.release()
+        if self._writer is None:
+            self.store.unlock()
+        else:
+            self._writer.close()
 
     def on_exit_after_step(self, run: Run) -> None:
         """Read the clock, which the guard must not; with `on_error="detach"`, raise what writing failed with."""
@@ -173,6 +191,7 @@ class Checkpoint(Plugin):
     def on_exit_after_loop(self, run: Run) -> None:
         """Wait for the last checkpoint, and say so if none held weights that the monitored value was measured of."""
         self._finish()
+        self.store.mirror.end(run)
         if not self._keep_best or self._has_valued or self._watched is None:
             return
         why = "nothing was recorded under that name"
@@ -196,6 +215,7 @@ class Checkpoint(Plugin):
             self.save(run)
             raise
         self.save(run)
+        self.store.mirror.end(run)
 
     def save(self, run: Run) -> None:
         """Store a checkpoint and remove those that need not be kept: the body of `checkpoint`.
@@ -204,11 +224,12 @@ class Checkpoint(Plugin):
         """
         take = partial(self._taken, run)
         if self._writer is not None and run.paused is None:
-            self._writer.save(run, take(), self._keep_last, self._keep_best)
+            self._writer.save(run, take, self._keep_last, self._keep_best)
         else:
             self._finish()
             self.store.save(take)
             self.store.rotate(self._keep_last, self._keep_best)
+            self.store.mirror.tell(run)
         self._saved_at = monotonic()
         if self._seconds is not None:
             run.ask(self._request, wanted=False)
@@ -253,6 +274,10 @@ class Checkpoint(Plugin):
             return None
 
     def _claim(self, run: Run) -> None:
+        self._claim_directory(run)
+        self.store.mirror.claim(run.id, run.resumed_from is not None, self._overwrite)
+
+    def _claim_directory(self, run: Run) -> None:
         entries = self.store.entries()
         own = [entry for entry in entries if self._is_of(run, entry.path)] if run.resumed_from else []
         if len(own) == len(entries):

@@ -156,7 +156,7 @@ class EMA(Plugin):
     def _ready(self, run: Run) -> Average:
         """Return the average: copied from the weights when first asked for, and filled from a checkpoint."""
         if self._average is None:
-            self._average = Average(run.network, self._dtype)
+            self._average = Average(run, self._dtype)
         if self._restored is not None:
             self._average.restore(self._restored)
             self._restored = None

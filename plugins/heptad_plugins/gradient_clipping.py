@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import torch
 from torch.nn.utils import clip_grad_norm_, clip_grad_value_
 
 from heptad import Plugin, PluginError, Run
 from heptad_plugins._options import number
+from heptad_plugins._shared import norm_of, whole_numbers
 
 
 class GradientClipping(Plugin):
@@ -43,8 +45,25 @@ class GradientClipping(Plugin):
         """Clip the gradients."""
         if run.update_skipped:
             return
-        parameters = run.parameters()
-        if self._norm is not None:
-            run.record("gradient_norm", clip_grad_norm_(parameters, self._norm))
+        if run.shares:
+            self._clip_shared(run)
+        elif self._norm is not None:
+            run.record("gradient_norm", clip_grad_norm_(run.parameters(), self._norm))
         elif self._value is not None:
-            clip_grad_value_(parameters, self._value)
+            clip_grad_value_(run.parameters(), self._value)
+
+    @torch.no_grad()
+    def _clip_shared(self, run: Run) -> None:
+        """Clip gradients of which the ranks hold parts, by torch's formulas; torch takes no whole ones beside them."""
+        gradients = [parameter.grad for parameter in run.parameters() if parameter.grad is not None]
+        parts = [run.local(one) for one in gradients]
+        if self._value is not None:
+            for one in parts:
+                one.clamp_(min=-self._value, max=self._value)
+        elif self._norm is not None:
+            norms = whole_numbers(run, gradients, [norm_of(one) for one in gradients])
+            norm = norm_of(torch.stack([one.to(norms[0].device) for one in norms])) if norms else torch.tensor(0.0)
+            run.record("gradient_norm", norm)
+            factor = torch.clamp(self._norm / (norm + 1e-6), max=1.0)
+            for one in parts:
+                one.mul_(factor.to(one.device))

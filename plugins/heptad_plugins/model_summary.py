@@ -158,12 +158,17 @@ def _parts_of_network(network: nn.Module, flops: dict[str, int] | None) -> Itera
         parameters = list(module.parameters())
         yield SummaryRow(
             name,
-            type(module).__name__,
+            _class_of(module).__name__,
             _elements(parameters),
             _elements(parameter for parameter in parameters if parameter.requires_grad),
             _elements(module.buffers()),
             None if flops is None else flops.get(name, 0),
         )
+
+
+def _class_of(module: nn.Module) -> type:
+    """Return the class of a module; that of one which FSDP2 shards is made of this and a class of its own."""
+    return next(one for one in type(module).__mro__ if not one.__module__.startswith("torch.distributed.fsdp"))
 
 
 def _elements(tensors: Iterable[Tensor]) -> int:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from heptad import Plugin, PluginError, Run
 from heptad_plugins._options import one_of, selection
+from heptad_plugins._shared import apart, whole_numbers
 from heptad_plugins._stored import count_in
 
 IN_A_ROW = 100
@@ -145,10 +146,10 @@ def _sizes(run: Run) -> list[float]:
     loss = run.mean_loss
     found = [] if loss is None else [loss]
     grads = [parameter.grad for parameter in run.optimized_parameters()]
-    if gradients := [values for grad in grads if grad is not None and (values := _values(grad)).numel()]:
+    for gradients in apart(run, (values for grad in grads if grad is not None and (values := _values(grad)).numel())):
         # what get_total_norm calls as well, at a third of its cost; the largest magnitudes, which cannot overflow, take
         # sixteen times as long on a CPU
-        found += torch._foreach_norm(gradients)  # pyright: ignore[reportPrivateImportUsage, reportPrivateUsage]
+        found += whole_numbers(run, gradients, torch._foreach_norm(gradients))  # pyright: ignore[reportPrivateImportUsage, reportPrivateUsage]
     if len({one.device for one in found}) > 1:
         found = [one.to(found[0].device) for one in found]
     return cast("list[float]", torch.stack(found).tolist()) if found else []
@@ -157,10 +158,13 @@ def _sizes(run: Run) -> list[float]:
 def _not_finite(run: Run) -> list[str]:
     """Return the names of the loss and the first few gradients that are not finite."""
     names = {id(parameter): f"gradient of {name}" for name, parameter in run.network.named_parameters()}
+    held = [parameter for parameter in run.optimized_parameters() if parameter.grad is not None]
+    gradients = [_values(cast("Tensor", parameter.grad)) for parameter in held]
+    finite = [torch.isfinite(gradient).all() for gradient in gradients]
     found = [
         names.get(id(parameter), f"gradient of a parameter of shape {tuple(parameter.shape)} outside of the network")
-        for parameter in run.optimized_parameters()
-        if parameter.grad is not None and not torch.isfinite(_values(parameter.grad)).all()
+        for parameter, is_finite in zip(held, whole_numbers(run, gradients, finite), strict=True)
+        if not is_finite
     ]
     rest = len(found) - 5
     more = [f"{rest} gradient{'' if rest == 1 else 's'} more"] if rest > 0 else []

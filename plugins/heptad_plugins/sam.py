@@ -7,6 +7,7 @@ from torch import Tensor
 
 from heptad import Plugin, PluginError, Run
 from heptad_plugins._options import number
+from heptad_plugins._shared import norm_of, whole_numbers
 
 
 class SAM(Plugin):
@@ -52,7 +53,7 @@ class SAM(Plugin):
             return
         before = [parameter.detach().clone() for parameter in held]
         try:
-            self._climb(held)
+            self._climb(run, held)
             run.recompute()
         finally:
             with torch.no_grad():
@@ -60,18 +61,15 @@ class SAM(Plugin):
                     parameter.copy_(weight)
 
     @torch.no_grad()
-    def _climb(self, held: list[torch.nn.Parameter]) -> None:
+    def _climb(self, run: Run, held: list[torch.nn.Parameter]) -> None:
         pairs = [(parameter, parameter.grad) for parameter in held if parameter.grad is not None]
-        sizes = [_norm(self._relative(parameter.abs(), gradient)) for parameter, gradient in pairs]
-        norm = _norm(torch.stack([size.to(sizes[0].device) for size in sizes]))
+        sizes = [norm_of(self._relative(parameter.abs(), gradient)) for parameter, gradient in pairs]
+        sizes = whole_numbers(run, [gradient for _, gradient in pairs], sizes)
+        norm = norm_of(torch.stack([size.to(sizes[0].device) for size in sizes]))
         scale, finite = self._rho / (norm + 1e-12), norm.isfinite()
-        for parameter, gradient in pairs:
+        for parameter, gradient in ((run.local(one), run.local(gradient)) for one, gradient in pairs):
             climb = self._relative(parameter.square(), gradient) * scale.to(parameter)
             parameter.add_(climb.where(finite.to(parameter.device), 0.0))
 
     def _relative(self, size: Tensor, gradient: Tensor) -> Tensor:
         return size * gradient if self._adaptive else gradient
-
-
-def _norm(values: Tensor) -> Tensor:
-    return torch.linalg.vector_norm(values)  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType] - torch has no types for it

@@ -68,6 +68,9 @@ class Shards:
         assert part.local.is_contiguous()
         return Shared.of(part)
 
+    def expects(self, section: str, name: str, shape: tuple[int, ...]) -> bool | None:
+        return None
+
     def share(self, whole: Tensor) -> Tensor:
         """Return a whole tensor as one that the ranks share; its part has the order of dimensions of the whole."""
         offset, size = self.span(tuple(whole.shape))

@@ -33,6 +33,8 @@ class Hall:
 class ThreadPeers:
     """`Peers` of one thread."""
 
+    failed = False
+
     def __init__(self, hall: Hall, rank: int) -> None:
         self.rank = rank
         self.world = hall.world

@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import math
 import sys
+from typing import Any, cast
 
 import pytest
+import safetensors
 import safetensors.torch
 import torch
 from hypothesis import given
@@ -15,7 +17,7 @@ from torch import Tensor
 
 from heptad import CheckpointError
 from heptad.checkpoints import tensors
-from heptad.checkpoints.tensors import DTYPES, parse, pieces
+from heptad.checkpoints.tensors import DTYPES, header_size, parse, pieces, read_header
 
 
 def content(held: dict[str, Tensor]) -> bytes:
@@ -107,3 +109,114 @@ def test_a_machine_with_the_other_byte_order_writes_nothing(monkeypatch: pytest.
     monkeypatch.setattr(sys, "byteorder", "big")
     with pytest.raises(CheckpointError, match="this machine is big-endian"):
         pieces({}, "network")
+
+
+def library_reads(whole: bytes) -> dict[str, tuple[str, list[int], bytes]] | None:
+    """Return dtype, shape and bytes by name as the library reads them, or nothing if it refuses."""
+    deserialize = cast("Any", safetensors).deserialize
+    try:
+        return {name: (one["dtype"], one["shape"], bytes(one["data"])) for name, one in deserialize(whole)}
+    except safetensors.SafetensorError:
+        return None
+
+
+def reads(whole: bytes) -> dict[str, tuple[str, list[int], bytes]] | None:
+    """Return the same as it is read here."""
+    try:
+        begin = 8 + header_size(whole[:8], len(whole), "file")
+        header = read_header(whole[8:begin], len(whole) - begin, "file")
+    except CheckpointError:
+        return None
+    return {
+        name: (one.dtype, list(one.shape), whole[begin + one.start : begin + one.end]) for name, one in header.items()
+    }
+
+
+def file_of(header: bytes, data: bytes = b"") -> bytes:
+    """Return a file with a header that may be anything."""
+    return len(header).to_bytes(8, "little") + header + data
+
+
+@given(st.dictionaries(st.text().filter(lambda name: name != "__metadata__"), drawn(), max_size=6))
+def test_a_header_says_here_what_it_says_to_the_library(held: dict[str, Tensor]):
+    whole = content(held)
+    assert reads(whole) == library_reads(whole)
+
+
+@given(
+    st.dictionaries(st.text("ab.", max_size=3), drawn(), min_size=1, max_size=3),
+    st.integers(0, 1 << 20),
+    st.integers(0, 255),
+)
+def test_what_the_library_refuses_of_a_changed_file_is_refused_here(held: dict[str, Tensor], place: int, byte: int):
+    """And what is read here is what the library reads: one byte of it is another, mostly of the header."""
+    whole = bytearray(content(held))
+    whole[place % min(len(whole), 8 + int.from_bytes(whole[:8], "little"))] = byte
+    found = reads(bytes(whole))
+    assert found is None or found == library_reads(bytes(whole))
+
+
+def row(name: str, dtype: str, shape: str, start: int, end: int) -> str:
+    """Return what a header says of a tensor, which may be anything."""
+    return f'"{name}":{{"dtype":"{dtype}","shape":{shape},"data_offsets":[{start},{end}]}}'
+
+
+ONE = row("a", "F32", "[2]", 0, 8)
+ODD = {
+    "offsets that overlap": f"{{{ONE},{row('b', 'F32', '[2]', 0, 8)}}}",
+    "a hole": f"{{{row('a', 'F32', '[1]', 4, 8)}}}",
+    "a hole between": f"{{{row('a', 'U8', '[1]', 0, 1)},{row('b', 'U8', '[6]', 2, 8)}}}",
+    "an end before the start": f"{{{row('a', 'U8', '[0]', 8, 0)}}}",
+    "too few bytes": f"{{{row('a', 'F32', '[1]', 0, 8)}}}",
+    "too many bytes": f"{{{row('a', 'F32', '[3]', 0, 8)}}}",
+    "beyond the file": f"{{{row('a', 'F32', '[4]', 0, 16)}}}",
+    "bytes left": f"{{{row('a', 'F32', '[1]', 0, 4)}}}",
+    "an unknown dtype": f"{{{row('a', 'F99', '[2]', 0, 8)}}}",
+    "a negative size": f"{{{row('a', 'F32', '[-2]', 0, 8)}}}",
+    "a size that is no integer": f"{{{row('a', 'F32', '[2.0]', 0, 8)}}}",
+    "a size that is a truth": f"{{{row('a', 'F64', '[true]', 0, 8)}}}",
+    "a size that is NaN": f"{{{row('a', 'F32', '[NaN]', 0, 8)}}}",
+    "a size that wraps": f"{{{row('a', 'F32', '[4611686018427387905,2]', 0, 8)}}}",
+    "a line end in a name": f"{{{row(chr(10), 'F32', '[2]', 0, 8)}}}",
+    "half a surrogate pair": f"{{{row(chr(92) + 'ud800', 'F32', '[2]', 0, 8)}}}",
+    "three offsets": '{"a":{"dtype":"F32","shape":[2],"data_offsets":[0,8,8]}}',
+    "no shape": '{"a":{"dtype":"F32","data_offsets":[0,8]}}',
+    "a field twice": '{"a":{"dtype":"F32","dtype":"F32","shape":[2],"data_offsets":[0,8]}}',
+    "not an object": '["a"]',
+    "text behind": f"{{{ONE}}} x",
+    "no end": f"{{{ONE}",
+    "metadata that is no text": f'{{"__metadata__":{{"x":1}},{ONE}}}',
+    "metadata that is a list": f'{{"__metadata__":[],{ONE}}}',
+}
+
+
+@pytest.mark.parametrize("what", ODD)
+def test_a_header_that_the_library_refuses_is_refused(what: str):
+    whole = file_of(ODD[what].encode(), bytes(8))
+    assert library_reads(whole) is None
+    assert reads(whole) is None
+
+
+STRICTER = {
+    "a name twice": f"{{{ONE},{ONE}}}",
+    "a field more": '{"a":{"dtype":"F32","shape":[2],"data_offsets":[0,8],"more":1}}',
+    "a tensor that is a list": '{"a":["F32",[2],[0,8]]}',
+    "a blank in front": f" {{{ONE}}}",
+    "a shape that no tensor has": f"{{{row('b', 'F32', '[0,9223372036854775807]', 0, 0)},{ONE}}}",
+    "many dimensions": f"{{{row('a', 'F64', str([1] * 65), 0, 8)}}}",
+    "a dtype that checkpoints do not hold": f"{{{row('a', 'F8_E8M0', '[8]', 0, 8)}}}",
+    "characters beyond ASCII": f"{{{row('é', 'F32', '[2]', 0, 8)}}}",
+}
+
+
+@pytest.mark.parametrize("what", STRICTER)
+def test_a_header_that_no_checkpoint_has_is_refused(what: str):
+    """Though the library takes it."""
+    whole = file_of(STRICTER[what].encode(), bytes(8))
+    assert library_reads(whole) is not None
+    assert reads(whole) is None
+
+
+def test_metadata_and_blanks_are_no_tensors():
+    whole = file_of(f'{{"__metadata__":{{"format":"pt"}},{ONE}}}   '.encode(), bytes(8))
+    assert reads(whole) == library_reads(whole) == {"a": ("F32", [2], bytes(8))}

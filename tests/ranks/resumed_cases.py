@@ -57,7 +57,7 @@ def engine_of(
     )
     components = Components(
         network=network,
-        optimizer=torch.optim.Adam(network.parameters(), lr=0.01),
+        optimizer=lambda network: torch.optim.Adam(network.parameters(), lr=0.01),
         criterion=nn.CrossEntropyLoss(),
         dataset=TensorDataset(*data),
     )
@@ -232,7 +232,6 @@ def refused(rank: Rank) -> dict[str, str]:
         "none sound": lambda: engine_of(folder / "y").run(resume=folder),
         "another's": lambda: engine_of(folder / "run").run(),
         "another run": lambda: engine_of(folder / "z", window=12).run(resume=folder / "run"),
-        "background": lambda: engine_of(folder / "y", background=True),
         "full": lambda: full(folder / "full", rank),
     }
     found = {}

@@ -83,7 +83,6 @@ REFUSALS = {
     "none sound": "holds no checkpoint",
     "another's": "holds checkpoints of another run",
     "another run": "batches in a window, ranks x accumulation: 2 x 3 = 6 in the checkpoint, 2 x 6 = 12 here",
-    "background": "Checkpoint(background=True) is for a single process, and this run has 2 ranks",
     "full": "rank 1: no checkpoint was written",
 }
 

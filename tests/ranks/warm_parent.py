@@ -20,7 +20,8 @@ import torch
 import torch.distributed
 from rank_program import run_alone
 
-import heptad.ranks.ddp  # noqa: F401 - imported here, once, for all ranks
+import heptad.ranks.ddp  # imported here, once, for all ranks
+import heptad.ranks.fsdp  # noqa: F401 - as above
 import heptad_plugins  # noqa: F401 - as above
 from builders import small_engine
 

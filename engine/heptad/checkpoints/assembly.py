@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Iterator, Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
@@ -21,25 +20,7 @@ from heptad.checkpoints.pieces import Piece, TensorFacts, parse_facts
 from heptad.checkpoints.regions import Region, all_of, targets
 from heptad.checkpoints.tensors import DTYPES_BY_NAME, Extent
 from heptad.errors import CheckpointError
-from heptad.run.shards import NoShards, Part, Shards
-
-
-@dataclass(frozen=True)
-class Sharing:
-    """Which tensors a process reads a part of.
-
-    Attributes:
-        shards: How ranks share tensors.
-    """
-
-    shards: Shards = field(default_factory=NoShards)
-
-    def of(self, group: str, name: str, facts: TensorFacts) -> bool:
-        """Return whether a part is read of this tensor. What is a rank's own is whole."""
-        if not self.shards.any or is_rank(group):
-            return False
-        known = self.shards.expects(group, name, facts.shape)
-        return len(facts.pieces) > 1 if known is None else known
+from heptad.run.shards import Part, Shards
 
 
 class _Wanted(NamedTuple):
@@ -57,15 +38,15 @@ class Assembly:
         path: The checkpoint, for messages.
         manifest: Its manifest. One of format 1 lists no tensors: its files are believed.
         groups: Those sections, and ranks such as `rank-00000`.
-        sharing: Which tensors are read in part.
+        shards: Which tensors ranks share: of these what this rank is to hold is put together, and no more.
 
     Raises:
         CheckpointError: If the manifest does not say where they are.
     """
 
-    def __init__(self, path: Path, manifest: Manifest, groups: Collection[str], sharing: Sharing) -> None:
+    def __init__(self, path: Path, manifest: Manifest, groups: Collection[str], shards: Shards) -> None:
         self._path = path
-        self._sharing = sharing
+        self._shards = shards
         self._believed = manifest.format == 1
         self._tensors: dict[tuple[str, str], Tensor] = {}
         self._wanted: dict[str, dict[str, _Wanted]] = {group: {} for group in groups}
@@ -79,15 +60,24 @@ class Assembly:
                 self._add(group, name, _facts_of(f"{path / MANIFEST}: tensors.{group}.{name:.100}", line))
 
     def _add(self, group: str, name: str, facts: TensorFacts) -> None:
-        shared = self._sharing.of(group, name, facts)
-        region = Region(*self._sharing.shards.span(facts.shape)) if shared else all_of(facts.shape)
+        shared = self._is_shared(group, name, facts)
+        region = Region(*self._shards.span(facts.shape)) if shared else all_of(facts.shape)
         self._wanted[group][name] = _Wanted(facts, region, shared)
         for piece in facts.pieces:
             if piece.file not in self._pieces or group_of(piece.file) != group:
                 raise CheckpointError(
                     f"{self._path / MANIFEST} has {name!r:.100} of {group} in {piece.file}, which is no file of it"
                 )
+            if name in self._pieces[piece.file]:
+                raise CheckpointError(f"{self._path / MANIFEST} has two pieces of {name!r:.100} in {piece.file}")
             self._pieces[piece.file][name] = piece
+
+    def _is_shared(self, group: str, name: str, facts: TensorFacts) -> bool:
+        """Return whether ranks share a tensor. What is a rank's own is whole."""
+        if not self._shards.any or is_rank(group):
+            return False
+        expected = self._shards.expects(group, name, facts.shape)
+        return len(facts.pieces) > 1 if expected is None else expected
 
     def knows(self, file: str) -> bool:
         """Return whether it can say what is in a file."""
@@ -103,7 +93,7 @@ class Assembly:
 
     def needs_all(self, file: str) -> bool:
         """Return whether everything in a file is wanted."""
-        return self.knows(file) and (self._believed or not self._sharing.shards.any)
+        return self.knows(file) and (self._believed or not self._shards.any)
 
     def has(self, group: str) -> bool:
         """Return whether the tensors of a section or a rank are put together."""
@@ -157,7 +147,7 @@ class Assembly:
         for name, (facts, region, shared) in self._wanted.get(group, {}).items():
             tensor = self._tensor(group, name)
             del self._tensors[group, name]
-            found[name] = self._sharing.shards.join(Part(tensor, region.offset, facts.shape)) if shared else tensor
+            found[name] = self._shards.join(Part(tensor, region.offset, facts.shape)) if shared else tensor
         return found
 
 

@@ -1,30 +1,27 @@
 """`BackgroundWriter`: writes checkpoints on a thread of its own, one at a time, while the run continues.
 
-A plugin that stores checkpoints owns one. All of its methods are called on the thread that drives the run; the thread
-`heptad-checkpoint` has the copy, the store and its `_Job`, and touches nothing of the run. It is no daemon: the
-interpreter does not exit before the checkpoint is durable.
+A plugin that stores checkpoints owns one. All of its methods are called on the thread that drives the run, with several
+ranks on all of them at the same place; what a thread does is a `Job`.
 
 While a checkpoint is written, the writer follows the log, so that the loop returns to it after each turn: it learns
-there that writing has ended, or failed, without a handler that every step would pay for.
+there that writing has ended, or failed, without a handler that every step would pay for. It is where ranks end one
+too: between two turns, in the same one on all.
 """
 
 from __future__ import annotations
 
-import atexit
 import os
 import sys
-import threading
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from functools import partial
 from time import monotonic_ns
 from typing import Any
 
 from heptad.checkpoints.copying import copied
-from heptad.checkpoints.entry import Entry
-from heptad.checkpoints.packed import PackedSnapshot, pack_snapshot
+from heptad.checkpoints.job import Job, Keep, OwnJob, SharedJob
+from heptad.checkpoints.packed import PackedSnapshot
 from heptad.checkpoints.store import Store
-from heptad.errors import add_note
+from heptad.errors import PluginError
 from heptad.record.buffer import PackedChunk
 from heptad.record.events import Event, Written
 from heptad.run.run import Run
@@ -32,92 +29,39 @@ from heptad.run.snapshot import Snapshot
 
 NO_LIMIT = 1 << 62
 
-
-@dataclass(eq=False)
-class _Job:
-    """One checkpoint that is written in the background.
-
-    Attributes:
-        run: The run that it is of.
-        place: Where that stood, in words.
-        began: When the thread was started, in monotonic nanoseconds.
-        written: When the checkpoint was durable; 0 before.
-        entry: The checkpoint, once it is durable.
-        error: What writing it, or removing older ones, raised; until that is raised in the run.
-        taken: Taken by the thread, or by whoever could not start it.
-        ended: Set when nothing more is written.
-        process: The process that has the thread: a forked child has not.
-    """
-
-    run: Run
-    place: str
-    began: int = field(default_factory=monotonic_ns)
-    written: int = 0
-    entry: Entry | None = None
-    error: BaseException | None = None
-    taken: threading.Lock = field(default_factory=threading.Lock)
-    ended: threading.Event = field(default_factory=threading.Event)
-    process: int = field(default_factory=os.getpid)
-    _lock: threading.Lock = field(default_factory=threading.Lock)
-    _last: list[Callable[[], object]] = field(default_factory=list[Callable[[], object]])
-
-    def write(self, packed: PackedSnapshot, store: Store, keep_last: int, keep_best: int) -> None:
-        """Write the checkpoint, then remove those that need not be kept: what the thread does."""
-        if not self.taken.acquire(blocking=False):
-            return
-        try:
-            self.entry = store.save_packed(packed)
-            self.written = monotonic_ns()
-            store.rotate(keep_last, keep_best)
-        except BaseException as error:  # of every kind: it is raised on the other thread
-            self.error = error
-            add_note(error, f"in the background, of the checkpoint that was taken {self.place}")
-            atexit.register(self._report)  # for a script that ends without asking
-        finally:
-            with self._lock:
-                self.ended.set()
-            for call in self._last:
-                call()
-
-    def after(self, call: Callable[[], object]) -> None:
-        """Call a function when nothing more is written: now, or at the end of the thread."""
-        with self._lock:
-            if not self.ended.is_set():
-                self._last.append(call)
-                return
-        call()
-
-    def take_error(self) -> BaseException | None:
-        """Return what was raised, to be raised in the run."""
-        error, self.error = self.error, None
-        if error is not None:
-            atexit.unregister(self._report)
-        return error
-
-    def _report(self) -> None:
-        """Show an error that nobody has raised when the interpreter exits, as it shows one that nobody has caught."""
-        error = self.error
-        if error is not None and self.process == os.getpid():
-            sys.excepthook(type(error), error, error.__traceback__)
+Take = Callable[[], Snapshot]
 
 
 class BackgroundWriter:
     """Write the checkpoints of a store on a thread of its own, one at a time.
 
+    With several ranks a thread of each writes its files, and they commit the checkpoint together, after the first
+    agreement at which all have written.
+
     Args:
-        store: The store; its owner locks it, and `release` unlocks it.
+        store: The store, which has joined the run; its owner locks it, and `close` unlocks it.
         who: Names plugin and method in a failure.
         raises: Whether a failure ends the run after the turn in which it came. If not, `poll` and `finish` alone raise
             it, in a handler that may be detached.
+        request: With several ranks, what one asks for while it writes, such as `"Checkpoint.writing"`: one of the
+            plugin's `requests`, for nothing else.
+
+    Raises:
+        PluginError: If there are several ranks and no request.
     """
 
-    def __init__(self, store: Store, who: str, raises: bool = True) -> None:
+    def __init__(self, store: Store, who: str, raises: bool = True, request: str = "") -> None:
         self._store = store
         self._who = who
         self._raises = raises
-        self._job: _Job | None = None
+        self._request = request
+        self._together = store.shared
+        if self._together and not request:
+            raise PluginError("with several ranks BackgroundWriter needs request=…, one of the plugin's requests")
+        self._job: Job | None = None
+        self._around = sys.exception()
 
-    def save(self, run: Run, snapshot: Snapshot, keep_last: int, keep_best: int = 0) -> None:
+    def save(self, run: Run, snapshot: Snapshot | Take, keep_last: int, keep_best: int = 0) -> None:
         """Copy what a snapshot holds, and write it as `Store.save` and `Store.rotate` do while the run continues.
 
         The one before is waited for, so that there is one copy at most.
@@ -126,23 +70,34 @@ class BackgroundWriter:
             CheckpointError: If something cannot be stored, or copied.
             BaseException: What writing the one before failed with.
         """
-        packed = pack_snapshot(snapshot)  # all but the tensors is text from here on, and what cannot be stored refused
-        self.finish()
-        packed = copied(packed)
-        job = _Job(run, f"at epoch {run.epoch}, step {run.step}, update {run.update}")
-        given = (packed, self._store, keep_last, keep_best)
+        take = snapshot if callable(snapshot) else lambda: snapshot
+        begin = self._begin_together if self._together else self._begin_alone
+        job, packed = begin(run, take, (keep_last, keep_best))
         try:
             self._job = job
             run.follow(self)
-            threading.Thread(target=job.write, args=given, name="heptad-checkpoint", daemon=False).start()
+            job.start(packed)
         except BaseException:
             if job.taken.acquire(blocking=False):  # it has not begun, and now it does not any more
+                job.ended.set()
                 self._forget(job)
+                job.give_up()
             raise
+
+    def _begin_alone(self, run: Run, take: Take, keep: Keep) -> tuple[Job, PackedSnapshot]:
+        packed = self._store.pack(take())  # all but the tensors is text from here on, and what cannot be stored refused
+        self.finish()
+        packed = copied(packed)
+        return OwnJob(run, self._store, keep), packed
+
+    def _begin_together(self, run: Run, take: Take, keep: Keep) -> tuple[Job, PackedSnapshot]:
+        self.finish()
+        saving, packed = self._store.begin(take)
+        return SharedJob(run, self._store, keep, saving, self._request), packed
 
     def poll(self) -> None:
         """Do what `finish` does if nothing is being written any more; return at once if it is."""
-        if self._job is not None and self._job.ended.is_set():
+        if self._job is not None and self._job.done:
             self.finish()
 
     def finish(self) -> None:
@@ -154,27 +109,52 @@ class BackgroundWriter:
         job = self._job
         if job is None:
             return
-        if job.process == os.getpid():
-            job.ended.wait()
+        if job.process != os.getpid():  # a forked child: its parent has the thread
+            self._forget(job)
+            return
+        job.ended.wait()
         self._forget(job)
-        if job.entry is not None:
-            buffer = job.run._buffer
-            buffer.emit(partial(_written, job), max(buffer.seq - 1, 0))
-        error = job.take_error()
         try:
-            if error is not None:
-                raise error
+            job.finish()
         finally:
-            del error  # break a reference cycle: its traceback holds this frame
+            if job.entry is not None:
+                buffer = job.run._buffer
+                buffer.emit(partial(_written, job), max(buffer.seq - 1, 0))
+            self._store.mirror.tell(job.run)
+
+    def close(self) -> None:
+        """Do what `finish` does, and unlock the store.
+
+        After a failure of the run, or where an exception is passing by, other ranks may not be there: one that has
+        parts of them is given up then. Nothing of it counts, and the next lock sweeps it away.
+
+        Raises:
+            BaseException: As `finish`.
+        """
+        job = self._job
+        try:
+            if job is not None and self._fails(job) and job.give_up():
+                self._forget(job)
+                job.raise_error()
+            else:
+                self.finish()
+        finally:
+            self.release()
+
+    def _fails(self, job: Job) -> bool:
+        """Return whether the run has failed, or an exception is under way that was not when the writer was made."""
+        passing = sys.exception()
+        return job.run.state == "failed" or (passing is not None and passing is not self._around)
 
     def release(self) -> None:
         """Unlock the store; if something is still being written, because `finish` was interrupted, after that."""
+        self._around = None
         if self._job is None:
             self._store.unlock()
         else:
             self._job.after(self._store.unlock)
 
-    def _forget(self, job: _Job) -> None:
+    def _forget(self, job: Job) -> None:
         self._job = None
         job.run.unfollow(self)
 
@@ -194,7 +174,10 @@ class BackgroundWriter:
     def settled(self) -> None:
         """Do what `poll` does between two turns; an error ends the run in `failed`."""
         job = self._job
-        if job is None or job.run.ended or not job.ended.is_set() or (job.error is not None and not self._raises):
+        if job is None or job.run.ended:
+            return
+        job.look()
+        if not job.done or (job.may_fail and not self._raises):
             return
         try:
             self.finish()
@@ -203,7 +186,7 @@ class BackgroundWriter:
             raise
 
 
-def _written(job: _Job, seq: int, time_ns: int, **fields: Any) -> Written:
+def _written(job: Job, seq: int, time_ns: int, **fields: Any) -> Written:
     """Return the event of a checkpoint, at the time at which it was durable."""
     assert job.entry is not None
     now = monotonic_ns()

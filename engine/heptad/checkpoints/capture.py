@@ -99,7 +99,7 @@ def _check_place(run: Run) -> None:
             "it in on_pause, while the run is paused, or in a detour of your own"
         )
     window = run._position.window
-    if run._runtime.shards.any and window.steps:
+    if run._runtime.shards.any and 0 < window.steps < window.size:
         raise CheckpointError(
             f"no checkpoint is taken in the middle of a window with strategy='fsdp', after {window.steps} of "
             f"{window.size} steps: FSDP2 hides its gradients; take it where windows are closed, as "

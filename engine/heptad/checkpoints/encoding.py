@@ -94,7 +94,7 @@ class ValueEncoder:
             return encoder(self, value, path)
         if isinstance(value, np.generic):
             return self._numpy(cast("np.generic[Any]", value), path)
-        if isinstance(value, Tensor) and (part := self._shards.part(value)) is not None:
+        if isinstance(value, Tensor) and (part := self._part_of(value, path)) is not None:
             return self._part(part, path)
         advice = "return plain data from state_dict, or leave it out"
         raise self._refusal(path, f"is {a_kind(value)}, which a checkpoint cannot hold; {_KINDS_HELD}: {advice}")
@@ -178,8 +178,14 @@ class ValueEncoder:
             value = value.copy(order="K")  # torch refuses both
         return {"array": self._tensor(torch.from_numpy(value), path)}
 
+    def _part_of(self, value: Tensor, path: Path) -> Part | None:
+        try:
+            return self._shards.part(value)
+        except CheckpointError as error:
+            raise self._refusal(path, f"is a tensor that a checkpoint cannot hold: {error}") from error
+
     def _part(self, part: Part, path: Path) -> Any:
-        if odd := _refused_tensor(part.local):
+        if odd := refused_tensor(part.local):
             raise self._refusal(path, f"is a tensor that a checkpoint cannot hold: {odd}")
         name = self._name(path)
         self.parts[name] = Part(part.local.detach(), part.offset, part.shape)
@@ -190,7 +196,7 @@ class ValueEncoder:
             indices, values = value.detach()._indices(), value.detach()._values()
             parts = [self._tensor(indices, (*path, "indices")), self._tensor(values, (*path, "values"))]
             return {"sparse": [*parts, list(value.shape), value.is_coalesced()]}
-        if odd := _refused_tensor(value):
+        if odd := refused_tensor(value):
             raise self._refusal(path, f"is a tensor that a checkpoint cannot hold: {odd}")
         name = self._name(path)
         self.tensors[name] = value.detach()
@@ -252,7 +258,7 @@ def _unprefixed(value: Any) -> dict[str, Tensor]:
     return {key: item for key, item in items.items() if item.layout is torch.strided} if plain else {}
 
 
-def _refused_tensor(tensor: Tensor) -> str:
+def refused_tensor(tensor: Tensor) -> str:
     """Return why the format cannot hold a tensor, or nothing."""
     if tensor.is_meta:
         return "it is on the meta device and has no elements"

@@ -8,6 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
+WHICH = ("newest", "best", "ema")
+"""How the weights of a checkpoint in a directory are asked for, see `load_weights`."""
+
 
 @dataclass(frozen=True, slots=True, order=True)
 class Entry:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import stat
+import threading
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -73,6 +74,41 @@ class Files:
     def read(self, descriptor: int, most: int) -> bytes:
         """Return the next bytes, none at the end."""
         return os.read(descriptor, most)
+
+
+class StoppableFiles(Files):
+    """Operations of a thread that writes, until they are given up: each that follows fails.
+
+    Args:
+        files: The operations.
+        given_up: Set, on another thread, when nothing more is to be written.
+    """
+
+    def __init__(self, files: Files, given_up: threading.Event) -> None:
+        self._files, self._given_up = files, given_up
+
+    def create(self, path: Path) -> int:
+        """See `Files`."""
+        self._look()
+        return self._files.create(path)
+
+    def write(self, descriptor: int, data: memoryview) -> int:
+        """See `Files`."""
+        self._look()
+        return self._files.write(descriptor, data)
+
+    def sync(self, descriptor: int) -> None:
+        """See `Files`."""
+        self._look()
+        self._files.sync(descriptor)
+
+    def close(self, descriptor: int) -> None:
+        """See `Files`."""
+        self._files.close(descriptor)
+
+    def _look(self) -> None:
+        if self._given_up.is_set():
+            raise OSError(errno.ECANCELED, "the run has failed")
 
 
 @contextmanager

@@ -26,7 +26,7 @@ class Found:
         path: Its directory.
         summary: What is known of it without its tensors.
         sections: All the rest.
-        damage: What is wrong with each newer one, which was passed over.
+        damage: What is wrong with each newer one, which was passed over; before that, where it was fetched from.
         taken: What is own of each further rank whose part this one takes over.
     """
 
@@ -65,8 +65,13 @@ def find(source: str | os.PathLike[str], own: Sequence[Store], run: Run) -> Foun
                 "run(resume='auto') looks where the run's own Checkpoint plugin keeps its checkpoints, and this engine "
                 "has none; add Checkpoint(directory) to its plugins, or name a directory"
             )
+        fetched: list[list[str]] = ranks.first(lambda: [store.refill() for store in own])
         holds: list[bool] = ranks.first(lambda: [bool(store.entries()) for store in own])
-        found = [_newest(store, run, ranks) for store, any_there in zip(own, holds, strict=True) if any_there]
+        found = [
+            _newest(store, run, ranks, remarks)
+            for store, any_there, remarks in zip(own, holds, fetched, strict=True)
+            if any_there
+        ]
         return max(found, key=lambda one: one.summary.seq, default=None)
     if not isinstance(source, str | os.PathLike):  # pyright: ignore[reportUnnecessaryIsInstance] - for callers without a type checker
         raise EngineError(
@@ -92,7 +97,8 @@ def _is_single(path: Path) -> bool:
     return is_checkpoint(path)
 
 
-def _newest(store: Store, run: Run, ranks: Together) -> Found:
+def _newest(store: Store, run: Run, ranks: Together, remarks: Sequence[str] = ()) -> Found:
     store.join(run)
     entry, snapshot, damage = store.newest_sound()
-    return Found(entry.path, *ranks.succeed(lambda: read_form(entry.path, snapshot)), damage, snapshot.taken)
+    form = ranks.succeed(lambda: read_form(entry.path, snapshot))
+    return Found(entry.path, *form, [*remarks, *damage], snapshot.taken)

@@ -14,8 +14,9 @@ from typing import Any
 
 import torch
 
-from heptad.checkpoints.assembly import Assembly, Sharing, empty, group_of, is_rank
+from heptad.checkpoints.assembly import Assembly, empty, group_of, is_rank
 from heptad.checkpoints.damage import DamagedError, NewerFormatError, unreadable
+from heptad.checkpoints.encoding import ALL_WHOLE
 from heptad.checkpoints.files import Files, read_file, read_pieces
 from heptad.checkpoints.format_1 import OWN_OF_FORMAT_1
 from heptad.checkpoints.layout import MANIFEST, RANK, STATE, SUFFIX, part_name, rank_file
@@ -24,6 +25,7 @@ from heptad.checkpoints.packed import MOST_STATE, unpack_snapshot, unpack_summar
 from heptad.checkpoints.streaming import HashedStream
 from heptad.checkpoints.tensors import header_size, read_header
 from heptad.errors import CheckpointError
+from heptad.run.shards import Shards
 from heptad.run.snapshot import Snapshot
 
 _PIECE = 1 << 20
@@ -43,7 +45,7 @@ def read_checkpoint(
     path: Path,
     sections: Collection[str] | None,
     share: Share = Share(),
-    sharing: Sharing | None = None,
+    shards: Shards = ALL_WHOLE,
 ) -> tuple[Snapshot, str]:
     """Return what a checkpoint holds, and the digest of its manifest; its tensors are on the CPU.
 
@@ -59,7 +61,7 @@ def read_checkpoint(
         path: Its directory.
         sections: Those to return; the others are verified only. All of them if `None`.
         share: Which part of the reading is this process's.
-        sharing: Which tensors are read in part; none if `None`.
+        shards: Which tensors ranks share: of these what this rank is to hold is returned.
 
     Raises:
         CheckpointError: If it is not, bit for bit, what was written; the message names the file and what is wrong.
@@ -70,7 +72,7 @@ def read_checkpoint(
             rank = share.rank if share.rank < manifest.world else 0
             # what is summed over ranks is not to be lost where fewer resume
             taken = range(share.rank + share.world, manifest.world, share.world) if sections is None else ()
-            assembly = Assembly(path, manifest, _groups(manifest, sections, (rank, *taken)), sharing or Sharing())
+            assembly = Assembly(path, manifest, _groups(manifest, sections, (rank, *taken)), shards)
             reader = _Reader(files, path, directory, assembly)
             content = reader.read(manifest, {STATE, *map(rank_file, (rank, *taken))}, share)
         if manifest.format == 1:

@@ -21,15 +21,18 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from heptad.checkpoints.assembly import Sharing
+from heptad.checkpoints.copying import copied
 from heptad.checkpoints.damage import DamagedError
+from heptad.checkpoints.encoding import ALL_WHOLE
 from heptad.checkpoints.entry import Entry, best_of, rank
-from heptad.checkpoints.files import Files, os_errors_explained, remove_tree
+from heptad.checkpoints.files import Files, StoppableFiles, os_errors_explained, remove_tree
 from heptad.checkpoints.layout import MANIFEST, TEMPORARY, is_there, name_of, number_of
 from heptad.checkpoints.lock import Lock
 from heptad.checkpoints.manifest import FileFacts, write_manifest
-from heptad.checkpoints.packed import PackedSnapshot, merge_listings, pack_snapshot
+from heptad.checkpoints.mirroring import NoMirror, mirrored
+from heptad.checkpoints.packed import Listing, PackedSnapshot, merge_listings, pack_snapshot
 from heptad.checkpoints.reading import Share, read_checkpoint, read_summary
+from heptad.checkpoints.saving import Saving
 from heptad.checkpoints.together import OneRank, Together, together
 from heptad.checkpoints.writing import write_files, write_last
 from heptad.errors import CheckpointError
@@ -43,26 +46,37 @@ class Store:
     Args:
         directory: Made, with its parents, when it is first written to.
         files: The operations on files.
+        mirror: The URL of a folder that fsspec understands, where copies are kept.
 
     Attributes:
         directory: See above.
+        mirror: What is done with the copies.
     """
 
-    def __init__(self, directory: str | Path, files: Files | None = None) -> None:
+    def __init__(self, directory: str | Path, files: Files | None = None, mirror: str | None = None) -> None:
         self.directory = Path(directory)
         self._files = Files() if files is None else files
+        self.mirror = mirrored(mirror, self.directory, self._files)
         self._lock = Lock(self.directory)
         self._turn = threading.Lock()  # of a thread: else it would sweep away what another one is writing
+        self._open: list[Saving] = []  # what threads of the ranks are writing: not swept away
         self._damaged: set[Entry] = set()
         self._ranks: Together = OneRank()
-        self._sharing = Sharing()
+        self._shards = ALL_WHOLE
 
     # -- who may write
 
     def join(self, run: Run) -> None:
         """Act together with the stores of the run's other ranks from now on; alone, this changes nothing."""
         self._ranks = together(run._runtime.peers)
-        self._sharing = Sharing(run._runtime.shards)
+        self._shards = run._runtime.shards
+        if self._ranks.rank:
+            self.mirror = NoMirror()
+
+    @property
+    def shared(self) -> bool:
+        """Whether other ranks act on the directory together with this one."""
+        return self._ranks.others
 
     def on_first(self, call: Callable[[], object]) -> None:
         """Call a function on rank 0 alone, where it may use this store; if it raises, all ranks do.
@@ -146,7 +160,15 @@ class Store:
                 report success for data that it lost, so the next save writes new files.
         """
         take = snapshot if callable(snapshot) else lambda: snapshot
-        return self._save(lambda: pack_snapshot(take(), self._ranks.rank, self._sharing.shards))
+        return self._save(lambda: self.pack(take()))
+
+    def pack(self, snapshot: Snapshot) -> PackedSnapshot:
+        """Return what this rank writes of a snapshot; nothing is copied.
+
+        Raises:
+            CheckpointError: If something in it cannot be stored, with its place.
+        """
+        return pack_snapshot(snapshot, self._ranks.rank, self._shards)
 
     def save_packed(self, packed: PackedSnapshot) -> Entry:
         """Write a packed snapshot, as `save` does; from any thread, where there is one rank.
@@ -156,65 +178,128 @@ class Store:
         """
         return self._save(lambda: packed)
 
+    def begin(self, snapshot: Callable[[], Snapshot]) -> tuple[Saving, PackedSnapshot]:
+        """Begin a checkpoint that a thread of each rank writes, with `write`; then `commit` it, or `drop` it.
+
+        Args:
+            snapshot: Takes what it holds; where it raises on one of the ranks, all of them raise.
+
+        Returns:
+            The checkpoint, and a copy of what this rank writes.
+
+        Raises:
+            CheckpointError: As `save`, before the first file is written.
+        """
+        with ExitStack() as held:
+            begun = self._begin(held, lambda: copied(self.pack(snapshot())))
+            self._open.append(begun[0])
+        return begun
+
+    def write(self, saving: Saving, packed: PackedSnapshot) -> dict[str, Any]:
+        """Write this rank's files of a checkpoint that was begun, from any thread; return what `commit` needs of it.
+
+        Raises:
+            CheckpointError: As `save`; on this rank alone, `commit` raises it on all.
+        """
+        return self._write(saving, packed, StoppableFiles(self._files, saving.given_up))
+
+    def commit(self, saving: Saving, written: Callable[[], dict[str, Any]]) -> Entry:
+        """Make a checkpoint of what all ranks have written, on the thread that drives the run.
+
+        Args:
+            saving: The checkpoint.
+            written: Returns what `write` returned on this rank, or raises what that raised.
+
+        Raises:
+            CheckpointError: As `save`.
+        """
+        try:
+            with ExitStack() as held:
+
+                def outcome() -> dict[str, Any]:
+                    if not self._ranks.rank:
+                        held.enter_context(self._locked())
+                        held.enter_context(self._removed_on_error(saving.temporary))
+                    return written()
+
+                parts = self._ranks.each(outcome)
+                self._ranks.first(lambda: self._finish(saving, parts))
+        finally:
+            self.drop(saving)
+        return saving.entry
+
+    def drop(self, saving: Saving) -> None:
+        """Leave a checkpoint that was begun to the next sweep, unless it was committed."""
+        self._open = [other for other in self._open if other is not saving]
+
     def _save(self, pack: Callable[[], PackedSnapshot]) -> Entry:
         """Write a checkpoint so that it is whole or not there, wherever a process is killed.
 
         The order is the protocol. Each rank packs its part, and rank 0 makes a directory with a temporary name; each
         writes and syncs its files there; rank 0 writes the manifest and renames the directory. After each of the three
-        the ranks exchange what came of it, and where one has failed, all raise, and rank 0 removes the directory.
+        the ranks exchange what came of it, and where one has failed, all raise, and rank 0 removes the directory. In
+        the background a thread of each rank makes the second, and the three are `begin`, `write` and `commit`.
 
         Content and names are synced before the directory gets its real name, else a power failure could leave that name
         with empty files in it. The rename is atomic. It is synced before this returns, since the caller then removes
         older checkpoints.
         """
-        ranks = self._ranks
         with ExitStack() as held:
-            packed: list[PackedSnapshot] = []
+            saving, packed = self._begin(held, pack)
+            written = self._ranks.each(lambda: self._write(saving, packed, self._files))
+            self._ranks.first(lambda: self._finish(saving, written))
+        return saving.entry
 
-            def begin() -> list[Any] | None:
-                packed.append(pack())
-                return None if ranks.rank else self._begin(held, packed[0])
+    def _begin(self, held: ExitStack, pack: Callable[[], PackedSnapshot]) -> tuple[Saving, PackedSnapshot]:
+        """Pack this rank's part; rank 0 makes the temporary directory under the lock, both held by a stack."""
+        packed: list[PackedSnapshot] = []
 
-            number, hidden = ranks.each(begin)[0]
-            entry = Entry(number, self.directory / name_of(number))
-            temporary = self.directory / hidden
-            written = ranks.each(lambda: self._write(temporary, packed[0]))
-            ranks.first(lambda: self._finish(temporary, entry.path, packed[0], written))
-        return entry
+        def begin() -> list[Any] | None:
+            packed.append(pack())
+            return None if self._ranks.rank else self._make_temporary(held, packed[0])
 
-    def _begin(self, held: ExitStack, packed: PackedSnapshot) -> list[Any]:
+        number, hidden = self._ranks.each(begin)[0]
+        entry = Entry(number, self.directory / name_of(number))
+        return Saving(entry, self.directory / hidden, packed[0].summary, packed[0].size), packed[0]
+
+    def _make_temporary(self, held: ExitStack, packed: PackedSnapshot) -> list[Any]:
         """Make a temporary directory under the lock, both held by a stack; return number and name."""
         held.enter_context(self._locked())
-        number = max((entry.number for entry in self.entries()), default=0) + 1
+        taken = [*self.entries(), *(saving.entry for saving in self._open)]
+        number = max(self.mirror.highest, *(entry.number for entry in taken), 0) + 1
         temporary = self.directory / f"{TEMPORARY}{name_of(number)}-{os.getpid()}-{secrets.token_hex(4)}"
         held.enter_context(self._removed_on_error(temporary))
-        with self._explained(packed), os_errors_explained("making", temporary):
+        with self._explained(packed.size), os_errors_explained("making", temporary):
             self._files.make_directory(temporary)
             if self._ranks.others:  # the other ranks look for it, perhaps on other nodes
                 self._files.sync_directory(self.directory)
         return [number, temporary.name]
 
-    def _write(self, temporary: Path, packed: PackedSnapshot) -> dict[str, Any]:
+    def _write(self, saving: Saving, packed: PackedSnapshot, operations: Files) -> dict[str, Any]:
         """Write this rank's files; return what they hold, and its tensors, as plain data."""
-        with self._explained(packed):
+        temporary = saving.temporary
+        with self._explained(saving.size):
             if not is_there(temporary):
                 raise CheckpointError(
                     f"{temporary}, which rank 0 has made, is not there: the ranks do not share this directory; "
                     "name one on a file system that all nodes have under the same path"
                 )
-            facts = write_files(self._files, temporary, packed)
+            facts = write_files(operations, temporary, packed)
         return {"files": {name: [one.size, one.sha256] for name, one in facts.items()}, "tensors": packed.listing()}
 
-    def _finish(self, temporary: Path, path: Path, packed: PackedSnapshot, written: list[dict[str, Any]]) -> None:
+    def _finish(self, saving: Saving, written: list[dict[str, Any]]) -> None:
         """Write the manifest of what all ranks have written, and give the directory its name."""
+        temporary, path = saving.temporary, saving.entry.path
         files = {
             name: FileFacts(size=size, sha256=digest)
             for facts in written
             for name, (size, digest) in facts["files"].items()
         }
-        with self._explained(packed):
-            listed = merge_listings([facts["tensors"] for facts in written])
-            write_last(self._files, temporary, write_manifest(len(written), packed.summary, files, listed))
+        with self._explained(saving.size):
+            listings: list[Listing] = [facts["tensors"] for facts in written]
+            shared = self._shards.any
+            listed = merge_listings(listings) if shared else {one: held[one] for held in listings for one in held}
+            write_last(self._files, temporary, write_manifest(len(written), saving.summary, files, listed))
             with os_errors_explained("renaming the finished checkpoint to", path):
                 self._files.rename(temporary, path)
             with self._removed_on_error(path), os_errors_explained("syncing", self.directory):
@@ -231,7 +316,7 @@ class Store:
             raise
 
     @contextmanager
-    def _explained(self, packed: PackedSnapshot) -> Generator[None, None, None]:
+    def _explained(self, size: int) -> Generator[None, None, None]:
         """Add to an error what has become of the other checkpoints, and if the disk is full, by how much."""
         try:
             yield
@@ -241,7 +326,7 @@ class Store:
             if isinstance(cause, OSError) and cause.errno in (errno.ENOSPC, errno.EDQUOT):
                 with suppress(OSError):
                     free = shutil.disk_usage(self.directory).free
-                    space = f"; the checkpoint needs {packed.size:,} bytes, and {free:,} are free there"
+                    space = f"; the checkpoint needs {size:,} bytes, and {free:,} are free there"
             text = f"no checkpoint was written: {error}{space}; those that are in {self.directory} stay as they were"
             raise CheckpointError(text) from cause
 
@@ -262,7 +347,10 @@ class Store:
     # -- removing
 
     def rotate(self, keep_last: int, keep_best: int = 0) -> list[Entry]:
-        """Remove all but the newest checkpoints and the best; call it when the newest is durable.
+        """Remove all but the newest checkpoints and the best, then bring the mirror up to date.
+
+        Called when the newest is durable, on the thread that has written it. The first rank copies; no failure of the
+        mirror is raised.
 
         Checkpoints that this store found damaged count as none of those to keep. They are removed too, if there are
         others, and so is what a killed process left half written or half removed.
@@ -278,6 +366,7 @@ class Store:
             CheckpointError: If the operating system refuses something.
         """
         gone = self._ranks.first(lambda: self._rotate(keep_last, keep_best))
+        self.mirror.follow(self.entries, keep_last, keep_best)
         return [Entry(number, self.directory / name) for number, name in gone]
 
     def _rotate(self, keep_last: int, keep_best: int) -> list[list[Any]]:
@@ -290,6 +379,20 @@ class Store:
             gone = [entry for entry in entries if entry not in keep] if sound else []
             self._remove_entries(gone)
         return _plain(gone)
+
+    def refill(self) -> list[str]:
+        """Fetch the newest sound checkpoint from the mirror if there is none here; return what is worth knowing of it.
+
+        The first rank alone calls it.
+
+        Raises:
+            CheckpointError: If the mirror cannot be asked, or all that it holds is damaged: what there is to resume
+                from is not known then.
+        """
+        if isinstance(self.mirror, NoMirror) or self.entries():
+            return []
+        with self._locked():
+            return self.mirror.fetch(self.directory)
 
     def clear(self) -> None:
         """Remove all checkpoints."""
@@ -316,11 +419,12 @@ class Store:
             self._files.remove(hidden)
 
     def _sweep(self) -> None:
-        """Remove what has a temporary name. Under the lock no living process writes there."""
+        """Remove what has a temporary name. Under the lock nobody else writes there; this run may, see `begin`."""
         with os_errors_explained("listing", self.directory):
             names = self._files.names(self.directory)
+        being_written = {saving.temporary.name for saving in self._open}
         for name in names:
-            if name.startswith(TEMPORARY):
+            if name.startswith(TEMPORARY) and name not in being_written:
                 with os_errors_explained("removing", self.directory / name):
                     self._remove(self.directory / name)
 
@@ -356,7 +460,7 @@ class Store:
 
         def verdict() -> list[str]:
             try:
-                snapshot, digest = read_checkpoint(self._files, path, sections, share, self._sharing)
+                snapshot, digest = read_checkpoint(self._files, path, sections, share, self._shards)
             except DamagedError as error:
                 return [str(error), ""]
             loaded.append(snapshot)

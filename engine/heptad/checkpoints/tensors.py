@@ -63,7 +63,9 @@ _PIECE = 1 << 20
 """Bytes that are written at once at least: smaller tensors are joined."""
 
 
-def pieces(tensors: Mapping[str, Tensor], where: str) -> tuple[int, Iterator[memoryview]]:
+def pieces(
+    tensors: Mapping[str, Tensor], where: str, metadata: Mapping[str, str] | None = None
+) -> tuple[int, Iterator[memoryview]]:
     """Return the size of a file with these tensors, and its content piece by piece.
 
     A large tensor that is contiguous and on the CPU is not copied. Of others one copy is alive at a time, beside those
@@ -72,6 +74,7 @@ def pieces(tensors: Mapping[str, Tensor], where: str) -> tuple[int, Iterator[mem
     Args:
         tensors: By name; dense, each of a dtype in `DTYPES`.
         where: Names them in an error.
+        metadata: What the header says of the whole file, for other readers.
 
     Raises:
         CheckpointError: If there are too many, their header is longer than the library reads, or this machine is not
@@ -84,7 +87,7 @@ def pieces(tensors: Mapping[str, Tensor], where: str) -> tuple[int, Iterator[mem
             f"{where} holds {len(tensors):,} tensors, and {MOST_TENSORS:,} are stored at most; join some"
         )
     ordered = sorted(tensors.items(), key=lambda item: -item[1].element_size())
-    header: dict[str, object] = {}
+    header: dict[str, object] = {RESERVED: dict(metadata)} if metadata else {}
     end = 0
     for name, tensor in ordered:
         start, end = end, end + tensor.numel() * tensor.element_size()

@@ -4,25 +4,20 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from itertools import chain
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Literal, cast
 
 import torch
-from pydantic import Field, ValidationError
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from heptad.checkpoints.form import Stored
-from heptad.checkpoints.layout import is_checkpoint, named_path
+from heptad.checkpoints.entry import WHICH
+from heptad.checkpoints.held_weights import HeldWeights, read_weights, refuse_file, without_wrapper
+from heptad.checkpoints.layout import named_path
 from heptad.checkpoints.modules import copy_into, describe_tensor, equal_in_bits
-from heptad.checkpoints.store import Store
-from heptad.checkpoints.stored_types import shown
 from heptad.errors import CheckpointError, kind
-from heptad.run.snapshot import Snapshot
-
-WHICH = ("newest", "best", "ema")
 
 _MOST_NAMED = 20
 
@@ -59,30 +54,13 @@ def load_weights(
     _check_arguments(directory, network)
     if which not in WHICH:
         raise CheckpointError(f"load_weights(which=…) is one of {', '.join(map(repr, WHICH))}, got {which!r}")
-    average = average or which == "ema"
-    path, snapshot = _chosen(named_path(directory), which, average=average)
-    held = _weights_in(path, snapshot.sections.get("network"), "weights of a network")
-    given = _ema_tensors(path, snapshot, network, held.tensors) if average else held.tensors
-    _fill_network(path, network, given, held.not_persistent)
-    return path
-
-
-class _Weights(Stored):
-    """What is needed of a section; `Any` but for these, so that weights can be taken from what cannot be resumed."""
-
-    tensors: dict[str, Tensor]
-    not_persistent: list[str] = Field(default_factory=list[str])
-
-
-def _weights_in(path: Path, section: Any, what: str) -> _Weights:
-    try:
-        return _Weights.model_validate(section)
-    except ValidationError as error:
-        found = error.errors(include_url=False)[0]
-        place = ".".join(map(str, found["loc"])) or "the whole"
-        raise CheckpointError(
-            f"{path} holds no {what}: {place:.200}: {found['msg']}, got {shown(found['input'])}"
-        ) from error
+    dtypes = {name: tensor.dtype for name, tensor in _tensors_by_name(network).items()}
+    held = read_weights(directory, which, average=average, dtypes=dtypes)
+    if held.damage:
+        text = "; ".join(held.damage)
+        warnings.warn(f"{held.path} is loaded, because what comes before it is damaged: {text}", stacklevel=2)
+    _fill_network(held, network)
+    return held.path
 
 
 def _check_arguments(directory: object, network: object) -> None:
@@ -100,56 +78,11 @@ def _check_arguments(directory: object, network: object) -> None:
     if not isinstance(network, nn.Module):
         raise CheckpointError(f"{call} takes a network, an nn.Module, got {found}")
     path = named_path(cast("str", directory))
-    if path.is_file():
-        if is_checkpoint(path.parent):
-            raise CheckpointError(f"{path} is a file of a checkpoint; name the checkpoint: {path.parent}")
-        raise CheckpointError(
-            f"{path} is a file; load_weights takes a directory of checkpoints, or one of them, as the plugin "
-            "Checkpoint writes them. What torch.save wrote is read by network.load_state_dict(torch.load(path))"
-        )
+    refuse_file(path, "load_weights")
 
 
-def _chosen(path: Path, which: str, *, average: bool) -> tuple[Path, Snapshot]:
-    sections = ("network", "plugins") if average else ("network",)
-    if is_checkpoint(path):
-        return path, Store(path.parent).load(path, sections)
-    store = Store(path)
-    entry, snapshot, damage = (store.best_sound if which == "best" else store.newest_sound)(sections)
-    if damage:
-        text = "; ".join(damage)
-        warnings.warn(f"{entry.path} is loaded, because what comes before it is damaged: {text}", stacklevel=3)
-    return entry.path, snapshot
-
-
-def _ema_tensors(
-    path: Path, snapshot: Snapshot, network: nn.Module, weights: Mapping[str, Tensor]
-) -> Mapping[str, Tensor]:
-    """Return the averages, in the dtypes of the weights; those that the network has in its own stay as they are."""
-    found: Any = snapshot.sections.get("plugins", {})
-    plugins = cast("Mapping[Any, Any]", found if isinstance(found, Mapping) else {})
-    if "EMA" not in plugins:
-        there = ", ".join(sorted(map(str, plugins))) or "none"
-        raise CheckpointError(f"{path} holds no average: the run had no plugin named EMA (its plugins: {there:.200})")
-    plugin: Any = plugins["EMA"]
-    state: Any = cast("Mapping[Any, Any]", plugin).get("state") if isinstance(plugin, Mapping) else None
-    if not isinstance(state, Mapping) or "tensors" not in state:
-        raise CheckpointError(f"{path} holds no average yet: it was written before EMA saw the network")
-    averages = _weights_in(path, cast("Any", state), "average of a network").tensors
-    own = _tensors_by_name(network)
-    return {
-        name: tensor
-        if name not in weights
-        or tensor.is_complex() != weights[name].is_complex()
-        or ((there := own.get(_unwrapped(name))) is not None and there.dtype == tensor.dtype)
-        else tensor.to(weights[name].dtype)
-        for name, tensor in averages.items()
-    }
-
-
-def _fill_network(path: Path, network: nn.Module, held: Mapping[str, Tensor], optional: Iterable[str]) -> None:
-    given = {_unwrapped(name): tensor for name, tensor in held.items()}
-    if len(given) < len(held):
-        raise CheckpointError(f"{path} holds several tensors under one name, with and without what torch.compile adds")
+def _fill_network(held: HeldWeights, network: nn.Module) -> None:
+    path, given = held.path, held.tensors
     own = _tensors_by_name(network)
     lazy = [name for name, tensor in own.items() if is_lazy(tensor) or tensor.is_meta]
     if lazy:
@@ -163,7 +96,7 @@ def _fill_network(path: Path, network: nn.Module, held: Mapping[str, Tensor], op
     both = [[name for name in names if name in given] for names in shared.values()]
     absent = {name for names, found in zip(shared.values(), both, strict=True) if not found for name in names}
     missing = absent - _left_out_of_state_dict(network)
-    unexpected = given.keys() - own.keys() - {_unwrapped(name) for name in optional}
+    unexpected = given.keys() - own.keys() - held.not_persistent
     other = [
         f"{name} is {describe_tensor(given[name])} in the checkpoint, {describe_tensor(own[name])} in the network"
         for name in own
@@ -195,18 +128,13 @@ def _fill_network(path: Path, network: nn.Module, held: Mapping[str, Tensor], op
 def _left_out_of_state_dict(network: nn.Module) -> set[str]:
     """Return the names of the buffers that `state_dict` leaves out."""
     left_out = {name for name, _ in network.named_buffers(remove_duplicate=False)} - network.state_dict().keys()
-    return {_unwrapped(name) for name in left_out}
+    return {without_wrapper(name) for name in left_out}
 
 
 def _tensors_by_name(network: nn.Module) -> dict[str, Tensor]:
     parameters, buffers = network.named_parameters, network.named_buffers
     named = chain(parameters(remove_duplicate=False), buffers(remove_duplicate=False))
-    return {_unwrapped(name): tensor for name, tensor in named}
-
-
-def _unwrapped(name: str) -> str:
-    """Return the name of a tensor without the wrappers of `torch.compile`, around a network or a part of one."""
-    return ".".join(part for part in name.split(".") if part != "_orig_mod")
+    return {without_wrapper(name): tensor for name, tensor in named}
 
 
 def _list_names(names: list[str]) -> str:

@@ -23,9 +23,9 @@ def write_files(files: Files, directory: Path, packed: PackedSnapshot) -> dict[s
     written: dict[str, FileFacts] = {}
     for group, held in packed.tensors.items():
         file = f"{packed.file_of(group)}{SUFFIX}"
-        written[file] = _write_file(files, directory / file, *tensors.pieces(held, group))
+        written[file] = write_file(files, directory / file, *tensors.pieces(held, group))
     for file, content in packed.files.items():
-        written[file] = _write_file(files, directory / file, len(content), [memoryview(content)])
+        written[file] = write_file(files, directory / file, len(content), [memoryview(content)])
     return written
 
 
@@ -37,13 +37,17 @@ def write_last(files: Files, directory: Path, manifest: bytes) -> None:
     Raises:
         CheckpointError: As `write_files`.
     """
-    _write_file(files, directory / MANIFEST, len(manifest), [memoryview(manifest)])
+    write_file(files, directory / MANIFEST, len(manifest), [memoryview(manifest)])
     with os_errors_explained("syncing", directory):
         files.sync_directory(directory)
 
 
-def _write_file(files: Files, path: Path, size: int, pieces: Iterable[memoryview]) -> FileFacts:
-    """Write and sync a new file of a given size. What failed is not tried again on the same file."""
+def write_file(files: Files, path: Path, size: int, pieces: Iterable[memoryview]) -> FileFacts:
+    """Write and sync a new file of a given size. What failed is not tried again on the same file.
+
+    Raises:
+        CheckpointError: As `write_files`.
+    """
     with os_errors_explained("writing", path):
         descriptor = files.create(path)
         try:

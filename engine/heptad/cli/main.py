@@ -23,6 +23,7 @@ COMMANDS = {
     "diff": "show where two runs part; exit code 1 if they differ in more than times",
     "diagram": "draw the table of a run as a Mermaid state diagram",
     "export": "write a journal in another format",
+    "weights": "write the weights of a checkpoint as one safetensors file, for other programs",
     "demo": "train a network on handwritten digits, kill the run, resume it, and ask its journal",
 }
 """What each command does. Its module has the same name and is imported only when the command is called."""
@@ -78,7 +79,7 @@ def _parsed(argv: Sequence[str]) -> argparse.Namespace:
     """Return the arguments; after the command's name they may stand in any order."""
     parser = argparse.ArgumentParser(
         prog="heptad",
-        description="Ask the journal of a run, which the Journal plugin wrote or is writing.",
+        description="Ask the journal of a run, which the Journal plugin wrote or is writing; write its weights.",
         epilog="Exit codes: 0 fine, 1 the runs differ (diff), 2 bad file or argument.",
     )
     parser.add_argument("--version", action="version", version=f"heptad {installed('heptad')}")

@@ -1,7 +1,8 @@
 """`OwnFeed`: of data that every rank reads whole, the batches of one rank; `own_part` and `own_sampler` beside it.
 
 Built by `build_reading_feed` for evaluations and predictions of several ranks. Rank r of w takes the batches r, w + r,
-2 w + r, … of the one pass: none is repeated or left out, so ranks may take unequal numbers of them, or none.
+2 w + r, … of the one pass: none is repeated or left out, so ranks may take unequal numbers of them, or none. Where all
+must take as many, as their forward passes wait for each other, it is an `EvenFeed`.
 """
 
 from __future__ import annotations
@@ -116,7 +117,7 @@ class OwnFeed(FeedAround):
             self._feed.open(epoch, pass_index)
 
     def more(self) -> bool:
-        """Return whether an own batch follows; in a pass of unknown length those before it are read."""
+        """Return whether a batch to take follows; in a pass of unknown length those before it are read."""
         return self._skip() and self._follows()
 
     def take(self) -> Any:
@@ -164,3 +165,58 @@ class OwnFeed(FeedAround):
             self._take()
         with self._seeded():
             self._feed.end()
+
+
+class EvenFeed(OwnFeed):
+    """Equally many batches for each rank, out of a feed over all of them.
+
+    A rank takes one in each round of `world` batches. Where a round, the last one, has none of its own, it is `idle`,
+    and gets the one before again; one of another rank, if it had none.
+    """
+
+    def __init__(self, feed: Feed, rank: int, world: int) -> None:
+        super().__init__(feed, rank, world)
+        self._limit: int | None = None
+        self._newest: Any = NOTHING
+        self._idle = False
+
+    @property
+    def batches(self) -> int | None:
+        """Rounds in a pass."""
+        whole = self._feed.batches
+        return None if whole is None else own_part(whole, 0, self._world)
+
+    @property
+    def idle(self) -> bool:
+        """Whether the batch taken last was not this rank's."""
+        return self._idle
+
+    def open(self, epoch: int, pass_index: int, limit: int | None = None) -> None:
+        """Begin a pass, of which at most `limit` batches will be read, by all ranks together."""
+        self._limit, self._newest, self._idle = limit, NOTHING, False
+        super().open(epoch, pass_index, limit)
+
+    def more(self) -> bool:
+        """Return whether a round follows; in a pass of unknown length its first batch is read."""
+        return self._read != self._limit and self._follows()
+
+    def take(self) -> Any:
+        """Return the batch of the next round, or `NOTHING` where a pass of unknown length is over."""
+        own = last = NOTHING
+        for rank in range(self._world):
+            if not self.more():
+                break
+            last = self._take()
+            if rank == self._rank:
+                own = last
+        if last is NOTHING:
+            return NOTHING
+        self._idle = own is NOTHING
+        if not self._idle:
+            self._newest = own
+        return last if self._newest is NOTHING else self._newest
+
+    def end(self) -> None:
+        """End the pass."""
+        self._newest = NOTHING
+        super().end()

@@ -8,7 +8,7 @@ from typing import Any, cast
 from torch import nn
 
 from heptad.config import short
-from heptad.errors import a_kind, in_a_line, kind, summarize
+from heptad.errors import a_kind, counted, in_a_line, kind, summarize
 
 
 def optimizer_factory(error: Exception, network: nn.Module, field: str) -> str:
@@ -32,6 +32,43 @@ def foreign_parameters(optimizer: Any, held: int, own: int, when: str, field: st
     return (
         f"{field}: this {kind(optimizer)} holds none of the network's parameters "
         f"({held} held, {own} in the network); {advice}"
+    )
+
+
+def ready_made(optimizer: Any, field: str) -> str:
+    """Describe an optimizer that is given ready-made, of parameters that others will take the place of."""
+    name = kind(optimizer)
+    return (
+        f"{field}: this {name} was built before strategy='fsdp' shards the network, whose parameters are other objects "
+        f"then: it would train nothing; pass a function that builds it, such as lambda network: {name}("
+        "network.parameters(), …)"
+    )
+
+
+def replaced_parameters(optimizer: Any, old: int, held: int, field: str) -> str:
+    """Describe an optimizer that a function has built of what the network held before it was sharded."""
+    return (
+        f"{field}: {old} of the {counted(held, 'parameter')} of this {kind(optimizer)} are those that the network had "
+        "before strategy='fsdp' sharded it, and training them changes nothing; build it of the network that the "
+        "function is called with, and of nothing that was taken from it before"
+    )
+
+
+def shared_closure(optimizer: Any, field: str) -> str:
+    """Describe an optimizer whose step needs a closure, where each rank holds a part of the parameters."""
+    return (
+        f"{field}: the step of {kind(optimizer)} needs a closure, and goes by numbers that it computes of all "
+        "parameters, of which each rank holds a part with strategy='fsdp'; use strategy='ddp', or another optimizer"
+    )
+
+
+def mixed_list(option: str) -> str:
+    """Describe a parameter group that is to be stepped as a list which torch refuses."""
+    return (
+        f"Components.optimizer: {option}=True is for parameters of one kind, and with strategy='fsdp' a group holds "
+        "some that ranks share and some that each has whole (those of another dtype than the rest, those that several "
+        f"blocks have in common, those beside the network); leave {option}=True out, or put them into groups of their "
+        "own"
     )
 
 

@@ -17,9 +17,13 @@ from heptad.diagnose.loss import backward, empty_output, loss, never_returns, ow
 from heptad.diagnose.optimizers import (
     foreign_parameters,
     lost_parameters,
+    mixed_list,
     no_optimizer,
     odd_step,
     optimizer_factory,
+    ready_made,
+    replaced_parameters,
+    shared_closure,
     unfit_state,
 )
 from heptad.diagnose.values import unrecordable, unrecorded
@@ -34,6 +38,7 @@ __all__ = [
     "iterated_once",
     "loss",
     "lost_parameters",
+    "mixed_list",
     "never_returns",
     "no_data",
     "no_dataset",
@@ -44,6 +49,9 @@ __all__ = [
     "own_backward",
     "own_clearing",
     "pair",
+    "ready_made",
+    "replaced_parameters",
+    "shared_closure",
     "shuffled_stream",
     "too_few_samples",
     "unfit_state",

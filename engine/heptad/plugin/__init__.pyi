@@ -25,7 +25,10 @@ from heptad.record.events import Event as Event
 from heptad.record.events import Extend as Extend
 from heptad.record.events import Failed as Failed
 from heptad.record.events import Halved as Halved
+from heptad.record.events import MirrorFailed as MirrorFailed
+from heptad.record.events import MirrorRestored as MirrorRestored
 from heptad.record.events import Note as Note
+from heptad.record.events import NotMirrored as NotMirrored
 from heptad.record.events import NoUpdate as NoUpdate
 from heptad.record.events import OptionChange as OptionChange
 from heptad.record.events import Pause as Pause

@@ -170,6 +170,8 @@ class PluginManager:
         self._detached.add(name)
 
     def _detach(self, plugin: Plugin, who: str, error: Exception, run: Run, moment: str = "") -> None:
+        if run._runtime.peers.failed:
+            raise error  # no plugin less would bring the other ranks back
         self._detached.add(plugin.name)
         run.emit(Detach, plugin.name, who, in_a_line(error), moment)
 

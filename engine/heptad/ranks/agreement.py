@@ -116,6 +116,7 @@ class Agreement:
         if {1, 2} <= {kind for row in rows for kind in (row.kinds & 1, row.kinds & 2)}:
             raise RankFailed(MIXED)
         self._seen = seq
+        agreed.number += 1
         at.samples = agreed.samples = agreed.samples + sum(row.samples for row in rows)
         for rank, row in enumerate(rows):
             self._group.bulletin.last[rank] = f"after update {row.update}"

@@ -7,10 +7,11 @@ averaged as what optimizers hold beside the network is.
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Callable, Collection, Generator
 from contextlib import contextmanager
 from functools import partial
 from typing import Any, NamedTuple, cast
+from weakref import ref
 
 import numpy as np
 import torch
@@ -24,9 +25,9 @@ from torch.utils.hooks import RemovableHandle
 
 from heptad.config import ComputeLoss
 from heptad.plugin.manager import PluginManager
-from heptad.ranks.grouped import Grouped
+from heptad.ranks.grouped import Grouped, is_of_exchange
 from heptad.ranks.requests import SharedRun
-from heptad.ranks.sharding import DTensorShards, ShardedCall, find_call, plan_sharding, shard_network
+from heptad.ranks.sharding import DTensorShards, ShardedCall, find_call, plan_sharding, refuse_whole, shard_network
 from heptad.ranks.window import RanksWindow
 from heptad.run.run import Run
 from heptad.run.runtime import Runtime
@@ -53,11 +54,15 @@ class Fsdp(Grouped):
         self._modules: list[FSDPModule] = []
         """What is sharded: the network, and its blocks."""
         self._shared: list[nn.Parameter] = []
+        self._before: list[ref[nn.Parameter]] = []
+        """What the network held before it was sharded; it is freed unless somebody else holds it."""
         self._used: set[int] = set()
         """Places in `_shared`: of the parameters that the steps of the window have used."""
         self._outputs: list[_Output] = []
         self._hooks: list[RemovableHandle] = []
         self._closes: bool | None = None
+        self._resumed = False
+        """Whether no step was made yet: gradients are those of a window that is complete, and was restored."""
 
     def autocasts(self, precision: str) -> bool:
         """Return False for bf16: FSDP2 gathers the parameters in it, at half the traffic."""
@@ -69,18 +74,31 @@ class Fsdp(Grouped):
         runtime = run._runtime
         self._mesh = DeviceMesh.from_group(self._group.data, runtime.device.type)
         plan = plan_sharding(runtime.network, runtime.components.blocks)
+        if self._config.precision == "bf16-mixed":
+            refuse_whole(runtime.network, plan)
         runtime.shards = DTensorShards(self._mesh, plan)
+
+    def replaces(self, network: nn.Module) -> bool:
+        """Return whether it is to be sharded: an earlier engine may have done that."""
+        return not isinstance(network, FSDPModule)
+
+    def replaced(self) -> Collection[int]:
+        """Return what optimizers that train nothing hold."""
+        now = set(map(id, cast("nn.Module", self._call).parameters()))
+        return {id(one) for each in self._before if (one := each()) is not None} - now
 
     def _wrap(self, runtime: Runtime) -> set[int]:
         network, precision = runtime.network, self._config.precision
         call = find_call(network, precision)
         if call is None:
             self._send([*network.parameters(), *network.buffers()])
+            self._before = [ref(one) for one in network.parameters()]
             plan = plan_sharding(network, runtime.components.blocks)
             runtime.shards = DTensorShards(self._mesh, plan)
             call = shard_network(network, plan, self._mesh, precision)
             network.to(runtime.device)
-        self._call, self._closes = call, None
+        call.mend()
+        self._call, self._closes, self._resumed = call, None, True
         self._modules = [one for one in network.modules() if isinstance(one, FSDPModule)]
         self._shared = [one for one in network.parameters() if isinstance(one, DTensor)]
         call.watch(self._shared, self._used)
@@ -97,7 +115,10 @@ class Fsdp(Grouped):
     def _watch_outputs(self) -> None:
         self._watch_no_more()
         modules = cast("list[nn.Module]", self._modules)
-        self._hooks = [module.register_forward_hook(self._note_output) for module in modules]
+        note: Any = self._note_output
+        if self._config.compile:  # else not, as it takes a second to import
+            note = torch.compiler.disable(note)
+        self._hooks = [module.register_forward_hook(note) for module in modules]
 
     def _watch_no_more(self) -> None:
         while self._hooks:
@@ -127,10 +148,12 @@ class Fsdp(Grouped):
     def window_closes(self, closes: bool) -> None:
         """Let FSDP2 average in the backward pass to come, or only add up."""
         window = cast("RanksWindow", self._run._position.window)
-        window.closes = closes
+        window.closes, self._resumed = closes, False
         self._outputs.clear()
         if not window.steps:
             self._used.clear()
+        if self._call is not None:
+            self._call.begin_backward(self._used, first=not window.steps, closes=closes)
         if closes is not self._closes:
             self._closes = closes
             for module in self._modules:
@@ -150,7 +173,61 @@ class Fsdp(Grouped):
         self._used.clear()
         self._used |= used
 
+    # -- forward passes without a backward pass
+
+    def divides(self, network: nn.Module) -> bool:
+        """Return whether a network is sharded by now: ranks make its forward passes together."""
+        return isinstance(network, FSDPModule)
+
+    def forward_of(self, network: nn.Module) -> Callable[[Any], Any]:
+        """Return what calls a network, for an evaluation."""
+        call = find_call(network, self._config.precision)
+        return network if call is None else partial(call, _call_network)
+
+    def loss_of(self, network: nn.Module, given: ComputeLoss) -> ComputeLoss:
+        """Return a `compute_loss` that may call parts of a network, for an evaluation."""
+        call = find_call(network, self._config.precision)
+        return given if call is None else call.around(given)
+
+    @contextmanager
+    def resting(self, network: nn.Module, name: str) -> Generator[None]:
+        """Leave its part to each rank after a block of forward passes, also after one that raises.
+
+        Args:
+            network: The network.
+            name: What errors call the block.
+
+        Raises:
+            ConfigError: If the network is sharded by others, or for another precision.
+        """
+        call = find_call(network, self._config.precision)
+        if call is None:
+            yield
+            return
+        group, outputs, where = self._group, [*self._outputs], self._group.where
+        if where is str:  # no run is driven
+            group.where = f"in {name}".__str__
+        try:
+            with call.resting():
+                yield
+        finally:
+            self._outputs[:] = outputs
+            group.where = where
+
+    def break_off(self, network: nn.Module, error: Exception) -> None:
+        """Tell the other ranks of an error for which they would wait in a forward pass.
+
+        Raises:
+            RankFailed: If it is another rank that has broken it off.
+        """
+        if self.divides(network) and not self._group.failed:
+            if is_of_exchange(error):
+                self._group.explain(error)
+            self._group.tell(error)
+
     def _lacking(self) -> int:
+        if self._resumed:
+            self._used |= {place for place, one in enumerate(self._shared) if one.grad is not None}
         return sum(place not in self._used and one.requires_grad for place, one in enumerate(self._shared))
 
     def _drop_unused(self) -> None:

@@ -140,6 +140,8 @@ class Group:
             error: The error, which this rank raises.
             where: Where it was raised, such as `"in run.evaluate(data)"`.
         """
+        if self.failed:
+            return  # nobody gathers any more
         text = " ".join(filter(None, (f"rank {self.rank} failed", where)))
         with suppress(RankFailed):  # its own error says more
             self._gather_all(f"{text}: {in_a_line(error):.2000}".encode(), FAILED)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import platform
-from collections.abc import Callable, Generator, Iterable, Sequence
+from collections.abc import Callable, Collection, Generator, Iterable, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any, cast
@@ -116,6 +116,14 @@ class Grouped:
     def root(self, seed: int) -> int:
         """Return what the first rank gives."""
         return int(self._group.gather(str(seed).encode())[0])
+
+    def replaces(self, network: nn.Module) -> bool:
+        """Return False."""
+        return False
+
+    def replaced(self) -> Collection[int]:
+        """Return nothing."""
+        return ()
 
     def place(self, runtime: Runtime) -> None:
         """Compare the networks of the ranks, and wrap this one.
@@ -305,7 +313,7 @@ class Grouped:
                 raise
             if run.paused is not None:
                 raise  # it stands in order, on all ranks: a plugin may end the process now
-            if _is_of_exchange(error):
+            if is_of_exchange(error):
                 group.explain(error)
             # a RankFailed too: where all ranks raise at this place, they can go on to something else
             group.tell(error)
@@ -356,7 +364,7 @@ _OF_AN_EXCHANGE = ("gloo", "nccl", "processgroup", "c10d", "caused pair closure"
 """What stands in the text of such an error; the last is gloo's "Application timeout caused pair closure"."""
 
 
-def _is_of_exchange(error: BaseException) -> bool:
+def is_of_exchange(error: BaseException) -> bool:
     """Return whether a collective has failed: torch has classes for some of these errors, and words for all."""
     if isinstance(error, dist.DistError):
         return True

@@ -78,6 +78,10 @@ class SharedRun(RanksRun):
 
     __slots__ = ()
 
+    def whole(self, tensor: torch.Tensor) -> torch.Tensor:
+        """Return a tensor whole on each rank, see `RunView.whole`."""
+        return whole_value(tensor)
+
     def record(self, name: str, value: float | torch.Tensor) -> None:
         """Record a value, see `Run.record`; a DTensor, such as a norm, as the whole (an exchange)."""
         super().record(name, whole_value(value))

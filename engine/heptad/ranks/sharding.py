@@ -7,7 +7,8 @@ may have less of it, or nothing.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Generator, Iterable, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from typing import Any, NamedTuple, cast
@@ -22,7 +23,7 @@ from torch.utils.hooks import RemovableHandle
 
 from heptad.blocks.finding import Chooser, find_blocks
 from heptad.config import ComputeLoss, LossOutput
-from heptad.errors import CheckpointError, ConfigError
+from heptad.errors import CheckpointError, ConfigError, a_kind
 from heptad.run.shards import Part
 
 _CALL = "_sharded_call"
@@ -51,14 +52,15 @@ def plan_sharding(network: nn.Module, choose: Chooser | None) -> ShardingPlan:
         choose: `Components.blocks`.
 
     Raises:
-        ConfigError: If a parameter has no shape yet, or the blocks are none.
+        ConfigError: If a part of it cannot be sharded, or the blocks are none.
     """
+    if mistakes := [
+        f"strategy='fsdp' cannot shard {repr(name) if name else 'Components.network'}: {why}"
+        for name, module in cast("Iterable[tuple[str, nn.Module]]", network.named_modules())
+        if (why := _unshardable(module))
+    ]:
+        raise ConfigError("\n".join(mistakes))
     named = dict(network.named_parameters(remove_duplicate=False))
-    if lazy := [name for name, one in named.items() if is_lazy(one)]:
-        raise ConfigError(
-            f"strategy='fsdp' cannot shard the parameter {lazy[0]}, which has no shape before the first batch; run the "
-            "network once on a batch before the Engine is built, or name the sizes"
-        )
     blocks = [block for name, block in find_blocks(network, choose).items() if name]
     if isinstance(network, FSDPModule):
         whole = {one for one in named.values() if not isinstance(one, DTensor)}
@@ -68,6 +70,39 @@ def plan_sharding(network: nn.Module, choose: Chooser | None) -> ShardingPlan:
         rest = [one for module in around for one in module.parameters(recurse=False)]
         whole = _unshareable([*(list(block.parameters()) for block in blocks), rest])
     return ShardingPlan(blocks, whole, {name: tuple(one.shape) for name, one in named.items() if one not in whole})
+
+
+def _unshardable(module: nn.Module) -> str | None:
+    """Return why a module cannot be sharded, without its parts."""
+    if isinstance(module, torch.jit.ScriptModule):
+        return f"{a_kind(module)} is compiled by TorchScript, which holds its parameters; pass what it was made of"
+    if hasattr(module, "_orig_mod"):
+        return (
+            "it is what torch.compile returned; pass the module itself with RunConfig(compile=True), which compiles "
+            "its blocks in place"
+        )
+    if lazy := [name for name, one in module.named_parameters(recurse=False) if is_lazy(one)]:
+        return (
+            f"its parameter {lazy[0]} has no shape before the first batch; run the network once on a batch before the "
+            "Engine is built, or name the sizes"
+        )
+    if isinstance(module, nn.Embedding | nn.EmbeddingBag) and module.sparse:
+        return f"{a_kind(module)} with sparse=True has gradients that FSDP2 does not average; leave sparse=True out"
+    return None
+
+
+def refuse_whole(network: nn.Module, plan: ShardingPlan) -> None:
+    """Refuse parameters that would be computed with in fp32 beside others in bf16, which torch does not do.
+
+    Raises:
+        ConfigError: If there is one that is no scalar.
+    """
+    if names := [name for name, one in network.named_parameters() if one in plan.whole and one.dim()]:
+        raise ConfigError(
+            "RunConfig.precision='bf16-mixed' with strategy='fsdp' casts what ranks share, and each holds whole: "
+            f"{', '.join(names[:4])}{' …' if names[4:] else ''}; a parameter is shared where those of its block have "
+            "one dtype, and no other block has it: choose others by Components.blocks, or use strategy='ddp'"
+        )
 
 
 def _unshareable(groups: Iterable[Sequence[nn.Parameter]]) -> set[nn.Parameter]:
@@ -98,11 +133,59 @@ class ShardedCall(nn.Module):
         super().__init__()
         self.network = network
         self.precision = precision
+        self._device = next(network.parameters()).device
+        self._gathered: dict[int, nn.Parameter] = {}
+        """What parameters are when they are gathered, by their places."""
+        self._adds_up = False
         self._hooks: list[RemovableHandle] = []
+        self._torn = False
+        self._stays = False
+        """Whether what is around the blocks stays gathered after a forward pass, for the next pass to come."""
+        network.register_forward_hook(self._reshard)
+
+    @contextmanager
+    def resting(self) -> Generator[None]:
+        """Make forward passes without a backward pass in a block, after which each rank has its part.
+
+        What is around the blocks of the network stays gathered from one to the next.
+        """
+        try:
+            with self._staying():
+                yield
+        finally:
+            self.mend()
+            for module in self.modules():
+                if isinstance(module, FSDPModule):
+                    module.reshard()
+
+    def mend(self) -> None:
+        """Let the next forward pass begin anew, where something was raised in the last one."""
+        if self._torn:
+            cast("FSDPModule", self).reset_iter_state()
+            self._torn = False
+
+    @contextmanager
+    def _staying(self) -> Generator[None]:
+        within, self._stays = self._stays, True
+        try:
+            yield
+        finally:
+            self._stays = within
+
+    def _reshard(self, module: nn.Module, given: Any, output: Any) -> None:
+        """Leave its part to each rank after a forward pass that a handler makes: nobody knows what it does next."""
+        del given, output
+        if not self._stays:
+            cast("FSDPModule", module).reshard()
 
     def forward(self, call: Callable[..., Any], *given: Any) -> Any:
         """Return what the function returns, given the network and the rest."""
-        return call(self.network, *given)
+        try:
+            with self._staying():
+                return call(self.network, *given)
+        except BaseException:
+            self._torn = True
+            raise
 
     def around(self, compute_loss: ComputeLoss) -> ComputeLoss:
         """Return a `compute_loss` that may call parts of the network: what is around the blocks is gathered before."""
@@ -118,7 +201,9 @@ class ShardedCall(nn.Module):
             found.append(given)
             return cast("Any", given.value if isinstance(given, LossOutput) else given)
 
-        loss = self(call, batch)
+        # FSDP2 casts what the network is called with, and not what its parts are
+        with torch.autocast(self._device.type, torch.bfloat16, enabled=self.precision == "bf16-mixed"):
+            loss = self(call, batch)
         return replace(found[0], value=loss) if isinstance(found[0], LossOutput) else loss
 
     def watch(self, parameters: Sequence[nn.Parameter], used: set[int]) -> None:
@@ -130,6 +215,7 @@ class ShardedCall(nn.Module):
         """
         for hook in self._hooks:
             hook.remove()
+        self._gathered = {}
         places = {id(one): place for place, one in enumerate(parameters)}
         names = {name: places[id(one)] for name, one in self.network.named_parameters() if id(one) in places}
         for module in self.network.modules():
@@ -139,7 +225,30 @@ class ShardedCall(nn.Module):
                 gathered = self.network.named_parameters()
                 watched = [(one, names[name]) for name, one in gathered if name in names and type(one) is nn.Parameter]
                 self._hooks += [_note_use(one, place, used) for one, place in watched]
+                self._gathered |= {place: one for one, place in watched}
                 module.reshard()
+
+    def begin_backward(self, used: Collection[int], *, first: bool, closes: bool) -> None:
+        """Have gradients of one dtype, which FSDP2 needs to average them: in bf16, those that a window adds up.
+
+        It keeps what it adds up in fp32, and what only the last step of a window uses, or none, in bf16.
+
+        Args:
+            used: The places of parameters that steps of the window have used.
+            first: Whether the step is the first of its window.
+            closes: Whether it is the last.
+        """
+        if self.precision != "bf16-mixed":
+            return
+        adds_up = not (first and closes)
+        if adds_up is not self._adds_up:
+            self._adds_up = adds_up
+            for one in self._gathered.values():
+                one.grad_dtype = torch.float32 if adds_up else one.dtype
+        if adds_up and closes:
+            for place, one in self._gathered.items():
+                if place not in used and one.requires_grad and one.grad is None:
+                    one.grad = torch.zeros(one.shape, device=one.device)
 
 
 def _note_use(parameter: nn.Parameter, place: int, used: set[int]) -> RemovableHandle:

@@ -6,11 +6,12 @@ plain loop does. The core never asks how many ranks there are.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Protocol
 
 import torch
+from torch import nn
 
 from heptad.config import ComputeLoss, RunConfig
 from heptad.plugin.manager import PluginManager
@@ -63,11 +64,20 @@ class Strategy(Protocol):
         """Return the root of the data's order that holds for all ranks: what the first one gives."""
         ...
 
+    def replaces(self, network: nn.Module) -> bool:
+        """Return whether `place` puts other parameters into this network."""
+        ...
+
     def place(self, runtime: Runtime) -> None:
         """Move the network to its device and set `runtime.forward`, what is called; before optimizers are built.
 
-        An optimizer that the user built is there already: the parameters it holds must stay the same objects.
+        An optimizer that the user built is there already: the parameters it holds stay the same objects, or `replaces`
+        has said that they do not.
         """
+        ...
+
+    def replaced(self) -> Collection[int]:
+        """Return the ids of parameters that `place` has replaced, and that somebody still holds."""
         ...
 
     def compute_loss(self, given: ComputeLoss | None) -> ComputeLoss | None:
@@ -141,6 +151,14 @@ class Alone:
     def root(self, seed: int) -> int:
         """Return the root."""
         return seed
+
+    def replaces(self, network: nn.Module) -> bool:
+        """Return False."""
+        return False
+
+    def replaced(self) -> Collection[int]:
+        """Return nothing."""
+        return ()
 
     def place(self, runtime: Runtime) -> None:
         """Move the network to the device."""

@@ -519,7 +519,8 @@ class Written(Event):
 
     Attributes:
         checkpoint: Its name.
-        duration_ns: How long the thread took, the removal of older checkpoints not included.
+        duration_ns: How long that took from the start of the thread, of several ranks until all had written and agreed;
+            the removal of older checkpoints not included.
     """
 
     kind = "written"
@@ -532,6 +533,64 @@ class Written(Event):
     def text(self) -> str:
         """Which one, and how long it took."""
         return f"{self.checkpoint} was written in the background in {self.duration_ns / 1e9:.3f} s"
+
+
+@dataclass(frozen=True, slots=True)
+class MirrorFailed(Event):
+    """The mirror of a directory of checkpoints failed; the run continues. Said once until it works again.
+
+    Attributes:
+        error: What failed, without credentials.
+        missing: How many checkpoints are to be there and are not.
+    """
+
+    kind = "mirror"
+    timed = True
+
+    error: str
+    missing: int
+
+    @property
+    def text(self) -> str:
+        """What failed, and what follows."""
+        return (
+            f"the mirror failed, and the run continues: {self.error}; it lacks {counted(self.missing, 'checkpoint')}, "
+            "and is tried again at later saves"
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class MirrorRestored(Event):
+    """A mirror that had failed works again, and holds what it is to hold."""
+
+    kind = "mirror"
+    timed = True
+
+    @property
+    def text(self) -> str:
+        """That."""
+        return "the mirror works again, and lacks no checkpoint"
+
+
+@dataclass(frozen=True, slots=True)
+class NotMirrored(Event):
+    """A run ended or paused, and checkpoints are in its directory alone.
+
+    Attributes:
+        error: Why: what failed last.
+        missing: How many.
+    """
+
+    kind = "mirror"
+    timed = True
+
+    error: str
+    missing: int
+
+    @property
+    def text(self) -> str:
+        """How many, and why."""
+        return f"{counted(self.missing, 'checkpoint')} not mirrored, kept in the directory alone: {self.error}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -622,7 +681,10 @@ EVENTS: dict[str, type[Event]] = {
         Extend,
         Failed,
         Halved,
+        MirrorFailed,
+        MirrorRestored,
         NoUpdate,
+        NotMirrored,
         Note,
         OptionChange,
         Pause,

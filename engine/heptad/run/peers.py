@@ -16,10 +16,12 @@ class Peers(Protocol):
     Attributes:
         rank: The number of this process, from 0 on.
         world: How many there are.
+        failed: Whether a rank has failed for good: nothing more can be exchanged.
     """
 
     rank: int
     world: int
+    failed: bool
 
     def gather(self, content: bytes) -> list[bytes]:
         """Return what each rank gave, by rank: one exchange on the control plane. The lengths may differ."""
@@ -39,6 +41,7 @@ class NoPeers:
 
     rank = 0
     world = 1
+    failed = False
 
     def gather(self, content: bytes) -> list[bytes]:
         """Return what was given."""

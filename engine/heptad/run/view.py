@@ -20,6 +20,7 @@ from heptad.run.evaluating import EvaluationOptions, Measures
 from heptad.run.guards import batches_remain, epochs_remain, update_due
 from heptad.run.loss_mean import mean_of
 from heptad.run.runtime import Evaluates, Runtime
+from heptad.run.shards import alike
 from heptad.run.state import RunState
 from heptad.table import Table
 
@@ -412,6 +413,40 @@ class RunView:
     def parameters(self) -> list[nn.Parameter]:
         """Return the network's parameters in its order, then the others that the optimizers hold, each once."""
         return self._runtime.optimizers.parameters(self.network)
+
+    # -- tensors that the ranks of a run share
+
+    @property
+    def shares(self) -> bool:
+        """Whether each rank holds a part of the parameters only: with `strategy="fsdp"`."""
+        return self._runtime.shards.any
+
+    def local(self, tensor: torch.Tensor) -> torch.Tensor:
+        """Return what this rank holds of a tensor: its part of one that the ranks share, else the tensor itself.
+
+        So what goes number by number, such as an average over updates, works on plain tensors whatever the strategy.
+        The part is not copied: who writes to it writes to the tensor. It may have no elements.
+
+        Args:
+            tensor: A parameter, its gradient, or what was computed of them number by number.
+        """
+        part = self._runtime.shards.part(tensor)
+        return tensor if part is None else part.local
+
+    def whole(self, tensor: torch.Tensor) -> torch.Tensor:
+        """Return a tensor whole on each rank, such as a gradient or its norm; of one that is whole, itself.
+
+        All ranks call this at the same place: one that the ranks share is an exchange, and takes its whole memory.
+        """
+        return tensor
+
+    def alike(self, stored: torch.Tensor, live: torch.Tensor) -> torch.Tensor:
+        """Return a stored tensor in the form of a live one: this rank's part of it where the ranks share that.
+
+        For what a plugin has stored of parameters, which comes back whole where a run with another strategy has stored
+        it.
+        """
+        return alike(stored, live, self._runtime.shards)
 
     @property
     def reading_seconds(self) -> float:

@@ -74,12 +74,17 @@ def rehearse(
         The smoke run, finished.
 
     Raises:
-        EngineError: If the run has begun, or its data cannot be put back.
+        EngineError: If the run has begun, or its data or a network that ranks share cannot be put back.
         BaseException: What the smoke run raised. Everything is put back then too.
     """
     parts = run.components
     if run.state != "idle":
         raise EngineError(f"smoke() was called on a run that is in {run.state}; call it before run()")
+    if run.shares:
+        raise EngineError(
+            "smoke() puts everything back, and strategy='fsdp' shards the network for good; try the run with "
+            "strategy='ddp' or 'none' on a network with fewer blocks, or leave smoke() out"
+        )
     data = parts.dataset if parts.loader is None else parts.loader
     if is_a(data, Iterator):
         raise EngineError(

@@ -21,7 +21,7 @@ from heptad.step.first_step import FirstStep
 from heptad.step.function import build_step, check_loss
 from heptad.step.judging import call_on_loss
 from heptad.step.loss_scaling import build_scaled
-from heptad.step.optimizers import apply_init_weights, build_optimizers
+from heptad.step.optimizers import apply_init_weights, build_optimizers, init_whole
 from heptad.step.untrained import LOOKS, Bond, find_untrained, look_after_parameters
 
 MANY = 1000
@@ -37,7 +37,7 @@ def before_loop(run: Run, strategy: Strategy) -> None:
     runtime.feed.seed = strategy.root(secrets.randbits(62) if seed is None else seed)
     init_weights = runtime.components.init_weights
     if init_weights is not None and strategy.shares:
-        init_weights(runtime.network)
+        init_whole(runtime, init_weights)
     build(run, strategy)
     if init_weights is not None and not strategy.shares:
         apply_init_weights(runtime.network, init_weights, runtime.optimizers)
@@ -52,7 +52,7 @@ def build(run: Run, strategy: Strategy) -> None:
     """Place the network, then build the optimizers and the step function: also done where a run is resumed."""
     runtime = run._runtime
     strategy.place(runtime)
-    runtime.optimizers = build_optimizers(runtime.components)  # after placing, which may replace the parameters
+    runtime.optimizers = build_optimizers(runtime, strategy)  # after placing, which may replace the parameters
     runtime.bond = Bond(runtime)
     build_recomputation(run, strategy)
     compute_loss = strategy.compute_loss(runtime.components.compute_loss)

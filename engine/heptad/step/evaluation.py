@@ -12,14 +12,16 @@ from torch.utils.data import DataLoader, Dataset
 
 from heptad.config import Components, RunConfig
 from heptad.data.build import Place, build_dataset_feed, build_loader_feed
+from heptad.data.dealing import Deal
 from heptad.data.feed import Feed
 from heptad.data.generators import device_preserved, global_states, preserved, restore_states
-from heptad.data.own_feed import OwnDeal, OwnFeed, own_sampler
+from heptad.data.own_feed import EvenFeed, OwnDeal, OwnFeed, own_sampler
 from heptad.data.placement import count_samples
 from heptad.errors import ConfigError, DataError, Unfinished, a_kind
 from heptad.run.evaluating import EvaluationOptions, Measures
 from heptad.run.run import Run
 from heptad.run.runtime import StepFunction
+from heptad.run.state import RunState
 from heptad.run.view import detached
 from heptad.step.metrics import Metrics
 
@@ -86,7 +88,10 @@ class Evaluation:
         at = run._position
         with self._gradients_off():
             self._step.run(at)
-            self._metrics.add(without_graph(at.output), at.batch, at.loss, at.weight, self._step.count(at))
+            self._add(at)
+
+    def _add(self, at: RunState) -> None:
+        self._metrics.add(without_graph(at.output), at.batch, at.loss, at.weight, self._step.count(at))
 
     def process_batch_and_read(self, run: Run) -> None:
         """The body of `process_batch` where batches are read ahead: they are copied while the device computes."""
@@ -160,24 +165,28 @@ def build_reading_feed(
     field: str,
     place: Place,
     share: tuple[int, int] = (0, 1),
+    *,
+    even: bool = False,
 ) -> Feed:
     """Return a feed over a dataset of samples, or over a loader or any iterable of batches; errors call it `field`.
 
     Of several ranks (`share` is the rank, and how many there are) each takes its own batches: samples that are indexed
-    are fetched by their rank alone, of all else every rank reads the whole.
+    are fetched by their rank alone, of all else every rank reads the whole. With `even` each takes as many, and the
+    feed is `idle` where that is none of its own.
     """
     rank, world = share
+    dealt = EvenFeed if even else OwnFeed
     if not holds_samples(data, components):
         feed = build_loader_feed(data, field, place=place)
-        return feed if world == 1 or own_sampler(data, rank, world, field) else OwnFeed(feed, rank, world)
+        return feed if world == 1 or own_sampler(data, rank, world, field) else dealt(feed, rank, world)
     if config.batch_size is None:
         raise ConfigError(
             f"{a_kind(cast('object', data))} holds samples, and this engine has no batch_size because it was given a "
             "loader; pass a DataLoader of it"
         )
-    own = None if world == 1 else OwnDeal(rank, world)
+    own = None if world == 1 else Deal(rank, world, "flush") if even else OwnDeal(rank, world)
     feed = build_dataset_feed(data, components.collate_fn, config, field, place, own=own)
-    return feed if world == 1 or feed.batches is not None else OwnFeed(feed, rank, world)
+    return feed if world == 1 or feed.batches is not None else dealt(feed, rank, world)
 
 
 def gradients_off(inference_mode: bool) -> Callable[[], AbstractContextManager[object]]:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Protocol, Unpack
 
 import torch
+from torch import nn
 
 from heptad.config import Components, ComputeLoss, RunConfig
 from heptad.data.cursor import NOTHING
@@ -39,6 +41,9 @@ from heptad.step.optimizers import Optimizers
 from heptad.step.precision import autocast, in_precision
 from heptad.step.trial import buffers_preserved, copies_of, first_batch, has_memory
 from heptad.table import evaluation_table
+
+PREDICTION = "Engine.predict(data)"
+"""What errors call a prediction."""
 
 LOG_CAPACITY = 1024
 """Transitions that an evaluation keeps: its log is read where it fails, if at all."""
@@ -104,7 +109,7 @@ class Evaluator:
 
         Without such a batch, or where the network cannot be run yet, nothing is tried.
         """
-        components, network = self._components, self._components.network
+        network = self._components.network
         copies = copies_of(metrics)
         if not copies or not has_memory(network):
             return
@@ -118,7 +123,7 @@ class Evaluator:
             buffers_preserved(network),
             warnings.catch_warnings(action="ignore"),  # of what one batch lacks, such as a class
         ):
-            batch = first_batch(data, components, self._config, of_samples=holds_samples(data, components))
+            batch = self._first_batch(data)
             if batch is NOTHING:
                 return
             at.batch = self._place(batch)
@@ -145,6 +150,10 @@ class Evaluator:
                 "all batches is asked for in each evaluation",
                 stacklevel=2,
             )
+
+    def _first_batch(self, data: Any) -> Any:
+        components = self._components
+        return first_batch(data, components, self._config, of_samples=holds_samples(data, components))
 
     def _step(self, options: EvaluationOptions) -> StepFunction:
         compute_loss, parts = options.get("compute_loss"), self._components
@@ -182,7 +191,7 @@ class Evaluator:
         network.to(self._device)
         preserve = options.get("preserve_rng", True)
         generators = generators_preserved(self._device) if preserve else generators_restored_on_error()
-        with evaluated_beside(network, name), generators, evaluating(network):
+        with evaluated_beside(network, name), self._passes(network, name), generators, evaluating(network):
             run._buffer.go()
             while not run.ended:
                 run._position.halt = False
@@ -200,29 +209,54 @@ class Evaluator:
     ) -> Iterator[Any]:
         """Yield the network's output for each batch of data. See `Engine.predict`."""
         number, numbered = self._rank, self._numbers_outputs if numbered is None else numbered
-        feed = self.prepare(data, "Engine.predict(data)")
+        feed, left = self._begin_prediction(data)
         network = self._components.network.to(self._device)
         step = self._step({} if compute_loss is None else {"compute_loss": compute_loss})
         off = gradients_off(inference_mode)
-        with preserved():
-            feed.open(0, 0)
-        left = _left(feed, feed.batches)
-        if not left:
-            self._refuse_no_prediction(feed)
         while left:
             with (
-                evaluated_beside(network, "Engine.predict(data)"),
+                evaluated_beside(network, PREDICTION),
+                self._passes(network, PREDICTION),
                 generators_preserved(self._device),
                 evaluating(network),
                 off(),
             ):
-                output = without_graph(step.predict(self._place(feed.take())))
+                output = self._predict_next(step, feed)
                 feed.read_ahead(left - 1)
-            yield NumberedOutput(number, output) if numbered else output
+            if output is not NOTHING:
+                yield NumberedOutput(number, output) if numbered else output
             number += self._world
-            left = _left(feed, left - 1)
+            left = self._left(feed, left - 1)
         with preserved():
             feed.end()
+
+    def _begin_prediction(self, data: Any) -> tuple[Feed, int]:
+        """Return the feed of a pass that has begun, and how many batches follow."""
+        feed = self.prepare(data, PREDICTION)
+        with preserved():
+            feed.open(0, 0)
+        left = self._left(feed, feed.batches)
+        if not left:
+            self._refuse_no_prediction(feed)
+        return feed, left
+
+    def _predict_next(self, step: StepFunction, feed: Feed) -> Any:
+        return self._predict(step, self._place(feed.take()))
+
+    def _predict(self, step: StepFunction, batch: Any) -> Any:
+        return without_graph(step.predict(batch))
+
+    def _left(self, feed: Feed, known: int | None) -> int:
+        """Return how many batches follow: 1 stands for more where nobody can know."""
+        if feed.batches is None:
+            with preserved():
+                return 1 if feed.more() else 0
+        return known or 0
+
+    def _passes(self, network: nn.Module, name: str) -> AbstractContextManager[None]:
+        """Return a block in which the network is run; errors call it `name`."""
+        del network, name
+        return nullcontext()
 
     def _refuse_no_prediction(self, feed: Feed) -> None:
         raise DataError("the data to predict on yield nothing")
@@ -232,11 +266,3 @@ class Evaluator:
         while self._feeds:
             _, (_, feed) = self._feeds.popitem()
             feed.close()
-
-
-def _left(feed: Feed, known: int | None) -> int:
-    """Return how many batches follow: 1 stands for more where nobody can know."""
-    if feed.batches is None:
-        with preserved():
-            return 1 if feed.more() else 0
-    return known or 0

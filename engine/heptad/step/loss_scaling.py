@@ -6,7 +6,7 @@ Built with the optimizers, stored in checkpoints, and asked by the engine's firs
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -14,8 +14,10 @@ import torch
 
 from heptad.errors import ConfigError, EngineError
 from heptad.ranks.strategy import Strategy, scale
+from heptad.run.peers import Peers
 from heptad.run.run import Run
 from heptad.run.runtime import StepFunction
+from heptad.run.shards import Shards
 from heptad.run.weight import Weight
 from heptad.run.window import Window
 from heptad.step.optimizers import precision_mistakes
@@ -27,12 +29,14 @@ class LossScaling:
 
     Args:
         device: Where the network is.
+        peers: The ranks, which must find the same; `None` of a run alone.
 
     Attributes:
         scale: The scale, as the host knows it.
     """
 
-    def __init__(self, device: torch.device) -> None:
+    def __init__(self, device: torch.device, peers: Peers | None) -> None:
+        self._peers = peers
         self._scaler = torch.amp.GradScaler(device.type)
         self._one = torch.ones((), device=device)
         self.scale = self._scaler.get_scale()
@@ -53,12 +57,15 @@ class LossScaling:
         optimizers, window, before = run._runtime.optimizers, run._position.window, self.scale
         window.reference = None if window.size == 1 else mean_weight(window)
         held = optimizers.held()
-        if all(parameter.grad is None for parameter in held):  # nothing was scaled, and the scaler would refuse it
-            return
+        if self._peers is None and all(parameter.grad is None for parameter in held):
+            return  # nothing was scaled, and the scaler would refuse it
+        scaled = held if self._peers is None else _parts_of(held, run._runtime.shards, self._one)
         # all optimizers as one, so that a parameter that two of them hold is un-scaled once
-        self._scaler.unscale_(cast("Any", SimpleNamespace(param_groups=[{"params": held}])))
+        self._scaler.unscale_(cast("Any", SimpleNamespace(param_groups=[{"params": scaled}])))
         self._scaler.update()
         self.scale = self._scaler.get_scale()
+        if self._peers is not None:
+            self._agree(self._peers, before)
         # plugins see the gradients of the others too, whether they are finite or not
         ids = {id(parameter) for parameter in held}
         scale([one for one in optimizers.parameters(run.network) if id(one) not in ids], 1.0 / before)
@@ -73,6 +80,17 @@ class LossScaling:
                 "hold, which 'bf16-mixed' can"
             )
 
+    def _agree(self, peers: Peers, before: float) -> None:
+        """Take the smaller scale where any rank has found a gradient that is not finite: each looks at its own parts.
+
+        One exchange; a gradient that all have may be finite here and not there too, as it is not averaged yet.
+        """
+        smaller = self.scale < before
+        total = peers.add(torch.tensor([float(smaller)], dtype=torch.float64))
+        if float(total) and not smaller:
+            self.scale = before * self._scaler.get_backoff_factor()
+            self._load(self.scale, 0)
+
     def state(self) -> tuple[float, int]:
         """Return the scale, and the number of finite updates since it last changed (waits for the device)."""
         state = self._scaler.state_dict()
@@ -80,9 +98,28 @@ class LossScaling:
 
     def restore(self, scale: float, growth: int, window: Window) -> None:
         """Restore what `state` returned, and scale the losses of a window by it."""
-        self._scaler.load_state_dict({**self._scaler.state_dict(), "scale": scale, "_growth_tracker": growth})
+        self._load(scale, growth)
         self.scale = scale
         self.apply(window)
+
+    def _load(self, scale: float, growth: int) -> None:
+        self._scaler.load_state_dict({**self._scaler.state_dict(), "scale": scale, "_growth_tracker": growth})
+
+
+def _parts_of(held: Sequence[torch.Tensor], shards: Shards, one: torch.Tensor) -> list[torch.Tensor]:
+    """Return tensors whose gradients are what this rank holds of those of others, in the same memory.
+
+    Torch takes no list of shared and of whole gradients. There is one more, which is finite, in case there is no other.
+    """
+    found: list[torch.Tensor] = [one.detach().clone()]
+    found[0].grad = torch.zeros_like(one)
+    for parameter in held:
+        if parameter.grad is not None:
+            part = shards.part(parameter.grad)
+            gradient = parameter.grad if part is None else part.local
+            found.append(gradient.detach())
+            found[-1].grad = gradient.detach()
+    return found
 
 
 def mean_weight(window: Window) -> Weight | None:
@@ -108,7 +145,7 @@ def build_scaled(run: Run, step: StepFunction, strategy: Strategy) -> StepFuncti
     if mistakes := precision_mistakes(runtime.optimizers, precision):
         raise ConfigError("\n".join(mistakes))
     if precision == "fp16-mixed":
-        runtime.scaling = LossScaling(runtime.device)
+        runtime.scaling = LossScaling(runtime.device, runtime.peers if strategy.announces else None)
         runtime.scaling.apply(run._position.window)
     return in_precision(step, precision, runtime.device) if strategy.autocasts(precision) else step
 

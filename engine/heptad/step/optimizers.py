@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any, cast
 
 import numpy as np
@@ -13,9 +13,13 @@ from torch.optim import Optimizer
 
 from heptad.config import Components, is_optimizer, listed, refusal
 from heptad.errors import CheckpointError, ConfigError, a_kind, add_note, counted, diagnose, kind, summarize
-from heptad.run.runtime import OptimizerSet
+from heptad.ranks.strategy import Strategy
+from heptad.run.runtime import OptimizerSet, Runtime
+from heptad.run.shards import Shards
 
 PLAIN_ZERO_GRAD = Optimizer.zero_grad
+
+_MAIN = "Components.optimizer"
 
 
 class Optimizers(tuple[Optimizer, ...]):
@@ -203,20 +207,61 @@ def _clears_plainly(optimizer: object) -> bool:
     return getattr(type(optimizer), "zero_grad", None) is PLAIN_ZERO_GRAD
 
 
-def build_optimizers(components: Components) -> Optimizers:
+def build_optimizers(runtime: Runtime, strategy: Strategy) -> Optimizers:
     """Return the optimizers, calling the functions among them with the network; after the network was placed.
 
     Raises:
         ConfigError: If a function returns something else; if an optimizer holds none of the network's parameters, is
-            there twice, or has a `step` that needs an argument.
+            there twice, or has a `step` that needs an argument; if it cannot step what is shared by ranks.
     """
-    network = components.network
+    components, network = runtime.components, runtime.network
     # a list and not a generator, which would turn a StopIteration of the user's into another error
-    made = [_make(part, network, "Components.optimizer") for part in listed(components.optimizer)]
+    made = [_make(part, network, _MAIN) for part in listed(components.optimizer)]
     side = {name: _make(part, network, _side_name(name)) for name, part in components.side_optimizers.items()}
-    if mistakes := (*optimizer_mistakes(made, network), *side_mistakes(side, made)):
+    mistakes = [*optimizer_mistakes(made, network), *side_mistakes(side, made)]
+    if strategy.shares and not mistakes:
+        replaced = strategy.replaced()
+        mistakes = [text for each in _by_field(made, side) if (text := _sharing_mistake(*each, replaced))]
+    if mistakes:
         raise ConfigError("\n".join(mistakes))
-    return Optimizers(made, side)
+    optimizers = Optimizers(made, side)
+    if strategy.shares:
+        _step_one_by_one([*optimizers.groups(), *optimizers.beside().groups()], runtime.shards)
+    return optimizers
+
+
+def _by_field(optimizers: Iterable[Any], side: Mapping[str, Any]) -> list[tuple[str, Any]]:
+    return [*((_MAIN, one) for one in optimizers), *((_side_name(name), one) for name, one in side.items())]
+
+
+def _sharing_mistake(field: str, optimizer: Any, replaced: Collection[int]) -> str | None:
+    """Return why an optimizer cannot train what the ranks share.
+
+    Args:
+        field: Where it comes from.
+        optimizer: One that was built.
+        replaced: The ids of what the network held before it was placed.
+    """
+    held = Optimizers([optimizer]).held()
+    if old := sum(id(one) in replaced for one in held):
+        return diagnose("replaced_parameters", optimizer, old, len(held), field)
+    return diagnose("shared_closure", optimizer, field) if needs_closure(optimizer) else None
+
+
+def _step_one_by_one(groups: Iterable[dict[str, Any]], shards: Shards) -> None:
+    """Have torch step parameters one by one where it would take a list of shared and whole ones, which it refuses.
+
+    Raises:
+        ConfigError: If a group asks for lists.
+    """
+    for group in groups:
+        # a scalar is taken beside shared ones
+        kinds = {shards.part(one) is None for one in group["params"] if one.dim()}
+        asked = [name for name in ("foreach", "fused") if group.get(name)]
+        if len(kinds) > 1 and asked:
+            raise ConfigError(diagnose("mixed_list", asked[0]))
+        if len(kinds) > 1 and "foreach" in group:
+            group["foreach"] = False
 
 
 def given_optimizers(components: Components) -> list[Any]:
@@ -224,11 +269,19 @@ def given_optimizers(components: Components) -> list[Any]:
     return [part for part in listed(components.optimizer) if is_optimizer(part)]
 
 
-def given_mistakes(components: Components, precision: str = "fp32") -> list[str]:
+def given_mistakes(components: Components, precision: str, strategy: Strategy) -> list[str]:
     """Return what is wrong with the optimizers that are given ready-made."""
+    network = components.network
     given = given_optimizers(components)
     side = {name: part for name, part in components.side_optimizers.items() if is_optimizer(part)}
-    mistakes = [*optimizer_mistakes(given, components.network), *side_mistakes(side, given)]
+    mistakes = [*optimizer_mistakes(given, network), *side_mistakes(side, given)]
+    if not mistakes and strategy.replaces(network):
+        own = {id(parameter) for parameter in network.parameters()}
+        mistakes = [
+            diagnose("ready_made", optimizer, field)
+            for field, optimizer in _by_field(given, side)
+            if any(id(parameter) in own for parameter in Optimizers([optimizer]).held())
+        ]
     return mistakes or precision_mistakes(given, precision)
 
 
@@ -249,7 +302,7 @@ def _side_name(name: str) -> str:
 def side_mistakes(side: Mapping[str, Any], optimizers: Sequence[Any]) -> list[str]:
     """Return what is wrong with side optimizers, each alone and beside the others."""
     mistakes: list[str] = []
-    seen = {id(optimizer): "Components.optimizer" for optimizer in optimizers}
+    seen = {id(optimizer): _MAIN for optimizer in optimizers}
     for name, optimizer in side.items():
         field = _side_name(name)
         if not is_optimizer(optimizer):
@@ -304,7 +357,7 @@ def optimizer_mistake(optimizer: Any, network: nn.Module, when: str) -> str | No
     """
     if not is_optimizer(optimizer):
         return diagnose("no_optimizer", optimizer)
-    if mistake := _foreign(optimizer, network, when, "Components.optimizer"):
+    if mistake := _foreign(optimizer, network, when, _MAIN):
         return mistake
     if (why := _step_refusal(optimizer)) and not needs_closure(optimizer):
         return diagnose("odd_step", optimizer, why)
@@ -319,6 +372,21 @@ def _foreign(optimizer: Any, network: nn.Module, when: str, field: str) -> str |
     return diagnose("foreign_parameters", optimizer, len(held), len(own), when, field)
 
 
+def init_whole(runtime: Runtime, init_weights: Callable[[nn.Module], object]) -> None:
+    """Initialise the weights of a network that is about to be sharded.
+
+    Raises:
+        ConfigError: If an earlier engine has sharded it: each rank would draw the same numbers for its part.
+    """
+    if any(runtime.shards.part(parameter) is not None for parameter in runtime.network.parameters()):
+        raise ConfigError(
+            "Components.init_weights: the network is sharded already, by an earlier engine with strategy='fsdp', and "
+            "ranks cannot draw the numbers of their parts as one process would; build the network anew, or leave "
+            "init_weights out"
+        )
+    init_weights(runtime.network)
+
+
 def apply_init_weights(
     network: nn.Module, init_weights: Callable[[nn.Module], object], optimizers: OptimizerSet
 ) -> None:
@@ -330,7 +398,7 @@ def apply_init_weights(
     side = {_side_name(name): optimizer for name, optimizer in optimizers.side.items()}
     attached = {field: one for field, one in side.items() if _foreign(one, network, "built", field) is None}
     init_weights(network)
-    mistakes = [_foreign(optimizer, network, "initialised", "Components.optimizer") for optimizer in optimizers]
+    mistakes = [_foreign(optimizer, network, "initialised", _MAIN) for optimizer in optimizers]
     mistakes += [_foreign(optimizer, network, "initialised", field) for field, optimizer in attached.items()]
     if found := [mistake for mistake in mistakes if mistake]:
         raise ConfigError("\n".join(found))

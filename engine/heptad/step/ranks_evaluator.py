@@ -112,12 +112,3 @@ class RanksEvaluator(Evaluator):
 def _refuse_unmergeable(metrics: MetricsInput, world: int) -> None:
     if mistake := merge_mistake(metrics, world):
         raise ConfigError(mistake)
-
-
-def build_evaluator(
-    components: Components, config: RunConfig, device: torch.device, machine: Callable[..., Drives], peers: Peers
-) -> Evaluator:
-    """Return what evaluates for a process alone, or for one of several ranks."""
-    if peers.world == 1:
-        return Evaluator(components, config, device, machine)
-    return RanksEvaluator(components, config, device, machine, peers)

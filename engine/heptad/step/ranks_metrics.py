@@ -31,6 +31,24 @@ class Meeting:
         self._name = name
         self._held = False
 
+    def begin(self, batches: int | None) -> None:
+        """See that all ranks have as many batches, before they make the first forward pass together.
+
+        Args:
+            batches: How many; `None` where nobody can know.
+
+        Raises:
+            DataError: If they have not, on all ranks.
+            RankFailed: If one has failed before.
+        """
+        told = [row.decode() for row in self._peers.gather(str(batches).encode())]
+        if len({*told}) > 1:
+            listed = ", ".join(f"rank {rank} has {one}" for rank, one in enumerate(told))
+            raise DataError(
+                f"{self._name}: the ranks do not have the same data, or a sampler that deals them out unequally: in "
+                f"batches, {listed}; give each rank the whole data, without such a sampler"
+            )
+
     def exchange(self, content: bytes) -> list[bytes]:
         """Return what each rank gave, by rank.
 

@@ -1,0 +1,146 @@
+"""What goes on beside the plain loop with strategy="fsdp": two and three ranks are one process, or it is refused."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from functools import cache
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+from launching import Launch, launch_warm
+from rank_program import Rank
+from sharded_cases import ALONE, REFUSED, RUNS, WAYS, learn, shown
+
+TOLERANCE = 1e-12
+WORLDS = (2, 3)
+
+
+@pytest.fixture(scope="module")
+def launched(tmp_path_factory: pytest.TempPathFactory) -> dict[int, Launch]:
+    return {world: launch_warm("sharded_cases", world, tmp_path_factory.mktemp(f"of {world}")) for world in WORLDS}
+
+
+@cache
+def alone(name: str, world: int) -> dict[str, Any]:
+    return learn(RUNS[name], times=world)
+
+
+def leaves(value: Any, at: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield what nested dicts and lists hold, with its place."""
+    if isinstance(value, dict | list):
+        yield at, len(value)
+        for key, one in value.items() if isinstance(value, dict) else enumerate(value):
+            yield from leaves(one, f"{at}/{key}")
+    else:
+        yield at, "nan" if isinstance(value, float) and math.isnan(value) else value
+
+
+def assert_near(found: Any, expected: Any) -> None:
+    """Hold numbers to others within the tolerance, and all else to the same."""
+    found, expected = dict(leaves(found)), dict(leaves(expected))
+    numbers = {at for at, value in expected.items() if isinstance(value, float) and isinstance(found.get(at), float)}
+    assert {at: one for at, one in found.items() if at not in numbers} == {
+        at: one for at, one in expected.items() if at not in numbers
+    }
+    assert {at: found[at] for at in numbers} == pytest.approx(
+        {at: expected[at] for at in numbers}, rel=TOLERANCE, abs=TOLERANCE
+    )
+
+
+@pytest.mark.parametrize("world", WORLDS)
+@pytest.mark.parametrize("name", RUNS)
+def test_ranks_are_one_process(launched: dict[int, Launch], world: int, name: str):
+    """Weights, averages, counters, mean losses, recorded norms, values, and why the run has ended."""
+    ranks = launched[world].of(name)
+    for one in ranks[1:]:
+        assert dict(leaves(one)) == dict(leaves(ranks[0]))
+    assert_near(ranks[0], alone(name, world))
+
+
+@pytest.mark.parametrize("world", WORLDS)
+@pytest.mark.parametrize("name", REFUSED)
+def test_it_is_refused_with_the_reason(launched: dict[int, Launch], world: int, name: str):
+    for told in launched[world].of("refused"):
+        assert REFUSED[name][1] in told[name]
+
+
+@pytest.mark.parametrize("world", WORLDS)
+def test_a_smoke_run_is_refused(launched: dict[int, Launch], world: int):
+    for told in launched[world].of("smoked"):
+        assert told.startswith("smoke() puts everything back, and strategy='fsdp' shards the network for good")
+
+
+@pytest.mark.parametrize("world", WORLDS)
+def test_all_ranks_name_a_nan_in_the_part_of_one(launched: dict[int, Launch], world: int):
+    assert launched[world].of("raised") == ["NonFiniteGuard: not finite in update 1: gradient of inp.weight"] * world
+
+
+@pytest.mark.parametrize("world", WORLDS)
+def test_what_shows_a_network_shows_it_whole(launched: dict[int, Launch], world: int, tmp_path: Path):
+    """Its classes, sizes, FLOPs of a step, and means; and torch warns of nothing."""
+    first, *others = launched[world].of("shown")
+    one = shown(Rank(0, world, tmp_path), "none")
+    assert first["parts"] == one["parts"]
+    assert first["measured"] == pytest.approx(one["measured"], rel=TOLERANCE)
+    assert first["names"] == one["names"]
+    assert all(rank["measured"] == first["measured"] for rank in others)
+    assert [rank["warnings"] for rank in (first, *others)] == [[]] * world
+
+
+@pytest.mark.parametrize("world", WORLDS)
+def test_a_criterion_is_trained_beside_a_frozen_network(launched: dict[int, Launch], world: int):
+    ranks = launched[world].of("frozen")
+    assert ranks == [[ranks[0][0], False]] * world
+    assert ranks[0][0] != 1.5
+
+
+@pytest.mark.parametrize("world", WORLDS)
+def test_buffers_and_their_averages_are_each_ranks_own(launched: dict[int, Launch], world: int):
+    ranks = launched[world].of("normed")
+    for one, other in pairwise(ranks):
+        assert one != other
+
+
+@pytest.mark.parametrize("world", WORLDS)
+def test_bf16_is_near_fp32_and_equal_to_itself(launched: dict[int, Launch], world: int):
+    for once, again, whole, branching, whole_branching in launched[world].of("halves"):
+        assert once == again
+        assert once["dtypes"] == ["torch.bfloat16"]
+        assert whole["dtypes"] == ["torch.float32"]
+        assert once["losses"] == pytest.approx(whole["losses"], rel=0.02)
+        assert branching["losses"] == pytest.approx(whole_branching["losses"], rel=0.02)
+
+
+@pytest.mark.parametrize("world", WORLDS)
+def test_an_infinity_on_one_rank_makes_all_skip_and_halve_the_scale(launched: dict[int, Launch], world: int):
+    """In its part of a parameter, and in one that each has whole."""
+    updates = -(-4 // world)
+    for told in launched[world].of("overflown"):
+        for rows in told:
+            assert len(rows) >= updates
+            assert [row[0] for row in rows][:4] == [number == 2 for number in range(len(rows))][:4]
+            assert [row[1] for row in rows] == [65536.0 if number < 2 else 32768.0 for number in range(len(rows))]
+
+
+@pytest.mark.parametrize("world", WORLDS)
+def test_a_network_may_be_its_only_block(launched: dict[int, Launch], world: int):
+    assert launched[world].of("in_one_block") == [True] * world
+
+
+@pytest.mark.parametrize("world", WORLDS)
+def test_blocks_are_compiled_and_recomputed_around_what_shards_them(launched: dict[int, Launch], world: int):
+    for plain, compiled in launched[world].of("compiled"):
+        assert compiled == pytest.approx(plain, rel=1e-9)
+
+
+@pytest.mark.parametrize("world", WORLDS)
+def test_averages_go_from_one_strategy_to_another(launched: dict[int, Launch], world: int):
+    """Those of a whole run in one process."""
+    expected = learn(ALONE, times=world)["averages"]
+    for told in launched[world].of("resumed"):
+        assert len(told) == len(WAYS)
+        for one in told:
+            assert_near(one, expected)
