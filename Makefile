@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: demo examples test lint types pytest test-gpu oldest newest benchmarks kill-matrix chains chains-ranks fuzz reference clean
+.PHONY: demo examples test lint types pytest test-gpu oldest newest benchmarks kill-matrix kill-matrix-ranks chains chains-ranks fuzz reference clean
 
 demo: .venv/ready
 	$(BIN)/python examples/digits.py
@@ -59,11 +59,15 @@ benchmarks: .venv/ready
 kill-matrix: .venv/ready
 	$(BIN)/python -W ignore tests/kill_matrix.py
 
+# The same of each rank of two, by ddp and by fsdp, and a sample on three: two hours.
+kill-matrix-ranks: .venv/ready
+	PYTHONPATH=tests $(BIN)/python -W ignore tests/ranks/kill_matrix_ranks.py
+
 # Kills runs again and again at random times, while they start, load, write and rotate: some ten minutes.
 chains: .venv/ready
 	$(BIN)/python -W ignore tests/chains.py
 
-# Kills a rank under torchrun again and again, which starts all anew: some five minutes.
+# Kills a rank under torchrun again and again, which starts all anew: some ten minutes.
 chains-ranks: .venv/ready
 	PYTHONPATH=tests $(BIN)/python -W ignore tests/ranks/rank_chains.py
 

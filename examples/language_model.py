@@ -3,15 +3,21 @@
 The text is on every machine: about 9 MB of Python, read once. Every 16th file is held out whole, and the bits a
 character that the model needs for those are compared with those of `xz -9 --extreme`. It takes about twelve minutes on
 two cores; `language_model.out.txt` shows what it prints.
+
+    torchrun --nproc-per-node 2 examples/language_model.py --strategy fsdp
+
+shards it over two processes; `docs/cluster.md` shows how it is killed there and resumed by one.
 """
 
 import argparse
 import lzma
 import math
 import os
+import signal
 import sysconfig
 import textwrap
 import time
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -20,8 +26,8 @@ from torch.nn import functional
 from torch.optim import AdamW, Muon, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
-from heptad import Components, Detour, Engine, LossOutput, Plugin, Run, RunConfig
-from heptad_plugins import EMA, CSVLogger, Evaluate, GradientClipping, LRSchedule, Progress
+from heptad import Components, Detour, Engine, LossOutput, Plugin, Run, RunConfig, load_weights
+from heptad_plugins import EMA, Checkpoint, CSVLogger, Evaluate, GradientClipping, LRSchedule, Progress
 
 CONTEXT = 256
 VOCABULARY = 128  # ASCII
@@ -106,10 +112,20 @@ def initialise(network: nn.Module) -> None:
             nn.init.normal_(parameter, std=0.3 if "embedding" in name else 0.5 / math.sqrt(parameter.shape[1]))
 
 
-def compute_loss(network: nn.Module, rows: Tensor) -> LossOutput:
+def matrices_of(network: nn.Module) -> list[nn.Parameter]:
+    """Return the matrices of the blocks."""
+    return [one for name, one in network.named_parameters() if name.startswith("blocks") and one.dim() == 2]
+
+
+def others_of(network: nn.Module) -> list[nn.Parameter]:
+    """Return the other parameters."""
+    return [one for name, one in network.named_parameters() if not name.startswith("blocks") or one.dim() < 2]
+
+
+def compute_loss(network: nn.Module, rows: Tensor, *, mixed: bool) -> LossOutput:
     """Return the loss in bits a character."""
     rows = rows.long()
-    with torch.autocast(rows.device.type, dtype=torch.bfloat16):
+    with torch.autocast(rows.device.type, dtype=torch.bfloat16, enabled=mixed):
         scores = network(rows[:, :-1])
     target = rows[:, 1:].flatten()
     loss = functional.cross_entropy(scores.flatten(0, 1).float(), target) / math.log(2)
@@ -139,7 +155,9 @@ class Sample(Plugin):
         return [Detour("sample", "optimizer_update", lambda run: True, self.write, every=self._every)]
 
     def write(self, run: Run) -> None:
-        """Append a text to the file: the body of `sample`."""
+        """Append a text to the file, where the network is whole: the body of `sample`."""
+        if run.rank or run.config.strategy == "fsdp":
+            return
         self._path.parent.mkdir(parents=True, exist_ok=True)
         with self._path.open("a" if run.update > self._every else "w", encoding="utf-8") as file:
             file.write(f"--- update {run.update}\n{continued(self._average.network, 'def ', 400)}\n")
@@ -156,38 +174,28 @@ def continued(network: nn.Module, beginning: str, length: int) -> str:
     return bytes(text[0].tolist()).decode()
 
 
-def main() -> None:
-    """Train, compare with xz, and print what the model writes."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--width", type=int, default=128, help="a multiple of 64")
-    parser.add_argument("--layers", type=int, default=4)
-    parser.add_argument("--updates", type=int, help="number of updates (default: one pass over the text)")
-    parser.add_argument("--every", type=int, default=400, help="updates between two evaluations")
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--folder", type=Path, default=Path("runs") / "language_model")
-    options = parser.parse_args()
-    torch.set_num_threads(options.threads)
-
-    train, held_out = read_library()
-    if options.updates:
-        held_out = held_out[:100_000]  # a short run is evaluated on less text
-    print(f"{len(train):,} characters to train on, {len(held_out):,} in files held out")
-
-    network = GPT(options.width, options.layers)
-    matrices = [parameter for parameter in network.blocks.parameters() if parameter.dim() == 2]
-    others = [
-        parameter for name, parameter in network.named_parameters() if "blocks" not in name or parameter.dim() < 2
-    ]
+def build(options: argparse.Namespace, train: bytes, held_out: bytes) -> tuple[Engine, EMA]:
+    """Return the engine, and the average of the weights."""
     average = EMA(decay=0.99)
+    # Muon multiplies whole matrices with each other, so shards of them give other digits
+    of_matrices = partial(Muon, lr=0.02, weight_decay=0.01) if not options.adamw else partial(AdamW, lr=3e-3)
+    checkpoints = Checkpoint(options.folder / "checkpoints", at="optimizer_update", every=options.store_every or 1)
     engine = Engine(
         Components(
-            network=network,
+            network=GPT(options.width, options.layers),
             dataset=rows_of(train),  # a tensor of rows is a dataset
-            compute_loss=compute_loss,
-            optimizer=[Muon(matrices, lr=0.02, weight_decay=0.01), AdamW(others, lr=3e-3, weight_decay=0.0)],
+            compute_loss=partial(compute_loss, mixed=not options.float32),
+            optimizer=[  # functions: with fsdp they are given the parameters as they are when they are sharded
+                lambda network: of_matrices(matrices_of(network)),
+                lambda network: AdamW(others_of(network), lr=3e-3, weight_decay=0.0),
+            ],
             init_weights=initialise,
+            blocks=lambda network: network.blocks,
         ),
-        RunConfig(epochs=1, max_updates=options.updates, batch_size=4, accumulation=2, device="cpu"),
+        # two batches over all ranks: two steps of one process, one step of each of two
+        RunConfig(
+            epochs=1, max_updates=options.updates, batch_size=4, window=2, device="cpu", strategy=options.strategy
+        ),
         plugins=[
             GradientClipping(max_norm=1.0),
             LRSchedule(warm_up_and_cosine),
@@ -196,6 +204,7 @@ def main() -> None:
             Evaluate(rows_of(held_out)[::8], at="optimizer_update", every=options.every),
             Evaluate(rows_of(held_out), name="held_out"),  # at the end of the only epoch
             Sample(average, options.folder / "samples.txt", every=options.every),
+            *([checkpoints] if options.store_every else []),
             CSVLogger(options.folder / "values.csv", every=20, overwrite=True),
             Progress(),
         ],
@@ -204,16 +213,64 @@ def main() -> None:
     @engine.on_enter("sample")  # after the evaluation, as their plugins stand in that order
     def report(run: Run) -> None:
         loss = run.metrics["valid/loss"]
-        print(f"update {run.update:,} of {run.total_updates:,}: {loss:.3f} bits a character", flush=True)
+        if not run.rank:
+            print(f"update {run.update:,} of {run.total_updates:,}: {loss:.3f} bits a character", flush=True)
+
+    @engine.on_exit("optimizer_update")
+    def die(run: Run) -> None:
+        if run.update == options.die_at and run.rank == run.world - 1:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    return engine, average
+
+
+def read_options() -> argparse.Namespace:
+    """Return what the command line says."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--width", type=int, default=128, help="a multiple of 64")
+    parser.add_argument("--layers", type=int, default=4)
+    parser.add_argument("--updates", type=int, help="number of updates (default: one pass over the text)")
+    parser.add_argument("--every", type=int, default=400, help="updates between two evaluations")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--folder", type=Path, default=Path("runs") / "language_model")
+    parser.add_argument("--strategy", choices=("auto", "none", "ddp", "fsdp"), default="auto")
+    parser.add_argument("--adamw", action="store_true", help="AdamW for all parameters, in place of Muon for matrices")
+    parser.add_argument("--float32", action="store_true", help="compute in float32, in place of bfloat16")
+    parser.add_argument("--store-every", type=int, help="updates between two checkpoints, from which it resumes")
+    parser.add_argument("--die-at", type=int, help="the update after which the last process is killed")
+    return parser.parse_args()
+
+
+def main() -> None:
+    """Train, compare with xz, and print what the model writes."""
+    options = read_options()
+    torch.set_num_threads(options.threads)
+
+    train, held_out = read_library()
+    if options.updates:
+        held_out = held_out[:100_000]  # a short run is evaluated on less text
+    engine, average = build(options, train, held_out)
+    first = not engine.current.rank
+    if first:
+        print(f"{len(train):,} characters to train on, {len(held_out):,} in files held out")
 
     began, worked = time.perf_counter(), time.process_time()
-    run = engine.run()
+    run = engine.run(resume="auto" if options.store_every else None)
     took, worked = time.perf_counter() - began, time.process_time() - worked
-    print(f"\n{run.step * 4 * CONTEXT:,} characters in {took / 60:.1f} minutes, {worked / 60:.1f} of processor time;")
+    if not first:
+        return
+    if run.resumed_from:
+        print(f"resumed from {Path(run.resumed_from).name}")
+    print(f"\n{run.samples * CONTEXT:,} characters in {took / 60:.1f} minutes, {worked / 60:.1f} of processor time;")
     print(f"{os.getloadavg()[0]:.1f} programs at work on {os.cpu_count()} cores at the end")
     for state, spent in run.log.durations().items():
         print(f"    {state:18}{spent}")
-    written = continued(average.network, "class ", 400)
+    if options.strategy == "fsdp":  # each process has a part of the average; a checkpoint gives it to a network
+        network = GPT(options.width, options.layers)
+        load_weights(options.folder / "checkpoints", network, average=True)
+    else:
+        network = average.network
+    written = continued(network, "class ", 400)
     print("\n" + textwrap.indent(written, "| ", lambda line: True) + "\n")
 
     xz = 8 * len(lzma.compress(held_out, preset=9 | lzma.PRESET_EXTREME)) / len(held_out)

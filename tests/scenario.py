@@ -270,7 +270,9 @@ def digest(value: Any) -> str:
     hashed = hashlib.sha256()
 
     def add(part: Any) -> None:
-        if isinstance(part, torch.Tensor):
+        if hasattr(part, "to_local"):  # what ranks share: the part of this one
+            add(part.to_local())
+        elif isinstance(part, torch.Tensor):
             hashed.update(f"{part.dtype}{tuple(part.shape)}".encode())
             hashed.update(part.detach().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
         elif isinstance(part, np.ndarray):

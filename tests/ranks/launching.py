@@ -163,8 +163,11 @@ def end(pids: Sequence[int]) -> None:
 
 
 def read(path: Path) -> str:
-    """Return what a file holds; nothing where it is not there yet."""
-    return path.read_text() if path.exists() else ""
+    """Return what a file holds; nothing where it is not there yet, or a process that it is of is no more."""
+    try:
+        return path.read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return ""
 
 
 # -- cases that fail

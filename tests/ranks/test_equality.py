@@ -85,7 +85,7 @@ def test_a_window_that_ranks_cannot_share_is_refused_on_all(launched: dict[int, 
         told
         == [
             f"RunConfig.window is {2 * world + 1} batches, which {world} ranks cannot share equally; "
-            f"take a multiple of {world}, or another number of ranks"
+            f"take a multiple of {world}, or as many ranks as divide it: 1 or {2 * world + 1}"
         ]
         * world
     )

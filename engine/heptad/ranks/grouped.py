@@ -330,9 +330,10 @@ def _by_batch(network: nn.Module) -> bool:
 
 def _share_of(window: int, world: int) -> int:
     if window % world:
+        able = [str(other) for other in range(1, window + 1) if not window % other]
         raise ConfigError(
             f"RunConfig.window is {window} batches, which {counted(world, 'rank')} cannot share equally; take a "
-            f"multiple of {world}, or another number of ranks"
+            f"multiple of {world}, or as many ranks as divide it: {' or '.join(able)}"
         )
     return window // world
 

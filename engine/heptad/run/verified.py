@@ -33,7 +33,8 @@ def note_unverified(run: Run) -> None:
     if device == "cpu":
         return
     known = {event.text for event in run.log.notes("unverified")}
-    several = () if isinstance(run._runtime.peers, NoPeers) else ("ddp",)
+    shares = "fsdp" if run._runtime.shards.any else "ddp"
+    several = () if isinstance(run._runtime.peers, NoPeers) else (shares,)
     for what in unverified(run.config, device, ROWS, several):
         if str(Unverified(0, 0, what, device).text) not in known:
             run.emit(Unverified, what=what, device=device)
