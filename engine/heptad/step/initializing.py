@@ -1,4 +1,4 @@
-"""When `Components.init_weights` is called: it sees a whole network, also where ranks share its parameters afterwards."""
+"""When `Components.init_weights` is called: the network is whole then, also where ranks share it afterwards."""
 
 from __future__ import annotations
 
