@@ -27,7 +27,8 @@ from heptad.config import ComputeLoss
 from heptad.plugin.manager import PluginManager
 from heptad.ranks.grouped import Grouped, is_of_exchange
 from heptad.ranks.requests import SharedRun
-from heptad.ranks.sharding import DTensorShards, ShardedCall, find_call, plan_sharding, refuse_whole, shard_network
+from heptad.ranks.sharded_call import ShardedCall, find_call
+from heptad.ranks.sharding import DTensorShards, plan_sharding, refuse_whole, shard_network
 from heptad.ranks.window import RanksWindow
 from heptad.run.run import Run
 from heptad.run.runtime import Runtime
