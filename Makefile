@@ -50,6 +50,7 @@ benchmarks: .venv/ready
 	$(BIN)/python benchmarks/order.py
 	$(BIN)/python benchmarks/plugins.py
 	$(BIN)/python benchmarks/checkpoint.py
+	$(BIN)/python benchmarks/checkpoint_memory.py
 	$(BIN)/python benchmarks/background.py
 	$(BIN)/python benchmarks/log.py
 	$(BIN)/python benchmarks/ranks.py

@@ -178,7 +178,7 @@ def test_the_oldest_versions_of_the_ranges_are_those_that_are_tested():
     )
     extras = PROJECT["optional-dependencies"]
     ranges = [*PROJECT["dependencies"]]
-    for extra in ("rich", "tensorboard", "torchmetrics", "monitor", "frames", "demo"):
+    for extra in ("rich", "tensorboard", "torchmetrics", "monitor", "frames", "mirror", "demo"):
         ranges += extras[extra]
     lowest = dict(requirement.split(",")[0].split(">=") for requirement in ranges)
     assert {name: trimmed(version) for name, version in pinned.items()} == {

@@ -103,6 +103,10 @@ FOR_THE_ENGINE = {
     "strategy_class",
     "store",
     "save_packed",
+    "shared",
+    "begin",
+    "commit",
+    "drop",
 }
 """Members without an underscore that are used only inside the engine."""
 

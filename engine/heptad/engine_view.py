@@ -106,6 +106,11 @@ class EngineView:
         Of several ranks each yields the outputs of its own batches, so they are numbered unless you say otherwise:
         `(number, output)`, where rank r of w has the numbers r, r + w, r + 2 w, …. One may have none.
 
+        Under `strategy="fsdp"` a network that is sharded is run by all ranks together, once for each round of as many
+        batches. So iterate to the end on all of them, or stop on all after the same number of outputs: one that
+        stops earlier leaves the others waiting. A rank without a batch in the last round makes its part of that pass
+        when it is asked for an output more.
+
         Args:
             data: As for `evaluate`. With a criterion a batch is `(data, target)`, or a tensor without a target.
             compute_loss: As in `EvaluationOptions`; so is `inference_mode`.

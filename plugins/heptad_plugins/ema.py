@@ -25,7 +25,8 @@ class EMA(Plugin):
     In the state `evaluate` the network holds the average, in its own dtypes: the values are swapped on entry and
     swapped back on exit, also if the evaluation fails or the run pauses in it. `Engine.evaluate` called from elsewhere
     sees the weights that are trained. The cost is a second copy of the weights in memory, one pass over them an update
-    and three a swap (no device sync).
+    and three a swap (no device sync). With `strategy="fsdp"` each rank averages its part of the weights, so both costs
+    are shared out, and nothing is exchanged.
 
     Args:
         decay: The share that the average keeps at each update, from 0 on and below 1; such as 0.999.
@@ -40,7 +41,7 @@ class EMA(Plugin):
         PluginError: For an option that does not fit.
     """
 
-    ranks = "all"  # each evaluates the average of the weights that all have
+    ranks = "all"  # each averages the weights, or the part of them, that it has
     runs_before = ("Evaluate", "Checkpoint")
 
     def __init__(
@@ -81,7 +82,8 @@ class EMA(Plugin):
         average.
 
         Raises:
-            EngineError: Before the exit of `before_loop`, or if the network cannot be copied.
+            EngineError: Before the exit of `before_loop`; if the network cannot be copied; with `strategy="fsdp"`, with
+                which no rank has all of it.
         """
         if self._average is None:
             raise EngineError("EMA.network exists from the exit of before_loop on")

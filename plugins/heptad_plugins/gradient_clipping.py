@@ -15,10 +15,11 @@ class GradientClipping(Plugin):
 
     All parameters of the network count together, in its order, as in `clip_grad_norm_(network.parameters(), …)`; then
     those that only an optimizer holds, such as a criterion's. One that no optimizer holds counts too if it has a
-    gradient: freeze what is not trained (`requires_grad_(False)`). With `max_norm` the norm before clipping is
-    recorded as `"gradient_norm"`; it stays on its device until it is read (no device sync). An update that was skipped
-    before is left alone. The cost is one pass over the gradients, with `max_norm` two. An optimizer whose step needs a
-    closure computes the gradients again, not clipped, and is refused.
+    gradient: freeze what is not trained (`requires_grad_(False)`). With `max_norm` the norm before clipping is recorded
+    as `"gradient_norm"`; it stays on its device until it is read (no device sync). An update that was skipped before is
+    left alone. The cost is one pass over the gradients, with `max_norm` two; where ranks share the parameters, one
+    exchange of their norms besides. An optimizer whose step needs a closure computes the gradients again, not clipped,
+    and is refused.
 
     Args:
         max_norm: The 2-norm that all gradients together are scaled down to where theirs is larger; above 0.

@@ -23,10 +23,11 @@ class NonFiniteGuard(Plugin):
     The loss is the mean over the window, the gradients are those about to be applied, of all parameters that the
     optimizers hold. What the forward pass itself wrote, such as the statistics of a batch norm, is not undone.
 
-    A check costs one pass over the gradients (their norms, fused) and one device sync. Only if a norm is not finite,
-    because of a NaN or because large numbers overflow in it, a second pass looks at each number, with a sync for each
-    gradient. There is no delay: an update that is checked never reaches the weights. With `every=n` up to n - 1 updates
-    pass between two checks; a NaN in one of them is found at the next check, when it is in the weights.
+    A check costs one pass over the gradients (their norms, fused) and one device sync; where ranks share the
+    parameters, one exchange of the norms, so that all find the same. Only if a norm is not finite, because of a NaN or
+    because large numbers overflow in it, a second pass looks at each number, with a sync for each gradient. There is no
+    delay: an update that is checked never reaches the weights. With `every=n` up to n - 1 updates pass between two
+    checks; a NaN in one of them is found at the next check, when it is in the weights.
 
     `"skip_batch"` looks at the loss of each step as well, before its backward pass, which is a device sync for each
     micro-batch: a step whose loss is not finite is left out, and the update is that of the others in its window. It is

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import shutil
 from collections.abc import Callable
@@ -11,11 +12,13 @@ from typing import Any
 import pytest
 import torch
 from crafted import put, sign
+from disk import CountedFiles, refusing
 from safetensors.torch import load, save
 from standins import Shards, Shared
 from store_ranks import on_ranks, store_of
 
 from heptad import CheckpointError, load_weights
+from heptad.checkpoints.files import Files
 from heptad.checkpoints.store import Store
 from heptad.run.peers import Peers
 from heptad.run.snapshot import Snapshot
@@ -206,3 +209,30 @@ def test_a_file_that_holds_more_is_refused_by_ranks_that_need_nothing_of_it(dire
 
 def _listed(manifest: str) -> dict[str, str]:
     return json.loads(manifest)["tensors"]["network"]
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_every_operation_of_a_rank_fails_once(directory: Path, tmp_path: Path, rank: int):
+    """All raise the same text; the checkpoint before stays sound; the next save passes, and sweeps."""
+
+    def save(place: Path, number: int, files: Files | None = None) -> list[Any]:
+        def work(peers: Peers) -> str:
+            shards = Shards(peers.rank, 2)
+            store = store_of(place, peers, files if peers.rank == rank else None, shards)
+            return store.save(snapshot_of(number, peers, shards)).path.name
+
+        return on_ranks(2, work)
+
+    counted = CountedFiles()
+    save(Path(shutil.copytree(directory, tmp_path / "0")), 3, counted)
+    for number in range(1, len(counted.calls) + 1):
+        place = Path(shutil.copytree(directory, tmp_path / str(number)))
+        found = save(place, 3, CountedFiles(number, refusing(errno.ENOSPC)))
+        assert [type(error) for error in found] == [CheckpointError] * 2
+        assert str(found[0]) == str(found[1])
+        assert "ENOSPC" in str(found[0])
+        found = newest(place, 2)
+        assert found[0] == found[1]
+        assert found[0] == (2, [])
+        assert save(place, 3) == ["checkpoint-00000003"] * 2
+        assert [one.name for one in place.iterdir() if one.name.startswith(".temp")] == []

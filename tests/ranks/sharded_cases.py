@@ -622,8 +622,9 @@ def resumed(rank: Rank) -> list[Given]:
 ALONE = Beside(plugins=lambda: [EMA(0.8)], size=1, count=8, config={"epochs": 3}, loss=unweighed)
 """What those runs are in one process."""
 
-OTHERS = (refused, smoked, shown, frozen, normed, halves, overflown, in_one_block, compiled, resumed, raised)
-CASES: dict[str, Case] = {
+OTHERS = (refused, smoked, shown, frozen, normed, halves, overflown, in_one_block, resumed, raised)
+_CASES: dict[str, Case] = {
     **{name: partial(trained, case=case) for name, case in RUNS.items()},
     **{case.__name__: case for case in OTHERS},
 }
+CASES: dict[int, dict[str, Case]] = {2: {"compiled": compiled, **_CASES}, 3: _CASES}

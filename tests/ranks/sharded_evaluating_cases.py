@@ -15,8 +15,8 @@ from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader, DistributedSampler, IterableDataset, TensorDataset
 
 from builders import CLASSES, FEATURES
-from heptad import Components, Engine, LossOutput, RunConfig
-from heptad_plugins import Evaluate
+from heptad import Components, Engine, LossOutput, Plugin, Run, RunConfig
+from heptad_plugins import Checkpoint, Evaluate
 
 
 class Net(nn.Module):
@@ -270,6 +270,51 @@ def by_handler(rank: Rank) -> Any:
     return [*found, weights(engine)]
 
 
+def teacher(rank: Rank) -> Any:
+    """A `compute_loss` runs the network without gradients, then as a whole and in parts."""
+
+    def distilled(network: Any, batch: Any) -> Any:
+        with torch.no_grad():
+            before = network(batch[0])
+        part = network.last(network.first(batch[0]))
+        return cross_entropy(network(batch[0]), batch[1]) + (part - before).pow(2).mean()
+
+    engine = build(Evaluate(VALID, at="after_step", inference_mode=True), compute_loss=distilled)
+    return [by_update(engine.run()), weights(engine)]
+
+
+class OnLoss(Plugin):
+    """Evaluates between forward and backward pass."""
+
+    observes = True
+
+    def __init__(self) -> None:
+        self.found: dict[str, float] = {}
+
+    def on_loss(self, run: Run) -> None:
+        self.found[str(run.update)] = run.evaluate(VALID)["loss"]
+
+
+def within_step(rank: Rank) -> Any:
+    plugin = OnLoss()
+    engine = build(plugin)
+    engine.run()
+    return [plugin.found, weights(engine)]
+
+
+def resumed(rank: Rank) -> Any:
+    """On a network that is in parts already, where metrics are tried, and on a fresh one; after a pause."""
+    folder, one = rank.folder / "checkpoints", network()
+    found: list[Any] = []
+    for on, resume in ((one, None), (one, folder), (network(), folder)):
+        evaluate = Evaluate(VALID, {"right": right}, at=("after_step", "after_epoch"))
+        engine = build(evaluate, Checkpoint(folder), on=on)
+        engine.run(resume=resume, until=None if resume else lambda run: run.update == 5)
+        found += [engine.evaluate(VALID)["loss"], weights(engine)]
+        engine.close()
+    return found
+
+
 def unequal(rank: Rank) -> Any:
     """Data of which the ranks have unequally many batches by their own doing."""
     if rank.world == 1:
@@ -310,7 +355,8 @@ def broken(rank: Rank) -> Any:
     return None
 
 
-CASES: dict[str, Case] = {
-    case.__name__: case
-    for case in (criterion, computed, predicted, spared, failed, detached, again, by_handler, unequal, broken)
-}
+ALL = (
+    *(criterion, computed, predicted, spared, failed, detached, again, by_handler),
+    *(teacher, within_step, resumed, unequal, broken),
+)
+CASES: dict[str, Case] = {case.__name__: case for case in ALL}

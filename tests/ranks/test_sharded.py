@@ -117,12 +117,12 @@ def test_bf16_is_near_fp32_and_equal_to_itself(launched: dict[int, Launch], worl
 @pytest.mark.parametrize("world", WORLDS)
 def test_an_infinity_on_one_rank_makes_all_skip_and_halve_the_scale(launched: dict[int, Launch], world: int):
     """In its part of a parameter, and in one that each has whole."""
-    updates = -(-4 // world)
-    for told in launched[world].of("overflown"):
-        for rows in told:
-            assert len(rows) >= updates
-            assert [row[0] for row in rows][:4] == [number == 2 for number in range(len(rows))][:4]
-            assert [row[1] for row in rows] == [65536.0 if number < 2 else 32768.0 for number in range(len(rows))]
+    ranks = launched[world].of("overflown")
+    assert ranks == [ranks[0]] * world
+    for rows in ranks[0]:
+        (_, before), (skipped, after) = rows[1:3]  # the third update
+        assert skipped
+        assert after == before / 2
 
 
 @pytest.mark.parametrize("world", WORLDS)
@@ -130,9 +130,8 @@ def test_a_network_may_be_its_only_block(launched: dict[int, Launch], world: int
     assert launched[world].of("in_one_block") == [True] * world
 
 
-@pytest.mark.parametrize("world", WORLDS)
-def test_blocks_are_compiled_and_recomputed_around_what_shards_them(launched: dict[int, Launch], world: int):
-    for plain, compiled in launched[world].of("compiled"):
+def test_blocks_are_compiled_and_recomputed_around_what_shards_them(launched: dict[int, Launch]):
+    for plain, compiled in launched[2].of("compiled"):
         assert compiled == pytest.approx(plain, rel=1e-9)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -25,9 +24,10 @@ def launched(tmp_path_factory: pytest.TempPathFactory) -> dict[int, Launch]:
 
 
 @pytest.fixture(scope="module")
-def alone() -> dict[str, Any]:
+def alone(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """What one process tells."""
-    return {name: case(Rank(0, 1, Path())) for name, case in CASES.items()}
+    rank = Rank(0, 1, tmp_path_factory.mktemp("alone"))
+    return {name: case(rank) for name, case in CASES.items()}
 
 
 def assert_near(found: Any, expected: Any, where: str = "") -> None:
@@ -44,7 +44,10 @@ def assert_near(found: Any, expected: Any, where: str = "") -> None:
         assert found == pytest.approx(expected, abs=1e-12), where
 
 
-@pytest.mark.parametrize("case", ["criterion", "computed", "spared", "detached", "again", "by_handler"])
+EQUAL = ("criterion", "computed", "spared", "detached", "again", "by_handler", "teacher", "within_step", "resumed")
+
+
+@pytest.mark.parametrize("case", EQUAL)
 @pytest.mark.parametrize("world", WORLDS)
 def test_ranks_find_what_one_process_does(launched, alone, world, case):
     for found in launched[world].of(case):

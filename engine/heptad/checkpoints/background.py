@@ -19,7 +19,7 @@ from typing import Any
 
 from heptad.checkpoints.copying import copied
 from heptad.checkpoints.job import Job, Keep, OwnJob, SharedJob
-from heptad.checkpoints.packed import PackedSnapshot
+from heptad.checkpoints.packed import pack_snapshot
 from heptad.checkpoints.store import Store
 from heptad.errors import PluginError
 from heptad.record.buffer import PackedChunk
@@ -72,11 +72,11 @@ class BackgroundWriter:
         """
         take = snapshot if callable(snapshot) else lambda: snapshot
         begin = self._begin_together if self._together else self._begin_alone
-        job, packed = begin(run, take, (keep_last, keep_best))
+        job, write = begin(run, take, (keep_last, keep_best))
         try:
             self._job = job
             run.follow(self)
-            job.start(packed)
+            job.start(write)
         except BaseException:
             if job.taken.acquire(blocking=False):  # it has not begun, and now it does not any more
                 job.ended.set()
@@ -84,16 +84,15 @@ class BackgroundWriter:
                 job.give_up()
             raise
 
-    def _begin_alone(self, run: Run, take: Take, keep: Keep) -> tuple[Job, PackedSnapshot]:
-        packed = self._store.pack(take())  # all but the tensors is text from here on, and what cannot be stored refused
-        self.finish()
-        packed = copied(packed)
-        return OwnJob(run, self._store, keep), packed
+    def _begin_alone(self, run: Run, take: Take, keep: Keep) -> tuple[Job, Callable[[], Any]]:
+        packed = pack_snapshot(take(), shards=run._runtime.shards)
+        self.finish()  # by now all but the tensors is text, and what cannot be stored is refused
+        return OwnJob(run, self._store, keep), partial(self._store.save_packed, copied(packed))
 
-    def _begin_together(self, run: Run, take: Take, keep: Keep) -> tuple[Job, PackedSnapshot]:
+    def _begin_together(self, run: Run, take: Take, keep: Keep) -> tuple[Job, Callable[[], Any]]:
         self.finish()
-        saving, packed = self._store.begin(take)
-        return SharedJob(run, self._store, keep, saving, self._request), packed
+        saving, write = self._store.begin(take)
+        return SharedJob(run, self._store, keep, saving, self._request), write
 
     def poll(self) -> None:
         """Do what `finish` does if nothing is being written any more; return at once if it is."""

@@ -17,9 +17,8 @@ from time import monotonic_ns
 from typing import Any
 
 from heptad.checkpoints.entry import Entry
-from heptad.checkpoints.packed import PackedSnapshot
 from heptad.checkpoints.saving import Saving
-from heptad.checkpoints.store import Store
+from heptad.checkpoints.store import Part, Store
 from heptad.errors import add_note
 from heptad.run.run import Run
 
@@ -61,8 +60,8 @@ class Job(ABC):
     # -- what differs
 
     @abstractmethod
-    def write(self, packed: PackedSnapshot) -> None:
-        """Write what was copied: what the thread does."""
+    def work(self, write: Callable[[], Any]) -> None:
+        """Do what the thread does."""
 
     @property
     @abstractmethod
@@ -92,15 +91,19 @@ class Job(ABC):
 
     # -- the thread
 
-    def start(self, packed: PackedSnapshot) -> None:
-        """Start the thread."""
-        threading.Thread(target=self._work, args=(packed,), name="heptad-checkpoint", daemon=False).start()
+    def start(self, write: Callable[[], Any]) -> None:
+        """Start the thread.
 
-    def _work(self, packed: PackedSnapshot) -> None:
+        Args:
+            write: Writes what was copied; nobody else holds it, so that the copy is dropped when the thread ends.
+        """
+        threading.Thread(target=self._run, args=(write,), name="heptad-checkpoint", daemon=False).start()
+
+    def _run(self, write: Callable[[], Any]) -> None:
         if not self.taken.acquire(blocking=False):
             return
         try:
-            self.write(packed)
+            self.work(write)
         except BaseException as error:  # of every kind: it is raised on the other thread
             self.fail(error)
         finally:
@@ -153,9 +156,9 @@ class Job(ABC):
 class OwnJob(Job):
     """A checkpoint of a process alone: the thread makes all of it."""
 
-    def write(self, packed: PackedSnapshot) -> None:
+    def work(self, write: Callable[[], Entry]) -> None:
         """Write the checkpoint, then remove those that need not be kept."""
-        self.entry = self._store.save_packed(packed)
+        self.entry = write()
         self.written = monotonic_ns()
         self._store.rotate(*self._keep)
 
@@ -199,23 +202,23 @@ class SharedJob(Job):
     def __init__(self, run: Run, store: Store, keep: Keep, saving: Saving, request: str) -> None:
         super().__init__(run, store, keep)
         self._saving, self._request = saving, request
-        self._parts: dict[str, Any] = {}
+        self._part: Part = {}
         self._agreements = self._agreements_now()
         self._all_have_written = False
         run.ask(request)
 
-    def start(self, packed: PackedSnapshot) -> None:
+    def start(self, write: Callable[[], Part]) -> None:
         """Start the thread; where it cannot be started, all ranks raise that in the end, as what a thread raises."""
         try:
-            super().start(packed)
+            super().start(write)
         except Exception as error:
             if self.taken.acquire(blocking=False):
                 self.fail(error)
                 self.ended.set()
 
-    def write(self, packed: PackedSnapshot) -> None:
+    def work(self, write: Callable[[], Part]) -> None:
         """Write the files of this rank."""
-        self._parts = self._store.write(self._saving, packed)
+        self._part = write()
 
     @property
     def done(self) -> bool:
@@ -259,9 +262,9 @@ class SharedJob(Job):
         self._store.drop(self._saving)
         return True
 
-    def _written(self) -> dict[str, Any]:
+    def _written(self) -> Part:
         self.raise_error()
-        return self._parts
+        return self._part
 
     def _agreements_now(self) -> int:
         agreed = self.run._position.agreed

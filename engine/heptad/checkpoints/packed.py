@@ -84,12 +84,18 @@ class PackedSnapshot:
         return TensorFacts(DTYPES[tensor.dtype], shape, (Piece(self.file_of(group), offset, tuple(tensor.shape)),))
 
 
-def merge_listings(listings: Sequence[Listing]) -> Listing:
+def merge_listings(listings: Sequence[Listing], shared: bool) -> Listing:
     """Return what the manifest says of the tensors of all ranks, of which each has listed its pieces.
+
+    Args:
+        listings: By rank.
+        shared: Whether they share tensors; if not, each is one rank's.
 
     Raises:
         CheckpointError: If ranks disagree on a tensor, or have not stored all of it.
     """
+    if not shared:
+        return {group: held for listing in listings for group, held in listing.items()}
     lines: dict[str, dict[str, list[str]]] = {}
     for listing in listings:
         for group, held in listing.items():

@@ -2,8 +2,8 @@
 
 A checkpoint is a directory `checkpoint-00000012` with a `manifest.json`, a `state.json`, a `rank-00000.json` for each
 rank of the run, and safetensors files for sections and ranks that hold tensors. A process that is killed at any point
-leaves it whole or not there, see `Store._save`. Reading verifies size and SHA-256 of every file before anything is
-parsed, and never unpickles. Only a writer needs the lock.
+leaves it whole or not there, see `Store._save`. Reading verifies size and SHA-256 of every file before anything in it
+is used, and never unpickles. Only a writer needs the lock.
 
 The ranks of a run have a store each, on one directory. After `join`, all of them call the methods that write, and those
 that look for a sound checkpoint. Rank 0 alone has the lock, sweeps and removes.
@@ -18,6 +18,7 @@ import shutil
 import threading
 from collections.abc import Callable, Collection, Generator, Iterable
 from contextlib import ExitStack, contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,7 @@ from heptad.checkpoints.layout import MANIFEST, TEMPORARY, is_there, name_of, nu
 from heptad.checkpoints.lock import Lock
 from heptad.checkpoints.manifest import FileFacts, write_manifest
 from heptad.checkpoints.mirroring import NoMirror, mirrored
-from heptad.checkpoints.packed import Listing, PackedSnapshot, merge_listings, pack_snapshot
+from heptad.checkpoints.packed import PackedSnapshot, merge_listings, pack_snapshot
 from heptad.checkpoints.reading import Share, read_checkpoint, read_summary
 from heptad.checkpoints.saving import Saving
 from heptad.checkpoints.together import OneRank, Together, together
@@ -38,6 +39,9 @@ from heptad.checkpoints.writing import write_files, write_last
 from heptad.errors import CheckpointError
 from heptad.run.run import Run
 from heptad.run.snapshot import Snapshot
+
+Part = dict[str, Any]
+"""What a rank has written of a checkpoint, as plain data: sizes and digests of its files, and its tensors."""
 
 
 class Store:
@@ -160,15 +164,7 @@ class Store:
                 report success for data that it lost, so the next save writes new files.
         """
         take = snapshot if callable(snapshot) else lambda: snapshot
-        return self._save(lambda: self.pack(take()))
-
-    def pack(self, snapshot: Snapshot) -> PackedSnapshot:
-        """Return what this rank writes of a snapshot; nothing is copied.
-
-        Raises:
-            CheckpointError: If something in it cannot be stored, with its place.
-        """
-        return pack_snapshot(snapshot, self._ranks.rank, self._shards)
+        return self._save(lambda: self._pack(take()))
 
     def save_packed(self, packed: PackedSnapshot) -> Entry:
         """Write a packed snapshot, as `save` does; from any thread, where there is one rank.
@@ -178,37 +174,30 @@ class Store:
         """
         return self._save(lambda: packed)
 
-    def begin(self, snapshot: Callable[[], Snapshot]) -> tuple[Saving, PackedSnapshot]:
-        """Begin a checkpoint that a thread of each rank writes, with `write`; then `commit` it, or `drop` it.
+    def begin(self, snapshot: Callable[[], Snapshot]) -> tuple[Saving, Callable[[], Part]]:
+        """Begin a checkpoint of which each rank writes its part at its own pace; then `commit` it, or `drop` it.
 
         Args:
             snapshot: Takes what it holds; where it raises on one of the ranks, all of them raise.
 
         Returns:
-            The checkpoint, and a copy of what this rank writes.
+            The checkpoint; and what writes this rank's files, from a copy and on any thread. What that returns, or
+            raises, is for `commit`.
 
         Raises:
             CheckpointError: As `save`, before the first file is written.
         """
         with ExitStack() as held:
-            begun = self._begin(held, lambda: copied(self.pack(snapshot())))
-            self._open.append(begun[0])
-        return begun
+            saving, packed = self._begin(held, lambda: copied(self._pack(snapshot())))
+            self._open.append(saving)
+        return saving, partial(self._write, saving, packed, StoppableFiles(self._files, saving.given_up))
 
-    def write(self, saving: Saving, packed: PackedSnapshot) -> dict[str, Any]:
-        """Write this rank's files of a checkpoint that was begun, from any thread; return what `commit` needs of it.
-
-        Raises:
-            CheckpointError: As `save`; on this rank alone, `commit` raises it on all.
-        """
-        return self._write(saving, packed, StoppableFiles(self._files, saving.given_up))
-
-    def commit(self, saving: Saving, written: Callable[[], dict[str, Any]]) -> Entry:
+    def commit(self, saving: Saving, written: Callable[[], Part]) -> Entry:
         """Make a checkpoint of what all ranks have written, on the thread that drives the run.
 
         Args:
             saving: The checkpoint.
-            written: Returns what `write` returned on this rank, or raises what that raised.
+            written: Returns, or raises, what came of writing this rank's files.
 
         Raises:
             CheckpointError: As `save`.
@@ -216,7 +205,7 @@ class Store:
         try:
             with ExitStack() as held:
 
-                def outcome() -> dict[str, Any]:
+                def outcome() -> Part:
                     if not self._ranks.rank:
                         held.enter_context(self._locked())
                         held.enter_context(self._removed_on_error(saving.temporary))
@@ -238,7 +227,7 @@ class Store:
         The order is the protocol. Each rank packs its part, and rank 0 makes a directory with a temporary name; each
         writes and syncs its files there; rank 0 writes the manifest and renames the directory. After each of the three
         the ranks exchange what came of it, and where one has failed, all raise, and rank 0 removes the directory. In
-        the background a thread of each rank makes the second, and the three are `begin`, `write` and `commit`.
+        the background a thread of each rank makes the second, between `begin` and `commit`.
 
         Content and names are synced before the directory gets its real name, else a power failure could leave that name
         with empty files in it. The rename is atomic. It is synced before this returns, since the caller then removes
@@ -249,6 +238,10 @@ class Store:
             written = self._ranks.each(lambda: self._write(saving, packed, self._files))
             self._ranks.first(lambda: self._finish(saving, written))
         return saving.entry
+
+    def _pack(self, snapshot: Snapshot) -> PackedSnapshot:
+        """Return what this rank writes of a snapshot; nothing is copied."""
+        return pack_snapshot(snapshot, self._ranks.rank, self._shards)
 
     def _begin(self, held: ExitStack, pack: Callable[[], PackedSnapshot]) -> tuple[Saving, PackedSnapshot]:
         """Pack this rank's part; rank 0 makes the temporary directory under the lock, both held by a stack."""
@@ -275,7 +268,7 @@ class Store:
                 self._files.sync_directory(self.directory)
         return [number, temporary.name]
 
-    def _write(self, saving: Saving, packed: PackedSnapshot, operations: Files) -> dict[str, Any]:
+    def _write(self, saving: Saving, packed: PackedSnapshot, operations: Files) -> Part:
         """Write this rank's files; return what they hold, and its tensors, as plain data."""
         temporary = saving.temporary
         with self._explained(saving.size):
@@ -287,7 +280,7 @@ class Store:
             facts = write_files(operations, temporary, packed)
         return {"files": {name: [one.size, one.sha256] for name, one in facts.items()}, "tensors": packed.listing()}
 
-    def _finish(self, saving: Saving, written: list[dict[str, Any]]) -> None:
+    def _finish(self, saving: Saving, written: list[Part]) -> None:
         """Write the manifest of what all ranks have written, and give the directory its name."""
         temporary, path = saving.temporary, saving.entry.path
         files = {
@@ -296,9 +289,7 @@ class Store:
             for name, (size, digest) in facts["files"].items()
         }
         with self._explained(saving.size):
-            listings: list[Listing] = [facts["tensors"] for facts in written]
-            shared = self._shards.any
-            listed = merge_listings(listings) if shared else {one: held[one] for held in listings for one in held}
+            listed = merge_listings([facts["tensors"] for facts in written], self._shards.any)
             write_last(self._files, temporary, write_manifest(len(written), saving.summary, files, listed))
             with os_errors_explained("renaming the finished checkpoint to", path):
                 self._files.rename(temporary, path)

@@ -159,6 +159,15 @@ class Fsdp(Grouped):
             for module in self._modules:
                 module.set_requires_gradient_sync(closes, recurse=False)
 
+    def reduce(self, run: Run) -> None:
+        """Make the gradients those of the window; see that each rank has its part of the weights again.
+
+        FSDP2 does that in the backward pass, which does not reach a part of which nothing is trained.
+        """
+        for module in self._modules:
+            module.reshard()
+        super().reduce(run)
+
     def keep_company(self, loss: Any, closes: bool) -> None:
         """Make a backward pass of zeros from what the modules have returned, in each step that adds nothing.
 

@@ -19,9 +19,10 @@ from heptad.run.run import Run
 from heptad.step.closure import build_recomputation
 from heptad.step.first_step import FirstStep
 from heptad.step.function import build_step, check_loss
+from heptad.step.initializing import weights_initialized
 from heptad.step.judging import call_on_loss
 from heptad.step.loss_scaling import build_scaled
-from heptad.step.optimizers import apply_init_weights, build_optimizers, init_whole
+from heptad.step.optimizers import build_optimizers
 from heptad.step.untrained import LOOKS, Bond, find_untrained, look_after_parameters
 
 MANY = 1000
@@ -35,12 +36,8 @@ def before_loop(run: Run, strategy: Strategy) -> None:
         seed_all(seed)
     # without a seed the data's order still has a root, so that a checkpoint can hold it; the generators are left alone
     runtime.feed.seed = strategy.root(secrets.randbits(62) if seed is None else seed)
-    init_weights = runtime.components.init_weights
-    if init_weights is not None and strategy.shares:
-        init_whole(runtime, init_weights)
-    build(run, strategy)
-    if init_weights is not None and not strategy.shares:
-        apply_init_weights(runtime.network, init_weights, runtime.optimizers)
+    with weights_initialized(runtime, strategy):
+        build(run, strategy)
     strategy.equalize(run)
     runtime.network.train()
     runtime.optimizers.drop(runtime.network)

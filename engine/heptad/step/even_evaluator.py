@@ -35,7 +35,7 @@ from heptad.step.ranks_metrics import Meeting
 from heptad.step.trial import buffers_preserved
 
 
-class Shards(Strategy, Protocol):
+class ShardingStrategy(Strategy, Protocol):
     """A strategy that shards networks, as evaluations use it; see `Fsdp`."""
 
     def divides(self, network: nn.Module) -> bool:
@@ -77,7 +77,7 @@ class EvenEvaluation(RanksEvaluation):
         metrics: Metrics,
         options: EvaluationOptions,
         meeting: Meeting,
-        strategy: Shards,
+        strategy: ShardingStrategy,
         first_batch: Callable[[], Any],
     ) -> None:
         rank, world = strategy.share()
@@ -197,7 +197,7 @@ class EvenEvaluator(RanksEvaluator):
         config: RunConfig,
         device: torch.device,
         machine: Callable[..., Drives],
-        strategy: Shards,
+        strategy: ShardingStrategy,
     ) -> None:
         super().__init__(components, config, device, machine, strategy.peers)
         self._strategy = strategy
@@ -301,7 +301,7 @@ def build_evaluator(
 ) -> Evaluator:
     """Return what evaluates for a process alone, or for one of several ranks."""
     if strategy.shares:
-        return EvenEvaluator(components, config, device, machine, cast("Shards", strategy))
+        return EvenEvaluator(components, config, device, machine, cast("ShardingStrategy", strategy))
     if strategy.peers.world == 1:
         return Evaluator(components, config, device, machine)
     return RanksEvaluator(components, config, device, machine, strategy.peers)

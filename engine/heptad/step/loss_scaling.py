@@ -59,7 +59,7 @@ class LossScaling:
         held = optimizers.held()
         if self._peers is None and all(parameter.grad is None for parameter in held):
             return  # nothing was scaled, and the scaler would refuse it
-        scaled = held if self._peers is None else _parts_of(held, run._runtime.shards, self._one)
+        scaled = held if self._peers is None else _shards_held(held, run._runtime.shards, self._one)
         # all optimizers as one, so that a parameter that two of them hold is un-scaled once
         self._scaler.unscale_(cast("Any", SimpleNamespace(param_groups=[{"params": scaled}])))
         self._scaler.update()
@@ -106,7 +106,7 @@ class LossScaling:
         self._scaler.load_state_dict({**self._scaler.state_dict(), "scale": scale, "_growth_tracker": growth})
 
 
-def _parts_of(held: Sequence[torch.Tensor], shards: Shards, one: torch.Tensor) -> list[torch.Tensor]:
+def _shards_held(held: Sequence[torch.Tensor], shards: Shards, one: torch.Tensor) -> list[torch.Tensor]:
     """Return tensors whose gradients are what this rank holds of those of others, in the same memory.
 
     Torch takes no list of shared and of whole gradients. There is one more, which is finite, in case there is no other.

@@ -372,21 +372,6 @@ def _foreign(optimizer: Any, network: nn.Module, when: str, field: str) -> str |
     return diagnose("foreign_parameters", optimizer, len(held), len(own), when, field)
 
 
-def init_whole(runtime: Runtime, init_weights: Callable[[nn.Module], object]) -> None:
-    """Initialise the weights of a network that is about to be sharded.
-
-    Raises:
-        ConfigError: If an earlier engine has sharded it: each rank would draw the same numbers for its part.
-    """
-    if any(runtime.shards.part(parameter) is not None for parameter in runtime.network.parameters()):
-        raise ConfigError(
-            "Components.init_weights: the network is sharded already, by an earlier engine with strategy='fsdp', and "
-            "ranks cannot draw the numbers of their parts as one process would; build the network anew, or leave "
-            "init_weights out"
-        )
-    init_weights(runtime.network)
-
-
 def apply_init_weights(
     network: nn.Module, init_weights: Callable[[nn.Module], object], optimizers: OptimizerSet
 ) -> None:
