@@ -17,7 +17,7 @@ from torch import nn
 
 import heptad.ranks.fsdp  # noqa: F401 - imported in the warm parent, once, for all ranks
 from builders import FEATURES
-from heptad import CheckpointError, Components, ConfigError, Engine, Run, RunConfig
+from heptad import CheckpointError, Components, ConfigError, Engine, PluginError, Run, RunConfig
 from heptad.checkpoints.store import Store
 from heptad_plugins import EMA, Checkpoint, GradientClipping, LRSchedule
 from scenario import digest
@@ -166,7 +166,7 @@ def refused(rank: Rank, source: str, strategy: str, **config: Any) -> str:
         engine, _ = engine_of(folder / "refused" / f"{rank.world} {source} {strategy}", strategy, **config)
         with engine:
             engine.run(resume=entry.path)
-    except (CheckpointError, ConfigError) as error:
+    except (CheckpointError, ConfigError, PluginError) as error:
         return str(error)
     return "nothing was raised"
 
@@ -188,10 +188,10 @@ REFUSALS: list[tuple[int, str, str, dict[str, Any]]] = [
 
 def cases_of(world: int) -> dict[str, Case]:
     """Return the cases of so many ranks."""
-    who = [name for name, (number, _) in WORLDS.items() if number == world]
-    pairs = [(one, source, number) for one in who for source in WORLDS for number in CLOSED]
     found: dict[str, Case] = {
-        name_of(*one): partial(goes_on, who=one[0], source=one[1], number=one[2]) for one in pairs
+        name_of(*one): partial(goes_on, who=one[0], source=one[1], number=one[2])
+        for one in PAIRS
+        if WORLDS[one[0]][0] == world
     }
     for number, source, what, config in REFUSALS:
         for strategy in (STRATEGIES if world > 1 else ("none",)) if number == world else ():

@@ -27,6 +27,9 @@ from killing import KINDS_LEFT_OUT, MEMORY
 from scenario import path_of
 
 STRATEGIES = ("ddp", "fsdp")
+BACKGROUND = " in the background"
+"""Behind the name of a strategy: a thread of each rank writes."""
+
 BEYOND = 10
 """On three ranks every tenth of the moments is taken, of those that are on two."""
 
@@ -36,7 +39,8 @@ def launched(
 ) -> list[Outcome]:
     """Return what becomes of ranks; one of them, given with the number of a moment, is killed."""
     (folder / name).mkdir()
-    variables = [{"STRATEGY": strategy} for _ in range(world)]
+    own = {"BACKGROUND": "1"} if strategy.endswith(BACKGROUND) else {}
+    variables = [{"STRATEGY": strategy.removesuffix(BACKGROUND), **own} for _ in range(world)]
     if killed is not None:
         variables[killed[0]]["KILLED_AT"] = str(killed[1])
     return outcomes("killed_cases", "live", world, folder / name, limit=60, variables=variables)
@@ -92,6 +96,14 @@ def trial(world: int, strategy: str, rank: int, at: int) -> list[str]:
         return found + differences(lived(world, strategy), again)
 
 
+def verdict(world: int, strategy: str, rank: int, at: int) -> list[str]:
+    """Return what is wrong after a trial, and go on: ranks that hang or fail are one more line."""
+    try:
+        return trial(world, strategy, rank, at)
+    except AssertionError as error:
+        return [str(error)]
+
+
 def has_noticed(one: Outcome) -> bool:
     """Return whether a rank ended because another was gone, or had no more to do."""
     return one.code == 0 if one.error is None else one.error.startswith("RankFailed: ")
@@ -112,17 +124,18 @@ def main(given: Sequence[str] | None = None) -> int:
     """Return 0 if none differs."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--every", type=int, default=1, help="take each n-th moment of a rank (default: all)")
-    parser.add_argument("--strategy", choices=STRATEGIES, help="one of them (default: both)")
+    parser.add_argument("--strategy", choices=STRATEGIES, nargs=1, help="one of them (default: both)")
+    parser.add_argument("--background", action="store_true", help="write the checkpoints in the background")
     parser.add_argument("--world", type=int, choices=(2, 3), help="so many ranks (default: 2, and some on 3)")
     asked = parser.parse_args(given)
     wrong, kills, began = 0, 0, time.monotonic()
     for world in (asked.world,) if asked.world else (2, 3):
-        for strategy in (asked.strategy,) if asked.strategy else STRATEGIES:
+        for strategy in [f"{one}{BACKGROUND if asked.background else ''}" for one in asked.strategy or STRATEGIES]:
             for rank in range(world):
                 labels = moments(world, strategy, rank)
                 for at in range(0, len(labels), asked.every * (BEYOND if world == 3 else 1)):
                     kills += 1
-                    if found := trial(world, strategy, rank, at):
+                    if found := verdict(world, strategy, rank, at):
                         wrong += 1
                         print(f"{strategy}, rank {rank} of {world}, moment {at}, {labels[at]}: {found}", flush=True)
             print(f"{strategy} on {world} ranks: {kills} killed and begun anew so far, {wrong} differ", flush=True)

@@ -44,7 +44,7 @@ def ticking_engine(rank: Rank, strategy: str, ticks: Ticks) -> Engine:
     class TickingEngine(Engine):
         machine_class = ticking_machine(ticks)
 
-    checkpoint = Checkpoint(folder / "checkpoints", at=PLACES[strategy])
+    checkpoint = Checkpoint(folder / "checkpoints", at=PLACES[strategy], background="BACKGROUND" in os.environ)
     checkpoint.store = type(checkpoint.store)(folder / "checkpoints", ticking_files(ticks))
     torch.manual_seed(5)
     components = Components(

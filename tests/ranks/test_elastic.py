@@ -122,6 +122,9 @@ def test_what_others_cannot_continue_is_refused(
     """On all ranks alike, with the numbers of ranks that could."""
     told = continued[world](f"{strategy} refuses {source} {what}")
     assert len({*told}) == 1
+    if what == "mid-window" and strategy == "fsdp":  # an engine that could is refused already
+        assert "Checkpoint(at='after_step')" in told[0]
+        return
     assert TEXTS[what] in told[0]
     if what == "mid-window":
         assert f"resume with {counted(int(source), 'rank')}, or from a checkpoint of a closed window" in told[0]

@@ -8,7 +8,7 @@ which each step has recorded its samples.
 from __future__ import annotations
 
 import pytest
-from kill_matrix_ranks import STRATEGIES, differences, drawn, lived, moments, trial
+from kill_matrix_ranks import BACKGROUND, STRATEGIES, differences, drawn, lived, moments, trial
 
 from builders import STATES
 
@@ -21,6 +21,7 @@ SAMPLE = [
     (2, "fsdp", "on exit of"),
     (3, "ddp", "checkpoint"),
     (3, "fsdp", "of a file"),
+    (2, f"fsdp{BACKGROUND}", "of a file"),
 ]
 
 
