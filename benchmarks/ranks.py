@@ -187,6 +187,7 @@ def run_rank(pairs: int, strategy: Literal["ddp", "fsdp"]) -> None:
         hand, engine, ratios = compare(ByHand(batch, strategy), ByEngine(batch, strategy, every), pairs, 100)
         ratio = statistics.median(ratios)
         say(f"agree_every={every:<4} by hand {hand:.2f} ms, engine {engine:.2f} ms, ratio {ratio:.3f}")
+    dist.destroy_process_group()
 
 
 def main() -> int:

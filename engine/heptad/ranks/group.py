@@ -80,9 +80,10 @@ class Group:
         self.rank, self.world, self.failed = rank, world, False
         self.where: Callable[[], str] = str
         of_the_store = _sockets()
-        if not dist.is_initialized():
+        self._owns = not dist.is_initialized()  # else the script has joined the ranks, and leaves them
+        if self._owns:
             dist.init_process_group(_backends(), store=store, rank=rank, world_size=world, timeout=JOINING)
-            atexit.register(self._leave)
+        atexit.register(self._leave)
         self.data: Any = dist.group.WORLD
         self.control: Any = dist.new_group(backend="gloo", timeout=JOINING)
         self._sockets, self._opened = _sockets() - of_the_store, _sockets() - before
@@ -227,12 +228,13 @@ class Group:
         """Leave at the exit of the interpreter; nobody is waited for.
 
         Gloo's threads drop the tensors of an exchange when it is over, for which they need the interpreter: one that
-        does so while that exits ends the process by SIGABRT. A plane that nobody else holds joins them here.
+        does so while that exits ends the process by SIGABRT. A plane that nobody else holds joins them here; one that
+        FSDP2 or the script holds is given some time.
         """
-        if dist.is_initialized():
+        if self._owns and dist.is_initialized():
             dist.destroy_process_group()
         self.data = self.control = None
-        sleep(0.02)
+        sleep(0.05)
 
 
 @cache  # the groups belong to the process, as torch's own do
