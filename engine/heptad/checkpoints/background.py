@@ -60,7 +60,6 @@ class BackgroundWriter:
             raise PluginError("with several ranks BackgroundWriter needs request=…, one of the plugin's requests")
         self._job: Job | None = None
         self._around = sys.exception()
-        """What was being handled when the writer was made: no failure of the run."""
 
     def save(self, run: Run, snapshot: Snapshot | Take, keep_last: int, keep_best: int = 0) -> None:
         """Copy what a snapshot holds, and write it as `Store.save` and `Store.rotate` do while the run continues.

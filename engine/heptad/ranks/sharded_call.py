@@ -41,10 +41,8 @@ class ShardedCall(nn.Module):
         self._gathered: dict[int, nn.Parameter] = {}
         """What parameters are when they are gathered, by their places."""
         self._adds_up = False
-        """Whether parameters get gradients in fp32, see `begin_backward`."""
         self._hooks: list[RemovableHandle] = []
         self._torn = False
-        """Whether the last forward pass raised, and FSDP2 has yet to be reset."""
         self._stays = False
         """Whether what is around the blocks stays gathered after a forward pass, for the next pass to come."""
         network.register_forward_hook(self._reshard)
