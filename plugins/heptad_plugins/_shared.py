@@ -1,4 +1,7 @@
-"""Numbers computed of tensors that ranks may share, such as norms of gradients, made whole in one exchange."""
+"""Numbers computed of tensors that ranks may share, such as norms of gradients, made whole in one exchange.
+
+Plugins that take norms or look for numbers that are not finite use it; alone, nothing is exchanged.
+"""
 
 from __future__ import annotations
 

@@ -18,7 +18,7 @@ from typing import Any
 
 from heptad.checkpoints.entry import Entry
 from heptad.checkpoints.saving import Saving
-from heptad.checkpoints.store import Part, Store
+from heptad.checkpoints.store import Store, WrittenPart
 from heptad.errors import add_note
 from heptad.run.run import Run
 
@@ -202,12 +202,12 @@ class SharedJob(Job):
     def __init__(self, run: Run, store: Store, keep: Keep, saving: Saving, request: str) -> None:
         super().__init__(run, store, keep)
         self._saving, self._request = saving, request
-        self._part: Part = {}
+        self._part: WrittenPart = {}
         self._agreements = self._agreements_now()
         self._all_have_written = False
         run.ask(request)
 
-    def start(self, write: Callable[[], Part]) -> None:
+    def start(self, write: Callable[[], WrittenPart]) -> None:
         """Start the thread; where it cannot be started, all ranks raise that in the end, as what a thread raises."""
         try:
             super().start(write)
@@ -216,7 +216,7 @@ class SharedJob(Job):
                 self.fail(error)
                 self.ended.set()
 
-    def work(self, write: Callable[[], Part]) -> None:
+    def work(self, write: Callable[[], WrittenPart]) -> None:
         """Write the files of this rank."""
         self._part = write()
 
@@ -227,7 +227,7 @@ class SharedJob(Job):
 
     @property
     def may_fail(self) -> bool:
-        """True: what the other ranks' threads raised is told as it is committed."""
+        """True: what the threads of other ranks raised is known only when it is committed."""
         return True
 
     def look(self) -> None:
@@ -262,7 +262,7 @@ class SharedJob(Job):
         self._store.drop(self._saving)
         return True
 
-    def _written(self) -> Part:
+    def _written(self) -> WrittenPart:
         self.raise_error()
         return self._part
 

@@ -32,7 +32,7 @@ _PART = f"{MANIFEST}.part"
 """The name under which a manifest is written."""
 
 Beat = Callable[[], None]
-"""Called after each operation: says that there is progress, and raises where nobody waits any more."""
+"""Called after each operation: notes progress; raises if the work was abandoned."""
 
 
 @dataclass(frozen=True)
@@ -164,7 +164,7 @@ class Mirror:
         return path
 
     def remove(self, name: str, beat: Beat) -> None:
-        """Remove a checkpoint, or what is left of one; the manifest first, after which it is none."""
+        """Remove a checkpoint, or what is left of one; the manifest first: without it the folder is no checkpoint."""
         self._remote.remove(f"{name}/{MANIFEST}")
         beat()
         for file in self._remote.names(name):

@@ -111,13 +111,17 @@ class Mirroring:
         self._damaged: set[str] = set()
         """Those of them that hold a damaged one, as far as that was found."""
         self._local: list[Mirrored] = []
+        """The manifests of the sound checkpoints in the directory, the oldest first."""
         self._keep = (1, 0)
         self._directory = Path()
         self._claim: Callable[[Beat], None] | None = None
         """To be done before anything is written: the mirror could not be asked whose it is."""
         self._refused = False
+        """Whether the mirror is another run's: nothing is copied then."""
         self._failures = 0
+        """Those in a row."""
         self._skip = 0
+        """Saves that are to pass without a try."""
         self._error = ""
         self._reports: deque[partial[Event]] = deque()
         self.highest = 0
@@ -199,8 +203,8 @@ class Mirroring:
     def follow(self, entries: Callable[[], Sequence[Entry]], keep_last: int, keep_best: int) -> None:
         """Copy the checkpoints of the directory that are to be kept and are not there yet, the newest first.
 
-        Then remove there what the rule of the directory does not keep. Called when a checkpoint is durable. It raises
-        nothing: a failure is told, and tried again.
+        Then remove there what the rule of the directory does not keep. Called when a checkpoint is durable. A
+        failure raises nothing: the log says it, and a later save tries again.
 
         Args:
             entries: Returns what the directory holds.
@@ -247,7 +251,7 @@ class Mirroring:
                     there.pop(one.name, None)
                     self._left.add(one.name)
                     self._mirror.upload(one, self._directory / one.name, self._files, beat)
-                except DamagedError:  # the copy in the directory: it is none to keep
+                except DamagedError:  # in the directory itself: there is nothing to copy
                     self._local.remove(one)
                     continue
                 there[one.name] = one

@@ -31,6 +31,9 @@ MOST_SUMMARY = 1 << 19
 MOST_STATE = 1 << 28
 """Bytes: longer state is neither written nor read."""
 
+Places = dict[str, dict[str, tuple[tuple[int, ...], tuple[int, ...]]]]
+"""Offset of what a rank holds, and shape of the whole, of the tensors that ranks share: by section and name."""
+
 Own = dict[tuple[str, ...], Any]
 """What is a rank's own, by the keys that lead to it."""
 
@@ -48,16 +51,14 @@ class PackedSnapshot:
         files: The content of the files that hold no tensors, by name: `state.json` of rank 0, and the rank's own.
         tensors: By section, or by `rank-00000` and so on for what is the rank's own, and name; not copied. Of a tensor
             that ranks share, what this one holds of it.
-        shared: Where these begin, and the shape of the whole, by section and name.
+        shared: Their places.
     """
 
     summary: dict[str, Any]
     rank: int
     files: dict[str, bytes]
     tensors: dict[str, dict[str, Tensor]]
-    shared: dict[str, dict[str, tuple[tuple[int, ...], tuple[int, ...]]]] = field(
-        default_factory=dict[str, dict[str, tuple[tuple[int, ...], tuple[int, ...]]]]
-    )
+    shared: Places = field(default_factory=Places)
 
     @property
     def size(self) -> int:
@@ -356,7 +357,7 @@ class _Decoder:
         value = decode(plain, held, f"{file}: {where}")
         name = group if is_rank(group) else part_name(group, 0)
         self.unnamed += (
-            f"{self._path / name}{SUFFIX} holds {left!r:.100}, of which {file.name} does not speak" for left in held
+            f"{self._path / name}{SUFFIX} holds {left!r:.100}, which {file.name} does not mention" for left in held
         )
         return value
 

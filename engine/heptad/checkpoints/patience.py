@@ -15,7 +15,7 @@ T = TypeVar("T")
 
 
 class Pulse:
-    """How work says that it makes progress."""
+    """What work calls to say that it makes progress."""
 
     def __init__(self) -> None:
         self.last = monotonic()
@@ -25,10 +25,10 @@ class Pulse:
         """Say that an operation has ended.
 
         Raises:
-            TimeoutError: If nobody waits for the work any more.
+            TimeoutError: If the work was abandoned.
         """
         if self.abandoned:
-            raise TimeoutError("nobody waits for this any more")
+            raise TimeoutError("this work was abandoned: it made no progress for too long")
         self.last = monotonic()
 
 
@@ -56,7 +56,7 @@ class Patience:
         results: list[T] = []
         errors: list[BaseException] = []
 
-        def done() -> None:
+        def run() -> None:
             try:
                 results.append(work(pulse))
             except BaseException as error:  # of every kind: raised where it is waited for
@@ -64,7 +64,7 @@ class Patience:
             finally:
                 ended.set()
 
-        thread = threading.Thread(target=done, name="heptad-mirror", daemon=True)
+        thread = threading.Thread(target=run, name="heptad-mirror", daemon=True)
         try:
             thread.start()
         except RuntimeError:  # none can be started when the interpreter exits: then it is waited for without a limit

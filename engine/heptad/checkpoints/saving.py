@@ -1,4 +1,4 @@
-"""`Saving`: a checkpoint between the phases of its writing. A store makes it; who continues hands it back."""
+"""`Saving`: a checkpoint between the phases of its writing. `Store.begin` makes it, `commit` takes it back."""
 
 from __future__ import annotations
 

@@ -40,7 +40,7 @@ from heptad.errors import CheckpointError
 from heptad.run.run import Run
 from heptad.run.snapshot import Snapshot
 
-Part = dict[str, Any]
+WrittenPart = dict[str, Any]
 """What a rank has written of a checkpoint, as plain data: sizes and digests of its files, and its tensors."""
 
 
@@ -174,7 +174,7 @@ class Store:
         """
         return self._save(lambda: packed)
 
-    def begin(self, snapshot: Callable[[], Snapshot]) -> tuple[Saving, Callable[[], Part]]:
+    def begin(self, snapshot: Callable[[], Snapshot]) -> tuple[Saving, Callable[[], WrittenPart]]:
         """Begin a checkpoint of which each rank writes its part at its own pace; then `commit` it, or `drop` it.
 
         Args:
@@ -192,7 +192,7 @@ class Store:
             self._open.append(saving)
         return saving, partial(self._write, saving, packed, StoppableFiles(self._files, saving.given_up))
 
-    def commit(self, saving: Saving, written: Callable[[], Part]) -> Entry:
+    def commit(self, saving: Saving, written: Callable[[], WrittenPart]) -> Entry:
         """Make a checkpoint of what all ranks have written, on the thread that drives the run.
 
         Args:
@@ -205,7 +205,7 @@ class Store:
         try:
             with ExitStack() as held:
 
-                def outcome() -> Part:
+                def outcome() -> WrittenPart:
                     if not self._ranks.rank:
                         held.enter_context(self._locked())
                         held.enter_context(self._removed_on_error(saving.temporary))
@@ -268,7 +268,7 @@ class Store:
                 self._files.sync_directory(self.directory)
         return [number, temporary.name]
 
-    def _write(self, saving: Saving, packed: PackedSnapshot, operations: Files) -> Part:
+    def _write(self, saving: Saving, packed: PackedSnapshot, operations: Files) -> WrittenPart:
         """Write this rank's files; return what they hold, and its tensors, as plain data."""
         temporary = saving.temporary
         with self._explained(saving.size):
@@ -280,7 +280,7 @@ class Store:
             facts = write_files(operations, temporary, packed)
         return {"files": {name: [one.size, one.sha256] for name, one in facts.items()}, "tensors": packed.listing()}
 
-    def _finish(self, saving: Saving, written: list[Part]) -> None:
+    def _finish(self, saving: Saving, written: list[WrittenPart]) -> None:
         """Write the manifest of what all ranks have written, and give the directory its name."""
         temporary, path = saving.temporary, saving.entry.path
         files = {

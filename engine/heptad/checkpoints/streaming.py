@@ -1,4 +1,7 @@
-"""`HashedStream`: the content of a file, taken in order and hashed, with little of it in memory."""
+"""`HashedStream`: the content of a file, taken in order and hashed, with little of it in memory.
+
+`read_checkpoint` reads each file of tensors through one.
+"""
 
 from __future__ import annotations
 

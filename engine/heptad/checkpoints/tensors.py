@@ -211,7 +211,7 @@ def _extent(name: str, facts: Any) -> Extent:
     if dtype not in DTYPES_BY_NAME:
         raise ValueError(f"{name!r:.100} has the dtype {dtype!r:.100}, which is not known")
     if not all(type(number) is int and 0 <= number < 1 << 63 for number in (*sizes, start, end)):
-        raise ValueError(f"{name!r:.100} has a number that is none, is negative or too large")
+        raise ValueError(f"{name!r:.100} has a size or an offset that is no whole number from 0 to 2^63 - 1")
     width = DTYPES_BY_NAME[dtype].itemsize
     if len(sizes) > MOST_DIMENSIONS or math.prod(max(size, 1) for size in sizes) * width >= 1 << 63:
         raise ValueError(f"{name!r:.100} has the shape {sizes!r:.100}, which no tensor has")

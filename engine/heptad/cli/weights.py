@@ -1,4 +1,4 @@
-"""`heptad weights`: the weights of a checkpoint as one safetensors file. The only command that loads torch."""
+"""`heptad weights`: the weights of a checkpoint as one safetensors file. Like `demo`, it loads torch."""
 
 from __future__ import annotations
 

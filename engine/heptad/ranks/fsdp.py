@@ -60,8 +60,10 @@ class Fsdp(Grouped):
         self._used: set[int] = set()
         """Places in `_shared`: of the parameters that the steps of the window have used."""
         self._outputs: list[_Output] = []
+        """Of the forward pass under way; a step that adds nothing makes its backward pass from them."""
         self._hooks: list[RemovableHandle] = []
         self._closes: bool | None = None
+        """What FSDP2 was told last; `None` before the first step."""
         self._resumed = False
         """Whether no step was made yet: gradients are those of a window that is complete, and was restored."""
 
@@ -84,7 +86,7 @@ class Fsdp(Grouped):
         return not isinstance(network, FSDPModule)
 
     def replaced(self) -> Collection[int]:
-        """Return what optimizers that train nothing hold."""
+        """Return the ids of what the network held before and somebody still holds, such as an optimizer."""
         now = set(map(id, cast("nn.Module", self._call).parameters()))
         return {id(one) for each in self._before if (one := each()) is not None} - now
 
@@ -216,7 +218,7 @@ class Fsdp(Grouped):
             return
         group, outputs, where = self._group, [*self._outputs], self._group.where
         if where is str:  # no run is driven
-            group.where = f"in {name}".__str__
+            group.where = lambda: f"in {name}"
         try:
             with call.resting():
                 yield
@@ -244,8 +246,8 @@ class Fsdp(Grouped):
         """Leave parameters that no rank has used without a gradient, as one process does: FSDP2 has averaged zeros."""
         own = np.zeros(len(self._shared), dtype=bool)
         own[[*self._used]] = True
-        told = self._group.gather(np.packbits(own).tobytes())
-        used = np.any([np.unpackbits(np.frombuffer(one, np.uint8), count=len(own)) for one in told], axis=0)
+        rows = self._group.gather(np.packbits(own).tobytes())
+        used = np.any([np.unpackbits(np.frombuffer(one, np.uint8), count=len(own)) for one in rows], axis=0)
         for one, is_used in zip(self._shared, used, strict=True):
             if not is_used:
                 one.grad = None

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import platform
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Generator, Iterable, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -40,14 +41,13 @@ from heptad.run.verified import installed_version
 OWN_FIELDS = {"device", "num_workers", "log_capacity", "trace_handlers"}
 """Fields of `RunConfig` that may differ between ranks: no path and no bit depends on them."""
 
-
 BY_BATCH = (
     "BatchNorm takes its mean over the batch of one rank, not over those of all, so several ranks are not one process "
     "with larger windows; torch.nn.SyncBatchNorm.convert_sync_batchnorm(network) makes them that on accelerators"
 )
 
 
-class Grouped:
+class Grouped(ABC):
     """Joins the ranks that torchrun has started, and makes of their gradients those of one large batch."""
 
     announces = True
@@ -141,15 +141,15 @@ class Grouped:
         self._compute_loss = runtime.components.compute_loss
         self._averaged = self._wrap(runtime)
 
+    @abstractmethod
     def _wrap(self, runtime: Runtime) -> set[int]:
-        """Move the network to its device, and see to it that torch averages its gradients.
+        """Move the network to its device, and have torch average its gradients.
 
         Sets `runtime.forward` and `_compute_loss` where these are to go through what is wrapped around the network.
 
         Returns:
             The ids of the parameters whose gradients it averages.
         """
-        raise NotImplementedError
 
     def compute_loss(self, given: ComputeLoss | None) -> ComputeLoss | None:
         """Return what goes through what is wrapped around the network."""
@@ -177,13 +177,13 @@ class Grouped:
         """Return True."""
         return True
 
+    @abstractmethod
     def window_closes(self, closes: bool) -> None:
         """Let the backward pass to come average, or only add up."""
-        raise NotImplementedError
 
+    @abstractmethod
     def keep_company(self, loss: Any, closes: bool) -> None:
         """Make the backward pass of a step that adds nothing, where the others wait for it."""
-        raise NotImplementedError
 
     def reduce(self, run: Run) -> None:
         """Correct the averaged gradients for what all ranks' steps weigh: by world · k / Σr.
@@ -245,7 +245,7 @@ class Grouped:
         """Return how many parameters have an averaged gradient that this rank has added nothing to."""
         return 0
 
-    def _drop_unused(self) -> None:
+    def _drop_unused(self) -> None:  # noqa: B027 - only FSDP2 averages what nobody has used
         """Drop the gradients that no rank has added to; called where one lacks some, and always on an accelerator."""
 
     def _average(self, others: Sequence[nn.Parameter]) -> None:

@@ -82,7 +82,9 @@ class EvenEvaluation(RanksEvaluation):
     ) -> None:
         rank, world = strategy.share()
         self._all = options.get("limit")
+        """The limit over all ranks."""
         self._own: int | None = None
+        """How many of these batches are this rank's."""
         if self._all is not None:
             self._own = own_part(self._all, rank, world)
             options = {**options, "limit": own_part(self._all, 0, world)}
@@ -93,7 +95,9 @@ class EvenEvaluation(RanksEvaluation):
         self._spare: Any = NOTHING
         """The batch taken last."""
         self._idle = False
+        """Whether the pass under way counts nowhere."""
         self._error: Exception | None = None
+        """What is to be raised when all ranks have made their passes."""
 
     def before_epoch(self, run: Run) -> None:
         """Open the data, reset metric objects, and see that all ranks have as many batches."""

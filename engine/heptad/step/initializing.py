@@ -1,4 +1,7 @@
-"""When `Components.init_weights` is called: the network is whole then, also where ranks share it afterwards."""
+"""When `Components.init_weights` is called: the network is whole then, also where ranks share it afterwards.
+
+The body of `before_loop` asks for it.
+"""
 
 from __future__ import annotations
 

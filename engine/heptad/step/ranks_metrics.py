@@ -41,9 +41,9 @@ class Meeting:
             DataError: If they have not, on all ranks.
             RankFailed: If one has failed before.
         """
-        told = [row.decode() for row in self._peers.gather(str(batches).encode())]
-        if len({*told}) > 1:
-            listed = ", ".join(f"rank {rank} has {one}" for rank, one in enumerate(told))
+        counts = [row.decode() for row in self._peers.gather(str(batches).encode())]
+        if len({*counts}) > 1:
+            listed = ", ".join(f"rank {rank} has {one}" for rank, one in enumerate(counts))
             raise DataError(
                 f"{self._name}: the ranks do not have the same data, or a sampler that deals them out unequally: in "
                 f"batches, {listed}; give each rank the whole data, without such a sampler"
