@@ -169,7 +169,13 @@ def _window_differences(stored: StoredIdentity, here: StoredIdentity) -> list[st
     if then * stored.world == now * here.world:
         return []
     was, is_here = (f"{one.world} x {k} = {one.world * k}" for one, k in ((stored, then), (here, now)))
-    return [f"batches in a window, ranks x accumulation: {was} in the checkpoint, {is_here} here; set RunConfig.window"]
+    batches = then * stored.world
+    able = [str(world) for world in range(1, batches + 1) if batches % world == 0]
+    advice = f"set RunConfig.window={batches}"
+    if batches % here.world:
+        shared = f"{here.world} ranks cannot share {batches} batches equally"
+        advice = f"{shared}: {advice} and resume by one of {', '.join(able)}"
+    return [f"batches in a window, ranks x accumulation: {was} in the checkpoint, {is_here} here; {advice}"]
 
 
 def _data_differences(stored: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:

@@ -62,6 +62,14 @@ def shared_closure(optimizer: Any, field: str) -> str:
     )
 
 
+def unshared_step(optimizer: Any, field: str) -> str:
+    """Describe an optimizer of torch whose step has operations that torch does not have for DTensors."""
+    return (
+        f"{field}: the step of {kind(optimizer)} has operations that torch does not have for what ranks share with "
+        "strategy='fsdp'; use strategy='ddp', or another optimizer, such as AdamW"
+    )
+
+
 def mixed_list(option: str) -> str:
     """Describe a parameter group that is to be stepped as a list which torch refuses."""
     return (

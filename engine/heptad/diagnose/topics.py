@@ -25,6 +25,7 @@ from heptad.diagnose.optimizers import (
     replaced_parameters,
     shared_closure,
     unfit_state,
+    unshared_step,
 )
 from heptad.diagnose.values import unrecordable, unrecorded
 
@@ -57,6 +58,7 @@ __all__ = [
     "unfit_state",
     "unrecordable",
     "unrecorded",
+    "unshared_step",
 ]
 
 

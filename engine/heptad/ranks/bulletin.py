@@ -104,7 +104,11 @@ class Bulletin:
         known = "".join(f"; {text}" for text in where if text)
         if not silent:
             if len({text.partition(" waited ")[2] for text in where if text}) == 1:
-                return f"a rank came too late: the others had given up waiting for it{known} ({error})"
+                return (
+                    "the ranks have given up waiting for each other at one place: one came too late, or exchanges what "
+                    "the others do not, as a handler does that evaluates, or calls a network that ranks share, on one "
+                    f"rank alone{known} ({error})"
+                )
             return f"the ranks wait for different things, and have given up{known} ({error})"
         if earlier := [text for one in silent if (text := self._get("missed", one)) is not None]:
             return earlier[0]  # of a rank that has hung up since, which looks here as if it had been cut off

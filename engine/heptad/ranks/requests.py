@@ -9,12 +9,18 @@ import numpy as np
 import torch
 from torch.distributed.tensor import DTensor
 
-from heptad.errors import EngineError
+from heptad.errors import EngineError, add_note
 from heptad.run.agreed import Agreed
 from heptad.run.run import Run
 from heptad.run.view import in_words
 
 T = TypeVar("T")
+
+MIXED_WITH_SHARED = (
+    "with strategy='fsdp' a parameter is a DTensor wherever the block that holds it is not being called: in a handler "
+    "take what this rank holds by run.local(tensor), or all of it by run.whole(tensor), on all ranks alike; in a loss "
+    "call weight.full_tensor(); where one block uses weights of another, name by Components.blocks what holds both"
+)
 
 
 class RanksRun(Run):
@@ -77,6 +83,12 @@ class SharedRun(RanksRun):
     """A run whose ranks hold a part of each parameter: what is recorded may be shared by them, too."""
 
     __slots__ = ()
+
+    def fail(self, error: BaseException, moment: str, who: str, guard: str, guards: dict[str, bool]) -> None:
+        """End the run in `failed`, see `Run.fail`; say more of an error that only shared parameters bring about."""
+        super().fail(error, moment, who, guard, guards)
+        if "mixed torch.Tensor and DTensor" in str(error):
+            add_note(error, MIXED_WITH_SHARED)
 
     def whole(self, tensor: torch.Tensor) -> torch.Tensor:
         """Return a tensor whole on each rank, see `RunView.whole`."""

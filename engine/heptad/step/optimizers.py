@@ -245,6 +245,8 @@ def _sharing_mistake(field: str, optimizer: Any, replaced: Collection[int]) -> s
     held = Optimizers([optimizer]).held()
     if old := sum(id(one) in replaced for one in held):
         return diagnose("replaced_parameters", optimizer, old, len(held), field)
+    if isinstance(optimizer, torch.optim.Adafactor | torch.optim.Rprop):
+        return diagnose("unshared_step", optimizer, field)
     return diagnose("shared_closure", optimizer, field) if needs_closure(optimizer) else None
 
 
