@@ -420,6 +420,10 @@ REFUSED: dict[str, tuple[Callable[[], Engine], str]] = {
         "Components.side_optimizers['ends']: 2 of the 13 parameters of this SGD",
     ),
     "closure": (lambda: built(lambda network: lbfgs), "the step of LBFGS needs a closure"),
+    "no step": (
+        lambda: built(lambda network: lambda network: torch.optim.Adafactor(network.parameters())),
+        "the step of Adafactor has operations that torch does not have",
+    ),
     "lists": (
         lambda: engine_of(double(TiedBlocks()), optimizer=in_lists),
         "foreach=True is for parameters of one kind",
@@ -475,6 +479,19 @@ def smoked(rank: Rank) -> str:
     except EngineError as error:
         return str(error)
     return "nothing was raised"
+
+
+def mistaken(rank: Rank) -> list[str]:
+    """Return the notes of the error of a loss that takes a parameter of a block for a plain tensor."""
+
+    def penalized(network: Any, batch: Any) -> Tensor:
+        return network(batch[0]).square().mean() + next(network.blocks.parameters()).square().sum()
+
+    try:
+        engine_of(network(), compute_loss=penalized).run()
+    except RuntimeError as error:
+        return error.__notes__
+    return []
 
 
 def raised(rank: Rank) -> str:
@@ -622,7 +639,7 @@ def resumed(rank: Rank) -> list[Given]:
 ALONE = Beside(plugins=lambda: [EMA(0.8)], size=1, count=8, config={"epochs": 3}, loss=unweighed)
 """What those runs are in one process."""
 
-OTHERS = (refused, smoked, shown, frozen, normed, halves, overflown, in_one_block, resumed, raised)
+OTHERS = (refused, smoked, shown, frozen, normed, halves, overflown, in_one_block, resumed, raised, mistaken)
 _CASES: dict[str, Case] = {
     **{name: partial(trained, case=case) for name, case in RUNS.items()},
     **{case.__name__: case for case in OTHERS},

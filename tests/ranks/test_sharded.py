@@ -79,6 +79,12 @@ def test_all_ranks_name_a_nan_in_the_part_of_one(launched: dict[int, Launch], wo
 
 
 @pytest.mark.parametrize("world", WORLDS)
+def test_an_error_that_only_shared_parameters_bring_about_says_what_to_do(launched: dict[int, Launch], world: int):
+    for notes in launched[world].of("mistaken"):
+        assert any("run.whole(tensor)" in note and "Components.blocks" in note for note in notes)
+
+
+@pytest.mark.parametrize("world", WORLDS)
 def test_what_shows_a_network_shows_it_whole(launched: dict[int, Launch], world: int, tmp_path: Path):
     """Its classes, sizes, FLOPs of a step, and means; and torch warns of nothing."""
     first, *others = launched[world].of("shown")
