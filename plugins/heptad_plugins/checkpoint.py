@@ -49,9 +49,11 @@ class Checkpoint(Plugin):
     are no checkpoint; the next start sweeps them away. With `strategy="fsdp"` none is taken where a window may be open:
     not at `"after_step"` if it has several steps, and with `remainder="carry"` not at `"after_epoch"`.
 
-    With `mirror=` each checkpoint that is durable is copied to another file system by the thread that has written it;
-    with several ranks the first one copies, while the others wait for it. The mirror keeps what `keep_last` and
-    `keep_best` say. `resume="auto"` fetches the newest sound checkpoint from there where the directory is empty, and
+    With `mirror=` each checkpoint that is durable is copied to another file system; of several ranks the first one
+    copies. In the background a thread does, for which neither training nor the next checkpoint waits: what is written
+    meanwhile is copied after it, if it is still to be kept then; a pause, `Engine.close` and the end of the run wait.
+    Otherwise training stands still, on all ranks. The mirror keeps what `keep_last` and `keep_best` say, and belongs to
+    one plugin. `resume="auto"` fetches the newest sound checkpoint from there where the directory is empty, and
     compares every digest; a mirror that cannot be asked is an error then. Later on it ends no run: the event `mirror`
     says that it failed, and what is missing is copied at a later save: the 1st, 2nd, 4th, … after it has failed once,
     twice, three times in a row, and once more where the run pauses or ends. An operation that makes no progress for two
@@ -191,7 +193,7 @@ class Checkpoint(Plugin):
     def on_exit_after_loop(self, run: Run) -> None:
         """Wait for the last checkpoint, and say so if none held weights that the monitored value was measured of."""
         self._finish()
-        self.store.mirror.end(run)
+        self.store.end_copies(run)
         if not self._keep_best or self._has_valued or self._watched is None:
             return
         why = "nothing was recorded under that name"
@@ -215,7 +217,7 @@ class Checkpoint(Plugin):
             self.save(run)
             raise
         self.save(run)
-        self.store.mirror.end(run)
+        self.store.end_copies(run)
 
     def save(self, run: Run) -> None:
         """Store a checkpoint and remove those that need not be kept: the body of `checkpoint`.

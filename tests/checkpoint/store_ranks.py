@@ -31,17 +31,23 @@ class Hall:
 
 
 class ThreadPeers:
-    """`Peers` of one thread."""
+    """`Peers` of one thread.
+
+    Attributes:
+        exchanges: How many it has made.
+    """
 
     failed = False
 
     def __init__(self, hall: Hall, rank: int) -> None:
         self.rank = rank
         self.world = hall.world
+        self.exchanges = 0
         self._hall = hall
 
     def gather(self, content: bytes) -> list[bytes]:
         """Return what each rank gave."""
+        self.exchanges += 1
         self._hall.given[self.rank] = content
         self._hall.barrier.wait()
         found = list(self._hall.given)

@@ -16,7 +16,7 @@ import fsspec
 import pytest
 from disk import CountedFiles, die, in_child, number_of, refusing, snapshot
 from faulty_remote import contents, emptied, made_faulty, mirroring_of, refused, sound_in
-from store_ranks import on_ranks, run_of, snapshot_of
+from store_ranks import ThreadPeers, on_ranks, run_of, snapshot_of
 
 from builders import equal, small_engine, weights
 from heptad import CheckpointError, PluginError, Run
@@ -277,7 +277,7 @@ def test_what_was_missed_is_copied_when_it_works_again(tmp_path: Path):
     assert sound_in(tmp_path / "mirror") == [1, 2]
     assert len(told.of(store)) == 1
     faulty.place, faulty.calls = 0, []
-    mirroring_of(store).end(cast("Run", told))
+    store.end_copies(cast("Run", told))
     assert [type(event) for event in told.events] == [MirrorRestored]
     assert sound_in(tmp_path / "mirror") == [3, 4, 5]
     made = [path[-8:] for name, path in faulty.calls if name == "makedirs"]
@@ -485,7 +485,7 @@ def test_a_mirror_that_hangs_is_given_up(tmp_path: Path):
             thread.join(20)
     assert sound_in(tmp_path / "mirror") == [1, 2]
     mirroring_of(store)._patience.limit = 20
-    mirroring_of(store).end(cast("Run", told))
+    store.end_copies(cast("Run", told))
     assert [type(event) for event in told.events] == [MirrorRestored]
     assert contents(tmp_path / "mirror") == contents(tmp_path / "runs")
 
@@ -541,6 +541,63 @@ def test_a_thread_that_writes_copies_too(tmp_path: Path):
     made_faulty(failing.checkpoint.store, 5, refused, ever=True)
     events = failing.run().log.notes("mirror")
     assert [type(event) for event in events] == [MirrorFailed, NotMirrored]
+
+
+def test_in_the_background_nothing_waits_for_the_mirror(tmp_path: Path):
+    """While it hangs checkpoints are written, and the one that is copied stays; the end copies the newest."""
+    gate, hangs, held = threading.Event(), threading.Event(), list[list[str]]()
+
+    def hang(name: str) -> None:
+        hangs.set()
+        gate.wait(20)
+
+    def opens_late(run: Run) -> bool:
+        if run.state == "before_epoch" and run.epoch == 2:  # the first is there
+            hangs.wait(20)
+        if run.state == "before_epoch" and run.epoch == 4:
+            held.append(sorted(path.name for path in (tmp_path / "runs").glob("checkpoint-*")))
+            gate.set()
+        return False
+
+    made = engine(tmp_path, epochs=5, background=True, keep_last=1)
+    made_faulty(made.checkpoint.store, 10, hang)
+    run = made.run(until=opens_late)
+    assert (run.state, len(run.log.notes("written")), run.log.notes("mirror")) == ("finished", 5, [])
+    assert {"checkpoint-00000001", "checkpoint-00000003"} <= {*held[0]}
+    assert contents(tmp_path / "mirror") == contents(tmp_path / "runs")
+    assert sound_in(tmp_path / "mirror") == [5]
+
+
+def test_what_is_written_during_a_copy_is_copied_at_the_end(tmp_path: Path):
+    """The first copy takes as long as the run; what stayed in the directory for it is removed."""
+    gate, begun = threading.Event(), threading.Event()
+
+    def hang(name: str) -> None:
+        begun.set()
+        gate.wait(20)
+
+    def ends(run: Run) -> bool:
+        if run.state == "before_epoch" and run.epoch == 2:
+            begun.wait(20)
+        if run.state == "after_loop":
+            gate.set()
+        return False
+
+    made = engine(tmp_path, epochs=5, background=True, keep_last=1)
+    made_faulty(made.checkpoint.store, 10, hang)
+    assert made.run(until=ends).log.notes("mirror") == []
+    assert sound_in(tmp_path / "runs") == sound_in(tmp_path / "mirror") == [5]
+
+
+def test_a_directory_that_cannot_be_listed_is_a_failure_of_the_mirror(tmp_path: Path):
+    """Not of the save that came before: with several ranks the first would fail alone."""
+    store, told = two_there(tmp_path), Told()
+    (tmp_path / "file").touch()
+    mirroring_of(store).follow(Store(tmp_path / "file").entries, 2, 0)
+    (event,) = told.of(store)
+    assert isinstance(event, MirrorFailed)
+    save(store, 3)
+    assert [type(event) for event in told.of(store)] == [MirrorRestored]
 
 
 @pytest.mark.parametrize("background", [False, True])
@@ -646,6 +703,42 @@ def test_of_several_ranks_the_first_copies_and_all_read(tmp_path: Path):
         return entry.number
 
     assert on_ranks(2, read) == [3, 3]
+
+
+@pytest.mark.parametrize("wait", [True, False])
+def test_ranks_wait_together_for_the_first_to_copy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, wait: bool):
+    """They exchange a sign meanwhile: it may take longer than they are patient. In the background none waits."""
+    monkeypatch.setattr("heptad.checkpoints.together.SIGN", 0.02)
+    gate, threads = threading.Event(), list[str]()
+
+    def hang(name: str) -> None:
+        threads.append(threading.current_thread().name)
+        gate.wait(20)
+
+    def write(peers: Peers) -> tuple[bool, int]:
+        store = Store(tmp_path / "runs", Unsynced(), mirror=f"file://{tmp_path}/mirror")
+        if not peers.rank:
+            made_faulty(store, 5, hang)
+        store.join(run_of(peers))
+        store.save(snapshot_of(1, peers))
+        later = threading.Timer(0.3, gate.set)
+        if wait:
+            later.start()
+        store.rotate(1, wait=wait)
+        returned = gate.is_set()
+        if not wait:
+            later.start()
+        before = cast("ThreadPeers", peers).exchanges
+        store.finish_copies()
+        store.finish_copies()
+        return returned, cast("ThreadPeers", peers).exchanges - before
+
+    (first, exchanges), other = on_ranks(2, write)
+    assert (first, exchanges) == other
+    assert first == wait
+    assert exchanges == 0 if wait else exchanges > 5
+    assert threads == ["heptad-mirror"]
+    assert sound_in(tmp_path / "mirror") == [1]
 
 
 def test_ranks_all_raise_where_the_mirror_cannot_be_asked(tmp_path: Path):

@@ -35,6 +35,8 @@ Take = Callable[[], Snapshot]
 class BackgroundWriter:
     """Write the checkpoints of a store on a thread of its own, one at a time.
 
+    Another thread, of the first rank, copies them to the mirror: neither the run nor the next checkpoint waits for it.
+
     With several ranks a thread of each writes its files, and they commit the checkpoint together, after the first
     agreement at which all have written.
 
@@ -60,6 +62,7 @@ class BackgroundWriter:
             raise PluginError("with several ranks BackgroundWriter needs request=…, one of the plugin's requests")
         self._job: Job | None = None
         self._around = sys.exception()
+        self._run: Run | None = None  # the newest that was written for
 
     def save(self, run: Run, snapshot: Snapshot | Take, keep_last: int, keep_best: int = 0) -> None:
         """Copy what a snapshot holds, and write it as `Store.save` and `Store.rotate` do while the run continues.
@@ -70,6 +73,7 @@ class BackgroundWriter:
             CheckpointError: If something cannot be stored, or copied.
             BaseException: What writing the one before failed with.
         """
+        self._run = run
         take = snapshot if callable(snapshot) else lambda: snapshot
         begin = self._begin_together if self._together else self._begin_alone
         job, write = begin(run, take, (keep_last, keep_best))
@@ -86,25 +90,38 @@ class BackgroundWriter:
 
     def _begin_alone(self, run: Run, take: Take, keep: Keep) -> tuple[Job, Callable[[], Any]]:
         packed = pack_snapshot(take(), shards=run._runtime.shards)
-        self.finish()  # by now all but the tensors is text, and what cannot be stored is refused
+        self._end_job()  # by now all but the tensors is text, and what cannot be stored is refused
         return OwnJob(run, self._store, keep), partial(self._store.save_packed, copied(packed))
 
     def _begin_together(self, run: Run, take: Take, keep: Keep) -> tuple[Job, Callable[[], Any]]:
-        self.finish()
+        self._end_job()
         saving, write = self._store.begin(take)
         return SharedJob(run, self._store, keep, saving, self._request), write
 
     def poll(self) -> None:
-        """Do what `finish` does if nothing is being written any more; return at once if it is."""
+        """End what nobody writes any more; say in the log what the mirror did meanwhile. Never waits."""
         if self._job is not None and self._job.done:
-            self.finish()
+            self._end_job()
+        elif self._run is not None:
+            self._store.mirror.tell(self._run)
 
     def finish(self) -> None:
-        """Wait until nothing is being written; then say in the log when the checkpoint was, and how long it took.
+        """Wait until nothing is being written, or copied to the mirror.
+
+        Then say in the log when the checkpoint was written, and how long it took.
 
         Raises:
             BaseException: What writing it, or removing older ones, failed with. It is raised once.
         """
+        try:
+            self._end_job()
+        finally:
+            self._store.finish_copies()
+            if self._run is not None:
+                self._store.mirror.tell(self._run)
+
+    def _end_job(self) -> None:
+        """Wait until nothing is being written, and say so; raises as `finish` does."""
         job = self._job
         if job is None:
             return
@@ -130,20 +147,25 @@ class BackgroundWriter:
         Raises:
             BaseException: As `finish`.
         """
-        job = self._job
+        job, fails = self._job, self._fails()
         try:
-            if job is not None and self._fails(job) and job.give_up():
+            if fails and job is not None and job.give_up():
                 self._forget(job)
                 job.raise_error()
+            elif fails:
+                self._end_job()
             else:
                 self.finish()
         finally:
+            if fails:
+                self._store.abandon_copies()
             self.release()
 
-    def _fails(self, job: Job) -> bool:
+    def _fails(self) -> bool:
         """Return whether the run has failed, or an exception is under way that was not when the writer was made."""
         passing = sys.exception()
-        return job.run.state == "failed" or (passing is not None and passing is not self._around)
+        failed = self._run is not None and self._run.state == "failed"
+        return failed or (passing is not None and passing is not self._around)
 
     def release(self) -> None:
         """Unlock the store; if something is still being written, because `finish` was interrupted, after that."""
@@ -171,7 +193,7 @@ class BackgroundWriter:
         """Take nothing."""
 
     def settled(self) -> None:
-        """Do what `poll` does between two turns; an error ends the run in `failed`."""
+        """End between two turns what is written; an error ends the run in `failed`."""
         job = self._job
         if job is None or job.run.ended:
             return
@@ -179,7 +201,7 @@ class BackgroundWriter:
         if not job.done or (job.may_fail and not self._raises):
             return
         try:
-            self.finish()
+            self._end_job()
         except BaseException as error:
             job.run.fail(error, "enter", self._who, "", {})
             raise

@@ -160,7 +160,7 @@ class OwnJob(Job):
         """Write the checkpoint, then remove those that need not be kept."""
         self.entry = write()
         self.written = monotonic_ns()
-        self._store.rotate(*self._keep)
+        self._store.rotate(*self._keep, wait=False)
 
     @property
     def done(self) -> bool:
@@ -248,7 +248,7 @@ class SharedJob(Job):
         try:
             self.entry = self._store.commit(self._saving, self._written)
             self.written = monotonic_ns()
-            self._store.rotate(*self._keep)
+            self._store.rotate(*self._keep, wait=False)
         except Exception as error:
             add_note(error, self.note)
             raise

@@ -1,8 +1,8 @@
 """`Mirroring`: when which checkpoints of a directory are copied to its mirror, and what becomes of it where that fails.
 
-A `Store` has one and calls `follow` after each commit, on the thread that has committed; the first rank alone has it.
-No failure of the mirror ends a run. What happened is kept until `tell` says it in the log, on the thread that drives
-the run.
+A `Store` has one and calls `follow` after commits, in the background on a thread; the first rank alone has it. No
+failure of the mirror ends a run. What happened is kept until `tell` says it in the log, on the thread that drives the
+run.
 """
 
 from __future__ import annotations
@@ -39,9 +39,11 @@ class Mirrors(Protocol):
 
     Attributes:
         highest: The highest number of a checkpoint there.
+        copying: The name of the checkpoint that is being copied there; empty between two.
     """
 
     highest: int
+    copying: str
 
     def fetch(self, directory: Path) -> list[str]:
         """Fetch the newest sound checkpoint to an empty directory; return what is worth knowing of it, in words."""
@@ -59,8 +61,12 @@ class Mirrors(Protocol):
         """Say in the log what happened."""
         ...
 
+    def retry(self, entries: Callable[[], Sequence[Entry]], keep_last: int, keep_best: int) -> None:
+        """Do what `follow` does if something is missing, however often it failed."""
+        ...
+
     def end(self, run: Run) -> None:
-        """Try once more to copy what is missing, since the run pauses or ends; say in the log what is not there."""
+        """Say in the log what happened and what is not there, since the run pauses or ends."""
         ...
 
 
@@ -68,6 +74,7 @@ class NoMirror:
     """A directory that has none."""
 
     highest = 0
+    copying = ""
 
     def fetch(self, directory: Path) -> list[str]:
         """Return nothing."""
@@ -80,6 +87,9 @@ class NoMirror:
         """Do nothing."""
 
     def tell(self, run: Run) -> None:
+        """Do nothing."""
+
+    def retry(self, entries: Callable[[], Sequence[Entry]], keep_last: int, keep_best: int) -> None:
         """Do nothing."""
 
     def end(self, run: Run) -> None:
@@ -125,6 +135,7 @@ class Mirroring:
         self._error = ""
         self._reports: deque[partial[Event]] = deque()
         self.highest = 0
+        self.copying = ""
 
     # -- at the start
 
@@ -211,16 +222,32 @@ class Mirroring:
             keep_last: See `Store.rotate`; the rule is applied to what mirror and directory hold together.
             keep_best: As above.
         """
-        self._keep = (max(keep_last, 1), keep_best)
-        self._local = []
-        for entry in entries():
-            with suppress(CheckpointError):  # damaged: there is nothing to copy
-                self._local.append(local_manifest(entry.path, self._files))
-                self._directory = entry.path.parent
+        if not self._look(entries, keep_last, keep_best):
+            return
         if self._skip:
             self._skip -= 1
         else:
             self._try()
+
+    def retry(self, entries: Callable[[], Sequence[Entry]], keep_last: int, keep_best: int) -> None:
+        """See `Mirrors`; saves that would pass without a try count no more."""
+        if self._look(entries, keep_last, keep_best) and (self._failures or self._missing()):
+            self._try()
+
+    def _look(self, entries: Callable[[], Sequence[Entry]], keep_last: int, keep_best: int) -> bool:
+        """Look what the directory holds, and return whether it could be listed."""
+        self._keep = (max(keep_last, 1), keep_best)
+        try:
+            there = entries()
+        except CheckpointError as error:
+            self._failed(error)
+            return False
+        self._local = []
+        for entry in there:
+            with suppress(CheckpointError):  # damaged: there is nothing to copy
+                self._local.append(local_manifest(entry.path, self._files))
+                self._directory = entry.path.parent
+        return True
 
     def _try(self) -> None:
         if self._refused:
@@ -250,10 +277,13 @@ class Mirroring:
                 try:
                     there.pop(one.name, None)
                     self._left.add(one.name)
+                    self.copying = one.name
                     self._mirror.upload(one, self._directory / one.name, self._files, beat)
                 except DamagedError:  # in the directory itself: there is nothing to copy
                     self._local.remove(one)
                     continue
+                finally:
+                    self.copying = ""
                 there[one.name] = one
                 self._left.discard(one.name)
                 self._damaged.discard(one.name)
@@ -311,15 +341,13 @@ class Mirroring:
             run.emit(self._reports.popleft())
 
     def end(self, run: Run) -> None:
-        """See `Mirrors`; saves that would pass without a try count no more."""
-        if self._failures or self._missing():
-            self._try()
+        """See `Mirrors`."""
         self.tell(run)
         if missing := self._missing():
             run.emit(NotMirrored, error=self._error, missing=missing)
 
     def _failed(self, error: BaseException) -> None:
-        self._is_known = False
+        self._is_known, self.copying = False, ""
         self._failures += 1
         self._skip = min((1 << (self._failures - 1)) - 1, MOST_SKIPPED)
         self._error = self._said(error)

@@ -35,6 +35,7 @@ from heptad.checkpoints.packed import PackedSnapshot, merge_listings, pack_snaps
 from heptad.checkpoints.reading import Share, read_checkpoint, read_summary
 from heptad.checkpoints.saving import Saving
 from heptad.checkpoints.together import OneRank, Together, together
+from heptad.checkpoints.uploading import Uploading
 from heptad.checkpoints.writing import write_files, write_last
 from heptad.errors import CheckpointError
 from heptad.run.run import Run
@@ -61,6 +62,9 @@ class Store:
         self.directory = Path(directory)
         self._files = Files() if files is None else files
         self.mirror = mirrored(mirror, self.directory, self._files)
+        self._mirrors = mirror is not None  # whether rank 0 has one; others learn it at the first rotation
+        self._uploading, self._may_upload = Uploading(), False
+        self._keep = (1, 0)
         self._lock = Lock(self.directory)
         self._turn = threading.Lock()  # of a thread: else it would sweep away what another one is writing
         self._open: list[Saving] = []  # what threads of the ranks are writing: not swept away
@@ -75,7 +79,7 @@ class Store:
         self._ranks = together(run._runtime.peers)
         self._shards = run._runtime.shards
         if self._ranks.rank:
-            self.mirror = NoMirror()
+            self.mirror, self._mirrors = NoMirror(), False
 
     @property
     def shared(self) -> bool:
@@ -337,18 +341,19 @@ class Store:
 
     # -- removing
 
-    def rotate(self, keep_last: int, keep_best: int = 0) -> list[Entry]:
+    def rotate(self, keep_last: int, keep_best: int = 0, *, wait: bool = True) -> list[Entry]:
         """Remove all but the newest checkpoints and the best, then bring the mirror up to date.
 
-        Called when the newest is durable, on the thread that has written it. The first rank copies; no failure of the
-        mirror is raised.
+        Called when the newest is durable. The first rank copies; no failure of the mirror is raised.
 
         Checkpoints that this store found damaged count as none of those to keep. They are removed too, if there are
-        others, and so is what a killed process left half written or half removed.
+        others, and so is what a killed process left half written or half removed. One that is being copied stays.
 
         Args:
             keep_last: How many of the newest stay, at least 1.
             keep_best: For how many of the best monitored values a checkpoint stays, if it is not among the newest.
+            wait: Whether it returns when the mirror is up to date. If not, a thread copies, and `finish_copies` waits
+                for it; while one does, what is new waits for a later call.
 
         Returns:
             Those that were removed.
@@ -356,9 +361,51 @@ class Store:
         Raises:
             CheckpointError: If the operating system refuses something.
         """
-        gone = self._ranks.first(lambda: self._rotate(keep_last, keep_best))
-        self.mirror.follow(self.entries, keep_last, keep_best)
+        self._keep = keep_last, keep_best
+        gone, self._mirrors = self._ranks.first(lambda: [self._rotate(keep_last, keep_best), self._mirrors])
+        follow = partial(self.mirror.follow, self.entries, keep_last, keep_best)
+        if wait:
+            self._copy(follow)
+        elif self._mirrors and not self._uploading.is_under_way:
+            self._start_copying(follow)
         return [Entry(number, self.directory / name) for number, name in gone]
+
+    def finish_copies(self) -> None:
+        """Wait until nothing is being copied to the mirror; the ranks wait together, however long it takes."""
+        if self._may_upload:
+            self._ranks.await_first(self._uploading.ended)
+        self._may_upload = False
+
+    def abandon_copies(self) -> None:
+        """Wait until this process copies nothing, where the other ranks may be gone."""
+        if self._uploading.is_under_way:
+            self._uploading.ended.wait()
+        self._may_upload = False
+
+    def end_copies(self, run: Run) -> None:
+        """Try once more to copy what the mirror lacks, since the run pauses or ends; say in the log what is missing."""
+        self.finish_copies()
+        if self._mirrors:
+            self._ranks.first(lambda: self._rotate(*self._keep))  # what stayed because it was being copied
+            self._copy(partial(self.mirror.retry, self.entries, *self._keep))
+        self.mirror.end(run)
+
+    def _copy(self, work: Callable[[], object]) -> None:
+        """Do work on the mirror, and wait for it.
+
+        With several ranks a thread does it: it may take longer than these wait for one another without a sign.
+        """
+        self.finish_copies()
+        if self._mirrors and self._ranks.others:
+            self._start_copying(work)
+            self.finish_copies()
+        elif self._mirrors:
+            work()
+
+    def _start_copying(self, work: Callable[[], object]) -> None:
+        self._may_upload = True
+        if not self._ranks.rank:
+            self._uploading.start(work)
 
     def _rotate(self, keep_last: int, keep_best: int) -> list[list[Any]]:
         with self._locked():
@@ -366,7 +413,8 @@ class Store:
             summaries = self._summaries(entries, []) if keep_best else []
             sound = [entry for entry in entries if entry not in self._damaged]
             best = best_of([row for row in summaries if row[0] in sound], keep_best)
-            keep = {*sound[-max(keep_last, 1) :], *best}
+            copied = [entry for entry in sound if entry.path.name == self.mirror.copying]
+            keep = {*sound[-max(keep_last, 1) :], *best, *copied}
             gone = [entry for entry in entries if entry not in keep] if sound else []
             self._remove_entries(gone)
         return _plain(gone)

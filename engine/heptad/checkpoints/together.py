@@ -7,7 +7,9 @@ the control plane, of JSON. One process calls what it is given and exchanges not
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Protocol, TypeVar, cast
 
 from heptad.checkpoints.damage import AnotherRunError, DamagedError, NewerFormatError
@@ -15,6 +17,9 @@ from heptad.errors import CheckpointError, DataError, EngineError, in_a_line
 from heptad.run.peers import Peers
 
 T = TypeVar("T")
+
+SIGN = 1.0
+"""Seconds between two exchanges of ranks that wait for the first."""
 
 _KINDS = {
     kind.__name__: kind
@@ -62,6 +67,14 @@ class Together(Protocol):
         """
         ...
 
+    def await_first(self, ended: threading.Event) -> None:
+        """Wait until an event of rank 0 is set, however long that takes: the ranks exchange a sign of life meanwhile.
+
+        Args:
+            ended: The event; on other ranks any.
+        """
+        ...
+
 
 class OneRank:
     """One process: what it calls raises as it does."""
@@ -81,6 +94,10 @@ class OneRank:
     def succeed(self, call: Callable[[], T]) -> T:
         """Return what the function returns."""
         return call()
+
+    def await_first(self, ended: threading.Event) -> None:
+        """Wait for the event."""
+        ended.wait()
 
 
 class ManyRanks:
@@ -128,6 +145,11 @@ class ManyRanks:
         found: list[T] = []
         self.each(lambda: found.append(call()))
         return found[0]
+
+    def await_first(self, ended: threading.Event) -> None:
+        """See `Together`."""
+        while not self.first(partial(ended.wait, SIGN)):
+            pass
 
     def _alone(self, call: Callable[[], T]) -> T:
         before, self._acts_alone = self._acts_alone, True
