@@ -155,6 +155,12 @@ def branching(network: Any, batch: Any) -> LossOutput:
     return LossOutput(nn.functional.cross_entropy(end(network.body(batch[0])), batch[1]), weight=len(batch[0]))
 
 
+def in_parts_alone(network: Any, batch: Any) -> LossOutput:
+    """Call no module that is sharded by itself."""
+    output = network.left(torch.tanh(network.inp(batch[0])))
+    return LossOutput(nn.functional.cross_entropy(output, batch[1]), weight=len(batch[0]))
+
+
 def some_are_nothing(network: nn.Module, batch: Any) -> LossOutput:
     """NaN at weight 0, as the mean over no tokens is."""
     given = plain(network, batch)
@@ -297,6 +303,13 @@ RUNS: dict[str, Beside] = {
     "freezes": Beside(plugins=lambda: [Freezes(), NonFiniteGuard("raise")], config={"epochs": 3}),
     "branching": Beside(loss=branching),
     "in parts": Beside(loss=in_parts),
+    "in parts of no blocks": Beside(
+        loss=in_parts_alone,
+        config={"remainder": "carry", "epochs": 3},
+        size=4,
+        count=1,
+        given={"blocks": lambda network: [network]},
+    ),
     "criterion": Beside(loss=WithTemperature, config={"remainder": "drop"}),
     "tied": Beside(
         network=Tied,
