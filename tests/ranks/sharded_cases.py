@@ -635,7 +635,23 @@ def resumed(rank: Rank) -> list[Given]:
 ALONE = Beside(plugins=lambda: [EMA(0.8)], size=1, count=8, config={"epochs": 3}, loss=unweighed)
 """What those runs are in one process."""
 
-OTHERS = (refused, smoked, shown, frozen, normed, halves, overflown, in_one_block, resumed, raised)
+
+def resumed_mixed(rank: Rank) -> list[str]:
+    """Resume by another strategy where one block has shared and whole parameters, for which torch takes no lists."""
+    found: list[str] = []
+    for first, second in WAYS:
+
+        def engine(strategy: str, folder: Path = rank.folder / f"mixed {first} {second}") -> Engine:
+            checkpoint = Checkpoint(folder, at="optimizer_update")
+            return engine_of(double(TiedBlocks()), [checkpoint], strategy=strategy, epochs=3)
+
+        with engine(first) as one:
+            one.run(until=lambda run: run.update == 2)
+        found.append(engine(second).run(resume="auto").state)
+    return found
+
+
+OTHERS = (resumed_mixed, refused, smoked, shown, frozen, normed, halves, overflown, in_one_block, resumed, raised)
 _CASES: dict[str, Case] = {
     **{name: partial(trained, case=case) for name, case in RUNS.items()},
     **{case.__name__: case for case in OTHERS},
