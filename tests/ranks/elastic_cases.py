@@ -171,6 +171,47 @@ def refused(rank: Rank, source: str, strategy: str, **config: Any) -> str:
     return "nothing was raised"
 
 
+def before_the_update(rank: Rank) -> dict[str, Any]:
+    """Resume under fsdp, and under ddp, where a window is complete and its update is not made; once more unbroken."""
+    given: dict[str, Any] = {"at": "after_step", "accumulation": 1, "epochs": 2}
+    ends: list[dict[str, Any]] = []
+    with engine_of(rank.folder / "due", "fsdp", **given)[0] as engine:
+        engine.run()
+        ends.append(end_of(engine, {}))
+    entry = Store(rank.folder / "due").entries()[2]
+    for strategy in ("fsdp", "ddp"):
+        with engine_of(rank.folder / f"due {strategy}", strategy, seed=4, **given)[0] as engine:
+            try:
+                engine.run(resume=entry.path)
+            except CheckpointError as error:
+                return {"bits": [one["bits"] for one in ends], "told": str(error)}
+            ends.append(end_of(engine, {}))
+    return {"bits": [one["bits"] for one in ends], "told": "nothing was raised"}
+
+
+def waits(rank: Rank) -> list[Any]:
+    """Ask for a pause at the end of an epoch that carries an open window, on the last rank; then continue."""
+    given: dict[str, Any] = {"at": "optimizer_update", "every": 1000, "remainder": "carry", "window": 3 * rank.world}
+    with engine_of(rank.folder / "carried", "fsdp", **given)[0] as engine:
+        engine.run()
+        end = end_of(engine, {})
+    engine, _ = engine_of(rank.folder / "paused", "fsdp", **given)
+
+    @engine.on_enter("after_epoch", once=True)
+    def pause(run: Run) -> None:
+        if run.rank == run.world - 1:
+            run.pause("asked")
+
+    with engine:
+        run = engine.run()
+        place = [run.paused, run.state, run.epoch, run.update]
+    again, _ = engine_of(rank.folder / "paused", "fsdp", seed=4, **given)
+    again.on_enter("after_epoch", once=True)(pause)
+    with again:
+        again.run(resume="auto")
+        return [place, end_of(again, {})["bits"] == end["bits"]]
+
+
 def name_of(who: str, source: str, number: int) -> str:
     return f"{who} from {source}, {number}"
 
@@ -197,7 +238,7 @@ def cases_of(world: int) -> dict[str, Case]:
         for strategy in (STRATEGIES if world > 1 else ("none",)) if number == world else ():
             name = f"{source} {'mid-window' if what == 'mid-window' else 'short'}"
             found[f"{strategy} refuses {source} {what}"] = partial(refused, source=name, strategy=strategy, **config)
-    return found
+    return found if world == 1 else {**found, "before the update": before_the_update, "waits": waits}
 
 
 CASES = {world: cases_of(world) for world in (1, 2, 3)}

@@ -155,6 +155,12 @@ def branching(network: Any, batch: Any) -> LossOutput:
     return LossOutput(nn.functional.cross_entropy(end(network.body(batch[0])), batch[1]), weight=len(batch[0]))
 
 
+def in_parts_alone(network: Any, batch: Any) -> LossOutput:
+    """Call no module that is sharded by itself."""
+    output = network.left(torch.tanh(network.inp(batch[0])))
+    return LossOutput(nn.functional.cross_entropy(output, batch[1]), weight=len(batch[0]))
+
+
 def some_are_nothing(network: nn.Module, batch: Any) -> LossOutput:
     """NaN at weight 0, as the mean over no tokens is."""
     given = plain(network, batch)
@@ -297,6 +303,13 @@ RUNS: dict[str, Beside] = {
     "freezes": Beside(plugins=lambda: [Freezes(), NonFiniteGuard("raise")], config={"epochs": 3}),
     "branching": Beside(loss=branching),
     "in parts": Beside(loss=in_parts),
+    "in parts of no blocks": Beside(
+        loss=in_parts_alone,
+        config={"remainder": "carry", "epochs": 3},
+        size=4,
+        count=1,
+        given={"blocks": lambda network: [network]},
+    ),
     "criterion": Beside(loss=WithTemperature, config={"remainder": "drop"}),
     "tied": Beside(
         network=Tied,
@@ -639,7 +652,36 @@ def resumed(rank: Rank) -> list[Given]:
 ALONE = Beside(plugins=lambda: [EMA(0.8)], size=1, count=8, config={"epochs": 3}, loss=unweighed)
 """What those runs are in one process."""
 
-OTHERS = (refused, smoked, shown, frozen, normed, halves, overflown, in_one_block, resumed, raised, mistaken)
+
+def resumed_mixed(rank: Rank) -> list[str]:
+    """Resume by another strategy where one block has shared and whole parameters, for which torch takes no lists."""
+    found: list[str] = []
+    for first, second in WAYS:
+
+        def engine(strategy: str, folder: Path = rank.folder / f"mixed {first} {second}") -> Engine:
+            checkpoint = Checkpoint(folder, at="optimizer_update")
+            return engine_of(double(TiedBlocks()), [checkpoint], strategy=strategy, epochs=3)
+
+        with engine(first) as one:
+            one.run(until=lambda run: run.update == 2)
+        found.append(engine(second).run(resume="auto").state)
+    return found
+
+
+OTHERS = (
+    raised,
+    mistaken,
+    resumed_mixed,
+    refused,
+    smoked,
+    shown,
+    frozen,
+    normed,
+    halves,
+    overflown,
+    in_one_block,
+    resumed,
+)
 _CASES: dict[str, Case] = {
     **{name: partial(trained, case=case) for name, case in RUNS.items()},
     **{case.__name__: case for case in OTHERS},

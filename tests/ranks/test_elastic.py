@@ -93,6 +93,21 @@ def test_the_same_ranks_continue_to_the_bit(
     assert [rank["bits"] for rank in ranks] == [rank["bits"] for rank in stored[who]]
 
 
+@pytest.mark.parametrize("world", [2, 3])
+def test_the_gradients_of_a_complete_window_are_those_of_its_strategy(continued: dict[int, Any], world: int):
+    """FSDP2 has averaged what ranks share by then, and not what each holds whole."""
+    for rank in continued[world]("before the update"):
+        assert rank["bits"][1] == rank["bits"][0]
+        assert "taken with strategy='fsdp' where a window was open, and strategy='ddp' cannot finish it" in rank["told"]
+
+
+@pytest.mark.parametrize("world", [2, 3])
+def test_a_pause_waits_for_the_end_of_a_window_that_is_carried(continued: dict[int, Any], world: int):
+    for place, equal in continued[world]("waits"):
+        assert place == [f"asked (rank {world - 1})", "before_step", 1, 2]
+        assert equal
+
+
 @pytest.mark.parametrize("source", WORLDS)
 def test_weights_are_read_without_any_ranks(folder: Path, stored: dict[str, list[Given]], source: str):
     """Those of the network, and their average; by a process that joins nobody."""

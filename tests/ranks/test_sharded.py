@@ -149,3 +149,9 @@ def test_averages_go_from_one_strategy_to_another(launched: dict[int, Launch], w
         assert len(told) == len(WAYS)
         for one in told:
             assert_near(one, expected)
+
+
+@pytest.mark.parametrize("world", WORLDS)
+def test_a_run_goes_on_by_another_strategy_where_torch_steps_one_by_one(launched: dict[int, Launch], world: int):
+    """The engine has set foreach for that, and not the user."""
+    assert launched[world].of("resumed_mixed") == [["finished"] * len(WAYS)] * world

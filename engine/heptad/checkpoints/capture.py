@@ -28,7 +28,7 @@ from heptad.checkpoints.modules import capture_module, modules_of
 from heptad.checkpoints.own import own_places
 from heptad.checkpoints.parameters import capture_optimizers
 from heptad.data.generators import global_states
-from heptad.errors import CheckpointError, EngineError, a_kind, kind
+from heptad.errors import CheckpointError, EngineError, a_kind, counted, kind
 from heptad.plugin.detour_state import DetourState
 from heptad.plugin.manager import PluginManager
 from heptad.plugin.subscription import Subscription
@@ -104,6 +104,12 @@ def _check_place(run: Run) -> None:
             f"no checkpoint is taken in the middle of a window with strategy='fsdp', after {window.steps} of "
             f"{window.size} steps: FSDP2 hides its gradients; take it where windows are closed, as "
             "Checkpoint(at='optimizer_update') and 'after_epoch' do, or use strategy='ddp'"
+        )
+    if window.steps and (lacking := run._runtime.shards.lacking()):
+        raise CheckpointError(
+            f"no checkpoint is taken before the update of a window that has not used {counted(lacking, 'parameter')} "
+            "of the network on this rank, with strategy='fsdp': nothing stored would say so, and an optimizer would "
+            "take them for used; say Checkpoint(at='optimizer_update')"
         )
     if in_mid_step(run.table.states[run._position.node]):
         raise EngineError(f"no snapshot is taken in {run.state}: a step or an update is under way there")

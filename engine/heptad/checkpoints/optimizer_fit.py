@@ -206,7 +206,7 @@ def _other_kinds(live: Group, stored: Group) -> str:
     for name in live.keys() & stored.keys() - {"params", "param_names"}:
         value, other = live[name], stored[name]
         if isinstance(value, bool):
-            right = isinstance(other, bool)
+            right = isinstance(other, bool) or (name == "foreach" and other is None)  # torch chooses then
         elif isinstance(value, int | float):
             right = _is_number(other)
         elif isinstance(value, str):

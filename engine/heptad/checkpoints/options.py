@@ -91,7 +91,7 @@ class _Pair:
 
 
 def check_optimizers(
-    run: Run, stored: StoredOptimizers, position: StoredPosition, *, may_change: bool
+    run: Run, stored: StoredOptimizers, position: StoredPosition, *, may_change: bool, reshared: bool = False
 ) -> list[ChangedOption]:
     """Compare the optimizers that were built: classes, options, parameters in their order.
 
@@ -100,6 +100,7 @@ def check_optimizers(
         stored: What the checkpoint holds of optimizers.
         position: It says which options they were built with, which a schedule may have changed since.
         may_change: Whether options may differ.
+        reshared: Whether ranks share parameters now or then only: for that alone the engine sets `foreach`.
 
     Returns:
         The options that differ, and may.
@@ -128,9 +129,10 @@ def check_optimizers(
             wrong += misfits
         else:
             changed += _options_changed(pair, inferred=may_change)
-    if changed and not may_change:
+    chosen = [one for one in changed if not (reshared and one.option == "foreach" and not (one.before or one.after))]
+    if chosen and not may_change:
         wrong += [
-            *map(str, changed),
+            *map(str, chosen),
             'run(resume=…, allow_changes=("optimizer",)) continues with the options that are given here',
         ]
     refuse(wrong)

@@ -12,6 +12,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from torch import Tensor
+
 from heptad.checkpoints.modules import modules_of
 from heptad.checkpoints.together import together
 from heptad.plugin.contract import Plugin
@@ -41,8 +43,12 @@ _PLACES = (
 
 def own_places(run: Run, plugins: Iterable[Plugin], sections: Mapping[str, Any]) -> list[tuple[str, ...]]:
     """Return the keys that lead to what is this rank's own in the sections of a run."""
-    # FSDP2 has averaged the gradients that are left where a window is closed: they are shared as parameters are
     places: list[tuple[str, ...]] = [one for one in _PLACES if one != GRADIENTS or not run._runtime.shards.any]
+    if run._runtime.shards.any:
+        # FSDP2 has averaged the gradients of what ranks share; those of what each holds whole it has not
+        gradients: Mapping[str, Tensor] = sections["optimizers"]["gradients"]
+        part = run._runtime.shards.part
+        places += ((*GRADIENTS, name) for name, gradient in gradients.items() if part(gradient) is None)
     ranks = together(run._runtime.peers)
     for plugin in plugins if ranks.others else ():
         if plugin.own_state and plugin.name in sections["plugins"]:

@@ -96,7 +96,8 @@ def check(
         _check_kept(run, stored.position)
         check_tensors_of_optimizers(run, sections)
         may_change = "optimizer" in allow_changes
-        changed = check_optimizers(run, sections.optimizers, stored.position, may_change=may_change)
+        reshared = (stored.identity.config.get("strategy") == "fsdp") is not run._runtime.shards.any
+        changed = check_optimizers(run, sections.optimizers, stored.position, may_change=may_change, reshared=reshared)
         rehearse_optimizers(run, sections.optimizers)
     else:
         check_tensors_of_optimizers(run, sections)

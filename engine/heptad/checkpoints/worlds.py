@@ -28,9 +28,11 @@ def check_world(run: Run, sections: StoredSections) -> None:
         CheckpointError: If they cannot, with the numbers that could.
     """
     then, now = sections.run.identity.world, run.world
+    window = sections.run.position.window
+    if window.steps:
+        _check_strategy(sections, run)
     if then == now:
         return
-    window = sections.run.position.window
     if window.steps:
         raise CheckpointError(
             f"the checkpoint was taken by {counted(then, 'rank')} in the middle of a window, after {window.steps} of "
@@ -44,6 +46,17 @@ def check_world(run: Run, sections: StoredSections) -> None:
                 f"a window of the checkpoint is {size * then} batches over {counted(then, 'rank')}, which "
                 f"{counted(now, 'rank')} cannot share equally; resume with one of {', '.join(able)}"
             )
+
+
+def _check_strategy(sections: StoredSections, run: Run) -> None:
+    """Refuse the gradients of an open window that another strategy has, or has not, averaged yet."""
+    then, now = str(sections.run.identity.config.get("strategy", "none")), run.config.strategy
+    if then != now and "fsdp" in (then, now):
+        raise CheckpointError(
+            f"the checkpoint was taken with strategy={then!r} where a window was open, and strategy={now!r} cannot "
+            f"finish it; resume with {then!r}, or from a checkpoint of a closed window, as "
+            "Checkpoint(at='optimizer_update') and 'after_epoch' store them"
+        )
 
 
 def take_over(

@@ -129,6 +129,8 @@ class Agreement:
         if flags:
             agreed.names.clear()
             agreed.names.update(name for name, flag in self._flags.items() if flags & flag)
+            if not self._may_pause():
+                flags &= ~_PAUSE
             if flags & (_STOP | _PAUSE):
                 self._settle(flags)
         elif agreed.names:
@@ -141,6 +143,14 @@ class Agreement:
         for name in tuple(self._run._position.asked):
             flags |= self._flags[name]
         return flags
+
+    def _may_pause(self) -> bool:
+        """Return whether a pause can be taken here: no checkpoint can hold the gradients that FSDP2 adds up.
+
+        With remainder="carry" an epoch may end with an open window. The request stays, and is agreed on when that has
+        closed.
+        """
+        return not (self._run._runtime.shards.any and self._run._position.window.steps)
 
     def _settle(self, flags: int) -> None:
         """End or pause the run on all ranks, for the reasons that were given; these take an exchange of their own."""

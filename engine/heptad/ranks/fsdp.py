@@ -79,7 +79,7 @@ class Fsdp(Grouped):
         plan = plan_sharding(runtime.network, runtime.components.blocks)
         if self._config.precision == "bf16-mixed":
             refuse_whole(runtime.network, plan)
-        runtime.shards = DTensorShards(self._mesh, plan)
+        runtime.shards = DTensorShards(self._mesh, plan, self._lacking)
 
     def replaces(self, network: nn.Module) -> bool:
         """Return whether it is to be sharded: an earlier engine may have done that."""
@@ -97,7 +97,7 @@ class Fsdp(Grouped):
             self._send([*network.parameters(), *network.buffers()])
             self._before = [ref(one) for one in network.parameters()]
             plan = plan_sharding(network, runtime.components.blocks)
-            runtime.shards = DTensorShards(self._mesh, plan)
+            runtime.shards = DTensorShards(self._mesh, plan, self._lacking)
             call = shard_network(network, plan, self._mesh, precision)
             network.to(runtime.device)
         call.mend()
@@ -179,6 +179,10 @@ class Fsdp(Grouped):
         """
         outputs, used = [*self._outputs], {*self._used}
         self._outputs.clear()
+        if self._call is not None and (end := self._call.end) is not None:
+            # a `compute_loss` may call parts of the network that are not sharded by themselves
+            outputs.append(_Output(get_gradient_edge(end), end.detach()))
+            self._call.end = None
         if outputs:
             zeros = [torch.zeros_like(one.like) for one in outputs]
             torch.autograd.backward(cast("Any", [one.edge for one in outputs]), zeros)

@@ -43,6 +43,8 @@ class ShardedCall(nn.Module):
         self._adds_up = False
         self._hooks: list[RemovableHandle] = []
         self._torn = False
+        self.end: Tensor | None = None
+        """What the newest `compute_loss` has returned beside its loss: a backward pass from it computes nothing."""
         self._stays = False
         """Whether what is around the blocks stays gathered after a forward pass, for the next pass to come."""
         network.register_forward_hook(self._reshard)
@@ -99,15 +101,16 @@ class ShardedCall(nn.Module):
         del network
         found: list[Tensor | LossOutput | None] = []
 
-        def call(network: nn.Module, batch: Any) -> Tensor | None:
+        def call(network: nn.Module, batch: Any) -> tuple[Tensor | None, Tensor]:
             cast("FSDPModule", network).unshard()
             given = compute_loss(network, batch)
             found.append(given)
-            return cast("Any", given.value if isinstance(given, LossOutput) else given)
+            loss: Any = given.value if isinstance(given, LossOutput) else given
+            return loss, torch.zeros((), device=self._device, requires_grad=True)
 
         # FSDP2 casts what the network is called with, and not what its parts are
         with torch.autocast(self._device.type, torch.bfloat16, enabled=self.precision == "bf16-mixed"):
-            loss = self(call, batch)
+            loss, self.end = self(call, batch)
         return replace(found[0], value=loss) if isinstance(found[0], LossOutput) else loss
 
     def watch(self, parameters: Sequence[nn.Parameter], used: set[int]) -> None:

@@ -7,7 +7,7 @@ may have less of it, or nothing.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import NamedTuple, cast
 
 import torch
@@ -139,15 +139,21 @@ class DTensorShards:
     Args:
         mesh: The ranks, in one dimension.
         plan: What is shared of the network.
+        lacking: Returns how many averaged gradients there are that this rank has added nothing to.
     """
 
     any = True
 
-    def __init__(self, mesh: DeviceMesh, plan: ShardingPlan) -> None:
+    def __init__(self, mesh: DeviceMesh, plan: ShardingPlan, lacking: Callable[[], int] = int) -> None:
         self._mesh = mesh
+        self._lacking = lacking
         self._rank, self._world = mesh.get_local_rank(), mesh.size()
         self._names = {*plan.shared}
         self._shapes = {*plan.shared.values()} - {tuple(one.shape) for one in plan.whole}
+
+    def lacking(self) -> int:
+        """Return how many averaged gradients there are that this rank has added nothing to."""
+        return self._lacking()
 
     def part(self, tensor: Tensor) -> Part | None:
         """Return what this rank holds; `None` of a tensor that is no DTensor.

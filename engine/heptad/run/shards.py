@@ -34,6 +34,10 @@ class Shards(Protocol):
 
     any: bool
 
+    def lacking(self) -> int:
+        """Return how many averaged gradients there are that this rank has added nothing to."""
+        ...
+
     def part(self, tensor: Tensor) -> Part | None:
         """Return what this rank holds of a tensor; `None` of one that it holds whole. Not copied."""
         ...
@@ -58,6 +62,10 @@ class NoShards:
     """All tensors are whole."""
 
     any = False
+
+    def lacking(self) -> int:
+        """Return 0."""
+        return 0
 
     def part(self, tensor: Tensor) -> Part | None:
         """Return nothing."""
