@@ -122,8 +122,8 @@ TEXTS = {
     "mid-window": "in the middle of a window, after 1 of",
     "short": "RunConfig.window is 4 batches, which 3 ranks cannot share equally; take a multiple of 3, or as many "
     "ranks as divide it: 1 or 2 or 4",
-    "grown": "batches in a window, ranks x accumulation: 2 x 2 = 4 in the checkpoint, 3 x 2 = 6 here; set "
-    "RunConfig.window",
+    "grown": "batches in a window, ranks x accumulation: 2 x 2 = 4 in the checkpoint, 3 x 2 = 6 here; 3 ranks cannot "
+    "share 4 batches equally: set RunConfig.window=4 and resume by one of 1, 2, 4",
 }
 
 
