@@ -14,6 +14,8 @@ from heptad.ranks.strategy import Alone
 class Echoes:
     """Ranks that all give what this one gives."""
 
+    failed = False
+
     def __init__(self, rank: int, world: int) -> None:
         self.rank, self.world = rank, world
 

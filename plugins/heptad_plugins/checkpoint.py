@@ -276,22 +276,17 @@ class Checkpoint(Plugin):
             return None
 
     def _claim(self, run: Run) -> None:
-        self._claim_directory(run)
-        self.store.mirror.claim(run.id, run.resumed_from is not None, self._overwrite)
-
-    def _claim_directory(self, run: Run) -> None:
         entries = self.store.entries()
         own = [entry for entry in entries if self._is_of(run, entry.path)] if run.resumed_from else []
-        if len(own) == len(entries):
-            return
-        if self._overwrite and not own:
+        if len(own) != len(entries):
+            if own or not self._overwrite:
+                raise CheckpointError(
+                    f"{self.store.directory} holds checkpoints of another run ({entries[-1].path.name} is the newest); "
+                    "resume from them with Engine.run(resume='auto'), name another directory, remove them, or say "
+                    "overwrite=True"
+                )
             self.store.clear()
-            return
-        raise CheckpointError(
-            f"{self.store.directory} holds checkpoints of another run ({entries[-1].path.name} is the newest); "
-            "resume from them with Engine.run(resume='auto'), name another directory, remove them, or say "
-            "overwrite=True"
-        )
+        self.store.mirror.claim(run.id, run.resumed_from is not None, self._overwrite)
 
     def _is_of(self, run: Run, path: Path) -> bool:
         summary = self._summary(path)

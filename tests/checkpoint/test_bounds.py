@@ -128,7 +128,7 @@ def test_a_tensor_that_stands_nowhere_is_refused(path: Path):
     """It was not written by a run."""
     drop(path, "optimizers-00000.safetensors")
     put(path, "state.json", one(b'{"tensor":"first.bias"}'))
-    with pytest.raises(CheckpointError, match=r"network-00000.safetensors holds 'first.weight', of which state.json"):
+    with pytest.raises(CheckpointError, match=r"holds 'first.weight', which state.json does not mention"):
         Store(path.parent).load(path)
 
 

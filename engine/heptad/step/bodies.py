@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from heptad.data.cursor import NOTHING
@@ -19,7 +20,7 @@ from heptad.run.run import Run
 from heptad.step.closure import build_recomputation
 from heptad.step.first_step import FirstStep
 from heptad.step.function import build_step, check_loss
-from heptad.step.initializing import weights_initialized
+from heptad.step.initializing import build_initialized
 from heptad.step.judging import call_on_loss
 from heptad.step.loss_scaling import build_scaled
 from heptad.step.optimizers import build_optimizers
@@ -36,8 +37,7 @@ def before_loop(run: Run, strategy: Strategy) -> None:
         seed_all(seed)
     # without a seed the data's order still has a root, so that a checkpoint can hold it; the generators are left alone
     runtime.feed.seed = strategy.root(secrets.randbits(62) if seed is None else seed)
-    with weights_initialized(runtime, strategy):
-        build(run, strategy)
+    build_initialized(runtime, strategy, partial(build, run, strategy))
     strategy.equalize(run)
     runtime.network.train()
     runtime.optimizers.drop(runtime.network)

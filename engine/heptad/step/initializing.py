@@ -5,8 +5,7 @@ The body of `before_loop` asks for it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator
-from contextlib import contextmanager
+from collections.abc import Callable
 
 from torch import nn
 
@@ -16,11 +15,15 @@ from heptad.run.runtime import Runtime
 from heptad.step.optimizers import apply_init_weights
 
 
-@contextmanager
-def weights_initialized(runtime: Runtime, strategy: Strategy) -> Generator[None]:
-    """Initialise the weights, if asked, around a block in which the network is placed and the optimizers are built.
+def build_initialized(runtime: Runtime, strategy: Strategy, build: Callable[[], object]) -> None:
+    """Place the network and build the optimizers; initialise the weights, if asked.
 
-    After it, where the network is on its device; before it, where placing leaves each rank a part of the parameters.
+    After that, where the network is on its device; before it, where placing leaves each rank a part of the parameters.
+
+    Args:
+        runtime: What is built.
+        strategy: How the ranks work together.
+        build: Places the network and builds the optimizers.
 
     Raises:
         ConfigError: If `init_weights` has replaced what an optimizer holds, or the network is shared already.
@@ -28,7 +31,7 @@ def weights_initialized(runtime: Runtime, strategy: Strategy) -> Generator[None]
     init_weights = runtime.components.init_weights
     if init_weights is not None and strategy.shares:
         _init_whole(runtime, init_weights)
-    yield
+    build()
     if init_weights is not None and not strategy.shares:
         apply_init_weights(runtime.network, init_weights, runtime.optimizers)
 
