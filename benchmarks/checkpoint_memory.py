@@ -13,10 +13,9 @@ between them and a stand-in for the strategy, so that nothing is measured but th
     python benchmarks/checkpoint_memory.py --rounds 3 --megabytes 100     # short
 
 Measured on two shared virtual cores, Python 3.11.7 and torch 2.13.0: a save needs 2 MB beside the network. A load needs
-what it loads: 392 MB of one process, 197 MB of each of two ranks. The times were taken under a load of eight to ten on
-two cores, and say little: the ratio was 1.20 (0.22 – 1.68) for one process, 0.79 (0.53 – 1.77) for two ranks, and 1.54
-(0.67 – 2.67) in another run of them. Of processor time, 100 MB take 46 ms to hash and 20 ms to write, and 38 ms by
-torch.save: where both ranks have a core and no more, hashing is not hidden.
+what it loads: 392 MB of one process, 197 MB of each of two ranks. With nothing beside it, 7 rounds, the ratio was 0.72
+(0.15 – 0.88) for one process and 1.16 (1.09 – 2.06) for two ranks. Of processor time, 100 MB take 46 ms to hash and 20
+ms to write, and 38 ms by torch.save: where both ranks have a core and no more, hashing is not hidden.
 """
 
 from __future__ import annotations
