@@ -11,13 +11,16 @@ import sqlite3
 import threading
 import weakref
 import zlib
+from array import array
 from collections import OrderedDict
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from itertools import pairwise
+from itertools import chain, pairwise
 from pathlib import Path
 from typing import Any, NoReturn
 from urllib.parse import quote
+
+import numpy as np
 
 from heptad.errors import LogError, TableError
 from heptad.history.decode import BLOCK
@@ -35,7 +38,7 @@ from heptad.record.chunk import Call, Effects, Failure, Ints, View
 from heptad.record.event_codec import from_plain
 from heptad.record.events import Event, RecordedArray
 from heptad.record.format_1 import from_format_1
-from heptad.record.values import Recorded
+from heptad.record.values import Columns, Recorded
 from heptad.table import Table
 
 _UNPACKED = BLOCK
@@ -172,6 +175,31 @@ class FileSource:
         """Return the recorded values from the one of that number on, oldest first."""
         with self._reading():
             return self._recorded(first, _EVER)
+
+    def value_block(self, first: int, most: int) -> Columns:
+        """Return at most so many recorded values by column, from the one of that number on, oldest first."""
+        with self._reading():
+            rows = self._connection.execute(
+                'SELECT number, name, value, seq, epoch, step, "update" FROM value WHERE number >= ? AND number < ? '
+                "ORDER BY number",
+                (first, first + most),
+            ).fetchall()
+            if not rows:
+                return Columns([], array("I"), array("d"), array("q"))
+            numbers, names, values, *places = zip(*rows, strict=True)
+            if numbers != tuple(range(first, first + len(rows))):
+                raise ValueError(f"recorded values between {first} and {numbers[-1]} are missing, or out of order")
+            if set(map(type, values)) != {float}:
+                values = [schema.read_real(value, number) for number, value in zip(numbers, values, strict=True)]
+            if set(map(type, chain(names, *places))) != {int}:
+                raise ValueError(f"a recorded value from {first} on is placed by what is no whole number")
+            known = {number: place for place, number in enumerate(dict.fromkeys(names))}
+            return Columns(
+                [self._name(number) for number in known],
+                array("I", map(known.__getitem__, names)),
+                array("d", values),
+                array("q", np.array(places, np.int64).T.tobytes()),
+            )
 
     def values_between(self, first: int, end: int) -> list[Recorded]:
         """Return the values recorded in the turns of the transitions from `first` to before `end`, oldest first."""
