@@ -13,12 +13,13 @@ from datetime import datetime
 from typing import Any, Generic, TypeVar
 
 from heptad.cli.arguments import COUNTERS, any_given
-from heptad.cli.output import Column, readable_time
+from heptad.cli.output import Column
 from heptad.history.decode import Decoder, by_seq
 from heptad.history.export.rows import note_row, rank_column, transition_row, value_row
 from heptad.history.query import TransitionLog
 from heptad.history.select import Conditions, selected
 from heptad.history.transition import Transition
+from heptad.history.wording import readable_time
 from heptad.record.chunk import Chunk, View
 from heptad.record.events import Event
 from heptad.record.values import Recorded

@@ -170,11 +170,3 @@ def print_table(columns: Sequence[Column], rows: Iterable[Sequence[str]], header
         file=text, width=width, height=25, force_terminal=terminal, markup=False, emoji=False, highlight=False
     ).print(drawn)
     sys.stdout.writelines(f"{row.rstrip()}\n" for row in text.getvalue().splitlines())
-
-
-def readable_time(nanoseconds: float) -> str:
-    """Return a duration in seconds, milliseconds or microseconds, whichever reads best."""
-    for unit, size in (("s", 1e9), ("ms", 1e6)):
-        if nanoseconds >= size:
-            return f"{nanoseconds / size:,.3f} {unit}"
-    return f"{nanoseconds / 1e3:,.1f} µs"

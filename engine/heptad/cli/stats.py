@@ -8,10 +8,11 @@ from collections.abc import Mapping
 from dataclasses import asdict
 
 from heptad.cli.arguments import load_log, takes_journals, takes_rank
-from heptad.cli.output import Column, print_json, print_line, print_table, readable_time
+from heptad.cli.output import Column, print_json, print_line, print_table
 from heptad.history.query import TransitionLog
 from heptad.history.summary import Duration
 from heptad.history.waiting import SlowestRank
+from heptad.history.wording import readable_time
 
 MOST_RANKS = 4
 """Ranks that are named in a cell."""

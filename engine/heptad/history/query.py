@@ -19,10 +19,12 @@ from heptad.history.decode import Decoder, blocks, ints
 from heptad.history.export import frames, jsonl, timeline
 from heptad.history.html import table
 from heptad.history.journal.reader import FileSource
+from heptad.history.judge import judge
 from heptad.history.ranks import Ranks
 from heptad.history.select import Conditions, selected
 from heptad.history.source import Source
 from heptad.history.transition import Transition
+from heptad.history.verdict import Verdict
 from heptad.record.chunk import Call, View
 from heptad.record.events import EVENTS, Event, RecordedArray
 from heptad.record.values import Recorded
@@ -231,6 +233,13 @@ class TransitionLog(Sequence[Transition]):
                 names.append(states[int(effects.sources[block.arcs[0]])].shown)
             names += [states[node].shown for node in ints(effects.dests[block.arcs])]
         return names
+
+    def verdict(self) -> Verdict:
+        """Return how the run went: how it ended and why, times, values, speed, what was unusual, what to look at next.
+
+        Its `lines` are the ten lines that `heptad summary` prints, and so is its text.
+        """
+        return judge(self.source, self.all_ranks)
 
     def counts(self) -> Counter[str]:
         """Return how often each state was entered; one that never was counts 0."""

@@ -31,6 +31,7 @@ from heptad.history.journal.head import check_head, reason, size_beside
 from heptad.history.journal.lock import BUSY_MS
 from heptad.history.journal.meta import get_meta
 from heptad.history.journal.packing import unpack_turns
+from heptad.history.journal.sessions import Session, read_sessions
 from heptad.history.journal.stranger import Limits
 from heptad.history.table_form import table_from_plain
 from heptad.record.arrays import unpack_array
@@ -109,6 +110,16 @@ class FileSource:
         """The process that has the file open to write, or that died with it open: its id, and its host."""
         with self._reading():
             return read_writer(get_meta(self._connection, "writer"))
+
+    @property
+    def path(self) -> Path:
+        """The file."""
+        return self._path
+
+    def sessions(self) -> list[Session]:
+        """Return the processes that wrote the file, oldest first, each with what it made again."""
+        with self._reading():
+            return read_sessions(self._connection)
 
     @property
     def table(self) -> Table:
