@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -89,17 +89,22 @@ def better_of(name: str) -> Better:
     return ""
 
 
-def figures(source: Source) -> dict[str, Figure]:
-    """Return a figure for each name of a recorded value, in the order in which they were first recorded."""
+def figures(source: Source, collected: Mapping[str, Collected] | None = None) -> dict[str, Figure]:
+    """Return a figure for each name of a recorded value, in the order in which they were first recorded.
+
+    Args:
+        source: The log.
+        collected: What was collected of its values, by who has read them already; by default they are read.
+    """
     view = source.view()
-    found = _collected(source.values())
+    found = _collected(source.values()) if collected is None else collected
     placed = _Epochs(source, view)
     return {name: placed.figure(one) for name, one in found.items()}
 
 
 @dataclass(slots=True)
-class _Collected:
-    """A figure that grows."""
+class Collected:
+    """A figure that grows: the values of a name that it is made of."""
 
     name: str
     count: int = 0
@@ -110,12 +115,12 @@ class _Collected:
     first_not_finite: Recorded | None = None
 
 
-def _collected(values: Iterable[Recorded]) -> dict[str, _Collected]:
-    found: dict[str, _Collected] = {}
+def _collected(values: Iterable[Recorded]) -> dict[str, Collected]:
+    found: dict[str, Collected] = {}
     for value in values:
         one = found.get(value.name)
         if one is None:
-            one = found[value.name] = _Collected(value.name)
+            one = found[value.name] = Collected(value.name)
         one.count += 1
         one.last = value
         if not math.isfinite(value.value):
@@ -135,7 +140,7 @@ class _Epochs:
     def __init__(self, source: Source, view: View) -> None:
         self._source, self._view = source, view
 
-    def figure(self, one: _Collected) -> Figure:
+    def figure(self, one: Collected) -> Figure:
         """Return what was collected, each value with its place."""
         assert one.last is not None
         places = [None if row is None else self._point(row) for row in (one.lowest, one.highest, one.first_not_finite)]

@@ -28,13 +28,21 @@ MOST_WORDS = 100
 """Characters of an event's text."""
 
 
-def judge(source: Source, ranks: Ranks | None = None, name: str | None = None) -> Verdict:
+def judge(
+    source: Source,
+    ranks: Ranks | None = None,
+    name: str | None = None,
+    found: Mapping[str, Figure] | None = None,
+    stays: Mapping[str, summary.Duration] | None = None,
+) -> Verdict:
     """Return how a run went, as its log says now.
 
     Args:
         source: The log; with several ranks that of rank 0.
         ranks: The logs of all ranks, whose events are looked at too; by default the one.
         name: What the run is called; by default the path of its journal.
+        found: What `figures` returns, and
+        stays: what `durations` returns, if somebody has worked it out already.
     """
     ranks = ranks or Ranks(source)
     view = source.view()
@@ -44,8 +52,9 @@ def judge(source: Source, ranks: Ranks | None = None, name: str | None = None) -
     last = Decoder(source).at(view, [view.end - 1])[0] if view.end > view.first else None
     name = name if name is not None else str(source.path) if isinstance(source, FileSource) else ""
     outcome, why = _outcome(source, view, last, own)
-    stays = dict(sorted(summary.stays(source, view).items(), key=lambda row: -row[1].total_ns))
-    found = figures(source)
+    stays = summary.stays(source, view) if stays is None else stays
+    stays = dict(sorted(stays.items(), key=lambda row: -row[1].total_ns))
+    found = figures(source) if found is None else found
     unusual = _unusual(events, found)
     before = _counted_before(source, view)
     return Verdict(

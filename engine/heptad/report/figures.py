@@ -104,7 +104,7 @@ def grouped(names: Sequence[str]) -> dict[str, list[str]]:
 
 def curves_of(runs: Sequence[Drawn]) -> Any:
     """Return the figures of all curves below each other, with one cursor: linear, and hidden behind it logarithmic."""
-    names = list(dict.fromkeys(curve.name for run in runs for curve in run.curves if curve.count > curve.odd_count))
+    names = list(dict.fromkeys(curve.name for run in runs for curve in run.curves if curve.found.lowest is not None))
     groups = grouped(names)
     few = dict(list(groups.items())[: FIGURES - 1])
     if "lr" in groups:
@@ -198,9 +198,9 @@ def _hover(renderer: Any, label: str) -> HoverTool:
 
 def _draw_odd(plot: Any, run: Drawn, curve: Curve, colour: str) -> None:
     """Mark values that are not finite at the foot of the figure."""
-    place = np.array([row[:4] for row in curve.odd], dtype=np.float64)
+    place = np.array([(row.seq, row.epoch, row.step, row.update) for row in curve.odd], dtype=np.float64)
     columns = run.columns(place)
-    words = [str(row[4]) for row in curve.odd]
+    words = [str(row.value) for row in curve.odd]
     finite = curve.value[np.isfinite(curve.value)]
     low = float(finite.min()) if len(finite) else 1.0
     source = ColumnDataSource({**columns, "x": columns["update"], "y": [low] * len(words), "said": words}, tags=["curve"])
@@ -305,7 +305,6 @@ def timeline_of(walk: Walk, sessions: Sequence[tuple[int, str]]) -> Any:
         if sessions:
             _draw_sessions(plot, sessions)
     spikes.add_tools(brush)
-    spikes.toolbar.active_multi = brush
     return column([strip, spikes, near], sizing_mode="stretch_width", tags=["timeline"])
 
 

@@ -1,1 +1,287 @@
-def write_report(*a): pass
+"""The page: gathers what its sections say, and writes one file that works from disk, without a network.
+
+`write_report` is what the command, the plugin and users call; `gathered` and `rendered` are for `server`, which shows the
+same page of a run that goes on. Needs Bokeh and Jinja2, the extra `report`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from base64 import b64encode
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+
+from heptad.errors import LogError
+from heptad.history.decode import Decoder
+from heptad.history.export.output import Target, replacing
+from heptad.history.figures import figures
+from heptad.history.journal.reader import FileSource
+from heptad.history.judge import judge
+from heptad.history.query import TransitionLog
+from heptad.history.transition import Transition
+from heptad.history.verdict import Verdict
+from heptad.record.chunk import View
+from heptad.record.events import Event, Pause, Resume
+from heptad.report import sections
+from heptad.report.look import COLOURS, MARKERS, pick, places_of_states
+from heptad.report.series import Curve, curves
+from heptad.report.turns import WHOLE, packed, remarkable, rules, stretch_of_turns
+from heptad.report.walk import Walk, walk
+from heptad.report.words import shown
+
+MISSING = "a report needs Bokeh and Jinja2; install them with: pip install 'heptad[report]'"
+
+MARKS = 300
+"""Checkpoints, and events, that are marked in the curves at most."""
+
+EXPLAINED = 60
+"""Turns that a page without a server explains in the words of `TransitionLog.explain`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Gathered:
+    """What the page shows of one run.
+
+    Attributes:
+        label: What it is called in the page.
+        log: Its log.
+        view: The part of it that is shown: one moment of a run that goes on.
+        curves: Its recorded values.
+        walk: Its turns.
+        events: Its events, of all ranks.
+        verdict: How it went.
+        marks: Checkpoints and events with their places.
+    """
+
+    label: str
+    log: TransitionLog
+    view: View
+    curves: Sequence[Curve]
+    walk: Walk
+    events: Sequence[Event]
+    verdict: Verdict
+    marks: Sequence[tuple[tuple[int, int, int, int], str, str]] = field(default=())
+
+    @property
+    def samples(self) -> int:
+        """Samples in a step over all ranks; 0 where that is not known."""
+        size = self.log.facts.get("batch_size")
+        return size * self.log.world if type(size) is int and size > 0 else 0
+
+
+def write_report(logs: TransitionLog | Sequence[TransitionLog], target: Target, labels: Sequence[str] = ()) -> None:
+    """Write the report of one run, or of several that are compared, as one HTML file that needs no network.
+
+    Args:
+        logs: The log of a run, or those of several; `run.log` will do, and what `TransitionLog.load` returned.
+        target: The path of the file, which is replaced when the new one is complete; or a binary stream.
+        labels: What the runs are called in it; by default the paths of their journals, as far as they differ.
+
+    Raises:
+        LogError: If Bokeh or Jinja2 is not installed, if there is no log, or if one is damaged.
+        OSError: If the file cannot be written.
+    """
+    several = [logs] if isinstance(logs, TransitionLog) else list(logs)
+    page = rendered([gathered(log, label) for log, label in zip(several, named(several, labels), strict=True)])
+    with replacing(target) as file:
+        file.write(page)
+
+
+def named(logs: Sequence[TransitionLog], labels: Sequence[str] = ()) -> list[str]:
+    """Return what runs are called in a page: no two alike.
+
+    Raises:
+        LogError: If there is no log, or another number of labels.
+    """
+    if not logs:
+        raise LogError("a report is of one run at least, got none")
+    if labels and len(labels) != len(logs):
+        raise LogError(f"a report of {len(logs)} runs takes as many labels, got {len(labels)}")
+    if labels:
+        return [shown(label, 60) for label in labels]
+    paths = [log.source.path if isinstance(log.source, FileSource) else Path("run") for log in logs]
+    parts = [path.absolute().parts if len(logs) > 1 else path.parts for path in paths]
+    while len(logs) > 1 and all(len(part) > 1 for part in parts) and len({part[0] for part in parts}) == 1:
+        parts = [part[1:] for part in parts]
+    while len(logs) > 1 and all(len(part) > 1 for part in parts) and len({part[-1] for part in parts}) == 1:
+        parts = [part[:-1] for part in parts]
+    names = [shown("/".join(part).replace("//", "/"), 60) for part in parts]
+    return [f"{name} ({number})" if names.count(name) > 1 else name for number, name in enumerate(names, 1)]
+
+
+def gathered(log: TransitionLog, label: str) -> Gathered:
+    """Return what the page shows of a run, as its log is now."""
+    source = log.source
+    view = source.view()
+    events = [event for event in log.notes() if event.seq < view.end]
+    found = curves(source, view)
+    seqs = _to_mark(log, view, events)
+    wanted = [curve.place[:, 0] for curve in found] + [curve.smooth_place[:, 0] for curve in found]
+    wanted += [np.array([row.seq for row in curve.odd]) for curve in found]
+    wanted.append(np.array([seq for seq, _, _ in seqs]))
+    marked = np.unique(np.concatenate(wanted).astype(np.int64)) if wanted else np.zeros(0, np.int64)
+    walked = walk(source, view, marked[(marked >= view.first) & (marked < view.end)])
+    at = {turn.seq: turn for turn in Decoder(source).at(view, sorted({seq for seq, _, _ in seqs}))}
+    marks = [((seq, at[seq].epoch, at[seq].step, at[seq].update), kind, words) for seq, kind, words in seqs]
+    collected = {curve.name: curve.found for curve in found}
+    verdict = judge(source, log.all_ranks, found=figures(source, collected), stays=walked.durations)
+    return Gathered(label, log, view, found, walked, events, verdict, marks)
+
+
+def _to_mark(log: TransitionLog, view: View, events: Sequence[Event]) -> list[tuple[int, str, str]]:
+    """Return the turns that are marked in the curves: of checkpoints, and of events; the last where there are many."""
+    saved: list[Transition] = []
+    if any(state.shown == "checkpoint" for state in log.source.table.states):
+        saved = log.where(source="checkpoint", limit=-MARKS)
+    rows = [(turn.seq, "checkpoint", "checkpoint") for turn in saved if turn.seq < view.end]
+    told = [event for event in events if view.first <= event.seq][-MARKS:]
+    return rows + [(event.seq, "event", f"{event.kind}: {shown(event.text, 200)}") for event in told]
+
+
+def rendered(runs: Sequence[Gathered], live: str = "") -> bytes:
+    """Return the page as HTML.
+
+    Args:
+        runs: What it shows.
+        live: The address, relative to its own, that a live page asks for more; empty for a file.
+
+    Raises:
+        LogError: If Bokeh or Jinja2 is not installed.
+    """
+    try:
+        from jinja2 import Environment, StrictUndefined  # noqa: PLC0415 - an extra is imported where it is used
+        from markupsafe import Markup  # noqa: PLC0415 - as above
+
+        from heptad.report import figures as drawn  # noqa: PLC0415 - as above
+    except ImportError as error:
+        raise LogError(f"{MISSING} ({error})") from error
+    home = files("heptad.report")
+    script = (home / "page.js").read_text(encoding="utf-8")
+    scripts = [*drawn.scripts(), script]
+    data = {
+        "live": live,
+        "runs": [_data(run, most=WHOLE // len(runs)) for run in runs],
+        "items": dict(_items(runs)),
+    }
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    template = environment.from_string((home / "page.html.jinja").read_text(encoding="utf-8"))
+    text = template.render(
+        title=", ".join(run.label for run in runs),
+        policy=_policy(scripts, live),
+        style=Markup((home / "page.css").read_text(encoding="utf-8")),
+        scripts=[Markup(_closed(text)) for text in scripts],
+        data=Markup(_json(data)),
+        runs=[sections.of_run(run, number) for number, run in enumerate(runs)],
+        compared=sections.compared(runs) if len(runs) > 1 else None,
+    )
+    return text.encode("utf-8", "backslashreplace")
+
+
+def _items(runs: Sequence[Gathered]) -> Iterable[tuple[str, Any]]:
+    """Yield the figures, by the ids of the elements that they are put into."""
+    from heptad.report import figures as drawn  # noqa: PLC0415 - Bokeh is an extra
+
+    every = [drawn.Drawn(run.label, run.curves, run.walk, run.samples, run.marks) for run in runs]
+    if len(runs) > 1:
+        yield "figure-curves-all", drawn.as_json(drawn.curves_of(every))
+    for number, run in enumerate(runs):
+        if any(curve.found.lowest is not None for curve in run.curves):
+            yield f"figure-curves-{number}", drawn.as_json(drawn.curves_of([every[number]]))
+        if run.walk.end > run.walk.first:
+            bands = drawn.bands_of(run.walk)
+            if bands is not None:
+                yield f"figure-bands-{number}", drawn.as_json(bands)
+            yield f"figure-timeline-{number}", drawn.as_json(drawn.timeline_of(run.walk, breaks(run)))
+
+
+def breaks(run: Gathered) -> list[tuple[int, str]]:
+    """Return the turns where a process began to write, or the run was paused, and what happened there."""
+    found: list[tuple[int, str]] = []
+    for session in run.verdict.sessions[1:]:
+        again = f", {session.again.transitions:,} turns made again" if session.again else ""
+        found.append((session.first, f"process {session.pid} goes on from {session.resumed_from or 'there'}{again}"))
+    found += [(event.seq, f"resumed: {event.text}") for event in run.events if isinstance(event, Resume)]
+    found += [(event.seq, f"paused: {event.reason}") for event in run.events if isinstance(event, Pause)]
+    kept = [(seq, shown(said, 200)) for seq, said in found if run.walk.first <= seq <= run.walk.end]
+    return sorted(kept)[:MARKS]
+
+
+def _data(run: Gathered, most: int) -> dict[str, Any]:
+    """Return what the page's script knows of a run."""
+    source, walked = run.log.source, run.walk
+    near = [seq for seq, _ in walked.slowest] + [event.seq for event in run.events] + [seq for seq, _ in breaks(run)]
+    turns = [stretch_of_turns(source, run.view, low, high) for low, high in remarkable(run.view, near, most)]
+    places = places_of_states(walked.names)
+    told = [seq for seq, _ in walked.slowest] + list(range(max(walked.first, walked.end - 20), walked.end))
+    told += [event.seq for event in run.events if walked.first <= event.seq < walked.end][-20:]
+    explained = {seq: shown(str(run.log.explain(seq)), 6_000) for seq in list(dict.fromkeys(told))[:EXPLAINED]}
+    events: dict[int, list[str]] = {}
+    for event in run.events[-2_000:]:
+        events.setdefault(event.seq, []).append(f"{event.kind}: {shown(event.text, 300)}")
+    finite = walked.most >= 0
+    return {
+        "label": run.label,
+        "first": walked.first,
+        "end": walked.end,
+        "rules": rules(source),
+        "turns": turns,
+        "explained": explained,
+        "events": events,
+        "marks": {name: [pick(COLOURS, places[name]), pick(MARKERS, places[name])] for name in walked.names},
+        "carries": source.effects.carries,
+        "samples": run.samples,
+        "epochs": len(walked.ends),
+        "envelope": {
+            "count": len(walked.most),
+            "least": packed((np.where(finite, walked.least, 0) / 1e3).astype(np.float32)),
+            "most": packed((np.where(finite, walked.most, 0) / 1e3).astype(np.float32)),
+            "longest": packed((walked.longest - walked.first).clip(0).astype(np.uint32)),
+        },
+        "graph": sections.guards_of(run),
+    }
+
+
+def _policy(scripts: Sequence[str], live: str) -> str:
+    """Return the content security policy: no source from outside, and no script but those of the page."""
+    hashes = " ".join(f"'sha256-{b64encode(hashlib.sha256(text.encode()).digest()).decode()}'" for text in scripts)
+    asks = "'self'" if live else "'none'"
+    return (
+        f"default-src 'none'; script-src {hashes}; style-src 'unsafe-inline'; img-src data: blob:; font-src data:; "
+        f"connect-src {asks}; base-uri 'none'; form-action 'none'"
+    )
+
+
+def _closed(text: str) -> str:
+    """Return a script of our own, or of Bokeh's, which cannot end its element early.
+
+    Raises:
+        LogError: If it could.
+    """
+    if "</script" in text.lower() or "<!--" in text:
+        raise LogError("this version of Bokeh has scripts that cannot stand in a page; install another")
+    return text
+
+
+def _json(data: Mapping[str, Any]) -> str:
+    """Return data as JSON that may stand in an element `script`; NaN and infinities, which JSON lacks, are null."""
+    text = json.dumps(_finite(data), separators=(",", ":"), allow_nan=False)
+    return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {str(key): _finite(part) for key, part in cast("Mapping[Any, Any]", value).items()}
+    if isinstance(value, list | tuple):
+        return [_finite(part) for part in cast("Sequence[Any]", value)]
+    if isinstance(value, np.generic):
+        return cast("Any", value.item())
+    return value

@@ -10,9 +10,10 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
+from heptad.history.figures import Collected
 from heptad.history.source import Source
 from heptad.record.chunk import View
-from heptad.record.values import Columns
+from heptad.record.values import Columns, Recorded
 
 Floats = npt.NDArray[np.float64]
 
@@ -39,30 +40,22 @@ class Curve:
 
     Attributes:
         name: The name.
-        count: How many were recorded.
-        last: The last of them.
-        least: The least finite one, with the epoch that it was recorded in.
-        greatest: The greatest.
+        found: The last value, the lowest, the highest, and those that are not finite.
         place: For each point four numbers: seq, epoch, step and update.
         value: The points.
         smooth_place: Likewise for the smoothed curve.
         smooth: Its points.
-        odd: Values that are not finite: seq, epoch, step, update and the value.
-        odd_count: How many of them there are.
+        odd: Values that are not finite, the first of them.
         whole: Whether every value is a point.
     """
 
     name: str
-    count: int = 0
-    last: float = float("nan")
-    least: tuple[float, int] | None = None
-    greatest: tuple[float, int] | None = None
+    found: Collected
     place: Floats = field(default_factory=lambda: np.zeros((0, 4)))
     value: Floats = field(default_factory=lambda: np.zeros(0))
     smooth_place: Floats = field(default_factory=lambda: np.zeros((0, 4)))
     smooth: Floats = field(default_factory=lambda: np.zeros(0))
-    odd: list[tuple[int, int, int, int, float]] = field(default_factory=list[tuple[int, int, int, int, float]])
-    odd_count: int = 0
+    odd: list[Recorded] = field(default_factory=list[Recorded])
     whole: bool = True
 
 
@@ -70,7 +63,7 @@ class _Growing:
     """A curve while values are added: all of them, then only the extremes of each bucket."""
 
     def __init__(self, name: str, drawn: bool) -> None:
-        self.curve = Curve(name)
+        self.curve = Curve(name, Collected(name))
         self._drawn = drawn
         self._raw: list[tuple[Floats, Floats]] | None = [] if drawn else None
         self._kept = 0
@@ -80,24 +73,25 @@ class _Growing:
 
     def add(self, value: Floats, place: Floats, bucket: npt.NDArray[np.int64]) -> None:
         """Add some values, in order."""
-        curve = self.curve
-        curve.count += len(value)
-        curve.last = float(value[-1])
+        found = self.curve.found
+        found.count += len(value)
+        found.last = self._row(value, place, -1)
         finite = np.isfinite(value)
         if not finite.all():
             odd = np.flatnonzero(~finite)
-            curve.odd_count += len(odd)
-            for row in odd[: max(0, ODD - len(curve.odd))]:
-                seq, epoch, step, update = (int(number) for number in place[row])
-                curve.odd.append((seq, epoch, step, update, float(value[row])))
+            if not found.not_finite:
+                found.first_not_finite = self._row(value, place, int(odd[0]))
+            found.not_finite += len(odd)
+            rows = [self._row(value, place, int(row)) for row in odd[: max(0, ODD - len(self.curve.odd))]]
+            self.curve.odd += rows
             value, place, bucket = value[finite], place[finite], bucket[finite]
         if not len(value):
             return
         low, high = int(value.argmin()), int(value.argmax())
-        if curve.least is None or value[low] < curve.least[0]:
-            curve.least = float(value[low]), int(place[low, EPOCH])
-        if curve.greatest is None or value[high] > curve.greatest[0]:
-            curve.greatest = float(value[high]), int(place[high, EPOCH])
+        if found.lowest is None or value[low] < found.lowest.value:
+            found.lowest = self._row(value, place, low)
+        if found.highest is None or value[high] > found.highest.value:
+            found.highest = self._row(value, place, high)
         if not self._drawn:
             return
         if self._raw is not None:
@@ -106,12 +100,16 @@ class _Growing:
             if self._kept <= RAW:
                 return
             rows, buckets = (np.concatenate([pair[number] for pair in self._raw]) for number in (0, 1))
-            self._raw, curve.whole = None, False
+            self._raw, self.curve.whole = None, False
             self._least, self._most = np.full((WIDE, 5), np.nan), np.full((WIDE, 5), np.nan)
             self._sums = np.zeros((WIDE, 6))
             self._reduce(rows[:, 0], rows[:, 1:], buckets.astype(np.int64))
             return
         self._reduce(value, place, bucket)
+
+    def _row(self, value: Floats, place: Floats, at: int) -> Recorded:
+        seq, epoch, step, update = (int(number) for number in place[at])
+        return Recorded(self.curve.name, float(value[at]), seq, epoch, step, update)
 
     def _reduce(self, value: Floats, place: Floats, bucket: npt.NDArray[np.int64]) -> None:
         assert self._least is not None

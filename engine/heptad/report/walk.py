@@ -16,6 +16,7 @@ import numpy.typing as npt
 
 from heptad.history.decode import Block, blocks, ints
 from heptad.history.source import Source
+from heptad.history.summary import Duration
 from heptad.record.chunk import Ints, View
 
 Floats = npt.NDArray[np.float64]
@@ -71,6 +72,7 @@ class Walk:
         pauses: Pairs of a turn and the nanoseconds that the run was paused before it.
         driven_ns: How long the run was driven in all, pauses left out.
         bands: Medians and percentiles by stretch.
+        durations: As `TransitionLog.durations` returns them; of a very long run median and percentile are of a sample.
         sampled: Of how many turns one was looked at for the percentiles.
         marked: Turns whose time was wanted, ascending.
         driven: How long the run had been driven when they were made, in nanoseconds.
@@ -91,6 +93,7 @@ class Walk:
     pauses: list[tuple[int, int]] = field(default_factory=list[tuple[int, int]])
     driven_ns: int = 0
     bands: list[Band] = field(default_factory=list[Band])
+    durations: dict[str, Duration] = field(default_factory=dict[str, Duration])
     sampled: int = 1
     marked: Ints = field(default_factory=lambda: np.zeros(0, np.int64))
     driven: Ints = field(default_factory=lambda: np.zeros(0, np.int64))
@@ -137,15 +140,21 @@ def walk(source: Source, view: View, marks: Ints) -> Walk:
         np.zeros(buckets, np.int64),
     )
     found.marked, found.driven = marks, np.zeros(len(marks), np.int64)
-    stays = _Stays(count)
+    stays = _Stays(count, len(names))
     for block in blocks(view):
         _add(found, source, block, shown, count)
-        stays.add(shown[source.effects.sources[block.arcs]], block.spent(), block.seq - view.first)
+        stays.add(shown[source.effects.sources[block.arcs]], block.spent(), block.seq, view.first)
     if view.chunks:
         found.epoch = _epochs_before(source, view)
     found.slowest = sorted(found.slowest, key=lambda stay: (-stay[1], stay[0]))[:SLOWEST]
     found.sampled = stays.stride
     found.bands = stays.bands(found)
+    states = shown[source.effects.sources]
+    found.durations = stays.durations(
+        names,
+        np.bincount(states, found.taken, len(names)).astype(np.int64),
+        np.bincount(states, found.spent, len(names)).astype(np.int64),
+    )
     return found
 
 
@@ -206,21 +215,40 @@ def _add_slowest(found: Walk, seq: int, spent: Ints) -> None:
 
 
 class _Stays:
-    """Stays and their states, 5 bytes each, for medians and percentiles of stretches."""
+    """Stays and their states, 6 bytes each, for medians and percentiles; and the longest in each state."""
 
-    def __init__(self, count: int) -> None:
+    def __init__(self, count: int, states: int) -> None:
         self.stride = -(-count // _SAMPLE) or 1
         size = -(-count // self.stride)
         self._spent = np.zeros(size, np.float32)
         self._states = np.zeros(size, np.uint16)
+        self._most = np.full(states, -1, np.int64)
+        self._at = np.zeros(states, np.int64)
 
-    def add(self, states: Ints, spent: Ints, place: int) -> None:
-        """Add the stays from that place on."""
-        skip = -place % self.stride
-        begin = (place + skip) // self.stride
+    def add(self, states: Ints, spent: Ints, seq: int, first: int) -> None:
+        """Add the stays that the transitions from `seq` on ended."""
+        skip = -(seq - first) % self.stride
+        begin = (seq - first + skip) // self.stride
         some = spent[skip :: self.stride]
         self._spent[begin : begin + len(some)] = some
         self._states[begin : begin + len(some)] = states[skip :: self.stride]
+        before = self._most.copy()
+        np.maximum.at(self._most, states, spent)
+        for state in ints(np.flatnonzero(self._most > before)):
+            self._at[state] = seq + int(np.flatnonzero((states == state) & (spent == self._most[state]))[0])
+
+    def durations(self, names: Sequence[str], counts: Ints, totals: Ints) -> dict[str, Duration]:
+        """Return the summary of each state that was left."""
+        order = np.argsort(self._states, kind="stable")
+        spent, edges = self._spent[order], np.searchsorted(self._states[order], np.arange(len(names) + 1))
+        rows: dict[str, Duration] = {}
+        for number, name in enumerate(names):
+            count, total, most = int(counts[number]), int(totals[number]), int(self._most[number])
+            if count:
+                mine = spent[edges[number] : edges[number + 1]]
+                median, p99 = _median_and_p99(mine if len(mine) else np.array([most]))
+                rows[name] = Duration(count, total, total / count, median, p99, most, ((int(self._at[number]), most),))
+        return rows
 
     def bands(self, found: Walk) -> list[Band]:
         """Return median and 99th percentile of each state by stretch."""
@@ -235,10 +263,14 @@ class _Stays:
             for number, name in enumerate(found.names):
                 mine = spent[edges[number] : edges[number + 1]]
                 if len(mine):
-                    both = cast("Sequence[Any]", np.percentile(mine, [50, 99]))
-                    median[name], p99[name] = float(both[0]), float(both[1])
+                    median[name], p99[name] = _median_and_p99(mine)
             rows.append(Band(label, median, p99))
         return rows
+
+
+def _median_and_p99(spent: npt.NDArray[Any]) -> tuple[float, float]:
+    both = cast("list[float]", np.percentile(spent.astype(np.float64), [50, 99]).tolist())
+    return both[0], both[1]
 
 
 def stretches(found: Walk) -> list[tuple[str, int, int]]:
