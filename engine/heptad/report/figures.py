@@ -13,6 +13,8 @@ import numpy as np
 from bokeh.embed import json_item
 from bokeh.layouts import column
 from bokeh.models import (
+    BoxAnnotation,
+    BoxSelectTool,
     BoxZoomTool,
     ColumnDataSource,
     CrosshairTool,
@@ -22,7 +24,6 @@ from bokeh.models import (
     NumeralTickFormatter,
     PanTool,
     Range1d,
-    RangeTool,
     ResetTool,
     Span,
     TapTool,
@@ -43,6 +44,9 @@ AXES = ("update", "epoch", "samples", "time")
 
 FEW = 60
 """Points of a curve that are marked one by one."""
+
+SPIKES = 900
+"""Buckets of the figure that is brushed: a pixel or two each."""
 
 _STATES = 5
 """States whose times are drawn: those with the most."""
@@ -130,6 +134,7 @@ def curves_of(runs: Sequence[Drawn]) -> Any:
             plot.add_tools(cursor)
             plot.yaxis.axis_label = quantity
             plot.toolbar.logo = None
+            plot.y_range.default_span = _span(runs, members)
             plot.add_layout(_legend(), "above")
             _draw_curves(plot, runs, members, sources)
             figures.append(plot)
@@ -137,6 +142,12 @@ def curves_of(runs: Sequence[Drawn]) -> Any:
     for plot in figures:
         plot.xaxis.axis_label = "update"
     return column(figures, sizing_mode="stretch_width", tags=["curves"])
+
+
+def _span(runs: Sequence[Drawn], members: Sequence[str]) -> float:
+    """Return how wide the range of values is drawn where all of them are equal."""
+    lowest = [curve.found.lowest for run in runs for curve in run.curves if curve.name in members]
+    return 0.4 * max((abs(row.value) for row in lowest if row is not None), default=0.0) or 2.0
 
 
 def _fit(range_x: Range1d, sources: Mapping[Any, tuple[ColumnDataSource, ColumnDataSource | None]]) -> None:
@@ -177,7 +188,18 @@ def _draw_curves(plot: Any, runs: Sequence[Drawn], members: Sequence[str], sourc
 
 
 def _legend() -> Any:
-    return Legend(orientation="horizontal", click_policy="hide", border_line_alpha=0, padding=2, margin=2)
+    return Legend(
+        orientation="horizontal",
+        click_policy="hide",
+        border_line_alpha=0,
+        padding=2,
+        margin=2,
+        spacing=10,
+        glyph_width=16,
+        glyph_height=16,
+        label_text_font_size="12px",
+        label_height=16,
+    )
 
 
 def _points(run: Drawn, curve: Curve) -> tuple[ColumnDataSource, ColumnDataSource | None]:
@@ -185,6 +207,8 @@ def _points(run: Drawn, curve: Curve) -> tuple[ColumnDataSource, ColumnDataSourc
     raw = ColumnDataSource({**columns, "x": columns["update"], "y": curve.value}, tags=["curve"])
     if len(curve.value) <= FEW:
         return raw, None
+    if curve.name == "lr" or curve.name.startswith("lr/"):
+        return raw, None  # nothing of a schedule is noise
     columns = run.columns(curve.smooth_place)
     return raw, ColumnDataSource({**columns, "x": columns["update"], "y": curve.smooth}, tags=["curve"])
 
@@ -272,7 +296,6 @@ def timeline_of(walk: Walk, sessions: Sequence[tuple[int, str]]) -> Any:
     """
     whole = Range1d(walk.first, max(walk.end, walk.first + 1), bounds=(walk.first, max(walk.end, walk.first + 1)))
     detail = Range1d(whole.start, whole.end, bounds=whole.bounds, min_interval=5, tags=["detail"])
-    brush = RangeTool(x_range=detail, start_gesture="pan", name="brush")
     strip = _strip(walk, whole)
     spikes = _spikes(walk, whole)
     near = figure(
@@ -287,7 +310,7 @@ def timeline_of(walk: Walk, sessions: Sequence[tuple[int, str]]) -> Any:
         {name: [] for name in ("x", "y", "colour", "marker", "state", "said")}, tags=["turns"], name="turns"
     )
     ranges = ColumnDataSource({name: [] for name in ("x", "y0", "y1", "said")}, tags=["ranges"], name="ranges")
-    bars = near.segment("x", "y0", "x", "y1", source=ranges, line_width=1.5, line_color="#0072b2")
+    bars = near.segment("x", "y0", "x", "y1", source=ranges, line_width=1.5, line_color="#1f83c6")
     tops = near.scatter("x", "y1", source=ranges, size=4, marker="triangle", color="#d55e00")
     dots = near.scatter("x", "y", source=turns, color="colour", marker="marker", size=6)
     near.add_tools(
@@ -304,7 +327,11 @@ def timeline_of(walk: Walk, sessions: Sequence[tuple[int, str]]) -> Any:
         plot.xaxis.formatter = NumeralTickFormatter(format="0,0")
         if sessions:
             _draw_sessions(plot, sessions)
-    spikes.add_tools(brush)
+    chosen = BoxAnnotation(
+        left=detail.start, right=detail.end, fill_color="#888888", fill_alpha=0.2, line_color="#888888", tags=["chosen"]
+    )
+    spikes.add_layout(chosen)
+    spikes.add_tools(BoxSelectTool(dimensions="width", renderers=[]))
     return column([strip, spikes, near], sizing_mode="stretch_width", tags=["timeline"])
 
 
@@ -351,7 +378,7 @@ def _strip(walk: Walk, whole: Range1d) -> Any:
             line_color=None,
             hatch_pattern=pick(HATCHES, places[name]),
             hatch_color="#ffffff",
-            hatch_alpha=0.55,
+            hatch_alpha=0.4,
             hatch_scale=7,
         )
         plot.legend[0].items.append(LegendItem(label=name[:40], renderers=[bars]))
@@ -362,7 +389,7 @@ def _strip(walk: Walk, whole: Range1d) -> Any:
 def _spikes(walk: Walk, whole: Range1d) -> Any:
     """Return the shortest and the longest stay of each bucket of the strip: brushed to look into."""
     plot = figure(height=170, x_range=whole, y_axis_type="log", tools=[], tags=["figure", "spikes"], **_SMALL)
-    rows = len(walk.shares)
+    rows = min(SPIKES, len(walk.most))
     starts = np.unique(np.arange(rows) * len(walk.most) // rows)
     most = np.maximum.reduceat(walk.most, starts)
     least = np.minimum.reduceat(walk.least, starts)
@@ -376,7 +403,7 @@ def _spikes(walk: Walk, whole: Range1d) -> Any:
         },
         name="spikes",
     )
-    plot.segment("x", "low", "x", "high", source=source, line_color="#0072b2", line_width=1.5)
+    plot.segment("x", "low", "x", "high", source=source, line_color="#1f83c6", line_width=1.5)
     plot.scatter("x", "high", source=source, marker="triangle", size=4, color="#d55e00")
     return plot
 

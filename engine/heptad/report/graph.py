@@ -28,8 +28,8 @@ class Placed:
     y: float
 
 
-def places(table: Table) -> dict[str, Placed]:
-    """Return where each state stands, by the name of its node."""
+def places(table: Table, failed: bool) -> dict[str, Placed]:
+    """Return where each state stands, by the name of its node; `failed` only where the run did."""
     found: dict[str, Placed] = {}
     trunk = [state for state in table.states if state.kind != "detour" and state.kind != "failed"]
     for row, state in enumerate(trunk):
@@ -42,7 +42,7 @@ def places(table: Table) -> dict[str, Placed]:
             at = found[after]
             found[state.name] = Placed(state, at.x + COLUMN + 40 + (number - 1) * (WIDE + 60), at.y + ROW / 2 - 8)
     for state in table.states:
-        if state.kind == "failed":
+        if state.kind == "failed" and failed:
             last = found[trunk[-1].name]
             found[state.name] = Placed(state, last.x + COLUMN + 40, last.y)
     return found
@@ -57,7 +57,7 @@ def drawing(source: Source, walk: Walk, run: int) -> str:
         run: The number of the run in the page, for what is clicked.
     """
     table = source.table
-    at = places(table)
+    at = places(table, bool(walk.taken[len(table.arcs) :].any()))
     times = [0] * len(table.states)
     entered = [0] * len(table.states)
     sources, dests = source.effects.sources.tolist(), source.effects.dests.tolist()
@@ -65,7 +65,6 @@ def drawing(source: Source, walk: Walk, run: int) -> str:
         times[sources[number]] += time
         entered[dests[number]] += taken
     total = sum(times) or 1
-    # what curves beside the trunk needs room by how far it reaches
     arcs = [_arc(arc, number, at, table, int(walk.taken[number]), run) for number, arc in enumerate(table.arcs)]
     failures = [
         _failure(at[state.name], at["failed"], int(walk.taken[len(table.arcs) + number]))
@@ -91,7 +90,11 @@ def _box(placed: Placed, time: int, total: int, entered: int, run: int) -> str:
     share = time / total
     name = escape(shown(placed.state.shown, 24))
     x, y = placed.x - WIDE / 2, placed.y - HIGH / 2
-    words = f"{percent(share)} of the time" if time else "no time" if entered else "never entered"
+    words = f"{entered:,} × · {percent(share)} of the time" if entered else "never entered"
+    if placed.state.kind == "start":
+        words = "the start"
+    elif placed.state.kind in ("end", "failed") and entered:
+        words = "the end"
     unused = "" if entered or placed.state.kind == "start" else " unused"
     return (
         f'<g class="node{unused}" tabindex="0" role="button" data-run="{run}" data-node="{escape(placed.state.name)}">'
@@ -100,26 +103,25 @@ def _box(placed: Placed, time: int, total: int, entered: int, run: int) -> str:
         f'<rect class="shade" x="{x:.0f}" y="{y:.0f}" width="{WIDE}" height="{HIGH}" rx="7" '
         f'fill-opacity="{0.85 * share**0.5:.3f}"/>'
         f'<text x="{placed.x:.0f}" y="{placed.y - 3:.0f}">{name}</text>'
-        f'<text class="small" x="{placed.x:.0f}" y="{placed.y + 14:.0f}">{entered:,} × · {words}</text></g>'
+        f'<text class="small" x="{placed.x:.0f}" y="{placed.y + 14:.0f}">{words}</text></g>'
     )
 
 
 def _arc(arc: Arc, number: int, at: dict[str, Placed], table: Table, taken: int, run: int) -> str:
     one, two = at[arc.source], at[arc.dest]
     path, x, y, anchor = _path(one, two, at, table)
-    label = f"{taken:,}" if taken else "never"
+    label = f'<text class="count" x="{x:.0f}" y="{y:.0f}" text-anchor="{anchor}">{taken:,}</text>' if taken else ""
     guard = f" if {arc.guard}" if arc.guard else ""
     said = escape(f"{table.shown[arc.source]} to {table.shown[arc.dest]}{guard}: taken {taken:,} times")
     return (
         f'<g class="arc{"" if taken else " unused"}" tabindex="0" role="button" data-run="{run}" data-arc="{number}">'
         f'<title>{said}</title><path class="hit" d="{path}"/>'
-        f'<path class="line" d="{path}" marker-end="url(#tip)"/>'
-        f'<text class="count" x="{x:.0f}" y="{y:.0f}" text-anchor="{anchor}">{label}</text></g>'
+        f'<path class="line" d="{path}" marker-end="url(#tip)"/>{label}</g>'
     )
 
 
 def _failure(one: Placed, failed: Placed, taken: int) -> str:
-    path, x, y, anchor = _beside(one, failed)
+    path, x, y, anchor = _beside(one, failed, 0)
     said = escape(f"{one.state.shown} failed {taken:,} times")
     return (
         f'<g class="arc failure"><title>{said}</title><path class="line" d="{path}" marker-end="url(#tip)"/>'
@@ -130,7 +132,9 @@ def _failure(one: Placed, failed: Placed, taken: int) -> str:
 def _path(one: Placed, two: Placed, at: dict[str, Placed], table: Table) -> tuple[str, float, float, str]:
     """Return the way of an arc, and where its count stands."""
     if "detour" in (one.state.kind, two.state.kind):
-        return _beside(one, two)
+        leaving = [arc.dest for arc in table.leaving[one.state.name]]
+        away = leaving.index(two.state.name) - (len(leaving) - 1) / 2 if one.state.kind == "detour" else 0
+        return _beside(one, two, away)
     rows = round((two.y - one.y) / ROW)
     if rows == 1:
         top, bottom = one.y + HIGH / 2, two.y - HIGH / 2
@@ -144,20 +148,26 @@ def _path(one: Placed, two: Placed, at: dict[str, Placed], table: Table) -> tupl
     return bend, x + reach + 4 * side, (from_y + to_y) / 2 + 4, "start" if side > 0 else "end"
 
 
-def _beside(one: Placed, two: Placed) -> tuple[str, float, float, str]:
-    """Return the way of an arc to a state in another column, and where its count stands: nearer to where it ends."""
+def _beside(one: Placed, two: Placed, away: float) -> tuple[str, float, float, str]:
+    """Return the way of an arc to a state in another column, and where its count stands: near the detour.
+
+    Args:
+        one: Where it begins.
+        two: Where it ends.
+        away: How far from the middle of its side it begins: those that leave a detour begin side by side.
+    """
     side = 1 if two.x > one.x else -1
     if abs(two.x - one.x) < WIDE:  # within a column of detours
         x = one.x + WIDE / 2
         bend = f"M{x:.0f} {one.y:.0f}C{x + 70:.0f} {one.y:.0f} {x + 70:.0f} {two.y:.0f} {x:.0f} {two.y:.0f}"
         return bend, x + 58, (one.y + two.y) / 2 + 4, "start"
     x1, x2 = one.x + side * WIDE / 2, two.x - side * WIDE / 2
-    y1, y2 = one.y + (4 if side > 0 else 6), two.y + (-8 if side > 0 else 8 if one.y > two.y else -4)
+    y1, y2 = one.y + (6 if side > 0 else 13 * away), two.y + (-10 if side > 0 else 5 if one.y > two.y else -5)
     middle = (x1 + x2) / 2
-    near = 0.62 if side > 0 else 0.3
+    near = 0.72 if side > 0 else 0.2
     bend = f"M{x1:.0f} {y1:.0f}C{middle:.0f} {y1:.0f} {middle:.0f} {y2:.0f} {x2:.0f} {y2:.0f}"
     x, y = _on_curve((x1, middle, middle, x2), near), _on_curve((y1, y1, y2, y2), near)
-    return bend, x, y - 5, "middle"
+    return bend, x, y - 4, "middle"
 
 
 def _on_curve(points: tuple[float, float, float, float], t: float) -> float:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-COLOURS = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00", "#b0a000", "#7f7f7f")
-"""Of Okabe and Ito, https://jfly.uni-koeln.de/color/, distinct for all common kinds of colour vision."""
+COLOURS = ("#1f83c6", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00", "#b0a000", "#7f7f7f")
+"""Of Okabe and Ito, https://jfly.uni-koeln.de/color/, some a little lighter: they are seen on white and on black."""
 
 DASHES = ("solid", "dashed", "dotted", "dotdash", "dashdot")
 

@@ -196,13 +196,22 @@
     const kept = state.ranges[index];
     if (kept) [line.range.start, line.range.end] = kept;
     let waiting = 0;
+    const chosen = modelOf(view, tagged("chosen")), brushed = modelOf(view, tagged("spikes"));
     const changed = () => {
+      [chosen.left, chosen.right] = [line.range.start, line.range.end];
       state.ranges[index] = [line.range.start, line.range.end];
       clearTimeout(waiting);
       waiting = setTimeout(() => redraw(index), 60);
     };
     line.range.properties.start.change.connect(changed);
     line.range.properties.end.change.connect(changed);
+    brushed.on_event("selectiongeometry", (event) => {
+      const { x0, x1 } = event.geometry;
+      if (!event.final || !(Math.abs(x1 - x0) > 0)) return;
+      const run = data.runs[index], low = Math.max(run.first, Math.floor(Math.min(x0, x1)));
+      const high = Math.min(run.end, Math.ceil(Math.max(x0, x1)));
+      line.range.setv({ start: low, end: Math.max(high, low + 5) });
+    });
     for (const source of [line.turns, line.ranges]) {
       source.selected.properties.indices.change.connect(() => {
         const [place] = source.selected.indices;
@@ -313,6 +322,7 @@
         if (tagged("figure")(model)) {
           model.background_fill_color = null;
           model.border_fill_color = null;
+          model.border_line_color = null;
           model.outline_line_color = line;
         } else if ("major_label_text_color" in model) {
           model.major_label_text_color = faint;
@@ -327,6 +337,24 @@
           model.background_fill_color = null;
           model.border_line_color = null;
         }
+      }
+    }
+  }
+
+  /* Legends break into as many columns as there is room for, and their figures grow by as many rows. */
+  function fit() {
+    for (const view of state.views) {
+      for (const model of view.model.references()) {
+        if (!tagged("figure")(model)) continue;
+        const legend = model.above.find((one) => one.items && one.items.length);
+        if (!legend) continue;
+        const longest = Math.max(...legend.items.map((item) => String(item.label?.value ?? item.label ?? "").length));
+        const wide = document.querySelector(".figure").clientWidth - 60;
+        const columns = Math.max(1, Math.min(legend.items.length, Math.floor(wide / (longest * 7.2 + 38))));
+        const rows = Math.ceil(legend.items.length / columns);
+        legend.ncols = columns;
+        legend.nrows = rows;
+        model.height = (state.heights[model.id] ??= model.height) + (rows - 1) * 24;
       }
     }
   }
@@ -346,6 +374,8 @@
       if (id.startsWith("figure-curves")) wireCurves(id, view);
       if (id.startsWith("figure-timeline")) await wireTimeline(Number(id.split("-").pop()), view);
     }
+    state.heights = {};
+    fit();
     paint(dark.matches);
     document.body.dataset.ready = "yes";
   }
@@ -397,6 +427,7 @@
     event.preventDefault();
     show(Number(form.dataset.run), Number(form.elements.seq.value));
   });
+  addEventListener("resize", fit);
   dark.addEventListener("change", () => paint(dark.matches));
   addEventListener("beforeprint", () => { all("details").forEach((one) => { one.open = true; }); paint(false); });
   addEventListener("afterprint", () => paint(dark.matches));

@@ -157,7 +157,7 @@ def smoothed(value: Floats) -> Floats:
     for number, one in enumerate(value.tolist()):
         mean, weight = keep * mean + (1 - keep) * one, keep * weight + (1 - keep)
         found[number] = mean / weight
-    return found
+    return found.clip(value.min(), value.max()) if len(value) else found  # rounding aside, a mean is between them
 
 
 def curves(source: Source, view: View) -> list[Curve]:

@@ -21,7 +21,7 @@ from heptad.record.chunk import Ints, View
 
 Floats = npt.NDArray[np.float64]
 
-STRIP = 600
+STRIP = 300
 """Buckets of the strip that shows the whole run by state."""
 
 BUCKETS = 16_384
