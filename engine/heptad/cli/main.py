@@ -23,6 +23,8 @@ COMMANDS = {
     "diff": "show where two runs part; exit code 1 if they differ in more than times",
     "diagram": "draw the table of a run as a Mermaid state diagram",
     "export": "write a journal in another format",
+    "report": "write one run, or several that are compared, as a page that opens in a browser without a network",
+    "serve": "show the same page of a run that goes on, on this machine alone",
     "demo": "train a network on handwritten digits, kill the run, resume it, and ask its journal",
 }
 """What each command does. Its module has the same name and is imported only when the command is called."""

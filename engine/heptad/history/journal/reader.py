@@ -15,7 +15,7 @@ from array import array
 from collections import OrderedDict
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from itertools import chain, pairwise
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, NoReturn
 from urllib.parse import quote
@@ -197,19 +197,21 @@ class FileSource:
             ).fetchall()
             if not rows:
                 return Columns([], array("I"), array("d"), array("q"))
+            # by column: an array takes whole numbers only, and checks them as fast as it takes them
             numbers, names, values, *places = zip(*rows, strict=True)
-            if numbers != tuple(range(first, first + len(rows))):
+            if np.any(np.array(array("q", numbers)) != np.arange(first, first + len(rows))):
                 raise ValueError(f"recorded values between {first} and {numbers[-1]} are missing, or out of order")
-            if set(map(type, values)) != {float}:
-                values = [schema.read_real(value, number) for number, value in zip(numbers, values, strict=True)]
-            if set(map(type, chain(names, *places))) != {int}:
-                raise ValueError(f"a recorded value from {first} on is placed by what is no whole number")
+            try:
+                real = array("d", values)
+            except TypeError:  # a NaN is NULL
+                real = array("d", map(schema.read_real, values, numbers))
             known = {number: place for place, number in enumerate(dict.fromkeys(names))}
+            stored = np.stack([np.array(array("q", column)) for column in places], axis=1)
             return Columns(
                 [self._name(number) for number in known],
                 array("I", map(known.__getitem__, names)),
-                array("d", values),
-                array("q", np.array(places, np.int64).T.tobytes()),
+                real,
+                array("q", stored.tobytes()),
             )
 
     def values_between(self, first: int, end: int) -> list[Recorded]:
@@ -270,7 +272,10 @@ class FileSource:
 
         A binary search: `seq` grows with `number`, and an index on it would cost the writer more than it saves here.
         """
-        low, last = self._connection.execute("SELECT min(number), max(number) FROM value").fetchone()
+        # each by itself: asked for both at once, SQLite reads all rows
+        low, last = self._connection.execute(
+            "SELECT (SELECT min(number) FROM value), (SELECT max(number) FROM value)"
+        ).fetchone()
         if low is None:
             return 0
         schema.whole((low, last), "a recorded value")
