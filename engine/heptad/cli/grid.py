@@ -10,7 +10,7 @@ import os
 import re
 import sys
 import unicodedata
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from heptad.cli.output import encodable, print_line, visible
@@ -195,28 +195,37 @@ def print_grid(columns: Sequence[Column], rows: Sequence[Sequence[str]], chosen:
     Grid(columns, chosen).print(rows)
 
 
-def print_fields(rows: Mapping[str, Sequence[str]], separator: str = "; ") -> None:
+def print_fields(rows: Mapping[str, Sequence[str]], optional: Collection[str] = ()) -> None:
     """Print a line for each title; of its parts as many as have room, and how many more there are.
 
     Without a terminal all parts are printed. A first part that is too long for a line takes several.
+
+    Args:
+        rows: The parts by title.
+        optional: Titles of which nobody misses what has no room.
     """
+    separator = "; "
     indent = max(map(cell_width, rows), default=0) + len(GAP)
     width = terminal_width()
     for title, parts in rows.items():
-        text = separator.join(parts) if width is None else _fitting(parts, separator, width - indent)
+        text = (
+            separator.join(parts)
+            if width is None
+            else _fitting(parts, separator, width - indent, title not in optional)
+        )
         lines = [text] if width is None else wrapped(_as_cell(text, width), width - indent)
         for number, line in enumerate(lines):
             print_line(f"{'' if number else title:{indent}}{line.replace(_HARD, ' ')}".rstrip())
 
 
-def _fitting(parts: Sequence[str], separator: str, room: int) -> str:
+def _fitting(parts: Sequence[str], separator: str, room: int, counts: bool) -> str:
     """Return as many parts as have room; the first one at least."""
     for number in range(len(parts), 1, -1):
         left = len(parts) - number
-        text = separator.join(parts[:number]) + (f"{separator}{left} more" if left else "")
+        text = separator.join(parts[:number]) + (f"{separator}{left} more" if left and counts else "")
         if cell_width(visible(text)) <= room:
             return text
-    more = f"{separator}{len(parts) - 1} more" if len(parts) > 1 else ""
+    more = f"{separator}{len(parts) - 1} more" if len(parts) > 1 and counts else ""
     return f"{parts[0]}{more}" if parts else ""
 
 

@@ -6,6 +6,7 @@ import argparse
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from typing import cast
 
 from heptad.cli.arguments import load_log, takes_columns, takes_journals, takes_rank
 from heptad.cli.grid import Column, print_grid
@@ -47,8 +48,8 @@ def run(arguments: argparse.Namespace) -> int:
     _print_stays("state", "entered", stays, entries, arguments.columns)
     if calls:
         print_line()
-        same = {"state": "handler", "entered": "calls"}
-        chosen = None if arguments.columns is None else [same.get(name, name) for name in arguments.columns]
+        same, names = {"state": "handler", "entered": "calls"}, cast("list[str] | None", arguments.columns)
+        chosen = None if names is None else [same.get(name, name) for name in names]
         _print_stays("handler", "calls", calls, {name: stay.count for name, stay in calls.items()}, chosen)
     if slowest:
         print_line()
