@@ -19,6 +19,25 @@ def takes_journals(parser: argparse.ArgumentParser, *names: str) -> None:
     parser.add_argument("--json", action="store_true", help="print JSON in place of text and tables")
 
 
+def takes_columns(parser: argparse.ArgumentParser) -> None:
+    """Add the option that chooses the columns of a table."""
+    parser.add_argument(
+        "--columns", metavar="A,B,…", type=_names, help="the columns of the table that are wanted, by their headings"
+    )
+
+
+def _names(text: str) -> list[str]:
+    """Return names that are separated by commas.
+
+    Raises:
+        argparse.ArgumentTypeError: If there is none.
+    """
+    names = [name for part in text.split(",") if (name := part.strip())]
+    if not names:
+        raise argparse.ArgumentTypeError("expected headings with commas between them, such as seq,from,to")
+    return names
+
+
 def takes_rank(parser: argparse.ArgumentParser, words: str) -> None:
     """Add the option that selects the log of one rank; `words` say what is shown without it."""
     parser.add_argument("--rank", metavar="N", type=count, help=f"the log of rank N alone; by default {words}")

@@ -327,13 +327,16 @@ class TransitionLog(Sequence[Transition]):
             return found
         return replace(found, notes=tuple(note for note in self.all_ranks.events(number) if note.seq == number))
 
-    def diff(self, other: TransitionLog, ignore: Iterable[str] = ()) -> diff.Diff:
+    def diff(self, other: TransitionLog, ignore: Iterable[str] = (), *, strict: bool = False) -> diff.Diff:
         """Find where this run and another one part, and which facts of them differ.
 
         Args:
             other: The log of the other run; that of a live run and one from a file may be compared.
-            ignore: Patterns such as `"*_per_second"`: recorded values of these names and events of these kinds are
-                ignored, because they measure time.
+            ignore: Patterns such as `"gradient_*"`: recorded values of these names and events of these kinds are
+                ignored.
+            strict: Compare also what a run that was killed and resumed differs in from one that nothing disturbed: the
+                events that say that it was paused or resumed, and the recorded values that measure the clock or the
+                machine (those of `Throughput` and `DeviceMonitor`).
 
         Returns:
             What differs; it is false where nothing does but times.
@@ -346,7 +349,7 @@ class TransitionLog(Sequence[Transition]):
                 f"diff takes the other run's TransitionLog, got {kind(other)}; that of a run is run.log, that in a "
                 "file TransitionLog.load(path)"
             )
-        return diff.diff(self.source, other.source, ignore)
+        return diff.diff(self.source, other.source, ignore, strict)
 
     # -- other forms
 

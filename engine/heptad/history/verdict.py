@@ -21,6 +21,9 @@ from heptad.record.events import Resume
 Outcome = Literal["finished", "stopped", "failed", "paused", "running", "killed", "open", "empty"]
 """`"open"`: it has not ended, and whether somebody drives it cannot be seen from here."""
 
+HELD_OUT = frozenset({"valid", "val", "validation", "test", "eval"})
+"""The first words of names of values that are measured on data that was held out."""
+
 MOST_STATES = 8
 """States that are named in the line of times."""
 
@@ -123,14 +126,14 @@ class Verdict:
 
     @property
     def lines(self) -> tuple[Line, ...]:
-        """The ten lines: ended, when, took, resumed, again, values, speed, time, unusual, next."""
+        """The ten lines: ended, when, took, resumed, last, best, speed, time, unusual, next."""
         return (
             Line("ended", self._ended()),
             Line("when", self._when()),
             Line("took", self._took()),
-            Line("resumed", self._resumed()),
-            Line("again", self._again()),
-            Line("values", tuple(map(in_short, chosen(self.figures.values()))) or ("none was recorded",)),
+            Line("resumed", (*self._resumed(), *self._again())),
+            Line("last", self._values("last") or ("no value was recorded",)),
+            Line("best", self._values("best") or ("no value of which a name says what is better",)),
             Line("speed", self._speed()),
             Line("time", self._time()),
             Line("unusual", self._unusual()),
@@ -156,8 +159,8 @@ class Verdict:
         parts = [f"{begin} to {end[11:] if same_day else end}"]
         if self.sessions:
             newest = self.sessions[-1]
-            parts.append(f"on {newest.host}")
-            parts.append(", ".join(f"{name} {word}" for name, word in newest.versions.items()))
+            shown = [f"{name} {newest.versions[name]}" for name in ("heptad", "torch") if name in newest.versions]
+            parts += [f"on {newest.host}", ", ".join(shown)]
         return tuple(parts)
 
     def _took(self) -> tuple[str, ...]:
@@ -182,17 +185,21 @@ class Verdict:
 
     def _again(self) -> tuple[str, ...]:
         found = [session.again for session in self.sessions if session.again is not None]
+        if not self.resumes:
+            return ()
         if not found:
-            return ("nothing" if self.sessions or not self.resumes else "not known: only a journal keeps it",)
-        transitions = sum(one.transitions for one in found)
-        updates = sum(one.updates for one in found)
-        spent = long_time(sum(one.spent_ns for one in found))
-        places = ", ".join(f"from #{one.first}" for one in found[-3:])
-        return (
-            f"{counted(transitions, 'transition')}, {counted(updates, 'update')} that an earlier process had made",
-            f"{spent} of its work",
-            places,
+            return ("nothing made again" if self.sessions else "its journal says what was made again",)
+        transitions, updates = (
+            sum(counts) for counts in zip(*((a.transitions, a.updates) for a in found), strict=True)
         )
+        spent = long_time(sum(one.spent_ns for one in found))
+        again = f"{counted(updates, 'update')} made again, {counted(transitions, 'transition')}"
+        return f"{again} of {spent}", f"from {', '.join(f'#{one.first}' for one in found)} on"
+
+    def _values(self, which: Literal["last", "best"]) -> tuple[str, ...]:
+        """Return the last, or the best, value of each name with its epoch, in words."""
+        rows = [(figure.name, getattr(figure, which)) for figure in by_weight(self.figures.values())]
+        return tuple(f"{name} {short_value(at.value)} (epoch {at.epoch})" for name, at in rows if at is not None)
 
     def _speed(self) -> tuple[str, ...]:
         if not self.updates and not self.steps:
@@ -247,25 +254,20 @@ def _plain_point(figure: Figure) -> dict[str, Any] | None:
     return None if figure.best is None else asdict(figure.best)
 
 
-def chosen(found: Iterable[Figure]) -> list[Figure]:
-    """Return the recorded values by how much they say of a run: those measured on held-out data and losses first."""
+def by_weight(figures: Iterable[Figure]) -> list[Figure]:
+    """Return recorded values by how much they say of a run: those of held-out data first, then losses and metrics.
 
-    def place(figure: Figure) -> tuple[int, int]:
-        held_out = figure.name.partition("/")[0] in ("valid", "val", "validation", "test", "eval")
-        return 0 if held_out else 1 if figure.name == "train/epoch_loss" else 2 if figure.better else 3, -figure.count
-
-    rows = list(found)
-    per_epoch = any(figure.name == "train/epoch_loss" for figure in rows)
-    rows = [figure for figure in rows if not (per_epoch and figure.name == "train/loss")]
-    return sorted(rows, key=lambda figure: place(figure)[0])
+    The loss of each update is left out where that of each epoch is there.
+    """
+    rows = list(figures)
+    if any(figure.name == "train/epoch_loss" for figure in rows):
+        rows = [figure for figure in rows if figure.name != "train/loss"]
+    return sorted(rows, key=_weight)
 
 
-def in_short(figure: Figure) -> str:
-    """Return the last and the best value of a name with their epochs, in words."""
-    last, best = figure.last, figure.best
-    words = f"{figure.name} {short_value(last.value)}"
-    if best is None:
-        return f"{words} (epoch {last.epoch})"
-    if best.value == last.value:
-        return f"{words} (epoch {last.epoch}, its best)"
-    return f"{words} (epoch {last.epoch}; best {short_value(best.value)}, epoch {best.epoch})"
+def _weight(figure: Figure) -> int:
+    if figure.name.partition("/")[0] in HELD_OUT:
+        return 0
+    if figure.name == "train/epoch_loss":
+        return 1
+    return 2 if figure.better else 3

@@ -34,7 +34,7 @@ def rate(number: float, what: str) -> str:
     """Return a rate with its unit, such as `45.3 updates/s`; of a slow one how long each takes."""
     if number and number < 0.1:
         return f"{1 / number:,.1f} s/{what.removesuffix('s')}"
-    return f"{number:,.0f} {what}/s" if number >= 100 else f"{number:.3g} {what}/s"
+    return f"{number:,.0f} {what}/s" if number >= 100 else f"{number:.1f} {what}/s"
 
 
 def short_value(value: float) -> str:
