@@ -1,8 +1,8 @@
 """Measure the report of a long run: how large its file is, how long it takes, and how much memory.
 
 A journal of steps with an update each, two recorded values an update, and durations like those of training, made by the
-writer that `Journal` uses. The report is written by a process of its own. Bounds, at 10 million transitions: 3 MB beside
-Bokeh's own resources, 15 s, 500 MB.
+writer that `Journal` uses. The report is written by a process of its own. Bounds, at 10 million transitions: 3 MB
+beside Bokeh's own resources, 15 s, 500 MB.
 
 The journal takes about 800 MB in the folder for temporary files, or in `--folder`, and a minute or two to write:
 
@@ -30,6 +30,7 @@ from heptad.history.query import TransitionLog
 from heptad.record.buffer import CHUNK, PackedChunk
 from heptad.record.counters import Counters
 from heptad.record.values import Columns
+from heptad.report.figures import scripts
 from heptad.report.page import write_report
 from heptad.table import training_table
 
@@ -96,10 +97,7 @@ def report_on(journal: str, page: str) -> None:
 
 def own_bytes(page: Path) -> int:
     """Return the size of a page beside Bokeh's own resources."""
-    from bokeh.resources import Resources
-
-    scripts = Resources(mode="inline", components=["bokeh"]).js_raw
-    return page.stat().st_size - max(len(script.encode()) for script in scripts)
+    return page.stat().st_size - sum(len(script.encode()) for script in scripts())
 
 
 def main() -> None:

@@ -83,14 +83,17 @@ class Comparison:
         }
 
 
-def compare(logs: Sequence[TransitionLog], names: Sequence[str] | None = None) -> Comparison:
+def compare(
+    logs: Sequence[TransitionLog], names: Sequence[str] | None = None, judged: Sequence[Verdict] | None = None
+) -> Comparison:
     """Compare runs.
 
     Args:
         logs: Their logs.
         names: What to call them; by default what differs in the paths of their journals.
+        judged: How each run went, if somebody has worked it out already.
     """
-    runs = [judge(log.source, log.all_ranks) for log in logs]
+    runs = judged or [judge(log.source, log.all_ranks) for log in logs]
     facts = [_with_versions(facts_of(log.source), run) for log, run in zip(logs, runs, strict=True)]
     figures = [figure for run in runs for figure in run.figures.values()]
     return Comparison(
@@ -102,7 +105,7 @@ def compare(logs: Sequence[TransitionLog], names: Sequence[str] | None = None) -
 
 
 def _with_versions(facts: dict[str, Any], run: Verdict) -> dict[str, Any]:
-    hosts = {"host": run.sessions[-1].host} if run.sessions else {}
+    hosts = {"host": run.sessions[-1].host, **run.sessions[-1].origin} if run.sessions else {}
     return facts | {f"version of {name}": word for name, word in run.versions.items()} | hosts
 
 

@@ -10,31 +10,19 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from bokeh import models as bokeh_models
+from bokeh import plotting as bokeh_plotting
 from bokeh.embed import json_item
 from bokeh.layouts import column
-from bokeh.models import (
-    BoxAnnotation,
-    BoxSelectTool,
-    BoxZoomTool,
-    ColumnDataSource,
-    CrosshairTool,
-    HoverTool,
-    Legend,
-    LegendItem,
-    NumeralTickFormatter,
-    PanTool,
-    Range1d,
-    ResetTool,
-    Span,
-    TapTool,
-    WheelZoomTool,
-)
-from bokeh.plotting import figure
 from bokeh.resources import Resources
 
 from heptad.report.look import COLOURS, DASHES, HATCHES, MARKERS, pick, places_of_states
 from heptad.report.series import SEQ, STEP, UPDATE, Curve, Floats
 from heptad.report.walk import Walk
+
+models: Any = bokeh_models
+plotting: Any = bokeh_plotting
+# Bokeh's stubs are stricter than its classes: they refuse a number for a coordinate, a tuple for a range.
 
 FIGURES = 8
 """Figures of curves at most: values of further names are in the table of values."""
@@ -78,7 +66,7 @@ class Drawn:
         return {
             "seq": seq,
             "update": place[:, UPDATE],
-            "epoch": self.walk.epochs_at(seq),
+            "epoch": self.walk.epochs_at(seq.astype(np.int64)),
             "samples": place[:, STEP] * self.samples,
             "time": self.walk.driven_until(seq.astype(np.int64)),
         }
@@ -115,17 +103,22 @@ def curves_of(runs: Sequence[Drawn]) -> Any:
         few["lr"] = groups["lr"]
     else:
         few = dict(list(groups.items())[:FIGURES])
-    range_x = Range1d(0, 1, tags=["curves"])
-    cursor = CrosshairTool(overlay=Span(dimension="height", line_dash="dotted", line_width=1))
+    range_x = models.Range1d(0, 1, tags=["curves"])
+    cursor = models.CrosshairTool(overlay=models.Span(dimension="height", line_dash="dotted", line_width=1))
     figures: list[Any] = []
-    sources: dict[tuple[int, str], tuple[ColumnDataSource, ColumnDataSource | None]] = {}
+    sources: dict[tuple[int, str], tuple[Any, Any | None]] = {}
     for quantity, members in few.items():
         for kind in ("linear", "log"):
-            plot = figure(
+            plot = plotting.figure(
                 height=170 if quantity == "lr" else 260,
                 x_range=range_x,
                 y_axis_type=kind,
-                tools=[PanTool(dimensions="width"), BoxZoomTool(), WheelZoomTool(dimensions="width"), ResetTool()],
+                tools=[
+                    models.PanTool(dimensions="width"),
+                    models.BoxZoomTool(),
+                    models.WheelZoomTool(dimensions="width"),
+                    models.ResetTool(),
+                ],
                 tags=["figure", kind],
                 visible=kind == "linear",
                 name=quantity,
@@ -150,7 +143,7 @@ def _span(runs: Sequence[Drawn], members: Sequence[str]) -> float:
     return 0.4 * max((abs(row.value) for row in lowest if row is not None), default=0.0) or 2.0
 
 
-def _fit(range_x: Range1d, sources: Mapping[Any, tuple[ColumnDataSource, ColumnDataSource | None]]) -> None:
+def _fit(range_x: Any, sources: Mapping[Any, tuple[Any, Any | None]]) -> None:
     every = [source.data["x"] for source, _ in sources.values() if len(source.data["x"])]
     low, high = (min(map(min, every)), max(map(max, every))) if every else (0, 1)
     margin = (high - low) / 50 or 0.5
@@ -159,10 +152,11 @@ def _fit(range_x: Range1d, sources: Mapping[Any, tuple[ColumnDataSource, ColumnD
 
 
 def _draw_curves(plot: Any, runs: Sequence[Drawn], members: Sequence[str], sources: dict[Any, Any]) -> None:
-    number = 0
     for place, run in enumerate(runs):
         for curve in (curve for curve in run.curves if curve.name in members and len(curve.value)):
-            colour, dash = pick(COLOURS, number), pick(DASHES, number)
+            number = members.index(curve.name)
+            sign = number if len(runs) == 1 else place  # of several runs the colour is the name's, the dashes the run's
+            colour, dash = pick(COLOURS, number), pick(DASHES, sign)
             label = curve.name if len(runs) == 1 else f"{run.label}: {curve.name}"
             if (place, curve.name) not in sources:
                 sources[place, curve.name] = _points(run, curve)
@@ -176,19 +170,18 @@ def _draw_curves(plot: Any, runs: Sequence[Drawn], members: Sequence[str], sourc
                 bold = plot.line("x", "y", source=smooth, color=colour, line_dash=dash, line_width=2.4)
                 told.append(bold)
             if len(curve.value) <= FEW:
-                told.append(plot.scatter("x", "y", source=raw, color=colour, marker=pick(MARKERS, number), size=6))
-            plot.legend[0].items.append(LegendItem(label=label[:80], renderers=told))
+                told.append(plot.scatter("x", "y", source=raw, color=colour, marker=pick(MARKERS, sign), size=6))
+            plot.legend[0].items.append(models.LegendItem(label=label[:80], renderers=told))
             plot.add_tools(_hover(told[-1] if len(curve.value) <= FEW else line, label))
             if curve.odd:
                 _draw_odd(plot, run, curve, colour)
-            number += 1
     for run in runs:
         if run.marks and len(runs) == 1:
             _draw_marks(plot, run, sources)
 
 
 def _legend() -> Any:
-    return Legend(
+    return models.Legend(
         orientation="horizontal",
         click_policy="hide",
         border_line_alpha=0,
@@ -202,22 +195,22 @@ def _legend() -> Any:
     )
 
 
-def _points(run: Drawn, curve: Curve) -> tuple[ColumnDataSource, ColumnDataSource | None]:
+def _points(run: Drawn, curve: Curve) -> tuple[Any, Any | None]:
     columns = run.columns(curve.place)
-    raw = ColumnDataSource({**columns, "x": columns["update"], "y": curve.value}, tags=["curve"])
+    raw = models.ColumnDataSource({**columns, "x": columns["update"], "y": curve.value}, tags=["curve"])
     if len(curve.value) <= FEW:
         return raw, None
     if curve.name == "lr" or curve.name.startswith("lr/"):
         return raw, None  # nothing of a schedule is noise
     columns = run.columns(curve.smooth_place)
-    return raw, ColumnDataSource({**columns, "x": columns["update"], "y": curve.smooth}, tags=["curve"])
+    return raw, models.ColumnDataSource({**columns, "x": columns["update"], "y": curve.smooth}, tags=["curve"])
 
 
-def _hover(renderer: Any, label: str) -> HoverTool:
+def _hover(renderer: Any, label: str) -> Any:
     # A name may hold what looks like a field of Bokeh's templates: it is in the legend, not in the template.
     del label
     rows = [("value", "@y{0.000000}"), ("update", "@update{0,0}"), ("epoch", "@epoch{0.00}"), ("turn", "#@seq{0}")]
-    return HoverTool(renderers=[renderer], tooltips=rows, mode="mouse", point_policy="snap_to_data")
+    return models.HoverTool(renderers=[renderer], tooltips=rows, mode="mouse", point_policy="snap_to_data")
 
 
 def _draw_odd(plot: Any, run: Drawn, curve: Curve, colour: str) -> None:
@@ -227,9 +220,11 @@ def _draw_odd(plot: Any, run: Drawn, curve: Curve, colour: str) -> None:
     words = [str(row.value) for row in curve.odd]
     finite = curve.value[np.isfinite(curve.value)]
     low = float(finite.min()) if len(finite) else 1.0
-    source = ColumnDataSource({**columns, "x": columns["update"], "y": [low] * len(words), "said": words}, tags=["curve"])
+    source = models.ColumnDataSource(
+        {**columns, "x": columns["update"], "y": [low] * len(words), "said": words}, tags=["curve"]
+    )
     drawn = plot.scatter("x", "y", source=source, marker="x", size=11, line_width=2.5, color=colour)
-    plot.add_tools(HoverTool(renderers=[drawn], tooltips=[("not finite", "@said"), ("turn", "#@seq{0}")]))
+    plot.add_tools(models.HoverTool(renderers=[drawn], tooltips=[("not finite", "@said"), ("turn", "#@seq{0}")]))
 
 
 def _draw_marks(plot: Any, run: Drawn, sources: dict[Any, Any]) -> None:
@@ -240,11 +235,11 @@ def _draw_marks(plot: Any, run: Drawn, sources: dict[Any, Any]) -> None:
         if (kind, "marks") not in sources:
             columns = run.columns(np.array([place for place, _, _ in some], dtype=np.float64))
             words = [said[:120] for _, _, said in some]
-            made = ColumnDataSource({**columns, "x": columns["update"], "said": words}, tags=["curve"])
+            made = models.ColumnDataSource({**columns, "x": columns["update"], "said": words}, tags=["curve"])
             sources[kind, "marks"] = made, None
         source = sources[kind, "marks"][0]
         drawn = plot.vspan(x="x", source=source, line_dash=dash, line_color="#888888", line_alpha=0.8)
-        plot.add_tools(HoverTool(renderers=[drawn], tooltips=[(kind, "@said"), ("turn", "#@seq{0}")]))
+        plot.add_tools(models.HoverTool(renderers=[drawn], tooltips=[(kind, "@said"), ("turn", "#@seq{0}")]))
 
 
 def bands_of(walk: Walk) -> Any | None:
@@ -253,12 +248,13 @@ def bands_of(walk: Walk) -> Any | None:
         return None
     places = places_of_states(walk.names)
     times = walk.shares.sum(axis=0)
-    most = [walk.names[number] for number in np.argsort(-times, kind="stable")[:_STATES] if times[number]]
-    plot = figure(
+    order = sorted(range(len(walk.names)), key=lambda number: -float(times[number]))
+    most = [walk.names[number] for number in order[:_STATES] if times[number]]
+    plot = plotting.figure(
         height=300,
         y_axis_type="log",
-        x_range=Range1d(0.5, len(walk.bands) + 0.5),
-        tools=[PanTool(dimensions="width"), WheelZoomTool(dimensions="width"), ResetTool()],
+        x_range=models.Range1d(0.5, len(walk.bands) + 0.5),
+        tools=[models.PanTool(dimensions="width"), models.WheelZoomTool(dimensions="width"), models.ResetTool()],
         tags=["figure"],
         **_SMALL,
     )
@@ -269,7 +265,7 @@ def bands_of(walk: Walk) -> Any | None:
     for name in most:
         there = [(number, band) for number, band in enumerate(walk.bands, 1) if name in band.median_ns]
         colour, marker = pick(COLOURS, places[name]), pick(MARKERS, places[name])
-        source = ColumnDataSource(
+        source = models.ColumnDataSource(
             {
                 "x": [number for number, _ in there],
                 "median": [band.median_ns[name] / 1e6 for _, band in there],
@@ -281,9 +277,9 @@ def bands_of(walk: Walk) -> Any | None:
         line = plot.line("x", "median", source=source, color=colour, line_width=2)
         high = plot.line("x", "p99", source=source, color=colour, line_dash="dashed")
         dots = plot.scatter("x", "median", source=source, color=colour, marker=marker, size=7)
-        plot.legend[0].items.append(LegendItem(label=name[:60], renderers=[area, line, high, dots]))
+        plot.legend[0].items.append(models.LegendItem(label=name[:60], renderers=[area, line, high, dots]))
         rows = [("", "@label"), ("median", "@median{0.0000} ms"), ("p99", "@p99{0.0000} ms")]
-        plot.add_tools(HoverTool(renderers=[dots], tooltips=rows))
+        plot.add_tools(models.HoverTool(renderers=[dots], tooltips=rows))
     return column([plot], sizing_mode="stretch_width", tags=["bands"])
 
 
@@ -294,29 +290,31 @@ def timeline_of(walk: Walk, sessions: Sequence[tuple[int, str]]) -> Any:
         walk: The turns.
         sessions: Turns at which a process began to write, or the run was paused, and what happened.
     """
-    whole = Range1d(walk.first, max(walk.end, walk.first + 1), bounds=(walk.first, max(walk.end, walk.first + 1)))
-    detail = Range1d(whole.start, whole.end, bounds=whole.bounds, min_interval=5, tags=["detail"])
+    whole = models.Range1d(
+        walk.first, max(walk.end, walk.first + 1), bounds=(walk.first, max(walk.end, walk.first + 1))
+    )
+    detail = models.Range1d(whole.start, whole.end, bounds=whole.bounds, min_interval=5, tags=["detail"])
     strip = _strip(walk, whole)
     spikes = _spikes(walk, whole)
-    near = figure(
+    near = plotting.figure(
         height=280,
         x_range=detail,
         y_axis_type="log",
-        tools=[PanTool(dimensions="width"), WheelZoomTool(dimensions="width"), ResetTool()],
+        tools=[models.PanTool(dimensions="width"), models.WheelZoomTool(dimensions="width"), models.ResetTool()],
         tags=["figure", "near"],
         **_SMALL,
     )
-    turns = ColumnDataSource(
+    turns = models.ColumnDataSource(
         {name: [] for name in ("x", "y", "colour", "marker", "state", "said")}, tags=["turns"], name="turns"
     )
-    ranges = ColumnDataSource({name: [] for name in ("x", "y0", "y1", "said")}, tags=["ranges"], name="ranges")
+    ranges = models.ColumnDataSource({name: [] for name in ("x", "y0", "y1", "said")}, tags=["ranges"], name="ranges")
     bars = near.segment("x", "y0", "x", "y1", source=ranges, line_width=1.5, line_color="#1f83c6")
     tops = near.scatter("x", "y1", source=ranges, size=4, marker="triangle", color="#d55e00")
     dots = near.scatter("x", "y", source=turns, color="colour", marker="marker", size=6)
     near.add_tools(
-        TapTool(renderers=[dots, tops]),
-        HoverTool(renderers=[dots], tooltips=[("turn", "#@x{0}"), ("left", "@state"), ("stayed", "@said")]),
-        HoverTool(renderers=[tops, bars], tooltips=[("longest", "#@x{0}"), ("stays", "@said")]),
+        models.TapTool(renderers=[dots, tops]),
+        models.HoverTool(renderers=[dots], tooltips=[("turn", "#@x{0}"), ("left", "@state"), ("stayed", "@said")]),
+        models.HoverTool(renderers=[tops, bars], tooltips=[("longest", "#@x{0}"), ("stays", "@said")]),
     )
     near.xaxis.axis_label = "turn"
     strip.yaxis.axis_label = "share of time"
@@ -324,26 +322,26 @@ def timeline_of(walk: Walk, sessions: Sequence[tuple[int, str]]) -> Any:
         plot.yaxis.axis_label = "stay in ms"
     for plot in (strip, spikes, near):
         plot.toolbar.logo = None
-        plot.xaxis.formatter = NumeralTickFormatter(format="0,0")
+        plot.xaxis.formatter = models.NumeralTickFormatter(format="0,0")
         if sessions:
             _draw_sessions(plot, sessions)
-    chosen = BoxAnnotation(
+    chosen = models.BoxAnnotation(
         left=detail.start, right=detail.end, fill_color="#888888", fill_alpha=0.2, line_color="#888888", tags=["chosen"]
     )
     spikes.add_layout(chosen)
-    spikes.add_tools(BoxSelectTool(dimensions="width", renderers=[]))
+    spikes.add_tools(models.BoxSelectTool(dimensions="width", renderers=[]))
     return column([strip, spikes, near], sizing_mode="stretch_width", tags=["timeline"])
 
 
 def _draw_sessions(plot: Any, sessions: Sequence[tuple[int, str]]) -> None:
-    source = ColumnDataSource({"x": [seq for seq, _ in sessions], "said": [said[:120] for _, said in sessions]})
+    source = models.ColumnDataSource({"x": [seq for seq, _ in sessions], "said": [said[:120] for _, said in sessions]})
     line = plot.vspan(x="x", source=source, line_color="#d55e00", line_dash="dashdot", line_width=2)
-    plot.add_tools(HoverTool(renderers=[line], tooltips=[("turn", "#@x{0}"), ("", "@said")]))
+    plot.add_tools(models.HoverTool(renderers=[line], tooltips=[("turn", "#@x{0}"), ("", "@said")]))
 
 
-def _strip(walk: Walk, whole: Range1d) -> Any:
+def _strip(walk: Walk, whole: Any) -> Any:
     """Return the shares of the states, stacked, a bar for each bucket."""
-    plot = figure(height=190, x_range=whole, y_range=(0, 1), tools=[], tags=["figure"], **_SMALL)
+    plot = plotting.figure(height=190, x_range=whole, y_range=(0, 1), tools=[], tags=["figure"], **_SMALL)
     rows = len(walk.shares)
     edges = walk.first + (walk.end - walk.first) * np.arange(rows + 1) / rows
     places = places_of_states(walk.names)
@@ -360,7 +358,7 @@ def _strip(walk: Walk, whole: Range1d) -> Any:
         name = walk.names[number]
         top = bottom + share
         seen = np.flatnonzero(share > 0)
-        source = ColumnDataSource(
+        source = models.ColumnDataSource(
             {
                 "left": edges[seen].astype(np.float32),
                 "right": edges[seen + 1].astype(np.float32),
@@ -381,21 +379,21 @@ def _strip(walk: Walk, whole: Range1d) -> Any:
             hatch_alpha=0.4,
             hatch_scale=7,
         )
-        plot.legend[0].items.append(LegendItem(label=name[:40], renderers=[bars]))
+        plot.legend[0].items.append(models.LegendItem(label=name[:40], renderers=[bars]))
         bottom = top
     return plot
 
 
-def _spikes(walk: Walk, whole: Range1d) -> Any:
+def _spikes(walk: Walk, whole: Any) -> Any:
     """Return the shortest and the longest stay of each bucket of the strip: brushed to look into."""
-    plot = figure(height=170, x_range=whole, y_axis_type="log", tools=[], tags=["figure", "spikes"], **_SMALL)
+    plot = plotting.figure(height=170, x_range=whole, y_axis_type="log", tools=[], tags=["figure", "spikes"], **_SMALL)
     rows = min(SPIKES, len(walk.most))
     starts = np.unique(np.arange(rows) * len(walk.most) // rows)
     most = np.maximum.reduceat(walk.most, starts)
     least = np.minimum.reduceat(walk.least, starts)
     seen = most >= 0
     middle = walk.first + (walk.end - walk.first) * (np.arange(len(starts)) + 0.5) / len(starts)
-    source = ColumnDataSource(
+    source = models.ColumnDataSource(
         {
             "x": middle[seen],
             "low": np.maximum(least[seen], 1) / 1e6,
@@ -406,5 +404,3 @@ def _spikes(walk: Walk, whole: Range1d) -> Any:
     plot.segment("x", "low", "x", "high", source=source, line_color="#1f83c6", line_width=1.5)
     plot.scatter("x", "high", source=source, marker="triangle", size=4, color="#d55e00")
     return plot
-
-

@@ -31,7 +31,7 @@ class Placed:
 def places(table: Table, failed: bool) -> dict[str, Placed]:
     """Return where each state stands, by the name of its node; `failed` only where the run did."""
     found: dict[str, Placed] = {}
-    trunk = [state for state in table.states if state.kind != "detour" and state.kind != "failed"]
+    trunk = [state for state in table.states if state.kind not in ("detour", "failed")]
     for row, state in enumerate(trunk):
         found[state.name] = Placed(state, LEFT + WIDE / 2, TOP + HIGH / 2 + row * ROW)
     beside: dict[str, int] = {}

@@ -1,4 +1,4 @@
-"""How states and runs are told apart: by colour and by a second sign, so that neither print nor eye needs the colour."""
+"""How states and runs are told apart: by colour and by a second sign, so that nobody needs to see the colour."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ USUAL = ("process_batch", "before_step", "optimizer_update", "after_step", "afte
 
 
 def places_of_states(names: Sequence[str]) -> dict[str, int]:
-    """Return for each state a number to take colour, marker and pattern by: the same in every page for the usual ones."""
+    """Return a number for each state, to pick its colour and signs by: the usual states have the same in every page."""
     ordered = [*(name for name in USUAL if name in names), *(name for name in names if name not in USUAL)]
     return {name: number for number, name in enumerate(ordered)}
 

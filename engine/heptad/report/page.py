@@ -1,7 +1,7 @@
 """The page: gathers what its sections say, and writes one file that works from disk, without a network.
 
-`write_report` is what the command, the plugin and users call; `gathered` and `rendered` are for `server`, which shows the
-same page of a run that goes on. Needs Bokeh and Jinja2, the extra `report`.
+`write_report` is what the command, the plugin and users call; `gathered` and `rendered` are for `server`, which shows
+the same page of a run that goes on. Needs Bokeh and Jinja2, the extra `report`.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ from base64 import b64encode
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.resources import files
-from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
 
 from heptad.errors import LogError
+from heptad.history.comparison import short_names
 from heptad.history.decode import Decoder
 from heptad.history.export.output import Target, replacing
 from heptad.history.figures import figures
@@ -106,14 +106,9 @@ def named(logs: Sequence[TransitionLog], labels: Sequence[str] = ()) -> list[str
         raise LogError(f"a report of {len(logs)} runs takes as many labels, got {len(labels)}")
     if labels:
         return [shown(label, 60) for label in labels]
-    paths = [log.source.path if isinstance(log.source, FileSource) else Path("run") for log in logs]
-    parts = [path.absolute().parts if len(logs) > 1 else path.parts for path in paths]
-    while len(logs) > 1 and all(len(part) > 1 for part in parts) and len({part[0] for part in parts}) == 1:
-        parts = [part[1:] for part in parts]
-    while len(logs) > 1 and all(len(part) > 1 for part in parts) and len({part[-1] for part in parts}) == 1:
-        parts = [part[:-1] for part in parts]
-    names = [shown("/".join(part).replace("//", "/"), 60) for part in parts]
-    return [f"{name} ({number})" if names.count(name) > 1 else name for number, name in enumerate(names, 1)]
+    names = [str(log.source.path) if isinstance(log.source, FileSource) else "" for log in logs]
+    short = short_names(names) if len(logs) > 1 else [name or "run" for name in names]
+    return [shown(name, 60) for name in short]
 
 
 def gathered(log: TransitionLog, label: str) -> Gathered:

@@ -10,8 +10,12 @@ from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
+from heptad.history.comparison import compare
 from heptad.history.explain import handlers_of
+from heptad.history.facts import fact_in_words
 from heptad.history.figures import Figure
+from heptad.history.journal.origin import origin
+from heptad.history.journal.versions import versions
 from heptad.history.wording import long_time, shown_share
 from heptad.record.counters import Counters
 from heptad.record.events import Event
@@ -63,7 +67,7 @@ def of_run(run: Gathered, number: int) -> dict[str, Any]:
 
 
 def _values(found: Mapping[str, Figure]) -> list[list[str]]:
-    rows = []
+    rows: list[list[str]] = []
     for figure in list(found.values())[:ROWS]:
         best = figure.best
         rows.append(
@@ -82,7 +86,7 @@ def _values(found: Mapping[str, Figure]) -> list[list[str]]:
 
 def _points(run: Gathered) -> list[tuple[str, list[tuple[str, str]]]]:
     """Return some points of each curve, from the first to the last."""
-    rows = []
+    rows: list[tuple[str, list[tuple[str, str]]]] = []
     for curve in [curve for curve in run.curves if len(curve.smooth)][:20]:
         some = np.unique(np.linspace(0, len(curve.smooth) - 1, POINTS).astype(int))
         pairs = [(f"{curve.smooth_place[at, 3]:,.0f}", real(float(curve.smooth[at]))) for at in some.tolist()]
@@ -158,7 +162,7 @@ def _arcs(run: Gathered) -> list[list[str]]:
     leaving: dict[str, int] = {}
     for arc, taken in zip(table.arcs, walked.taken.tolist(), strict=False):
         leaving[arc.source] = leaving.get(arc.source, 0) + taken
-    rows = []
+    rows: list[list[str]] = []
     for arc, taken in zip(table.arcs, walked.taken.tolist(), strict=False):
         share = f"{100 * taken / leaving[arc.source]:.1f} %" if leaving[arc.source] else ""
         source = table.shown[arc.source]
@@ -237,7 +241,9 @@ def _ending(run: Gathered) -> dict[str, Any]:
         ]
         for turn in _turns(run, range(begin, run.walk.end))
     ]
-    told = [f"#{event.seq} {event.kind}: {shown(event.text, 600)}" for event in run.events if event.seq >= begin][-LAST:]
+    told = [f"#{event.seq} {event.kind}: {shown(event.text, 600)}" for event in run.events if event.seq >= begin][
+        -LAST:
+    ]
     return {"facts": facts, "turns": rows, "events": told}
 
 
@@ -274,8 +280,9 @@ def _provenance(run: Gathered) -> dict[str, Any]:
 
 
 def origin_of(run: Gathered) -> Mapping[str, str]:
-    """Return versions, the commit and the command line of the newest session."""
-    return run.verdict.versions
+    """Return versions, the commit and the command line of the newest session; of a live run those of this process."""
+    sessions = run.verdict.sessions
+    return {**run.verdict.versions, **sessions[-1].origin} if sessions else {**versions(), **origin()}
 
 
 def flat(facts: Mapping[str, Any]) -> Iterable[tuple[str, str]]:
@@ -286,11 +293,17 @@ def flat(facts: Mapping[str, Any]) -> Iterable[tuple[str, str]]:
         if isinstance(value, Mapping) and value:
             inside = cast("Mapping[Any, Any]", value).items()
             waiting += reversed([(f"{name}.{key}" if name else str(key), part) for key, part in inside])
-        elif isinstance(value, list | tuple) and any(isinstance(part, list | dict) for part in cast("list[Any]", value)):
+        elif _is_nested(value):
             parts = cast("Sequence[Any]", value)
             waiting += reversed([(f"{name}[{place}]", part) for place, part in enumerate(parts)])
         elif value not in ([], {}, ()):
-            yield shown(name, 200), shown("none" if value is None else value, 500)
+            yield shown(name, 200), shown("none" if value is None else cast("object", value), 500)
+
+
+def _is_nested(value: Any) -> bool:
+    return isinstance(value, list | tuple) and any(
+        isinstance(part, list | dict) for part in cast("Sequence[Any]", value)
+    )
 
 
 # -- several runs
@@ -298,27 +311,18 @@ def flat(facts: Mapping[str, Any]) -> Iterable[tuple[str, str]]:
 
 def compared(runs: Sequence[Gathered]) -> dict[str, Any]:
     """Return what differs between runs: facts, last and best values, where each parts from the first."""
-    first = runs[0]
-    names = list(dict.fromkeys(name for run in runs for name in run.verdict.figures))
-    values: list[list[Any]] = []
-    for name in names[:ROWS]:
-        row: list[Any] = [shown(name, 200)]
-        for run in runs:
-            figure = run.verdict.figures.get(name)
+    logs = [run.log for run in runs]
+    found = compare(logs, [run.label for run in runs], [run.verdict for run in runs])
+    rows: list[list[Any]] = []
+    for value in found.values[:ROWS]:
+        row: list[Any] = [shown(value.name, 200)]
+        for place, figure in enumerate(value.figures):
             best = None if figure is None else figure.best
             row.append("" if figure is None else f"{real(figure.last.value)} (epoch {figure.last.epoch})")
-            row.append("" if best is None else f"{real(best.value)} (epoch {best.epoch})")
-        values.append(row)
-    facts = [dict(flat(run.log.facts)) for run in runs]
-    differing = [
-        [name, *(one.get(name, "") for one in facts)]
-        for name in dict.fromkeys(name for one in facts for name in one)
-        if len({one.get(name) for one in facts}) > 1
-    ]
-    parts = []
-    for run in runs[1:]:
-        found = first.log.diff(run.log)
-        parts.append({"label": run.label, "said": shown(str(found), 3_000), "seq": found.seq})
+            ahead = " ★" if place in value.ahead else ""
+            row.append("" if best is None else f"{real(best.value)} (epoch {best.epoch}){ahead}")
+        rows.append(row)
+    parts = [(run.label, shown(str(logs[0].diff(run.log)), 3_000)) for run in runs[1:]]
     speed = [
         [
             run.label,
@@ -331,10 +335,12 @@ def compared(runs: Sequence[Gathered]) -> dict[str, Any]:
     ]
     return {
         "labels": [run.label for run in runs],
-        "values": values,
-        "facts": differing[:ROWS],
+        "table": rows,
+        "facts": [
+            [shown(fact.name, 200), *(shown(fact_in_words(value), 300) for value in fact.values)]
+            for fact in found.facts[:ROWS]
+        ],
+        "left": max(0, len(found.facts) - ROWS),
         "parts": parts,
         "speed": speed,
     }
-
-

@@ -6,6 +6,7 @@ It owns what is drawn of `run.record`. `page` calls it once for a run; nothing h
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
@@ -183,7 +184,7 @@ def _add_block(found: dict[str, _Growing], block: Columns, begin: int, turns: in
     order = np.argsort(numbers, kind="stable")
     edges = np.flatnonzero(np.diff(numbers[order], prepend=-1, append=-1))
     # in the order in which names come up first
-    parts = sorted((order[low:high] for low, high in zip(edges, edges[1:], strict=False)), key=lambda part: part[0])
+    parts = sorted((order[low:high] for low, high in pairwise(edges.tolist())), key=lambda part: part[0])
     for part in parts:
         name = block.names[int(numbers[part[0]])]
         growing = found.get(name)

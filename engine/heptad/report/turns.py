@@ -16,7 +16,7 @@ import numpy as np
 from heptad.history.decode import Decoder, blocks, holding
 from heptad.history.explain import handlers_of
 from heptad.history.source import Source
-from heptad.record.chunk import View
+from heptad.record.chunk import Ints, View
 from heptad.report.words import shown
 
 AT_ONCE = 20_000
@@ -38,7 +38,10 @@ def stretch_of_turns(source: Source, view: View, first: int, end: int) -> dict[s
     """Return some consecutive turns that the view holds: arcs, microseconds, and what was true before the first."""
     chunk = holding(view, first)
     counters = Decoder(source).counters(chunk, first - chunk.seq - 1)
-    arcs, spent, skipped, times = [], [], [], 0
+    arcs: list[Ints] = []
+    spent: list[Ints] = []
+    skipped: list[int] = []
+    times = 0
     chunks = [chunk for chunk in view.chunks if chunk.seq < end and chunk.seq + len(chunk) > first]
     for block in blocks(View(chunks, first, end)):
         if not times:

@@ -284,10 +284,8 @@ def stretches(found: Walk) -> list[tuple[str, int, int]]:
         edges = [found.first, *ends[each - 1 :: each]]
         if edges[-1] < found.end and found.end - edges[-1] > (edges[-1] - edges[-2]) // 20:
             edges.append(found.end)  # what follows, where it is more than the end of the run
-        labels = [
-            f"epoch {found.epoch + number * each + 1}" if each == 1 else f"epochs from {found.epoch + number * each + 1}"
-            for number in range(len(edges) - 1)
-        ]
+        words = "epoch" if each == 1 else "epochs from"
+        labels = [f"{words} {found.epoch + number * each + 1}" for number in range(len(edges) - 1)]
     else:
         count = found.end - found.first
         many = min(BANDS, max(count // 50, 1))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, cast
 
 from heptad.history.journal import schema
@@ -40,6 +40,8 @@ class Session:
         resumed_from: The checkpoint that it resumed from; `None` for a run that began at its start.
         versions: Those of heptad, torch, numpy and Python, as text.
         again: What it made again; `None` where nothing.
+        origin: The command line, `argv`; of its program the `commit` and whether it was `clean`, where git says so.
+            Journals written before have none.
     """
 
     number: int
@@ -50,6 +52,7 @@ class Session:
     resumed_from: str | None
     versions: Mapping[str, str]
     again: Again | None = None
+    origin: Mapping[str, str] = field(default_factory=dict[str, str])
 
 
 def read_sessions(ask: sqlite3.Connection) -> list[Session]:
@@ -68,11 +71,19 @@ def read_sessions(ask: sqlite3.Connection) -> list[Session]:
         words = schema.parsed_json(versions)
         if not isinstance(words, dict):
             raise ValueError(f"the session {number} has {versions!r:.60} for versions")
-        named = {str(name): str(word) for name, word in cast("dict[Any, Any]", words).items()}
+        words = cast("dict[Any, Any]", words)
+        origin = words.pop("origin", {})
+        if not isinstance(origin, dict):
+            raise ValueError(f"the session {number} has {origin!r:.60} for where it comes from")
+        named, come = _texts(words), _texts(cast("dict[Any, Any]", origin))
         resumed = None if source is None else schema.read_text(source)
         host = schema.read_text(host)  # noqa: PLW2901 - the same, checked
-        found.append(Session(number, first, began, pid, host, resumed, named, again.get(number)))
+        found.append(Session(number, first, began, pid, host, resumed, named, again.get(number), come))
     return found
+
+
+def _texts(words: Mapping[Any, Any]) -> dict[str, str]:
+    return {str(name): str(word) for name, word in words.items()}
 
 
 def _again(ask: sqlite3.Connection) -> Iterator[tuple[int, Again]]:
