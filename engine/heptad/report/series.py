@@ -142,7 +142,9 @@ class _Growing:
             rows = rows[np.append(True, np.any(np.diff(rows, axis=0) != 0, axis=1))]
             curve.value, curve.place = rows[:, 0], rows[:, 1:]
             sums = self._sums[filled]
-            curve.smooth, curve.smooth_place = sums[:, 1] / sums[:, 0], sums[:, 2:] / sums[:, :1]
+            mean = sums[:, 1] / sums[:, 0]
+            curve.smooth = mean.clip(self._least[filled, 0], self._most[filled, 0])  # where rounding put it beyond
+            curve.smooth_place = sums[:, 2:] / sums[:, :1]
         curve.smooth = smoothed(curve.smooth)
         return curve
 
