@@ -57,6 +57,11 @@ def takes_conditions(parser: argparse.ArgumentParser) -> None:
     """Add the options that select transitions."""
     parser.add_argument("--source", metavar="STATE", help="the state that was left")
     parser.add_argument("--dest", metavar="STATE", help="the state that was entered")
+    takes_ranges(parser)
+
+
+def takes_ranges(parser: argparse.ArgumentParser) -> None:
+    """Add the options that select transitions by counters."""
     for name in COUNTERS:
         parser.add_argument(
             f"--{name}", metavar="N", type=number_or_range, help=f"complete {name}s: a number, or a:b (b excluded)"
@@ -66,9 +71,8 @@ def takes_conditions(parser: argparse.ArgumentParser) -> None:
 def conditions(arguments: argparse.Namespace) -> Conditions:
     """Return the conditions that the options set."""
     counters = {name: getattr(arguments, name) for name in COUNTERS}
-    return Conditions(
-        arguments.source, arguments.dest, {name: value for name, value in counters.items() if value is not None}
-    )
+    given = {name: value for name, value in counters.items() if value is not None}
+    return Conditions(getattr(arguments, "source", None), getattr(arguments, "dest", None), given)
 
 
 def any_given(asked: Conditions) -> bool:
