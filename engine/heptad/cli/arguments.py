@@ -12,11 +12,12 @@ from heptad.history.select import Conditions
 COUNTERS = ("epoch", "step", "update")
 
 
-def takes_journals(parser: argparse.ArgumentParser, *names: str) -> None:
-    """Add an argument for each journal, and `--json`."""
+def takes_journals(parser: argparse.ArgumentParser, *names: str, data: bool = True) -> None:
+    """Add an argument for each journal, and `--json` for a command that prints data."""
     for name in names:
         parser.add_argument(name, metavar=name.upper(), help="a journal, as the Journal plugin writes it")
-    parser.add_argument("--json", action="store_true", help="print JSON in place of text and tables")
+    if data:
+        parser.add_argument("--json", action="store_true", help="print JSON in place of text and tables")
 
 
 def takes_columns(parser: argparse.ArgumentParser) -> None:
