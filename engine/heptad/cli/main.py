@@ -20,6 +20,7 @@ from heptad.history.journal.versions import installed
 COMMANDS = {
     "summary": "show in ten lines how a run went; `heptad RUN.journal` is the same",
     "show": "show the last transitions, notes or recorded values",
+    "watch": "look at a run while it goes on: a bar, the newest values, the last event",
     "stats": "show how often each state was entered and where the time went",
     "explain": "explain why a transition took its arc, and which handlers were called",
     "diff": "show where two runs part; exit code 1 if they differ in more than times",

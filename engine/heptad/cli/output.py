@@ -13,7 +13,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-_NEAR = {"─": "-", "━": "-", "µ": "u", "×": "x", "…": "...", "’": "'"}
+_NEAR = {
+    **{"─": "-", "━": "-", "µ": "u", "×": "x", "…": "...", "’": "'", "·": "."},
+    **dict(zip("▁▂▃▄▅▆▇█", "_..--==#", strict=True)),  # a sparkline
+}
 """Replacements for the characters of our own that the terminal's encoding may lack."""
 
 _AS_NEAR = "heptad.as_near"

@@ -14,7 +14,7 @@ import json
 import math
 import sys
 from bisect import bisect_left
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from heptad.history.decode import Decoder, by_seq, start_of
@@ -39,12 +39,25 @@ def write(logs: Mapping[int, Source], target: Target) -> None:
     Raises:
         OSError: If the target cannot be written.
     """
+    _write_entries(logs, target, lambda entry: True)
+
+
+def write_values_trace(logs: Mapping[int, Source], target: Target) -> None:
+    """Write the recorded values alone, as counters.
+
+    Raises:
+        OSError: If the target cannot be written.
+    """
+    _write_entries(logs, target, lambda entry: entry["ph"] in ("M", "C"))
+
+
+def _write_entries(logs: Mapping[int, Source], target: Target, wanted: Callable[[Entry], bool]) -> None:
     views = {rank: source.view() for rank, source in logs.items()}
     start = min((start_of(view) for view in views.values() if view.chunks), default=0)
     head = {"displayTimeUnit": "ms", "otherData": {"begins_ns_since_1970": start}}
     with replacing(target) as file:
         file.write(json.dumps(head)[:-1].encode() + b', "traceEvents": [\n')
-        for number, event in enumerate(_spans_of_ranks(logs, views, start)):
+        for number, event in enumerate(filter(wanted, _spans_of_ranks(logs, views, start))):
             file.write((b",\n" if number else b"") + json.dumps(event, allow_nan=False).encode())
         file.write(b"\n]}\n")
 
