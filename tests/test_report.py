@@ -19,13 +19,13 @@ import numpy as np
 import pytest
 
 from builders import batches, small_engine
-from heptad import LogError, TransitionLog
+from heptad import LogError, PluginError, TransitionLog
 from heptad.cli.main import main
 from heptad.report.page import gathered, named, write_report
 from heptad.report.series import RAW, WIDE, curves
 from heptad.report.turns import remarkable, stretch_of_turns
 from heptad.report.walk import BUCKETS, walk
-from heptad_plugins import Journal
+from heptad_plugins import Journal, Report
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks"))
 
@@ -362,3 +362,37 @@ def test_gathering_reads_a_log_as_it_is_at_one_moment():
         engine.advance()
     found = gathered(engine.current.log, "run")
     assert found.walk.end == len(engine.current.log)
+
+
+# -- the plugin
+
+
+def test_the_plugin_writes_the_page_of_its_journal(tmp_path: Path):
+    path, page = tmp_path / "run.journal", tmp_path / "new" / "report.html"
+    run = trained(plugins=[Journal(path), Report(page, journal=path)])
+    (shown,) = data_of(page.read_text(encoding="utf-8"))["runs"]
+    assert shown["end"] == len(run.log)
+
+
+def test_the_plugin_writes_the_page_of_a_run_that_fails_or_pauses(tmp_path: Path):
+    def act(run: Any) -> None:
+        if run.step == 2:
+            raise ValueError("enough")
+
+    with pytest.raises(ValueError, match="enough"):
+        trained(act, plugins=[Report(tmp_path / "failed.html")])
+    assert "enough" in (tmp_path / "failed.html").read_text(encoding="utf-8")
+    trained(lambda run: run.pause("for lunch"), plugins=[Report(tmp_path / "paused.html")])
+    assert "paused: for lunch" in (tmp_path / "paused.html").read_text(encoding="utf-8")
+
+
+def test_the_plugin_says_when_it_is_built_that_an_extra_is_missing(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("heptad_plugins.report.find_spec", lambda name: None if name == "bokeh" else object())
+    with pytest.raises(PluginError, match=r"needs bokeh: pip install 'heptad\[report\]'"):
+        Report()
+
+
+def test_the_plugin_says_that_a_page_was_not_written(tmp_path: Path):
+    with pytest.raises(PluginError, match="was not written"):
+        trained(plugins=[Report(tmp_path)])
+    trained(plugins=[Report(tmp_path, on_error="detach")])

@@ -72,6 +72,7 @@ BESIDE = (
     "JournalFile",
     "JournalRecorder",
     "replacing",
+    "write_report",
     "Unfinished",
 )
 """The names of `heptad.plugin.__all__` that stand nowhere else on the page."""
