@@ -11,7 +11,7 @@ import subprocess
 import sys
 import zlib
 from base64 import b64decode, b64encode
-from itertools import accumulate
+from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -189,7 +189,7 @@ def test_a_page_holds_no_more_turns_than_it_may(long: TransitionLog, most: int):
     found = remarkable(view, [5, 100_000, 100_100, 204_799], most)
     assert sum(high - low for low, high in found) <= max(most, 0)
     assert all(high > low for low, high in found)
-    assert all(one[1] < two[0] for one, two in zip(found, found[1:], strict=False))
+    assert all(one[1] < two[0] for one, two in pairwise(found))
     assert any(low <= 204_799 < high for low, high in found)
 
 
@@ -284,7 +284,7 @@ def test_the_page_of_a_long_run_is_small(long: TransitionLog, tmp_path: Path):
 
 
 def test_several_runs_are_compared(tmp_path: Path):
-    logs = [trained(lambda run: run.record("valid/loss", value), plugins=()).log for value in (2.0, 1.0)]
+    logs = [trained(lambda run, value=value: run.record("valid/loss", value)).log for value in (2.0, 1.0)]
     write_report(logs, tmp_path / "report.html", ["one", "other"])
     page = (tmp_path / "report.html").read_text(encoding="utf-8")
     section = page.partition('id="compare"')[2].partition("</section>")[0]
@@ -304,7 +304,7 @@ def test_without_the_extra_it_says_what_to_install(monkeypatch: pytest.MonkeyPat
     real = builtins.__import__
 
     def without(name: str, *rest: Any, **more: Any) -> Any:
-        if name.split(".")[0] == "jinja2":
+        if name.split(".", maxsplit=1)[0] == "jinja2":
             raise ImportError("no jinja2")
         return real(name, *rest, **more)
 
@@ -374,7 +374,7 @@ def test_the_plugin_writes_the_page_of_its_journal(tmp_path: Path):
     assert shown["end"] == len(run.log)
 
 
-def test_the_plugin_writes_the_page_of_a_run_that_fails_or_pauses(tmp_path: Path):
+def test_the_plugin_writes_the_page_of_a_run_that_fails_and_none_of_one_that_pauses(tmp_path: Path):
     def act(run: Any) -> None:
         if run.step == 2:
             raise ValueError("enough")
@@ -383,7 +383,7 @@ def test_the_plugin_writes_the_page_of_a_run_that_fails_or_pauses(tmp_path: Path
         trained(act, plugins=[Report(tmp_path / "failed.html")])
     assert "enough" in (tmp_path / "failed.html").read_text(encoding="utf-8")
     trained(lambda run: run.pause("for lunch"), plugins=[Report(tmp_path / "paused.html")])
-    assert "paused: for lunch" in (tmp_path / "paused.html").read_text(encoding="utf-8")
+    assert not (tmp_path / "paused.html").exists()
 
 
 def test_the_plugin_says_when_it_is_built_that_an_extra_is_missing(monkeypatch: pytest.MonkeyPatch):

@@ -21,13 +21,13 @@ from builders import CLASSES, FEATURES, dataset_engine
 from heptad import TransitionLog
 from heptad.report.page import write_report
 
-sync_api = pytest.importorskip("playwright.sync_api")
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no chromium: apt-get install chromium")
-
 sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks"))
 
 import report as benchmark
+
+sync_api = pytest.importorskip("playwright.sync_api")
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no chromium: apt-get install chromium")
 
 HOSTILE = "</script><img src=x onerror=document.title='taken'>"
 SECONDS = 20_000

@@ -1,4 +1,4 @@
-"""`Report` observes the run: it writes the page of `heptad report` when the run ends, pauses or fails."""
+"""`Report` observes the run: it writes the page of `heptad report` when the run ends."""
 
 from __future__ import annotations
 
@@ -12,11 +12,10 @@ from heptad_plugins._options import path_of
 
 
 class Report(Plugin):
-    """Write the report of the run, one HTML file that opens in a browser without a network, whenever it is left.
+    """Write the report of the run when it has ended, failed or not: one HTML file for a browser, without a network.
 
-    It is written on close: when the run has ended or failed, and when it pauses, so that there is one of a run that is
-    interrupted. The file is replaced when the new one is complete. Costs nothing while the run is driven, and some
-    seconds at the end.
+    The file is replaced when the new one is complete. Costs nothing while the run is driven, and a second or more at
+    its end. Of a run that is paused, or whose process was killed, `heptad report` makes one from its journal.
 
     The log in memory has the newest `RunConfig.log_capacity` transitions, and of a resumed run those since. With a
     `Journal` give its path: the report is then of all that the file holds, sessions and what was made again included.
@@ -52,11 +51,13 @@ class Report(Plugin):
         self._journal = None if journal is None else path_of("Report", "journal", journal)
 
     def close(self, run: Run) -> None:
-        """Write the page.
+        """Write the page, if the run has ended.
 
         Raises:
             PluginError: If the file cannot be written, or the journal cannot be read.
         """
+        if not run.ended:
+            return
         try:
             log = run.log if self._journal is None else TransitionLog.load(self._journal)
             write_report(log, self._path)
