@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 import shutil
 import sys
+import threading
 import time
 from collections.abc import Generator
 from pathlib import Path
@@ -17,9 +18,12 @@ import pytest
 import torch
 from torch.utils.data import TensorDataset
 
-from builders import CLASSES, FEATURES, dataset_engine
+from builders import CLASSES, FEATURES, dataset_engine, small_engine
 from heptad import TransitionLog
+from heptad.report import server
 from heptad.report.page import write_report
+from heptad.report.server import LivePage, ReportServer
+from heptad_plugins import Journal
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks"))
 
@@ -84,14 +88,14 @@ def long_page(tmp_path_factory: pytest.TempPathFactory) -> Path:
 class Shown:
     """A page in a tab, and what the browser complained of."""
 
-    def __init__(self, browser: Any, path: Path, width: int = 1280, **context: Any) -> None:
+    def __init__(self, browser: Any, where: Path | str, width: int = 1280, **context: Any) -> None:
         self.context = browser.new_context(viewport={"width": width, "height": 900}, **context)
         self.tab = self.context.new_page()
         self.wrong: list[str] = []
         self.tab.on("console", lambda message: self._hear(message.type, message.text))
         self.tab.on("pageerror", lambda error: self._hear("error", str(error)))
         self.tab.on("request", lambda request: self._ask(request.url))
-        self._own = path.as_uri()
+        self._own = where if isinstance(where, str) else where.as_uri()
         self.tab.goto(self._own)
 
     def _hear(self, kind: str, text: str) -> None:
@@ -99,7 +103,8 @@ class Shown:
             self.wrong.append(f"{kind}: {text}")
 
     def _ask(self, url: str) -> None:
-        if url != self._own and not url.startswith(("data:", "blob:")):
+        live = self._own.startswith("http") and url.startswith(self._own)
+        if url != self._own and not live and not url.startswith(("data:", "blob:")):
             self.wrong.append(f"request: {url}")
 
     def ready(self) -> Any:
@@ -274,3 +279,36 @@ def test_without_scripts_there_are_tables(browser: Any, page: Path):
         assert "Scripts are switched off" in text
         assert "train/loss" in shown.tab.inner_text("#curves-0")
         assert shown.tab.locator("#machine-0 svg").is_visible()
+
+
+def test_a_live_page_follows_its_run(browser: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """It is drawn anew where it is; what was chosen stays chosen."""
+    monkeypatch.setattr(server, "SHARE", 0)
+    engine = small_engine(6, [Journal(tmp_path / "run.journal", flush_every=1)], epochs=20)
+    engine.on_exit("after_step")(lambda run: run.record("train/loss", run.step + 1.0))
+    for _ in range(40):
+        engine.advance()
+    served = ReportServer(LivePage([TransitionLog.load(tmp_path / "run.journal")]))
+    thread = threading.Thread(target=served.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
+    thread.start()
+    try:
+        with Shown(browser, served.address) as shown:
+            tab = shown.ready()
+            tab.locator("#curves-0 input[value=log]").check()
+            tab.locator("#ending-0 button.turn").first.click()
+            until(tab, "document.querySelector('#explain-0').textContent.startsWith('#20 ')")
+            for _ in range(60):
+                engine.advance()
+            until(tab, "JSON.parse(document.getElementById('data').textContent).runs[0].end > 90")
+            until(tab, "document.querySelector('#live').textContent.startsWith('As of')")
+            assert tab.locator("#curves-0 input[value=log]").is_checked()
+            assert tab.locator("#explain-0").inner_text().startswith("#20 ")
+            assert tab.locator("#figure-curves-0 canvas").count() > 0
+            shown.context.set_offline(True)
+            until(tab, "document.querySelector('#live').textContent.startsWith('The server has ended')")
+            shown.wrong = [words for words in shown.wrong if "ERR_INTERNET_DISCONNECTED" not in words]
+    finally:
+        served.shutdown()
+        served.server_close()
+        thread.join()
+        engine.close()
