@@ -21,7 +21,8 @@ import pytest
 from builders import batches, small_engine
 from heptad import LogError, PluginError, TransitionLog
 from heptad.cli.main import main
-from heptad.report.page import gathered, named, write_report
+from heptad.report.gathered import gathered
+from heptad.report.page import named, write_report
 from heptad.report.series import RAW, WIDE, curves
 from heptad.report.turns import remarkable, stretch_of_turns
 from heptad.report.walk import BUCKETS, walk

@@ -58,6 +58,7 @@ def log() -> TransitionLog:
         run.record("train/loss", 10.0 / (1 + run.step))
         run.record("valid/loss", math.nan if run.step == 5 else 12.0 / (1 + run.step))
         run.record(HOSTILE, math.inf if run.step == 3 else run.step)
+        run.record("$$x^2$$", run.step)
         if run.step == 4:
             run.note(HOSTILE)
 

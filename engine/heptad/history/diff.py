@@ -22,6 +22,7 @@ from heptad.history.decode import Decoder, blocks, ints
 from heptad.history.explain import Explanation, explain
 from heptad.history.export.rows import transition_row
 from heptad.history.facts import HOW_KEPT, OF_A_RANK, differing, fact_in_words, facts_of
+from heptad.history.html import table
 from heptad.history.source import Source
 from heptad.history.transition import Transition
 from heptad.record.chunk import Ints, View
@@ -130,6 +131,11 @@ class Diff:
         for title, rows in (("before", self.before), ("here", self.here), ("there", self.there)):
             lines += [f"{title}:", *(f"    {row}" for row in rows or ("nothing",))]
         return lines
+
+    def _repr_html_(self) -> str:
+        facts = [("fact", fact.name, fact_in_words(fact.here), fact_in_words(fact.there)) for fact in self.facts]
+        parts = [(f"#{self.seq} {one.kind}", one.name, one.here, one.there) for one in self.parted]
+        return table(repr(self)[1:-1], ("what", "name", "here", "there"), [*facts, *parts])
 
     def __repr__(self) -> str:
         where = "the same" if self.seq is None else f"part at #{self.seq}"

@@ -19,6 +19,7 @@ from bokeh.resources import Resources
 from heptad.report.look import COLOURS, DASHES, HATCHES, MARKERS, pick, places_of_states
 from heptad.report.series import SEQ, STEP, UPDATE, Curve, Floats
 from heptad.report.walk import Walk
+from heptad.report.words import harmless
 
 models: Any = bokeh_models
 plotting: Any = bokeh_plotting
@@ -94,8 +95,13 @@ def grouped(names: Sequence[str]) -> dict[str, list[str]]:
     return dict(sorted(found.items(), key=lambda row: rank.get(row[0], 1)))
 
 
-def curves_of(runs: Sequence[Drawn]) -> Any:
-    """Return the figures of all curves below each other, with one cursor: linear, and hidden behind it logarithmic."""
+def curves_of(runs: Sequence[Drawn], scales: Sequence[str] = ("linear", "log")) -> Any:
+    """Return the figures of all curves below each other, with one cursor: linear, and hidden behind it logarithmic.
+
+    Args:
+        runs: What is drawn.
+        scales: The scales of values; figures of others than the first are hidden.
+    """
     names = list(dict.fromkeys(curve.name for run in runs for curve in run.curves if curve.found.lowest is not None))
     groups = grouped(names)
     few = dict(list(groups.items())[: FIGURES - 1])
@@ -108,7 +114,7 @@ def curves_of(runs: Sequence[Drawn]) -> Any:
     figures: list[Any] = []
     sources: dict[tuple[int, str], tuple[Any, Any | None]] = {}
     for quantity, members in few.items():
-        for kind in ("linear", "log"):
+        for kind in scales:
             plot = plotting.figure(
                 height=170 if quantity == "lr" else 260,
                 x_range=range_x,
@@ -120,14 +126,14 @@ def curves_of(runs: Sequence[Drawn]) -> Any:
                     models.ResetTool(),
                 ],
                 tags=["figure", kind],
-                visible=kind == "linear",
+                visible=kind == scales[0],
                 name=quantity,
                 **_SMALL,
             )
             plot.add_tools(cursor)
-            plot.yaxis.axis_label = quantity
+            plot.yaxis.axis_label = models.PlainText(text=harmless(quantity, 60))  # a name may look like TeX
             plot.toolbar.logo = None
-            plot.y_range.default_span = _span(runs, members)
+            plot.y_range.default_span = _equal_span(runs, members)
             plot.add_layout(_legend(), "above")
             _draw_curves(plot, runs, members, sources)
             figures.append(plot)
@@ -137,7 +143,7 @@ def curves_of(runs: Sequence[Drawn]) -> Any:
     return column(figures, sizing_mode="stretch_width", tags=["curves"])
 
 
-def _span(runs: Sequence[Drawn], members: Sequence[str]) -> float:
+def _equal_span(runs: Sequence[Drawn], members: Sequence[str]) -> float:
     """Return how wide the range of values is drawn where all of them are equal."""
     lowest = [curve.found.lowest for run in runs for curve in run.curves if curve.name in members]
     return 0.4 * max((abs(row.value) for row in lowest if row is not None), default=0.0) or 2.0
@@ -159,7 +165,7 @@ def _draw_curves(plot: Any, runs: Sequence[Drawn], members: Sequence[str], sourc
             colour, dash = pick(COLOURS, number), pick(DASHES, sign)
             label = curve.name if len(runs) == 1 else f"{run.label}: {curve.name}"
             if (place, curve.name) not in sources:
-                sources[place, curve.name] = _points(run, curve)
+                sources[place, curve.name] = _curve_sources(run, curve)
             raw, smooth = sources[place, curve.name]
             faint = smooth is not None
             line = plot.line("x", "y", source=raw, color=colour, line_dash=dash, line_width=1 if faint else 2)
@@ -171,7 +177,7 @@ def _draw_curves(plot: Any, runs: Sequence[Drawn], members: Sequence[str], sourc
                 told.append(bold)
             if len(curve.value) <= FEW:
                 told.append(plot.scatter("x", "y", source=raw, color=colour, marker=pick(MARKERS, sign), size=6))
-            plot.legend[0].items.append(models.LegendItem(label=label[:80], renderers=told))
+            plot.legend[0].items.append(models.LegendItem(label=harmless(label, 60), renderers=told))
             plot.add_tools(_hover(told[-1] if len(curve.value) <= FEW else line, label))
             if curve.odd:
                 _draw_odd(plot, run, curve, colour)
@@ -195,7 +201,7 @@ def _legend() -> Any:
     )
 
 
-def _points(run: Drawn, curve: Curve) -> tuple[Any, Any | None]:
+def _curve_sources(run: Drawn, curve: Curve) -> tuple[Any, Any | None]:
     columns = run.columns(curve.place)
     raw = models.ColumnDataSource({**columns, "x": columns["update"], "y": curve.value}, tags=["curve"])
     if len(curve.value) <= FEW:
@@ -277,7 +283,7 @@ def bands_of(walk: Walk) -> Any | None:
         line = plot.line("x", "median", source=source, color=colour, line_width=2)
         high = plot.line("x", "p99", source=source, color=colour, line_dash="dashed")
         dots = plot.scatter("x", "median", source=source, color=colour, marker=marker, size=7)
-        plot.legend[0].items.append(models.LegendItem(label=name[:60], renderers=[area, line, high, dots]))
+        plot.legend[0].items.append(models.LegendItem(label=harmless(name, 60), renderers=[area, line, high, dots]))
         rows = [("", "@label"), ("median", "@median{0.0000} ms"), ("p99", "@p99{0.0000} ms")]
         plot.add_tools(models.HoverTool(renderers=[dots], tooltips=rows))
     return column([plot], sizing_mode="stretch_width", tags=["bands"])
@@ -379,7 +385,7 @@ def _strip(walk: Walk, whole: Any) -> Any:
             hatch_alpha=0.4,
             hatch_scale=7,
         )
-        plot.legend[0].items.append(models.LegendItem(label=name[:40], renderers=[bars]))
+        plot.legend[0].items.append(models.LegendItem(label=harmless(name, 40), renderers=[bars]))
         bottom = top
     return plot
 

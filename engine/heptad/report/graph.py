@@ -11,7 +11,7 @@ from html import escape
 
 from heptad.history.source import Source
 from heptad.report.walk import Walk
-from heptad.report.words import percent, shown, spent
+from heptad.report.words import harmless, percent, spent
 from heptad.table import Arc, State, Table
 
 WIDE, HIGH = 168, 44
@@ -67,7 +67,7 @@ def drawing(source: Source, walk: Walk, run: int) -> str:
     total = sum(times) or 1
     arcs = [_arc(arc, number, at, table, int(walk.taken[number]), run) for number, arc in enumerate(table.arcs)]
     failures = [
-        _failure(at[state.name], at["failed"], int(walk.taken[len(table.arcs) + number]))
+        _failure_arc(at[state.name], at["failed"], int(walk.taken[len(table.arcs) + number]))
         for number, state in enumerate(table.states)
         if walk.taken[len(table.arcs) + number] and "failed" in at
     ]
@@ -88,7 +88,7 @@ def drawing(source: Source, walk: Walk, run: int) -> str:
 
 def _box(placed: Placed, time: int, total: int, entered: int, run: int) -> str:
     share = time / total
-    name = escape(shown(placed.state.shown, 24))
+    name = escape(harmless(placed.state.shown, 24))
     x, y = placed.x - WIDE / 2, placed.y - HIGH / 2
     words = f"{entered:,} × · {percent(share)} of the time" if entered else "never entered"
     if placed.state.kind == "start":
@@ -120,8 +120,8 @@ def _arc(arc: Arc, number: int, at: dict[str, Placed], table: Table, taken: int,
     )
 
 
-def _failure(one: Placed, failed: Placed, taken: int) -> str:
-    path, x, y, anchor = _beside(one, failed, 0)
+def _failure_arc(one: Placed, failed: Placed, taken: int) -> str:
+    path, x, y, anchor = _sideways(one, failed, 0)
     said = escape(f"{one.state.shown} failed {taken:,} times")
     return (
         f'<g class="arc failure"><title>{said}</title><path class="line" d="{path}" marker-end="url(#tip)"/>'
@@ -134,7 +134,7 @@ def _path(one: Placed, two: Placed, at: dict[str, Placed], table: Table) -> tupl
     if "detour" in (one.state.kind, two.state.kind):
         leaving = [arc.dest for arc in table.leaving[one.state.name]]
         away = leaving.index(two.state.name) - (len(leaving) - 1) / 2 if one.state.kind == "detour" else 0
-        return _beside(one, two, away)
+        return _sideways(one, two, away)
     rows = round((two.y - one.y) / ROW)
     if rows == 1:
         top, bottom = one.y + HIGH / 2, two.y - HIGH / 2
@@ -148,7 +148,7 @@ def _path(one: Placed, two: Placed, at: dict[str, Placed], table: Table) -> tupl
     return bend, x + reach + 4 * side, (from_y + to_y) / 2 + 4, "start" if side > 0 else "end"
 
 
-def _beside(one: Placed, two: Placed, away: float) -> tuple[str, float, float, str]:
+def _sideways(one: Placed, two: Placed, away: float) -> tuple[str, float, float, str]:
     """Return the way of an arc to a state in another column, and where its count stands: near the detour.
 
     Args:

@@ -11,7 +11,6 @@ import json
 import math
 from base64 import b64encode
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
 from importlib.resources import files
 from typing import Any, cast
 
@@ -19,61 +18,20 @@ import numpy as np
 
 from heptad.errors import LogError
 from heptad.history.comparison import short_names
-from heptad.history.decode import Decoder
 from heptad.history.export.output import Target, replacing
-from heptad.history.figures import figures
 from heptad.history.journal.reader import FileSource
-from heptad.history.judge import judge
 from heptad.history.query import TransitionLog
-from heptad.history.transition import Transition
-from heptad.history.verdict import Verdict
-from heptad.record.chunk import View
-from heptad.record.events import Event, Pause, Resume
+from heptad.record.events import Pause, Resume
 from heptad.report import sections
+from heptad.report.gathered import MARKS, Gathered, gathered
 from heptad.report.look import COLOURS, MARKERS, pick, places_of_states
-from heptad.report.series import Curve, curves
 from heptad.report.turns import WHOLE, packed, remarkable, rules, stretch_of_turns
-from heptad.report.walk import Walk, walk
-from heptad.report.words import shown
+from heptad.report.words import harmless
 
 MISSING = "a report needs Bokeh and Jinja2; install them with: pip install 'heptad[report]'"
 
-MARKS = 300
-"""Checkpoints, and events, that are marked in the curves at most."""
-
 EXPLAINED = 60
 """Turns that a page without a server explains in the words of `TransitionLog.explain`."""
-
-
-@dataclass(frozen=True, slots=True)
-class Gathered:
-    """What the page shows of one run.
-
-    Attributes:
-        label: What it is called in the page.
-        log: Its log.
-        view: The part of it that is shown: one moment of a run that goes on.
-        curves: Its recorded values.
-        walk: Its turns.
-        events: Its events, of all ranks.
-        verdict: How it went.
-        marks: Checkpoints and events with their places.
-    """
-
-    label: str
-    log: TransitionLog
-    view: View
-    curves: Sequence[Curve]
-    walk: Walk
-    events: Sequence[Event]
-    verdict: Verdict
-    marks: Sequence[tuple[tuple[int, int, int, int], str, str]] = field(default=())
-
-    @property
-    def samples(self) -> int:
-        """Samples in a step over all ranks; 0 where that is not known."""
-        size = self.log.facts.get("batch_size")
-        return size * self.log.world if type(size) is int and size > 0 else 0
 
 
 def write_report(logs: TransitionLog | Sequence[TransitionLog], target: Target, labels: Sequence[str] = ()) -> None:
@@ -94,6 +52,20 @@ def write_report(logs: TransitionLog | Sequence[TransitionLog], target: Target, 
         file.write(page)
 
 
+def plotted(log: TransitionLog) -> Any:
+    """Return the curves of a log as Bokeh figures below each other.
+
+    Raises:
+        LogError: If Bokeh is not installed.
+    """
+    try:
+        from heptad.report import figures as drawn  # noqa: PLC0415 - an extra is imported where it is used
+    except ImportError as error:
+        raise LogError(f"{MISSING} ({error})") from error
+    run = gathered(log, "run")
+    return drawn.curves_of([drawn.Drawn(run.label, run.curves, run.walk, run.samples, run.marks)], scales=("linear",))
+
+
 def named(logs: Sequence[TransitionLog], labels: Sequence[str] = ()) -> list[str]:
     """Return what runs are called in a page: no two alike.
 
@@ -105,39 +77,10 @@ def named(logs: Sequence[TransitionLog], labels: Sequence[str] = ()) -> list[str
     if labels and len(labels) != len(logs):
         raise LogError(f"a report of {len(logs)} runs takes as many labels, got {len(labels)}")
     if labels:
-        return [shown(label, 60) for label in labels]
+        return [harmless(label, 60) for label in labels]
     names = [str(log.source.path) if isinstance(log.source, FileSource) else "" for log in logs]
     short = short_names(names) if len(logs) > 1 else [name or "run" for name in names]
-    return [shown(name, 60) for name in short]
-
-
-def gathered(log: TransitionLog, label: str) -> Gathered:
-    """Return what the page shows of a run, as its log is now."""
-    source = log.source
-    view = source.view()
-    events = [event for event in log.notes() if event.seq < view.end]
-    found = curves(source, view)
-    seqs = _to_mark(log, view, events)
-    wanted = [curve.place[:, 0] for curve in found] + [curve.smooth_place[:, 0] for curve in found]
-    wanted += [np.array([row.seq for row in curve.odd]) for curve in found]
-    wanted.append(np.array([seq for seq, _, _ in seqs]))
-    marked = np.unique(np.concatenate(wanted).astype(np.int64)) if wanted else np.zeros(0, np.int64)
-    walked = walk(source, view, marked[(marked >= view.first) & (marked < view.end)])
-    at = {turn.seq: turn for turn in Decoder(source).at(view, sorted({seq for seq, _, _ in seqs}))}
-    marks = [((seq, at[seq].epoch, at[seq].step, at[seq].update), kind, words) for seq, kind, words in seqs]
-    collected = {curve.name: curve.found for curve in found}
-    verdict = judge(source, log.all_ranks, found=figures(source, collected), stays=walked.durations)
-    return Gathered(label, log, view, found, walked, events, verdict, marks)
-
-
-def _to_mark(log: TransitionLog, view: View, events: Sequence[Event]) -> list[tuple[int, str, str]]:
-    """Return the turns that are marked in the curves: of checkpoints, and of events; the last where there are many."""
-    saved: list[Transition] = []
-    if any(state.shown == "checkpoint" for state in log.source.table.states):
-        saved = log.where(source="checkpoint", limit=-MARKS)
-    rows = [(turn.seq, "checkpoint", "checkpoint") for turn in saved if turn.seq < view.end]
-    told = [event for event in events if view.first <= event.seq][-MARKS:]
-    return rows + [(event.seq, "event", f"{event.kind}: {shown(event.text, 200)}") for event in told]
+    return [harmless(name, 60) for name in short]
 
 
 def rendered(runs: Sequence[Gathered], live: str = "") -> bytes:
@@ -172,7 +115,7 @@ def rendered(runs: Sequence[Gathered], live: str = "") -> bytes:
         policy=_policy(scripts, live),
         style=Markup((home / "page.css").read_text(encoding="utf-8")),
         scripts=[Markup(_closed(text)) for text in scripts],
-        data=Markup(_json(data)),
+        data=Markup(_in_script(data)),
         runs=[sections.of_run(run, number) for number, run in enumerate(runs)],
         compared=sections.compared(runs) if len(runs) > 1 else None,
     )
@@ -204,7 +147,7 @@ def breaks(run: Gathered) -> list[tuple[int, str]]:
         found.append((session.first, f"process {session.pid} goes on from {session.resumed_from or 'there'}{again}"))
     found += [(event.seq, f"resumed: {event.text}") for event in run.events if isinstance(event, Resume)]
     found += [(event.seq, f"paused: {event.reason}") for event in run.events if isinstance(event, Pause)]
-    kept = [(seq, shown(said, 200)) for seq, said in found if run.walk.first <= seq <= run.walk.end]
+    kept = [(seq, harmless(said, 200)) for seq, said in found if run.walk.first <= seq <= run.walk.end]
     return sorted(kept)[:MARKS]
 
 
@@ -216,10 +159,10 @@ def _data(run: Gathered, most: int) -> dict[str, Any]:
     places = places_of_states(walked.names)
     told = [seq for seq, _ in walked.slowest] + list(range(max(walked.first, walked.end - 20), walked.end))
     told += [event.seq for event in run.events if walked.first <= event.seq < walked.end][-20:]
-    explained = {seq: shown(str(run.log.explain(seq)), 6_000) for seq in list(dict.fromkeys(told))[:EXPLAINED]}
+    explained = {seq: harmless(str(run.log.explain(seq)), 6_000) for seq in list(dict.fromkeys(told))[:EXPLAINED]}
     events: dict[int, list[str]] = {}
     for event in run.events[-2_000:]:
-        events.setdefault(event.seq, []).append(f"{event.kind}: {shown(event.text, 300)}")
+        events.setdefault(event.seq, []).append(f"{event.kind}: {harmless(event.text, 300)}")
     finite = walked.most >= 0
     return {
         "label": run.label,
@@ -264,7 +207,7 @@ def _closed(text: str) -> str:
     return text
 
 
-def _json(data: Mapping[str, Any]) -> str:
+def _in_script(data: Mapping[str, Any]) -> str:
     """Return data as JSON that may stand in an element `script`; NaN and infinities, which JSON lacks, are null."""
     text = json.dumps(_finite(data), separators=(",", ":"), allow_nan=False)
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")

@@ -6,7 +6,7 @@ Every text is cut to a length that a page can hold, and every list to a number o
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 import numpy as np
 
@@ -15,15 +15,13 @@ from heptad.history.explain import handlers_of
 from heptad.history.facts import fact_in_words
 from heptad.history.figures import Figure
 from heptad.history.journal.origin import origin
-from heptad.history.journal.versions import versions
+from heptad.history.journal.versions import versions_here
 from heptad.history.wording import long_time, shown_share
 from heptad.record.counters import Counters
 from heptad.record.events import Event
+from heptad.report.gathered import Gathered
 from heptad.report.graph import drawing
-from heptad.report.words import moment, real, shown, spent
-
-if TYPE_CHECKING:
-    from heptad.report.page import Gathered
+from heptad.report.words import harmless, moment, real, spent
 
 LAST = 20
 """Turns that the section on the ending lists."""
@@ -44,7 +42,7 @@ def of_run(run: Gathered, number: int) -> dict[str, Any]:
         "number": number,
         "label": run.label,
         "outcome": run.verdict.outcome,
-        "verdict": [(line.title, [shown(part, 400) for part in line.parts]) for line in run.verdict.lines],
+        "verdict": [(line.title, [harmless(part, 400) for part in line.parts]) for line in run.verdict.lines],
         "first": run.walk.first,
         "end": run.walk.end,
         "curves": any(curve.found.lowest is not None for curve in run.curves),
@@ -52,13 +50,13 @@ def of_run(run: Gathered, number: int) -> dict[str, Any]:
         "sampled": run.walk.sampled,
         "samples": run.samples,
         "epochs": len(run.walk.ends),
-        "values": _values(run.verdict.figures),
-        "points": _points(run),
+        "values": _value_rows(run.verdict.figures),
+        "points": _some_points(run),
         "time": _time(run),
         "graph": drawing(run.log.source, run.walk, number) if run.walk.end > run.walk.first else "",
         "arcs": _arcs(run),
-        "events": _events(run.events),
-        "ending": _ending(run),
+        "events": _event_rows(run.events),
+        "ending": _ending_rows(run),
         "provenance": _provenance(run),
     }
 
@@ -66,13 +64,13 @@ def of_run(run: Gathered, number: int) -> dict[str, Any]:
 # -- curves
 
 
-def _values(found: Mapping[str, Figure]) -> list[list[str]]:
+def _value_rows(found: Mapping[str, Figure]) -> list[list[str]]:
     rows: list[list[str]] = []
     for figure in list(found.values())[:ROWS]:
         best = figure.best
         rows.append(
             [
-                shown(figure.name, 200),
+                harmless(figure.name, 200),
                 f"{figure.count:,}",
                 f"{real(figure.last.value)} (epoch {figure.last.epoch})",
                 "" if best is None else f"{real(best.value)} (epoch {best.epoch})",
@@ -84,13 +82,13 @@ def _values(found: Mapping[str, Figure]) -> list[list[str]]:
     return rows
 
 
-def _points(run: Gathered) -> list[tuple[str, list[tuple[str, str]]]]:
+def _some_points(run: Gathered) -> list[tuple[str, list[tuple[str, str]]]]:
     """Return some points of each curve, from the first to the last."""
     rows: list[tuple[str, list[tuple[str, str]]]] = []
     for curve in [curve for curve in run.curves if len(curve.smooth)][:20]:
         some = np.unique(np.linspace(0, len(curve.smooth) - 1, POINTS).astype(int))
         pairs = [(f"{curve.smooth_place[at, 3]:,.0f}", real(float(curve.smooth[at]))) for at in some.tolist()]
-        rows.append((shown(curve.name, 200), pairs))
+        rows.append((harmless(curve.name, 200), pairs))
     return rows
 
 
@@ -127,7 +125,7 @@ def _time(run: Gathered) -> dict[str, Any]:
     if share is not None:
         words += f"; data_wait_share was {real(share.last.value)} when it was recorded last"
     handlers = [
-        [shown(name, 200), f"{stay.count:,}", spent(stay.total_ns), spent(stay.median_ns), spent(stay.max_ns)]
+        [harmless(name, 200), f"{stay.count:,}", spent(stay.total_ns), spent(stay.median_ns), spent(stay.max_ns)]
         for name, stay in list(log.call_durations().items())[:ROWS]
     ]
     return {
@@ -140,7 +138,7 @@ def _time(run: Gathered) -> dict[str, Any]:
             [name, f"rank {one.rank}", spent(one.own_ns[one.rank]), _by_rank(one.waited_ns), _by_rank(one.stood_ns)]
             for name, one in sorted(log.slowest_ranks().items(), key=lambda row: -sum(row[1].waited_ns.values()))
         ],
-        "missing": [f"rank {rank}: {shown(reason, 300)}" for rank, reason in log.missing.items()],
+        "missing": [f"rank {rank}: {harmless(reason, 300)}" for rank, reason in log.missing.items()],
     }
 
 
@@ -192,7 +190,7 @@ def guards_of(run: Gathered) -> dict[str, list[list[Any]]]:
 # -- events
 
 
-def _events(events: Sequence[Event]) -> list[dict[str, Any]]:
+def _event_rows(events: Sequence[Event]) -> list[dict[str, Any]]:
     by_kind: dict[str, list[Event]] = {}
     for event in events:
         by_kind.setdefault(event.kind, []).append(event)
@@ -201,7 +199,12 @@ def _events(events: Sequence[Event]) -> list[dict[str, Any]]:
             "kind": kind,
             "count": len(some),
             "rows": [
-                [event.seq, moment(event.time_ns), f"rank {event.rank} " if event.rank else "", shown(event.text, 600)]
+                [
+                    event.seq,
+                    moment(event.time_ns),
+                    f"rank {event.rank} " if event.rank else "",
+                    harmless(event.text, 600),
+                ]
                 for event in some[:ROWS]
             ],
             "left": max(0, len(some) - ROWS),
@@ -213,18 +216,18 @@ def _events(events: Sequence[Event]) -> list[dict[str, Any]]:
 # -- the ending
 
 
-def _ending(run: Gathered) -> dict[str, Any]:
+def _ending_rows(run: Gathered) -> dict[str, Any]:
     failure = run.log.source.failure
     last = run.verdict.last
-    facts: list[tuple[str, str]] = [("how", f"{run.verdict.outcome}: {shown(run.verdict.why)}")]
+    facts: list[tuple[str, str]] = [("how", f"{run.verdict.outcome}: {harmless(run.verdict.why)}")]
     if failure is not None:
         facts += [
-            ("exception", shown(failure.error)),
+            ("exception", harmless(failure.error)),
             ("where", f"{failure.moment} of {failure.state}" if failure.moment != "guard" else "a guard"),
-            ("raised in", shown(failure.who) or "the engine itself"),
+            ("raised in", harmless(failure.who) or "the engine itself"),
         ]
         if failure.guard:
-            facts.append(("guard", shown(failure.guard)))
+            facts.append(("guard", harmless(failure.guard)))
         facts += [(name, f"{value:,}") for name, value in failure.counters._asdict().items()]
     elif last is not None:
         names = [name for name in Counters._fields if hasattr(last, name)]
@@ -241,7 +244,7 @@ def _ending(run: Gathered) -> dict[str, Any]:
         ]
         for turn in _turns(run, range(begin, run.walk.end))
     ]
-    told = [f"#{event.seq} {event.kind}: {shown(event.text, 600)}" for event in run.events if event.seq >= begin][
+    told = [f"#{event.seq} {event.kind}: {harmless(event.text, 600)}" for event in run.events if event.seq >= begin][
         -LAST:
     ]
     return {"facts": facts, "turns": rows, "events": told}
@@ -258,8 +261,8 @@ def _provenance(run: Gathered) -> dict[str, Any]:
             str(one.number),
             f"#{one.first:,}",
             moment(one.began_ns),
-            f"{one.pid} on {shown(one.host, 80)}",
-            shown(one.resumed_from or "the start", 200),
+            f"{one.pid} on {harmless(one.host, 80)}",
+            harmless(one.resumed_from or "the start", 200),
             "" if one.again is None else f"{one.again.transitions:,} turns from #{one.again.first:,}",
         ]
         for one in run.verdict.sessions[-ROWS:]
@@ -268,10 +271,10 @@ def _provenance(run: Gathered) -> dict[str, Any]:
     for one in handlers_of(run.log.facts):
         words = f"{one.who} ({one.filter})" if one.filter else one.who
         moments.setdefault(f"{'on exit of' if one.moment == 'exit' else 'on entry to'} {one.state}", []).append(
-            shown(words, 200)
+            harmless(words, 200)
         )
     return {
-        "origin": [(shown(name, 80), shown(value)) for name, value in origin_of(run).items()],
+        "origin": [(harmless(name, 80), harmless(value)) for name, value in origin_of(run).items()],
         "sessions": sessions,
         "facts": list(flat(facts))[:ROWS],
         "optimizers": list(flat(optimizers))[:ROWS],
@@ -282,7 +285,7 @@ def _provenance(run: Gathered) -> dict[str, Any]:
 def origin_of(run: Gathered) -> Mapping[str, str]:
     """Return versions, the commit and the command line of the newest session; of a live run those of this process."""
     sessions = run.verdict.sessions
-    return {**run.verdict.versions, **sessions[-1].origin} if sessions else {**versions(), **origin()}
+    return {**run.verdict.versions, **sessions[-1].origin} if sessions else {**versions_here(), **origin()}
 
 
 def flat(facts: Mapping[str, Any]) -> Iterable[tuple[str, str]]:
@@ -297,7 +300,7 @@ def flat(facts: Mapping[str, Any]) -> Iterable[tuple[str, str]]:
             parts = cast("Sequence[Any]", value)
             waiting += reversed([(f"{name}[{place}]", part) for place, part in enumerate(parts)])
         elif value not in ([], {}, ()):
-            yield shown(name, 200), shown("none" if value is None else cast("object", value), 500)
+            yield harmless(name, 200), harmless("none" if value is None else cast("object", value), 500)
 
 
 def _is_nested(value: Any) -> bool:
@@ -315,14 +318,14 @@ def compared(runs: Sequence[Gathered]) -> dict[str, Any]:
     found = compare(logs, [run.label for run in runs], [run.verdict for run in runs])
     rows: list[list[Any]] = []
     for value in found.values[:ROWS]:
-        row: list[Any] = [shown(value.name, 200)]
+        row: list[Any] = [harmless(value.name, 200)]
         for place, figure in enumerate(value.figures):
             best = None if figure is None else figure.best
             row.append("" if figure is None else f"{real(figure.last.value)} (epoch {figure.last.epoch})")
             ahead = " ★" if place in value.ahead else ""
             row.append("" if best is None else f"{real(best.value)} (epoch {best.epoch}){ahead}")
         rows.append(row)
-    parts = [(run.label, shown(str(logs[0].diff(run.log)), 3_000)) for run in runs[1:]]
+    parts = [(run.label, harmless(str(logs[0].diff(run.log)), 3_000)) for run in runs[1:]]
     speed = [
         [
             run.label,
@@ -337,7 +340,7 @@ def compared(runs: Sequence[Gathered]) -> dict[str, Any]:
         "labels": [run.label for run in runs],
         "table": rows,
         "facts": [
-            [shown(fact.name, 200), *(shown(fact_in_words(value), 300) for value in fact.values)]
+            [harmless(fact.name, 200), *(harmless(fact_in_words(value), 300) for value in fact.values)]
             for fact in found.facts[:ROWS]
         ],
         "left": max(0, len(found.facts) - ROWS),

@@ -23,9 +23,10 @@ from urllib.parse import parse_qs, urlsplit
 
 from heptad.errors import EngineError
 from heptad.history.query import TransitionLog
-from heptad.report.page import gathered, named, rendered
+from heptad.report.gathered import gathered
+from heptad.report.page import named, rendered
 from heptad.report.turns import AT_ONCE, stretch_of_turns
-from heptad.report.words import shown
+from heptad.report.words import harmless
 
 HOST = "127.0.0.1"
 
@@ -96,7 +97,7 @@ class LivePage:
             ValueError: If there is no such run.
             EngineError: If it has no such transition.
         """
-        return shown(str(self._log(run).explain(seq)), 100_000).encode("utf-8", "backslashreplace")
+        return harmless(str(self._log(run).explain(seq)), 100_000).encode("utf-8", "backslashreplace")
 
     def _log(self, run: int) -> TransitionLog:
         if not 0 <= run < len(self._logs):
@@ -140,7 +141,7 @@ class ReportServer(ThreadingHTTPServer):
 class _Handler(BaseHTTPRequestHandler):
     """Answers one request."""
 
-    server: ReportServer
+    server: ReportServer  # pyright: ignore[reportIncompatibleVariableOverride] - it is made by that one alone
     server_version = "heptad"
     sys_version = ""
     timeout = 30
@@ -168,9 +169,9 @@ class _Handler(BaseHTTPRequestHandler):
         try:
             answer(given)
         except (KeyError, ValueError) as error:
-            self._send(HTTPStatus.BAD_REQUEST, f"{shown(error, 300)}\n".encode("utf-8", "backslashreplace"))
+            self._send(HTTPStatus.BAD_REQUEST, f"{harmless(error, 300)}\n".encode("utf-8", "backslashreplace"))
         except (EngineError, OSError) as error:
-            self._send(HTTPStatus.SERVICE_UNAVAILABLE, f"{shown(error, 300)}\n".encode("utf-8", "backslashreplace"))
+            self._send(HTTPStatus.SERVICE_UNAVAILABLE, f"{harmless(error, 300)}\n".encode("utf-8", "backslashreplace"))
 
     def _page(self, given: Mapping[str, str]) -> None:
         del given

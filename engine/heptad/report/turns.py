@@ -17,7 +17,7 @@ from heptad.history.decode import Decoder, blocks, holding
 from heptad.history.explain import handlers_of
 from heptad.history.source import Source
 from heptad.record.chunk import Ints, View
-from heptad.report.words import shown
+from heptad.report.words import harmless
 
 AT_ONCE = 20_000
 """Turns that are drawn one by one, and that one question to the server may be for."""
@@ -95,7 +95,7 @@ def rules(source: Source) -> dict[str, Any]:
     handlers: dict[str, list[str]] = {}
     for one in handlers_of(source.facts)[:2_000]:
         words = f"{one.who} ({one.filter})" if one.filter else one.who
-        handlers.setdefault(f"{one.moment} {one.state}", []).append(shown(words, 200))
+        handlers.setdefault(f"{one.moment} {one.state}", []).append(harmless(words, 200))
     return {
         "nodes": nodes,
         "arcs": [[table.index[arc.source], table.index[arc.dest], arc.guard] for arc in table.arcs],

@@ -13,7 +13,7 @@ _CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u20
 """Control characters but for tabs and line ends, what turns the direction of a text, and halves of surrogate pairs."""
 
 
-def shown(value: object, longest: int = LONGEST) -> str:
+def harmless(value: object, longest: int = LONGEST) -> str:
     """Return a text that does no harm in a page and is no longer than that; how much was cut is said."""
     text = value if isinstance(value, str) else str(value)
     more = len(text) - longest

@@ -14,7 +14,7 @@ def installed(name: str) -> str:
         return "unknown"
 
 
-def versions() -> dict[str, str]:
+def versions_here() -> dict[str, str]:
     """Return the versions that a run depends on, by name."""
     found = {name: installed(name) for name in ("heptad", "torch", "numpy")}
     return {**found, "python": platform.python_version()}

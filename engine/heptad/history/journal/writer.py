@@ -25,7 +25,7 @@ from heptad.history.journal.opening import open_to_write
 from heptad.history.journal.origin import origin
 from heptad.history.journal.packing import pack_turns
 from heptad.history.journal.shortened import ShortenedChunk
-from heptad.history.journal.versions import versions
+from heptad.history.journal.versions import versions_here
 from heptad.history.journal.watch import JournalWatch
 from heptad.history.table_form import table_from_plain, table_to_plain
 from heptad.record.chunk import Call, Chunk, Effects, Failure, durations
@@ -110,7 +110,7 @@ class FileWriter:
         self._sign()
         self._first = first
         self._facts = self._facts_before()
-        built = {**versions(), "origin": origin()}
+        built = {**versions_here(), "origin": origin()}
         text = _json(self._facts)
         source = None if resumed_from is None else schema.stored_text(resumed_from)
         row = (first, time.time_ns(), os.getpid(), platform.node(), source, _json(built), text)
