@@ -47,7 +47,7 @@ class EpochLine:
             self._widths[name] = max(self._widths[name], len(text))
             cells.append(f"{name} {text:<{self._widths[name]}}")
         left_out = len(self._widths) - len(shown)
-        return [*cells, f"and {left_out} more"] if left_out else cells
+        return [*cells[:-1], cells[-1].rstrip(), f"and {left_out} more"] if left_out else cells
 
     def _ordered(self, names: Iterable[str]) -> list[str]:
         if self._show is None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from time import monotonic
 
 from heptad import Run
 
@@ -36,10 +35,11 @@ class TimeLeft:
 
     Args:
         run: The run, at the end of the first step from which it is measured, so that starting up is not in it.
+        now: The time then, in seconds.
     """
 
-    def __init__(self, run: Run) -> None:
-        self._began, self._step, self._update, self._epoch = monotonic(), run.step, run.update, run.epoch
+    def __init__(self, run: Run, now: float) -> None:
+        self._began, self._step, self._update, self._epoch = now, run.step, run.update, run.epoch
         self._seq = self._next_seq(run)
         self._looked = self._began
         self._at = run.epoch  # the epoch that the last look was in

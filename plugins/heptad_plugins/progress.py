@@ -140,7 +140,7 @@ class Progress(Plugin):
             return
         now = monotonic()
         if self._left is None:
-            self._left = TimeLeft(run)
+            self._left = TimeLeft(run, now)
         if now - self._drawn < REDRAW:
             return
         self._drawn = now
@@ -206,19 +206,18 @@ def _patterns(show: object) -> Sequence[str] | None:
 def _bar_line(run: Run, left: TimeLeft, now: float, width: int | None) -> str:
     """Return place, bar, loss, speed and the time left; what cannot be known yet, or has no room, is left out."""
     speed, rest, total = left.steps_per_second(run, now), left.seconds(run, now), run.total_updates
-    parts = [_step_of_epoch(run)]
-    if run.mean_loss is not None:
-        parts.append(_shown_loss(run.mean_loss))
-    if rest is not None:
-        parts.append(f"{_duration(rest)} left")
+    place = _step_of_epoch(run)
+    parts = [] if run.mean_loss is None else [_shown_loss(run.mean_loss)]
     if speed:
         parts.append(f"{speed:,.0f} steps/s")
-    while len(parts) > 1 and width is not None and len("  ".join(parts)) > width:
-        parts.pop()
-    room = _BAR if width is None else min(_BAR, width - len("  ".join(parts)) - 2)
-    if total and room >= _SHORTEST:
-        parts.insert(1, bar(run.update / total, room))
-    return "  ".join(parts)
+    if rest is not None:
+        parts.append(f"{_duration(rest)} left")
+    while parts and width is not None and len(place) + len("  ".join(("", *parts))) > width:
+        parts.pop(-2 if len(parts) > 1 else 0)  # the speed before the time left, and that before the loss
+    words = "  ".join(parts)
+    room = _BAR if width is None else min(_BAR, width - len(place) - len(words) - 2)
+    drawn = bar(run.update / total, room) if total and room >= _SHORTEST else ""
+    return " ".join(filter(None, (place, drawn, words)))
 
 
 def _detour_line(state: str, spent: float, usual: float, width: int | None) -> str:
