@@ -14,6 +14,7 @@ import sys
 import threading
 import time
 import tomllib
+import types
 import zipfile
 from collections.abc import Callable, Iterator
 from importlib.metadata import version
@@ -551,7 +552,7 @@ def test_without_rich_all_is_plain_text(ask: Ask, plain: Path, tmp_path: Path, m
 @pytest.mark.parametrize(
     "argv",
     [
-        (),
+        ("--columns",),
         ("shew", "x"),
         ("show",),
         ("show", "x", "--step", "a:b"),
@@ -592,6 +593,48 @@ def test_numbers_that_select_nothing_are_refused(argv: Any, message: str, capsys
     with pytest.raises(SystemExit):
         main(["show", "x", *argv])
     assert message in capsys.readouterr().err
+
+
+def test_alone_it_is_help(capsys: pytest.CaptureFixture[str]):
+    """On standard output, with exit code 0, and every command in it."""
+    with pytest.raises(SystemExit) as ended:
+        main([])
+    assert ended.value.code == 0
+    shown = capsys.readouterr().out
+    assert all(f"\n    {name} " in shown for name in COMMANDS)
+
+
+@pytest.mark.parametrize(("word", "near"), [("shew", "show"), ("sumary", "summary"), ("stat", "stats")])
+def test_an_unknown_command_suggests_the_nearest(word: str, near: str, capsys: pytest.CaptureFixture[str]):
+    with pytest.raises(SystemExit) as ended:
+        main([word])
+    assert ended.value.code == 2
+    assert f"no command and no file is called '{word}'; did you mean '{near}'?" in capsys.readouterr().err
+
+
+def test_a_file_in_place_of_a_command_may_be_missing(ask: Ask, tmp_path: Path):
+    """It is named, as for every command."""
+    answer = ask(tmp_path / "lost.journal")
+    assert (answer.code, "there is no such file" in answer.err) == (2, True)
+
+
+def test_a_shell_is_told_of_the_options_of_every_command(monkeypatch: pytest.MonkeyPatch):
+    """By argcomplete, which asks the whole parser; without it nothing is answered."""
+    found: dict[str, set[str]] = {}
+
+    def autocomplete(parser: Any) -> None:
+        (commands,) = (action.choices for action in parser._actions if action.dest == "==SUPPRESS==")
+        for name, command in commands.items():
+            found[name] = {option for action in command._actions for option in action.option_strings}
+        raise SystemExit(0)
+
+    monkeypatch.setitem(sys.modules, "argcomplete", types.SimpleNamespace(autocomplete=autocomplete))
+    monkeypatch.setenv("_ARGCOMPLETE", "1")
+    with pytest.raises(SystemExit):
+        main([])
+    assert set(found) == set(COMMANDS)
+    assert {"--columns", "--follow"} <= found["show"]
+    assert {"--values", "--format"} <= found["export"]
 
 
 def test_the_version_is_that_of_the_package(capsys: pytest.CaptureFixture[str]):

@@ -27,15 +27,18 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["
 
 REQUIRED = {"numpy", "pydantic", "safetensors", "torch", "transitions"}
 EXTRAS = {
-    "all": {"nvidia-ml-py", "pandas", "psutil", "rich", "tensorboard", "torchmetrics"},
+    "all": {"argcomplete", "nvidia-ml-py", "pandas", "psutil", "pyarrow", "rich", "tensorboard", "torchmetrics"},
+    "complete": {"argcomplete"},
     "demo": {"rich", "scikit-learn"},
     "dev": {
-        *("accelerate", "datasets", "hypothesis", "nvidia-ml-py", "pandas", "psutil", "pyright", "pytest", "rich"),
+        *("accelerate", "argcomplete", "datasets", "hypothesis", "nvidia-ml-py", "pandas", "psutil", "pyarrow"),
+        *("pyright", "pytest", "rich"),
         *("ruff", "scikit-learn", "tensorboard", "torchdata", "torchmetrics", "transformers"),
     },
     "examples": {"accelerate", "datasets", "pandas", "rich", "scikit-learn", "transformers"},
     "frames": {"pandas"},
     "monitor": {"nvidia-ml-py", "psutil"},
+    "parquet": {"pyarrow"},
     "rich": {"rich"},
     "tensorboard": {"tensorboard"},
     "torchmetrics": {"torchmetrics"},
@@ -177,7 +180,7 @@ def test_the_oldest_versions_of_the_ranges_are_those_that_are_tested():
     )
     extras = PROJECT["optional-dependencies"]
     ranges = [*PROJECT["dependencies"]]
-    for extra in ("rich", "tensorboard", "torchmetrics", "monitor", "frames", "demo"):
+    for extra in ("rich", "tensorboard", "torchmetrics", "monitor", "frames", "parquet", "complete", "demo"):
         ranges += extras[extra]
     lowest = dict(requirement.split(",")[0].split(">=") for requirement in ranges)
     assert {name: trimmed(version) for name, version in pinned.items()} == {
