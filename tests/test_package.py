@@ -27,18 +27,22 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["
 
 REQUIRED = {"numpy", "pydantic", "safetensors", "torch", "transitions"}
 EXTRAS = {
-    "all": {"argcomplete", "nvidia-ml-py", "pandas", "psutil", "pyarrow", "rich", "tensorboard", "torchmetrics"},
+    "all": {
+        *("argcomplete", "bokeh", "jinja2", "nvidia-ml-py", "pandas", "psutil", "pyarrow", "rich"),
+        *("tensorboard", "torchmetrics"),
+    },
     "complete": {"argcomplete"},
-    "demo": {"rich", "scikit-learn"},
+    "demo": {"bokeh", "jinja2", "rich", "scikit-learn"},
     "dev": {
         *("accelerate", "argcomplete", "datasets", "hypothesis", "nvidia-ml-py", "pandas", "psutil", "pyarrow"),
-        *("pyright", "pytest", "rich"),
+        *("bokeh", "jinja2", "playwright", "pyright", "pytest", "rich"),
         *("ruff", "scikit-learn", "tensorboard", "torchdata", "torchmetrics", "transformers"),
     },
-    "examples": {"accelerate", "datasets", "pandas", "rich", "scikit-learn", "transformers"},
+    "examples": {"accelerate", "bokeh", "datasets", "jinja2", "pandas", "rich", "scikit-learn", "transformers"},
     "frames": {"pandas"},
     "monitor": {"nvidia-ml-py", "psutil"},
     "parquet": {"pyarrow"},
+    "report": {"bokeh", "jinja2"},
     "rich": {"rich"},
     "tensorboard": {"tensorboard"},
     "torchmetrics": {"torchmetrics"},
@@ -124,7 +128,7 @@ def test_the_wheel_holds_the_two_packages_and_nothing_else(wheel: Path):
         str(path.relative_to(root))
         for package, root in PACKAGES.items()
         for path in (root / package).rglob("*")
-        if path.suffix in (".py", ".pyi") or path.name == "py.typed"
+        if path.suffix in (".py", ".pyi", ".css", ".js", ".jinja") or path.name == "py.typed"
     }
     assert {"heptad/py.typed", "heptad_plugins/py.typed", "heptad/engine.py"} <= expected
     expected |= {f"{info(wheel)}/{name}" for name in ("METADATA", "RECORD", "WHEEL", "entry_points.txt")}
@@ -182,7 +186,7 @@ def test_the_oldest_versions_of_the_ranges_are_those_that_are_tested():
     ranges = [*PROJECT["dependencies"]]
     for extra in ("rich", "tensorboard", "torchmetrics", "monitor", "frames", "parquet", "complete", "demo"):
         ranges += extras[extra]
-    lowest = dict(requirement.split(",")[0].split(">=") for requirement in ranges)
+    lowest = dict(requirement.split(",")[0].split(">=") for requirement in ranges if "[" not in requirement)
     assert {name: trimmed(version) for name, version in pinned.items()} == {
         name: trimmed(version) for name, version in lowest.items()
     }
