@@ -245,11 +245,11 @@ class TransitionLog(Sequence[Transition]):
         """Return how often each state was entered; one that never was counts 0."""
         return summary.counts(self.source, self.source.view())
 
-    def durations(self) -> summary.Durations:
+    def durations(self) -> dict[str, summary.Duration]:
         """Return for each state how long the run stayed in it, for every stay that has ended."""
         return summary.stays(self.source, self.source.view())
 
-    def call_durations(self) -> summary.Durations:
+    def call_durations(self) -> dict[str, summary.Duration]:
         """Return for each handler how long its calls took, the one with the most time first.
 
         Empty where calls were not traced: see `RunConfig.trace_handlers`.

@@ -149,9 +149,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     journal = options.folder / "first" / "log.journal"
     page = write_page(options.folder) if engine.current.rank == 0 else None
     print(
-        f"\nAll {len(engine.current.log):,} transitions are in its journal. Ask it how the run went, why the first\n"
-        "step made no update, and where the two runs part:\n\n"
+        f"\nAll {len(engine.current.log):,} transitions are in its journal. Ask it how the run went, where the time\n"
+        "went, why the first step made no update, and where the two runs part:\n\n"
         f"    heptad {journal}\n"
+        f"    heptad stats {journal}\n"
         f"    heptad explain {journal} --source after_step --step 1\n"
         f"    heptad diff {journal} {options.folder / 'killed' / 'log.journal'}"
     )
