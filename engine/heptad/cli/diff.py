@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from heptad.cli.compare import print_comparison
 from heptad.cli.output import print_error, print_json, print_line
 from heptad.errors import LogError
-from heptad.history.comparison import compare
+from heptad.history.comparison import compare_runs
 from heptad.history.diff import Diff
 from heptad.history.export.rows import finite
 from heptad.history.query import TransitionLog
@@ -63,7 +63,7 @@ def run(arguments: argparse.Namespace) -> int:
         )
     here, there = map(TransitionLog.load, files)
     found = here.diff(there, arguments.ignore, strict=arguments.strict)
-    side_by_side = compare([here, there], ("here", "there"))
+    side_by_side = compare_runs([here, there], ("here", "there"))
     if arguments.json:
         print_json(finite(found.to_plain() | {"summary": side_by_side.to_plain()}))
         return 1 if found else 0
@@ -81,7 +81,7 @@ def _print_summary(arguments: argparse.Namespace, logs: Sequence[TransitionLog])
     """
     if arguments.ignore or arguments.strict:
         raise LogError("diff --summary takes neither --ignore nor --strict, which are about where runs part")
-    found = compare(logs)
+    found = compare_runs(logs)
     if arguments.json:
         print_json(finite(found.to_plain()))
     else:

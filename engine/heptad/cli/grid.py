@@ -122,7 +122,7 @@ class Grid:
             while len(beside) > 1 and not self._fits(beside, cells, limit):
                 dropped.insert(0, self._columns[beside.pop()].title)
             if dropped:
-                _say(f"no room for {', '.join(dropped)}: use a wider terminal, --columns, or --json", limit)
+                _print_dropped(f"no room for {', '.join(dropped)}: use a wider terminal, --columns, or --json", limit)
         self._beside = beside
         self._widths = self._divided(cells)
 
@@ -229,7 +229,7 @@ def _fitting(parts: Sequence[str], separator: str, room: int, counts: bool) -> s
     return f"{parts[0]}{more}" if parts else ""
 
 
-def _say(text: str, width: int) -> None:
+def _print_dropped(text: str, width: int) -> None:
     for line in wrapped(text, width):
         print_line(line)
 
