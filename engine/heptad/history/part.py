@@ -1,4 +1,4 @@
-"""`LogPart`: consecutive transitions of a log as a log of their own, so that what writes a log can write a range of it."""
+"""`LogPart`: consecutive transitions of a log as a log of their own, so that each export can write a range."""
 
 from __future__ import annotations
 
