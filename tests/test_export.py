@@ -14,7 +14,7 @@ import pytest
 from builders import batches, small_engine
 from heptad import Transition, TransitionLog
 from heptad.cli.main import main
-from heptad.history.part import Part
+from heptad.history.part import LogPart
 from heptad_plugins import Journal
 
 FORMATS = ("jsonl", "csv", "parquet", "trace")
@@ -137,7 +137,7 @@ def test_what_cannot_be_written_is_said(
 def test_a_part_of_a_log_answers_as_the_log_does(journal: Path):
     """Transitions, notes, values and calls of the turns that it holds; the cut is within a chunk on both sides."""
     log = TransitionLog.load(journal)
-    part = TransitionLog(Part(log.source, 700, 1500))
+    part = TransitionLog(LogPart(log.source, 700, 1500))
     assert list(part) == log[700:1500]
     assert part.notes() == [note for note in log.notes() if 700 <= note.seq < 1500]
     assert [v.seq for v in part.values()] == [v.seq for v in log.values() if 700 <= v.seq < 1500]

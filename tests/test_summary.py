@@ -1,4 +1,4 @@
-"""How a run went and how runs compare: `TransitionLog.verdict`, `compare`, `heptad RUN.journal`, `heptad diff`."""
+"""How a run went and how runs compare: `TransitionLog.verdict`, `compare_runs`, `heptad RUN.journal`, `heptad diff`."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import pytest
 from builders import batches, small_engine
 from heptad import Run, TransitionLog
 from heptad.cli.main import main
-from heptad.history.comparison import compare, short_names
+from heptad.history.comparison import compare_runs, short_names
 from heptad.history.figures import better_of
 from heptad.history.journal.sessions import Again
 from heptad.history.wording import long_time, rate
@@ -247,7 +247,7 @@ def test_a_summary_compares_any_number_of_runs(tmp_path: Path, capsys: pytest.Ca
 
         engine_in(tmp_path / f"run{number}", act, epochs=1 + number).run()
         paths.append(tmp_path / f"run{number}" / "run.journal")
-    found = compare([TransitionLog.load(path) for path in paths])
+    found = compare_runs([TransitionLog.load(path) for path in paths])
     assert found.names == ("run0", "run1", "run2")
     values = {value.name: value for value in found.values}
     assert values["valid/loss"].ahead == (1,)

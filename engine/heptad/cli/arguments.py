@@ -23,11 +23,11 @@ def takes_journals(parser: argparse.ArgumentParser, *names: str, data: bool = Tr
 def takes_columns(parser: argparse.ArgumentParser) -> None:
     """Add the option that chooses the columns of a table."""
     parser.add_argument(
-        "--columns", metavar="A,B,…", type=_names, help="the columns of the table that are wanted, by their headings"
+        "--columns", metavar="A,B,…", type=_headings, help="the columns of the table that are wanted, by their headings"
     )
 
 
-def _names(text: str) -> list[str]:
+def _headings(text: str) -> list[str]:
     """Return names that are separated by commas.
 
     Raises:

@@ -42,7 +42,7 @@ def _print_values(names: Sequence[str], values: Sequence[ComparedValue]) -> None
             best, mark = figure.best, AHEAD if place in value.ahead else " " * len(AHEAD)
             last = [title, names[place], short_value(figure.last.value), str(figure.last.epoch)]
             rows.append([*last, *((f"{short_value(best.value)}{mark}", str(best.epoch)) if best else ("", ""))])
-    print_grid(columns, rows)
+    print_grid(columns, rows, ways="or --json")
     if any(value.ahead for value in values):
         print_line("* the best of all runs")
 
@@ -60,7 +60,7 @@ def _print_runs(found: Comparison) -> None:
         most = next((line.parts[0] for line in run.lines if line.title == "time"), "")
         times = [long_time(run.driven_ns), rate(run.updates_per_second, "updates")]
         rows.append([name, run.outcome, *at, *times, resumed, most])
-    print_grid(columns, rows)
+    print_grid(columns, rows, ways="or --json")
 
 
 def _print_facts(names: Sequence[str], facts: Sequence[ComparedFact]) -> None:
@@ -73,4 +73,4 @@ def _print_facts(names: Sequence[str], facts: Sequence[ComparedFact]) -> None:
             by_words.setdefault(fact_in_words(value), []).append(name)
         for place, (words, runs) in enumerate(by_words.items()):
             rows.append([fact.name if place == 0 else "", ", ".join(runs), words])
-    print_grid(columns, rows)
+    print_grid(columns, rows, ways="or --json")

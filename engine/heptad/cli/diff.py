@@ -7,9 +7,10 @@ import sys
 from collections.abc import Sequence
 
 from heptad.cli.compare import print_comparison
+from heptad.cli.grid import print_text
 from heptad.cli.output import print_error, print_json, print_line
 from heptad.errors import LogError
-from heptad.history.comparison import compare
+from heptad.history.comparison import compare_runs
 from heptad.history.diff import Diff
 from heptad.history.export.rows import finite
 from heptad.history.query import TransitionLog
@@ -63,12 +64,12 @@ def run(arguments: argparse.Namespace) -> int:
         )
     here, there = map(TransitionLog.load, files)
     found = here.diff(there, arguments.ignore, strict=arguments.strict)
-    side_by_side = compare([here, there], ("here", "there"))
+    side_by_side = compare_runs([here, there], ("here", "there"))
     if arguments.json:
         print_json(finite(found.to_plain() | {"summary": side_by_side.to_plain()}))
         return 1 if found else 0
-    print_line(found if found.same else "\n".join(found.path_in_words()))
-    print_line(f"\nhere is {files[0]}, there is {files[1]}\n")
+    print_text(found if found.same else "\n".join(found.path_in_words()))
+    print_text(f"\nhere is {files[0]}, there is {files[1]}\n")
     print_comparison(side_by_side)
     return 1 if found else 0
 
@@ -81,7 +82,7 @@ def _print_summary(arguments: argparse.Namespace, logs: Sequence[TransitionLog])
     """
     if arguments.ignore or arguments.strict:
         raise LogError("diff --summary takes neither --ignore nor --strict, which are about where runs part")
-    found = compare(logs)
+    found = compare_runs(logs)
     if arguments.json:
         print_json(finite(found.to_plain()))
     else:
@@ -114,7 +115,7 @@ def _diff_ranks(arguments: argparse.Namespace) -> int:
         return 0
     for rank, parted in found.items():
         print_line(f"rank {rank} parts from rank 0: here is rank 0, there is rank {rank}")
-        print_line(parted)
+        print_text(parted)
     return 1
 
 

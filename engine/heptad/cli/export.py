@@ -13,7 +13,7 @@ from heptad.cli.output import is_stdout, print_json, print_line
 from heptad.errors import LogError
 from heptad.history.export import csv_rows, jsonl, parquet, timeline, value_rows
 from heptad.history.journal.family import files_of_ranks
-from heptad.history.part import Part, range_of
+from heptad.history.part import LogPart, range_of
 from heptad.history.source import Source
 
 STDOUT = "-"
@@ -75,7 +75,7 @@ def run(arguments: argparse.Namespace) -> int:
         first, end = range_of(log.source, asked)
         if first == end:
             raise LogError("no transition matches; `heptad show` lists the transitions")
-        logs = {rank: Part(source, first, end) for rank, source in logs.items()}
+        logs = {rank: LogPart(source, first, end) for rank, source in logs.items()}
     if arguments.output == STDOUT or is_stdout(path):
         sys.stdout.flush()
         write(logs, sys.stdout.buffer)  # nothing else is printed: it would become a part of the export

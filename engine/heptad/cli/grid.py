@@ -77,14 +77,20 @@ class Grid:
         columns: All columns, the most important first.
         chosen: The titles of those that are wanted, in order; `None` for all.
         width: How wide it may be; by default that of the terminal, and without one no column is dropped.
+        ways: Options of the command that show what has no room, in words.
 
     Raises:
         LogError: If a column that is wanted does not exist.
     """
 
     def __init__(
-        self, columns: Sequence[Column], chosen: Sequence[str] | None = None, width: int | None = None
+        self,
+        columns: Sequence[Column],
+        chosen: Sequence[str] | None = None,
+        width: int | None = None,
+        ways: str = "--columns, or --json",
     ) -> None:
+        self._ways = ways
         titles = [column.title for column in columns]
         for name in chosen or ():
             if name not in titles:
@@ -122,7 +128,7 @@ class Grid:
             while len(beside) > 1 and not self._fits(beside, cells, limit):
                 dropped.insert(0, self._columns[beside.pop()].title)
             if dropped:
-                _say(f"no room for {', '.join(dropped)}: use a wider terminal, --columns, or --json", limit)
+                _print_dropped(f"no room for {', '.join(dropped)}: use a wider terminal, {self._ways}", limit)
         self._beside = beside
         self._widths = self._divided(cells)
 
@@ -190,9 +196,14 @@ class Grid:
         print_line(GAP.join(padded).rstrip().replace(_HARD, " "))
 
 
-def print_grid(columns: Sequence[Column], rows: Sequence[Sequence[str]], chosen: Sequence[str] | None = None) -> None:
-    """Print a table of one page."""
-    Grid(columns, chosen).print(rows)
+def print_grid(
+    columns: Sequence[Column],
+    rows: Sequence[Sequence[str]],
+    chosen: Sequence[str] | None = None,
+    ways: str = "--columns, or --json",
+) -> None:
+    """Print a table of one page; the arguments are those of `Grid`."""
+    Grid(columns, chosen, ways=ways).print(rows)
 
 
 def print_fields(rows: Mapping[str, Sequence[str]], optional: Collection[str] = ()) -> None:
@@ -218,6 +229,20 @@ def print_fields(rows: Mapping[str, Sequence[str]], optional: Collection[str] = 
             print_line(f"{'' if number else title:{indent}}{line.replace(_HARD, ' ')}".rstrip())
 
 
+def print_text(text: object) -> None:
+    """Print lines; at a terminal one that is too long is broken between two words, and what follows is indented."""
+    width = terminal_width()
+    for line in str(text).split("\n"):
+        if width is None:
+            print_line(line)
+            continue
+        indent = line[: len(line) - len(line.lstrip(" "))]
+        first, *more = wrapped(_as_cell(line, width), width)
+        rest = wrapped(" ".join(more), width - len(indent) - len(_INDENT)) if more else []
+        for part in (first, *(f"{indent}{_INDENT}{one}" for one in rest)):
+            print_line(part.replace(_HARD, " "))
+
+
 def _fitting(parts: Sequence[str], separator: str, room: int, counts: bool) -> str:
     """Return as many parts as have room; the first one at least."""
     for number in range(len(parts), 1, -1):
@@ -229,7 +254,7 @@ def _fitting(parts: Sequence[str], separator: str, room: int, counts: bool) -> s
     return f"{parts[0]}{more}" if parts else ""
 
 
-def _say(text: str, width: int) -> None:
+def _print_dropped(text: str, width: int) -> None:
     for line in wrapped(text, width):
         print_line(line)
 

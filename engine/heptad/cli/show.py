@@ -19,7 +19,7 @@ from heptad.cli.arguments import (
     takes_rank,
 )
 from heptad.cli.follow import follow, has_ended
-from heptad.cli.grid import Grid
+from heptad.cli.grid import Grid, print_text
 from heptad.cli.listing import END, Listing, NoteListing, TransitionListing, ValueListing
 from heptad.cli.output import print_json, print_line
 from heptad.history.query import TransitionLog
@@ -56,7 +56,7 @@ def run(arguments: argparse.Namespace) -> int:
     if not show.begun and (arguments.all or arguments.tail) and (any_given(asked) or kind is not TransitionListing):
         print_line("nothing matches")
     if kind is TransitionListing:
-        print_line(_ending(log))
+        print_text(_ending(log))
     return 0
 
 

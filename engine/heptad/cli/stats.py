@@ -111,7 +111,7 @@ def _print_slowest(slowest: Mapping[str, SlowestRank]) -> None:
         ]
         for name, one in sorted(slowest.items(), key=lambda row: -sum(row[1].waited_ns.values()))
     ]
-    print_grid(columns, rows)
+    print_grid(columns, rows, ways="or --json")
     print_line(
         "own time: without standing in an exchange until the last rank comes to it; waited: how much more of it the "
         "slowest had"

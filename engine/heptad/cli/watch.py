@@ -96,13 +96,13 @@ class _Plain:
             self._said = said
             values = "  ".join(f"{name} {short_value(some[-1])}" for name, some in _shown(now))
             event = f"  {now.event}" if now.event else ""
-            print_line("  ".join(filter(None, (_place(now), values))) + event)
+            print_line("  ".join(filter(None, (_where(now), values))) + event)
             sys.stdout.flush()
 
 
 def lines_of(now: Now, width: int) -> list[str]:
     """Return where a run is, as lines: a bar, the newest values with how they moved, the last event."""
-    lines = [_place(now), _bar(now, width)]
+    lines = [_where(now), _bar(now, width)]
     shown = _shown(now)
     longest = max((len(visible(name)) for name, _ in shown), default=0)
     for name, values in shown:
@@ -118,7 +118,7 @@ def _shown(now: Now) -> list[tuple[str, Any]]:
     return list(now.recent.items())[:MOST_VALUES]
 
 
-def _place(now: Now) -> str:
+def _where(now: Now) -> str:
     if now.last is None:
         return "no transition yet"
     at = now.last

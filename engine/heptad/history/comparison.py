@@ -1,6 +1,6 @@
 """Comparing runs: last and best values, times and speeds side by side, and the facts that differ. Any number of runs.
 
-`compare` answers as data, which a terminal shows as tables and a report as its section "Compare".
+`compare_runs` answers as data, which a terminal shows as tables and a report as its section "Compare".
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import PurePath
 from typing import Any
 
-from heptad.history.facts import differing, facts_of
+from heptad.history.facts import differing, run_facts
 from heptad.history.figures import Better, Figure
 from heptad.history.judge import judge
 from heptad.history.query import TransitionLog
@@ -83,7 +83,7 @@ class Comparison:
         }
 
 
-def compare(
+def compare_runs(
     logs: Sequence[TransitionLog], names: Sequence[str] | None = None, judged: Sequence[Verdict] | None = None
 ) -> Comparison:
     """Compare runs.
@@ -94,7 +94,7 @@ def compare(
         judged: How each run went, if somebody has worked it out already.
     """
     runs = judged or [judge(log.source, log.all_ranks) for log in logs]
-    facts = [_with_versions(facts_of(log.source), run) for log, run in zip(logs, runs, strict=True)]
+    facts = [_with_versions(run_facts(log.source), run) for log, run in zip(logs, runs, strict=True)]
     figures = [figure for run in runs for figure in run.figures.values()]
     return Comparison(
         tuple(names or short_names([run.name for run in runs])),

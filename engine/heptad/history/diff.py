@@ -21,7 +21,7 @@ import numpy as np
 from heptad.history.decode import Decoder, blocks, ints
 from heptad.history.explain import Explanation, explain
 from heptad.history.export.rows import transition_row
-from heptad.history.facts import HOW_KEPT, OF_A_RANK, differing, fact_in_words, facts_of
+from heptad.history.facts import HOW_KEPT, OF_A_RANK, differing, fact_in_words, run_facts
 from heptad.history.html import table
 from heptad.history.source import Source
 from heptad.history.transition import Transition
@@ -204,7 +204,7 @@ def _found(
     apart: Sequence[str],
 ) -> Diff:
     """Return the differences, and the transitions around where the logs part; leave out the facts that are `apart`."""
-    facts = tuple(Fact(name, *values) for name, values in differing([facts_of(each, apart) for each in sources]))
+    facts = tuple(Fact(name, *values) for name, values in differing([run_facts(each, apart) for each in sources]))
     if seq is None:
         return Diff(facts, None, (), (), (), (), first, end)
     before = range(max(first, seq - BEFORE), min(seq, end))

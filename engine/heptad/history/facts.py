@@ -15,7 +15,7 @@ OF_A_RANK = ("device", "num_workers")
 """Further facts that differ between ranks that take one path."""
 
 
-def facts_of(source: Source, apart: Sequence[str] = HOW_KEPT) -> dict[str, Any]:
+def run_facts(source: Source, apart: Sequence[str] = HOW_KEPT) -> dict[str, Any]:
     """Return the facts of a run by name, such as `"optimizers[0].groups[0].lr"`, `"handlers on exit of after_step"`.
 
     First what it was asked for and is made of, then its handlers by moment, then the arcs of its table by state.

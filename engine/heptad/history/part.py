@@ -1,4 +1,4 @@
-"""`Part`: consecutive transitions of a log as a log of their own, so that what writes a log can write a range of it."""
+"""`LogPart`: consecutive transitions of a log as a log of their own, so that each export can write a range."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ class CutChunk:
         return self._whole.times()[: self._length]
 
 
-class Part:
+class LogPart:
     """The transitions from `first` to before `end` of a log, with their events, values and calls; read as it is now.
 
     What belongs to the turn under way is in the part that reaches to the end of the log.

@@ -10,7 +10,7 @@ from typing import Any, cast
 
 import numpy as np
 
-from heptad.history.comparison import compare
+from heptad.history.comparison import compare_runs
 from heptad.history.explain import handlers_of
 from heptad.history.facts import fact_in_words
 from heptad.history.figures import Figure
@@ -315,7 +315,7 @@ def _is_nested(value: Any) -> bool:
 def compared(runs: Sequence[Gathered]) -> dict[str, Any]:
     """Return what differs between runs: facts, last and best values, where each parts from the first."""
     logs = [run.log for run in runs]
-    found = compare(logs, [run.label for run in runs], [run.verdict for run in runs])
+    found = compare_runs(logs, [run.label for run in runs], [run.verdict for run in runs])
     rows: list[list[Any]] = []
     for value in found.values[:ROWS]:
         row: list[Any] = [harmless(value.name, 200)]
