@@ -25,7 +25,7 @@ from heptad.record.events import Pause, Resume
 from heptad.report import sections
 from heptad.report.gathered import MARKS, Gathered, gathered
 from heptad.report.look import COLOURS, MARKERS, pick, places_of_states
-from heptad.report.turns import WHOLE, packed, remarkable, rules, stretch_of_turns
+from heptad.report.turns import WHOLE, deflated, remarkable, rules, stretch_of_turns
 from heptad.report.words import harmless
 
 MISSING = "a report needs Bokeh and Jinja2; install them with: pip install 'heptad[report]'"
@@ -178,9 +178,9 @@ def _data(run: Gathered, most: int) -> dict[str, Any]:
         "epochs": len(walked.ends),
         "envelope": {
             "count": len(walked.most),
-            "least": packed((np.where(finite, walked.least, 0) / 1e3).astype(np.float32)),
-            "most": packed((np.where(finite, walked.most, 0) / 1e3).astype(np.float32)),
-            "longest": packed((walked.longest - walked.first).clip(0).astype(np.uint32)),
+            "least": deflated((np.where(finite, walked.least, 0) / 1e3).astype(np.float32)),
+            "most": deflated((np.where(finite, walked.most, 0) / 1e3).astype(np.float32)),
+            "longest": deflated((walked.longest - walked.first).clip(0).astype(np.uint32)),
         },
         "graph": sections.guards_of(run),
     }

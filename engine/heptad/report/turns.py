@@ -29,7 +29,7 @@ AROUND = 250
 """Turns before and after a remarkable one that the page of a long run holds."""
 
 
-def packed(array: np.ndarray[Any, Any]) -> str:
+def deflated(array: np.ndarray[Any, Any]) -> str:
     """Return an array deflated, as base64, little-endian."""
     return b64encode(zlib.compress(array.astype(array.dtype.newbyteorder("<")).tobytes(), 6)).decode("ascii")
 
@@ -53,8 +53,8 @@ def stretch_of_turns(source: Source, view: View, first: int, end: int) -> dict[s
     return {
         "first": first,
         "count": count,
-        "arcs": packed(np.concatenate(arcs)[:count].astype(np.uint16)),
-        "spent": packed((np.concatenate(spent)[:count] / 1e3).astype(np.float32)),
+        "arcs": deflated(np.concatenate(arcs)[:count].astype(np.uint16)),
+        "spent": deflated((np.concatenate(spent)[:count] / 1e3).astype(np.float32)),
         "counters": list(counters),
         "began": times / 1e6,
         "skipped": skipped,
