@@ -227,7 +227,7 @@ def test_the_demo_trains_dies_resumes_and_explains_itself(installed: Installed):
     commands = [line.split() for line in lines if line.startswith("    heptad ")]
     assert [command[1] for command in commands] == ["stats", "explain", "diff"]
     stats, explanation = (installed.run(*command) for command in commands[:2])
-    assert re.search(r"^ optimizer_update +46 ", stats, re.MULTILINE)
+    assert re.search(r"^optimizer_update +46 ", stats, re.MULTILINE)
     assert "to optimizer_update if update_due: no (steps in the window 1, accumulation 4" in explanation
     first, killed = (TransitionLog.load(installed.elsewhere / path) for path in commands[2][2:])
     assert first.counts()["optimizer_update"] == killed.counts()["optimizer_update"] == 46

@@ -271,8 +271,8 @@ def test_only_what_a_process_did_is_left_out_of_diff():
 @pytest.mark.parametrize(
     ("files", "options", "message"),
     [
-        (1, (), "diff takes two journals, got 1"),
-        (3, (), "diff takes two journals, got 3"),
+        (1, (), "any number and --summary; got 1"),
+        (3, (), "any number and --summary; got 3"),
         (2, ("--summary", "--strict"), "diff --summary takes neither --ignore nor --strict"),
         (2, ("--ranks",), "diff --ranks takes one journal"),
     ],
