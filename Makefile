@@ -53,6 +53,7 @@ benchmarks: .venv/ready
 	$(BIN)/python benchmarks/background.py
 	$(BIN)/python benchmarks/log.py
 	$(BIN)/python benchmarks/report.py
+	$(BIN)/python benchmarks/serving.py
 	$(BIN)/python benchmarks/ranks.py
 
 # Kills a run at each of its moments and resumes it: about half an hour. `make test` takes a sample of them.

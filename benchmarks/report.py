@@ -8,10 +8,7 @@ The journal takes about 800 MB in the folder for temporary files, or in `--folde
 
     python benchmarks/report.py
     python benchmarks/report.py --transitions 1000000
-    python benchmarks/report.py --serving   # and what `heptad serve` costs the run that it shows
 
-The last trains an MLP with a journal in rounds, with a server that is asked all the time and without, interleaved, on
-the same machine: the median ratio of updates a second, bound 1.02.
 """
 
 from __future__ import annotations
@@ -19,19 +16,14 @@ from __future__ import annotations
 import argparse
 import json
 import resource
-import signal
-import statistics
 import subprocess
 import sys
 import tempfile
 import time
 from array import array
-from contextlib import suppress
 from pathlib import Path
-from urllib.request import urlopen
 
 import numpy as np
-import torch
 
 from heptad.history.journal.writer import FileWriter
 from heptad.history.query import TransitionLog
@@ -41,8 +33,6 @@ from heptad.record.values import Columns
 from heptad.report.figures import scripts
 from heptad.report.page import write_report
 from heptad.table import training_table
-from heptad_plugins import Journal
-from overhead import build_mlp_engine
 
 STEP = (
     ("before_step", "process_batch"),
@@ -105,51 +95,6 @@ def report_on(journal: str, page: str) -> None:
     print(json.dumps({"count": len(log), "took": took, "busy": busy, "peak": peak}))
 
 
-def updates_per_second(folder: Path, seconds: float) -> float:
-    """Train an MLP with a journal for that long."""
-    loader = [(torch.randn(32, 32), torch.randint(0, 10, (32,))) for _ in range(100)]
-    engine = build_mlp_engine(loader, 1, 1_000_000, [Journal(folder / "run.journal", overwrite=True)])
-    engine.advance()
-    before, began = engine.current.update, time.perf_counter()
-    engine.on_exit("optimizer_update", every=50)(
-        lambda run: run.stop("enough") if time.perf_counter() - began > seconds else None
-    )
-    engine.run()
-    return (engine.current.update - before) / (time.perf_counter() - began)
-
-
-def serving(folder: Path, rounds: int = 5, seconds: float = 10.0) -> None:
-    """Print how much slower a run is that is shown by `heptad serve`."""
-    ratios: list[float] = []
-    for number in range(rounds):
-        home = folder / str(number)
-        home.mkdir()
-        alone = updates_per_second(home, seconds)
-        reader = subprocess.Popen([sys.executable, __file__, "--ask", str(home / "run.journal")])
-        try:
-            shown = updates_per_second(home, seconds)
-        finally:
-            reader.terminate()
-            reader.wait()
-        ratios.append(alone / shown)
-        print(f"  round {number + 1}: {alone:,.0f} updates/s alone, {shown:,.0f} shown, ratio {ratios[-1]:.3f}")
-    print(f"heptad serve: median ratio {statistics.median(ratios):.3f} (bound 1.02)")
-
-
-def ask_all_the_time(journal: str) -> None:
-    """Serve a journal that is about to be written, and ask for the page every two seconds, as a browser does."""
-    time.sleep(2)
-    served = [sys.executable, "-m", "heptad", "serve", journal]
-    with subprocess.Popen(served, stdout=subprocess.PIPE, text=True) as server:
-        signal.signal(signal.SIGTERM, lambda *_: server.terminate())
-        assert server.stdout is not None
-        address = server.stdout.readline().strip()
-        while server.poll() is None:
-            with suppress(OSError), urlopen(f"{address}page?since=0") as answer:
-                answer.read()
-            time.sleep(2)
-
-
 def own_bytes(page: Path) -> int:
     """Return the size of a page beside Bokeh's own resources."""
     return page.stat().st_size - sum(len(script.encode()) for script in scripts())
@@ -161,20 +106,11 @@ def main() -> None:
     parser.add_argument("--transitions", type=int, default=10_000_000, help="of the journal (default 10 million)")
     parser.add_argument("--folder", type=Path, help="folder of the files (default: that for temporary files)")
     parser.add_argument("--report", metavar="FILE", nargs=2, help="only write the report of a journal (internal)")
-    parser.add_argument("--serving", action="store_true", help="measure what `heptad serve` costs a run")
-    parser.add_argument("--ask", metavar="FILE", help="only serve a journal and ask for it (internal)")
     asked = parser.parse_args()
-    if asked.ask:
-        ask_all_the_time(asked.ask)
-        return
     if asked.report:
         report_on(*asked.report)
         return
     with tempfile.TemporaryDirectory(dir=asked.folder) as folder:
-        if asked.serving:
-            torch.set_num_threads(1)
-            serving(Path(folder))
-            return
         journal, page = Path(folder) / "long.journal", Path(folder) / "report.html"
         write_long(journal, asked.transitions, spike=asked.transitions // 7)
         command = [sys.executable, __file__, "--report", str(journal), str(page)]
