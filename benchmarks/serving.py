@@ -53,6 +53,9 @@ def serving(folder: Path, rounds: int = 5, seconds: float = 10.0) -> None:
             reader.terminate()
             reader.wait()
         ratios.append(alone / shown)
+        pages = home / "run.journal.pages"
+        asked = pages.read_text(encoding="utf-8") if pages.exists() else "0"
+        print(f"  {asked} pages were asked for while it was shown")
         print(f"  round {number + 1}: {alone:,.0f} updates/s alone, {shown:,.0f} shown, ratio {ratios[-1]:.3f}")
     print(f"heptad serve: median ratio {statistics.median(ratios):.3f} (bound 1.02)")
 
@@ -65,9 +68,11 @@ def ask_all_the_time(journal: str) -> None:
         signal.signal(signal.SIGTERM, lambda *_: server.terminate())
         assert server.stdout is not None
         address = server.stdout.readline().strip()
-        while server.poll() is None:
+        pages = 0
+        while address and server.poll() is None:
             with suppress(OSError), urlopen(f"{address}page?since=0") as answer:
-                answer.read()
+                pages += len(answer.read()) > 0
+                Path(f"{journal}.pages").write_text(str(pages), encoding="utf-8")
             time.sleep(2)
 
 
@@ -75,7 +80,7 @@ def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=5, help="rounds (default 5)")
-    parser.add_argument("--seconds", type=float, default=10.0, help="of each run (default 10)")
+    parser.add_argument("--seconds", type=float, default=20.0, help="of each run (default 20)")
     parser.add_argument("--ask", metavar="FILE", help="only serve a journal and ask for it (internal)")
     asked = parser.parse_args()
     if asked.ask:

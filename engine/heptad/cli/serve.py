@@ -28,13 +28,13 @@ def run(arguments: argparse.Namespace) -> int:
     """
     if arguments.port > _MOST_PORT:
         raise LogError(f"--port takes a number up to {_MOST_PORT:,}, got {arguments.port:,}")
+    step_back()  # before all that takes time
     page = LivePage([TransitionLog.load(path) for path in arguments.runs])
     page.page()  # so that what is missing is said now
     try:
         server = ReportServer(page, arguments.port)
     except OSError as error:
         raise LogError(f"port {arguments.port} cannot be listened on: {error.strerror}; leave out --port") from error
-    step_back()
     print_line(f"{server.address}\nshows the run as it goes on, to browsers on this machine; Ctrl-C ends it")
     sys.stdout.flush()
     try:

@@ -4,8 +4,8 @@ It owns who may ask and how often the page is made anew; the page is `page`'s. O
 
 - It listens on 127.0.0.1. The address holds a random token; another path is not found, another Host header is refused,
   so that no page of the web can reach it under a name of its own (DNS rebinding).
-- The run is never disturbed: a journal is read without a lock, the process has the lowest priority that the system
-  knows, and the page is made anew at most so often that it takes a tenth of one core.
+- The run is not disturbed: a journal is read without a lock, the process gets what others leave of the processors, and
+  the page is made anew at most so often that it takes a tenth of one.
 """
 
 from __future__ import annotations
@@ -207,7 +207,7 @@ class _Handler(BaseHTTPRequestHandler):
 
 
 def step_back() -> None:
-    """Give this process the lowest priority there is: a run beside it goes first."""
+    """Give this process the lowest priority: it gets what the run and all others leave of the processors."""
     with suppress(OSError, AttributeError):
         os.nice(19)
     with suppress(OSError, AttributeError):  # Linux alone
