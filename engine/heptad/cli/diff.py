@@ -59,8 +59,8 @@ def run(arguments: argparse.Namespace) -> int:
         return _print_summary(arguments, [TransitionLog.load(file) for file in files])
     if len(files) != 2:
         raise LogError(
-            "diff takes two journals, or one and --ranks for that of a run of several ranks, or any number and --summary; "
-            f"got {len(files)}"
+            "diff takes two journals, or one and --ranks for that of a run of several ranks, or any number and "
+            f"--summary; got {len(files)}"
         )
     here, there = map(TransitionLog.load, files)
     found = here.diff(there, arguments.ignore, strict=arguments.strict)
