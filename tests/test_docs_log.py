@@ -39,7 +39,7 @@ def run_the_page(capsys: pytest.CaptureFixture[str]) -> None:
             printed.append(capsys.readouterr().out)
             commands.add(command)
     assert all(printed)
-    assert commands == {"explain", "show", "stats", "diff", "export", "diagram", "watch", "runs/first.db"}
+    assert commands == {"explain", "show", "stats", "diff", "export", "diagram", "watch", "report", "runs/first.db"}
     assert printed[0].startswith("ended    finished: epochs=2 complete; ")
     assert "update_due: no (steps in the window 1, accumulation 4" in printed[2]
     assert "the update was skipped, the weights and `update` did not change: only to show" in printed[3]
