@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: demo examples test lint types pytest test-gpu oldest newest benchmarks kill-matrix kill-matrix-ranks chains chains-ranks fuzz reference clean
+.PHONY: demo examples test lint types pytest test-gpu oldest newest benchmarks kill-matrix kill-matrix-ranks chains chains-ranks fuzz reference pictures clean
 
 demo: .venv/ready
 	$(BIN)/python examples/digits.py
@@ -53,6 +53,8 @@ benchmarks: .venv/ready
 	$(BIN)/python benchmarks/checkpoint_memory.py
 	$(BIN)/python benchmarks/background.py
 	$(BIN)/python benchmarks/log.py
+	$(BIN)/python benchmarks/report.py
+	$(BIN)/python benchmarks/serving.py
 	$(BIN)/python benchmarks/ranks.py
 
 # Kills a run at each of its moments and resumes it: about half an hour. `make test` takes a sample of them.
@@ -75,6 +77,10 @@ chains-ranks: .venv/ready
 INPUTS := 100000
 fuzz: .venv/ready
 	PYTHONPATH=tests $(BIN)/python -m fuzz --inputs $(INPUTS)
+
+# Draws the pictures of the README and the docs, of the demo's run; needs the chromium of the system.
+pictures: .venv/ready
+	$(BIN)/python tools/pictures.py
 
 # Writes docs/reference.md from the docstrings; a test holds the two equal.
 reference: .venv/ready

@@ -35,10 +35,11 @@ def run_the_page(capsys: pytest.CaptureFixture[str]) -> None:
             dollar, name, command, *rest = shlex.split(line)
             assert (dollar, name) == ("$", "heptad")
             capsys.readouterr()
-            assert main([command, *rest]) == (command == "diff"), line
+            assert main([command, *rest]) == (command == "diff" and "--summary" not in rest), line
             printed.append(capsys.readouterr().out)
             commands.add(command)
     assert all(printed)
-    assert commands == {"explain", "show", "stats", "diff", "export", "diagram"}
-    assert "update_due: no (steps in the window 1, accumulation 4" in printed[0]
-    assert "the update was skipped, the weights and `update` did not change: only to show" in printed[1]
+    assert commands == {"explain", "show", "stats", "diff", "export", "diagram", "watch", "report", "runs/first.db"}
+    assert printed[0].startswith("ended    finished: epochs=2 complete; ")
+    assert "update_due: no (steps in the window 1, accumulation 4" in printed[2]
+    assert "the update was skipped, the weights and `update` did not change: only to show" in printed[3]

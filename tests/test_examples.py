@@ -94,7 +94,7 @@ class TestDigits:
         (command,) = re.findall(r"^    heptad (stats .*)$", out, re.MULTILINE)
         monkeypatch.chdir(folder)
         assert heptad_command(command.split()) == 0
-        assert re.search(r"^ optimizer_update +138 ", capsys.readouterr().out, re.MULTILINE)
+        assert re.search(r"^ *optimizer_update +138 ", capsys.readouterr().out, re.MULTILINE)
 
 
 def test_language_model_learns_from_text_and_writes_some(tmp_path):

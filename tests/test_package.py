@@ -27,16 +27,33 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["
 
 REQUIRED = {"numpy", "pydantic", "safetensors", "torch", "transitions"}
 EXTRAS = {
-    "all": {"fsspec", "nvidia-ml-py", "pandas", "psutil", "rich", "tensorboard", "torchmetrics"},
-    "demo": {"rich", "scikit-learn"},
-    "dev": {
-        *("accelerate", "datasets", "fsspec", "hypothesis", "nvidia-ml-py", "pandas", "psutil", "pyright", "pytest"),
-        *("rich", "ruff", "scikit-learn", "tensorboard", "torchdata", "torchmetrics", "transformers"),
+    "all": {
+        *("argcomplete", "bokeh", "fsspec", "jinja2", "nvidia-ml-py", "pandas", "psutil", "pyarrow", "rich"),
+        *("tensorboard", "torchmetrics"),
     },
-    "examples": {"accelerate", "datasets", "pandas", "rich", "scikit-learn", "transformers"},
+    "complete": {"argcomplete"},
+    "demo": {"bokeh", "jinja2", "rich", "scikit-learn"},
+    "dev": {
+        *(
+            "accelerate",
+            "argcomplete",
+            "datasets",
+            "fsspec",
+            "hypothesis",
+            "nvidia-ml-py",
+            "pandas",
+            "psutil",
+            "pyarrow",
+        ),
+        *("bokeh", "jinja2", "playwright", "pyright", "pytest", "rich"),
+        *("ruff", "scikit-learn", "tensorboard", "torchdata", "torchmetrics", "transformers"),
+    },
+    "examples": {"accelerate", "bokeh", "datasets", "jinja2", "pandas", "rich", "scikit-learn", "transformers"},
     "frames": {"pandas"},
     "mirror": {"fsspec"},
     "monitor": {"nvidia-ml-py", "psutil"},
+    "parquet": {"pyarrow"},
+    "report": {"bokeh", "jinja2"},
     "rich": {"rich"},
     "tensorboard": {"tensorboard"},
     "torchmetrics": {"torchmetrics"},
@@ -122,7 +139,7 @@ def test_the_wheel_holds_the_two_packages_and_nothing_else(wheel: Path):
         str(path.relative_to(root))
         for package, root in PACKAGES.items()
         for path in (root / package).rglob("*")
-        if path.suffix in (".py", ".pyi") or path.name == "py.typed"
+        if path.suffix in (".py", ".pyi", ".css", ".js", ".jinja") or path.name == "py.typed"
     }
     assert {"heptad/py.typed", "heptad_plugins/py.typed", "heptad/engine.py"} <= expected
     expected |= {f"{info(wheel)}/{name}" for name in ("METADATA", "RECORD", "WHEEL", "entry_points.txt")}
@@ -178,9 +195,9 @@ def test_the_oldest_versions_of_the_ranges_are_those_that_are_tested():
     )
     extras = PROJECT["optional-dependencies"]
     ranges = [*PROJECT["dependencies"]]
-    for extra in ("rich", "tensorboard", "torchmetrics", "monitor", "frames", "mirror", "demo"):
+    for extra in ("rich", "tensorboard", "torchmetrics", "monitor", "frames", "mirror", "parquet", "complete", "demo"):
         ranges += extras[extra]
-    lowest = dict(requirement.split(",")[0].split(">=") for requirement in ranges)
+    lowest = dict(requirement.split(",")[0].split(">=") for requirement in ranges if "[" not in requirement)
     assert {name: trimmed(version) for name, version in pinned.items()} == {
         name: trimmed(version) for name, version in lowest.items()
     }
@@ -221,7 +238,7 @@ def test_the_demo_trains_dies_resumes_and_explains_itself(installed: Installed):
     commands = [line.split() for line in lines if line.startswith("    heptad ")]
     assert [command[1] for command in commands] == ["stats", "explain", "diff"]
     stats, explanation = (installed.run(*command) for command in commands[:2])
-    assert re.search(r"^ optimizer_update +46 ", stats, re.MULTILINE)
+    assert re.search(r"^optimizer_update +46 ", stats, re.MULTILINE)
     assert "to optimizer_update if update_due: no (steps in the window 1, accumulation 4" in explanation
     first, killed = (TransitionLog.load(installed.elsewhere / path) for path in commands[2][2:])
     assert first.counts()["optimizer_update"] == killed.counts()["optimizer_update"] == 46

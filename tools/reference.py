@@ -19,7 +19,8 @@ import heptad_plugins
 from heptad import table, testing
 from heptad.checkpoints import store
 from heptad.engine_view import EngineView
-from heptad.history import diff, explain, summary, waiting
+from heptad.history import diff, explain, figures, summary, verdict, waiting
+from heptad.history.journal import sessions
 from heptad.plugin import listing
 from heptad.record import chunk, events, values
 from heptad.run import snapshot, view
@@ -72,6 +73,7 @@ BESIDE = (
     "JournalFile",
     "JournalRecorder",
     "replacing",
+    "write_report",
     "Unfinished",
 )
 """The names of `heptad.plugin.__all__` that stand nowhere else on the page."""
@@ -81,6 +83,7 @@ GIVEN = (
     summary.Duration, waiting.SlowestRank,
     explain.Explanation, explain.Tried, explain.Called,
     diff.Diff, diff.Fact, diff.Parting,
+    verdict.Verdict, verdict.Line, verdict.Unusual, figures.Figure, figures.Point, sessions.Session, sessions.Again,
     plan.PlannedTurn, plan.PlannedCall, listing.SubscriptionTable, listing.Subscribed,
     snapshot.Snapshot, store.Entry, table.Table, testing.PluginReport,
 )  # fmt: skip

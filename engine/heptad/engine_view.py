@@ -12,6 +12,7 @@ import torch
 from heptad.blocks.in_use import Blocks
 from heptad.config import Components, ComputeLoss, RunConfig
 from heptad.history.drawing import mermaid
+from heptad.history.html import table
 from heptad.machine import Machine
 from heptad.plugin.detour_state import DetourState
 from heptad.plugin.listing import SubscriptionTable, tabulate
@@ -24,7 +25,7 @@ from heptad.smoke.rehearsal import rehearse
 from heptad.step.evaluator import Evaluator
 from heptad.step.even_evaluator import build_evaluator
 from heptad.step.metrics import MetricsInput
-from heptad.step.plan import PlannedTurn, Planner
+from heptad.step.plan import Plan, PlannedTurn, Planner
 from heptad.table import guard_of
 
 
@@ -143,8 +144,22 @@ class EngineView:
         called = [
             row for row in self._subscriptions if row.plugin is None or not self._manager.idle_because(row.plugin)
         ]
-        return Planner(self.current, self._visits, guards, called).turns()
+        return Plan(lambda: Planner(self.current, self._visits, guards, called).turns())
 
     def diagram(self) -> str:
-        """Return the table, detours included, as a Mermaid state diagram."""
+        """Return the table, detours included, as a Mermaid state diagram; a notebook that knows Mermaid draws it."""
         return mermaid(self.current.table)
+
+    def _repr_html_(self) -> str:
+        run = self.current
+        usual = type(self._config).model_fields
+        settings = ((name, value) for name, value in self._config if value != usual[name].default)
+        rows = [
+            ("run", repr(run)[1:-1]),
+            ("network", type(run.network).__name__),
+            ("device", run.device),
+            ("plugins", ", ".join(plugin.name for plugin in self._manager.plugins) or "none"),
+            ("states", ", ".join(run.table.scopes())),
+            *settings,
+        ]
+        return table("engine", (), rows)

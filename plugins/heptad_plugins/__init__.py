@@ -20,6 +20,7 @@ _HOMES = {
     "NonFiniteGuard": "non_finite_guard",
     "Profiler": "profiler",
     "Progress": "progress",
+    "Report": "report",
     "SAM": "sam",
     "TensorBoardLogger": "tensorboard_logger",
     "Throughput": "throughput",

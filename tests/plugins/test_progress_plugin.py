@@ -45,14 +45,14 @@ def test_the_rate_of_the_bar_is_counted_from_the_first_step_on(monkeypatch):
     shown = re.findall(r"epoch (\d)/3 step (\d)/3 \S+ loss \d\.\d{4} *([^\r\n]*?) *[\r\n]", text)
     assert list(dict.fromkeys(shown)) == [
         ("1", "1", ""),
-        ("1", "2", "10 steps/s  0.8 s left"),
-        ("1", "3", "10 steps/s  0.7 s left"),
-        ("2", "1", "10 steps/s  0.6 s left"),
-        ("2", "2", "10 steps/s  0.5 s left"),
-        ("2", "3", "10 steps/s  0.4 s left"),
+        ("1", "2", "10 steps/s  0.7 s left"),
+        ("1", "3", "10 steps/s  0.6 s left"),
+        ("2", "1", "10 steps/s  0.5 s left"),
+        ("2", "2", "10 steps/s  0.4 s left"),
+        ("2", "3", "10 steps/s  0.3 s left"),
         ("3", "1", ""),
-        ("3", "2", "10 steps/s  0.2 s left"),
-        ("3", "3", "10 steps/s  0.1 s left"),
+        ("3", "2", "10 steps/s  0.1 s left"),
+        ("3", "3", "10 steps/s  0.0 s left"),
     ]
 
 

@@ -12,11 +12,31 @@ from heptad.history.select import Conditions
 COUNTERS = ("epoch", "step", "update")
 
 
-def takes_journals(parser: argparse.ArgumentParser, *names: str) -> None:
-    """Add an argument for each journal, and `--json`."""
+def takes_journals(parser: argparse.ArgumentParser, *names: str, data: bool = True) -> None:
+    """Add an argument for each journal, and `--json` for a command that prints data."""
     for name in names:
         parser.add_argument(name, metavar=name.upper(), help="a journal, as the Journal plugin writes it")
-    parser.add_argument("--json", action="store_true", help="print JSON in place of text and tables")
+    if data:
+        parser.add_argument("--json", action="store_true", help="print JSON in place of text and tables")
+
+
+def takes_columns(parser: argparse.ArgumentParser) -> None:
+    """Add the option that chooses the columns of a table."""
+    parser.add_argument(
+        "--columns", metavar="A,B,…", type=_headings, help="the columns of the table that are wanted, by their headings"
+    )
+
+
+def _headings(text: str) -> list[str]:
+    """Return names that are separated by commas.
+
+    Raises:
+        argparse.ArgumentTypeError: If there is none.
+    """
+    names = [name for part in text.split(",") if (name := part.strip())]
+    if not names:
+        raise argparse.ArgumentTypeError("expected headings with commas between them, such as seq,from,to")
+    return names
 
 
 def takes_rank(parser: argparse.ArgumentParser, words: str) -> None:
@@ -38,6 +58,11 @@ def takes_conditions(parser: argparse.ArgumentParser) -> None:
     """Add the options that select transitions."""
     parser.add_argument("--source", metavar="STATE", help="the state that was left")
     parser.add_argument("--dest", metavar="STATE", help="the state that was entered")
+    takes_ranges(parser)
+
+
+def takes_ranges(parser: argparse.ArgumentParser) -> None:
+    """Add the options that select transitions by counters."""
     for name in COUNTERS:
         parser.add_argument(
             f"--{name}", metavar="N", type=number_or_range, help=f"complete {name}s: a number, or a:b (b excluded)"
@@ -47,9 +72,8 @@ def takes_conditions(parser: argparse.ArgumentParser) -> None:
 def conditions(arguments: argparse.Namespace) -> Conditions:
     """Return the conditions that the options set."""
     counters = {name: getattr(arguments, name) for name in COUNTERS}
-    return Conditions(
-        arguments.source, arguments.dest, {name: value for name, value in counters.items() if value is not None}
-    )
+    given = {name: value for name, value in counters.items() if value is not None}
+    return Conditions(getattr(arguments, "source", None), getattr(arguments, "dest", None), given)
 
 
 def any_given(asked: Conditions) -> bool:

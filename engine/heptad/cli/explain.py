@@ -6,7 +6,8 @@ import argparse
 from dataclasses import asdict
 
 from heptad.cli.arguments import any_given, conditions, count, load_log, takes_conditions, takes_journals, takes_rank
-from heptad.cli.output import print_json, print_line
+from heptad.cli.grid import print_text
+from heptad.cli.output import print_json
 from heptad.errors import LogError
 from heptad.history.explain import Explanation
 from heptad.history.export.rows import finite, note_row, transition_row, value_row
@@ -30,7 +31,7 @@ def run(arguments: argparse.Namespace) -> int:
         if arguments.json:
             print_json(finite(_explanation_row(explanation)))
         else:
-            print_line(explanation)
+            print_text(explanation)
     return 0
 
 

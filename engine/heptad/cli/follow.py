@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import os
-import platform
 import time
 from collections.abc import Callable
 
 from heptad.cli.output import print_error
+from heptad.history.journal.presence import absence
 from heptad.history.journal.reader import FileSource
 from heptad.history.query import TransitionLog
 
@@ -34,7 +33,8 @@ def follow(log: TransitionLog, show: Callable[[], None]) -> None:
             seen, since, warned = view, time.monotonic(), False
         elif not warned and time.monotonic() - since >= QUIET_SECONDS:
             warned = True
-            if absent := _absent(log):
+            assert isinstance(log.source, FileSource)
+            if absent := absence(log.source.writer):
                 print_error(
                     f"nothing has been written for {QUIET_SECONDS:g} s, and {absent}; a resumed run continues in this "
                     "file, Ctrl-C ends the waiting"
@@ -46,25 +46,3 @@ def has_ended(log: TransitionLog) -> bool:
     last = log.tail(1)
     ends = {state.shown for state in log.source.table.states if state.kind in ("end", "failed")}
     return bool(last) and last[0].dest in ends
-
-
-def _absent(log: TransitionLog) -> str:
-    """Return why nothing may follow; empty if the writing process lives.
-
-    This is a guess: a process on another host or in a container cannot be seen, and the process id of one that died may
-    have been reused.
-    """
-    assert isinstance(log.source, FileSource)
-    writer = log.source.writer
-    if writer is None:
-        return "no process has the file open for writing"
-    pid, host = writer
-    if host != platform.node():
-        return f"the process that writes it ({pid} on {host}) cannot be seen from here"
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return f"the process that wrote it ({pid} on {host}) is gone"
-    except PermissionError:  # it lives and belongs to someone else
-        return ""
-    return ""

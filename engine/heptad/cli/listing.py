@@ -13,12 +13,13 @@ from datetime import datetime
 from typing import Any, Generic, TypeVar
 
 from heptad.cli.arguments import COUNTERS, any_given
-from heptad.cli.output import Column, readable_time
+from heptad.cli.grid import Column
 from heptad.history.decode import Decoder, by_seq
 from heptad.history.export.rows import note_row, rank_column, transition_row, value_row
 from heptad.history.query import TransitionLog
 from heptad.history.select import Conditions, selected
 from heptad.history.transition import Transition
+from heptad.history.wording import readable_time
 from heptad.record.chunk import Chunk, View
 from heptad.record.events import Event
 from heptad.record.values import Recorded
@@ -28,9 +29,6 @@ Noted = tuple[Transition, Sequence[Event]]
 
 END = sys.maxsize
 """Beyond every transition: includes the rows of the turn that is under way."""
-
-SEQ = Column("seq", 6, right=True)
-COUNTER_COLUMNS = tuple(Column(name, 6, right=True) for name in COUNTERS)
 
 
 class Listing(ABC, Generic[Row]):
@@ -49,6 +47,13 @@ class Listing(ABC, Generic[Row]):
         self.log, self.source, self.asked = log, log.source, asked
         self.ranks = log.ranks
         self.rank_columns = (Column("rank", 4, right=True),) if len(self.ranks) > 1 else ()
+
+    def numbers(self) -> tuple[Column, ...]:
+        """Return the columns of a row's number and counters, as wide as those of the last transition are."""
+        last = self.log.tail(1)
+        at = last[0] if last else None
+        widths = {"seq": at.seq, "epoch": at.epoch, "step": at.step, "update": at.update} if at else {"seq": 0}
+        return tuple(Column(name, len(str(widths.get(name, 0))), right=True) for name in ("seq", *COUNTERS))
 
     @property
     @abstractmethod
@@ -98,13 +103,11 @@ class TransitionListing(Listing[Noted]):
 
     @property
     def columns(self) -> Sequence[Column]:
-        """Counters stand beside the two states; guards and notes wrap."""
-        longest = max(len(state.shown) for state in self.source.table.states)
-        states = (Column("from", longest), Column("to", longest))
-        spares = {"epoch": 5, "batch": 7, "step": 1, "update": 4}
-        counters = tuple(Column(name, 6, right=True, spare=spare) for name, spare in spares.items())
-        words = (Column("guards", 18, wraps=True), Column("notes", 12, wraps=True, spare=2))
-        return (SEQ, Column("time", 12, spare=6), *states, *counters, Column("took", 10, right=True, spare=3), *words)
+        """The states, counters and time; guards and notes stand below where there is no room for them."""
+        seq, epoch, step, update = self.numbers()
+        batch, took, time = Column("batch", right=True), Column("took", 8, right=True), Column("time", 12)
+        words = (Column("guards", wraps=True, below=True), Column("notes", wraps=True, below=True))
+        return (seq, Column("from"), Column("to"), step, update, took, epoch, batch, time, *words)
 
     def between(self, first: int, end: int, only: int | None = None) -> Iterator[Sequence[Noted]]:
         """Yield transitions, of the log's own rank."""
@@ -129,10 +132,11 @@ class TransitionListing(Listing[Noted]):
     def cells(self, row: Noted) -> Sequence[str]:
         """Return the transition in words."""
         turn, notes = row
-        counters = map(str, (turn.epoch, turn.batch_index, turn.step, turn.update))
-        ends = (str(turn.seq), time_of_day(turn.time_ns), turn.source, turn.dest)
+        states = (str(turn.seq), turn.source, turn.dest)
+        counted = (str(turn.step), str(turn.update), readable_time(turn.duration_ns))
         words = "; ".join(f"{self._whose(note)}{note.kind}: {note.text}" for note in notes)
-        return (*ends, *counters, readable_time(turn.duration_ns), turn.answers(), words)
+        place = (str(turn.epoch), str(turn.batch_index), time_of_day(turn.time_ns))
+        return (*states, *counted, *place, turn.answers(), words)
 
     def _whose(self, note: Event) -> str:
         return "" if note.rank == self.log.rank else f"rank {note.rank} "
@@ -149,7 +153,13 @@ class NoteListing(Listing[Event]):
     @property
     def columns(self) -> Sequence[Column]:
         """The text wraps."""
-        return (SEQ, *self.rank_columns, Column("time", 12), Column("kind", 12), Column("text", wraps=True))
+        return (
+            self.numbers()[0],
+            *self.rank_columns,
+            Column("kind"),
+            Column("time"),
+            Column("text", wraps=True, below=True),
+        )
 
     def between(self, first: int, end: int, only: int | None = None) -> Iterator[Sequence[Event]]:
         """Yield notes."""
@@ -167,7 +177,7 @@ class NoteListing(Listing[Event]):
 
     def cells(self, row: Event) -> Sequence[str]:
         """Return the note in words."""
-        return (str(row.seq), *self.rank_cells(row), time_of_day(row.time_ns), row.kind, row.text)
+        return (str(row.seq), *self.rank_cells(row), row.kind, time_of_day(row.time_ns), row.text)
 
     def plain(self, row: Event) -> Mapping[str, Any]:
         """Return the fields of the note."""
@@ -179,9 +189,9 @@ class ValueListing(Listing[Recorded]):
 
     @property
     def columns(self) -> Sequence[Column]:
-        """Counters stand before the name."""
-        names = (Column("name", 16, wraps=True), Column("value", 12, right=True))
-        return (SEQ, *self.rank_columns, *COUNTER_COLUMNS, *names)
+        """Name and value stand before the counters."""
+        seq, *counters = self.numbers()
+        return (seq, *self.rank_columns, Column("name", wraps=True), Column("value", right=True), *counters)
 
     def between(self, first: int, end: int, only: int | None = None) -> Iterator[Sequence[Recorded]]:
         """Yield values."""
@@ -200,7 +210,7 @@ class ValueListing(Listing[Recorded]):
     def cells(self, row: Recorded) -> Sequence[str]:
         """Return the value in words."""
         counters = map(str, (row.epoch, row.step, row.update))
-        return (str(row.seq), *self.rank_cells(row), *counters, row.name, f"{row.value:.6g}")
+        return (str(row.seq), *self.rank_cells(row), row.name, f"{row.value:.6g}", *counters)
 
     def plain(self, row: Recorded) -> Mapping[str, Any]:
         """Return the fields of the value."""

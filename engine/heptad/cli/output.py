@@ -1,7 +1,4 @@
-"""What commands print: lines, JSON, tables.
-
-Tables are drawn by rich, an extra that is imported with the first table; all else works without it.
-"""
+"""What commands print: lines and JSON. Tables are in `grid`."""
 
 from __future__ import annotations
 
@@ -10,24 +7,16 @@ import io
 import json
 import os
 import re
-import shutil
 import sys
-from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from collections.abc import Generator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from textwrap import fill
 from typing import Any
 
-from heptad.errors import LogError
-
-_GAP = 3
-"""Characters that a column takes beside its own."""
-
-NOT_A_TERMINAL = 220
-"""The width of tables that are not printed to a terminal: wide enough that a row stays in one line for `grep`."""
-
-_NEAR = {"─": "-", "━": "-", "µ": "u", "×": "x", "…": "...", "’": "'"}
+_NEAR = {
+    **{"─": "-", "━": "-", "µ": "u", "×": "x", "…": "...", "’": "'", "·": "."},
+    **dict(zip("▁▂▃▄▅▆▇█", "_..--==#", strict=True)),  # a sparkline
+}
 """Replacements for the characters of our own that the terminal's encoding may lack."""
 
 _AS_NEAR = "heptad.as_near"
@@ -87,94 +76,17 @@ def visible(text: str) -> str:
     return text if text.isprintable() else _CONTROL.sub(lambda sign: f"\\x{ord(sign[0]):02x}", text)
 
 
+def encodable(text: str) -> str:
+    """Return a text as standard output will show it, with what its encoding lacks replaced: to be measured."""
+    encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
+    try:
+        text.encode(encoding)
+    except UnicodeEncodeError:
+        codecs.register_error(_AS_NEAR, _as_near)
+        return text.encode(encoding, _AS_NEAR).decode(encoding)
+    return text
+
+
 def print_json(row: Mapping[str, Any]) -> None:
     """Print a line of JSON."""
     print_line(json.dumps(row, allow_nan=False))
-
-
-@dataclass(frozen=True, slots=True)
-class Column:
-    """A column of a table.
-
-    Attributes:
-        title: Its heading.
-        width: The least width, in characters.
-        right: Whether it is aligned to the right, as numbers are.
-        wraps: Whether a long cell wraps.
-        spare: Where the terminal is too narrow for all, the column with the highest number is left out first; one with
-            0 never is.
-    """
-
-    title: str
-    width: int = 0
-    right: bool = False
-    wraps: bool = False
-    spare: int = 0
-
-
-def fitting(columns: Sequence[Column], width: int) -> list[int]:
-    """Return the numbers of the columns that have room side by side, going by their least widths."""
-    kept = list(range(len(columns)))
-    while sum(max(columns[number].width, len(columns[number].title)) + _GAP for number in kept) > width:
-        spare = max(kept, key=lambda number: columns[number].spare)
-        if not columns[spare].spare:
-            break
-        kept.remove(spare)
-    return kept
-
-
-def _widths(
-    columns: Sequence[Column], cells: Sequence[Sequence[str]], width: int, length: Callable[[str], int]
-) -> list[int]:
-    """Return the width of each column: what its cells need; of one that wraps, as much of that as there is room for."""
-    least = [max(column.width, len(column.title)) for column in columns]
-    wanted = [max([room, *(length(row[number]) for row in cells)]) for number, room in enumerate(least)]
-    widths = [room if column.wraps else most for column, room, most in zip(columns, least, wanted, strict=True)]
-    left = width - sum(widths) - _GAP * len(widths)
-    for number, most in enumerate(wanted):
-        more = max(0, min(left, most - widths[number]))
-        widths[number] += more
-        left -= more
-    return widths
-
-
-def print_table(columns: Sequence[Column], rows: Iterable[Sequence[str]], header: bool = True) -> None:
-    """Print a table. Columns that have no room are left out, and a line above says which.
-
-    Raises:
-        LogError: If rich is not installed.
-    """
-    try:
-        from rich.box import SIMPLE_HEAD  # noqa: PLC0415 - an extra is imported where it is used
-        from rich.cells import cell_len  # noqa: PLC0415 - as above
-        from rich.console import Console  # noqa: PLC0415 - as above
-        from rich.table import Table  # noqa: PLC0415 - as above
-    except ImportError:
-        raise LogError("tables need rich; install it with: pip install 'heptad[rich]', or use --json") from None
-    terminal = sys.stdout.isatty()
-    width = shutil.get_terminal_size().columns if terminal else NOT_A_TERMINAL
-    kept = fitting(columns, width)
-    left_out = [column.title for number, column in enumerate(columns) if number not in kept]
-    if left_out and header:
-        print_line(fill(f"no room for {', '.join(left_out)}: use a wider terminal, or --json", width))
-    shown = [columns[number] for number in kept]
-    cells = [[visible(row[number]) for number in kept] for row in rows]
-    drawn = Table(box=SIMPLE_HEAD, show_header=header, show_edge=False)
-    for column, room in zip(shown, _widths(shown, cells, width, cell_len), strict=True):
-        justify = "right" if column.right else "left"
-        drawn.add_column(column.title, width=room, justify=justify, no_wrap=not column.wraps, overflow="fold")
-    for row in cells:
-        drawn.add_row(*row)
-    text = io.StringIO()  # rich would exit the program by itself when stdout is a closed pipe
-    Console(  # without a height a "dumb" terminal counts as 80 wide
-        file=text, width=width, height=25, force_terminal=terminal, markup=False, emoji=False, highlight=False
-    ).print(drawn)
-    sys.stdout.writelines(f"{row.rstrip()}\n" for row in text.getvalue().splitlines())
-
-
-def readable_time(nanoseconds: float) -> str:
-    """Return a duration in seconds, milliseconds or microseconds, whichever reads best."""
-    for unit, size in (("s", 1e9), ("ms", 1e6)):
-        if nanoseconds >= size:
-            return f"{nanoseconds / size:,.3f} {unit}"
-    return f"{nanoseconds / 1e3:,.1f} µs"

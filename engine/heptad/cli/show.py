@@ -8,10 +8,20 @@ from collections.abc import Sequence
 from datetime import datetime
 from typing import Any
 
-from heptad.cli.arguments import any_given, conditions, count, load_log, takes_conditions, takes_journals, takes_rank
+from heptad.cli.arguments import (
+    any_given,
+    conditions,
+    count,
+    load_log,
+    takes_columns,
+    takes_conditions,
+    takes_journals,
+    takes_rank,
+)
 from heptad.cli.follow import follow, has_ended
+from heptad.cli.grid import Grid, print_text
 from heptad.cli.listing import END, Listing, NoteListing, TransitionListing, ValueListing
-from heptad.cli.output import print_json, print_line, print_table
+from heptad.cli.output import print_json, print_line
 from heptad.history.query import TransitionLog
 from heptad.record.events import Pause
 
@@ -29,6 +39,7 @@ def add_to(parser: argparse.ArgumentParser) -> None:
     what = parser.add_mutually_exclusive_group()
     what.add_argument("--notes", action="store_true", help="the notes of the transitions that match")
     what.add_argument("--values", action="store_true", help="the values recorded in their turns")
+    takes_columns(parser)
     parser.add_argument("--follow", action="store_true", help="continue with what is written, until the run has ended")
 
 
@@ -36,7 +47,7 @@ def run(arguments: argparse.Namespace) -> int:
     """Run the command."""
     log, asked = load_log(arguments), conditions(arguments)
     kind = NoteListing if arguments.notes else ValueListing if arguments.values else TransitionListing
-    show = _Show(kind(log, asked), arguments.json)
+    show = _Show(kind(log, asked), None if arguments.json else arguments.columns, arguments.json)
     show.first(None if arguments.all else arguments.tail, following=arguments.follow)
     if arguments.follow:
         follow(log, show.further)
@@ -45,21 +56,22 @@ def run(arguments: argparse.Namespace) -> int:
     if not show.begun and (arguments.all or arguments.tail) and (any_given(asked) or kind is not TransitionListing):
         print_line("nothing matches")
     if kind is TransitionListing:
-        print_line(_ending(log))
+        print_text(_ending(log))
     return 0
 
 
 class _Show:
-    """Prints the rows of a listing, each once.
+    """Prints the rows of a listing, each once."""
 
-    Attributes:
-        begun: Whether a row was printed as text.
-    """
-
-    def __init__(self, listing: Listing[Any], as_json: bool) -> None:
+    def __init__(self, listing: Listing[Any], columns: Sequence[str] | None, as_json: bool) -> None:
         self._listing, self._json = listing, as_json
+        self._grid = Grid(listing.columns, columns)
         self._next: dict[int, int] = {}  # by rank: one may write its file later than another
-        self.begun = False
+
+    @property
+    def begun(self) -> bool:
+        """Whether a row was printed as text."""
+        return self._grid.begun
 
     def first(self, tail: int | None, following: bool) -> None:
         """Print all rows or the last ones; those of the turn under way only if nothing follows."""
@@ -87,8 +99,7 @@ class _Show:
             for row in page:
                 print_json(self._listing.plain(row))
         elif page:
-            print_table(self._listing.columns, map(self._listing.cells, page), header=not self.begun)
-            self.begun = True
+            self._grid.print([self._listing.cells(row) for row in page])
 
 
 def _ending(log: TransitionLog) -> str:

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import argparse
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from typing import cast
 
-from heptad.cli.arguments import load_log, takes_journals, takes_rank
-from heptad.cli.output import Column, print_json, print_line, print_table, readable_time
+from heptad.cli.arguments import load_log, takes_columns, takes_journals, takes_rank
+from heptad.cli.grid import Column, print_grid
+from heptad.cli.output import print_json, print_line
 from heptad.history.query import TransitionLog
 from heptad.history.summary import Duration
 from heptad.history.waiting import SlowestRank
+from heptad.history.wording import readable_time, shown_share
 
 MOST_RANKS = 4
 """Ranks that are named in a cell."""
@@ -21,6 +24,7 @@ def add_to(parser: argparse.ArgumentParser) -> None:
     """Add the arguments."""
     takes_journals(parser, "file")
     takes_rank(parser, "rank 0's, and all ranks compared")
+    takes_columns(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -41,10 +45,12 @@ def run(arguments: argparse.Namespace) -> int:
         return 0
     total = sum(stay.total_ns for stay in stays.values())
     print_line(f"{len(log):,} transitions from #{log.source.view().first}, {readable_time(total)} in all\n")
-    _print_stays("state", "entered", stays, entries)
+    _print_stays("state", "entered", stays, entries, arguments.columns)
     if calls:
         print_line()
-        _print_stays("handler", "calls", calls, {name: stay.count for name, stay in calls.items()})
+        same, names = {"state": "handler", "entered": "calls"}, cast("list[str] | None", arguments.columns)
+        chosen = None if names is None else [same.get(name, name) for name in names]
+        _print_stays("handler", "calls", calls, {name: stay.count for name, stay in calls.items()}, chosen)
     if slowest:
         print_line()
         _print_slowest(slowest)
@@ -62,40 +68,38 @@ def _entries(log: TransitionLog, stays: Mapping[str, Duration]) -> Counter[str]:
     return entries
 
 
-def _print_stays(what: str, times: str, stays: Mapping[str, Duration], counts: Mapping[str, int]) -> None:
-    total = sum(stay.total_ns for stay in stays.values()) or 1
-    numbers = (
-        Column(times, 7, right=True),
-        Column("total", 10, right=True),
-        Column("share", 7, right=True),
-        Column("mean", 10, right=True, spare=4),
-        Column("median", 10, right=True),
-        Column("p99", 10, right=True, spare=3),
-        Column("slowest", 10, right=True, spare=1),
-    )
+def _print_stays(
+    what: str,
+    times: str,
+    stays: Mapping[str, Duration],
+    counts: Mapping[str, int],
+    chosen: Sequence[str] | None = None,
+) -> None:
+    total = sum(stay.total_ns for stay in stays.values())
+    titles = (times, "total", "share", "median", "p99", "slowest", "mean")
+    columns = (Column(what, wraps=True), *(Column(title, right=True) for title in titles), Column("slowest at"))
     rows = [
         [
             name,
             str(counts[name]),
             readable_time(stay.total_ns),
-            f"{100 * stay.total_ns / total:.1f} %",
-            *map(readable_time, (stay.mean_ns, stay.median_ns, stay.p99_ns, stay.max_ns)),
+            shown_share(stay.total_ns, total),
+            *map(readable_time, (stay.median_ns, stay.p99_ns, stay.max_ns, stay.mean_ns)),
             ", ".join(f"#{seq}" for seq, _ in stay.slowest[:3]),
         ]
         for name, stay in sorted(stays.items(), key=lambda row: -row[1].total_ns)
     ]
-    longest = min(24, max((len(row[0]) for row in rows), default=0))
-    print_table([Column(what, longest, wraps=True), *numbers, Column("at", 20, spare=2)], rows)
+    print_grid(columns, rows, chosen)
 
 
 def _print_slowest(slowest: Mapping[str, SlowestRank]) -> None:
     """Print the slowest rank in each state, and who waited; the state in which the others waited most first."""
     columns = (
-        Column("state", 8, wraps=True),
-        Column("slowest", 7, right=True),
-        Column("its own time", 12, right=True),
-        Column("the others waited for it", 16, wraps=True),
-        Column("and stood here", 14, spare=1, wraps=True),
+        Column("state"),
+        Column("slowest", right=True),
+        Column("its own time", right=True),
+        Column("the others waited for it", wraps=True, below=True),
+        Column("and stood here", wraps=True),
     )
     rows = [
         [
@@ -107,7 +111,7 @@ def _print_slowest(slowest: Mapping[str, SlowestRank]) -> None:
         ]
         for name, one in sorted(slowest.items(), key=lambda row: -sum(row[1].waited_ns.values()))
     ]
-    print_table(columns, rows)
+    print_grid(columns, rows, ways="or --json")
     print_line(
         "own time: without standing in an exchange until the last rank comes to it; waited: how much more of it the "
         "slowest had"

@@ -95,6 +95,15 @@ def seq_of(chunk: Chunk) -> int:
     return chunk.seq
 
 
+def start_of(view: View) -> int:
+    """Return when the first state of a log was entered, in nanoseconds since the Unix epoch; 0 for an empty one."""
+    if not view.chunks:
+        return 0
+    chunk = view.chunks[0]
+    place = view.first - chunk.seq
+    return chunk.offset + (int(chunk.times()[place - 1]) if place else chunk.clock)
+
+
 class Block:
     """Some consecutive chunks as arrays, what is no longer kept cut off: numpy is asked once for many of them.
 

@@ -2,25 +2,27 @@
 
 Both logs are read side by side, a block at a time. They are compared by the names of states and guards, so that runs
 with other plugins, or of another version, can be compared too. Times do not count as differences, nor do events whose
-place depends on the clock.
+place depends on the clock. That a run was paused, or killed and resumed, and what it measured of the clock and the
+machine, counts only where that is asked for.
 """
 
 from __future__ import annotations
 
-import json
 from bisect import bisect_left
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from fnmatch import fnmatchcase
 from itertools import zip_longest
 from operator import attrgetter
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 import numpy as np
 
 from heptad.history.decode import Decoder, blocks, ints
 from heptad.history.explain import Explanation, explain
 from heptad.history.export.rows import transition_row
+from heptad.history.facts import HOW_KEPT, OF_A_RANK, differing, fact_in_words, run_facts
+from heptad.history.html import table
 from heptad.history.source import Source
 from heptad.history.transition import Transition
 from heptad.record.chunk import Ints, View
@@ -30,11 +32,8 @@ from heptad.record.values import Recorded
 BEFORE, AFTER = 3, 3
 """Transitions that are shown around the place where two runs part."""
 
-HOW_KEPT = ("log_capacity", "trace_handlers", "rank")
-"""Facts about how a log is kept, and whose it is, which do not change what the run does."""
-
-OF_A_RANK = ("device", "num_workers")
-"""Further facts that differ between ranks that take one path."""
+MEASURED = ("*_per_second", "data_wait_share", "mfu", "device/*", "host/*")
+"""Patterns of recorded values that measure the clock or the machine: those of `Throughput` and `DeviceMonitor`."""
 
 _EVER = 1 << 62
 _COUNTED = ("epoch", "batch_index", "step", "update")
@@ -55,7 +54,7 @@ class Fact:
     there: Any
 
     def __str__(self) -> str:
-        return f"{self.name}: {_words(self.here)} here, {_words(self.there)} there"
+        return f"{self.name}: {fact_in_words(self.here)} here, {fact_in_words(self.there)} there"
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,14 +113,29 @@ class Diff:
         compared = f"transitions #{self.first} to #{self.end - 1}" if self.end > self.first else "no transition"
         if self.same:
             return f"the same but for times: {compared}, their notes and recorded values"
-        lines = [f"{len(self.facts)} facts differ:" if len(self.facts) > 1 else "1 fact differs:"] if self.facts else []
-        lines += [f"    {fact}" for fact in self.facts]
+        return "\n".join([*self.facts_in_words(), *self.path_in_words()])
+
+    def facts_in_words(self) -> list[str]:
+        """Return the lines that name the facts that differ; none where none does."""
+        if not self.facts:
+            return []
+        head = f"{len(self.facts)} facts differ:" if len(self.facts) > 1 else "1 fact differs:"
+        return [head, *(f"    {fact}" for fact in self.facts)]
+
+    def path_in_words(self) -> list[str]:
+        """Return the lines that say where the runs part, with the transitions around that place."""
+        compared = f"transitions #{self.first} to #{self.end - 1}" if self.end > self.first else "no transition"
         if self.seq is None:
-            return "\n".join([*lines, f"path, notes and recorded values are the same: {compared}"])
-        lines += [f"the runs part in turn #{self.seq}:", *(f"    {parting}" for parting in self.parted)]
+            return [f"path, notes and recorded values are the same: {compared}"]
+        lines = [f"the runs part in turn #{self.seq}:", *(f"    {parting}" for parting in self.parted)]
         for title, rows in (("before", self.before), ("here", self.here), ("there", self.there)):
             lines += [f"{title}:", *(f"    {row}" for row in rows or ("nothing",))]
-        return "\n".join(lines)
+        return lines
+
+    def _repr_html_(self) -> str:
+        facts = [("fact", fact.name, fact_in_words(fact.here), fact_in_words(fact.there)) for fact in self.facts]
+        parts = [(f"#{self.seq} {one.kind}", one.name, one.here, one.there) for one in self.parted]
+        return table(repr(self)[1:-1], ("what", "name", "here", "there"), [*facts, *parts])
 
     def __repr__(self) -> str:
         where = "the same" if self.seq is None else f"part at #{self.seq}"
@@ -142,15 +156,17 @@ class Diff:
         }
 
 
-def diff(one: Source, other: Source, ignore: Iterable[str] = ()) -> Diff:
+def diff(one: Source, other: Source, ignore: Iterable[str] = (), strict: bool = False) -> Diff:
     """Compare the transitions that two logs both hold.
 
     Args:
         one: "Here".
         other: "There".
-        ignore: Patterns, such as `"*_per_second"`: values of these names and events of these kinds are ignored.
+        ignore: Patterns, such as `"gradient_*"`: values of these names and events of these kinds are ignored.
+        strict: Compare also what two equal runs differ in: where they were paused and resumed, and values that measure
+            the clock or the machine (`MEASURED`).
     """
-    patterns = tuple(ignore)
+    patterns = (*ignore, *(() if strict else MEASURED))
 
     def heard(name: str) -> bool:
         return not any(fnmatchcase(name, pattern) for pattern in patterns)
@@ -158,7 +174,8 @@ def diff(one: Source, other: Source, ignore: Iterable[str] = ()) -> Diff:
     views = one.view(), other.view()
     first = max(view.first for view in views)
     end = max(first, min(view.end for view in views))
-    seq, parted = _first_parting((one, other), views, first, end, heard)
+    events = tuple(_events_of(source, first, heard, strict) for source in (one, other))
+    seq, parted = _first_parting((one, other), views, events, first, end, heard)
     return _found((one, other), views, seq, parted, first, end, HOW_KEPT)
 
 
@@ -187,8 +204,7 @@ def _found(
     apart: Sequence[str],
 ) -> Diff:
     """Return the differences, and the transitions around where the logs part; leave out the facts that are `apart`."""
-    one, other = sources
-    facts = (*_facts(one.facts, other.facts, apart), *_tables(one, other))
+    facts = tuple(Fact(name, *values) for name, values in differing([run_facts(each, apart) for each in sources]))
     if seq is None:
         return Diff(facts, None, (), (), (), (), first, end)
     before = range(max(first, seq - BEFORE), min(seq, end))
@@ -196,19 +212,20 @@ def _found(
     here, there = (
         tuple(Decoder(source).at(view, seqs)) for source, view, seqs in zip(sources, views, after, strict=True)
     )
-    return Diff(facts, seq, parted, tuple(Decoder(one).at(views[0], before)), here, there, first, end)
+    return Diff(facts, seq, parted, tuple(Decoder(sources[0]).at(views[0], before)), here, there, first, end)
 
 
 # -- the path
 
 
 def _first_parting(
-    sources: tuple[Source, Source], views: tuple[View, View], first: int, end: int, heard: Callable[[str], bool]
+    sources: tuple[Source, Source],
+    views: tuple[View, View],
+    events: tuple[list[Event], ...],
+    first: int,
+    end: int,
+    heard: Callable[[str], bool],
 ) -> tuple[int | None, tuple[Parting, ...]]:
-    events = tuple(
-        sorted((e for e in source.events(first) if heard(e.kind) and not e.timed), key=attrgetter("seq"))
-        for source in sources
-    )
     begin = first
     # Events and values are read for as far as the paths agree, and within the turn where they part: that turn's events
     # come before its transition, so they are named first. Each block costs one query of values in either log.
@@ -224,6 +241,12 @@ def _first_parting(
         return _remarks(sources, events, begin, _EVER, heard) or (None, ())  # those of the turn under way
     ends = [f"the log {'ends with' if view.end == end else 'continues to'} #{view.end - 1}" for view in views]
     return end, (Parting("end", "", *ends),)
+
+
+def _events_of(source: Source, first: int, heard: Callable[[str], bool], strict: bool) -> list[Event]:
+    """Return the events that are compared, by transition: not those whose place depends on the clock."""
+    events = (e for e in source.events(first) if heard(e.kind) and not e.timed and (strict or not e.of_session))
+    return sorted(events, key=attrgetter("seq"))
 
 
 def _side_by_side(
@@ -342,69 +365,3 @@ def _pairs(
 def _is_same(one: Any, other: Any) -> bool:
     """Return whether two values are the same: NaN is NaN. A journal keeps no sign of zero, so 0.0 is -0.0."""
     return one == other or (one != one and other != other)  # noqa: PLR0124 - only NaN differs from itself
-
-
-# -- facts
-
-
-def _facts(one: Mapping[str, Any], other: Mapping[str, Any], apart: Sequence[str]) -> Iterator[Fact]:
-    # a log that does not say how many ranks its run had is older than ranks: it had one
-    told = [{"world": 1, **{k: v for k, v in f.items() if k not in ("handlers", *apart)}} for f in (one, other)]
-    here, there = map(_flat, told)
-    yield from _unequal(here, there)
-    moments = [_by_moment(facts.get("handlers", ())) for facts in (one, other)]
-    yield from _unequal(*moments)
-
-
-def _tables(one: Source, other: Source) -> Iterator[Fact]:
-    arcs: list[dict[str, Any]] = []
-    for source in (one, other):
-        leaving = source.table.leaving.items()
-        arcs.append(
-            {
-                f"arcs from {state}": [f"{arc.dest} if {arc.guard}" if arc.guard else arc.dest for arc in rows]
-                for state, rows in leaving
-            }
-        )
-    yield from _unequal(*arcs)
-
-
-def _unequal(here: Mapping[str, Any], there: Mapping[str, Any]) -> Iterator[Fact]:
-    for name in dict.fromkeys((*here, *there)):
-        if json.dumps(here.get(name)) != json.dumps(there.get(name)):  # as plain data: a tuple is a list, NaN is NaN
-            yield Fact(name, here.get(name), there.get(name))
-
-
-def _by_moment(handlers: Sequence[Sequence[str]]) -> dict[str, list[str]]:
-    """Return who is called on each moment of each state, in order."""
-    moments: dict[str, list[str]] = {}
-    for state, moment, who, words, *_ in handlers:
-        name = f"handlers on {'exit of' if moment == 'exit' else 'entry to'} {state}"
-        moments.setdefault(name, []).append(f"{who} ({words})" if words else who)
-    return moments
-
-
-def _flat(facts: Mapping[str, Any]) -> dict[str, Any]:
-    """Return nested plain data as a flat mapping from paths to values."""
-    found: dict[str, Any] = {}
-    waiting: list[tuple[str, Any]] = [("", facts)]
-    while waiting:
-        name, value = waiting.pop()
-        if isinstance(value, Mapping):
-            inside = cast("Mapping[Any, Any]", value).items()
-            parts = [(f"{name}.{key}" if name else str(key), part) for key, part in inside]
-        elif isinstance(value, list | tuple):
-            parts = [(f"{name}[{place}]", part) for place, part in enumerate(cast("Sequence[Any]", value))]
-        else:
-            found[name] = value
-            continue
-        waiting += reversed(parts)
-    return found
-
-
-def _words(value: Any) -> str:
-    if value is None:
-        return "nothing"
-    if isinstance(value, list):
-        return ", ".join(map(str, cast("list[Any]", value))) or "nobody"
-    return str(value)

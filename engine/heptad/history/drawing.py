@@ -5,7 +5,17 @@ from __future__ import annotations
 from heptad.table import Table
 
 
-def mermaid(table: Table) -> str:
+class Diagram(str):
+    """The text of a Mermaid diagram, which a notebook that knows Mermaid draws."""
+
+    __slots__ = ()
+
+    def _repr_mimebundle_(self, include: object = None, exclude: object = None) -> dict[str, str]:
+        del include, exclude
+        return {"text/plain": str(self), "text/vnd.mermaid": str(self)}
+
+
+def mermaid(table: Table) -> Diagram:
     """Return the table as a Mermaid state diagram."""
     lines = ["stateDiagram-v2"]
     for state in table.states:
@@ -17,7 +27,7 @@ def mermaid(table: Table) -> str:
     for state in table.states:
         if state.kind == "end":
             lines.append(f"    {state.shown} --> [*]")
-    return "\n".join(dict.fromkeys(lines))
+    return Diagram("\n".join(dict.fromkeys(lines)))
 
 
 def markdown(table: Table) -> str:

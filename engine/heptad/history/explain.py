@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
 from heptad.history.decode import Decoder, holding
+from heptad.history.html import table
 from heptad.history.source import Source
 from heptad.history.summary import traced
 from heptad.history.transition import Transition
@@ -113,6 +114,13 @@ class Explanation:
         lines += [f"    recorded {value.name} = {value.value:.6g}" for value in self.values]
         lines += [f"    {f'rank {note.rank} ' if note.rank else ''}{note.kind}: {note.text}" for note in self.notes]
         return "\n".join(lines)
+
+    def _repr_html_(self) -> str:
+        rows = [("tried", part) for part in self.tried] + [("called", part) for part in self.calls]
+        skipped = [] if self.skipped is None else [("skipped", self.skipped)]
+        values = [("recorded", f"{value.name} = {value.value:.6g}") for value in self.values]
+        notes = [(note.kind, f"{f'rank {note.rank} ' if note.rank else ''}{note.text}") for note in self.notes]
+        return table(str(self.transition), (), [*skipped, *rows, *values, *notes])
 
 
 def explain(source: Source, view: View, seq: int) -> Explanation:

@@ -19,10 +19,12 @@ from heptad.history.decode import Decoder, blocks, ints
 from heptad.history.export import frames, jsonl, timeline
 from heptad.history.html import table
 from heptad.history.journal.reader import FileSource
+from heptad.history.judge import judge
 from heptad.history.ranks import Ranks
 from heptad.history.select import Conditions, selected
 from heptad.history.source import Source
 from heptad.history.transition import Transition
+from heptad.history.verdict import Verdict
 from heptad.record.chunk import Call, View
 from heptad.record.events import EVENTS, Event, RecordedArray
 from heptad.record.values import Recorded
@@ -232,6 +234,13 @@ class TransitionLog(Sequence[Transition]):
             names += [states[node].shown for node in ints(effects.dests[block.arcs])]
         return names
 
+    def verdict(self) -> Verdict:
+        """Return how the run went: how it ended and why, times, values, speed, what was unusual, what to look at next.
+
+        Its `lines` are the ten lines that `heptad summary` prints, and so is its text.
+        """
+        return judge(self.source, self.all_ranks)
+
     def counts(self) -> Counter[str]:
         """Return how often each state was entered; one that never was counts 0."""
         return summary.counts(self.source, self.source.view())
@@ -318,13 +327,16 @@ class TransitionLog(Sequence[Transition]):
             return found
         return replace(found, notes=tuple(note for note in self.all_ranks.events(number) if note.seq == number))
 
-    def diff(self, other: TransitionLog, ignore: Iterable[str] = ()) -> diff.Diff:
+    def diff(self, other: TransitionLog, ignore: Iterable[str] = (), *, strict: bool = False) -> diff.Diff:
         """Find where this run and another one part, and which facts of them differ.
 
         Args:
             other: The log of the other run; that of a live run and one from a file may be compared.
-            ignore: Patterns such as `"*_per_second"`: recorded values of these names and events of these kinds are
-                ignored, because they measure time.
+            ignore: Patterns such as `"gradient_*"`: recorded values of these names and events of these kinds are
+                ignored.
+            strict: Compare also what a run that was killed and resumed differs in from one that nothing disturbed: the
+                events that say that it was paused or resumed, and the recorded values that measure the clock or the
+                machine (those of `Throughput` and `DeviceMonitor`).
 
         Returns:
             What differs; it is false where nothing does but times.
@@ -337,7 +349,7 @@ class TransitionLog(Sequence[Transition]):
                 f"diff takes the other run's TransitionLog, got {kind(other)}; that of a run is run.log, that in a "
                 "file TransitionLog.load(path)"
             )
-        return diff.diff(self.source, other.source, ignore)
+        return diff.diff(self.source, other.source, ignore, strict)
 
     # -- other forms
 

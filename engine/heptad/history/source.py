@@ -7,7 +7,7 @@ from typing import Any, Protocol
 
 from heptad.record.chunk import Call, Effects, Failure, View
 from heptad.record.events import Event
-from heptad.record.values import Recorded
+from heptad.record.values import Columns, Recorded
 from heptad.table import Table
 
 
@@ -54,6 +54,10 @@ class Source(Protocol):
 
     def values(self, first: int = 0) -> list[Recorded]:
         """Return the recorded values from the one of that number on, oldest first."""
+        ...
+
+    def value_block(self, first: int, most: int) -> Columns:
+        """Return at most so many recorded values by column, from the one of that number on, oldest first."""
         ...
 
     def values_between(self, first: int, end: int) -> list[Recorded]:

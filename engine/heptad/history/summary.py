@@ -14,7 +14,9 @@ import numpy as np
 import numpy.typing as npt
 
 from heptad.history.decode import blocks, ints
+from heptad.history.html import table
 from heptad.history.source import Source
+from heptad.history.wording import readable_time
 from heptad.record.chunk import Ints, View
 
 SLOWEST = 5
@@ -41,6 +43,23 @@ class Duration:
 
     def __str__(self) -> str:
         return f"{self.count:,} × {self.median_ns / 1e3:,.1f} µs (median), {self.total_ns / 1e9:,.3f} s in all"
+
+
+class Durations(dict[str, Duration]):
+    """A duration for each state or handler; a notebook shows them as a table."""
+
+    def _repr_html_(self) -> str:
+        head = ("", "count", "total", "mean", "median", "p99", "slowest", "at")
+        rows = [
+            (
+                name,
+                f"{stay.count:,}",
+                *map(readable_time, (stay.total_ns, stay.mean_ns, stay.median_ns, stay.p99_ns, stay.max_ns)),
+                ", ".join(f"#{seq}" for seq, _ in stay.slowest[:3]),
+            )
+            for name, stay in sorted(self.items(), key=lambda row: -row[1].total_ns)
+        ]
+        return table("durations", head, rows)
 
 
 class Stays:
@@ -87,7 +106,7 @@ def counts(source: Source, view: View) -> Counter[str]:
     return entered
 
 
-def stays(source: Source, view: View) -> dict[str, Duration]:
+def stays(source: Source, view: View) -> Durations:
     """Return for each state how long the run stayed in it, for every stay that has ended."""
     names = list(dict.fromkeys(state.shown for state in source.table.states))
     number = np.array([names.index(state.shown) for state in source.table.states])
@@ -98,14 +117,14 @@ def stays(source: Source, view: View) -> dict[str, Duration]:
         for state in ints(np.flatnonzero(np.bincount(states, minlength=len(names)))):
             places = np.flatnonzero(states == state)
             collected[state].add(spent[places], places + block.seq)
-    return {name: stay.summary() for name, stay in zip(names, collected, strict=True) if stay.any}
+    return Durations((name, stay.summary()) for name, stay in zip(names, collected, strict=True) if stay.any)
 
 
-def calls(source: Source, view: View) -> dict[str, Duration]:
+def calls(source: Source, view: View) -> Durations:
     """Return for each handler how long its calls took, where they were traced; the one with the most time first."""
     collected: dict[str, Stays] = {}
     if not traced(source.facts):
-        return {}
+        return Durations()
     for begin in range(view.first, view.end, _CALLS_AT_ONCE):
         found: dict[str, list[tuple[int, int]]] = {}
         for call in source.calls(begin, min(begin + _CALLS_AT_ONCE, view.end)):
@@ -114,7 +133,7 @@ def calls(source: Source, view: View) -> dict[str, Duration]:
             columns = np.array(rows, dtype=np.int64)
             collected.setdefault(name, Stays()).add(columns[:, 0], columns[:, 1])
     by_name = {name: stay.summary() for name, stay in collected.items()}
-    return dict(sorted(by_name.items(), key=lambda row: -row[1].total_ns))
+    return Durations(sorted(by_name.items(), key=lambda row: -row[1].total_ns))
 
 
 def traced(facts: Mapping[str, object]) -> bool:

@@ -47,6 +47,7 @@ from heptad.record.events import Untrained as Untrained
 from heptad.record.events import Unverified as Unverified
 from heptad.record.events import Written as Written
 from heptad.record.values import Recorded as Recorded
+from heptad.report.page import write_report as write_report
 from heptad.run.evaluating import EvaluationOptions as EvaluationOptions
 from heptad.run.evaluating import Measures as Measures
 from heptad.run.evaluating import options_mistake as options_mistake

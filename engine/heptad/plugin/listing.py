@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import overload
 
+from heptad.history.html import table
 from heptad.plugin.manager import PluginManager
 from heptad.plugin.marks import Moment
 from heptad.plugin.subscription import Subscription
@@ -58,22 +59,26 @@ class SubscriptionTable(Sequence[Subscribed]):
         lines = ("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) for line in cells)
         return "\n".join(line.rstrip() for line in lines)
 
+    def _repr_html_(self) -> str:
+        rows = [(one.state, one.moment, one.order or "-", one.who, one.filter, one.idle) for one in self._rows]
+        return table("handlers", ("state", "moment", "#", "who", "filter", "idle because"), rows)
+
     def __repr__(self) -> str:
         return f"<SubscriptionTable: {len(self)} handlers>"
 
 
-def tabulate(subscriptions: Iterable[Subscription], manager: PluginManager, table: Table) -> SubscriptionTable:
+def tabulate(subscriptions: Iterable[Subscription], manager: PluginManager, states: Table) -> SubscriptionTable:
     """Return the table of subscriptions, with the reason why one is never called."""
     moments: dict[tuple[str, Moment], list[Subscribed]] = {}
     for subscription in subscriptions:
         mark, idle = subscription.mark, ""
-        if mark.state not in table.scopes():
+        if mark.state not in states.scopes():
             idle = "RunConfig.redo names no cause" if mark.state == REDO else f"no plugin brings {mark.state}"
         elif subscription.plugin is not None:
             idle = manager.idle_because(subscription.plugin)
         rows = moments.setdefault((mark.state, mark.moment), [])
         order = 0 if idle else 1 + sum(not row.idle for row in rows)
         rows.append(Subscribed(mark.state, mark.moment, order, subscription.who, mark.words(), idle))
-    states = dict.fromkeys((*table.scopes(), *(state for state, _ in moments)))
+    known = dict.fromkeys((*states.scopes(), *(state for state, _ in moments)))
     both: tuple[Moment, ...] = ("enter", "exit")
-    return SubscriptionTable(row for state in states for moment in both for row in moments.get((state, moment), ()))
+    return SubscriptionTable(row for state in known for moment in both for row in moments.get((state, moment), ()))

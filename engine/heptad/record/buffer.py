@@ -330,6 +330,10 @@ class LogBuffer:
         """Return them by column, up to those recorded in the turn of transition `before`."""
         return self.recorded.columns(first, before)
 
+    def value_block(self, first: int, most: int) -> Columns:
+        """Return at most so many values by column, from the one of that number on."""
+        return self.recorded.block(first, most)
+
     def values_between(self, first: int, end: int) -> list[Recorded]:
         """Return the values recorded in the turns of these transitions; syncs with the device of those still there."""
         return self.recorded.between(first, end)

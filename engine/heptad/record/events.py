@@ -25,11 +25,14 @@ class Event(ABC):
         seq: The number of that transition.
         time_ns: When, on the clock of `Transition.time_ns`.
         timed: Whether its place in the log depends on the clock, so that two equal runs may differ in it.
+        of_session: Whether it is about the process that drives the run and not about the run: it was paused, or
+            resumed. A run that was killed and resumed equals one that nothing disturbed in all other events.
         rank: The process in whose log it stands; set where a log is asked, stored nowhere.
     """
 
     kind: ClassVar[str]
     timed: ClassVar[bool] = False
+    of_session: ClassVar[bool] = False
 
     seq: int
     time_ns: int
@@ -73,6 +76,7 @@ class Pause(Event):
     """
 
     kind = "pause"
+    of_session = True
 
     reason: str
     requested: int | None = None
@@ -260,6 +264,7 @@ class Resume(Event):
     """
 
     kind = "resume"
+    of_session = True
 
     checkpoint: str | None
     state: str
@@ -281,6 +286,7 @@ class StillDetached(Event):
     """
 
     kind = "resume"
+    of_session = True
 
     plugin: str
 
@@ -325,6 +331,7 @@ class Remark(Event):
     """
 
     kind = "resume"
+    of_session = True
 
     text: str = field()  # pyright: ignore[reportIncompatibleMethodOverride] - stored here, derived in the others
 

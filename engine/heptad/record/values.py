@@ -173,6 +173,12 @@ class RecordedValues:
         name, value, place = self._name[first:end], self._value[first:end], self._place[4 * first : 4 * end]
         return Columns(self._listed, name, value, place)
 
+    def block(self, first: int, most: int) -> Columns:
+        """Return them by column, from the one of that number on, at most so many."""
+        end = min(first + most, len(self))
+        self._fetch()
+        return Columns(self._listed, self._name[first:end], self._value[first:end], self._place[4 * first : 4 * end])
+
     def names(self, first: int) -> set[str]:
         """Return the names that were recorded from the value of that number on (no device sync)."""
         if len(self._name) <= first:

@@ -523,6 +523,16 @@ class RunView:
             raise EngineError("only the run of an engine can evaluate")
         return self._runtime.evaluator
 
+    def plot(self) -> Any:
+        """Return the curves of what was recorded as Bokeh figures, over updates; `bokeh.io.show` shows them.
+
+        Raises:
+            LogError: If Bokeh is not installed: pip install 'heptad[report]'.
+        """
+        from heptad.report.page import plotted  # noqa: PLC0415 - an extra, for who looks at a run
+
+        return plotted(self.log)
+
     def __repr__(self) -> str:
         paused = f" (paused: {self.paused})" if self.paused else ""
         return (

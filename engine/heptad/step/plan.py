@@ -10,12 +10,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 import torch
 
 from heptad.config import Components
 from heptad.data.feed import Feed
+from heptad.history.html import table
 from heptad.plugin.detour_state import DetourState
 from heptad.plugin.subscription import Subscription
 from heptad.record.buffer import LogBuffer
@@ -210,6 +212,39 @@ class _CallAhead:
     def _hear(self, run: Run) -> None:
         del run
         self._heard = True
+
+
+class Plan(Iterator[PlannedTurn]):
+    """The turns to come, one after the other; a notebook shows the next ones as a table, and takes none.
+
+    Args:
+        begin: Begins to yield them, from where the run is now.
+    """
+
+    def __init__(self, begin: Callable[[], Iterator[PlannedTurn]]) -> None:
+        self._begin = begin
+        self._turns = begin()
+
+    def __next__(self) -> PlannedTurn:
+        return next(self._turns)
+
+    def _repr_html_(self) -> str:
+        rows = [
+            (
+                turn.source,
+                turn.dest,
+                turn.condition or "",
+                ", ".join(call.who for call in (*turn.exit_calls, *turn.enter_calls)),
+                f"{turn.epoch}, {turn.batch_index}, {turn.step}, {turn.update}",
+            )
+            for turn in islice(self._begin(), SHOWN)
+        ]
+        head = ("left", "entered", "if", "called", "epoch, batch, step, update")
+        return table(f"the next {len(rows)} turns", head, rows)
+
+
+SHOWN = 20
+"""Turns in the table that a notebook shows."""
 
 
 class Planner:

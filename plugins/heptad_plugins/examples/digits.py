@@ -20,7 +20,8 @@ from sklearn.datasets import load_digits
 from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
-from heptad import Components, Engine, Run, RunConfig
+from heptad import Components, Engine, Run, RunConfig, TransitionLog
+from heptad.plugin import write_report
 from heptad_plugins import Checkpoint, CSVLogger, Evaluate, Journal, Progress
 
 
@@ -126,6 +127,13 @@ def report(engine: Engine) -> None:
         print(f"#{turn.seq} {turn.source:>16} -> {turn.dest:16} {' '.join(chosen)}".rstrip())
 
 
+def write_page(folder: Path) -> Path:
+    """Write the report of both runs, and return where it is."""
+    logs = [TransitionLog.load(folder / name / "log.journal") for name in ("first", "killed")]
+    write_report(logs, folder / "report.html")
+    return folder / "report.html"
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the example with these arguments; by default those of the program."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -139,13 +147,17 @@ def main(argv: Sequence[str] | None = None) -> None:
     engine = compare(options.folder, options.epochs)
     report(engine)
     journal = options.folder / "first" / "log.journal"
+    page = write_page(options.folder) if engine.current.rank == 0 else None
     print(
-        f"\nAll {len(engine.current.log):,} transitions are in its journal. Ask it where the time went, why the\n"
-        "first step made no update, and where the two runs part:\n\n"
+        f"\nAll {len(engine.current.log):,} transitions are in its journal. Ask it how the run went, where the time\n"
+        "went, why the first step made no update, and where the two runs part:\n\n"
+        f"    heptad {journal}\n"
         f"    heptad stats {journal}\n"
         f"    heptad explain {journal} --source after_step --step 1\n"
         f"    heptad diff {journal} {options.folder / 'killed' / 'log.journal'}"
     )
+    if page is not None:
+        print(f"\nThe same as a page, of both runs side by side; open it in a browser:\n\n    {page}")
 
 
 if __name__ == "__main__":

@@ -25,17 +25,18 @@ def write(logs: Mapping[int, Source], target: Target) -> None:
     with replacing(target) as file:
         # A file name that is no UTF-8 may stand in a note, as half a surrogate pair: it is written as its escape.
         rows = csv.writer(codecs.getwriter("utf-8")(file, "backslashreplace"), lineterminator="\n")
-        for number, row in enumerate(each for rank in logs for each in _rows(logs, rank)):
+        for number, row in enumerate(rows_in_words(logs)):
             if number == 0:
                 rows.writerow(row)
             rows.writerow(row.values())
 
 
-def _rows(logs: Mapping[int, Source], rank: int) -> Iterator[Mapping[str, Any]]:
-    """Yield the rows of a rank."""
-    source = logs[rank]
-    view = source.view()
-    notes = by_seq(source.events(view.first))
-    for transition in Decoder(source).all(view):
-        words = "; ".join(f"{note.kind}: {note.text}" for note in notes.get(transition.seq, ()))
-        yield rank_column(logs, rank) | transition_row(transition) | {"guards": transition.answers(), "notes": words}
+def rows_in_words(logs: Mapping[int, Source]) -> Iterator[Mapping[str, Any]]:
+    """Yield a row for each transition of the logs of ranks, guards and notes in words."""
+    for rank, source in logs.items():
+        view = source.view()
+        notes = by_seq(source.events(view.first))
+        for transition in Decoder(source).all(view):
+            words = "; ".join(f"{note.kind}: {note.text}" for note in notes.get(transition.seq, ()))
+            row = transition_row(transition) | {"guards": transition.answers(), "notes": words}
+            yield rank_column(logs, rank) | row

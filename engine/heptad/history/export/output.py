@@ -6,14 +6,15 @@ it gets everything at the end, so that an error leaves nothing in it.
 
 from __future__ import annotations
 
+import gzip
 import os
 import shutil
 from collections.abc import Generator
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from secrets import token_hex
 from tempfile import SpooledTemporaryFile
-from typing import IO
+from typing import IO, cast
 
 Target = str | Path | IO[bytes]
 """Where a log is written to: a path, or a binary stream."""
@@ -26,26 +27,34 @@ _IN_MEMORY = 1 << 20
 def replacing(target: Target) -> Generator[IO[bytes]]:
     """Open a file for the length of a block; the target changes only when the block ends without an error.
 
-    A symbolic link stays, and the file that it points to is replaced.
+    A symbolic link stays, and the file that it points to is replaced. A path that ends in `.gz` is compressed.
 
     Raises:
         OSError: If the target cannot be written.
     """
-    if isinstance(target, str | Path):
-        path = Path(target)
+    path = Path(target) if isinstance(target, str | Path) else None
+    if path is not None:
         path.parent.mkdir(parents=True, exist_ok=True)
         if path.is_dir():
             raise IsADirectoryError(f"{path} is a directory; name a file")
         if path.is_file() or not path.exists():
-            with _beside(Path(os.path.realpath(path))) as file:
-                yield file
+            with _beside(Path(os.path.realpath(path))) as file, _packed(file, path) as packed:
+                yield packed
             return
     with SpooledTemporaryFile(_IN_MEMORY) as file:
-        yield file
+        with _packed(file, path) as packed:
+            yield packed
         file.seek(0)
-        with Path(target).open("wb") if isinstance(target, str | Path) else nullcontext(target) as out:
+        with path.open("wb") if path is not None else nullcontext(cast("IO[bytes]", target)) as out:
             shutil.copyfileobj(file, out)
             out.flush()
+
+
+def _packed(file: IO[bytes], path: Path | None) -> AbstractContextManager[IO[bytes]]:
+    """Return a file that compresses what it is given if the path says so by its name, `….gz`."""
+    if path is None or path.suffix != ".gz":
+        return nullcontext(file)
+    return cast("IO[bytes]", gzip.GzipFile(fileobj=file, mode="wb", filename="", mtime=0))  # the same bytes each time
 
 
 @contextmanager

@@ -14,10 +14,10 @@ import json
 import math
 import sys
 from bisect import bisect_left
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from heptad.history.decode import Decoder, by_seq
+from heptad.history.decode import Decoder, by_seq, start_of
 from heptad.history.export.output import Target, replacing
 from heptad.history.source import Source
 from heptad.history.transition import Transition
@@ -39,12 +39,25 @@ def write(logs: Mapping[int, Source], target: Target) -> None:
     Raises:
         OSError: If the target cannot be written.
     """
+    _write_entries(logs, target, lambda entry: True)
+
+
+def write_values_trace(logs: Mapping[int, Source], target: Target) -> None:
+    """Write the recorded values alone, as counters.
+
+    Raises:
+        OSError: If the target cannot be written.
+    """
+    _write_entries(logs, target, lambda entry: entry["ph"] in ("M", "C"))
+
+
+def _write_entries(logs: Mapping[int, Source], target: Target, wanted: Callable[[Entry], bool]) -> None:
     views = {rank: source.view() for rank, source in logs.items()}
-    start = min((_start(view) for view in views.values() if view.chunks), default=0)
+    start = min((start_of(view) for view in views.values() if view.chunks), default=0)
     head = {"displayTimeUnit": "ms", "otherData": {"begins_ns_since_1970": start}}
     with replacing(target) as file:
         file.write(json.dumps(head)[:-1].encode() + b', "traceEvents": [\n')
-        for number, event in enumerate(_spans_of_ranks(logs, views, start)):
+        for number, event in enumerate(filter(wanted, _spans_of_ranks(logs, views, start))):
             file.write((b",\n" if number else b"") + json.dumps(event, allow_nan=False).encode())
         file.write(b"\n]}\n")
 
@@ -75,7 +88,7 @@ class _Track:
         self._source, self._view = source, view
         self._decoder = Decoder(source)
         self._start = start
-        self._entered = _start(view) - start  # when the current state was entered: nanoseconds since the start
+        self._entered = start_of(view) - start  # when the current state was entered: nanoseconds since the start
         self._arrivals: Sequence[Call] = ()  # its entry handlers
         self._notes = source.events(self._view.first)
         self._open: list[str] = []  # the spans around it, outermost first
@@ -180,15 +193,6 @@ class _Track:
         """Close a span if it is open, and those within it first."""
         while kind in self._open:
             yield _closing(self._open.pop(), self._entered)
-
-
-def _start(view: View) -> int:
-    """Return when the first state of a log was entered."""
-    if not view.chunks:
-        return 0
-    chunk = view.chunks[0]
-    place = view.first - chunk.seq
-    return chunk.offset + (int(chunk.times()[place - 1]) if place else chunk.clock)
 
 
 def _seq(note: Event) -> int:

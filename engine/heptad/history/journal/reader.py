@@ -11,13 +11,16 @@ import sqlite3
 import threading
 import weakref
 import zlib
+from array import array
 from collections import OrderedDict
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, NoReturn
 from urllib.parse import quote
+
+import numpy as np
 
 from heptad.errors import LogError, TableError
 from heptad.history.decode import BLOCK
@@ -28,6 +31,7 @@ from heptad.history.journal.head import check_head, reason, size_beside
 from heptad.history.journal.lock import BUSY_MS
 from heptad.history.journal.meta import get_meta
 from heptad.history.journal.packing import unpack_turns
+from heptad.history.journal.sessions import Session, read_sessions
 from heptad.history.journal.stranger import Limits
 from heptad.history.table_form import table_from_plain
 from heptad.record.arrays import unpack_array
@@ -35,7 +39,7 @@ from heptad.record.chunk import Call, Effects, Failure, Ints, View
 from heptad.record.event_codec import from_plain
 from heptad.record.events import Event, RecordedArray
 from heptad.record.format_1 import from_format_1
-from heptad.record.values import Recorded
+from heptad.record.values import Columns, Recorded
 from heptad.table import Table
 
 _UNPACKED = BLOCK
@@ -43,6 +47,9 @@ _UNPACKED = BLOCK
 
 _EVER = 1 << 62
 """Beyond the number of every row."""
+
+_TOGETHER = 1 << 15
+"""Recorded values that are read together."""
 
 _LOWEST = -(1 << 63)
 """The lowest number that SQLite has."""
@@ -106,6 +113,16 @@ class FileSource:
         """The process that has the file open to write, or that died with it open: its id, and its host."""
         with self._reading():
             return read_writer(get_meta(self._connection, "writer"))
+
+    @property
+    def path(self) -> Path:
+        """The file."""
+        return self._path
+
+    def sessions(self) -> list[Session]:
+        """Return the processes that wrote the file, oldest first, each with what it made again."""
+        with self._reading():
+            return read_sessions(self._connection)
 
     @property
     def table(self) -> Table:
@@ -173,10 +190,61 @@ class FileSource:
         with self._reading():
             return self._recorded(first, _EVER)
 
+    def value_block(self, first: int, most: int) -> Columns:
+        """Return at most so many recorded values by column, from the one of that number on, oldest first."""
+        with self._reading():
+            rows = self._connection.execute(
+                'SELECT number, name, value, seq, epoch, step, "update" FROM value WHERE number >= ? AND number < ? '
+                "ORDER BY number",
+                (first, first + most),
+            ).fetchall()
+            if not rows:
+                return Columns([], array("I"), array("d"), array("q"))
+            # by column: an array takes whole numbers only, and checks them as fast as it takes them
+            numbers, names, values, *places = zip(*rows, strict=True)
+            if np.any(np.array(array("q", numbers)) != np.arange(first, first + len(rows))):
+                raise ValueError(f"recorded values between {first} and {numbers[-1]} are missing, or out of order")
+            try:
+                real = array("d", values)
+            except TypeError:  # a NaN is NULL
+                real = array("d", map(schema.read_real, values, numbers))
+            known = {number: place for place, number in enumerate(dict.fromkeys(names))}
+            stored = np.stack([np.array(array("q", column)) for column in places], axis=1)
+            return Columns(
+                [self._name(number) for number in known],
+                array("I", map(known.__getitem__, names)),
+                real,
+                array("q", stored.tobytes()),
+            )
+
     def values_between(self, first: int, end: int) -> list[Recorded]:
         """Return the values recorded in the turns of the transitions from `first` to before `end`, oldest first."""
         with self._reading():
             return self._recorded(self._first_value(first), self._first_value(end))
+
+    def values_in_short(self) -> Iterator[tuple[int, str, float]]:
+        """Yield number, name and value of each recorded value: a third of the time that the values with places take."""
+        first = 0
+        while True:
+            with self._reading():
+                some = "SELECT number, name, value FROM value WHERE number >= ? ORDER BY number LIMIT ?"
+                rows = list(self._rows(some, (first, _TOGETHER)))
+                found = [
+                    (number, self._names.get(name) or self._name(name), schema.read_real(value, number))
+                    for number, name, value in rows
+                ]
+            if not found:
+                return
+            if found[0][0] != first or found[-1][0] != first + len(found) - 1:
+                with self._reading():
+                    raise ValueError(f"recorded values between {first} and {found[-1][0]} are missing")
+            yield from found
+            first += len(found)
+
+    def values_at(self, numbers: Iterable[int]) -> dict[int, Recorded]:
+        """Return the recorded values of these numbers."""
+        with self._reading():
+            return {number: value for number in numbers for value in self._recorded(number, number + 1)}
 
     def _recorded(self, first: int, end: int) -> list[Recorded]:
         rows = self._rows(
@@ -231,7 +299,10 @@ class FileSource:
 
         A binary search: `seq` grows with `number`, and an index on it would cost the writer more than it saves here.
         """
-        low, last = self._connection.execute("SELECT min(number), max(number) FROM value").fetchone()
+        # each by itself: asked for both at once, SQLite reads all rows
+        low, last = self._connection.execute(
+            "SELECT (SELECT min(number) FROM value), (SELECT max(number) FROM value)"
+        ).fetchone()
         if low is None:
             return 0
         schema.whole((low, last), "a recorded value")

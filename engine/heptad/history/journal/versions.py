@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import platform
 from importlib.metadata import PackageNotFoundError, version
 
 
@@ -11,3 +12,9 @@ def installed(name: str) -> str:
         return version(name)
     except PackageNotFoundError:  # run from a checkout
         return "unknown"
+
+
+def versions_here() -> dict[str, str]:
+    """Return the versions that a run depends on, by name."""
+    found = {name: installed(name) for name in ("heptad", "torch", "numpy")}
+    return {**found, "python": platform.python_version()}

@@ -22,9 +22,10 @@ from heptad.history.journal import schema
 from heptad.history.journal.inserting import WIDTH, insert, marks
 from heptad.history.journal.meta import get_meta, put_meta
 from heptad.history.journal.opening import open_to_write
+from heptad.history.journal.origin import origin
 from heptad.history.journal.packing import pack_turns
 from heptad.history.journal.shortened import ShortenedChunk
-from heptad.history.journal.versions import installed
+from heptad.history.journal.versions import versions_here
 from heptad.history.journal.watch import JournalWatch
 from heptad.history.table_form import table_from_plain, table_to_plain
 from heptad.record.chunk import Call, Chunk, Effects, Failure, durations
@@ -109,11 +110,10 @@ class FileWriter:
         self._sign()
         self._first = first
         self._facts = self._facts_before()
-        versions = {name: installed(name) for name in ("heptad", "torch", "numpy")}
-        versions["python"] = platform.python_version()
+        built = {**versions_here(), "origin": origin()}
         text = _json(self._facts)
         source = None if resumed_from is None else schema.stored_text(resumed_from)
-        row = (first, time.time_ns(), os.getpid(), platform.node(), source, _json(versions), text)
+        row = (first, time.time_ns(), os.getpid(), platform.node(), source, _json(built), text)
         cursor = self._connection.execute(
             "INSERT INTO session (first_seq, began_ns, pid, host, resumed_from, versions, facts, crc) "
             f"VALUES ({marks(8)})",

@@ -1,0 +1,51 @@
+"""Texts for the page: cut to a length that a page can hold, control characters written out, times that can be read."""
+
+from __future__ import annotations
+
+import math
+import re
+from datetime import datetime
+
+LONGEST = 2_000
+"""Characters of a text that the page shows."""
+
+_CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+"""Control characters but for tabs and line ends, what turns the direction of a text, and halves of surrogate pairs."""
+
+
+def harmless(value: object, longest: int = LONGEST) -> str:
+    """Return a text that does no harm in a page and is no longer than that; how much was cut is said."""
+    text = value if isinstance(value, str) else str(value)
+    more = len(text) - longest
+    text = _CONTROL.sub(lambda sign: f"\\u{ord(sign[0]):04x}", text[:longest])
+    return f"{text} … ({more:,} characters more)" if more > 0 else text
+
+
+def spent(nanoseconds: float) -> str:
+    """Return a duration with its unit."""
+    for unit, size in (("h", 3600e9), ("min", 60e9), ("s", 1e9), ("ms", 1e6)):
+        if nanoseconds >= size:
+            return f"{nanoseconds / size:,.2f} {unit}"
+    return f"{nanoseconds / 1e3:,.1f} µs"
+
+
+def real(value: float) -> str:
+    """Return a number in six digits; NaN and infinities in words."""
+    if math.isnan(value):
+        return "NaN"
+    if math.isinf(value):
+        return "infinity" if value > 0 else "-infinity"
+    return f"{value:.6g}"
+
+
+def moment(time_ns: int) -> str:
+    """Return when that was, in this machine's time zone; empty for a time that no calendar has."""
+    try:
+        return datetime.fromtimestamp(time_ns / 1e9).strftime("%Y-%m-%d %H:%M:%S")
+    except (ValueError, OverflowError, OSError):
+        return ""
+
+
+def percent(share: float) -> str:
+    """Return a share in percent."""
+    return f"{100 * share:.1f} %"
