@@ -21,7 +21,7 @@ from heptad.checkpoints import store
 from heptad.engine_view import EngineView
 from heptad.history import diff, explain, summary, waiting
 from heptad.plugin import listing
-from heptad.record import chunk, events, values
+from heptad.record import chunk, event_codec, events, values
 from heptad.run import snapshot, view
 from heptad.step import plan
 
@@ -77,7 +77,7 @@ BESIDE = (
 """The names of `heptad.plugin.__all__` that stand nowhere else on the page."""
 
 GIVEN = (
-    events.Event, *events.EVENTS.values(), values.Recorded, chunk.Call, chunk.Failure,
+    events.Event, *event_codec.EVENTS.values(), values.Recorded, chunk.Call, chunk.Failure,
     summary.Duration, waiting.SlowestRank,
     explain.Explanation, explain.Tried, explain.Called,
     diff.Diff, diff.Fact, diff.Parting,

@@ -23,7 +23,8 @@ from heptad.checkpoints.packed import pack_snapshot
 from heptad.checkpoints.store import Store
 from heptad.errors import PluginError
 from heptad.record.buffer import PackedChunk
-from heptad.record.events import Event, Written
+from heptad.record.checkpoint_events import Written
+from heptad.record.events import Event
 from heptad.run.run import Run
 from heptad.run.snapshot import Snapshot
 
