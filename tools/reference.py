@@ -18,6 +18,7 @@ import heptad.plugin
 import heptad_plugins
 from heptad import table, testing
 from heptad.checkpoints import store
+from heptad.checkpoints.directory import Directory
 from heptad.engine_view import EngineView
 from heptad.history import diff, explain, summary, waiting
 from heptad.plugin import listing
@@ -158,11 +159,12 @@ def entry(thing: type | object, *, where: bool = False) -> str:
     if isinstance(node, Function):
         return f"### `{node.name}`\n\n{signature(node.name, node)}\n{text(node)}"
     assert isinstance(node, ast.ClassDef)
-    bases: dict[object, type] = {heptad.Run: view.RunView, heptad.Engine: EngineView}
+    bases: dict[object, type] = {heptad.Run: view.RunView, heptad.Engine: EngineView, store.Store: Directory}
     if (view_of := bases.get(thing)) is not None:  # what can be asked of these stands in a base
         (base,) = ast.parse(inspect.getsource(view_of)).body
         assert isinstance(base, ast.ClassDef)
-        node.body += [of for of in base.body if isinstance(of, Function)]
+        own = {of.name for of in node.body if isinstance(of, Function)}
+        node.body += [of for of in base.body if isinstance(of, Function) and of.name not in own]
     lines = [f"### `{node.name}`\n"]
     if where:
         lines.append(f"In `{thing.__module__}`.\n")

@@ -17,8 +17,9 @@ from functools import partial
 from time import monotonic_ns
 from typing import Any
 
+from heptad.checkpoints.copies import Keep
 from heptad.checkpoints.copying import copied
-from heptad.checkpoints.job import Job, Keep, OwnJob, SharedJob
+from heptad.checkpoints.job import Job, OwnJob, SharedJob
 from heptad.checkpoints.packed import pack_snapshot
 from heptad.checkpoints.store import Store
 from heptad.errors import PluginError
@@ -104,7 +105,7 @@ class BackgroundWriter:
         if self._job is not None and self._job.done:
             self._end_job()
         elif self._run is not None:
-            self._store.mirror.tell(self._run)
+            self._store.copies.tell(self._run)
 
     def finish(self) -> None:
         """Wait until nothing is being written, or copied to the mirror.
@@ -117,9 +118,9 @@ class BackgroundWriter:
         try:
             self._end_job()
         finally:
-            self._store.finish_copies()
+            self._store.copies.finish()
             if self._run is not None:
-                self._store.mirror.tell(self._run)
+                self._store.copies.tell(self._run)
 
     def _end_job(self) -> None:
         """Wait until nothing is being written, and say so; raises as `finish` does."""
@@ -137,7 +138,7 @@ class BackgroundWriter:
             if job.entry is not None:
                 buffer = job.run._buffer
                 buffer.emit(partial(_written, job), max(buffer.seq - 1, 0))
-            self._store.mirror.tell(job.run)
+            self._store.copies.tell(job.run)
 
     def close(self) -> None:
         """Do what `finish` does, and unlock the store.
@@ -159,7 +160,7 @@ class BackgroundWriter:
                 self.finish()
         finally:
             if fails:
-                self._store.abandon_copies()
+                self._store.copies.abandon()
             self.release()
 
     def _fails(self) -> bool:
