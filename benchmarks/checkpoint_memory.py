@@ -54,7 +54,8 @@ class Shared(Tensor):
 
     @classmethod
     def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        raise NotImplementedError(f"{func} of a tensor of which this process has a part")
+        # the store takes the part and computes nothing of the whole: an operation would be a fault of the measurement
+        raise AssertionError(f"{func} of a tensor of which this process has a part")
 
 
 class Halves:
@@ -74,7 +75,7 @@ class Halves:
         return (start, *(0 for _ in shape[1:])), (end - start, *shape[1:])
 
     def join(self, part: Part) -> Tensor:
-        found: Any = Tensor._make_wrapper_subclass(Shared, part.shape, dtype=part.local.dtype)  # pyright: ignore
+        found: Any = Tensor._make_wrapper_subclass(Shared, part.shape, dtype=part.local.dtype)  # pyright: ignore[reportPrivateUsage, reportUnknownMemberType, reportAttributeAccessIssue] - how torch makes one
         found.held = part
         return found
 

@@ -45,8 +45,7 @@ from heptad.plugin import (
 from heptad.record.arrays import pack_array
 from heptad.record.chunk import Failure
 from heptad.record.counters import Counters
-from heptad.record.event_codec import from_plain, to_plain
-from heptad.record.events import EVENTS
+from heptad.record.event_codec import EVENTS, from_plain, to_plain
 from heptad.record.format_1 import from_format_1
 
 AT = (7, 1_000)

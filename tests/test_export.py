@@ -143,3 +143,9 @@ def test_a_part_of_a_log_answers_as_the_log_does(journal: Path):
     assert [v.seq for v in part.values()] == [v.seq for v in log.values() if 700 <= v.seq < 1500]
     assert part.calls() == log.calls(700, 1500)
     assert part.where(source="optimizer_update") == [t for t in log[700:1500] if t.source == "optimizer_update"]
+    block, rows = part.source.value_block(3, 40), part.values()[3:43]
+    assert [(block.names[name], value) for name, value in zip(block.name, block.value, strict=True)] == [
+        (row.name, row.value) for row in rows
+    ]
+    assert list(block.place) == [count for row in rows for count in (row.seq, row.epoch, row.step, row.update)]
+    assert len(part.source.value_block(len(part.values()), 40)) == 0

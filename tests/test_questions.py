@@ -28,8 +28,8 @@ from heptad.history.explain import OWN, Called
 from heptad.history.export import jsonl, timeline
 from heptad.history.source import Source
 from heptad.history.table_form import table_to_plain
+from heptad.record.checkpoint_events import StillDetached
 from heptad.record.chunk import View
-from heptad.record.events import StillDetached
 from heptad_plugins import Checkpoint, Journal, LRSchedule
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from typing import Any
 
 import pytest
@@ -13,6 +15,7 @@ from builders import CLASSES, FEATURES, Unsized, batches, equal, small_engine, s
 from heptad import Components, Engine, Run, RunConfig
 from heptad.ranks.strategy import Alone
 from heptad.run.runtime import Runtime
+from programs import environment
 
 
 class Spy(Alone):
@@ -125,3 +128,10 @@ def test_ranks_share_the_batches_of_a_pass_out_by_their_number(workers: int):
 
     whole, first, second = taken(0, 1), taken(0, 2), taken(1, 2)
     assert [batch for pair in zip(first, second, strict=True) for batch in pair] == whole
+
+
+def test_ddp_imports_nothing_of_what_shards():
+    """DTensors take 0.4 s to import, and torch's own DDP does without them."""
+    code = "import sys, heptad.ranks.ddp; print([name for name in sys.modules if name == 'torch.distributed.tensor'])"
+    done = subprocess.run([sys.executable, "-c", code], env=environment(), check=True, capture_output=True, text=True)
+    assert done.stdout.strip() == "[]"

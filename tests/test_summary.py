@@ -20,7 +20,7 @@ from heptad.history.comparison import compare_runs, short_names
 from heptad.history.figures import better_of
 from heptad.history.journal.sessions import Again
 from heptad.history.wording import long_time, rate
-from heptad.record.events import EVENTS
+from heptad.record.event_codec import EVENTS
 from heptad_plugins import Checkpoint, Journal, Throughput
 
 TITLES = ["ended", "when", "took", "resumed", "last", "best", "speed", "time", "unusual", "next"]

@@ -18,11 +18,12 @@ import heptad.plugin
 import heptad_plugins
 from heptad import table, testing
 from heptad.checkpoints import store
+from heptad.checkpoints.directory import Directory
 from heptad.engine_view import EngineView
 from heptad.history import diff, explain, figures, summary, verdict, waiting
 from heptad.history.journal import sessions
 from heptad.plugin import listing
-from heptad.record import chunk, events, values
+from heptad.record import chunk, event_codec, events, values
 from heptad.run import snapshot, view
 from heptad.step import plan
 
@@ -79,7 +80,7 @@ BESIDE = (
 """The names of `heptad.plugin.__all__` that stand nowhere else on the page."""
 
 GIVEN = (
-    events.Event, *events.EVENTS.values(), values.Recorded, chunk.Call, chunk.Failure,
+    events.Event, *event_codec.EVENTS.values(), values.Recorded, chunk.Call, chunk.Failure,
     summary.Duration, waiting.SlowestRank,
     explain.Explanation, explain.Tried, explain.Called,
     diff.Diff, diff.Fact, diff.Parting,
@@ -161,11 +162,12 @@ def entry(thing: type | object, *, where: bool = False) -> str:
     if isinstance(node, Function):
         return f"### `{node.name}`\n\n{signature(node.name, node)}\n{text(node)}"
     assert isinstance(node, ast.ClassDef)
-    bases: dict[object, type] = {heptad.Run: view.RunView, heptad.Engine: EngineView}
+    bases: dict[object, type] = {heptad.Run: view.RunView, heptad.Engine: EngineView, store.Store: Directory}
     if (view_of := bases.get(thing)) is not None:  # what can be asked of these stands in a base
         (base,) = ast.parse(inspect.getsource(view_of)).body
         assert isinstance(base, ast.ClassDef)
-        node.body += [of for of in base.body if isinstance(of, Function)]
+        own = {of.name for of in node.body if isinstance(of, Function)}
+        node.body += [of for of in base.body if isinstance(of, Function) and of.name not in own]
     lines = [f"### `{node.name}`\n"]
     if where:
         lines.append(f"In `{thing.__module__}`.\n")

@@ -51,7 +51,7 @@ class Average:
     def follow(self, blend: Blend, *, copies: bool) -> None:
         """Move the averages towards the network's values, or copy these; to be called after an update."""
         same: list[tuple[Tensor, Tensor]] = []
-        tensors, local = _by_name(self._network), self._run.local
+        tensors, shares = _by_name(self._network), self._run.shares
         copies = copies or not self.count
         with torch.no_grad():
             for name, tensor in tensors.items():
@@ -59,7 +59,8 @@ class Average:
                 if average is None or average.shape != tensor.shape:
                     self._values[name], self._module = self._averaged(tensor), None
                     continue
-                own, new = local(average), local(tensor)
+                # asked once and not of each tensor, of which there may be hundreds in each update
+                own, new = (self._run.local(average), self._run.local(tensor)) if shares else (average, tensor)
                 if copies or not _has_mean(new):
                     own.copy_(new)
                 elif own.dtype == new.dtype:

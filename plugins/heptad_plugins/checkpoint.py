@@ -231,7 +231,7 @@ class Checkpoint(Plugin):
             self._finish()
             self.store.save(take)
             self.store.rotate(self._keep_last, self._keep_best)
-            self.store.mirror.tell(run)
+            self.store.copies.tell(run)
         self._saved_at = monotonic()
         if self._seconds is not None:
             run.ask(self._request, wanted=False)
@@ -286,7 +286,7 @@ class Checkpoint(Plugin):
                     "overwrite=True"
                 )
             self.store.clear()
-        self.store.mirror.claim(run.id, run.resumed_from is not None, self._overwrite)
+        self.store.copies.claim(run.id, run.resumed_from is not None, self._overwrite)
 
     def _is_of(self, run: Run, path: Path) -> bool:
         summary = self._summary(path)

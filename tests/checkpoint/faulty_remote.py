@@ -87,8 +87,8 @@ class _File:
 
 def mirroring_of(store: Store) -> Mirroring:
     """Return what mirrors a store."""
-    assert isinstance(store.mirror, Mirroring)
-    return store.mirror
+    assert isinstance(store.copies.mirror, Mirroring)
+    return store.copies.mirror
 
 
 def made_faulty(

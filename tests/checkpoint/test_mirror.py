@@ -129,7 +129,7 @@ def test_a_directory_that_holds_one_is_left_alone(tmp_path: Path):
 
 def test_without_a_mirror_nothing_is_fetched_or_made(tmp_path: Path):
     store = Store(tmp_path / "runs")
-    assert isinstance(store.mirror, NoMirror)
+    assert isinstance(store.copies.mirror, NoMirror)
     assert store.refill() == []
     assert not (tmp_path / "runs").exists()
 
@@ -139,7 +139,7 @@ def test_numbers_continue_above_those_in_the_mirror(tmp_path: Path):
     two_there(tmp_path)
     emptied(tmp_path / "runs")
     store = mirrored(tmp_path)
-    store.mirror.claim(cast("str", None), True, False)  # these snapshots have no run
+    store.copies.claim(cast("str", None), True, False)  # these snapshots have no run
     assert store.save(snapshot(3)).number == 3
 
 
@@ -420,7 +420,7 @@ def test_a_damaged_one_is_not_kept_in_place_of_a_sound_one(tmp_path: Path):
     (tmp_path / "mirror" / "checkpoint-00000002" / "state.json").write_bytes(b"{}")
     store = mirrored(tmp_path)
     store.refill()
-    store.mirror.claim(cast("str", None), True, False)  # these snapshots have no run
+    store.copies.claim(cast("str", None), True, False)  # these snapshots have no run
     save(store, 3)
     assert contents(tmp_path / "mirror") == contents(tmp_path / "runs")
     assert sound_in(tmp_path / "mirror") == [1, 3]
@@ -688,7 +688,7 @@ def test_of_several_ranks_the_first_copies_and_all_read(tmp_path: Path):
         for number in (1, 2, 3):
             store.save(snapshot_of(number, peers))
             store.rotate(2)
-        return isinstance(store.mirror, NoMirror)
+        return isinstance(store.copies.mirror, NoMirror)
 
     assert on_ranks(2, write) == [False, True]
     assert contents(tmp_path / "mirror") == contents(tmp_path / "runs")
@@ -729,8 +729,8 @@ def test_ranks_wait_together_for_the_first_to_copy(tmp_path: Path, monkeypatch: 
         if not wait:
             later.start()
         before = cast("ThreadPeers", peers).exchanges
-        store.finish_copies()
-        store.finish_copies()
+        store.copies.finish()
+        store.copies.finish()
         return returned, cast("ThreadPeers", peers).exchanges - before
 
     (first, exchanges), other = on_ranks(2, write)

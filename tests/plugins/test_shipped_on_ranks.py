@@ -15,6 +15,7 @@ import heptad_plugins
 from as_rank import as_rank
 from builders import Clock, records, small_engine
 from heptad import Engine, Plugin, PluginError, Run
+from heptad.checkpoints.copies import Copies
 from heptad.checkpoints.mirroring import NoMirror
 from heptad_plugins import (
     Checkpoint,
@@ -131,7 +132,7 @@ class TestOneRankAlone:
 class Stored:
     """A store that takes everything."""
 
-    mirror = NoMirror()
+    copies = Copies(NoMirror())
 
     def __getattr__(self, name: str) -> Any:
         return lambda *args: []

@@ -18,7 +18,8 @@ from torch.utils.data import TensorDataset
 from builders import records
 from heptad import CheckpointError, Components, Detour, Engine, Plugin, Run, RunConfig, TransitionLog
 from heptad.checkpoints.store import Store
-from heptad.record.events import Detach, StillDetached
+from heptad.record.checkpoint_events import StillDetached
+from heptad.record.events import Detach
 from heptad_plugins import (
     EMA,
     Checkpoint,

@@ -21,6 +21,7 @@ from torch.utils.data import TensorDataset
 
 from builders import CLASSES, FEATURES
 from heptad import (
+    CheckpointError,
     Components,
     ConfigError,
     Engine,
@@ -494,6 +495,30 @@ def smoked(rank: Rank) -> str:
     return "nothing was raised"
 
 
+def damaged(rank: Rank) -> Given:
+    """Return what a checkpoint with a flipped bit of the last rank leaves of the network that was to resume from it."""
+    store, part = rank.folder / "damaged", f"checkpoint-00000001/network-{rank.world - 1:05}.safetensors"
+    with engine_of(network(), [Checkpoint(store, at="optimizer_update")], epochs=2) as engine:
+        engine.run(until=lambda run: run.update == 1 and run.state == "before_step")
+        peers = engine.current._runtime.peers
+        peers.gather(b"stored")
+        if not rank.number:
+            content = bytearray((store / part).read_bytes())
+            content[-1] ^= 1
+            (store / part).write_bytes(content)
+        peers.gather(b"damaged")
+    own = network()
+    before = {name: one.detach().clone() for name, one in own.state_dict().items()}
+    generator, text = torch.get_rng_state(), "nothing was raised"
+    try:
+        engine_of(own, [Checkpoint(store)], epochs=2).run(resume=store / "checkpoint-00000001")
+    except CheckpointError as error:
+        text = str(error)
+    after = own.state_dict()
+    same = all(type(one) is Tensor and torch.equal(one, before[name]) for name, one in after.items())
+    return {"text": text, "untouched": same and torch.equal(generator, torch.get_rng_state()), "part": part}
+
+
 def mistaken(rank: Rank) -> list[str]:
     """Return the notes of the error of a loss that takes a parameter of a block for a plain tensor."""
 
@@ -669,6 +694,7 @@ def resumed_mixed(rank: Rank) -> list[str]:
 
 
 OTHERS = (
+    damaged,
     raised,
     mistaken,
     resumed_mixed,

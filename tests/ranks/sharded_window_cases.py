@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from copy import deepcopy
 from functools import partial
 from itertools import product
 from typing import Any
@@ -13,12 +14,13 @@ from unittest.mock import patch
 
 import torch
 from rank_program import Case, Rank
-from sharded_cases import Beside, Given, adamw, engine_of, learn, network
+from sharded_cases import Beside, Given, adamw, double, engine_of, learn, network
 from torch import Tensor, nn
 from torch.distributed.fsdp._fully_shard import (
     _fsdp_param_group as groups,
 )  # private: nothing else counts what FSDP2 reduces
 
+from builders import CLASSES, FEATURES
 from heptad import LossOutput, Run
 from heptad_plugins import EMA, GradientClipping
 
@@ -77,6 +79,28 @@ def counted(rank: Rank) -> dict[str, list[int]]:
     return found
 
 
+def exchanged(rank: Rank) -> Given:
+    """Return how often something is exchanged on the control plane, if all parameters are used, and if not."""
+    used = double(nn.Sequential(nn.Linear(FEATURES, 4), nn.Linear(4, CLASSES)))
+    return {
+        kind: {str(epochs): exchanges_of(deepcopy(one), epochs) for epochs in (1, 3)}
+        for kind, one in (("used", used), ("unused", network()))
+    }
+
+
+def exchanges_of(network: nn.Module, epochs: int) -> list[int]:
+    """Return that of a run, and its updates."""
+    gather, control = torch.distributed.all_gather, [0]
+
+    def counting(*given: Any, **named: Any) -> Any:
+        control[0] += 1
+        return gather(*given, **named)
+
+    with patch.object(torch.distributed, "all_gather", counting):
+        run = engine_of(network, accumulation=2, epochs=epochs).run()
+    return [control[0], run.update]
+
+
 def recorded(rank: Rank) -> Given:
     """Return what a run records of a gradient, and of its norm, and what it is when it is gathered."""
     engine, expected = engine_of(network()), list[Any]()
@@ -96,5 +120,6 @@ def recorded(rank: Rank) -> Given:
 CASES: dict[str, Case] = {
     **{name: partial(trained, case=case) for name, case in RUNS.items()},
     "counted": counted,
+    "exchanged": exchanged,
     "recorded": recorded,
 }

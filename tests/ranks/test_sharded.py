@@ -85,6 +85,16 @@ def test_an_error_that_only_shared_parameters_bring_about_says_what_to_do(launch
 
 
 @pytest.mark.parametrize("world", WORLDS)
+def test_a_damaged_checkpoint_leaves_all_as_it_was(launched: dict[int, Launch], world: int):
+    """The network is not even sharded: weights, buffers and generators have their bits on all ranks."""
+    told = launched[world].of("damaged")
+    assert len({row["text"] for row in told}) == 1
+    for row in told:
+        assert row["part"] in row["text"]
+        assert row["untouched"]
+
+
+@pytest.mark.parametrize("world", WORLDS)
 def test_what_shows_a_network_shows_it_whole(launched: dict[int, Launch], world: int, tmp_path: Path):
     """Its classes, sizes, FLOPs of a step, and means; and torch warns of nothing."""
     first, *others = launched[world].of("shown")

@@ -36,6 +36,16 @@ def test_gradients_are_reduced_once_a_window(launched: dict[int, Launch], world:
 
 
 @pytest.mark.parametrize("world", WORLDS)
+def test_ranks_exchange_something_once_a_window_and_once_an_epoch(launched: dict[int, Launch], world: int):
+    """On the control plane, as under ddp; once more in a window where a rank has not used a parameter."""
+    for found in launched[world].of("exchanged"):
+        for kind, each in (("used", 1), ("unused", 2)):
+            (short, few), (long, many) = found[kind]["1"], found[kind]["3"]
+            assert many > few > 0
+            assert long - short == each * (many - few) + 2
+
+
+@pytest.mark.parametrize("world", WORLDS)
 def test_what_ranks_share_is_recorded_whole(launched: dict[int, Launch], world: int):
     for told in launched[world].of("recorded"):
         norm, gradient = told["expected"]

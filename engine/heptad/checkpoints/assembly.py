@@ -104,7 +104,7 @@ class Assembly:
 
         Raises:
             CheckpointError: If the file does not hold what the manifest says.
-            MemoryError: If there is none for a tensor.
+            MemoryError: If a tensor does not fit into memory.
         """
         name = file.removesuffix(SUFFIX)
         group = group_of(name)
@@ -165,11 +165,11 @@ def empty(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
     """Return a tensor whose elements are to be filled.
 
     Raises:
-        MemoryError: If there is no memory for it.
+        MemoryError: If it does not fit into memory.
     """
     try:
         return torch.empty(shape, dtype=dtype)
-    except RuntimeError as error:  # so torch says that there is none
+    except RuntimeError as error:  # which torch raises where memory runs out
         raise MemoryError(f"{math.prod(shape) * dtype.itemsize:,} bytes") from error
 
 

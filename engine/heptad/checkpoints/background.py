@@ -17,13 +17,15 @@ from functools import partial
 from time import monotonic_ns
 from typing import Any
 
+from heptad.checkpoints.copies import Keep
 from heptad.checkpoints.copying import copied
-from heptad.checkpoints.job import Job, Keep, OwnJob, SharedJob
+from heptad.checkpoints.job import Job, OwnJob, SharedJob
 from heptad.checkpoints.packed import pack_snapshot
 from heptad.checkpoints.store import Store
 from heptad.errors import PluginError
 from heptad.record.buffer import PackedChunk
-from heptad.record.events import Event, Written
+from heptad.record.checkpoint_events import Written
+from heptad.record.events import Event
 from heptad.run.run import Run
 from heptad.run.snapshot import Snapshot
 
@@ -103,7 +105,7 @@ class BackgroundWriter:
         if self._job is not None and self._job.done:
             self._end_job()
         elif self._run is not None:
-            self._store.mirror.tell(self._run)
+            self._store.copies.tell(self._run)
 
     def finish(self) -> None:
         """Wait until nothing is being written, or copied to the mirror.
@@ -116,9 +118,9 @@ class BackgroundWriter:
         try:
             self._end_job()
         finally:
-            self._store.finish_copies()
+            self._store.copies.finish()
             if self._run is not None:
-                self._store.mirror.tell(self._run)
+                self._store.copies.tell(self._run)
 
     def _end_job(self) -> None:
         """Wait until nothing is being written, and say so; raises as `finish` does."""
@@ -136,7 +138,7 @@ class BackgroundWriter:
             if job.entry is not None:
                 buffer = job.run._buffer
                 buffer.emit(partial(_written, job), max(buffer.seq - 1, 0))
-            self._store.mirror.tell(job.run)
+            self._store.copies.tell(job.run)
 
     def close(self) -> None:
         """Do what `finish` does, and unlock the store.
@@ -158,7 +160,7 @@ class BackgroundWriter:
                 self.finish()
         finally:
             if fails:
-                self._store.abandon_copies()
+                self._store.copies.abandon()
             self.release()
 
     def _fails(self) -> bool:

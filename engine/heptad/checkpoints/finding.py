@@ -44,7 +44,7 @@ def stores_of(plugins: Iterable[Plugin]) -> list[Store]:
 
 
 def find(source: str | os.PathLike[str], own: Sequence[Store], run: Run) -> Found | None:
-    """Return the checkpoint that all ranks resume from; `None` for `"auto"` if there is none yet.
+    """Return the checkpoint that all ranks resume from; `None` for `"auto"` before the first was stored.
 
     Rank 0 looks for it, and each rank reads it: where one finds it damaged, all take the one before.
 

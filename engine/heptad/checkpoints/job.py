@@ -16,14 +16,12 @@ from collections.abc import Callable
 from time import monotonic_ns
 from typing import Any
 
+from heptad.checkpoints.copies import Keep
 from heptad.checkpoints.entry import Entry
 from heptad.checkpoints.saving import Saving
 from heptad.checkpoints.store import Store, WrittenPart
 from heptad.errors import add_note
 from heptad.run.run import Run
-
-Keep = tuple[int, int]
-"""How many of the newest checkpoints stay, and how many of the best, see `Store.rotate`."""
 
 
 class Job(ABC):

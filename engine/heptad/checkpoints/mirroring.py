@@ -22,7 +22,8 @@ from heptad.checkpoints.mirror import Beat, Mirror, Mirrored, local_manifest
 from heptad.checkpoints.patience import Patience
 from heptad.checkpoints.remote import Remote, RemoteError
 from heptad.errors import CheckpointError, PluginError, in_a_line
-from heptad.record.events import Event, MirrorFailed, MirrorRestored, NotMirrored
+from heptad.record.checkpoint_events import MirrorFailed, MirrorRestored, NotMirrored
+from heptad.record.events import Event
 from heptad.run.run import Run
 
 T = TypeVar("T")

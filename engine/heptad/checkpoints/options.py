@@ -19,7 +19,7 @@ from heptad.checkpoints.optimizer_fit import Group, one_like, state_misfits
 from heptad.checkpoints.parameters import held_parameters, named_parameters, parameter_names
 from heptad.data.generators import preserved
 from heptad.errors import CheckpointError, a_kind, counted, in_a_line, kind, with_article
-from heptad.record.events import OptionChange
+from heptad.record.checkpoint_events import OptionChange
 from heptad.run.run import Run
 
 ABSENT = "none"

@@ -46,7 +46,7 @@ class Remote:
 
     def __init__(self, url: str) -> None:
         if not isinstance(url, str) or not _URL.match(url):  # pyright: ignore[reportUnnecessaryIsInstance] - for callers without a type checker
-            found = repr(redacted(url)) if isinstance(url, str) else kind(url)  # pyright: ignore[reportUnnecessaryIsInstance]
+            found = repr(redacted(url)) if isinstance(url, str) else kind(url)  # pyright: ignore[reportUnnecessaryIsInstance] - as above
             raise PluginError(f"Checkpoint(mirror=…) takes a URL such as 's3://bucket/run', got {found:.200}")
         self.url = redacted(url)
         self._secrets = _secrets_in(url)
@@ -95,7 +95,7 @@ class Remote:
         return self._asked("listing", folder, listed, [])
 
     def read(self, path: str, most: int) -> bytes | None:
-        """Return the content of a file, of a longer one a byte more than `most`; `None` where there is none."""
+        """Return the content of a file, of a longer one a byte more than `most`; `None` if it does not exist."""
 
         def content() -> bytes:
             with self._files.open(self._path(path), "rb") as file:
@@ -107,7 +107,7 @@ class Remote:
         """Yield the content of a file, so many bytes at a time.
 
         Raises:
-            FileNotFoundError: If there is none.
+            FileNotFoundError: If the file does not exist.
         """
         with self._explained("reading", path, absent=True):
             file = self._files.open(self._path(path), "rb")
@@ -135,7 +135,7 @@ class Remote:
                 file.close()
 
     def size(self, path: str) -> int | None:
-        """Return the size of a file in bytes; `None` where there is none."""
+        """Return the size of a file in bytes; `None` if it does not exist."""
         return self._asked("looking for", path, lambda: cast("int", self._files.info(self._path(path))["size"]), None)
 
     def make_folder(self, path: str) -> None:
@@ -149,7 +149,7 @@ class Remote:
             self._files.mv(self._path(source), self._path(target))
 
     def remove(self, path: str) -> None:
-        """Remove a file, where there is one."""
+        """Remove a file, if it exists."""
         self._asked("removing", path, lambda: self._files.rm_file(self._path(path)), None)
 
     def remove_folder(self, path: str) -> None:

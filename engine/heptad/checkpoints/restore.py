@@ -32,9 +32,10 @@ from heptad.plugin.contract import Plugin
 from heptad.plugin.detour_state import DetourState
 from heptad.plugin.manager import PluginManager, plugin_state
 from heptad.plugin.subscription import Subscription
+from heptad.record.checkpoint_events import Remark, StillDetached
 from heptad.record.counters import Counters
 from heptad.record.event_codec import from_plain
-from heptad.record.events import Detach, Event, Remark, StillDetached
+from heptad.record.events import Detach, Event
 from heptad.record.format_1 import from_format_1
 from heptad.run.guards import is_update_due
 from heptad.run.run import Run

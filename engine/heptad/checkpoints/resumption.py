@@ -21,7 +21,7 @@ from heptad.errors import CheckpointError, EngineError, in_a_line
 from heptad.plugin.detour_state import DetourState
 from heptad.plugin.manager import PluginManager
 from heptad.plugin.subscription import Subscription
-from heptad.record.events import Remark, Resume
+from heptad.record.checkpoint_events import Remark, Resume
 from heptad.run.run import Run
 from heptad.run.snapshot import Snapshot
 

@@ -16,26 +16,23 @@ import os
 import secrets
 import shutil
 import threading
-from collections.abc import Callable, Collection, Generator, Iterable
+from collections.abc import Callable, Generator, Iterable
 from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+from heptad.checkpoints.copies import Copies
 from heptad.checkpoints.copying import copied
-from heptad.checkpoints.damage import DamagedError
-from heptad.checkpoints.encoding import ALL_WHOLE
-from heptad.checkpoints.entry import Entry, best_of, rank
+from heptad.checkpoints.directory import Directory, plain_rows
+from heptad.checkpoints.entry import Entry, best_of
 from heptad.checkpoints.files import Files, StoppableFiles, os_errors_explained, remove_tree
-from heptad.checkpoints.layout import MANIFEST, TEMPORARY, is_there, name_of, number_of
+from heptad.checkpoints.layout import TEMPORARY, is_there, name_of
 from heptad.checkpoints.lock import Lock
 from heptad.checkpoints.manifest import FileFacts, write_manifest
-from heptad.checkpoints.mirroring import NoMirror, mirrored
+from heptad.checkpoints.mirroring import mirrored
 from heptad.checkpoints.packed import PackedSnapshot, merge_listings, pack_snapshot
-from heptad.checkpoints.reading import Share, read_checkpoint, read_summary
 from heptad.checkpoints.saving import Saving
-from heptad.checkpoints.together import OneRank, Together, together
-from heptad.checkpoints.uploading import Uploading
 from heptad.checkpoints.writing import write_files, write_last
 from heptad.errors import CheckpointError
 from heptad.run.run import Run
@@ -45,8 +42,8 @@ WrittenPart = dict[str, Any]
 """What a rank has written of a checkpoint, as plain data: sizes and digests of its files, and its tensors."""
 
 
-class Store:
-    """The checkpoints in a directory.
+class Store(Directory):
+    """The checkpoints in a directory, to be written, read and removed.
 
     Args:
         directory: Made, with its parents, when it is first written to.
@@ -55,31 +52,23 @@ class Store:
 
     Attributes:
         directory: See above.
-        mirror: What is done with the copies.
+        copies: Those that are kept in the mirror.
     """
 
     def __init__(self, directory: str | Path, files: Files | None = None, mirror: str | None = None) -> None:
-        self.directory = Path(directory)
-        self._files = Files() if files is None else files
-        self.mirror = mirrored(mirror, self.directory, self._files)
-        self._mirrors = mirror is not None  # whether rank 0 has one; others learn it at the first rotation
-        self._uploading, self._may_upload = Uploading(), False
+        super().__init__(directory, files)
+        self.copies = Copies(mirrored(mirror, self.directory, self._files))
         self._keep = (1, 0)
         self._lock = Lock(self.directory)
         self._turn = threading.Lock()  # of a thread: else it would sweep away what another one is writing
         self._open: list[Saving] = []  # what threads of the ranks are writing: not swept away
-        self._damaged: set[Entry] = set()
-        self._ranks: Together = OneRank()
-        self._shards = ALL_WHOLE
 
     # -- who may write
 
     def join(self, run: Run) -> None:
         """Act together with the stores of the run's other ranks from now on; alone, this changes nothing."""
-        self._ranks = together(run._runtime.peers)
-        self._shards = run._runtime.shards
-        if self._ranks.rank:
-            self.mirror, self._mirrors = NoMirror(), False
+        super().join(run)
+        self.copies.join(self._ranks)
 
     @property
     def shared(self) -> bool:
@@ -134,22 +123,6 @@ class Store:
             finally:
                 if not held:
                     self.unlock()
-
-    # -- what there is
-
-    def entries(self) -> list[Entry]:
-        """Return the checkpoints by number, the oldest first; none is opened.
-
-        Raises:
-            CheckpointError: If the directory cannot be listed.
-        """
-        with os_errors_explained("listing", self.directory):
-            try:
-                names = self._files.names(self.directory)
-            except FileNotFoundError:
-                return []
-        numbered = ((number_of(name), self.directory / name) for name in names)
-        return sorted(Entry(number, path) for number, path in numbered if number is not None)
 
     # -- writing
 
@@ -263,7 +236,7 @@ class Store:
         """Make a temporary directory under the lock, both held by a stack; return number and name."""
         held.enter_context(self._locked())
         taken = [*self.entries(), *(saving.entry for saving in self._open)]
-        number = max(self.mirror.highest, *(entry.number for entry in taken), 0) + 1
+        number = max(self.copies.mirror.highest, *(entry.number for entry in taken), 0) + 1
         temporary = self.directory / f"{TEMPORARY}{name_of(number)}-{os.getpid()}-{secrets.token_hex(4)}"
         held.enter_context(self._removed_on_error(temporary))
         with self._explained(packed.size), os_errors_explained("making", temporary):
@@ -352,8 +325,7 @@ class Store:
         Args:
             keep_last: How many of the newest stay, at least 1.
             keep_best: For how many of the best monitored values a checkpoint stays, if it is not among the newest.
-            wait: Whether it returns when the mirror is up to date. If not, a thread copies, and `finish_copies` waits
-                for it; while one does, what is new waits for a later call.
+            wait: Whether it returns when the mirror is up to date, see `Copies.follow`.
 
         Returns:
             Those that were removed.
@@ -362,50 +334,17 @@ class Store:
             CheckpointError: If the operating system refuses something.
         """
         self._keep = keep_last, keep_best
-        gone, self._mirrors = self._ranks.first(lambda: [self._rotate(keep_last, keep_best), self._mirrors])
-        follow = partial(self.mirror.follow, self.entries, keep_last, keep_best)
-        if wait:
-            self._copy(follow)
-        elif self._mirrors and not self._uploading.is_under_way:
-            self._start_copying(follow)
+        gone, self.copies.exist = self._ranks.first(lambda: [self._rotate(keep_last, keep_best), self.copies.exist])
+        self.copies.follow(self.entries, self._keep, wait=wait)
         return [Entry(number, self.directory / name) for number, name in gone]
-
-    def finish_copies(self) -> None:
-        """Wait until nothing is being copied to the mirror; the ranks wait together, however long it takes."""
-        if self._may_upload:
-            self._ranks.await_first(self._uploading.ended)
-        self._may_upload = False
-
-    def abandon_copies(self) -> None:
-        """Wait until this process copies nothing, where the other ranks may be gone."""
-        if self._uploading.is_under_way:
-            self._uploading.ended.wait()
-        self._may_upload = False
 
     def end_copies(self, run: Run) -> None:
         """Try once more to copy what the mirror lacks, since the run pauses or ends; say in the log what is missing."""
-        self.finish_copies()
-        if self._mirrors:
+        self.copies.finish()
+        if self.copies.exist:
             self._ranks.first(lambda: self._rotate(*self._keep))  # what stayed because it was being copied
-            self._copy(partial(self.mirror.retry, self.entries, *self._keep))
-        self.mirror.end(run)
-
-    def _copy(self, work: Callable[[], object]) -> None:
-        """Do work on the mirror, and wait for it.
-
-        With several ranks a thread does it: it may take longer than these wait for one another without a sign.
-        """
-        self.finish_copies()
-        if self._mirrors and self._ranks.others:
-            self._start_copying(work)
-            self.finish_copies()
-        elif self._mirrors:
-            work()
-
-    def _start_copying(self, work: Callable[[], object]) -> None:
-        self._may_upload = True
-        if not self._ranks.rank:
-            self._uploading.start(work)
+            self.copies.retry(self.entries, self._keep)
+        self.copies.mirror.end(run)
 
     def _rotate(self, keep_last: int, keep_best: int) -> list[list[Any]]:
         with self._locked():
@@ -413,14 +352,14 @@ class Store:
             summaries = self._summaries(entries, []) if keep_best else []
             sound = [entry for entry in entries if entry not in self._damaged]
             best = best_of([row for row in summaries if row[0] in sound], keep_best)
-            copied = [entry for entry in sound if entry.path.name == self.mirror.copying]
+            copied = [entry for entry in sound if entry.path.name == self.copies.mirror.copying]
             keep = {*sound[-max(keep_last, 1) :], *best, *copied}
             gone = [entry for entry in entries if entry not in keep] if sound else []
             self._remove_entries(gone)
-        return _plain(gone)
+        return plain_rows(gone)
 
     def refill(self) -> list[str]:
-        """Fetch the newest sound checkpoint from the mirror if there is none here; return what is worth knowing of it.
+        """Fetch the newest sound checkpoint from the mirror to an empty directory; return what is worth knowing of it.
 
         The first rank alone calls it.
 
@@ -428,10 +367,10 @@ class Store:
             CheckpointError: If the mirror cannot be asked, or all that it holds is damaged: what there is to resume
                 from is not known then.
         """
-        if isinstance(self.mirror, NoMirror) or self.entries():
+        if not self.copies.exist or self.entries():
             return []
         with self._locked():
-            return self.mirror.fetch(self.directory)
+            return self.copies.mirror.fetch(self.directory)
 
     def clear(self) -> None:
         """Remove all checkpoints."""
@@ -466,136 +405,3 @@ class Store:
             if name.startswith(TEMPORARY) and name not in being_written:
                 with os_errors_explained("removing", self.directory / name):
                     self._remove(self.directory / name)
-
-    # -- reading
-
-    def load(self, entry: Entry | str | Path, sections: Collection[str] | None = None) -> Snapshot:
-        """Return what a checkpoint holds; its tensors are on the CPU.
-
-        Args:
-            entry: The checkpoint, or the path of its directory, which may lie elsewhere.
-            sections: Those to return; the others are verified only. All of them if `None`.
-
-        Raises:
-            CheckpointError: If it is not, bit for bit, what was written; the message names the file and what is wrong.
-        """
-        return read_checkpoint(self._files, _path_of(entry), sections)[0]
-
-    def load_shared(self, path: Path) -> Snapshot:
-        """Return what a checkpoint holds, on all ranks: of what is a rank's own, this one's, see `read_checkpoint`.
-
-        Raises:
-            CheckpointError: As `load`, on all ranks.
-        """
-        loaded: list[Snapshot] = []
-        if wrong := self._verdicts(path, None, loaded):
-            raise DamagedError(wrong[0])
-        return loaded[0]
-
-    def _verdicts(self, path: Path, sections: Collection[str] | None, loaded: list[Snapshot]) -> list[str]:
-        """Load a checkpoint on all ranks, into a list; return what they found to be damaged."""
-        ranks = self._ranks
-        share = Share(ranks.rank, ranks.world)
-
-        def verdict() -> list[str]:
-            try:
-                snapshot, digest = read_checkpoint(self._files, path, sections, share, self._shards)
-            except DamagedError as error:
-                return [str(error), ""]
-            loaded.append(snapshot)
-            return ["", digest]
-
-        found: list[list[str]] = ranks.each(verdict)
-        named = [f"rank {rank}: {text}" if ranks.others else text for rank, (text, _) in enumerate(found) if text]
-        if not named and len({digest for _, digest in found}) > 1:
-            named = [f"{path / MANIFEST} is not the same on all ranks: they do not share this directory"]
-        return named
-
-    def summary(self, entry: Entry | str | Path) -> dict[str, Any]:
-        """Return the summary of a checkpoint; only its manifest is read and verified.
-
-        Raises:
-            CheckpointError: As `load`.
-        """
-        return read_summary(self._files, _path_of(entry))
-
-    def newest_sound(self, sections: Collection[str] | None = None) -> tuple[Entry, Snapshot, list[str]]:
-        """Return the newest checkpoint that is as it was written, what it holds, and what is wrong with newer ones.
-
-        Args:
-            sections: As for `load`.
-
-        Raises:
-            CheckpointError: If no checkpoint is sound, with what is wrong with each; if a later version of Heptad wrote
-                the newest; or if the system refuses to read it for a reason that is not damage.
-        """
-        return self._first_sound(lambda damage: self.entries()[::-1], sections)
-
-    def best_sound(self, sections: Collection[str] | None = None) -> tuple[Entry, Snapshot, list[str]]:
-        """Return the checkpoint with the best monitored value, as `newest_sound` returns the newest.
-
-        Raises:
-            CheckpointError: Also if none was written with a monitored value.
-        """
-
-        def ranked(damage: list[str]) -> list[Entry]:
-            entries = self.entries()
-            found = rank(self._summaries(entries, damage))
-            if entries and not found and not damage:
-                raise CheckpointError(
-                    f"no checkpoint in {self.directory} was written with a monitored value, so none is the best; "
-                    "train with Checkpoint(monitor=…), or take the newest. A value counts for the checkpoints that are "
-                    "written after it and before the next update"
-                )
-            return found
-
-        return self._first_sound(ranked, sections)
-
-    def _first_sound(
-        self, ranked: Callable[[list[str]], list[Entry]], sections: Collection[str] | None
-    ) -> tuple[Entry, Snapshot, list[str]]:
-        """Return the first sound one of what `ranked` returns, which adds what it finds damaged to a list."""
-        entries, damage = self._list(ranked)
-        while entries:
-            entry = entries.pop(0)
-            loaded: list[Snapshot] = []
-            wrong = self._verdicts(entry.path, sections, loaded)
-            if not wrong:
-                return entry, loaded[0], damage
-            if not self._ranks.first(lambda entry=entry: is_there(entry.path)):
-                entries, damage = self._list(ranked)  # a run that writes here has removed it: there are newer ones now
-                continue
-            self._damaged.add(entry)
-            damage += wrong
-        if damage:
-            found = "".join(f"\n  {line}" for line in damage)
-            raise CheckpointError(f"{self.directory} holds no sound checkpoint; what there is:{found}")
-        what = "holds no checkpoint" if self._ranks.first(self.directory.is_dir) else "is not a directory"
-        raise CheckpointError(f"{self.directory} {what}")
-
-    def _list(self, ranked: Callable[[list[str]], list[Entry]]) -> tuple[list[Entry], list[str]]:
-        """Return what `ranked` returns on rank 0, and what it finds damaged."""
-        damage: list[str] = []
-        rows, texts = self._ranks.first(lambda: [_plain(ranked(damage)), damage])
-        return [Entry(number, self.directory / name) for number, name in rows], texts
-
-    def _summaries(self, entries: Iterable[Entry], damage: list[str]) -> list[tuple[Entry, dict[str, Any]]]:
-        """Return the summaries of those with a sound manifest, and add what is wrong with the others to a list."""
-        found: list[tuple[Entry, dict[str, Any]]] = []
-        for entry in entries:
-            try:
-                found.append((entry, self.summary(entry)))
-            except DamagedError as error:
-                if is_there(entry.path):
-                    self._damaged.add(entry)
-                    damage.append(str(error))
-        return found
-
-
-def _plain(entries: Iterable[Entry]) -> list[list[Any]]:
-    """Return entries as plain data: number and name."""
-    return [[entry.number, entry.path.name] for entry in entries]
-
-
-def _path_of(entry: Entry | str | Path) -> Path:
-    return entry.path if isinstance(entry, Entry) else Path(entry)

@@ -11,9 +11,10 @@ from heptad.history.html import table
 from heptad.history.source import Source
 from heptad.history.summary import traced
 from heptad.history.transition import Transition
+from heptad.record.checkpoint_events import StillDetached
 from heptad.record.chunk import Call, Failure, View
 from heptad.record.counters import Counters
-from heptad.record.events import Detach, Event, Skip, StillDetached
+from heptad.record.events import Detach, Event, Skip
 from heptad.record.values import Recorded
 
 Outcome = Literal["called", "raised", "held back", "open", "detached"]

@@ -17,9 +17,10 @@ from heptad.history.source import Source
 from heptad.history.transition import Transition
 from heptad.history.verdict import Outcome, Unusual, Verdict
 from heptad.history.wording import short_value
+from heptad.record.checkpoint_events import Resume
 from heptad.record.chunk import View
 from heptad.record.counters import Counters
-from heptad.record.events import Compilation, Event, Pause, Resume, Stop
+from heptad.record.events import Compilation, Event, Pause, Stop
 
 ORDINARY = frozenset({"stop", "pause", "resume", "extend", "accumulation", "written", "array", "unverified", "failure"})
 """Kinds of events that are nothing unusual, or have a line of their own."""

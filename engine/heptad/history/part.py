@@ -10,7 +10,7 @@ from heptad.history.source import Source
 from heptad.record.chunk import Call, Chunk, Effects, Failure, Ints, View
 from heptad.record.counters import Counters
 from heptad.record.events import Event
-from heptad.record.values import Recorded
+from heptad.record.values import Columns, Recorded
 from heptad.table import Table
 
 
@@ -125,6 +125,10 @@ class LogPart:
     def values(self, first: int = 0) -> list[Recorded]:
         """Return the recorded values from the one of that number on, of those that the part holds, oldest first."""
         return self.values_between(self._view.first, 1 << 62)[first:]
+
+    def value_block(self, first: int, most: int) -> Columns:
+        """Return at most so many of these values by column, from the one of that number on, oldest first."""
+        return Columns.of(self.values(first)[:most])
 
     def values_between(self, first: int, end: int) -> list[Recorded]:
         """Return the values recorded in the turns of the transitions from `first` to before `end`, oldest first."""

@@ -26,7 +26,8 @@ from heptad.history.source import Source
 from heptad.history.transition import Transition
 from heptad.history.verdict import Verdict
 from heptad.record.chunk import Call, View
-from heptad.record.events import EVENTS, Event, RecordedArray
+from heptad.record.event_codec import EVENTS
+from heptad.record.events import Event, RecordedArray
 from heptad.record.values import Recorded
 
 if TYPE_CHECKING:

@@ -16,7 +16,7 @@ from heptad.history.journal.sessions import Session
 from heptad.history.summary import Duration
 from heptad.history.transition import Transition
 from heptad.history.wording import date_and_time, long_time, rate, short_value, shown_share
-from heptad.record.events import Resume
+from heptad.record.checkpoint_events import Resume
 
 Outcome = Literal["finished", "stopped", "failed", "paused", "running", "killed", "open", "empty"]
 """`"open"`: it has not ended, and whether somebody drives it cannot be seen from here."""

@@ -26,9 +26,9 @@ from torch.utils.hooks import RemovableHandle
 from heptad.config import ComputeLoss
 from heptad.plugin.manager import PluginManager
 from heptad.ranks.grouped import Grouped, is_of_exchange
-from heptad.ranks.requests import SharedRun
 from heptad.ranks.sharded_call import ShardedCall, find_call
 from heptad.ranks.sharding import DTensorShards, plan_sharding, refuse_whole, shard_network
+from heptad.ranks.shared_run import SharedRun
 from heptad.ranks.window import RanksWindow
 from heptad.run.run import Run
 from heptad.run.runtime import Runtime

@@ -6,9 +6,78 @@ from collections.abc import Mapping
 from dataclasses import asdict, fields
 from typing import Any
 
+from heptad.record.checkpoint_events import (
+    MirrorFailed,
+    MirrorRestored,
+    NotMirrored,
+    OptionChange,
+    Remark,
+    Resume,
+    StillDetached,
+    Written,
+)
 from heptad.record.chunk import MOMENTS, Failure
 from heptad.record.counters import Counters
-from heptad.record.events import EVENTS, Event
+from heptad.record.events import (
+    Accumulation,
+    Behind,
+    Compilation,
+    Detach,
+    Drop,
+    Event,
+    Extend,
+    Failed,
+    Halved,
+    Note,
+    NoUpdate,
+    Pause,
+    Recompilation,
+    RecordedArray,
+    Repeated,
+    SharedGenerators,
+    Skip,
+    SkipBatch,
+    Stop,
+    Uncompiled,
+    Untrained,
+    Unverified,
+)
+
+EVENTS: dict[str, type[Event]] = {
+    one.__name__: one
+    for one in (
+        Accumulation,
+        Behind,
+        Compilation,
+        Detach,
+        Drop,
+        Extend,
+        Failed,
+        Halved,
+        MirrorFailed,
+        MirrorRestored,
+        NoUpdate,
+        NotMirrored,
+        Note,
+        OptionChange,
+        Pause,
+        RecordedArray,
+        Recompilation,
+        Remark,
+        Repeated,
+        Resume,
+        SharedGenerators,
+        Skip,
+        SkipBatch,
+        StillDetached,
+        Stop,
+        Uncompiled,
+        Untrained,
+        Written,
+        Unverified,
+    )
+}
+"""Every event by the name of its class, which is what a file stores."""
 
 _TYPES: dict[str, type | tuple[type, ...]] = {
     "int": int,

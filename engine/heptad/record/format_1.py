@@ -10,24 +10,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import fields
 from typing import Any
 
+from heptad.record.checkpoint_events import Remark, Resume, StillDetached
 from heptad.record.chunk import Failure
 from heptad.record.counters import Counters
-from heptad.record.events import (
-    Accumulation,
-    Detach,
-    Drop,
-    Event,
-    Extend,
-    Failed,
-    Note,
-    Pause,
-    Remark,
-    Resume,
-    Skip,
-    StillDetached,
-    Stop,
-    Untrained,
-)
+from heptad.record.events import Accumulation, Detach, Drop, Event, Extend, Failed, Note, Pause, Skip, Stop, Untrained
 
 
 def from_format_1(seq: int, kind: str, text: str, time_ns: int) -> Event:

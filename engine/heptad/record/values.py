@@ -62,6 +62,15 @@ class Columns:
     value: array[float]
     place: array[int]
 
+    @classmethod
+    def of(cls, rows: Sequence[Recorded]) -> Columns:
+        """Return these values by column."""
+        known = {name: number for number, name in enumerate(dict.fromkeys(row.name for row in rows))}
+        place = array("q", (part for row in rows for part in (row.seq, row.epoch, row.step, row.update)))
+        return cls(
+            list(known), array("I", (known[row.name] for row in rows)), array("d", (row.value for row in rows)), place
+        )
+
     def __len__(self) -> int:
         return len(self.name)
 

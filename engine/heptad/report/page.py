@@ -21,7 +21,8 @@ from heptad.history.comparison import short_names
 from heptad.history.export.output import Target, replacing
 from heptad.history.journal.reader import FileSource
 from heptad.history.query import TransitionLog
-from heptad.record.events import Pause, Resume
+from heptad.record.checkpoint_events import Resume
+from heptad.record.events import Pause
 from heptad.report import sections
 from heptad.report.gathered import MARKS, Gathered, gathered
 from heptad.report.look import COLOURS, MARKERS, pick, places_of_states

@@ -100,7 +100,12 @@ class Evaluator:
         return Metrics(metrics, options)
 
     def _evaluation(
-        self, step: StepFunction, metrics: Metrics, options: EvaluationOptions, ended: Callable[[], bool] | None
+        self,
+        data: Any,
+        step: StepFunction,
+        metrics: Metrics,
+        options: EvaluationOptions,
+        ended: Callable[[], bool] | None,
     ) -> Evaluation:
         return Evaluation(step, metrics, options, ended)
 
@@ -185,7 +190,7 @@ class Evaluator:
         table = evaluation_table()
         runtime = Runtime(self._components, feed, self._device, Optimizers(), self._place)
         run = Run(table, self._config, runtime, LogBuffer(table, LOG_CAPACITY, read_numbers))
-        evaluation = self._evaluation(self._step(options), self._metrics(metrics, options), options, ended)
+        evaluation = self._evaluation(data, self._step(options), self._metrics(metrics, options), options, ended)
         bodies = evaluation.bodies(feed)
         machine = self._machine(run, bodies, GUARDS, owners=dict.fromkeys(bodies, "the evaluation"))
         network.to(self._device)

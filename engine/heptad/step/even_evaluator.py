@@ -21,7 +21,7 @@ from heptad.data.feed import Feed
 from heptad.data.own_feed import own_part
 from heptad.errors import add_note
 from heptad.ranks.strategy import Strategy
-from heptad.run.evaluating import EvaluationOptions, Measures
+from heptad.run.evaluating import EvaluationOptions
 from heptad.run.run import Run
 from heptad.run.runtime import StepFunction
 from heptad.run.state import RunState
@@ -108,7 +108,7 @@ class EvenEvaluation(RanksEvaluation):
         self._meeting.begin(None if feed.batches is None else left)
 
     def before_step(self, run: Run) -> None:
-        """Take the next batch and place it; repeat the last where there is none, or where this rank has failed."""
+        """Take the next batch and place it; repeat the last where the data have ended or this rank has failed."""
         at, feed = run._position, run._runtime.feed
         if self._error is None or feed.batches is None:  # what has no length is read to its end
             try:
@@ -205,7 +205,6 @@ class EvenEvaluator(RanksEvaluator):
     ) -> None:
         super().__init__(components, config, device, machine, strategy.peers)
         self._strategy = strategy
-        self._spare: Callable[[], Any]
 
     def _feed(self, data: Any, name: str) -> Feed:
         share = self._strategy.share()
@@ -226,30 +225,15 @@ class EvenEvaluator(RanksEvaluator):
         return in_precision(step, precision, self._device) if strategy.autocasts(precision) else step
 
     def _evaluation(
-        self, step: StepFunction, metrics: Metrics, options: EvaluationOptions, ended: Callable[[], bool] | None
-    ) -> Evaluation:
-        return EvenEvaluation(step, metrics, options, self._meeting, self._strategy, self._spare)
-
-    def evaluate(
         self,
         data: Any,
-        metrics: MetricsInput | None = None,
-        ended: Callable[[], bool] | None = None,
-        *,
-        name: str = "run.evaluate(data)",
-        **options: Unpack[EvaluationOptions],
-    ) -> Measures:
-        """Return the mean loss and metrics over one pass of data: the same bits on all ranks.
-
-        The ranks exchange something at its beginning, how many batches they have, and at its end.
-
-        Raises:
-            ConfigError: If a metric object cannot be merged.
-            DataError: If the ranks have unequally many batches by their own doing.
-            RankFailed: If another rank has failed in it.
-        """
-        self._spare = partial(super()._first_batch, data)
-        return super().evaluate(data, metrics, ended, name=name, **options)
+        step: StepFunction,
+        metrics: Metrics,
+        options: EvaluationOptions,
+        ended: Callable[[], bool] | None,
+    ) -> Evaluation:
+        first_batch = partial(super()._first_batch, data)  # of this rank alone
+        return EvenEvaluation(step, metrics, options, self._meeting, self._strategy, first_batch)
 
     def _passes(self, network: nn.Module, name: str) -> AbstractContextManager[None]:
         return self._strategy.resting(network, name)

@@ -97,7 +97,12 @@ class RanksEvaluator(Evaluator):
         return RanksMetrics(metrics, options, self._meeting)
 
     def _evaluation(
-        self, step: StepFunction, metrics: Metrics, options: EvaluationOptions, ended: Callable[[], bool] | None
+        self,
+        data: Any,
+        step: StepFunction,
+        metrics: Metrics,
+        options: EvaluationOptions,
+        ended: Callable[[], bool] | None,
     ) -> Evaluation:
         if "limit" in options:
             options = {**options, "limit": own_part(options["limit"], self._rank, self._world)}
