@@ -13,7 +13,10 @@ ratio of the loop to itself shows the noise. The goal is 1.02 at most.
 
 Where there is an accelerator, three more lines: a transformer of 10 million parameters and the MLP of `overhead.py`
 against the loop there (the loop copies from memory that is not pinned, as textbooks do), and the transformer with
-`prefetch=1` against `prefetch=0`. The goal is 1 / 0.99 at most. No figure of these is known yet.
+`prefetch=1` against `prefetch=0`. The goal is 1 / 0.99 at most. On an H100 with torch 2.11, 40 blocks: transformer 0.99
+at 12.5 ms a step, `prefetch` 1.01, which is none; MLP 1.28 at 1.3 ms a step, which does not meet the goal. Of its 0.28
+ms, 0.1 are pinning, gathering and the engine (a loop that pins: 0.08), and 0.18 the side stream of `prefetch=1`, which
+costs that much whatever a batch weighs.
 
 Run it on an idle machine; the first time, compiling takes a minute:
 

@@ -33,8 +33,9 @@ One device was the most that tests are written for. These have not been seen to 
 
 - several devices: NCCL between cards, what it does when a rank dies or hangs, and whether it gives the same bits after
   a restart; gloo on CPUs, with 2 and 3 processes, does what the pages say;
-- `strategy="fsdp"` on cards: that gathering and averaging overlap with forward and backward, how much memory sharding
-  saves, and `bf16-mixed` with its halved traffic between them;
+- `strategy="fsdp"` on a card, of which torch 2.11, which the machine with the card had, lacks a part; on several, that
+  gathering and averaging overlap with forward and backward, how much memory sharding saves, and `bf16-mixed` with its
+  halved traffic between them;
 - several nodes, restart counts that differ between them, and file systems that they share, where all ranks write their
   pieces of a checkpoint.
 """

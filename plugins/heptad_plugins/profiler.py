@@ -162,8 +162,9 @@ class Profiler(Plugin):
     def _start(self, run: Run) -> None:
         if torch.autograd.profiler._is_profiler_enabled:  # pyright: ignore[reportPrivateUsage] - nothing public says it
             raise PluginError(f"Profiler: at update {run.update} another profiler of torch is running; stop it first")
-        self._profile = profile(**self._options)
-        self._profile.start()
+        started = profile(**self._options)
+        started.start()
+        self._profile = started  # only now: `close` stops it, and torch refuses to stop what does not run
         self.change_state(run)
 
     def _leave(self) -> None:

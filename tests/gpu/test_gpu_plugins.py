@@ -58,6 +58,7 @@ def test_the_load_of_the_device_is_a_share():
 
 @pytest.mark.gpu("DeviceMonitor, Profiler and ModelSummary tell of the device, wait for nothing and change no bit")
 @pytest.mark.usefixtures("cuda")
+@pytest.mark.filterwarnings("ignore:Warning. Profiler clears events")  # torch says so once a process
 def test_kernels_stand_in_the_states_that_launched_them(tmp_path):
     """Each launch of a kernel lies in one of our ranges, and a forward pass has kernels."""
     path = tmp_path / "trace.json"

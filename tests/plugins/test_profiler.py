@@ -186,6 +186,19 @@ def test_a_run_that_fails_has_the_trace_until_then(tmp_path):
     assert states(tmp_path / "other.json") == UPDATE
 
 
+def test_a_profiler_that_cannot_start_fails_with_its_own_error(tmp_path, monkeypatch):
+    """And nothing is said of one that is to be stopped and does not run."""
+
+    def refuse(profiler: object) -> None:
+        raise Planned
+
+    monkeypatch.setattr(torch.profiler.profile, "start", refuse)
+    with pytest.raises(Planned) as caught:
+        small_engine(2, [Profiler(tmp_path / "trace.json", range(1))]).run()
+    assert not any("closing" in note for note in caught.value.__notes__)
+    assert not (tmp_path / "trace.json").exists()
+
+
 def killed(folder: Path, at: int, *plugins: Plugin) -> Engine:
     """Return an engine in windows of two steps that stores a checkpoint after each step, and fails in one."""
     torch.manual_seed(0)
