@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: demo examples test lint types pytest test-gpu oldest newest benchmarks kill-matrix kill-matrix-ranks chains chains-ranks fuzz reference pictures clean
+.PHONY: demo browser examples test lint types pytest test-gpu oldest newest benchmarks kill-matrix kill-matrix-ranks chains chains-ranks fuzz reference pictures clean
 
 demo: .venv/ready
 	$(BIN)/python examples/digits.py
@@ -25,8 +25,13 @@ lint: .venv/ready
 types: .venv/ready
 	$(BIN)/pyright
 
-pytest: .venv/ready
+pytest: .venv/ready browser
 	$(BIN)/python -m pytest
+
+# What the tests of the report page drive: the chromium of the system. Where it cannot be installed they are skipped.
+browser:
+	@command -v chromium > /dev/null || (apt-get update -qq && apt-get install -qq -y --no-install-recommends chromium) \
+		|| echo "no chromium: install it, or the tests of the report page are skipped" >&2
 
 # On a machine with an accelerator; writes what it has seen into engine/heptad/run/verified_rows.py and docs/verified.md.
 # In a copy without git, HEPTAD_COMMIT names the commit.
@@ -79,7 +84,7 @@ fuzz: .venv/ready
 	PYTHONPATH=tests $(BIN)/python -m fuzz --inputs $(INPUTS)
 
 # Draws the pictures of the README and the docs, of the demo's run; needs the chromium of the system.
-pictures: .venv/ready
+pictures: .venv/ready browser
 	$(BIN)/python tools/pictures.py
 
 # Writes docs/reference.md from the docstrings; a test holds the two equal.
