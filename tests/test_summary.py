@@ -19,7 +19,7 @@ from heptad.cli.main import main
 from heptad.history.comparison import compare_runs, short_names
 from heptad.history.figures import better_of
 from heptad.history.journal.sessions import Again
-from heptad.history.wording import long_time, rate
+from heptad.history.wording import date_and_time, long_time, rate
 from heptad.record.event_codec import EVENTS
 from heptad_plugins import Checkpoint, Journal, Throughput
 
@@ -259,6 +259,12 @@ def test_a_summary_compares_any_number_of_runs(tmp_path: Path, capsys: pytest.Ca
     assert "0.1 *" in shown
     assert main(["diff", "--summary", "--json", *map(str, paths)]) == 0
     assert json.loads(capsys.readouterr().out)["values"][0]["ahead"] == [1]
+
+
+@pytest.mark.parametrize("time_ns", [10**30, -(10**30)])
+def test_a_time_that_no_calendar_has_is_no_error(time_ns: int):
+    """An event of a damaged journal may say so."""
+    assert date_and_time(time_ns) == "no date"
 
 
 def test_only_what_a_process_did_is_left_out_of_diff():

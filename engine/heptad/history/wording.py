@@ -43,8 +43,11 @@ def short_value(value: float) -> str:
 
 
 def date_and_time(time_ns: int) -> str:
-    """Return a moment, local, to the second."""
-    return datetime.fromtimestamp(time_ns / 1e9).strftime("%Y-%m-%d %H:%M:%S")
+    """Return a moment, local, to the second; in words where no calendar has it, as in a damaged log."""
+    try:
+        return datetime.fromtimestamp(time_ns / 1e9).strftime("%Y-%m-%d %H:%M:%S")
+    except (ValueError, OverflowError, OSError):
+        return "no date"
 
 
 def shown_share(part: float, whole: float) -> str:

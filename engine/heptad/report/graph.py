@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from html import escape
 
 from heptad.history.source import Source
+from heptad.history.wording import shown_share
 from heptad.report.walk import Walk
-from heptad.report.words import harmless, percent, spent
+from heptad.report.words import harmless, spent
 from heptad.table import Arc, State, Table
 
 WIDE, HIGH = 168, 44
@@ -90,7 +91,7 @@ def _box(placed: Placed, time: int, total: int, entered: int, run: int) -> str:
     share = time / total
     name = escape(harmless(placed.state.shown, 24))
     x, y = placed.x - WIDE / 2, placed.y - HIGH / 2
-    words = f"{entered:,} × · {percent(share)} of the time" if entered else "never entered"
+    words = f"{entered:,} × · {shown_share(share, 1)} of the time" if entered else "never entered"
     if placed.state.kind == "start":
         words = "the start"
     elif placed.state.kind in ("end", "failed") and entered:

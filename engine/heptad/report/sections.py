@@ -16,12 +16,12 @@ from heptad.history.facts import fact_in_words
 from heptad.history.figures import Figure
 from heptad.history.journal.origin import origin
 from heptad.history.journal.versions import versions_here
-from heptad.history.wording import long_time, shown_share
+from heptad.history.wording import date_and_time, long_time, shown_share
 from heptad.record.counters import Counters
 from heptad.record.events import Event
 from heptad.report.gathered import Gathered
 from heptad.report.graph import drawing
-from heptad.report.words import harmless, moment, real, spent
+from heptad.report.words import harmless, real, spent
 
 LAST = 20
 """Turns that the section on the ending lists."""
@@ -201,7 +201,7 @@ def _event_rows(events: Sequence[Event]) -> list[dict[str, Any]]:
             "rows": [
                 [
                     event.seq,
-                    moment(event.time_ns),
+                    date_and_time(event.time_ns),
                     f"rank {event.rank} " if event.rank else "",
                     harmless(event.text, 600),
                 ]
@@ -260,7 +260,7 @@ def _provenance(run: Gathered) -> dict[str, Any]:
         [
             str(one.number),
             f"#{one.first:,}",
-            moment(one.began_ns),
+            date_and_time(one.began_ns),
             f"{one.pid} on {harmless(one.host, 80)}",
             harmless(one.resumed_from or "the start", 200),
             "" if one.again is None else f"{one.again.transitions:,} turns from #{one.again.first:,}",

@@ -1,10 +1,9 @@
-"""Texts for the page: cut to a length that a page can hold, control characters written out, times that can be read."""
+"""Texts for the page: cut to a length that a page can hold, control characters written out, durations and numbers."""
 
 from __future__ import annotations
 
 import math
 import re
-from datetime import datetime
 
 LONGEST = 2_000
 """Characters of a text that the page shows."""
@@ -36,16 +35,3 @@ def real(value: float) -> str:
     if math.isinf(value):
         return "infinity" if value > 0 else "-infinity"
     return f"{value:.6g}"
-
-
-def moment(time_ns: int) -> str:
-    """Return when that was, in this machine's time zone; empty for a time that no calendar has."""
-    try:
-        return datetime.fromtimestamp(time_ns / 1e9).strftime("%Y-%m-%d %H:%M:%S")
-    except (ValueError, OverflowError, OSError):
-        return ""
-
-
-def percent(share: float) -> str:
-    """Return a share in percent."""
-    return f"{100 * share:.1f} %"
