@@ -17,8 +17,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
+from torch.utils.data import TensorDataset
 
-from builders import batches, small_engine
+from builders import CLASSES, FEATURES, batches, dataset_engine, small_engine
 from heptad import LogError, PluginError, TransitionLog
 from heptad.cli.main import main
 from heptad.report.gathered import gathered
@@ -335,7 +337,15 @@ def test_provenance_has_the_command_line_and_the_commit(tmp_path: Path):
     section = page.partition('id="provenance-0"')[2]
     assert "<dt>argv</dt>" in section
     assert "<dt>torch</dt>" in section
-    assert "CrossEntropyLoss" in section or "optimizers[0].class" in section
+    assert "<dt>optimizers[0].class</dt>" in section
+
+
+def test_provenance_has_the_sizes_of_the_data(tmp_path: Path):
+    """Samples of a dataset that is indexed, and batches in a pass."""
+    data = TensorDataset(torch.zeros(18, FEATURES), torch.arange(18) % CLASSES)
+    section = page_of(dataset_engine(data, epochs=1).run().log, tmp_path).partition('id="provenance-0"')[2]
+    assert "<dt>samples</dt><dd>18</dd>" in section
+    assert "<dt>batches</dt>" in section
 
 
 # -- the command

@@ -274,6 +274,19 @@ def test_it_prints_in_dark_ink_on_white(browser: Any, page: Path):
         assert not tab.locator("nav").is_visible()
 
 
+def test_figures_fit_on_paper(browser: Any, page: Path):
+    """They are drawn as wide as the window; an A4 page is 718 pixels wide between the margins of a browser."""
+    edges = "[...document.querySelectorAll('.figure > *')].map((one) => one.getBoundingClientRect().right)"
+    with Shown(browser, page) as shown:
+        tab = shown.ready()
+        before = tab.evaluate(edges)
+        assert max(before) > 1000
+        tab.evaluate("dispatchEvent(new Event('beforeprint'))")
+        assert max(tab.evaluate(edges)) <= 718
+        tab.evaluate("dispatchEvent(new Event('afterprint'))")
+        assert tab.evaluate(edges) == before
+
+
 def test_without_scripts_there_are_tables(browser: Any, page: Path):
     with Shown(browser, page, java_script_enabled=False) as shown:
         text = shown.tab.inner_text("body")

@@ -161,8 +161,9 @@ def _draw_curves(plot: Any, runs: Sequence[Drawn], members: Sequence[str], sourc
     for place, run in enumerate(runs):
         for curve in (curve for curve in run.curves if curve.name in members and len(curve.value)):
             number = members.index(curve.name)
-            sign = number if len(runs) == 1 else place  # of several runs the colour is the name's, the dashes the run's
-            colour, dash = pick(COLOURS, number), pick(DASHES, sign)
+            sign = number * len(runs) + place  # of dashes and markers: each curve has its own, as far as they go
+            # of several runs the colour is the run's
+            colour, dash = pick(COLOURS, number if len(runs) == 1 else place), pick(DASHES, sign)
             label = curve.name if len(runs) == 1 else f"{run.label}: {curve.name}"
             if (place, curve.name) not in sources:
                 sources[place, curve.name] = _curve_sources(run, curve)

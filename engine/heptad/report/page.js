@@ -2,12 +2,21 @@
 /* The script of a report: puts the figures into the page, redraws the timeline for the range that was brushed, explains
    turns. It asks nobody but, where the page is live, the server that it came from. */
 (() => {
-  const AT_ONCE = 20000, BARS = 1200, LIVE_MS = 2000;
+  const AT_ONCE = 20000, BARS = 1200, LIVE_MS = 2000, PAPER = 690;  // pixels: A4 and Letter are wider
   let data, state, timer;
 
   const $ = (id) => document.getElementById(id);
   const all = (selector, root = document) => [...root.querySelectorAll(selector)];
   const number = (value) => Math.round(value).toLocaleString("en-US");
+
+  /* Figures are drawn as wide as the screen is, and are not drawn anew for paper: make them smaller, as pictures. */
+  function fitToPaper(figures) {
+    for (const one of figures) {
+      const { width, height } = one.getBoundingClientRect(), scale = Math.min(1, PAPER / width);
+      Object.assign(one.style, { height: `${height * scale}px`, overflow: "hidden" });
+      for (const drawn of one.children) Object.assign(drawn.style, { transformOrigin: "0 0", transform: `scale(${scale})` });
+    }
+  }
 
   // -- packed numbers
 
@@ -429,8 +438,18 @@
   });
   addEventListener("resize", fit);
   dark.addEventListener("change", () => paint(dark.matches));
-  addEventListener("beforeprint", () => { all("details").forEach((one) => { one.open = true; }); paint(false); });
-  addEventListener("afterprint", () => paint(dark.matches));
+  addEventListener("beforeprint", () => {
+    all("details").forEach((one) => { one.open = true; });
+    paint(false);
+    fitToPaper(all(".figure"));
+  });
+  addEventListener("afterprint", () => {
+    paint(dark.matches);
+    for (const one of all(".figure")) {
+      one.style.height = one.style.overflow = "";
+      for (const drawn of one.children) drawn.style.transform = "";
+    }
+  });
   start().then(() => { if (data.live) timer = setTimeout(refresh, LIVE_MS); }).catch((error) => {
     console.error(error);
     document.body.dataset.ready = "failed";

@@ -57,6 +57,7 @@ def build(run: Run, strategy: Strategy) -> None:
     runtime.step = FirstStep(build_scaled(run, step, strategy), runtime)
     run._buffer.facts |= {
         **run.config.model_dump(),
+        "samples": runtime.feed.identity().get("samples"),  # of a dataset that is indexed
         "batches": runtime.feed.batches,
         **runtime.optimizers.facts(),
     }
