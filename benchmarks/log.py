@@ -12,7 +12,10 @@ Five measurements:
    highest cost that a run can have. Four transitions of a null step are one update and two values.
 3. The size of these files in bytes a transition.
 4. The MLP step of `overhead.py`, with each journal and without: medians of the differences and of the ratios. Between
-   torch's operations our few lines run from cold caches and take several times what they take in a null step.
+   torch's operations our few lines run from cold caches and take several times what they take in a null step. The goal
+   is a ratio of 1.05. On two quiet cores, a step of 104 µs: 1.05 without values; 1.26 with two values an update, 23 µs
+   of the training thread, of which the sums of the epoch's loss take 6, the rates 2, the loss 1, and recording 11. All
+   of them together take 6 µs where nothing has emptied the caches, so that no part of it is worth its own code.
 5. A file of 10 million transitions, made by the writer that `Journal` uses: the time to open it, to call `counts()` and
    `durations()`, to find an update in the middle by `where(update=…)`, and the peak memory of the process that queries
    it, torch included.

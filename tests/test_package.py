@@ -193,10 +193,10 @@ def test_the_oldest_versions_of_the_ranges_are_those_that_are_tested():
     pinned = dict(
         line.split("==") for line in (ROOT / "oldest.txt").read_text().splitlines() if not line.startswith("#")
     )
-    extras = PROJECT["optional-dependencies"]
+    beside = {"all", "examples", "dev"}  # made of the others, or about tools
     ranges = [*PROJECT["dependencies"]]
-    for extra in ("rich", "tensorboard", "torchmetrics", "monitor", "frames", "mirror", "parquet", "complete", "demo"):
-        ranges += extras[extra]
+    for extra, needed in PROJECT["optional-dependencies"].items():
+        ranges += [] if extra in beside else needed
     lowest = dict(requirement.split(",")[0].split(">=") for requirement in ranges if "[" not in requirement)
     assert {name: trimmed(version) for name, version in pinned.items()} == {
         name: trimmed(version) for name, version in lowest.items()
@@ -236,11 +236,13 @@ def test_the_demo_trains_dies_resumes_and_explains_itself(installed: Installed):
     assert sum(line.endswith("the same") for line in lines) == 6
     assert "stateDiagram-v2" in lines
     commands = [line.split() for line in lines if line.startswith("    heptad ")]
-    assert [command[1] for command in commands] == ["stats", "explain", "diff"]
-    stats, explanation = (installed.run(*command) for command in commands[:2])
+    assert [command[1] for command in commands] == ["runs/digits/first/log.journal", "stats", "explain", "diff"]
+    summary, stats, explanation, same = (installed.run(*command) for command in commands)
+    assert summary.startswith("ended    finished: epochs=2 complete; epoch 2, step 184, update 46\n")
     assert re.search(r"^optimizer_update +46 ", stats, re.MULTILINE)
     assert "to optimizer_update if update_due: no (steps in the window 1, accumulation 4" in explanation
-    first, killed = (TransitionLog.load(installed.elsewhere / path) for path in commands[2][2:])
+    assert same.startswith("the same but for times: ")
+    first, killed = (TransitionLog.load(installed.elsewhere / path) for path in commands[3][2:])
     assert first.counts()["optimizer_update"] == killed.counts()["optimizer_update"] == 46
 
 

@@ -24,7 +24,7 @@ def print_comparison(found: Comparison) -> None:
     if found.facts:
         _print_facts(found.names, found.facts)
     else:
-        print_line("no fact differs: settings, optimizers, handlers, the table and versions are the same")
+        print_line("no fact differs: settings, optimizers, handlers, table and versions are equal")
 
 
 def _print_values(names: Sequence[str], values: Sequence[ComparedValue]) -> None:

