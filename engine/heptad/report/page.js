@@ -267,7 +267,7 @@
 
   function wireCurves(id, view) {
     const models = [...view.model.references()], sources = models.filter(tagged("curve"));
-    const range = models.find(tagged("curves") && ((model) => model.type === "Range1d" && tagged("curves")(model)));
+    const range = models.find((model) => model.type === "Range1d" && tagged("curves")(model));
     const figures = models.filter(tagged("figure"));
     const chosen = (state.curves[id] ||= { axis: "update", scale: "linear" });
     const bar = document.querySelector(`[data-for="${id}"]`);
