@@ -127,18 +127,20 @@ class Verdict:
     @property
     def lines(self) -> tuple[Line, ...]:
         """The ten lines: ended, when, took, resumed, last, best, speed, time, unusual, next."""
-        return (
-            Line("ended", self._ended()),
-            Line("when", self._when()),
-            Line("took", self._took()),
-            Line("resumed", (*self._resumed(), *self._again())),
-            Line("last", self._values("last") or ("no value was recorded",)),
-            Line("best", self._values("best") or ("no value of which a name says what is better",)),
-            Line("speed", self._speed()),
-            Line("time", self._time()),
-            Line("unusual", self._unusual()),
-            Line("next", tuple(command for command, _ in self.next)),
-        )
+        parts = {
+            "ended": self._ended(),
+            "when": self._when(),
+            "took": self._took(),
+            "resumed": (*self._resumed(), *self._again()),
+            "last": self._values("last") or ("no value was recorded",),
+            "best": self._values("best") or ("no value of which a name says what is better",),
+            "speed": self._speed(),
+            "time": self._time(),
+            "unusual": self._unusual(),
+            "next": tuple(command for command, _ in self.next),
+        }
+        # an exception, or a name, may hold line ends
+        return tuple(Line(title, tuple(part.replace("\n", " ") for part in some)) for title, some in parts.items())
 
     def __str__(self) -> str:
         return "\n".join(map(str, self.lines))
