@@ -19,7 +19,7 @@ from heptad.cli.main import main
 from heptad.history.comparison import compare_runs, short_names
 from heptad.history.figures import better_of
 from heptad.history.journal.sessions import Again
-from heptad.history.wording import date_and_time, long_time, rate
+from heptad.history.wording import amount, date_and_time, long_time, rate
 from heptad.record.event_codec import EVENTS
 from heptad_plugins import Checkpoint, Journal, Throughput
 
@@ -211,6 +211,11 @@ def test_a_long_exception_of_several_lines_leaves_ten_lines(tmp_path: Path, caps
     assert lines[0].startswith("ended    failed: RuntimeError: two lines: the second and more and")
     assert " … in " in lines[0]
     assert "on exit of after_step" in lines[0]
+
+
+@pytest.mark.parametrize(("number", "words"), [(0, "0 turns"), (1, "1 turn"), (2, "2 turns"), (12345, "12,345 turns")])
+def test_an_amount_has_its_thousands_apart_and_one_is_no_plural(number: int, words: str):
+    assert amount(number, "turn") == words
 
 
 def test_a_note_of_one_word_without_an_end_is_cut_within_it(tmp_path: Path):
