@@ -113,7 +113,7 @@ def lines_of(now: Now, width: int) -> list[str]:
     widest = max((len(value) for _, value, _ in shown), default=0)
     longest = min(max((cell_width(name) for name, _, _ in shown), default=0), max(width - widest - 2, 1))
     for name, value, values in shown:
-        first = _beginning(name, longest)
+        first = _cut_to(name, longest)
         line = f"{first}{' ' * (longest - cell_width(first))}  {value:>{widest}}"
         room = min(SPARK, width - cell_width(line) - 2)
         lines.append(f"{line}  {sparkline(values, room)}" if room > 0 and len(values) > 1 else line)
@@ -125,7 +125,7 @@ def lines_of(now: Now, width: int) -> list[str]:
     return lines
 
 
-def _beginning(name: str, width: int) -> str:
+def _cut_to(name: str, width: int) -> str:
     """Return a name, or as much of it as has room."""
     if cell_width(name) <= width:
         return name
