@@ -612,6 +612,12 @@ def test_an_unknown_command_suggests_the_nearest(word: str, near: str, capsys: p
     assert f"no command and no file is called '{word}'; did you mean '{near}'?" in capsys.readouterr().err
 
 
+def test_an_option_that_there_is_not_is_named_with_the_nearest(capsys: pytest.CaptureFixture[str]):
+    with pytest.raises(SystemExit, match="2"):
+        main(["--verison"])
+    assert "is called '--verison'; did you mean '--version'?" in capsys.readouterr().err
+
+
 def test_a_file_in_place_of_a_command_may_be_missing(ask: Ask, tmp_path: Path):
     """It is named, as for every command."""
     answer = ask(tmp_path / "lost.journal")

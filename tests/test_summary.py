@@ -19,7 +19,7 @@ from heptad.cli.main import main
 from heptad.history.comparison import compare_runs, short_names
 from heptad.history.figures import better_of
 from heptad.history.journal.sessions import Again
-from heptad.history.wording import date_and_time, long_time, rate
+from heptad.history.wording import amount, date_and_time, long_time, rate
 from heptad.record.event_codec import EVENTS
 from heptad_plugins import Checkpoint, Journal, Throughput
 
@@ -195,6 +195,34 @@ def test_what_is_unusual_is_counted_by_kind_with_its_first_place(tmp_path: Path)
     skips = log.notes("skip")
     assert lines_of(log)["unusual"] == f"3 × skip, first at #{skips[0].seq} (too large)"
     assert log.verdict().next[0][0].endswith(f" {skips[0].seq}")
+
+
+def test_a_long_exception_of_several_lines_leaves_ten_lines(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    """Its beginning is there, and where it was raised."""
+
+    def fail(run: Run) -> None:
+        raise RuntimeError("two lines:\nthe second" + " and more" * 1_000)
+
+    with pytest.raises(RuntimeError):
+        engine_in(tmp_path, lambda engine: engine.on_exit("after_step")(fail)).run()
+    assert main([str(tmp_path / "run.journal")]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines] == TITLES
+    assert lines[0].startswith("ended    failed: RuntimeError: two lines: the second and more and")
+    assert " … in " in lines[0]
+    assert "on exit of after_step" in lines[0]
+
+
+@pytest.mark.parametrize(("number", "words"), [(0, "0 turns"), (1, "1 turn"), (2, "2 turns"), (12345, "12,345 turns")])
+def test_an_amount_has_its_thousands_apart_and_one_is_no_plural(number: int, words: str):
+    assert amount(number, "turn") == words
+
+
+def test_a_note_of_one_word_without_an_end_is_cut_within_it(tmp_path: Path):
+    """99 of its letters and the sign of what is left out make the 100 that have room."""
+    engine_in(tmp_path, lambda engine: engine.on_enter("before_loop")(lambda run: run.note("n" * 5_000))).run()
+    found = lines_of(TransitionLog.load(tmp_path / "run.journal"))["unusual"]
+    assert found == f"1 × note at #0 ({'n' * 99}…)"
 
 
 def test_a_journal_alone_is_summarised_in_ten_lines(pair: Any, capsys: pytest.CaptureFixture[str]):

@@ -197,3 +197,17 @@ def test_the_first_column_is_never_dropped(capsys: pytest.CaptureFixture[str]):
 def test_lines_are_broken_between_words_and_never_within_a_number(text: str, width: int, lines: list[str]):
     hard = re.sub(r"(?<=\d) (?=s\b)", "\u00a0", text)
     assert [line.replace("\u00a0", " ") for line in wrapped(hard, width)] == lines
+
+
+@pytest.mark.parametrize("width", [20, 33])
+def test_a_long_line_of_text_keeps_its_letters_where_it_is_broken(
+    width: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    """A name that takes several lines can be put together again; lines after the first stand further in."""
+    monkeypatch.setattr(grid, "terminal_width", lambda: width)
+    name = f"a/very/long/name/{'x' * 50}/of_a_value"
+    grid.print_text(f"  value {name} 1.5 here")
+    first, *more = capsys.readouterr().out.splitlines()
+    assert all(line.startswith(" " * 6) for line in more)
+    assert max(map(len, [first, *more])) <= width
+    assert name in "".join(line.strip() for line in (first.replace("value", ""), *more))

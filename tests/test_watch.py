@@ -134,3 +134,19 @@ def test_once_shows_where_it_is_and_ends(tmp_path: Path, capsys: pytest.CaptureF
     assert lines[0] == "in before_epoch  epoch 1/2 complete  step 6  update 6/12"
     assert " 50 %" in lines[1]
     assert lines[-1].startswith("last event ")
+
+
+@pytest.mark.parametrize("width", [40, 80, 120])
+def test_no_line_is_wider_than_the_terminal_and_no_number_is_cut(width: int, tmp_path: Path):
+    """Names and events are cut: a name at its end, an event after three lines."""
+
+    def record(run: Run) -> None:
+        run.record("a/long/name/" * 20, -1.5e308)
+        run.note("word " * 500)
+
+    log = journal_of(tmp_path / "run.journal", act=lambda engine: engine.on_exit("after_step")(record))
+    lines = watch.lines_of(look(log.source), width)
+    assert max(map(len, lines)) <= width
+    assert next(line for line in lines if line.startswith("a/long")).split()[:2][-1] == "-1.5e+308"
+    assert lines[-1] == "…"
+    assert len([line for line in lines if "word" in line]) == watch.MOST_EVENT_LINES

@@ -15,6 +15,7 @@ from heptad.history.export import csv_rows, jsonl, parquet, timeline, value_rows
 from heptad.history.journal.family import files_of_ranks
 from heptad.history.part import LogPart, range_of
 from heptad.history.source import Source
+from heptad.history.wording import amount
 
 STDOUT = "-"
 """The name of standard output."""
@@ -98,4 +99,6 @@ def _print_done(arguments: argparse.Namespace, name: str, path: Path, logs: Mapp
         print_json(plain | ({"ranks": ranks} if ranks else {}))
         return
     what = "the recorded values of " if arguments.values else ""
-    print_line(f"{what}{view.end - view.first:,} transitions {f'on {len(ranks)} ranks ' if ranks else ''}in {path}")
+    print_line(
+        f"{what}{amount(view.end - view.first, 'transition')} {f'on {len(ranks)} ranks ' if ranks else ''}in {path}"
+    )

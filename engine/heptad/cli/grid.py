@@ -224,7 +224,8 @@ def print_fields(rows: Mapping[str, Sequence[str]], optional: Collection[str] = 
             if width is None
             else _fitting(parts, separator, width - indent, title not in optional)
         )
-        lines = [text] if width is None else wrapped(_as_cell(text, width), width - indent)
+        cell = _as_cell(text, width)
+        lines = [cell] if width is None else wrapped(cell, width - indent)
         for number, line in enumerate(lines):
             print_line(f"{'' if number else title:{indent}}{line.replace(_HARD, ' ')}".rstrip())
 
@@ -236,11 +237,9 @@ def print_text(text: object) -> None:
         if width is None:
             print_line(line)
             continue
-        indent = line[: len(line) - len(line.lstrip(" "))]
-        first, *more = wrapped(_as_cell(line, width), width)
-        rest = wrapped(" ".join(more), width - len(indent) - len(_INDENT)) if more else []
-        for part in (first, *(f"{indent}{_INDENT}{one}" for one in rest)):
-            print_line(part.replace(_HARD, " "))
+        indent = f"{line[: len(line) - len(line.lstrip(' '))]}{_INDENT}"
+        for number, part in enumerate(wrapped(_as_cell(line, width), width, width - len(indent))):
+            print_line(f"{indent if number else ''}{part.replace(_HARD, ' ')}")
 
 
 def _fitting(parts: Sequence[str], separator: str, room: int, counts: bool) -> str:
@@ -270,19 +269,20 @@ def _as_cell(text: str, limit: int | None) -> str:
     return text.replace("\n", " ") if limit is None else _UNIT.sub(_HARD, text)
 
 
-def wrapped(text: str, width: int) -> list[str]:
+def wrapped(text: str, width: int, further: int | None = None) -> list[str]:
     """Return a text in lines of a width; one that is wider holds a number that alone is.
 
     Lines are broken at spaces; a word that is too long by itself after one of `./_-` or between two letters, but not
-    within a number.
+    within a number. The lines of a paragraph that are `further` than its first may have a width of their own.
     """
+    further = width if further is None else further
     lines: list[str] = []
     for paragraph in text.split("\n"):
-        line = ""
-        for word in _words_for(paragraph, width):
-            if word and line and cell_width(line) + cell_width(word.rstrip(" ")) > width:
+        line, room = "", width
+        for word in _words_for(paragraph, min(width, further)):
+            if word.strip(" ") and line and cell_width(line) + cell_width(word.rstrip(" ")) > room:
                 lines.append(line.rstrip(" "))
-                line = ""
+                line, room = "", further
             line += word
         lines.append(line.rstrip(" "))
     return lines

@@ -33,6 +33,9 @@ COMMANDS = {
 }
 """What each command does. Its module has the same name and is imported only when the command is called."""
 
+_OPTIONS = ("-h", "--help", "--version")
+"""What may stand before a command."""
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command.
@@ -102,6 +105,8 @@ def _parsed(argv: Sequence[str]) -> argparse.Namespace:
             parser.error(f"no command and no file is called '{argv[0]}'{nearest(argv[0], COMMANDS)}")
         argv = ["summary", *argv]
     if argv[0] not in COMMANDS:
+        if not any(option.startswith(argv[0]) for option in _OPTIONS):
+            parser.error(f"no option before a command is called '{argv[0]}'{nearest(argv[0], _OPTIONS)}")
         parser.parse_args(argv[:1])  # prints help, version or an error, and exits
         parser.error("name a command first")
     command = commands.choices[argv[0]]

@@ -9,7 +9,7 @@ from typing import Any
 
 from heptad.cli.arguments import load_log, takes_journals, takes_rank
 from heptad.cli.follow import follow, has_ended
-from heptad.cli.grid import print_fields, terminal_width
+from heptad.cli.grid import cell_width, print_fields, terminal_width, wrapped
 from heptad.cli.output import encodable, print_line, visible
 from heptad.history.now import Now, look, sparkline
 from heptad.history.query import TransitionLog
@@ -20,6 +20,9 @@ MOST_VALUES = 12
 
 SPARK = 40
 """Values in a sparkline, at most."""
+
+MOST_EVENT_LINES = 3
+"""Lines that an event takes, at most."""
 
 
 def add_to(parser: argparse.ArgumentParser) -> None:
@@ -101,17 +104,34 @@ class _Plain:
 
 
 def lines_of(now: Now, width: int) -> list[str]:
-    """Return where a run is, as lines: a bar, the newest values with how they moved, the last event."""
-    lines = [_where(now), _bar(now, width)]
-    shown = _shown(now)
-    longest = max((len(visible(name)) for name, _ in shown), default=0)
-    for name, values in shown:
-        line = f"{visible(name):{longest}}  {short_value(values[-1]):>10}"
-        room = min(SPARK, width - len(line) - 2)
+    """Return where a run is, as lines: a bar, the newest values with how they moved, the last event.
+
+    None is wider than that, and no number is cut: a name that is too long is, and so is an event.
+    """
+    lines = [*wrapped(_where(now), width), *wrapped(_bar(now, width), width)]
+    shown = [(visible(" ".join(name.split())), short_value(some[-1]), some) for name, some in _shown(now)]
+    widest = max((len(value) for _, value, _ in shown), default=0)
+    longest = min(max((cell_width(name) for name, _, _ in shown), default=0), max(width - widest - 2, 1))
+    for name, value, values in shown:
+        first = _cut_to(name, longest)
+        line = f"{first}{' ' * (longest - cell_width(first))}  {value:>{widest}}"
+        room = min(SPARK, width - cell_width(line) - 2)
         lines.append(f"{line}  {sparkline(values, room)}" if room > 0 and len(values) > 1 else line)
     if now.event is not None:
-        lines.append(visible(" ".join(f"last event {now.event}".split())))
+        some = wrapped(visible(" ".join(f"last event {now.event}".split())), width)
+        lines += some[:MOST_EVENT_LINES]
+        if len(some) > MOST_EVENT_LINES:
+            lines.append("…")
     return lines
+
+
+def _cut_to(name: str, width: int) -> str:
+    """Return a name, or as much of it as has room."""
+    if cell_width(name) <= width:
+        return name
+    while cell_width(name) >= width and name:
+        name = name[:-1]
+    return f"{name}…"
 
 
 def _shown(now: Now) -> list[tuple[str, Any]]:

@@ -28,6 +28,9 @@ ORDINARY = frozenset({"stop", "pause", "resume", "extend", "accumulation", "writ
 MOST_WORDS = 100
 """Characters of an event's text."""
 
+MOST_OF_ERROR = 300
+"""Characters of the exception that ended a run; `heptad explain RUN -1` has all."""
+
 
 def judge(
     source: Source,
@@ -92,7 +95,7 @@ def _outcome(source: Source, view: View, last: Transition | None, events: Sequen
         return "empty", "no transition yet"
     failure = source.failure
     if failure is not None:
-        return "failed", f"{failure.error} {failure}"
+        return "failed", f"{_first_words(failure.error, MOST_OF_ERROR)} {failure}"
     kinds = {state.shown: state.kind for state in source.table.states}
     if kinds.get(last.dest) == "failed":
         return "failed", "the log does not hold the exception"
@@ -145,10 +148,16 @@ def _unusual(events: Sequence[Event], found: Mapping[str, Figure]) -> tuple[Unus
     return tuple(sorted(rows, key=lambda row: (row.what == "note", -row.count)))
 
 
-def _first_words(text: str) -> str:
-    """Return the beginning of a text that may be long; what is left out begins between two words."""
+def _first_words(text: str, most: int = MOST_WORDS) -> str:
+    """Return the beginning of a text that may be long; what is left out begins between two words, if it has some.
+
+    A word without an end is cut, but not within a number.
+    """
     line = " ".join(text.split())
-    return line if len(line) <= MOST_WORDS else shorten(line, MOST_WORDS, placeholder=" …")
+    if len(line) <= most:
+        return line
+    words = shorten(line, most, placeholder=" …")
+    return words if len(words) > most // 2 else f"{line[: most - 1].rstrip('0123456789.,')}…"
 
 
 def _next(

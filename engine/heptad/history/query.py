@@ -25,6 +25,7 @@ from heptad.history.select import Conditions, selected
 from heptad.history.source import Source
 from heptad.history.transition import Transition
 from heptad.history.verdict import Verdict
+from heptad.history.wording import amount
 from heptad.record.chunk import Call, View
 from heptad.record.event_codec import EVENTS
 from heptad.record.events import Event, RecordedArray
@@ -170,7 +171,7 @@ class TransitionLog(Sequence[Transition]):
         if view.end > view.first:
             newest = self._decoder.at(view, [view.end - 1])[0]
             last = f", last {newest.source} -> {newest.dest}"
-        return f"<TransitionLog: {view.end - view.first:,} transitions from #{view.first}{last}>"
+        return f"<TransitionLog: {amount(view.end - view.first, 'transition')} from #{view.first}{last}>"
 
     def _repr_html_(self) -> str:
         rows = self.tail(_SHOWN)

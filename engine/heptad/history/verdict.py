@@ -10,12 +10,11 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-from heptad.errors import counted
 from heptad.history.figures import Figure
 from heptad.history.journal.sessions import Session
 from heptad.history.summary import Duration
 from heptad.history.transition import Transition
-from heptad.history.wording import date_and_time, long_time, rate, short_value, shown_share
+from heptad.history.wording import amount, date_and_time, long_time, rate, short_value, shown_share
 from heptad.record.checkpoint_events import Resume
 
 Outcome = Literal["finished", "stopped", "failed", "paused", "running", "killed", "open", "empty"]
@@ -127,18 +126,20 @@ class Verdict:
     @property
     def lines(self) -> tuple[Line, ...]:
         """The ten lines: ended, when, took, resumed, last, best, speed, time, unusual, next."""
-        return (
-            Line("ended", self._ended()),
-            Line("when", self._when()),
-            Line("took", self._took()),
-            Line("resumed", (*self._resumed(), *self._again())),
-            Line("last", self._values("last") or ("no value was recorded",)),
-            Line("best", self._values("best") or ("no value of which a name says what is better",)),
-            Line("speed", self._speed()),
-            Line("time", self._time()),
-            Line("unusual", self._unusual()),
-            Line("next", tuple(command for command, _ in self.next)),
-        )
+        parts = {
+            "ended": self._ended(),
+            "when": self._when(),
+            "took": self._took(),
+            "resumed": (*self._resumed(), *self._again()),
+            "last": self._values("last") or ("no value was recorded",),
+            "best": self._values("best") or ("no value of which a name says what is better",),
+            "speed": self._speed(),
+            "time": self._time(),
+            "unusual": self._unusual(),
+            "next": tuple(command for command, _ in self.next),
+        }
+        # an exception, or a name, may hold line ends
+        return tuple(Line(title, tuple(part.replace("\n", " ") for part in some)) for title, some in parts.items())
 
     def __str__(self) -> str:
         return "\n".join(map(str, self.lines))
@@ -170,7 +171,7 @@ class Verdict:
             between = " or between sessions" if len(self.sessions) > 1 else ""
             parts.append(f"{long_time(rest)} paused{between}")
         if self.last is not None:
-            parts.append(f"{self.transitions:,} transitions")
+            parts.append(amount(self.transitions, "transition"))
         if len(self.ranks) > 1:
             parts.append(f"{len(self.ranks)} ranks; the times are those of rank {self.ranks[0]}")
         return tuple(parts)
@@ -193,7 +194,7 @@ class Verdict:
             sum(counts) for counts in zip(*((a.transitions, a.updates) for a in found), strict=True)
         )
         spent = long_time(sum(one.spent_ns for one in found))
-        again = f"{counted(updates, 'update')} made again, {counted(transitions, 'transition')}"
+        again = f"{amount(updates, 'update')} made again, {amount(transitions, 'transition')}"
         return f"{again} of {spent}", f"from {', '.join(f'#{one.first}' for one in found)} on"
 
     def _values(self, which: Literal["last", "best"]) -> tuple[str, ...]:

@@ -30,6 +30,11 @@ def long_time(nanoseconds: float) -> str:
     return f"{days} d {hours} h"
 
 
+def amount(number: int, noun: str) -> str:
+    """Return a number, with its thousands apart, and its noun: `1 transition`, `2,427 transitions`."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
 def rate(number: float, what: str) -> str:
     """Return a rate with its unit, such as `45.3 updates/s`; of a slow one how long each takes."""
     if number and number < 0.1:
