@@ -643,6 +643,25 @@ def test_a_shell_is_told_of_the_options_of_every_command(monkeypatch: pytest.Mon
     assert {"--values", "--format"} <= found["export"]
 
 
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ("heptad su", {"summary "}),
+        ("heptad show --co", {"--columns "}),
+        ("heptad export --fo", {"--format "}),
+        ("heptad export --format pa", {"parquet "}),
+    ],
+)
+def test_argcomplete_completes_a_line(line: str, words: set[str], tmp_path: Path):
+    """As a shell asks: the line in the environment, the answer in a file."""
+    pytest.importorskip("argcomplete")
+    answer = tmp_path / "answer"
+    asked = {"_ARGCOMPLETE": "1", "_ARGCOMPLETE_IFS": "\n", "_ARGCOMPLETE_STDOUT_FILENAME": str(answer)}
+    asked |= {"COMP_LINE": line, "COMP_POINT": str(len(line)), "_ARGCOMPLETE_SHELL": "bash"}
+    subprocess.run(program(), env=environment() | asked, check=False, timeout=60)
+    assert set(answer.read_text(encoding="utf-8").split("\n")) == words
+
+
 def test_the_version_is_that_of_the_package(capsys: pytest.CaptureFixture[str]):
     """At a terminal and in Python, where it is looked up when somebody asks; it is no exported name."""
     with pytest.raises(SystemExit) as ended:
