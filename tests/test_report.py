@@ -24,6 +24,7 @@ from builders import CLASSES, FEATURES, batches, dataset_engine, small_engine
 from heptad import LogError, PluginError, TransitionLog
 from heptad.cli.main import main
 from heptad.report.gathered import gathered
+from heptad.report.graph import drawing
 from heptad.report.page import named, write_report
 from heptad.report.series import RAW, WIDE, curves
 from heptad.report.turns import remarkable, stretch_of_turns
@@ -279,6 +280,17 @@ def test_the_machine_says_how_often_each_guard_said_what(tmp_path: Path):
     assert rows["update_due"] == ["optimizer_update", 16, 8]
     assert rows["batches_remain"] == ["before_step", 8, 8]
     assert rows[None] == ["after_epoch", 0, 0]
+
+
+def test_the_drawing_of_the_machine_holds_every_arc():
+    """Of the 15 arcs 9 are straight, each to the box below; half-way a curve is farthest aside."""
+    run = gathered(trained().log, "run")
+    text = drawing(run.log.source, run.walk, 0)
+    low, _, wide, _ = map(float, re.findall(r'viewBox="([^"]+)"', text)[0].split())
+    curves = re.findall(r'class="line" d="M(\d+) \d+C(\d+) \d+ (\d+) \d+ (\d+)', text)
+    reached = [(int(a) + 3 * int(b) + 3 * int(c) + int(d)) / 8 for a, b, c, d in curves]
+    assert len(curves) == 6
+    assert low < min(reached) < max(reached) < low + wide
 
 
 def test_the_page_of_a_long_run_is_small(long: TransitionLog, tmp_path: Path):
