@@ -459,7 +459,7 @@ def test_export_never_writes_over_the_log(ask: Ask, plain: Path, tmp_path: Path)
     """Nor to a folder; both are said."""
     before = plain.read_bytes()
     answer = ask("export", plain, "-o", plain)
-    assert (answer.code, "is the journal itself" in answer.err) == (2, True)
+    assert (answer.code, "is the journal of a run" in answer.err) == (2, True)
     assert plain.read_bytes() == before
     assert ask("export", plain, "-o", tmp_path).code == 2
     assert list(tmp_path.iterdir()) == []

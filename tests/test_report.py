@@ -370,13 +370,23 @@ def test_the_command_writes_a_page(tmp_path: Path, capsys: pytest.CaptureFixture
     assert "open it in a browser" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("name", ["run.journal", "link", "run.journal-wal", "run.journal-shm", "run.journal-journal"])
+def test_no_page_replaces_a_journal_or_what_belongs_to_one(name: str, tmp_path: Path):
+    path = tmp_path / "run.journal"
+    log = trained(plugins=[Journal(path)]).log
+    (tmp_path / "link").symlink_to(path)
+    before = path.read_bytes()
+    with pytest.raises(LogError, match=r"is the journal of a run|belongs to the journal .*run\.journal"):
+        write_report(log, tmp_path / name)
+    assert path.read_bytes() == before
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["link", "run.journal"]
+
+
 def test_the_command_does_not_replace_a_journal(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     path = tmp_path / "run.journal"
     trained(plugins=[Journal(path)])
-    before = path.read_bytes()
     assert main(["report", str(path), "-o", str(path)]) == 2
-    assert "is the journal itself" in capsys.readouterr().err
-    assert path.read_bytes() == before
+    assert "is the journal of a run" in capsys.readouterr().err
 
 
 def test_gathering_reads_a_log_as_it_is_at_one_moment():
