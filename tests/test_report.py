@@ -26,6 +26,7 @@ from heptad.cli.main import main
 from heptad.report.gathered import gathered
 from heptad.report.graph import drawing
 from heptad.report.page import named, write_report
+from heptad.report.sections import PARTS
 from heptad.report.series import RAW, WIDE, curves
 from heptad.report.turns import remarkable, stretch_of_turns
 from heptad.report.walk import BUCKETS, walk
@@ -243,6 +244,18 @@ def test_a_very_long_text_is_cut(tmp_path: Path):
     page = page_of(trained(lambda run: run.note("x" * 5_000_000)).log, tmp_path)
     assert len(page) - empty < 200_000
     assert "characters more)" in page
+
+
+def test_of_very_many_values_the_verdict_names_some(tmp_path: Path):
+    def act(run: Any) -> None:
+        if run.step == 2:
+            for number in range(40):
+                run.record(f"value_{number}", 1.0)
+
+    page = page_of(trained(act).log, tmp_path)
+    verdict = page.partition('id="verdict-0"')[2].partition("</section>")[0]
+    assert verdict.count("value_") == PARTS
+    assert "10 more" in verdict
 
 
 @pytest.mark.parametrize("name", ["x" * 100_000, "@{y}", "$name", "a/b/c/loss"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import datetime
+from textwrap import shorten
 
 
 def readable_time(nanoseconds: float) -> str:
@@ -53,3 +54,15 @@ def date_and_time(time_ns: int) -> str:
 def shown_share(part: float, whole: float) -> str:
     """Return a share in per cent."""
     return f"{100 * part / whole:.1f} %" if whole else "0.0 %"
+
+
+def first_words(text: str, most: int) -> str:
+    """Return the beginning of a text in one line; what is left out begins between two words.
+
+    Of a long text no more is looked at than a few times what is shown: it may have a gigabyte.
+    """
+    beginning = text[: 8 * most]
+    line = " ".join(beginning.split())
+    if len(line) > most:
+        return shorten(line, most, placeholder=" …")
+    return f"{line} …" if len(beginning) < len(text) else line
