@@ -504,6 +504,14 @@ def quiet(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(follow.time, "sleep", sleep)
 
 
+def test_ctrl_c_while_a_command_is_imported_ends_it(monkeypatch: pytest.MonkeyPatch):
+    def interrupt(name: str) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("heptad.cli.main.import_module", interrupt)
+    assert main(["summary", "run.db"]) == 130
+
+
 @pytest.mark.usefixtures("quiet")
 def test_following_a_killed_run_warns_that_its_process_is_gone(ask: Ask, killed: Path):
     """Once, on standard error; a resumed run continues in the same file, so the command waits."""

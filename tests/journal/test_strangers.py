@@ -265,6 +265,23 @@ def test_a_question_ends_that_takes_more_steps_than_a_file_of_its_size_has_rows_
         TransitionLog.load(long).values()
 
 
+def test_ctrl_c_while_sqlite_reads_is_no_damage(long, monkeypatch):
+    """It comes while SQLite calls back, which knows no exception but only that it was interrupted."""
+    pressed = []
+
+    def count(limits):
+        if pressed:
+            raise KeyboardInterrupt
+        return False
+
+    monkeypatch.setattr(stranger, "_STRIDE", 100)
+    monkeypatch.setattr(stranger.Limits, "_count", count)
+    log = TransitionLog.load(long)
+    pressed.append(True)
+    with pytest.raises(KeyboardInterrupt):
+        log.values()
+
+
 def test_no_sound_journal_comes_near_the_bound_of_steps(long, monkeypatch):
     monkeypatch.setattr(stranger, "_STRIDE", 100)
     monkeypatch.setattr(stranger, "_STEPS", 0)

@@ -507,6 +507,8 @@ class FileSource:
                 yield
             except sqlite3.OperationalError as error:
                 if str(error) == "interrupted":
+                    if self._limits is not None and not self._limits.reached:
+                        raise KeyboardInterrupt from None  # SQLite has swallowed it
                     raise self._damaged(
                         ValueError("reading it takes more steps than a file of its size has rows for")
                     ) from error
