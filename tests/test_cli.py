@@ -459,7 +459,7 @@ def test_export_never_writes_over_the_log(ask: Ask, plain: Path, tmp_path: Path)
     """Nor to a folder; both are said."""
     before = plain.read_bytes()
     answer = ask("export", plain, "-o", plain)
-    assert (answer.code, "is the journal itself" in answer.err) == (2, True)
+    assert (answer.code, "is the journal of a run" in answer.err) == (2, True)
     assert plain.read_bytes() == before
     assert ask("export", plain, "-o", tmp_path).code == 2
     assert list(tmp_path.iterdir()) == []
@@ -502,6 +502,14 @@ def quiet(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(follow, "QUIET_SECONDS", 0.1)
     monkeypatch.setattr(follow.time, "sleep", sleep)
+
+
+def test_ctrl_c_while_a_command_is_imported_ends_it(monkeypatch: pytest.MonkeyPatch):
+    def interrupt(name: str) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("heptad.cli.main.import_module", interrupt)
+    assert main(["summary", "run.db"]) == 130
 
 
 @pytest.mark.usefixtures("quiet")

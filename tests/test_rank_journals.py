@@ -361,7 +361,7 @@ def test_notes_and_values_of_one_rank_are_no_parting(path: Path, capsys: pytest.
         (["diff", "--ranks", "{}", "{}"], "diff --ranks takes one journal"),
         (["diff", "--ranks", "{}.rank1"], "holds rank 1 of 2: there is no other to compare it with"),
         (["show", "--rank", "2", "{}"], "there is no rank 2: the run has 2, numbered from 0"),
-        (["export", "{}", "-o", "{}.rank1"], "is the journal itself"),
+        (["export", "{}", "-o", "{}.rank1"], "is the journal of a run"),
     ],
 )
 def test_what_cannot_be_asked_of_ranks(argv: list[str], message: str, path: Path, capsys: pytest.CaptureFixture[str]):

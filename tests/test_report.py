@@ -24,7 +24,9 @@ from builders import CLASSES, FEATURES, batches, dataset_engine, small_engine
 from heptad import LogError, PluginError, TransitionLog
 from heptad.cli.main import main
 from heptad.report.gathered import gathered
+from heptad.report.graph import drawing
 from heptad.report.page import named, write_report
+from heptad.report.sections import PARTS
 from heptad.report.series import RAW, WIDE, curves
 from heptad.report.turns import remarkable, stretch_of_turns
 from heptad.report.walk import BUCKETS, walk
@@ -244,6 +246,18 @@ def test_a_very_long_text_is_cut(tmp_path: Path):
     assert "characters more)" in page
 
 
+def test_of_very_many_values_the_verdict_names_some(tmp_path: Path):
+    def act(run: Any) -> None:
+        if run.step == 2:
+            for number in range(40):
+                run.record(f"value_{number}", 1.0)
+
+    page = page_of(trained(act).log, tmp_path)
+    verdict = page.partition('id="verdict-0"')[2].partition("</section>")[0]
+    assert verdict.count("value_") == PARTS
+    assert "10 more" in verdict
+
+
 @pytest.mark.parametrize("name", ["x" * 100_000, "@{y}", "$name", "a/b/c/loss"])
 def test_a_name_of_any_form_can_be_drawn(tmp_path: Path, name: str):
     page = page_of(trained(lambda run: run.record(name, run.step)).log, tmp_path)
@@ -279,6 +293,17 @@ def test_the_machine_says_how_often_each_guard_said_what(tmp_path: Path):
     assert rows["update_due"] == ["optimizer_update", 16, 8]
     assert rows["batches_remain"] == ["before_step", 8, 8]
     assert rows[None] == ["after_epoch", 0, 0]
+
+
+def test_the_drawing_of_the_machine_holds_every_arc():
+    """Of the 15 arcs 9 are straight, each to the box below; half-way a curve is farthest aside."""
+    run = gathered(trained().log, "run")
+    text = drawing(run.log.source, run.walk, 0)
+    low, _, wide, _ = map(float, re.findall(r'viewBox="([^"]+)"', text)[0].split())
+    curves = re.findall(r'class="line" d="M(\d+) \d+C(\d+) \d+ (\d+) \d+ (\d+)', text)
+    reached = [(int(a) + 3 * int(b) + 3 * int(c) + int(d)) / 8 for a, b, c, d in curves]
+    assert len(curves) == 6
+    assert low < min(reached) < max(reached) < low + wide
 
 
 def test_the_page_of_a_long_run_is_small(long: TransitionLog, tmp_path: Path):
@@ -358,13 +383,23 @@ def test_the_command_writes_a_page(tmp_path: Path, capsys: pytest.CaptureFixture
     assert "open it in a browser" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("name", ["run.journal", "link", "run.journal-wal", "run.journal-shm", "run.journal-journal"])
+def test_no_page_replaces_a_journal_or_what_belongs_to_one(name: str, tmp_path: Path):
+    path = tmp_path / "run.journal"
+    log = trained(plugins=[Journal(path)]).log
+    (tmp_path / "link").symlink_to(path)
+    before = path.read_bytes()
+    with pytest.raises(LogError, match=r"is the journal of a run|belongs to the journal .*run\.journal"):
+        write_report(log, tmp_path / name)
+    assert path.read_bytes() == before
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["link", "run.journal"]
+
+
 def test_the_command_does_not_replace_a_journal(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     path = tmp_path / "run.journal"
     trained(plugins=[Journal(path)])
-    before = path.read_bytes()
     assert main(["report", str(path), "-o", str(path)]) == 2
-    assert "is the journal itself" in capsys.readouterr().err
-    assert path.read_bytes() == before
+    assert "is the journal of a run" in capsys.readouterr().err
 
 
 def test_gathering_reads_a_log_as_it_is_at_one_moment():

@@ -19,7 +19,7 @@ from heptad.cli.main import main
 from heptad.history.comparison import compare_runs, short_names
 from heptad.history.figures import better_of
 from heptad.history.journal.sessions import Again
-from heptad.history.wording import amount, date_and_time, long_time, rate
+from heptad.history.wording import amount, date_and_time, first_words, long_time, rate
 from heptad.record.event_codec import EVENTS
 from heptad_plugins import Checkpoint, Journal, Throughput
 
@@ -335,6 +335,29 @@ def test_diff_says_how_many_journals_it_takes(files: int, options: Any, message:
 )
 def test_the_name_of_a_value_says_whether_lower_is_better(name: str, better: str):
     assert better_of(name) == better
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("one  two\nthree", "one two three"),
+        ("one two three four five", "one two …"),
+        ("x" * 14, f"{'x' * 12}…"),
+        ("loss=123456789", "loss=…"),
+        ("x" + " " * 200, "x …"),
+        ("", ""),
+    ],
+)
+def test_the_first_words_of_a_text_stand_in_a_line(text: str, words: str):
+    assert first_words(text, 13).strip() == words
+
+
+def test_of_a_text_of_any_length_the_first_words_cost_little():
+    class Long(str):
+        def split(self, *_: Any) -> Any:
+            raise AssertionError("all of it was taken apart")
+
+    assert first_words(Long("word " * 1_000), 20) == "word word word …"
 
 
 @pytest.mark.parametrize(

@@ -26,7 +26,22 @@ def copied(folder: Path) -> Path:
 
 
 @pytest.mark.parametrize(
-    "text", ["5", "null", "[1]", '{"accumulation": "3"}', '{"handlers": 1}', '{"handlers": [["a"]]}']
+    "text",
+    [
+        "5",
+        "null",
+        "[1]",
+        '{"accumulation": "3"}',
+        '{"accumulation": 0}',
+        '{"handlers": 1}',
+        '{"handlers": [["a"]]}',
+        '{"epochs": "5"}',
+        '{"max_updates": {"of": 1}}',
+        '{"batches": -1}',
+        '{"batch_size": true}',
+        '{"samples": 1e999}',
+        f'{{"samples": {10**30}}}',
+    ],
 )
 def test_facts_of_another_form_are_refused(text: str, tmp_path: Path):
     path = copied(tmp_path)

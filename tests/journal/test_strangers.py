@@ -191,6 +191,13 @@ def test_recorded_values_are_missed_where_they_are_gone(where, which, crafted):
             question()
 
 
+@pytest.mark.parametrize("place", [1 << 62, -(1 << 62)])
+def test_places_of_values_that_no_run_reaches_are_refused(place, crafted):
+    crafted.sql("UPDATE value SET seq = ? WHERE number = 3", values=(place,))
+    with pytest.raises(LogError, match=r"a recorded value has .* in place of whole numbers"):
+        TransitionLog.load(crafted.path).source.value_block(0, 100)
+
+
 @pytest.mark.parametrize(("column", "value"), [("edge", "leave"), ("state", "sleep")])
 def test_a_handler_of_another_form_is_refused(column, value, crafted):
     crafted.sql(f"UPDATE handler SET {column} = ?", values=(value,))
@@ -256,6 +263,23 @@ def test_a_question_ends_that_takes_more_steps_than_a_file_of_its_size_has_rows_
     monkeypatch.setattr(stranger, "STEPS_A_BYTE", 0)
     with pytest.raises(LogError, match="takes more steps than a file of its size has rows for"):
         TransitionLog.load(long).values()
+
+
+def test_ctrl_c_while_sqlite_reads_is_no_damage(long, monkeypatch):
+    """It comes while SQLite calls back, which knows no exception but only that it was interrupted."""
+    pressed = []
+
+    def count(limits):
+        if pressed:
+            raise KeyboardInterrupt
+        return False
+
+    monkeypatch.setattr(stranger, "_STRIDE", 100)
+    monkeypatch.setattr(stranger.Limits, "_count", count)
+    log = TransitionLog.load(long)
+    pressed.append(True)
+    with pytest.raises(KeyboardInterrupt):
+        log.values()
 
 
 def test_no_sound_journal_comes_near_the_bound_of_steps(long, monkeypatch):
@@ -350,7 +374,7 @@ def test_a_sentence_of_format_1_is_parsed_in_one_pass(kind, text):
 
 
 def test_facts_that_are_no_json_numbers_are_printed(crafted, original, capsys):
-    crafted.edit("session", "facts", lambda facts: facts | {"max_updates": float("nan")})
+    crafted.edit("session", "facts", lambda facts: facts | {"patience": float("nan")})
     assert main(["diff", str(original), str(crafted.path), "--json"]) == 1
     assert json.loads(capsys.readouterr().out)["facts"][0]["there"] == "NaN"
 

@@ -12,7 +12,6 @@ from heptad.cli.arguments import any_given, conditions, load_log, takes_journals
 from heptad.cli.output import is_stdout, print_json, print_line
 from heptad.errors import LogError
 from heptad.history.export import csv_rows, jsonl, parquet, timeline, value_rows
-from heptad.history.journal.family import files_of_ranks
 from heptad.history.part import LogPart, range_of
 from heptad.history.source import Source
 from heptad.history.wording import amount
@@ -81,10 +80,6 @@ def run(arguments: argparse.Namespace) -> int:
         sys.stdout.flush()
         write(logs, sys.stdout.buffer)  # nothing else is printed: it would become a part of the export
         return 0
-    journal = Path(arguments.file)
-    for file in (journal, *files_of_ranks(journal).values()):
-        if path.exists() and path.samefile(file):
-            raise LogError(f"{path} is the journal itself; name another file to write to")
     write(logs, path)
     _print_done(arguments, name, path, logs)
     return 0

@@ -53,8 +53,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         print_error("standard output is closed; redirect it to a file, or to /dev/null")
         return 2
     with printable():
-        arguments = _parsed(sys.argv[1:] if argv is None else argv)
         try:
+            arguments = _parsed(sys.argv[1:] if argv is None else argv)  # which imports the command
             status = arguments.run(arguments)
             sys.stdout.flush()
         except BrokenPipeError:  # the reader has seen enough, such as `head`

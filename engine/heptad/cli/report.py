@@ -7,8 +7,6 @@ import sys
 from pathlib import Path
 
 from heptad.cli.output import is_stdout, print_error, print_json, print_line
-from heptad.errors import LogError
-from heptad.history.journal.family import files_of_ranks
 from heptad.history.query import TransitionLog
 from heptad.report.page import write_report
 
@@ -46,22 +44,9 @@ def run(arguments: argparse.Namespace) -> int:
         sys.stdout.flush()
         write_report(logs, sys.stdout.buffer)
         return 0
-    refuse_journals(path, arguments.runs)
     write_report(logs, path)
     if arguments.json:
         print_json({"path": str(path), "runs": list(arguments.runs), "bytes": path.stat().st_size})
     else:
         print_line(f"{path}: open it in a browser; it needs no network")
     return 0
-
-
-def refuse_journals(path: Path, journals: list[str]) -> None:
-    """Refuse to write a page over a journal that it is made from.
-
-    Raises:
-        LogError: If the path is one of them.
-    """
-    for journal in map(Path, journals):
-        for file in (journal, *files_of_ranks(journal).values()):
-            if path.exists() and path.samefile(file):
-                raise LogError(f"{path} is the journal itself; name another file to write to")

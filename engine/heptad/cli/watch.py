@@ -13,10 +13,13 @@ from heptad.cli.grid import cell_width, print_fields, terminal_width, wrapped
 from heptad.cli.output import encodable, print_line, visible
 from heptad.history.now import Now, look, sparkline
 from heptad.history.query import TransitionLog
-from heptad.history.wording import long_time, rate, short_value
+from heptad.history.wording import first_words, long_time, rate, short_value
 
 MOST_VALUES = 12
 """Names of values that are shown."""
+
+LONGEST = 1_000
+"""Characters of an event."""
 
 SPARK = 40
 """Values in a sparkline, at most."""
@@ -98,7 +101,7 @@ class _Plain:
         if said != self._said:
             self._said = said
             values = "  ".join(f"{name} {short_value(some[-1])}" for name, some in _shown(now))
-            event = f"  {now.event}" if now.event else ""
+            event = f"  {first_words(str(now.event), LONGEST)}" if now.event else ""
             print_line("  ".join(filter(None, (_where(now), values))) + event)
             sys.stdout.flush()
 
@@ -118,7 +121,7 @@ def lines_of(now: Now, width: int) -> list[str]:
         room = min(SPARK, width - cell_width(line) - 2)
         lines.append(f"{line}  {sparkline(values, room)}" if room > 0 and len(values) > 1 else line)
     if now.event is not None:
-        some = wrapped(visible(" ".join(f"last event {now.event}".split())), width)
+        some = wrapped(visible(f"last event {first_words(str(now.event), LONGEST)}"), width)
         lines += some[:MOST_EVENT_LINES]
         if len(some) > MOST_EVENT_LINES:
             lines.append("…")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
-from textwrap import shorten
 
 from heptad.history import summary
 from heptad.history.decode import Decoder, start_of
@@ -16,7 +15,7 @@ from heptad.history.select import Conditions, selected
 from heptad.history.source import Source
 from heptad.history.transition import Transition
 from heptad.history.verdict import Outcome, Unusual, Verdict
-from heptad.history.wording import short_value
+from heptad.history.wording import first_words, short_value
 from heptad.record.checkpoint_events import Resume
 from heptad.record.chunk import View
 from heptad.record.counters import Counters
@@ -95,7 +94,7 @@ def _outcome(source: Source, view: View, last: Transition | None, events: Sequen
         return "empty", "no transition yet"
     failure = source.failure
     if failure is not None:
-        return "failed", f"{_first_words(failure.error, MOST_OF_ERROR)} {failure}"
+        return "failed", f"{first_words(failure.error, MOST_OF_ERROR)} {failure}"
     kinds = {state.shown: state.kind for state in source.table.states}
     if kinds.get(last.dest) == "failed":
         return "failed", "the log does not hold the exception"
@@ -140,24 +139,14 @@ def _unusual(events: Sequence[Event], found: Mapping[str, Figure]) -> tuple[Unus
     for event in events:
         if event.kind not in ORDINARY and not isinstance(event, Compilation):
             by_kind.setdefault(event.kind, []).append(event)
-    rows = [Unusual(kind, len(some), some[0].seq, _first_words(some[0].text)) for kind, some in by_kind.items()]
+    rows = [
+        Unusual(kind, len(some), some[0].seq, first_words(some[0].text, MOST_WORDS)) for kind, some in by_kind.items()
+    ]
     for name, figure in found.items():
         if (first := figure.first_not_finite) is not None:
             text = f"{name} is {short_value(first.value)} in update {first.update}"
             rows.append(Unusual("not finite", figure.not_finite, first.seq, text))
     return tuple(sorted(rows, key=lambda row: (row.what == "note", -row.count)))
-
-
-def _first_words(text: str, most: int = MOST_WORDS) -> str:
-    """Return the beginning of a text that may be long; what is left out begins between two words, if it has some.
-
-    A word without an end is cut, but not within a number.
-    """
-    line = " ".join(text.split())
-    if len(line) <= most:
-        return line
-    words = shorten(line, most, placeholder=" …")
-    return words if len(words) > most // 2 else f"{line[: most - 1].rstrip('0123456789.,')}…"
 
 
 def _next(

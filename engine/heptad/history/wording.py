@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import datetime
+from textwrap import shorten
 
 
 def readable_time(nanoseconds: float) -> str:
@@ -58,3 +59,17 @@ def date_and_time(time_ns: int) -> str:
 def shown_share(part: float, whole: float) -> str:
     """Return a share in per cent."""
     return f"{100 * part / whole:.1f} %" if whole else "0.0 %"
+
+
+def first_words(text: str, most: int) -> str:
+    """Return the beginning of a text in one line; what is left out begins between two words, if there are some.
+
+    A word without an end is cut, but not within a number. Of a long text no more is looked at than a few times what is
+    shown: it may have a gigabyte.
+    """
+    beginning = text[: 8 * most]
+    line = " ".join(beginning.split())
+    if len(line) <= most:
+        return f"{line} …" if len(beginning) < len(text) else line
+    words = shorten(line, most, placeholder=" …")
+    return words if len(words) > most // 2 else f"{line[: most - 1].rstrip('0123456789.,')}…"

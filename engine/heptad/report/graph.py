@@ -6,6 +6,7 @@ it leaves from. An arc to the next state is straight, one further down bends to 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from html import escape
 
@@ -18,6 +19,9 @@ from heptad.table import Arc, State, Table
 WIDE, HIGH = 168, 44
 ROW, COLUMN = 88, 250
 LEFT, TOP = 210, 20
+
+COUNT = 70
+"""Room for a count beside the arc that bends farthest: ten million."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,16 +79,25 @@ def drawing(source: Source, walk: Walk, run: int) -> str:
     boxes = [
         _box(placed, times[table.index[name]], total, entered[table.index[name]], run) for name, placed in at.items()
     ]
-    wide = max(placed.x for placed in at.values()) + WIDE / 2 + 130
+    left, right = _sides(table, at)
+    wide = right - left
     high = max(placed.y for placed in at.values()) + HIGH / 2 + 24
     return (
-        f'<svg class="graph" viewBox="0 0 {wide:.0f} {high:.0f}" width="{wide:.0f}" height="{high:.0f}" role="img" '
-        f'aria-label="The states of the run, and how often each arc was taken">'
+        f'<svg class="graph" viewBox="{left:.0f} 0 {wide:.0f} {high:.0f}" width="{wide:.0f}" height="{high:.0f}" '
+        f'role="img" aria-label="The states of the run, and how often each arc was taken">'
         f"<title>The table of the run as a graph</title>"
         '<defs><marker id="tip" viewBox="0 0 10 10" refX="9" refY="5" markerWidth="8" markerHeight="8" orient="auto">'
         '<path d="M0 0 10 5 0 10z" fill="currentColor"/></marker></defs>'
         f"{''.join(arcs)}{''.join(failures)}{''.join(boxes)}</svg>"
     )
+
+
+def _sides(table: Table, at: Mapping[str, Placed]) -> tuple[float, float]:
+    """Return from where to where the drawing reaches: boxes, arcs that bend aside, and room for their counts."""
+    bends = [_path(at[arc.source], at[arc.dest], at, table)[1] for arc in table.arcs]
+    boxes = [placed.x for placed in at.values()]
+    left = min(min(boxes) - WIDE / 2, min(bends, default=LEFT))
+    return left - COUNT, max(max(boxes) + WIDE / 2, max(bends, default=LEFT)) + COUNT
 
 
 def _box(placed: Placed, time: int, total: int, entered: int, run: int) -> str:
@@ -130,7 +143,7 @@ def _failure_arc(one: Placed, failed: Placed, taken: int) -> str:
     )
 
 
-def _path(one: Placed, two: Placed, at: dict[str, Placed], table: Table) -> tuple[str, float, float, str]:
+def _path(one: Placed, two: Placed, at: Mapping[str, Placed], table: Table) -> tuple[str, float, float, str]:
     """Return the way of an arc, and where its count stands."""
     if "detour" in (one.state.kind, two.state.kind):
         leaving = [arc.dest for arc in table.leaving[one.state.name]]

@@ -44,13 +44,14 @@ def write_report(logs: TransitionLog | Sequence[TransitionLog], target: Target, 
         labels: What the runs are called in it; by default the paths of their journals, as far as they differ.
 
     Raises:
-        LogError: If Bokeh or Jinja2 is not installed, if there is no log, or if one is damaged.
+        LogError: If Bokeh or Jinja2 is not installed, if there is no log, if one is damaged, or if the
+            path is that of a journal.
         OSError: If the file cannot be written.
     """
     several = [logs] if isinstance(logs, TransitionLog) else list(logs)
-    page = rendered([gathered(log, label) for log, label in zip(several, named(several, labels), strict=True)])
-    with replacing(target) as file:
-        file.write(page)
+    with replacing(target) as file:  # before all that takes time: it may be refused
+        runs = [gathered(log, label) for log, label in zip(several, named(several, labels), strict=True)]
+        file.write(rendered(runs))
 
 
 def plotted(log: TransitionLog) -> Any:

@@ -29,6 +29,9 @@ LAST = 20
 ROWS = 300
 """Rows of a list: of events of one kind, of facts, of values."""
 
+PARTS = 30
+"""Parts of a line of the verdict."""
+
 POINTS = 12
 """Values of a curve that stand in the table for those who have scripts switched off."""
 
@@ -42,7 +45,7 @@ def of_run(run: Gathered, number: int) -> dict[str, Any]:
         "number": number,
         "label": run.label,
         "outcome": run.verdict.outcome,
-        "verdict": [(line.title, [harmless(part, 400) for part in line.parts]) for line in run.verdict.lines],
+        "verdict": [(line.title, _some_parts(line.parts)) for line in run.verdict.lines],
         "first": run.walk.first,
         "end": run.walk.end,
         "curves": any(curve.found.lowest is not None for curve in run.curves),
@@ -59,6 +62,12 @@ def of_run(run: Gathered, number: int) -> dict[str, Any]:
         "ending": _ending_rows(run),
         "provenance": _provenance(run),
     }
+
+
+def _some_parts(parts: Sequence[str]) -> list[str]:
+    """Return the parts of a line of the verdict; of many values the first, and how many more there are."""
+    more = len(parts) - PARTS
+    return [harmless(part, 400) for part in parts[:PARTS]] + ([f"{more:,} more"] if more > 0 else [])
 
 
 # -- curves

@@ -16,6 +16,8 @@ from secrets import token_hex
 from tempfile import SpooledTemporaryFile
 from typing import IO, cast
 
+from heptad.history.journal.head import refuse_journals
+
 Target = str | Path | IO[bytes]
 """Where a log is written to: a path, or a binary stream."""
 
@@ -30,7 +32,8 @@ def replacing(target: Target) -> Generator[IO[bytes]]:
     A symbolic link stays, and the file that it points to is replaced. A path that ends in `.gz` is compressed.
 
     Raises:
-        OSError: If the target cannot be written.
+        LogError: If the target is the journal of a run, or belongs to one.
+        OSError: If it cannot be written.
     """
     path = Path(target) if isinstance(target, str | Path) else None
     if path is not None:
@@ -38,7 +41,9 @@ def replacing(target: Target) -> Generator[IO[bytes]]:
         if path.is_dir():
             raise IsADirectoryError(f"{path} is a directory; name a file")
         if path.is_file() or not path.exists():
-            with _beside(Path(os.path.realpath(path))) as file, _packed(file, path) as packed:
+            real = Path(os.path.realpath(path))
+            refuse_journals(real)
+            with _beside(real) as file, _packed(file, path) as packed:
                 yield packed
             return
     with SpooledTemporaryFile(_IN_MEMORY) as file:

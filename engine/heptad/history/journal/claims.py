@@ -19,6 +19,9 @@ _MOST_RANKS = 1 << 20
 _DEEPEST = 100
 """Levels of lists and objects within each other."""
 
+_COUNTS = ("epochs", "max_updates", "batches", "batch_size", "samples")
+"""Facts that questions calculate with; `None` where the run has none."""
+
 _WORDS_OF_A_HANDLER = (4, 5)
 """How many there are: state, moment, name and filter, then the plugin, which version 1 did not store."""
 
@@ -36,6 +39,10 @@ def read_facts(text: str) -> Mapping[str, Any]:
         raise ValueError(f"what the run was asked for is nested in more than {_DEEPEST} levels")
     if not isinstance(found, dict) or type(facts.get("accumulation", 1)) is not int or not isinstance(handlers, list):
         raise ValueError(f"what the run was asked for is not what a run stores: {text:.60}")
+    counts = [number for number in map(facts.get, _COUNTS) if number is not None]
+    if not all(type(number) is int and number >= 0 for number in counts) or facts.get("accumulation", 1) < 1:
+        raise ValueError(f"the run has {counts!r:.60} for {', '.join(_COUNTS)}: expected whole numbers")
+    schema.whole([*counts, facts.get("accumulation", 1)], "what the run was asked for")
     rank, world = facts.get("rank", 0), facts.get("world", 1)
     if type(rank) is not int or type(world) is not int or not 0 <= rank < world <= _MOST_RANKS:
         raise ValueError(f"it says that it is of rank {rank!r:.60} of {world!r:.60}")

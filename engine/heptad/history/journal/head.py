@@ -17,7 +17,7 @@ from pathlib import Path
 
 from heptad.errors import LogError
 from heptad.history.journal import schema
-from heptad.history.journal.watch import UNDO, refuse_links_beside
+from heptad.history.journal.watch import BESIDE, UNDO, refuse_links_beside
 
 _HEAD = 100
 _LONG = 500
@@ -69,6 +69,28 @@ def check_owner(path: Path) -> bytes:
     if int.from_bytes(head[68:72], "big") != schema.APPLICATION_ID:
         raise LogError(f"{path} is not the log of a run: it is an SQLite database of another program")
     return head
+
+
+def refuse_journals(path: Path) -> None:
+    """Refuse to write over the log of a run, this one or another, or under a name that SQLite writes to beside one.
+
+    Raises:
+        LogError: If something would.
+    """
+    if _is_journal(path):
+        raise LogError(f"{path} is the journal of a run; name another file to write to")
+    for suffix in BESIDE:
+        journal = path.with_name(path.name.removesuffix(suffix) or path.name)
+        if journal != path and _is_journal(journal):
+            raise LogError(f"{path} belongs to the journal {journal}; name another file to write to")
+
+
+def _is_journal(path: Path) -> bool:
+    try:
+        head = _beginning(path)
+    except (LogError, OSError, ValueError):
+        return False
+    return head.startswith(_MAGIC) and int.from_bytes(head[68:72], "big") == schema.APPLICATION_ID
 
 
 def _beginning(path: Path) -> bytes:

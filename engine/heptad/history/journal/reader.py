@@ -210,6 +210,7 @@ class FileSource:
                 real = array("d", map(schema.read_real, values, numbers))
             known = {number: place for place, number in enumerate(dict.fromkeys(names))}
             stored = np.stack([np.array(array("q", column)) for column in places], axis=1)
+            schema.whole((int(stored.min()), int(stored.max())), "a recorded value")
             return Columns(
                 [self._name(number) for number in known],
                 array("I", map(known.__getitem__, names)),
@@ -506,6 +507,8 @@ class FileSource:
                 yield
             except sqlite3.OperationalError as error:
                 if str(error) == "interrupted":
+                    if self._limits is not None and not self._limits.reached:
+                        raise KeyboardInterrupt from None  # SQLite has swallowed it
                     raise self._damaged(
                         ValueError("reading it takes more steps than a file of its size has rows for")
                     ) from error

@@ -104,9 +104,14 @@ class Limits:
         self._connection.set_progress_handler(None, 0)
         self._connection.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, _ANY_LENGTH)
 
+    @property
+    def reached(self) -> bool:
+        """Whether a question has taken more steps than it may."""
+        return self._left < 0
+
     def _count(self) -> bool:
         self._left -= self._stride
-        return self._left < 0
+        return self.reached
 
 
 def _size(path: Path) -> int:

@@ -14,6 +14,9 @@ from heptad.errors import LogError
 SUFFIXES = ("", "-wal", "-shm")
 """The file, and those that SQLite keeps beside it while it is open."""
 
+BESIDE = (*SUFFIXES[1:], "-journal")
+"""What SQLite writes beside a file, with the one that it undoes a transaction by."""
+
 SHRINKS_TO = 64 << 20
 """Bytes that SQLite cuts the file `-wal` to, when all in it has been moved into the file and it is begun again."""
 
@@ -85,7 +88,7 @@ def refuse_links_beside(path: Path) -> None:
     Raises:
         LogError: If there is one.
     """
-    for suffix in ("-wal", "-shm", "-journal"):
+    for suffix in BESIDE:
         beside = path.with_name(path.name + suffix)
         if beside.is_symlink() or (os.path.lexists(beside) and not beside.is_file()):
             raise LogError(
