@@ -21,12 +21,13 @@ from hypothesis import strategies as st
 
 import heptad.record.buffer
 from builders import Plan, Witness, drive, plans, small_engine
-from heptad import EngineError, Run, TransitionLog
+from heptad import EngineError, Plugin, PluginError, Run, TransitionLog
 from heptad.errors import LogError
 from heptad.history.journal import schema
 from heptad.history.journal.reader import FileSource
 from heptad.history.journal.writer import FileWriter
 from heptad.history.source import Source
+from heptad.plugin import Detour
 from heptad.table import evaluation_table
 from heptad_plugins import Journal
 
@@ -447,6 +448,19 @@ def test_a_file_with_another_table_is_refused(tmp_path):
     path = written(tmp_path)
     with pytest.raises(LogError, match="another table of states"):
         FileWriter(path, evaluation_table(), "x")
+
+
+def test_a_table_that_no_journal_holds_is_refused_before_there_is_a_file(tmp_path):
+    """It could be written and not be read: 100 detours that follow one state have some 5,000 arcs between them."""
+
+    class Busy(Plugin):
+        def detours(self):
+            names = [f"detour_{number}" for number in range(100)]
+            return [Detour(name, "optimizer_update", lambda run: False, lambda run: None) for name in names]
+
+    with pytest.raises(PluginError, match=r"run was not made: a journal holds a table of 1,024 states and 4,096 arcs"):
+        small_engine(2, [Busy(), Journal(tmp_path / "run")]).run()
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_the_schema_is_documented():

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sized
 from dataclasses import replace
 from itertools import chain
 from typing import Any
@@ -25,6 +25,19 @@ def table_to_plain(table: Table) -> dict[str, Any]:
     }
 
 
+def check_size(states: Sized, arcs: Sized) -> None:
+    """Refuse a table that no journal holds.
+
+    Raises:
+        TableError: If it is too large.
+    """
+    if len(states) > MOST_STATES or len(arcs) > MOST_ARCS:
+        raise TableError(
+            f"a journal holds a table of {MOST_STATES:,} states and {MOST_ARCS:,} arcs at most, this one has "
+            f"{len(states):,} and {len(arcs):,}; each detour after a state has an arc to every later one after it"
+        )
+
+
 def table_from_plain(plain: Mapping[str, Any]) -> Table:
     """Return the table that `table_to_plain` was given.
 
@@ -34,8 +47,7 @@ def table_from_plain(plain: Mapping[str, Any]) -> Table:
         TableError: If it is not a table that could be built, or larger than any: what is asked of one takes time with
             the square of its size.
     """
-    if len(plain["states"]) > MOST_STATES or len(plain["arcs"]) > MOST_ARCS:
-        raise TableError(f"a table has {MOST_STATES:,} states and {MOST_ARCS:,} arcs at most")
+    check_size(plain["states"], plain["arcs"])
     rows = [*plain["states"], *(row[:2] for row in plain["arcs"]), plain["guards"], plain["origin"]]
     guards = [guard for row in plain["arcs"] for guard in row[2:] if guard is not None]
     if not all(isinstance(name, str) for name in chain(guards, *rows)):

@@ -27,7 +27,7 @@ from heptad.history.journal.packing import pack_turns
 from heptad.history.journal.shortened import ShortenedChunk
 from heptad.history.journal.versions import versions_here
 from heptad.history.journal.watch import JournalWatch
-from heptad.history.table_form import table_from_plain, table_to_plain
+from heptad.history.table_form import check_size, table_from_plain, table_to_plain
 from heptad.record.chunk import Call, Chunk, Effects, Failure, durations
 from heptad.record.counters import Counters
 from heptad.record.event_codec import to_plain
@@ -61,6 +61,10 @@ class FileWriter:
 
     def __init__(self, path: str | os.PathLike[str], table: Table, run: str) -> None:
         self._path = Path(path)
+        try:
+            check_size(table.states, table.arcs)
+        except TableError as error:
+            raise LogError(f"{self._path} was not made: {error}") from None
         self._effects = Effects(table)
         self._written: dict[str, Any] = {}
         self._facts: dict[str, Any] = {}
