@@ -365,6 +365,16 @@ def test_provenance_has_the_command_line_and_the_commit(tmp_path: Path):
     assert "<dt>optimizers[0].class</dt>" in section
 
 
+def test_no_line_of_the_verdict_is_broken_before_a_unit(tmp_path: Path):
+    """Nor does a command that is copied hold a space that a shell does not know."""
+    trained(plugins=[Journal(tmp_path / "7 s" / "run.journal")])
+    page = page_of(TransitionLog.load(tmp_path / "7 s" / "run.journal"), tmp_path)
+    verdict = page.partition('id="verdict-0"')[2].partition("</section>")[0]
+    assert re.search("process_batch [0-9.]+\u00a0%", verdict)
+    assert "7 s/run.journal" in verdict
+    assert "7\u00a0s/run.journal" not in verdict
+
+
 def test_provenance_has_the_sizes_of_the_data(tmp_path: Path):
     """Samples of a dataset that is indexed, and batches in a pass."""
     data = TensorDataset(torch.zeros(18, FEATURES), torch.arange(18) % CLASSES)

@@ -127,14 +127,29 @@ def test_it_follows_the_run(served: ReportServer, engine: Any, monkeypatch: pyte
     monkeypatch.setattr(server, "SHARE", 0)
     body = ask(served)[1]
     assert b'"end":10' in body
-    assert ask(served, "page?since=10")[0] == 204
+    assert b'"made":1' in body
+    assert ask(served, "page?since=1")[0] == 204
     for _ in range(5):
         engine.advance()
     deadline = time.monotonic() + 20
-    while (found := ask(served, "page?since=10"))[0] == 204:
+    while (found := ask(served, "page?since=1"))[0] == 204:
         assert time.monotonic() < deadline
     assert b'"end":1' in found[1]
-    assert ask(served, "page?since=10")[0] == 200
+    assert b'"made":2' in found[1]
+    assert ask(served, "page?since=1")[0] == 200
+
+
+def test_a_run_that_is_killed_is_shown_as_that(served: ReportServer, monkeypatch: pytest.MonkeyPatch):
+    """Nothing is written then, and the page is made anew for it: once."""
+    monkeypatch.setattr(server, "LEAST_SECONDS", 0.0)
+    monkeypatch.setattr(server, "SHARE", 0)
+    assert b"<span>running: " in ask(served)[1]
+    assert ask(served, "page?since=1")[0] == 204
+    for room in ("report.server", "history.judge"):
+        monkeypatch.setattr(f"heptad.{room}.presence", lambda writer: "gone")
+    status, page, _ = ask(served, "page?since=1")
+    assert (status, page.count(b"<span>killed: ")) == (200, 1)
+    assert ask(served, "page?since=2")[0] == 204
 
 
 def test_the_page_is_not_made_more_often_than_it_may(served: ReportServer, engine: Any):
@@ -142,7 +157,7 @@ def test_the_page_is_not_made_more_often_than_it_may(served: ReportServer, engin
     for _ in range(5):
         engine.advance()
     began = time.monotonic()
-    assert ask(served, "page?since=10")[0] == 204
+    assert ask(served, "page?since=1")[0] == 204
     assert time.monotonic() - began < server.LEAST_SECONDS
 
 

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 
 from heptad.cli.output import encodable, print_line, visible
 from heptad.errors import LogError, nearest
+from heptad.history.wording import HARD, with_hard_spaces
 
 GAP = "  "
 """Between two columns."""
@@ -32,12 +33,6 @@ NARROWEST = 24
 """How wide a column of words is at least before it is dropped."""
 
 _INDENT = "    "
-
-_UNIT = re.compile(r"(?<=[\d.]) (?=(?:ns|µs|us|ms|s|min|h|d|%|B|kB|MB|GB|MiB|GiB)(?![\w/])|(?:updates?|steps?)\b)")
-"""The space between a number and its unit, at which no line is broken."""
-
-_HARD = "\u00a0"
-"""A space that stands for one of those while lines are broken."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,14 +181,14 @@ class Grid:
         for place in self._below:
             if row[place]:
                 for line in wrapped(row[place], (self._limit or IN_A_PIPE) - len(_INDENT)):
-                    print_line(f"{_INDENT}{line.replace(_HARD, ' ')}")
+                    print_line(f"{_INDENT}{line.replace(HARD, ' ')}")
 
     def _print_line(self, texts: Sequence[str]) -> None:
         padded = [
             _padded(text, width, self._columns[place].right)
             for text, place, width in zip(texts, self._beside, self._widths, strict=True)
         ]
-        print_line(GAP.join(padded).rstrip().replace(_HARD, " "))
+        print_line(GAP.join(padded).rstrip().replace(HARD, " "))
 
 
 def print_grid(
@@ -227,7 +222,7 @@ def print_fields(rows: Mapping[str, Sequence[str]], optional: Collection[str] = 
         cell = _as_cell(text, width)
         lines = [cell] if width is None else wrapped(cell, width - indent)
         for number, line in enumerate(lines):
-            print_line(f"{'' if number else title:{indent}}{line.replace(_HARD, ' ')}".rstrip())
+            print_line(f"{'' if number else title:{indent}}{line.replace(HARD, ' ')}".rstrip())
 
 
 def print_text(text: object) -> None:
@@ -239,7 +234,7 @@ def print_text(text: object) -> None:
             continue
         indent = f"{line[: len(line) - len(line.lstrip(' '))]}{_INDENT}"
         for number, part in enumerate(wrapped(_as_cell(line, width), width, width - len(indent))):
-            print_line(f"{indent if number else ''}{part.replace(_HARD, ' ')}")
+            print_line(f"{indent if number else ''}{part.replace(HARD, ' ')}")
 
 
 def _fitting(parts: Sequence[str], separator: str, room: int, counts: bool) -> str:
@@ -266,7 +261,7 @@ def _padded(text: str, width: int, right: bool) -> str:
 def _as_cell(text: str, limit: int | None) -> str:
     """Return a text as it is printed, with a hard space before each unit; in one line where there is no terminal."""
     text = encodable(visible(text)).replace("\t", "    ")
-    return text.replace("\n", " ") if limit is None else _UNIT.sub(_HARD, text)
+    return text.replace("\n", " ") if limit is None else with_hard_spaces(text)
 
 
 def wrapped(text: str, width: int, further: int | None = None) -> list[str]:

@@ -2,8 +2,20 @@
 
 from __future__ import annotations
 
+import re
 from datetime import datetime
 from textwrap import shorten
+
+_UNIT = re.compile(r"(?<=[\d.]) (?=(?:ns|µs|us|ms|s|min|h|d|%|B|kB|MB|GB|MiB|GiB)(?![\w/])|(?:updates?|steps?)\b)")
+"""The space between a number and its unit."""
+
+HARD = "\u00a0"
+"""A space at which no line is broken."""
+
+
+def with_hard_spaces(text: str) -> str:
+    """Return a text in which no line is broken between a number and its unit."""
+    return _UNIT.sub(HARD, text)
 
 
 def readable_time(nanoseconds: float) -> str:

@@ -391,7 +391,7 @@
 
   async function refresh() {
     try {
-      const answer = await fetch(`${data.live}page?since=${data.runs.map((run) => run.end).join(",")}`);
+      const answer = await fetch(`${data.live}page?since=${data.made}`);
       const line = $("live");
       line.hidden = false;
       if (answer.status === 204) {

@@ -85,12 +85,13 @@ def named(logs: Sequence[TransitionLog], labels: Sequence[str] = ()) -> list[str
     return [harmless(name, 60) for name in short]
 
 
-def rendered(runs: Sequence[Gathered], live: str = "") -> bytes:
+def rendered(runs: Sequence[Gathered], live: str = "", made: int = 1) -> bytes:
     """Return the page as HTML.
 
     Args:
         runs: What it shows.
         live: The address, relative to its own, that a live page asks for more; empty for a file.
+        made: How many times a live page was made, this time included; it asks whether there is a newer one.
 
     Raises:
         LogError: If Bokeh or Jinja2 is not installed.
@@ -107,6 +108,7 @@ def rendered(runs: Sequence[Gathered], live: str = "") -> bytes:
     scripts = [*drawn.scripts(), script]
     data = {
         "live": live,
+        "made": made,
         "runs": [_data(run, most=WHOLE // len(runs)) for run in runs],
         "items": dict(_items(runs)),
     }

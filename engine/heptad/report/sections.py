@@ -16,7 +16,8 @@ from heptad.history.facts import fact_in_words
 from heptad.history.figures import Figure
 from heptad.history.journal.origin import origin
 from heptad.history.journal.versions import versions_here
-from heptad.history.wording import date_and_time, long_time, shown_share
+from heptad.history.verdict import Line
+from heptad.history.wording import date_and_time, long_time, shown_share, with_hard_spaces
 from heptad.record.counters import Counters
 from heptad.record.events import Event
 from heptad.report.gathered import Gathered
@@ -45,7 +46,7 @@ def of_run(run: Gathered, number: int) -> dict[str, Any]:
         "number": number,
         "label": run.label,
         "outcome": run.verdict.outcome,
-        "verdict": [(line.title, _some_parts(line.parts)) for line in run.verdict.lines],
+        "verdict": [(line.title, _some_parts(line)) for line in run.verdict.lines],
         "first": run.walk.first,
         "end": run.walk.end,
         "curves": any(curve.found.lowest is not None for curve in run.curves),
@@ -64,10 +65,13 @@ def of_run(run: Gathered, number: int) -> dict[str, Any]:
     }
 
 
-def _some_parts(parts: Sequence[str]) -> list[str]:
+def _some_parts(line: Line) -> list[str]:
     """Return the parts of a line of the verdict; of many values the first, and how many more there are."""
-    more = len(parts) - PARTS
-    return [harmless(part, 400) for part in parts[:PARTS]] + ([f"{more:,} more"] if more > 0 else [])
+    some = [harmless(part, 400) for part in line.parts[:PARTS]]
+    if line.title != "next":  # commands are copied, and a shell knows no hard space
+        some = [with_hard_spaces(part) for part in some]
+    more = len(line.parts) - PARTS
+    return some + ([f"{more:,} more"] if more > 0 else [])
 
 
 # -- curves

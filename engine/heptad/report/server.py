@@ -19,9 +19,12 @@ from contextlib import suppress
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from secrets import compare_digest, token_urlsafe
+from typing import cast
 from urllib.parse import parse_qs, urlsplit
 
 from heptad.errors import EngineError
+from heptad.history.journal.presence import Presence, presence
+from heptad.history.journal.reader import FileSource
 from heptad.history.query import TransitionLog
 from heptad.report.gathered import gathered
 from heptad.report.page import named, rendered
@@ -50,7 +53,7 @@ class LivePage:
     """The page of some runs, made anew when they have gone on and enough time has passed. Any thread may ask.
 
     Args:
-        logs: Their logs.
+        logs: Their logs, of journals.
     """
 
     def __init__(self, logs: Sequence[TransitionLog]) -> None:
@@ -58,25 +61,26 @@ class LivePage:
         self._labels = named(self._logs)
         self._lock = threading.Lock()
         self._page = b""
-        self._ends: list[int] = []
+        self._made = 0
+        self._shown: list[tuple[int, Presence]] = []
         self._due = 0.0
 
     def page(self) -> bytes:
         """Return the page as it was made last; make it anew where that is due."""
         with self._lock:
-            if not self._page or (time.monotonic() >= self._due and self._now() != self._ends):
-                began = time.monotonic()
+            if not self._page or (time.monotonic() >= self._due and self._now() != self._shown):
+                began, shown = time.monotonic(), self._now()
                 runs = [gathered(log, label) for log, label in zip(self._logs, self._labels, strict=True)]
-                self._ends = [run.walk.end for run in runs]
-                self._page = rendered(runs, live="./")
+                self._page = rendered(runs, live="./", made=self._made + 1)
+                self._made, self._shown = self._made + 1, shown
                 now = time.monotonic()
                 self._due = now + max(LEAST_SECONDS, SHARE * (now - began))
             return self._page
 
-    def news(self, since: Sequence[int]) -> bytes | None:
-        """Return the page if it shows other turns than up to `since`, else nothing."""
+    def news(self, since: int) -> bytes | None:
+        """Return the page if it is another one than that of this number, else nothing."""
         page = self.page()
-        return page if list(since) != self._ends else None
+        return page if since != self._made else None
 
     def turns(self, run: int, first: int, end: int) -> bytes:
         """Return turns one by one, as JSON.
@@ -104,8 +108,10 @@ class LivePage:
             raise ValueError(f"there is no run {run}")
         return self._logs[run]
 
-    def _now(self) -> list[int]:
-        return [log.source.view().end for log in self._logs]
+    def _now(self) -> list[tuple[int, Presence]]:
+        """Return how far the logs reach, and whether who writes them is there: a killed run is to be shown as that."""
+        sources = [cast("FileSource", log.source) for log in self._logs]
+        return [(source.view().end, presence(source.writer)) for source in sources]
 
 
 class ReportServer(ThreadingHTTPServer):
@@ -178,8 +184,7 @@ class _Handler(BaseHTTPRequestHandler):
         self._send(HTTPStatus.OK, self.server.page.page(), "text/html")
 
     def _news(self, given: Mapping[str, str]) -> None:
-        since = [int(number) for number in given["since"].split(",")]
-        page = self.server.page.news(since)
+        page = self.server.page.news(int(given["since"]))
         if page is None:
             self._send(HTTPStatus.NO_CONTENT, b"")
         else:
