@@ -325,7 +325,7 @@ def test_a_note_may_hold_as_many_brackets_as_it_likes(tmp_path):
 
 def test_a_table_larger_than_any_is_refused(crafted):
     crafted.edit("meta", "value", lambda table: table | {"arcs": table["arcs"] * 300}, "key = 'table'")
-    with pytest.raises(LogError, match="a table has 1,024 states and 4,096 arcs at most"):
+    with pytest.raises(LogError, match="a journal holds a table of 1,024 states and 4,096 arcs at most, this one has "):
         TransitionLog.load(crafted.path)
 
 

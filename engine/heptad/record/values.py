@@ -14,6 +14,7 @@ import numpy as np
 
 from heptad.errors import EngineError, diagnose, is_tensor_class, kind
 from heptad.record.counters import Counters
+from heptad.record.host import host_number
 
 _NAN = float("nan")
 _LONG = 60
@@ -217,7 +218,7 @@ def _number(name: str, value: Any) -> Any:
             raise EngineError(_no_number(name, value))
         if not value.is_cpu:
             return value.detach().clone()  # a copy: the caller may write into it later
-        value = value.item()  # of the host: waits for nothing
+        value = host_number(value)
         if type(value) is float:
             return value
     elif isinstance(value, np.generic):
