@@ -45,7 +45,15 @@ KILLS = 10
 TURNS = 40
 """The most turns that an attempt makes until it is killed; from one checkpoint to the next there are 10 or so."""
 
-MEETINGS = {"static": (), "c10d": ("--rdzv-backend=c10d", "--rdzv-endpoint=localhost:0", "--rdzv-id=chain")}
+MEETINGS = {
+    "static": (),
+    "c10d": (
+        *("--rdzv-backend=c10d", "--rdzv-endpoint=localhost:0", "--rdzv-id=chain"),
+        # A thread of torch's agent says every five seconds that it lives, and looks a host up for that. A rank that is
+        # forked meanwhile waits for ever for the lock of the C library that this thread held.
+        "--rdzv-conf=keep_alive_interval=3600",
+    ),
+}
 """How the ranks meet; the second, that of `--standalone`, keeps one store over restarts."""
 
 
