@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 import sqlite3
 from array import array
 from collections.abc import Callable, Sequence
@@ -23,6 +24,7 @@ from heptad.history.journal.family import files_of_ranks
 from heptad.history.journal.reader import FileSource
 from heptad.history.journal.writer import FileWriter
 from heptad.history.waiting import slowest_ranks
+from heptad.plugin import write_report
 from heptad.record.buffer import PackedChunk
 from heptad_plugins import Journal
 
@@ -540,3 +542,15 @@ def test_stats_names_the_slowest_rank_and_who_waited(path: Path, capsys: pytest.
     assert plain["slowest"]["before_step"]["waited_ns"] == {"0": 100 * US, "1": 0}
     main(["stats", str(path), "--json", "--rank", "1"])
     assert "slowest" not in json.loads(capsys.readouterr().out)
+
+
+def test_a_report_names_the_slowest_rank_and_those_that_are_missing(path: Path, tmp_path: Path):
+    timed(path, 0, 3, {("process_batch", 1): 101 * US})
+    timed(path, 1, 3, {("before_step", 0): 51 * US, ("before_step", 1): 51 * US})
+    write_report(TransitionLog.load(path), tmp_path / "report.html")
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    section = page.partition('id="time-0"')[2].partition("</section>")[0]
+    cells = re.findall("<td[^>]*>(.*?)</td>", section.partition("The slowest rank in each state")[2], re.DOTALL)
+    row = cells.index("before_step")
+    assert cells[row : row + 4] == ["before_step", "rank 1", "108.0 µs", "rank 0 100.0 µs"]
+    assert "Left out: rank 2: " in section

@@ -30,7 +30,7 @@ from heptad.report.sections import PARTS
 from heptad.report.series import RAW, WIDE, curves
 from heptad.report.turns import remarkable, stretch_of_turns
 from heptad.report.walk import BUCKETS, walk
-from heptad_plugins import Journal, Report
+from heptad_plugins import Checkpoint, Journal, Report
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks"))
 
@@ -152,6 +152,17 @@ def test_a_long_curve_keeps_a_spike(long: TransitionLog):
     assert loss.found.count == rate.found.count == 200 * 1024 // 4
     assert loss.found.highest is not None
     assert loss.found.highest.value == 1e6
+
+
+def test_checkpoints_and_events_are_marked_where_they_were(tmp_path: Path):
+    """Seven steps in windows of two, extended to eight: four updates an epoch, then a checkpoint.
+
+    The note is bound to the transition out of `after_step`, whose body has counted the third step.
+    """
+    log = trained(lambda run: run.note("half") if run.step == 3 else None, plugins=[Checkpoint(tmp_path)]).log
+    marks = gathered(log, "run").marks
+    assert [place[3] for place, kind, _ in marks if kind == "checkpoint"] == [4, 8]
+    assert [(place[2], words) for place, kind, words in marks if words.startswith("note")] == [(3, "note: half")]
 
 
 def test_a_smoothed_curve_stays_between_its_values(long: TransitionLog):

@@ -16,10 +16,11 @@ import pytest
 from builders import batches, small_engine
 from heptad import Run, TransitionLog
 from heptad.cli.main import main
+from heptad.errors import counted
 from heptad.history.comparison import compare_runs, short_names
 from heptad.history.figures import better_of
 from heptad.history.journal.sessions import Again
-from heptad.history.wording import amount, date_and_time, first_words, long_time, rate
+from heptad.history.wording import date_and_time, first_words, long_time, rate
 from heptad.record.event_codec import EVENTS
 from heptad_plugins import Checkpoint, Journal, Throughput
 
@@ -215,7 +216,7 @@ def test_a_long_exception_of_several_lines_leaves_ten_lines(tmp_path: Path, caps
 
 @pytest.mark.parametrize(("number", "words"), [(0, "0 turns"), (1, "1 turn"), (2, "2 turns"), (12345, "12,345 turns")])
 def test_an_amount_has_its_thousands_apart_and_one_is_no_plural(number: int, words: str):
-    assert amount(number, "turn") == words
+    assert counted(number, "turn") == words
 
 
 def test_a_note_of_one_word_without_an_end_is_cut_within_it(tmp_path: Path):

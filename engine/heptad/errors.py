@@ -70,10 +70,10 @@ def with_article(name: str) -> str:
 
 
 def counted(number: int, noun: str) -> str:
-    """Return a number with its noun: `1 batch`, `2 batches`."""
+    """Return a number, with its thousands apart, and its noun: `1 batch`, `2,427 batches`."""
     if number == 1:
         return f"1 {noun}"
-    return f"{number} {noun}{'es' if noun.endswith('h') else 's'}"
+    return f"{number:,} {noun}{'es' if noun.endswith('h') else 's'}"
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

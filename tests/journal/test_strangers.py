@@ -198,6 +198,14 @@ def test_places_of_values_that_no_run_reaches_are_refused(place, crafted):
         TransitionLog.load(crafted.path).source.value_block(0, 100)
 
 
+def test_a_gap_in_the_values_that_is_as_long_as_a_block_is_seen(crafted, monkeypatch):
+    """Values are read in blocks, and a block without a value is the end only where nothing follows."""
+    monkeypatch.setattr("heptad.history.collected.BLOCK", 4)
+    crafted.sql("DELETE FROM value WHERE number BETWEEN 4 AND 7")
+    with pytest.raises(LogError, match=r"recorded values between 4 and \d+ are missing"):
+        TransitionLog.load(crafted.path).verdict()
+
+
 @pytest.mark.parametrize(("column", "value"), [("edge", "leave"), ("state", "sleep")])
 def test_a_handler_of_another_form_is_refused(column, value, crafted):
     crafted.sql(f"UPDATE handler SET {column} = ?", values=(value,))

@@ -31,7 +31,7 @@ class Copies:
 
     Attributes:
         mirror: See above; that of another rank than the first does nothing.
-        exist: Whether the first rank has a mirror. The others are told.
+        exist: Whether the first rank has a mirror, which it tells the others.
     """
 
     def __init__(self, mirror: Mirrors) -> None:

@@ -10,11 +10,10 @@ from typing import Any
 
 from heptad.cli.arguments import any_given, conditions, load_log, takes_journals, takes_ranges, takes_rank
 from heptad.cli.output import is_stdout, print_json, print_line
-from heptad.errors import LogError
+from heptad.errors import LogError, counted
 from heptad.history.export import csv_rows, jsonl, parquet, timeline, value_rows
 from heptad.history.part import LogPart, range_of
 from heptad.history.source import Source
-from heptad.history.wording import amount
 
 STDOUT = "-"
 """The name of standard output."""
@@ -95,5 +94,5 @@ def _print_done(arguments: argparse.Namespace, name: str, path: Path, logs: Mapp
         return
     what = "the recorded values of " if arguments.values else ""
     print_line(
-        f"{what}{amount(view.end - view.first, 'transition')} {f'on {len(ranks)} ranks ' if ranks else ''}in {path}"
+        f"{what}{counted(view.end - view.first, 'transition')} {f'on {len(ranks)} ranks ' if ranks else ''}in {path}"
     )

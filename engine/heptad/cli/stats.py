@@ -11,10 +11,11 @@ from typing import cast
 from heptad.cli.arguments import load_log, takes_columns, takes_journals, takes_rank
 from heptad.cli.grid import Column, print_grid
 from heptad.cli.output import print_json, print_line
+from heptad.errors import counted
 from heptad.history.query import TransitionLog
 from heptad.history.summary import Duration
 from heptad.history.waiting import SlowestRank
-from heptad.history.wording import amount, readable_time, shown_share
+from heptad.history.wording import readable_time, shown_share
 
 MOST_RANKS = 4
 """Ranks that are named in a cell."""
@@ -44,7 +45,7 @@ def run(arguments: argparse.Namespace) -> int:
         print_json(found | ({"ranks": list(log.ranks), "slowest": ranks} if slowest else {}))
         return 0
     total = sum(stay.total_ns for stay in stays.values())
-    print_line(f"{amount(len(log), 'transition')} from #{log.source.view().first}, {readable_time(total)} in all\n")
+    print_line(f"{counted(len(log), 'transition')} from #{log.source.view().first}, {readable_time(total)} in all\n")
     _print_stays("state", "entered", stays, entries, arguments.columns)
     if calls:
         print_line()

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import math
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
+from heptad.history.collected import Collected, collected
 from heptad.history.decode import holding
-from heptad.history.journal.reader import FileSource
 from heptad.history.source import Source
 from heptad.record.chunk import View
 from heptad.record.values import Recorded
@@ -90,111 +89,32 @@ def better_of(name: str) -> Better:
     return ""
 
 
-def figures(source: Source) -> dict[str, Figure]:
-    """Return a figure for each name of a recorded value, in the order in which they were first recorded."""
-    if isinstance(source, FileSource):
-        found = _collected(source.values_in_short())
-        rows = source.values_at({number for one in found.values() for number in one.numbers()})
-    else:
-        values = source.values()
-        found = _collected((number, value.name, value.value) for number, value in enumerate(values))
-        rows = {number: values[number] for one in found.values() for number in one.numbers()}
-    placed = _Epochs(source, source.view(), rows)
-    return {name: placed.figure(name, one) for name, one in found.items()}
+def figures(source: Source, found: Iterable[Collected] | None = None) -> dict[str, Figure]:
+    """Return a figure for each name of a recorded value, in the order in which they were first recorded.
 
-
-@dataclass(slots=True)
-class Collected:
-    """What who has read all values of a name knows of them: how many, and those that make a figure."""
-
-    name: str
-    count: int = 0
-    last: Recorded | None = None
-    lowest: Recorded | None = None
-    highest: Recorded | None = None
-    not_finite: int = 0
-    first_not_finite: Recorded | None = None
-
-
-def figures_from(source: Source, known: Iterable[Collected]) -> dict[str, Figure]:
-    """Return a figure for each name whose values somebody has read already."""
-    rows: dict[int, Recorded] = {}
-
-    def numbered(row: Recorded | None) -> int | None:
-        if row is None:
-            return None
-        rows[len(rows)] = row
-        return len(rows) - 1
-
-    found = {
-        one.name: _Collected(
-            one.count,
-            numbered(one.last) or 0,
-            lowest=numbered(one.lowest),
-            highest=numbered(one.highest),
-            not_finite=one.not_finite,
-            first_not_finite=numbered(one.first_not_finite),
-        )
-        for one in known
-    }
-    placed = _Epochs(source, source.view(), rows)
-    return {name: placed.figure(name, one) for name, one in found.items()}
-
-
-@dataclass(slots=True)
-class _Collected:
-    """A figure that grows: which values it is made of, by their numbers."""
-
-    count: int = 0
-    last: int = 0
-    low: float = math.inf
-    lowest: int | None = None
-    high: float = -math.inf
-    highest: int | None = None
-    not_finite: int = 0
-    first_not_finite: int | None = None
-
-    def numbers(self) -> Iterator[int]:
-        """Yield the numbers of its values."""
-        for number in (self.last, self.lowest, self.highest, self.first_not_finite):
-            if number is not None:
-                yield number
-
-
-def _collected(values: Iterable[tuple[int, str, float]]) -> dict[str, _Collected]:
-    found: dict[str, _Collected] = {}
-    for number, name, value in values:
-        one = found.get(name)
-        if one is None:
-            one = found[name] = _Collected()
-        one.count += 1
-        one.last = number
-        if not math.isfinite(value):
-            one.not_finite += 1
-            if one.first_not_finite is None:
-                one.first_not_finite = number
-            continue
-        if value < one.low:
-            one.low, one.lowest = value, number
-        if value > one.high:
-            one.high, one.highest = value, number
-    return found
+    Args:
+        source: The log.
+        found: What `collected` returns of it, if somebody has read its values already.
+    """
+    epochs = _Epochs(source, source.view())
+    return {one.name: epochs.figure(one) for one in (collected(source) if found is None else found)}
 
 
 class _Epochs:
     """Says in which epoch values were recorded: until the body of `after_epoch` counts it, an epoch is under way."""
 
-    def __init__(self, source: Source, view: View, rows: Mapping[int, Recorded]) -> None:
-        self._source, self._view, self._rows = source, view, rows
+    def __init__(self, source: Source, view: View) -> None:
+        self._source, self._view = source, view
 
-    def figure(self, name: str, one: _Collected) -> Figure:
+    def figure(self, one: Collected) -> Figure:
         """Return what was collected, each value with its place."""
-        numbers = one.lowest, one.highest, one.first_not_finite
-        lowest, highest, first = (None if number is None else self._point(number) for number in numbers)
-        return Figure(name, one.count, self._point(one.last), lowest, highest, better_of(name), one.not_finite, first)
+        assert one.last is not None
+        rows = one.lowest, one.highest, one.first_not_finite
+        lowest, highest, first = (None if row is None else self._point(row) for row in rows)
+        better = better_of(one.name)
+        return Figure(one.name, one.count, self._point(one.last), lowest, highest, better, one.not_finite, first)
 
-    def _point(self, number: int) -> Point:
-        row = self._rows[number]
+    def _point(self, row: Recorded) -> Point:
         epoch = row.epoch if self._is_after_epoch(row.seq) else row.epoch + 1
         return Point(row.value, epoch, row.step, row.update, row.seq)
 

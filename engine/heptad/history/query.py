@@ -13,7 +13,7 @@ from operator import index
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, SupportsIndex, cast, overload
 
-from heptad.errors import EngineError, a_kind, kind, nearest
+from heptad.errors import EngineError, a_kind, counted, kind, nearest
 from heptad.history import diff, explain, summary, waiting
 from heptad.history.decode import Decoder, blocks, ints
 from heptad.history.export import frames, jsonl, timeline
@@ -25,7 +25,6 @@ from heptad.history.select import Conditions, selected
 from heptad.history.source import Source
 from heptad.history.transition import Transition
 from heptad.history.verdict import Verdict
-from heptad.history.wording import amount
 from heptad.record.chunk import Call, View
 from heptad.record.event_codec import EVENTS
 from heptad.record.events import Event, RecordedArray
@@ -171,7 +170,7 @@ class TransitionLog(Sequence[Transition]):
         if view.end > view.first:
             newest = self._decoder.at(view, [view.end - 1])[0]
             last = f", last {newest.source} -> {newest.dest}"
-        return f"<TransitionLog: {amount(view.end - view.first, 'transition')} from #{view.first}{last}>"
+        return f"<TransitionLog: {counted(view.end - view.first, 'transition')} from #{view.first}{last}>"
 
     def _repr_html_(self) -> str:
         rows = self.tail(_SHOWN)

@@ -12,7 +12,7 @@ from heptad.table import Arc, State, Table
 
 FAILED = "failed"
 MOST_STATES, MOST_ARCS = 1024, 4096
-"""In a file: a detour has some ten of each."""
+"""In a file. A detour by itself has some ten arcs; n of them after one state have n²/2 between them."""
 
 
 def table_to_plain(table: Table) -> dict[str, Any]:

@@ -10,11 +10,12 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
+from heptad.errors import counted
 from heptad.history.figures import Figure
 from heptad.history.journal.sessions import Session
 from heptad.history.summary import Duration
 from heptad.history.transition import Transition
-from heptad.history.wording import amount, date_and_time, long_time, rate, short_value, shown_share
+from heptad.history.wording import date_and_time, long_time, rate, short_value, shown_share
 from heptad.record.checkpoint_events import Resume
 
 Outcome = Literal["finished", "stopped", "failed", "paused", "running", "killed", "open", "empty"]
@@ -171,7 +172,7 @@ class Verdict:
             between = " or between sessions" if len(self.sessions) > 1 else ""
             parts.append(f"{long_time(rest)} paused{between}")
         if self.last is not None:
-            parts.append(amount(self.transitions, "transition"))
+            parts.append(counted(self.transitions, "transition"))
         if len(self.ranks) > 1:
             parts.append(f"{len(self.ranks)} ranks; the times are those of rank {self.ranks[0]}")
         return tuple(parts)
@@ -194,7 +195,7 @@ class Verdict:
             sum(counts) for counts in zip(*((a.transitions, a.updates) for a in found), strict=True)
         )
         spent = long_time(sum(one.spent_ns for one in found))
-        again = f"{amount(updates, 'update')} made again, {amount(transitions, 'transition')}"
+        again = f"{counted(updates, 'update')} made again, {counted(transitions, 'transition')}"
         return f"{again} of {spent}", f"from {', '.join(f'#{one.first}' for one in found)} on"
 
     def _values(self, which: Literal["last", "best"]) -> tuple[str, ...]:

@@ -19,8 +19,8 @@ def with_hard_spaces(text: str) -> str:
 
 
 def readable_time(nanoseconds: float) -> str:
-    """Return a duration in seconds, milliseconds or microseconds, whichever reads best."""
-    for unit, size in (("s", 1e9), ("ms", 1e6)):
+    """Return a duration in hours, minutes, seconds, milliseconds or microseconds, whichever reads best."""
+    for unit, size in (("h", 3600e9), ("min", 60e9), ("s", 1e9), ("ms", 1e6)):
         if nanoseconds >= size:
             return f"{nanoseconds / size:,.3f} {unit}"
     return f"{nanoseconds / 1e3:,.1f} µs"
@@ -41,11 +41,6 @@ def long_time(nanoseconds: float) -> str:
         return f"{hours} h {minutes:02} min"
     days, hours = divmod(round(seconds / 3600), 24)
     return f"{days} d {hours} h"
-
-
-def amount(number: int, noun: str) -> str:
-    """Return a number, with its thousands apart, and its noun: `1 transition`, `2,427 transitions`."""
-    return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
 def rate(number: float, what: str) -> str:

@@ -63,7 +63,7 @@ class Fsdp(Grouped):
         """Of the forward pass under way; a step that adds nothing makes its backward pass from them."""
         self._hooks: list[RemovableHandle] = []
         self._closes: bool | None = None
-        """What FSDP2 was told last; `None` before the first step."""
+        """The value last passed to FSDP2: whether the step closes its window. `None` before the first step."""
         self._resumed = False
         """Whether no step was made yet: gradients are those of a window that is complete, and was restored."""
 

@@ -8,8 +8,8 @@ import torch
 
 from heptad.errors import EngineError
 from heptad.run.agreed import Agreed
+from heptad.run.refusals import in_words
 from heptad.run.run import Run
-from heptad.run.view import in_words
 
 
 class RanksRun(Run):

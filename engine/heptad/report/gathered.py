@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from heptad.history.decode import Decoder
-from heptad.history.figures import figures_from
+from heptad.history.figures import figures
 from heptad.history.judge import judge
 from heptad.history.query import TransitionLog
 from heptad.history.transition import Transition
@@ -71,7 +71,7 @@ def gathered(log: TransitionLog, label: str) -> Gathered:
     walked = walk(source, view, marked[(marked >= view.first) & (marked < view.end)])
     at = {turn.seq: turn for turn in Decoder(source).at(view, sorted({seq for seq, _, _ in seqs}))}
     marks = [((seq, at[seq].epoch, at[seq].step, at[seq].update), kind, words) for seq, kind, words in seqs]
-    known = figures_from(source, (curve.found for curve in found))
+    known = figures(source, (curve.found for curve in found))
     verdict = judge(source, log.all_ranks, found=known, stays=walked.durations)
     return Gathered(label, log, view, found, walked, events, verdict, marks)
 

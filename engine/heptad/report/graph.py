@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from html import escape
 
 from heptad.history.source import Source
-from heptad.history.wording import shown_share
+from heptad.history.wording import readable_time, shown_share
 from heptad.report.walk import Walk
-from heptad.report.words import harmless, spent
+from heptad.report.words import harmless
 from heptad.table import Arc, State, Table
 
 WIDE, HIGH = 168, 44
@@ -112,7 +112,7 @@ def _box(placed: Placed, time: int, total: int, entered: int, run: int) -> str:
     unused = "" if entered or placed.state.kind == "start" else " unused"
     return (
         f'<g class="node{unused}" tabindex="0" role="button" data-run="{run}" data-node="{escape(placed.state.name)}">'
-        f"<title>{name}: entered {entered:,} times, {spent(time)}</title>"
+        f"<title>{name}: entered {entered:,} times, {readable_time(time)}</title>"
         f'<rect x="{x:.0f}" y="{y:.0f}" width="{WIDE}" height="{HIGH}" rx="7"/>'
         f'<rect class="shade" x="{x:.0f}" y="{y:.0f}" width="{WIDE}" height="{HIGH}" rx="7" '
         f'fill-opacity="{0.85 * share**0.5:.3f}"/>'

@@ -17,12 +17,12 @@ from heptad.history.figures import Figure
 from heptad.history.journal.origin import origin
 from heptad.history.journal.versions import versions_here
 from heptad.history.verdict import Line
-from heptad.history.wording import date_and_time, long_time, shown_share, with_hard_spaces
+from heptad.history.wording import date_and_time, long_time, readable_time, shown_share, with_hard_spaces
 from heptad.record.counters import Counters
 from heptad.record.events import Event
 from heptad.report.gathered import Gathered
 from heptad.report.graph import drawing
-from heptad.report.words import harmless, real, spent
+from heptad.report.words import harmless, real
 
 LAST = 20
 """Turns that the section on the ending lists."""
@@ -118,18 +118,18 @@ def _time(run: Gathered) -> dict[str, Any]:
             "share": shown_share(stay.total_ns, total),
             "width": round(100 * stay.total_ns / total, 2),
             "count": f"{stay.count:,}",
-            "total": spent(stay.total_ns),
-            "mean": spent(stay.mean_ns),
-            "median": spent(stay.median_ns),
-            "p99": spent(stay.p99_ns),
-            "most": spent(stay.max_ns),
+            "total": readable_time(stay.total_ns),
+            "mean": readable_time(stay.mean_ns),
+            "median": readable_time(stay.median_ns),
+            "p99": readable_time(stay.p99_ns),
+            "most": readable_time(stay.max_ns),
             "at": stay.slowest[0][0],
         }
         for name, stay in stays.items()
     ]
     turns = {turn.seq: turn for turn in _turns(run, [seq for seq, _ in walked.slowest])}
     slowest = [
-        [seq, spent(time), turns[seq].source, turns[seq].dest, turns[seq].epoch, turns[seq].update]
+        [seq, readable_time(time), turns[seq].source, turns[seq].dest, turns[seq].epoch, turns[seq].update]
         for seq, time in walked.slowest
     ]
     waited = sum(stays[name].total_ns for name in WAITING if name in stays)
@@ -138,7 +138,13 @@ def _time(run: Gathered) -> dict[str, Any]:
     if share is not None:
         words += f"; data_wait_share was {real(share.last.value)} when it was recorded last"
     handlers = [
-        [harmless(name, 200), f"{stay.count:,}", spent(stay.total_ns), spent(stay.median_ns), spent(stay.max_ns)]
+        [
+            harmless(name, 200),
+            f"{stay.count:,}",
+            readable_time(stay.total_ns),
+            readable_time(stay.median_ns),
+            readable_time(stay.max_ns),
+        ]
         for name, stay in list(log.call_durations().items())[:ROWS]
     ]
     return {
@@ -148,7 +154,12 @@ def _time(run: Gathered) -> dict[str, Any]:
         "handlers": handlers,
         "waiting": words,
         "ranks": [
-            [name, f"rank {one.rank}", spent(one.own_ns[one.rank]), _by_rank(one.waited_ns), _by_rank(one.stood_ns)]
+            [
+                name,
+                f"rank {one.rank}",
+                readable_time(one.own_ns[one.rank]),
+                *map(_by_rank, (one.waited_ns, one.stood_ns)),
+            ]
             for name, one in sorted(log.slowest_ranks().items(), key=lambda row: -sum(row[1].waited_ns.values()))
         ],
         "missing": [f"rank {rank}: {harmless(reason, 300)}" for rank, reason in log.missing.items()],
@@ -157,7 +168,7 @@ def _time(run: Gathered) -> dict[str, Any]:
 
 def _by_rank(times: Mapping[int, int]) -> str:
     rows = sorted(((rank, time) for rank, time in times.items() if time > 0), key=lambda row: -row[1])
-    words = [f"rank {rank} {spent(time)}" for rank, time in rows[:4]]
+    words = [f"rank {rank} {readable_time(time)}" for rank, time in rows[:4]]
     return ", ".join([*words, f"{len(rows) - 4} more"] if len(rows) > 4 else words)
 
 
@@ -175,7 +186,7 @@ def _arcs(run: Gathered) -> list[list[str]]:
         leaving[arc.source] = leaving.get(arc.source, 0) + taken
     rows: list[list[str]] = []
     for arc, taken in zip(table.arcs, walked.taken.tolist(), strict=False):
-        share = f"{100 * taken / leaving[arc.source]:.1f} %" if leaving[arc.source] else ""
+        share = shown_share(taken, leaving[arc.source]) if leaving[arc.source] else ""
         source = table.shown[arc.source]
         after = f" (after {arc.source.partition('@')[2]})" if "@" in arc.source else ""
         rows.append([f"{source}{after}", arc.guard or "always", table.shown[arc.dest], f"{taken:,}", share])
@@ -253,7 +264,7 @@ def _ending_rows(run: Gathered) -> dict[str, Any]:
             turn.dest,
             ", ".join(f"{name}: {'yes' if answer else 'no'}" for name, answer in turn.guards.items()),
             f"{turn.epoch}, {turn.step:,}, {turn.update:,}",
-            spent(turn.duration_ns),
+            readable_time(turn.duration_ns),
         ]
         for turn in _turns(run, range(begin, run.walk.end))
     ]

@@ -6,17 +6,13 @@ It owns what is drawn of `run.record`. `page` calls it once for a run; nothing h
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from itertools import pairwise
 
 import numpy as np
-import numpy.typing as npt
 
-from heptad.history.figures import Collected
+from heptad.history.collected import Collected, Floats, by_name
 from heptad.history.source import Source
-from heptad.record.chunk import View
-from heptad.record.values import Columns, Recorded
-
-Floats = npt.NDArray[np.float64]
+from heptad.record.chunk import Ints, View
+from heptad.record.values import Recorded
 
 RAW = 2_400
 """Values of a name that are all drawn."""
@@ -29,8 +25,6 @@ CURVES = 120
 
 ODD = 200
 """Values that are not finite, of each name, that are marked."""
-
-_BLOCK = 1 << 16
 
 SEQ, EPOCH, STEP, UPDATE = range(4)
 
@@ -72,29 +66,19 @@ class _Growing:
         self._most: Floats | None = None
         self._sums: Floats | None = None  # how many, their sum, and the sums of their places
 
-    def add(self, value: Floats, place: Floats, bucket: npt.NDArray[np.int64]) -> None:
+    def add(self, value: Floats, place: Ints, bucket: Ints) -> None:
         """Add some values, in order."""
-        found = self.curve.found
-        found.count += len(value)
-        found.last = self._row(value, place, -1)
-        finite = np.isfinite(value)
-        if not finite.all():
-            odd = np.flatnonzero(~finite)
-            if not found.not_finite:
-                found.first_not_finite = self._row(value, place, int(odd[0]))
-            found.not_finite += len(odd)
-            rows = [self._row(value, place, int(row)) for row in odd[: max(0, ODD - len(self.curve.odd))]]
-            self.curve.odd += rows
-            value, place, bucket = value[finite], place[finite], bucket[finite]
-        if not len(value):
-            return
-        low, high = int(value.argmin()), int(value.argmax())
-        if found.lowest is None or value[low] < found.lowest.value:
-            found.lowest = self._row(value, place, low)
-        if found.highest is None or value[high] > found.highest.value:
-            found.highest = self._row(value, place, high)
+        found, finite = self.curve.found, np.isfinite(value)
+        found.add(value, place)
         if not self._drawn:
             return
+        odd = np.flatnonzero(~finite)[: max(0, ODD - len(self.curve.odd))]
+        self.curve.odd += [found.row(value, place, int(row)) for row in odd]
+        if finite.any():
+            self._draw(value[finite], place[finite].astype(np.float64), bucket[finite])
+
+    def _draw(self, value: Floats, place: Floats, bucket: Ints) -> None:
+        """Add some finite values to what is drawn."""
         if self._raw is not None:
             self._raw.append((np.column_stack((value, place)), bucket.astype(np.float64)))
             self._kept += len(value)
@@ -108,11 +92,7 @@ class _Growing:
             return
         self._reduce(value, place, bucket)
 
-    def _row(self, value: Floats, place: Floats, at: int) -> Recorded:
-        seq, epoch, step, update = (int(number) for number in place[at])
-        return Recorded(self.curve.name, float(value[at]), seq, epoch, step, update)
-
-    def _reduce(self, value: Floats, place: Floats, bucket: npt.NDArray[np.int64]) -> None:
+    def _reduce(self, value: Floats, place: Floats, bucket: Ints) -> None:
         assert self._least is not None
         assert self._most is not None
         assert self._sums is not None
@@ -171,25 +151,10 @@ def curves(source: Source, view: View) -> list[Curve]:
         view: The turns that buckets are cut from.
     """
     found: dict[str, _Growing] = {}
-    first, turns = 0, max(view.end - view.first, 1)
-    while len(block := source.value_block(first, _BLOCK)):
-        first += len(block)
-        _add_block(found, block, view.first, turns)
-    return [one.finish() for one in found.values()]
-
-
-def _add_block(found: dict[str, _Growing], block: Columns, begin: int, turns: int) -> None:
-    value = np.array(block.value, dtype=np.float64)
-    place = np.array(block.place, dtype=np.int64).reshape(-1, 4)
-    bucket = ((place[:, SEQ] - begin) * WIDE // turns).clip(0, WIDE - 1)
-    numbers = np.array(block.name, dtype=np.int64)
-    order = np.argsort(numbers, kind="stable")
-    edges = np.flatnonzero(np.diff(numbers[order], prepend=-1, append=-1))
-    # in the order in which names come up first
-    parts = sorted((order[low:high] for low, high in pairwise(edges.tolist())), key=lambda part: part[0])
-    for part in parts:
-        name = block.names[int(numbers[part[0]])]
+    turns = max(view.end - view.first, 1)
+    for name, value, place in by_name(source):
         growing = found.get(name)
         if growing is None:
             growing = found[name] = _Growing(name, len(found) < CURVES)
-        growing.add(value[part], place[part].astype(np.float64), bucket[part])
+        growing.add(value, place, ((place[:, SEQ] - view.first) * WIDE // turns).clip(0, WIDE - 1))
+    return [one.finish() for one in found.values()]

@@ -65,8 +65,8 @@ class LivePage:
         self._shown: list[tuple[int, Presence]] = []
         self._due = 0.0
 
-    def page(self) -> bytes:
-        """Return the page as it was made last; make it anew where that is due."""
+    def page(self) -> tuple[bytes, int]:
+        """Return the page as it was made last, and its number, from 1 on; make it anew where that is due."""
         with self._lock:
             if not self._page or (time.monotonic() >= self._due and self._now() != self._shown):
                 began, shown = time.monotonic(), self._now()
@@ -75,12 +75,12 @@ class LivePage:
                 self._made, self._shown = self._made + 1, shown
                 now = time.monotonic()
                 self._due = now + max(LEAST_SECONDS, SHARE * (now - began))
-            return self._page
+            return self._page, self._made
 
     def news(self, since: int) -> bytes | None:
         """Return the page if it is another one than that of this number, else nothing."""
-        page = self.page()
-        return page if since != self._made else None
+        page, number = self.page()
+        return page if since != number else None
 
     def turns(self, run: int, first: int, end: int) -> bytes:
         """Return turns one by one, as JSON.
@@ -181,7 +181,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _page(self, given: Mapping[str, str]) -> None:
         del given
-        self._send(HTTPStatus.OK, self.server.page.page(), "text/html")
+        self._send(HTTPStatus.OK, self.server.page.page()[0], "text/html")
 
     def _news(self, given: Mapping[str, str]) -> None:
         page = self.server.page.news(int(given["since"]))

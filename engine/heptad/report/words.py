@@ -1,4 +1,4 @@
-"""Texts for the page: cut to a length that a page can hold, control characters written out, durations and numbers."""
+"""Texts for the page: cut to a length that a page can hold, control characters written out, and numbers."""
 
 from __future__ import annotations
 
@@ -18,14 +18,6 @@ def harmless(value: object, longest: int = LONGEST) -> str:
     more = len(text) - longest
     text = _CONTROL.sub(lambda sign: f"\\u{ord(sign[0]):04x}", text[:longest])
     return f"{text} … ({more:,} characters more)" if more > 0 else text
-
-
-def spent(nanoseconds: float) -> str:
-    """Return a duration with its unit."""
-    for unit, size in (("h", 3600e9), ("min", 60e9), ("s", 1e9), ("ms", 1e6)):
-        if nanoseconds >= size:
-            return f"{nanoseconds / size:,.2f} {unit}"
-    return f"{nanoseconds / 1e3:,.1f} µs"
 
 
 def real(value: float) -> str:

@@ -20,10 +20,11 @@ from heptad.record.buffer import Follower, LogBuffer
 from heptad.record.chunk import Failure
 from heptad.record.counters import Counters
 from heptad.record.events import Accumulation, Event, Note, RecordedArray, Skip, SkipBatch, Stop
+from heptad.run.refusals import in_words, refuse_undeclared
 from heptad.run.runtime import Runtime
 from heptad.run.snapshot import Snapshot
 from heptad.run.state import initial_state
-from heptad.run.view import RunView, in_words, refuse_undeclared
+from heptad.run.view import RunView
 from heptad.run.weight import adds_nothing
 from heptad.table import Table
 

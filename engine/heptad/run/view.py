@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from copy import copy
-from difflib import get_close_matches
+from collections.abc import Mapping
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, Unpack, cast
+from typing import TYPE_CHECKING, Any, Unpack
 
 import torch
 from torch import nn
@@ -16,9 +14,11 @@ from heptad.config import Components, RunConfig
 from heptad.errors import EngineError
 from heptad.record.buffer import LogBuffer
 from heptad.record.values import Recorded
+from heptad.run.detached import detached
 from heptad.run.evaluating import EvaluationOptions, Measures
 from heptad.run.guards import batches_remain, epochs_remain, update_due
 from heptad.run.loss_mean import mean_of
+from heptad.run.refusals import refuse_private
 from heptad.run.runtime import Evaluates, Runtime
 from heptad.run.shards import alike
 from heptad.run.state import RunState
@@ -551,55 +551,3 @@ class RunView:
             **{name: f"{value:.6g}" for name, value in self.metrics.items()},
         }
         return table("run", (), shown.items())
-
-
-def refuse_private(name: str) -> None:
-    """Raise an `AttributeError` for what a handler may look for in a run, and which is the engine's."""
-    if name in ("position", "runtime", "buffer", "capture"):
-        raise AttributeError(
-            f"run.{name} is the engine's own: a handler reads the run's properties (state, step, update, optimizer, "
-            "log) and acts through its verbs (stop, pause, skip_update, skip_batch, set_accumulation, record, note)"
-        )
-
-
-def refuse_undeclared(request: str, declared: Sequence[str]) -> None:
-    """Refuse a request that no plugin of the run declares: the ranks would never agree on it.
-
-    Raises:
-        EngineError: Naming those that are declared, and the nearest of them.
-    """
-    if request in declared:
-        return
-    near = get_close_matches(str(request), declared, n=1)
-    raise EngineError(
-        f"'{request}' is no request that a plugin of this run declares{f'; did you mean {near[0]!r}?' if near else ''} "
-        f"(declared: {', '.join(declared) or 'none'}). A plugin with requests = ('save',) asks by "
-        "run.ask(f'{self.name}.save')"
-    )
-
-
-def in_words(verb: str, text: str) -> str:
-    """Return the text that a verb was given.
-
-    Raises:
-        EngineError: If it is no text: the log could not hold it, and nobody could read it.
-    """
-    if not isinstance(text, str):  # pyright: ignore[reportUnnecessaryIsInstance] - for callers without a type checker
-        raise EngineError(f"run.{verb}(…) takes a text, got {text!r}; values go to run.record(name, value)")
-    return text
-
-
-def detached(value: Any) -> Any:
-    """Return a tensor, or a container of tensors, detached from its graph; anything else as it is."""
-    if isinstance(value, torch.Tensor):
-        return value.detach()
-    if isinstance(value, dict):
-        items = cast("dict[Any, Any]", value)
-        clone = copy(items)  # keeps a class of its own, such as a model's named outputs
-        for key, item in items.items():
-            clone[key] = detached(item)
-        return clone
-    if isinstance(value, tuple | list):
-        kind, parts = cast("Any", type(value)), [detached(item) for item in cast("Sequence[Any]", value)]  # pyright: ignore[reportUnknownArgumentType] - the user's own class
-        return kind(*parts) if hasattr(kind, "_fields") else kind(parts)
-    return value

@@ -18,11 +18,11 @@ from heptad.data.generators import device_preserved, global_states, preserved, r
 from heptad.data.own_feed import EvenFeed, OwnDeal, OwnFeed, own_sampler
 from heptad.data.placement import count_samples
 from heptad.errors import ConfigError, DataError, Unfinished, a_kind
+from heptad.run.detached import detached
 from heptad.run.evaluating import EvaluationOptions, Measures
 from heptad.run.run import Run
 from heptad.run.runtime import StepFunction
 from heptad.run.state import RunState
-from heptad.run.view import detached
 from heptad.step.metrics import Metrics
 
 
@@ -171,8 +171,8 @@ def build_reading_feed(
     """Return a feed over a dataset of samples, or over a loader or any iterable of batches; errors call it `field`.
 
     Of several ranks (`share` is the rank, and how many there are) each takes its own batches: samples that are indexed
-    are fetched by their rank alone, of all else every rank reads the whole. With `even` each takes as many, and the
-    feed is `idle` where that is none of its own.
+    are fetched by their rank alone, of all else every rank reads the whole. With `even` all take equally many, and the
+    feed is `idle` while it repeats a batch to that end.
     """
     rank, world = share
     dealt = EvenFeed if even else OwnFeed

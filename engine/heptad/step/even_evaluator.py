@@ -1,8 +1,8 @@
 """`EvenEvaluator`: evaluations and predictions of a network that is sharded, of which ranks make each pass together.
 
 Built by the engine in place of a `RanksEvaluator` where the strategy shards. A forward pass gathers parameters from all
-ranks, so all must make equally many. A rank that has no batch in the last round repeats one, and one whose metrics have
-failed goes on without them: what such a pass gives counts nowhere.
+ranks, so all must make equally many. A rank that has no batch in the last round repeats one, and a rank whose metrics
+have failed continues without them. The results of such passes are not counted.
 """
 
 from __future__ import annotations

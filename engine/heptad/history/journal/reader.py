@@ -13,7 +13,7 @@ import weakref
 import zlib
 from array import array
 from collections import OrderedDict
-from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path
@@ -47,9 +47,6 @@ _UNPACKED = BLOCK
 
 _EVER = 1 << 62
 """Beyond the number of every row."""
-
-_TOGETHER = 1 << 15
-"""Recorded values that are read together."""
 
 _LOWEST = -(1 << 63)
 """The lowest number that SQLite has."""
@@ -194,9 +191,9 @@ class FileSource:
         """Return at most so many recorded values by column, from the one of that number on, oldest first."""
         with self._reading():
             rows = self._connection.execute(
-                'SELECT number, name, value, seq, epoch, step, "update" FROM value WHERE number >= ? AND number < ? '
-                "ORDER BY number",
-                (first, first + most),
+                'SELECT number, name, value, seq, epoch, step, "update" FROM value WHERE number >= ? '
+                "ORDER BY number LIMIT ?",
+                (first, most),
             ).fetchall()
             if not rows:
                 return Columns([], array("I"), array("d"), array("q"))
@@ -222,30 +219,6 @@ class FileSource:
         """Return the values recorded in the turns of the transitions from `first` to before `end`, oldest first."""
         with self._reading():
             return self._recorded(self._first_value(first), self._first_value(end))
-
-    def values_in_short(self) -> Iterator[tuple[int, str, float]]:
-        """Yield number, name and value of each recorded value: a third of the time that the values with places take."""
-        first = 0
-        while True:
-            with self._reading():
-                some = "SELECT number, name, value FROM value WHERE number >= ? ORDER BY number LIMIT ?"
-                rows = list(self._rows(some, (first, _TOGETHER)))
-                found = [
-                    (number, self._names.get(name) or self._name(name), schema.read_real(value, number))
-                    for number, name, value in rows
-                ]
-            if not found:
-                return
-            if found[0][0] != first or found[-1][0] != first + len(found) - 1:
-                with self._reading():
-                    raise ValueError(f"recorded values between {first} and {found[-1][0]} are missing")
-            yield from found
-            first += len(found)
-
-    def values_at(self, numbers: Iterable[int]) -> dict[int, Recorded]:
-        """Return the recorded values of these numbers."""
-        with self._reading():
-            return {number: value for number in numbers for value in self._recorded(number, number + 1)}
 
     def _recorded(self, first: int, end: int) -> list[Recorded]:
         rows = self._rows(
