@@ -18,6 +18,8 @@ _HOMES = {
     "LRSchedule": "lr_schedule",
     "ModelSummary": "model_summary",
     "NonFiniteGuard": "non_finite_guard",
+    "OTelTracing": "otel_tracing",
+    "OptunaPruning": "optuna_pruning",
     "Profiler": "profiler",
     "Progress": "progress",
     "Report": "report",

@@ -10,6 +10,8 @@ from heptad_plugins.journal import Journal as Journal
 from heptad_plugins.lr_schedule import LRSchedule as LRSchedule
 from heptad_plugins.model_summary import ModelSummary as ModelSummary
 from heptad_plugins.non_finite_guard import NonFiniteGuard as NonFiniteGuard
+from heptad_plugins.optuna_pruning import OptunaPruning as OptunaPruning
+from heptad_plugins.otel_tracing import OTelTracing as OTelTracing
 from heptad_plugins.profiler import Profiler as Profiler
 from heptad_plugins.progress import Progress as Progress
 from heptad_plugins.report import Report as Report

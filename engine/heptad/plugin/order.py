@@ -11,6 +11,8 @@ from heptad.plugin.contract import Plugin
 def ordered(plugins: Sequence[Plugin]) -> tuple[Plugin, ...]:
     """Return the plugins in list order, each moved behind those that must come before it, and no further.
 
+    Of two that ask to come before all plugins, the list decides.
+
     Raises:
         PluginError: If what they ask for is a cycle, which is named.
     """
@@ -20,7 +22,8 @@ def ordered(plugins: Sequence[Plugin]) -> tuple[Plugin, ...]:
         for other in plugins:
             if other is not plugin and _is_meant(other, plugin.runs_after):
                 before[plugin.name].append(other.name)
-            if other is not plugin and _is_meant(other, plugin.runs_before):
+            both_first = Plugin in plugin.runs_before and Plugin in other.runs_before
+            if other is not plugin and not both_first and _is_meant(other, plugin.runs_before):
                 before[other.name].append(plugin.name)
     done: dict[str, Plugin] = {}
     left = {plugin.name: plugin for plugin in plugins}

@@ -189,6 +189,17 @@ class LogBuffer:
         return chunk.seq + len(chunk.times)
 
     @property
+    def entered_ns(self) -> int:
+        """When the newest transition was made, or the log began: nanoseconds since the Unix epoch."""
+        chunk = self._written[1]
+        return (chunk.times[-1] if chunk.times else chunk.clock) + chunk.offset
+
+    @property
+    def now_ns(self) -> int:
+        """The present time on the same clock."""
+        return monotonic_ns() + self._offset
+
+    @property
     def room(self) -> int:
         """How many transitions may be made before the next `settle`; at least 1."""
         room = CHUNK - len(self.times)
@@ -230,7 +241,7 @@ class LogBuffer:
             *args: The fields of the event behind `seq` and `time_ns`.
             **fields: The same by name.
         """
-        self.put(make(seq, monotonic_ns() + self._offset, *args, **fields))
+        self.put(make(seq, self.now_ns, *args, **fields))
 
     def put(self, event: Event) -> None:
         """Add an event that was made before, as one of a checkpoint."""
