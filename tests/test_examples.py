@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from heptad import Components, Engine, LossOutput, RunConfig
+from heptad import Components, Engine, LossOutput, RunConfig, TransitionLog
 from heptad.cli.main import main as heptad_command
 from heptad_plugins import GradientClipping
 
@@ -207,6 +207,40 @@ def test_tabular_stops_early_and_predicts_with_the_best(tmp_path):
     assert number(r"^weights from checkpoint-0*(\d+)$", out) == epochs - 10
     assert number(r"accuracy on .*: (\S+)$", out) > 0.9
     assert number(r"at best (\S+)$", out) < number(r"at last (\S+),", out)
+
+
+class TestSearch:
+    """The example that prunes trials, and names the commands that compare the best."""
+
+    @pytest.fixture(scope="class")
+    @staticmethod
+    def searched(tmp_path_factory):
+        folder = tmp_path_factory.mktemp("search")
+        return folder, run_example("search", folder, "--trials=8", "--epochs=4")[0]
+
+    def test_bad_trials_are_pruned_and_the_best_is_complete(self, searched):
+        _, out = searched
+        rows = re.findall(r"loss (\S+) after (\d+) epochs, (\w+)$", out, re.MULTILINE)
+        assert len(rows) == 8
+        complete = [float(loss) for loss, _, ended in rows if ended == "complete"]
+        assert complete == sorted(complete)
+        assert {int(epochs) for _, epochs, ended in rows if ended == "complete"} == {4}
+        assert {int(epochs) for _, epochs, ended in rows if ended == "pruned"} <= {2, 3, 4}
+
+    def test_each_trial_has_a_journal_that_ends_in_order(self, searched):
+        folder, out = searched
+        for number, epochs in re.findall(r"^trial +(\d+): .* after (\d+) epochs", out, re.MULTILINE):
+            log = TransitionLog.load(folder / "runs" / "search" / f"trial-{number}.journal")
+            assert (log[-1].dest, log[-1].epoch) == ("finished", int(epochs))
+
+    def test_the_commands_that_it_names_compare_them(self, searched, monkeypatch, capsys):
+        folder, out = searched
+        diff, report = re.findall(r"^    heptad (.*)$", out, re.MULTILINE)
+        monkeypatch.chdir(folder)
+        assert heptad_command(diff.split()) == 0
+        assert "valid/loss" in capsys.readouterr().out
+        assert heptad_command(report.split()) == 0
+        assert (folder / "runs" / "search" / "report.html").stat().st_size > 10_000
 
 
 def test_gan_has_a_state_of_its_own(tmp_path):

@@ -83,6 +83,12 @@ def test_a_cycle_is_an_error_that_names_it(plugins, cycle):
     assert any(text in said for text in turned)
 
 
+def test_of_two_that_come_before_all_the_list_decides():
+    first, second = plugin("b", before=(Plugin,)), plugin("a", before=(Plugin,))
+    assert names(ordered([plugin("x"), first, second])) == "bax"
+    assert names(ordered([plugin("x"), second, first])) == "abx"
+
+
 @pytest.mark.parametrize("field", ["runs_after", "runs_before"])
 @pytest.mark.parametrize("value", ["EMA", (1,)])
 def test_wishes_of_the_wrong_type_are_an_error(field, value):

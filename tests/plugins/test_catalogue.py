@@ -18,8 +18,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import optuna
 import pytest
 import torch
+from opentelemetry.sdk.trace import TracerProvider
 from torch import nn
 from torch.optim.lr_scheduler import LRScheduler, StepLR
 
@@ -43,6 +45,8 @@ from heptad_plugins import (
     LRSchedule,
     ModelSummary,
     NonFiniteGuard,
+    OptunaPruning,
+    OTelTracing,
     Profiler,
     Progress,
     Report,
@@ -56,8 +60,9 @@ FOLDER = Path(heptad_plugins.__file__).parent
 TIMES = {
     *("steps_per_second", "samples_per_second", "updates_per_second", "data_wait_share", "mfu", "seconds"),
     "host/memory",
+    *("trace_id", "span_id"),
 }
-"""What measures time or memory, among the recorded values and the state of shipped plugins."""
+"""What measures time or memory, or is drawn for each trace, among the recorded values and the state of shipped plugins."""
 
 
 class Terminal(io.StringIO):
@@ -71,6 +76,8 @@ def makers(folder: Path) -> dict[str, Any]:
     """Return what builds each shipped plugin, with the options of every form that it has."""
     held_out = batches(2)
     files = itertools.count()
+    provider = TracerProvider(shutdown_on_exit=False)
+    study = optuna.create_study(pruner=optuna.pruners.NopPruner())
 
     def csv_logger() -> Plugin:
         return CSVLogger(folder / "values.csv", overwrite=True)
@@ -101,6 +108,8 @@ def makers(folder: Path) -> dict[str, Any]:
         "LRSchedule epoch": lambda: LRSchedule(lambda optimizer: StepLR(optimizer, step_size=1), interval="epoch"),
         "ModelSummary": lambda: ModelSummary(file=io.StringIO()),
         "NonFiniteGuard": lambda: NonFiniteGuard("skip", every=2),
+        "OTelTracing": lambda: OTelTracing(provider),
+        "OptunaPruning": lambda: OptunaPruning(study.ask(), "valid/loss"),
         "Profiler": lambda: Profiler(folder / f"trace {next(files)}.json", range(1, 2), overwrite=True),
         "Progress": lambda: Progress(file=io.StringIO()),
         "Progress bar": lambda: Progress(file=Terminal()),
@@ -211,8 +220,8 @@ def shipped(folder: Path) -> dict[str, Plugin]:
 
 
 def declared(folder: Path) -> list[tuple[str, str]]:
-    """Return every pair (first, second) that a shipped plugin asks for, but for `Profiler`, which is before all."""
-    plugins = {name: plugin for name, plugin in shipped(folder).items() if name != "Profiler"}
+    """Return every pair (first, second) that a shipped plugin asks for, but for the two that are before all."""
+    plugins = {name: plugin for name, plugin in shipped(folder).items() if name not in ("Profiler", "OTelTracing")}
     pairs = [(str(other), name) for name, plugin in plugins.items() for other in plugin.runs_after]
     pairs += [(name, str(other)) for name, plugin in plugins.items() for other in plugin.runs_before]
     return sorted(set(pairs))
@@ -339,6 +348,7 @@ OBSERVERS = (
     "Journal",
     "Journal often",
     "ModelSummary",
+    "OTelTracing",
     "Profiler",
     "Progress",
     "Progress bar",
@@ -505,6 +515,7 @@ def test_every_observer_may_be_allowed_to_fail(tmp_path):
         Evaluate(batches(1), on_error="detach"),
         Journal(tmp_path / "a.journal", on_error="detach"),
         ModelSummary(on_error="detach"),
+        OTelTracing(on_error="detach"),
         Profiler(tmp_path / "a.json", range(1), on_error="detach"),
         Progress(on_error="detach"),
         Report(on_error="detach"),
@@ -527,7 +538,7 @@ def test_every_is_the_same_word_everywhere(tmp_path):
     }
     options = {name: inspect.signature(getattr(heptad_plugins, name)).parameters for name in heptad_plugins.__all__}
     having = [name for name in options if "every" in options[name]]
-    assert {*needed, "DeviceMonitor", "NonFiniteGuard", "Throughput"} == set(having)
+    assert {*needed, "DeviceMonitor", "NonFiniteGuard", "OTelTracing", "Throughput"} == set(having)
     for name in having:
         assert options[name]["every"].default == 1
         for wrong in (0, -1, 1.0, True, "2", None):
@@ -635,11 +646,12 @@ def test_no_extra_is_imported_until_it_is_used():
     """All plugins can be imported, and those that need no extra be built, where none is installed."""
     code = """
 import sys
-sys.modules.update(dict.fromkeys(("psutil", "pynvml", "rich", "tensorboard", "torchmetrics")))
+sys.modules.update(dict.fromkeys(("psutil", "pynvml", "rich", "tensorboard", "torchmetrics", "optuna", "opentelemetry")))
 from heptad_plugins import *
 CSVLogger("a.csv"), EMA(0.9), EarlyStopping("a"), Evaluate([]), GracefulStop(), GradientClipping(max_norm=1.0)
 LRSchedule(lambda optimizer: None), NonFiniteGuard(), Profiler("a.json", range(1)), Throughput(), TimeLimit(1)
-for make in (DeviceMonitor, ModelSummary, Progress, lambda: TensorBoardLogger("a")):
+pruning = lambda: OptunaPruning(None, "a")
+for make in (DeviceMonitor, ModelSummary, OTelTracing, pruning, Progress, lambda: TensorBoardLogger("a")):
     try:
         make()
     except ImportError as error:
@@ -649,6 +661,8 @@ for make in (DeviceMonitor, ModelSummary, Progress, lambda: TensorBoardLogger("a
     assert done.stdout.splitlines() == [
         "DeviceMonitor needs psutil: pip install 'heptad[monitor]'",
         "ModelSummary needs rich: pip install 'heptad[rich]'",
+        "OTelTracing needs opentelemetry: pip install 'heptad[otel]'",
+        "OptunaPruning needs optuna: pip install 'heptad[optuna]'",
         "Progress needs rich: pip install 'heptad[rich]'",
         "TensorBoardLogger needs tensorboard: pip install 'heptad[tensorboard]'",
     ]

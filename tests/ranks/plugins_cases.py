@@ -8,6 +8,7 @@ import signal
 import time
 from typing import Any
 
+import optuna
 import torch
 from rank_program import Case, Rank
 from torch.utils.data import TensorDataset
@@ -15,11 +16,13 @@ from torch.utils.data import TensorDataset
 from builders import Clock, dataset_engine, small_engine
 from heptad import Plugin, Run
 from heptad_plugins import (
+    Checkpoint,
     CSVLogger,
     EarlyStopping,
     GracefulStop,
     Journal,
     ModelSummary,
+    OptunaPruning,
     Profiler,
     Progress,
     TensorBoardLogger,
@@ -63,6 +66,29 @@ def paused(rank: Rank) -> Any:
     while not engine.current.ended:
         updates.append(engine.run().update)
     return updates
+
+
+class AsksAfter(optuna.pruners.BasePruner):
+    """Prunes at one step."""
+
+    def prune(self, study: Any, trial: Any) -> bool:
+        return trial.last_step == 2
+
+
+def pruned(rank: Rank) -> Any:
+    """Rank 0 has the trial, whose storage it alone talks to; a checkpoint behind the decision is resumed on both."""
+    study = optuna.create_study(pruner=AsksAfter())
+    found: list[Any] = []
+    for resume in (None, "auto"):
+        trial = None if rank.number else study.ask()
+        plugins = [OptunaPruning(trial, "train/loss"), Checkpoint(rank.folder / "pruned")]
+        engine = small_engine(4, plugins, epochs=5)
+        try:
+            engine.run(resume=resume)
+        except optuna.TrialPruned as error:
+            found.append(f"TrialPruned: {error}")
+        found.append([engine.current.state, engine.current.epoch, engine.current.seq])
+    return [found, [list(trial.intermediate_values) for trial in study.trials]]
 
 
 def signalled(rank: Rank) -> Any:
@@ -113,4 +139,6 @@ def steered(rank: Rank) -> Any:
     return None
 
 
-CASES: dict[str, Case] = {case.__name__: case for case in (stopped, paused, signalled, logged, journalled, steered)}
+CASES: dict[str, Case] = {
+    case.__name__: case for case in (stopped, paused, pruned, signalled, logged, journalled, steered)
+}

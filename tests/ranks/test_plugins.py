@@ -35,6 +35,17 @@ def test_each_pause_gives_all_ranks_the_full_time_again(found: list[Any]):
     assert found == [[3, 6, 8]] * 2  # of 16 batches
 
 
+@pytest.mark.parametrize("found", ["pruned"], indirect=True)
+def test_all_ranks_are_pruned_in_one_turn_and_again_where_they_resume(found: list[Any]):
+    """Only the first has told its storage anything."""
+    reason = "TrialPruned: OptunaPruning: trial 0 is pruned: train/loss is "
+    for ended, _ in found:
+        assert [one.startswith(reason) for one in ended[::2]] == [True, True]
+        assert ended[1][:2] == ended[3][:2] == ["finished", 3]
+    assert found[0][0] == found[1][0]
+    assert [row[1] for row in found] == [[[0, 1, 2], []], []]
+
+
 @pytest.mark.parametrize("found", ["signalled"], indirect=True)
 def test_a_signal_to_one_rank_pauses_and_ends_both(found: list[Any]):
     assert found == [[143, 3, "SIGTERM (rank 1)", "finished"]] * 2
