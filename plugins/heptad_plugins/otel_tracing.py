@@ -11,7 +11,7 @@ from random import Random
 from typing import TYPE_CHECKING, Any, Literal
 
 from heptad import Plugin, PluginError, Run, Transition, on_enter
-from heptad.plugin import Event, PackedChunk, entered_ns, now_ns
+from heptad.plugin import Event, PackedChunk, entered, now_ns
 from heptad_plugins._options import selection
 from heptad_plugins._stored import mapping
 
@@ -126,7 +126,7 @@ class OTelTracing(Plugin):
         self._root = self._tracer.start_span("run", attributes=place, links=self._links(), start_time=now)
         self._base = self._api.set_span_in_context(self._root)
         self._tokens.append(self._context.attach(self._base))
-        self._at = run.seq - 1
+        self._at = entered(run)[0]
         run.follow(self._events)
         if run.state != "idle":
             self._begin(run, run.state, now)
@@ -138,10 +138,11 @@ class OTelTracing(Plugin):
             return
         run.unfollow(self._events)
         error = sys.exception() if run.state == "failed" else None
-        heard = self._at == run.seq - 1
-        self._leave(run, run.seq - 1, error)
+        last, time = entered(run)
+        heard = self._at == last
+        self._leave(run, last, time, error)
         if not heard and not run.ended:  # paused in a detour of another plugin
-            self._begin(run, run.state, entered_ns(run))
+            self._begin(run, run.state, time)
         now = now_ns(run)
         self._end(run, now)  # the state in which the run is paused
         if error is not None:
@@ -166,8 +167,9 @@ class OTelTracing(Plugin):
     @on_enter("after_loop")
     def change_state(self, run: Run) -> None:
         """End the span of the state before, and begin this one's."""
-        self._leave(run, run.seq)
-        self._begin(run, run.state, entered_ns(run))
+        last, time = entered(run)
+        self._leave(run, last, time)
+        self._begin(run, run.state, time)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the identity of the span `run`, which that of a resumed run is linked to."""
@@ -195,17 +197,18 @@ class OTelTracing(Plugin):
 
     # -- states
 
-    def _leave(self, run: Run, last: int, error: BaseException | None = None) -> None:
+    def _leave(self, run: Run, last: int, time: int, error: BaseException | None = None) -> None:
         """End the span of the state before, up to a transition.
 
         Args:
             run: The run.
             last: The number of the transition.
+            time: When it was made.
             error: What the last state has failed with.
         """
         count, self._at = last - self._at, last
         if count == 1:
-            self._end(run, entered_ns(run), last, error)
+            self._end(run, time, last, error)
         elif count:  # states whose entry was not heard: the detours of other plugins
             for turn in run.log[-count:]:
                 self._end(turn, turn.time_ns, turn.seq, error if turn.seq == last else None)

@@ -62,7 +62,7 @@ TIMES = {
     "host/memory",
     *("trace_id", "span_id"),
 }
-"""What measures time or memory, or is drawn for each trace, among the recorded values and the state of shipped plugins."""
+"""What measures time or memory, or names a trace, among the recorded values and the state of shipped plugins."""
 
 
 class Terminal(io.StringIO):
@@ -646,7 +646,8 @@ def test_no_extra_is_imported_until_it_is_used():
     """All plugins can be imported, and those that need no extra be built, where none is installed."""
     code = """
 import sys
-sys.modules.update(dict.fromkeys(("psutil", "pynvml", "rich", "tensorboard", "torchmetrics", "optuna", "opentelemetry")))
+absent = "opentelemetry", "optuna", "psutil", "pynvml", "rich", "tensorboard", "torchmetrics"
+sys.modules.update(dict.fromkeys(absent))
 from heptad_plugins import *
 CSVLogger("a.csv"), EMA(0.9), EarlyStopping("a"), Evaluate([]), GracefulStop(), GradientClipping(max_norm=1.0)
 LRSchedule(lambda optimizer: None), NonFiniteGuard(), Profiler("a.json", range(1)), Throughput(), TimeLimit(1)

@@ -18,7 +18,7 @@ from opentelemetry.trace import StatusCode
 from as_rank import as_rank
 from builders import Planned, Side, batches, small_engine
 from heptad import Detour, Engine, Plugin, PluginError, Run
-from heptad.plugin import entered_ns, now_ns
+from heptad.plugin import entered, now_ns
 from heptad.testing import check_plugin
 from heptad_plugins import Checkpoint, Evaluate, OTelTracing, Profiler
 
@@ -353,17 +353,17 @@ print(*(span.name for span in exporter.get_finished_spans()))
 class TestClock:
     """What the contract gives to plugins that measure."""
 
-    def test_entered_ns_is_the_time_of_the_newest_transition(self):
-        found: list[int] = []
+    def test_entered_is_number_and_time_of_the_newest_transition(self):
+        found: list[tuple[int, int]] = []
         engine = small_engine(400, [])
         for state in ("before_step", "optimizer_update"):
-            engine.on_enter(state)(lambda run: found.append(entered_ns(run)))
+            engine.on_enter(state)(lambda run: found.append(entered(run)))
         run = engine.run()
-        assert found == [t.time_ns for t in run.log if t.dest in ("before_step", "optimizer_update")]
-        assert entered_ns(run) == run.log[-1].time_ns
+        assert found == [(t.seq, t.time_ns) for t in run.log if t.dest in ("before_step", "optimizer_update")]
+        assert entered(run) == (run.log[-1].seq, run.log[-1].time_ns)
 
     def test_now_ns_comes_behind_it(self):
         engine: Engine = small_engine(1)
         before = now_ns(engine.current)
         engine.advance()
-        assert before <= entered_ns(engine.current) <= now_ns(engine.current)
+        assert before <= entered(engine.current)[1] <= now_ns(engine.current)

@@ -65,7 +65,7 @@ _HOMES = {
     "Unfinished": "errors",
     "add_over_ranks": "plugin.lookup",
     "apply_metric": "step.metrics",
-    "entered_ns": "plugin.times",
+    "entered": "plugin.times",
     "metric_weight": "plugin.lookup",
     "merge_mistake": "step.metric_states",
     "metrics_mistake": "step.metrics",

@@ -1,16 +1,18 @@
-"""The clock of the log, for plugins that measure beside it: `entered_ns` and `now_ns`."""
+"""The place and the clock of the log, for plugins that measure beside it: `entered` and `now_ns`."""
 
 from __future__ import annotations
 
 from heptad.run.run import Run
 
 
-def entered_ns(run: Run) -> int:
-    """Return when the run entered the state that it is in: `time_ns` of its newest transition, without a search.
+def entered(run: Run) -> tuple[int, int]:
+    """Return number and time of the newest transition, which led to the state that the run is in.
 
-    Nanoseconds since the Unix epoch. In `idle`, and where a run was restored from a checkpoint, when that was done.
+    They are the `seq` and `time_ns` that it has in the log, without a search: nanoseconds since the Unix epoch. In
+    `idle`, and where a run was restored from a checkpoint, the time is when that was done, and the number one less than
+    that of the next transition.
     """
-    return run._buffer.entered_ns
+    return run._buffer.seq - 1, run._buffer.entered_ns
 
 
 def now_ns(run: Run) -> int:
