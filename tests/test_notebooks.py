@@ -65,4 +65,6 @@ def test_a_notebook_holds_nothing_of_the_machine_that_ran_it(path: Path):
     assert [cell.metadata for cell in notebook.cells if cell.metadata] == []
     assert "/home/" not in path.read_text(encoding="utf-8")
     assert "/work" not in path.read_text(encoding="utf-8")
-    assert [cell for cell in notebook.cells for output in cell.get("outputs", ()) if output.output_type == "error"] == []
+    assert [
+        cell for cell in notebook.cells for output in cell.get("outputs", ()) if output.output_type == "error"
+    ] == []

@@ -17,7 +17,12 @@ from pydoc import locate
 
 FOLDER = Path(__file__).resolve().parent.parent / "docs" / "inventories"
 
-HEAD = "# Sphinx inventory version 2\n# Project: {}\n# Version: {}\n# The remainder of this file is compressed using zlib.\n"
+HEAD = """\
+# Sphinx inventory version 2
+# Project: {}
+# Version: {}
+# The remainder of this file is compressed using zlib.
+"""
 
 PAGES = {
     "python": {

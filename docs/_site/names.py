@@ -1,4 +1,4 @@
-"""The public names, and links to them: by their public name, by their bare name, and by the module that defines them."""
+"""The public names, and links to them: by public name, by bare name, and by the module that defines them."""
 
 from __future__ import annotations
 

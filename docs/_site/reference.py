@@ -27,6 +27,7 @@ from docutils import nodes
 from docutils.parsers.rst import directives
 from names import exported, public
 from sphinx.application import Sphinx
+from sphinx.domains.python import PyObject
 from sphinx.util.docutils import SphinxDirective
 
 import heptad
@@ -45,8 +46,7 @@ FOR_THE_ENGINE = {
 """Members without an underscore that are used only inside the engine."""
 
 _COLON = "\ue000"
-"""Stands for the first colon of a property's words while napoleon, which would take it for that of a type, reads them."""
-
+"""Stands for the first colon of a property's words while napoleon reads them: it would take it for that of a type."""
 
 
 @cache
@@ -108,7 +108,9 @@ def entry(module: str, name: str) -> list[str]:
     if hidden := ", ".join(sorted(left_out(thing))):
         lines.append(f"    :exclude-members: {hidden}")
     if any(is_private_base(base) for base in thing.__mro__[1:]):
-        lines.append("    :inherited-members: Plugin, Event, object, BaseModel, BaseException, tuple, Protocol, Generic")
+        lines.append(
+            "    :inherited-members: Plugin, Event, object, BaseModel, BaseException, tuple, Protocol, Generic"
+        )
     return [*lines, ""]
 
 
@@ -124,13 +126,14 @@ def left_out(thing: type) -> set[str]:
         hidden |= set(vars(heptad.Plugin)) | set(heptad.Plugin.__annotations__)
         hidden |= {name for name, member in vars(thing).items() if is_handler(name, member)}
     described = set(re.findall(r"^    (\w+)(?: \(.*\))?:", inspect.getdoc(thing) or "", re.MULTILINE))
-    own = {name for base in thing.__mro__ for name in (*vars(base), *base.__dict__.get("__annotations__", {}))}
-    without_words = {
-        name
-        for name in described & own
-        if not inspect.getdoc(getattr(thing, name, None)) or not isinstance(vars(thing).get(name), property)
-    }
+    own = {name for base in thing.__mro__ for name in (*vars(base), *inspect.get_annotations(base))}
+    without_words = {name for name in described & own if is_plain(inspect.getattr_static(thing, name, None))}
     return {name for name in (hidden | without_words) & own if not name.startswith("_")}
+
+
+def is_plain(member: object) -> bool:
+    """Return whether a member is a value, which has no docstring of its own."""
+    return not inspect.isroutine(member) and not isinstance(member, (property, classmethod, staticmethod))
 
 
 def is_handler(name: str, member: object) -> bool:
@@ -155,7 +158,7 @@ def show_signature(
 
 
 def without_annotated(text: str) -> str:
-    """Return a signature in which `Annotated[int, …]` is `int`: the checks of pydantic say nothing that the words do not."""
+    """Return a signature in which `Annotated[int, …]` is `int`: the words of the docstring say what pydantic checks."""
     while (begin := re.search(r"~?(?:typing\.)?Annotated\[", text)) is not None:
         depth, comma, at = 1, 0, begin.end()
         while depth:
@@ -167,9 +170,7 @@ def without_annotated(text: str) -> str:
     return text
 
 
-def docstring_as_rst(
-    app: Sphinx, what: str, name: str, thing: object, options: object, lines: list[str]
-) -> None:
+def docstring_as_rst(app: Sphinx, what: str, name: str, thing: object, options: object, lines: list[str]) -> None:
     """Turn backticks into code, or into a link to a public name, and `Returns:` into a field without a type.
 
     Runs before napoleon, which reads the sections that are left.
@@ -198,6 +199,7 @@ def code(found: re.Match[str]) -> str:
 
 def returns_as_fields(text: str) -> str:
     """Return a docstring in which `Returns:` and `Yields:` are fields: the words before a colon are no type here."""
+
     def field(found: re.Match[str]) -> str:
         body = inspect.cleandoc(found[2]).replace("\n", "\n    ")
         return f"\n:{found[1].lower()}: {body}\n\n"
@@ -208,6 +210,9 @@ def returns_as_fields(text: str) -> str:
 def setup(app: Sphinx) -> dict[str, bool]:
     """Add the directive, and connect the steps."""
     app.add_directive("public", Public)
+    for field in PyObject.doc_field_types:
+        if field.name == "variable":
+            field.label = "Attributes"  # as the docstrings call them
     app.connect("autodoc-process-docstring", docstring_as_rst, priority=400)
     app.connect("autodoc-process-docstring", colons_back, priority=600)
     app.connect("autodoc-process-signature", show_signature)
