@@ -13,6 +13,8 @@ from pathlib import Path
 DOCS = Path(__file__).resolve().parent
 sys.path[:0] = [str(DOCS / "_site"), str(DOCS.parent / "engine"), str(DOCS.parent / "plugins")]
 
+from index import outside  # noqa: E402 - a module of docs/_site
+
 project = "Heptad"
 author = copyright = "the authors of Heptad"
 version = release = installed("heptad")
@@ -30,11 +32,7 @@ extensions = [
 ]
 
 root_doc = "docs/README"
-include_patterns = [
-    "docs/**",
-    "plugins/README.md",
-    *("README.md", "ARCHITECTURE.md", "CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md"),
-]
+include_patterns = ["docs/**", *outside((DOCS / "README.md").read_text(encoding="utf-8"))]
 # What is no page is not searched either: the environment of the tests alone has a hundred thousand files.
 exclude_patterns = ["docs/_site", "docs/inventories", "engine", "tests", "tools", "benchmarks", "examples", "runs"]
 exclude_patterns += ["build", "dist", "plugins/heptad_plugins", ".*", "**/.*", "**/__pycache__"]
@@ -45,7 +43,7 @@ nitpicky = True
 nitpick_ignore = [
     ("py:class", name)
     for name in (
-        *("heptad.plugin.marks.H", "heptad.engine.F"),
+        *("heptad.plugin.marks.H", "heptad.engine.F", "heptad.smoke.rates.RangeEngine"),
         *("ComputeLoss", "EvaluationPlace", "Counters", "heptad.record.counters.Counters"),
         *("heptad.machine.Machine", "heptad.ranks.strategy.Strategy"),
         *("heptad.record.chunk.Chunk", "heptad.checkpoints.files.Files", "heptad.history.journal.file.JournaledRun"),
@@ -72,6 +70,11 @@ intersphinx_mapping = {
     "torch": ("https://docs.pytorch.org/docs/stable", "docs/inventories/torch.inv"),
     "numpy": ("https://numpy.org/doc/stable", "docs/inventories/numpy.inv"),
     "pandas": ("https://pandas.pydata.org/docs", "docs/inventories/pandas.inv"),
+    "optuna": ("https://optuna.readthedocs.io/en/stable", "docs/inventories/optuna.inv"),
+    "opentelemetry": (
+        "https://opentelemetry-python.readthedocs.io/en/latest",
+        "docs/inventories/opentelemetry-api.inv",
+    ),
 }
 
 html_theme = "furo"

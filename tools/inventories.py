@@ -58,6 +58,12 @@ PAGES = {
     "pandas": {
         "reference/api/{}.html": "pandas.DataFrame",
     },
+    "optuna": {
+        "reference/generated/{}.html": "optuna.TrialPruned optuna.trial.Trial",
+    },
+    "opentelemetry-api": {
+        "api/trace.html": "opentelemetry.trace.TracerProvider",
+    },
 }
 """For each project its pages, and the names on each. `None` is added to Python's, for it is no class."""
 

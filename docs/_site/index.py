@@ -17,6 +17,12 @@ def sections(text: str) -> dict[str, list[str]]:
     return found
 
 
+def outside(text: str) -> list[str]:
+    """Return the pages of the index that are not in `docs/`, from the root of the repository."""
+    links = [page for pages in sections(text).values() for page in pages]
+    return [link.removeprefix("../") for link in links if link.startswith("../")]
+
+
 def add_toctrees(app: Sphinx, docname: str, content: list[str]) -> None:
     """Append a hidden toctree for each heading of the index."""
     if docname != app.config.root_doc:

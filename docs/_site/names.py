@@ -28,6 +28,7 @@ OF_OTHERS = {
     "Optimizer": "torch.optim.Optimizer",
     "torch.optim.optimizer.Optimizer": "torch.optim.Optimizer",
     "LRScheduler": "torch.optim.lr_scheduler.LRScheduler",
+    "optuna.trial._trial.Trial": "optuna.trial.Trial",
     "np.ndarray": "numpy.ndarray",
     "collections.abc.Path": "pathlib.Path",
     "Path": "pathlib.Path",
