@@ -124,7 +124,7 @@ def left_out(thing: type) -> set[str]:
     hidden = set(FOR_THE_ENGINE)
     if issubclass(thing, heptad.Plugin) and thing is not heptad.Plugin:
         hidden |= set(vars(heptad.Plugin)) | set(heptad.Plugin.__annotations__)
-        hidden |= {name for name, member in vars(thing).items() if is_handler(name, member)}
+        hidden |= {name for base in thing.__mro__ for name, member in vars(base).items() if is_handler(name, member)}
     described = set(re.findall(r"^    (\w+)(?: \(.*\))?:", inspect.getdoc(thing) or "", re.MULTILINE))
     own = {name for base in thing.__mro__ for name in (*vars(base), *inspect.get_annotations(base))}
     without_words = {name for name in described & own if is_plain(inspect.getattr_static(thing, name, None))}
@@ -191,7 +191,7 @@ def colons_back(app: Sphinx, what: str, name: str, thing: object, options: objec
 
 def code(found: re.Match[str]) -> str:
     """Return a link for a public name, and code for anything else."""
-    text, behind = found[1].replace("\n", " "), found[2]
+    text, behind = found[1].replace("\n", " ").strip(), found[2]
     full = f"{public()[text]}.{text}" if text in public() else None
     shown = f":py:obj:`{text} <{full}>`" if full else f"``{text}``"
     return f"{shown}\\ {behind}" if behind else shown
