@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: demo browser examples test lint types pytest test-gpu oldest newest benchmarks kill-matrix kill-matrix-ranks chains chains-ranks fuzz reference pictures clean
+.PHONY: demo browser examples test lint types pytest test-gpu oldest newest benchmarks kill-matrix kill-matrix-ranks chains chains-ranks fuzz docs notebooks pictures clean
 
 demo: .venv/ready
 	$(BIN)/python examples/digits.py
@@ -40,8 +40,9 @@ test-gpu: .venv/ready
 	$(BIN)/python -m pytest -m gpu tests/gpu
 
 # The oldest and the newest versions that the ranges allow, each in an environment of its own; about ten minutes, and no
-# part of CI. Benchmarks, examples and type checks are about tools that have ranges of their own, and left out.
+# part of CI. Benchmarks, examples, type checks and the site are about tools that have ranges of their own, and left out.
 BESIDE := --ignore=tests/test_benchmarks.py --ignore=tests/test_typing.py --ignore-glob='tests/test_example*'
+BESIDE += --ignore=tests/test_site.py --ignore=tests/test_notebooks.py
 
 oldest: .oldest/ready
 	.oldest/bin/python -m pytest $(BESIDE)
@@ -88,9 +89,13 @@ fuzz: .venv/ready
 pictures: .venv/ready browser
 	$(BIN)/python tools/pictures.py
 
-# Writes docs/reference.md from the docstrings; a test holds the two equal.
-reference: .venv/ready
-	$(BIN)/python tools/reference.py
+# The site, from the pages as they are and the docstrings: build/site/index.html. No network; warnings are errors.
+docs: .venv/ready
+	$(BIN)/python -m sphinx -q -W --keep-going -n -c docs -d build/doctrees . build/site
+
+# Runs the notebooks of docs/notebooks and keeps what they show; a test compares.
+notebooks: .venv/ready
+	$(BIN)/python tools/notebooks.py
 
 clean:
 	rm -rf .venv .oldest .newest

@@ -1,27 +1,18 @@
-"""The pages in `docs/`: their Python runs, their links lead somewhere, and the reference is that of the code."""
+"""The pages in `docs/`: their Python runs, and their links lead somewhere; `test_site.py` is about the built site."""
 
 from __future__ import annotations
 
 import re
-import runpy
-import sys
-from dataclasses import fields
 from pathlib import Path
-from types import FunctionType
 
 import pytest
 
-import heptad
-import heptad.plugin
-import heptad_plugins
 from heptad import Plugin, PluginError
 from heptad.checkpoints.identity import FREE_FIELDS
 from heptad.diagnose.hooks import HERE
-from heptad.history.summary import Duration
 from heptad.plugin.subscription import subscriptions_of
 from heptad.plugin.verify import SHIPPED_DETOURS
 from heptad.table import training_table
-from heptad.testing import check_plugin
 from pages import ROUNDS, Session
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -29,50 +20,6 @@ DOCS = ROOT / "docs"
 PAGES = sorted(DOCS.glob("*.md"))
 LINKED = (*PAGES, ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", ROOT / "plugins" / "README.md")
 WRITTEN_AS_A_SESSION = ("tutorial.md", "how-to.md", "explanation.md", "gpu.md", "cluster.md")
-
-
-def test_the_reference_is_that_of_the_code():
-    """It is generated from signatures and docstrings."""
-    page = runpy.run_path(str(ROOT / "tools" / "reference.py"))["page"]
-    assert isinstance(page, FunctionType)
-    same = (DOCS / "reference.md").read_text(encoding="utf-8") == page()
-    assert same, "docs/reference.md is not what signatures and docstrings say; `make reference` writes it anew"
-
-
-def test_the_reference_has_every_public_name_once():
-    """Those of `heptad`, `heptad.plugin` and `heptad_plugins`, and the conformance kit, but for type aliases."""
-    headings = re.findall(r"^### `(\w+)`$", (DOCS / "reference.md").read_text(encoding="utf-8"), re.MULTILINE)
-    public = {*heptad.__all__, *heptad.plugin.__all__, *heptad_plugins.__all__, "check_plugin"} - {
-        "Metric",
-        "MetricsInput",
-    }
-    assert public <= set(headings)
-    assert len(headings) == len(set(headings))
-
-
-def test_the_reference_has_the_attributes_that_have_no_words():
-    """The fields of a record, and what a constructor sets, stand there with their types where no docstring has them."""
-    page = (DOCS / "reference.md").read_text(encoding="utf-8")
-    duration = page[page.index("### `Duration`") :].partition("\n### ")[0]
-    for field in fields(Duration):
-        assert f"- `{field.name}`: `" in duration
-    assert "- `table`: `Table`\n" in page[page.index("### `Run`") :].partition("\n### ")[0]
-
-
-def test_the_reference_has_every_type_that_its_calls_and_attributes_give():
-    """A class of the packages that something on the page returns, or that an attribute of it is, is on the page too."""
-    types_given = runpy.run_path(str(ROOT / "tools" / "reference.py"))["types_given"]
-    ours = {
-        thing.__name__: thing
-        for module in [module for name, module in sys.modules.items() if name.startswith("heptad")]
-        for thing in vars(module).values()
-        if isinstance(thing, type) and thing.__module__.startswith("heptad")
-    }
-    there = set(re.findall(r"^### `(\w+)`$", (DOCS / "reference.md").read_text(encoding="utf-8"), re.MULTILINE))
-    functions = [check_plugin, *(getattr(heptad, name) for name in heptad.__all__ if name not in ours)]
-    given = [types_given(thing) for thing in (*(ours[name] for name in there & set(ours)), *functions)]
-    assert {"Call", "Snapshot", "Duration", "Tried", "PluginReport"} <= set.union(*given)
-    assert set.union(*given) & set(ours) <= there
 
 
 def anchors(path: Path) -> set[str]:
@@ -155,6 +102,7 @@ def test_the_figures_are_those_of_the_readme():
 
 
 def test_the_index_has_every_page_that_the_folder_holds():
-    """A page that nothing leads to is read by nobody."""
-    links = set(re.findall(r"\]\((\w[\w-]*\.md)\)", (DOCS / "README.md").read_text(encoding="utf-8")))
-    assert links == {page.name for page in PAGES} - {"README.md"}
+    """A page that nothing leads to is read by nobody, and is not in the navigation of the site, which the index is."""
+    links = re.findall(r"\]\(((?:\w[\w-]*\.md)|(?:notebooks/.+?))\)", (DOCS / "README.md").read_text(encoding="utf-8"))
+    pages = {page.name for page in PAGES} | {f"notebooks/{path.name}" for path in DOCS.glob("notebooks/*.ipynb")}
+    assert sorted(links) == sorted(pages - {"README.md"}), "correct the lists in docs/README.md"

@@ -436,23 +436,6 @@ def test_the_rooms_of_the_engine_share_of_each_other_what_is_said_here():
     assert offences(found) == {}
 
 
-def test_what_plugins_read_of_a_run_stands_in_the_reference():
-    """`Run` has other attributes, which the rooms of the engine share."""
-    page = (ROOT / "docs" / "reference.md").read_text(encoding="utf-8")
-    section = page[page.index("### `Run`") : page.index("### `load_weights`")]
-    public = set(re.findall(r"^(?:- `|#### `Run\.)(\w+)`", section, re.MULTILINE))
-    assert {"step", "record", "network"} <= public
-    read = {
-        name: {
-            node.attr
-            for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
-            if isinstance(node, ast.Attribute) and ast.unparse(node.value) == "run"
-        }
-        for name, path in modules("heptad_plugins").items()
-    }
-    assert offences({name: attributes - public for name, attributes in read.items()}) == {}
-
-
 # -- what importing leaves alone
 
 
