@@ -55,7 +55,7 @@ class Unplain(Sound):
     """Keeps what no checkpoint can hold."""
 
     def state_dict(self):
-        return {**super().state_dict(), "lock": threading.Lock}
+        return {**super().state_dict(), "call": print}
 
 
 class OddKeys(Sound):
@@ -131,7 +131,7 @@ def test_a_sound_plugin_passes(make):
     ("make", "words"),
     [
         (Forgetful, "exchanged after every turn for a new instance with its state_dict, its path parts"),
-        (Unplain, "CheckpointError: state_dict()['lock'] is a builtin_function_or_method, which a checkpoint cannot"),
+        (Unplain, "CheckpointError: state_dict()['call'] is a builtin_function_or_method, which a checkpoint cannot"),
         (OddKeys, "CheckpointError: state_dict()['by places'] has the key frozenset({1, 2}), a frozenset"),
         (LeavesOpen, "opened and closed twice, open() raised RuntimeError: open already at test_conformance.py:"),
         (ClosesBadly, "opened and closed twice, close() raised AttributeError"),

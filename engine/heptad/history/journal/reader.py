@@ -348,26 +348,28 @@ class FileSource:
 
     def _connect(self) -> sqlite3.Connection:
         where = f"file://{quote(os.fsencode(self._path.absolute()))}?mode=ro"
-        connection, limits = self._open(where)
         try:
-            connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
+            return self._open(where)
         except sqlite3.OperationalError as error:
             # To read a file in write-ahead mode SQLite makes a second one beside it. In a folder where it cannot,
             # nobody can be writing either, so the file may be read as one that never changes.
             if "unable to open" not in str(error) or size_beside(self._path, "-wal"):
                 raise
+        return self._open(f"{where}&immutable=1")
+
+    def _open(self, where: str) -> sqlite3.Connection:
+        connection = sqlite3.connect(where, uri=True, isolation_level=None, check_same_thread=False)
+        try:
+            limits = Limits(connection, self._path)
+            connection.execute(f"PRAGMA busy_timeout = {BUSY_MS}")
+            connection.execute("PRAGMA cache_size = -8000")
+            connection.execute("SELECT count(*) FROM sqlite_master").fetchone()  # reads the file, as the ones above do not
+            limits.admit()
+        except BaseException:
             connection.close()
-            connection, limits = self._open(f"{where}&immutable=1")
-        limits.admit()
+            raise
         self._limits = limits
         return connection
-
-    def _open(self, where: str) -> tuple[sqlite3.Connection, Limits]:
-        connection = sqlite3.connect(where, uri=True, isolation_level=None, check_same_thread=False)
-        limits = Limits(connection, self._path)
-        connection.execute(f"PRAGMA busy_timeout = {BUSY_MS}")
-        connection.execute("PRAGMA cache_size = -8000")
-        return connection, limits
 
     def _read(self) -> None:
         """Read the heads of new chunks, and what the file says of the run as a whole."""
