@@ -94,5 +94,5 @@ def test_the_script_for_slurm_pauses_a_run_and_a_second_job_continues_it(tmp_pat
     assert (tmp_path / "asked").read_text() == "requeue 7\n"
     log = TransitionLog.load(journal)
     (resumed,) = [note for note in log.notes("resume") if isinstance(note, Resume) and note.checkpoint]
-    assert resumed.seq == paused.seq
+    assert resumed.seq == paused.seq + 1  # the turn in which it continues
     assert log[-1].dest == "finished"
