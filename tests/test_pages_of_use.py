@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 import re
 import shlex
@@ -12,10 +13,13 @@ import time
 from pathlib import Path
 
 import pytest
+from pydantic import BaseModel
 
+import heptad
+import heptad_plugins
 from heptad import LogError, TransitionLog
 from heptad.cli.main import main
-from heptad.plugin import Resume
+from heptad.plugin import EvaluationOptions, Resume
 from pages import Session
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -96,3 +100,45 @@ def test_the_script_for_slurm_pauses_a_run_and_a_second_job_continues_it(tmp_pat
     (resumed,) = [note for note in log.notes("resume") if isinstance(note, Resume) and note.checkpoint]
     assert resumed.seq == paused.seq + 1  # the turn in which it continues
     assert log[-1].dest == "finished"
+
+
+def signature_of(name: str) -> set[str] | None:
+    """Return the names of the arguments that a public class takes; `None` for what is not one of them."""
+    thing = getattr(heptad, name, None) or getattr(heptad_plugins, name, None)
+    if not isinstance(thing, type):
+        return None
+    if issubclass(thing, BaseModel):
+        return set(thing.model_fields)
+    return {*inspect.signature(thing).parameters, *EvaluationOptions.__annotations__}
+
+
+@pytest.mark.parametrize("name", ["where.md", "faq.md", "glossary.md", "metrics.md", "slurm.md", "debugging.md"])
+def test_what_a_page_names_is_there(name: str):
+    """In code in its text: arguments of public classes, attributes of a run and of an engine."""
+    text = re.sub(r"```.*?```", "", (DOCS / name).read_text(encoding="utf-8"), flags=re.DOTALL)
+    column = {"where.md": -1, "glossary.md": 0}.get(name)  # the others of these are words of other trainers
+    ours = [row if column is None else row.rsplit(" | ", 1)[column] for row in text.splitlines()]
+    spans = [span for span in re.findall(r"`([^`]+)`", "\n".join(ours)) if "/" not in span]
+    unknown: list[str] = []
+    for span in spans:
+        for called, arguments in re.findall(r"\b([A-Z]\w+)\(([^()]*)", span):
+            known = signature_of(called)
+            if known is not None:
+                unknown += [f"{called}({one}=)" for one in re.findall(r"(\w+)=", arguments) if one not in known]
+        for owner, attribute in re.findall(r"\b(run|engine)\.(\w+)", span):
+            if not hasattr(heptad.Run if owner == "run" else heptad.Engine, attribute):
+                unknown.append(f"{owner}.{attribute}")
+        for owner, attribute in re.findall(r"\b(Components|RunConfig)\.(\w+)", span):
+            if attribute not in (signature_of(owner) or ()):
+                unknown.append(f"{owner}.{attribute}")
+    assert unknown == []
+    assert len(spans) > 10
+
+
+def test_each_plugin_that_serves_for_something_elsewhere_exists():
+    """The second column of `where.md`: a name in capitals is public here, or torch's."""
+    rows = re.findall(r"^\| `.* \| (.+) \|$", (DOCS / "where.md").read_text(encoding="utf-8"), re.MULTILINE)
+    named = {word for row in rows for span in re.findall(r"`([^`]+)`", row) for word in re.findall(r"\b[A-Z]\w+", span)}
+    theirs = {"CrossEntropyLoss", "False", "True", "RUN"}
+    assert named - theirs <= {*heptad.__all__, *heptad_plugins.__all__}
+    assert len(rows) > 100

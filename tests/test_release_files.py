@@ -76,3 +76,14 @@ def test_the_source_distribution_has_every_file_of_the_root():
     files = {path.name for path in ROOT.iterdir() if path.is_file() and path.suffix in (".md", ".txt", ".cff")}
     assert files <= shipped
     assert {".github", ".pre-commit-config.yaml", "Makefile", "LICENSE"} <= shipped
+
+
+def test_the_page_on_extras_has_each_that_the_package_offers():
+    """Once in the list, and each that `all` brings in the table of what they cost, which the benchmark prints."""
+    page = (ROOT / "docs" / "extras.md").read_text(encoding="utf-8")
+    listed, _, measured = page.partition("## What they cost")
+    offered = PROJECT["project"]["optional-dependencies"]
+    rows = re.findall(r"^\| `(\w+)` ", listed, re.MULTILINE)
+    assert sorted(rows) == sorted(offered)
+    brought = {extra for group in offered["all"] for extra in group.removeprefix("heptad[").removesuffix("]").split(",")}
+    assert set(re.findall(r"^\| `(\w+)` ", measured, re.MULTILINE)) == {*brought, "all"}
