@@ -18,8 +18,12 @@ from pages import ROUNDS, Session
 ROOT = Path(__file__).resolve().parent.parent
 DOCS = ROOT / "docs"
 PAGES = sorted(DOCS.glob("*.md"))
-LINKED = (*PAGES, ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", ROOT / "plugins" / "README.md")
-WRITTEN_AS_A_SESSION = ("tutorial.md", "how-to.md", "explanation.md", "gpu.md", "cluster.md")
+AT_THE_ROOT = ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "RELEASING.md", "SECURITY.md", "plugins/README.md")
+LINKED = (*PAGES, *(ROOT / name for name in AT_THE_ROOT))
+WRITTEN_AS_A_SESSION = (
+    *("tutorial.md", "how-to.md", "explanation.md", "gpu.md", "cluster.md"),
+    *("metrics.md", "debugging.md", "slurm.md", "reproducibility.md"),
+)
 
 
 def anchors(path: Path) -> set[str]:

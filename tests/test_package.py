@@ -27,37 +27,33 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["
 
 REQUIRED = {"numpy", "pydantic", "safetensors", "torch", "transitions"}
 EXTRAS = {
-    "all": {
-        *("argcomplete", "bokeh", "fsspec", "jinja2", "nvidia-ml-py", "pandas", "psutil", "pyarrow", "rich"),
-        *("tensorboard", "torchmetrics"),
-    },
     "complete": {"argcomplete"},
-    "demo": {"bokeh", "jinja2", "rich", "scikit-learn"},
-    "dev": {
-        *(
-            "accelerate",
-            "argcomplete",
-            "datasets",
-            "fsspec",
-            "hypothesis",
-            "nvidia-ml-py",
-            "pandas",
-            "psutil",
-            "pyarrow",
-        ),
-        *("bokeh", "jinja2", "playwright", "pyright", "pytest", "rich"),
-        *("ruff", "scikit-learn", "tensorboard", "torchdata", "torchmetrics", "transformers"),
-    },
-    "examples": {"accelerate", "bokeh", "datasets", "jinja2", "pandas", "rich", "scikit-learn", "transformers"},
+    "docs": {"furo", "ipykernel", "myst-parser", "nbmake", "sphinx"},
     "frames": {"pandas"},
     "mirror": {"fsspec"},
+    "mlflow": {"mlflow-skinny"},
     "monitor": {"nvidia-ml-py", "psutil"},
+    "optuna": {"optuna"},
+    "otel": {"opentelemetry-sdk"},
     "parquet": {"pyarrow"},
     "report": {"bokeh", "jinja2"},
     "rich": {"rich"},
     "tensorboard": {"tensorboard"},
     "torchmetrics": {"torchmetrics"},
+    "trackio": {"trackio"},
+    "wandb": {"wandb"},
 }
+EXTRAS["all"] = set().union(*(packages for extra, packages in EXTRAS.items() if extra != "docs"))
+EXTRAS["demo"] = EXTRAS["report"] | {"rich", "scikit-learn"}
+EXTRAS["examples"] = EXTRAS["demo"] | EXTRAS["frames"] | {"accelerate", "datasets", "transformers"}
+EXTRAS["dev"] = (
+    EXTRAS["all"]
+    | EXTRAS["docs"]
+    | EXTRAS["examples"]
+    | {"build", "hypothesis", "playwright", "pyright", "pytest", "pyyaml", "ruff"}
+    | {"torchdata", "twine"}
+    | {"hydra-core", "jsonargparse", "mlflow", "tyro"}
+)
 CLASSIFIERS = {
     "Development Status :: 4 - Beta",
     "Environment :: Console",
@@ -71,18 +67,28 @@ CLASSIFIERS = {
 }
 
 
-def build(target: str, folder: Path) -> Path:
-    """Build from the repository with hatchling, which reads nothing from the network; return the one file."""
-    command = [sys.executable, "-m", "hatchling", "build", "--target", target, "--directory", str(folder)]
-    subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
-    (built,) = folder.iterdir()
-    return built
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder with what `build` makes, in this environment and so without a network: a wheel, and its source."""
+    folder = tmp_path_factory.mktemp("built")
+    command = [sys.executable, "-m", "build", "--no-isolation", "--wheel", "--sdist", f"--outdir={folder}", str(ROOT)]
+    done = subprocess.run(command, check=False, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return folder
 
 
 @pytest.fixture(scope="module")
-def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def wheel(built: Path) -> Path:
     """A wheel."""
-    return build("wheel", tmp_path_factory.mktemp("wheel"))
+    (wheel,) = built.glob("*.whl")
+    return wheel
+
+
+@pytest.fixture(scope="module")
+def source(built: Path) -> Path:
+    """A source distribution."""
+    (source,) = built.glob("*.tar.gz")
+    return source
 
 
 @pytest.fixture(scope="module")
@@ -170,13 +176,20 @@ def test_the_package_brings_what_it_needs_and_an_extra_what_its_name_says(metada
     assert found == {None: REQUIRED, **EXTRAS}
 
 
-def test_the_source_distribution_is_enough_to_run_its_tests(tmp_path: Path):
+def test_an_index_would_take_both(built: Path):
+    """`twine check --strict`: the metadata are whole, and the README can be shown as the long description."""
+    command = [sys.executable, "-m", "twine", "check", "--strict", *map(str, built.iterdir())]
+    done = subprocess.run(command, check=False, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout
+    assert done.stdout.count("PASSED") == 2
+
+
+def test_the_source_distribution_is_enough_to_run_its_tests(source: Path, tmp_path: Path):
     """All its tests are collected there, and those of its pages pass: links and named files lead somewhere."""
-    archive = build("sdist", tmp_path)
-    with tarfile.open(archive) as packed:
+    with tarfile.open(source) as packed:
         packed.extractall(tmp_path, filter="data")
-    root = tmp_path / archive.name.removesuffix(".tar.gz")
-    pages = "test_contributing or (test_docs and not from_top_to_bottom) or makefile"
+    root = tmp_path / source.name.removesuffix(".tar.gz")
+    pages = "test_contributing or test_release_files or (test_docs and not from_top_to_bottom) or makefile"
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "-k", pages],
         cwd=root,
@@ -193,7 +206,7 @@ def test_the_oldest_versions_of_the_ranges_are_those_that_are_tested():
     pinned = dict(
         line.split("==") for line in (ROOT / "oldest.txt").read_text().splitlines() if not line.startswith("#")
     )
-    beside = {"all", "examples", "dev"}  # made of the others, or about tools
+    beside = {"all", "examples", "dev", "docs"}  # made of the others, or about tools
     ranges = [*PROJECT["dependencies"]]
     for extra, needed in PROJECT["optional-dependencies"].items():
         ranges += [] if extra in beside else needed

@@ -51,11 +51,22 @@ def test_what_it_says_is_installed_is_what_the_package_offers():
     commands = re.findall(r"^\$ pip install '\.\[(.+)\]'$", text, re.MULTILINE)
     assert commands
     assert {extra for command in commands for extra in command.split(",")} <= set(offered)
-    sentence = re.search(r"The extra `rich` is for .*?`all`\s+is these nine", text, re.DOTALL)
+    sentence = re.search(r"The extra `rich` is for .*?`all`\s+is these\s+fourteen", text, re.DOTALL)
     assert sentence is not None
-    nine = set(re.findall(r"`(\w+)`", sentence[0])) & set(offered) - {"all"}
-    assert offered["all"] == [f"heptad[{','.join(extra for extra in offered if extra in nine)}]"]
-    assert len(nine) == 9
+    fourteen = set(re.findall(r"`(\w+)`", sentence[0])) & set(offered) - {"all"}
+    brought = [extra for group in offered["all"] for extra in re.findall(r"\w+", group.removeprefix("heptad"))]
+    assert brought == [extra for extra in offered if extra in fourteen]
+    assert len(fourteen) == 14
+
+
+def test_pictures_come_first_and_limits_beside_the_first_example():
+    """The report and the terminal, sixty seconds, the first Python, what it does not do, and then all else."""
+    text = README.read_text(encoding="utf-8")
+    order = ("docs/pictures/report.png", "docs/pictures/terminal.png", "## Sixty seconds", "```python")
+    places = [text.index(part) for part in (*order, "**What it does not do.**", "**What it does.**", "## The states")]
+    assert places == sorted(places)
+    assert text.count("```python", 0, places[4]) == 1
+    assert all((README.parent / path).exists() for path in re.findall(r"!\[.*?\]\((.*?)\)", text))
 
 
 def test_the_commands_that_it_shows_are_commands():

@@ -6,6 +6,8 @@ import os
 import re
 import signal
 import stat
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -227,3 +229,23 @@ def test_what_was_left_half_written_is_removed_however_deep_it_is(tmp_path: Path
     os.mkfifo(deep / "pipe")
     Store(tmp_path).lock()
     assert [child.name for child in tmp_path.iterdir()] == [".lock"]
+
+
+def test_without_fcntl_the_error_says_where_checkpoints_are_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Windows has no such module; nothing is made in the directory."""
+    monkeypatch.setitem(sys.modules, "fcntl", None)
+    with pytest.raises(CheckpointError, match=r"needs Python's module fcntl, .*\(Windows has none\); run on Linux"):
+        Store(tmp_path).lock()
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_room_can_be_imported_without_the_flags_that_windows_lacks():
+    """A program that writes no checkpoint runs there."""
+    code = """
+import os, sys
+sys.modules["fcntl"] = None
+for name in ("O_NOFOLLOW", "O_NONBLOCK", "O_CLOEXEC", "O_DIRECTORY"):
+    delattr(os, name)
+import heptad.checkpoints.store, heptad_plugins.checkpoint
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -15,7 +15,10 @@ from heptad.errors import CheckpointError
 _LENGTH = 20
 """Bytes of the file: the number of the process that holds the lock, and a newline."""
 
-_FLAGS = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+_NO_LOCKS = (
+    "checkpoints cannot be written here: the lock on their directory needs Python's module fcntl, which this system "
+    "does not have (Windows has none); run on Linux, or leave Checkpoint out"
+)
 
 
 class Lock:
@@ -40,14 +43,18 @@ class Lock:
         """Acquire the lock; the directory must be there.
 
         Raises:
-            CheckpointError: If another process, or another store in this one, holds it; or the file cannot be locked.
+            CheckpointError: If another process, or another store in this one, holds it; if the file cannot be locked;
+                or where Python has no `fcntl`, as on Windows.
         """
-        import fcntl  # noqa: PLC0415 - Windows lacks it: importing this module works there, locking does not
-
+        try:
+            import fcntl  # noqa: PLC0415 - Windows lacks it, and may import this module all the same
+        except ImportError:
+            raise CheckpointError(_NO_LOCKS) from None
         if self.held:
             return
+        flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC  # Windows lacks three of them
         with os_errors_explained("locking", self._path):
-            descriptor = os.open(self._path, _FLAGS, 0o666)  # a pipe is not waited for
+            descriptor = os.open(self._path, flags, 0o666)  # a pipe is not waited for
             try:
                 self._refuse_another_file(descriptor)
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
