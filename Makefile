@@ -111,13 +111,13 @@ clean:
 .oldest/ready: pyproject.toml oldest.txt
 	$(PYTHON) -m venv .oldest
 	.oldest/bin/python -m pip install --quiet --disable-pip-version-check torch==2.13.0
-	.oldest/bin/python -m pip install --quiet --disable-pip-version-check -c oldest.txt torchdata hatchling editables pytest hypothesis
+	.oldest/bin/python -m pip install --quiet --disable-pip-version-check -c oldest.txt torchdata hatchling editables pytest hypothesis build twine pyyaml
 	.oldest/bin/python -m pip install --quiet --disable-pip-version-check -c oldest.txt --no-build-isolation -e '.[all,demo]'
 	touch $@
 
 # The newest torch may be a build for CUDA, which is several gigabytes.
 .newest/ready: pyproject.toml
 	$(PYTHON) -m venv .newest
-	.newest/bin/python -m pip install --quiet --disable-pip-version-check torch torchdata hatchling editables pytest hypothesis
+	.newest/bin/python -m pip install --quiet --disable-pip-version-check torch torchdata hatchling editables pytest hypothesis build twine pyyaml
 	.newest/bin/python -m pip install --quiet --disable-pip-version-check --no-build-isolation -e '.[all,demo]'
 	touch $@
