@@ -64,13 +64,14 @@ def add_over_ranks(run: Run, sums: Mapping[str, float | torch.Tensor]) -> dict[s
 
     Args:
         run: The run.
-        sums: Numbers, or 0-dim tensors.
+        sums: Numbers, or tensors, of shapes that are the same on all ranks.
     """
     peers = run._runtime.peers
     if peers.world == 1:
         return dict(sums)
     own = [torch.as_tensor(value, dtype=torch.float64).cpu() for value in sums.values()]
-    return dict(zip(sums, peers.add(torch.stack(own)).unbind(), strict=True))
+    added = peers.add(torch.cat([one.reshape(-1) for one in own])).split([one.numel() for one in own])
+    return {name: whole.view(one.shape) for name, whole, one in zip(sums, added, own, strict=True)}
 
 
 class Watch:
