@@ -135,4 +135,6 @@ def steered(rank: Rank) -> Any:
     return None
 
 
-CASES: dict[str, Case] = {case.__name__: case for case in (stopped, paused, signalled, logged, averaged, journalled, steered)}
+CASES: dict[str, Case] = {
+    case.__name__: case for case in (stopped, paused, signalled, logged, averaged, journalled, steered)
+}

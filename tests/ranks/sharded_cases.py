@@ -44,6 +44,7 @@ from heptad_plugins import (
     LRSchedule,
     ModelSummary,
     NonFiniteGuard,
+    OptimizerMonitor,
     Profiler,
     Progress,
     TensorBoardLogger,
@@ -306,6 +307,10 @@ RUNS: dict[str, Beside] = {
         config={"epochs": 4},
     ),
     "groups": Beside(optimizer=[several, ends], plugins=lambda: [GradientClipping(max_norm=0.05)]),
+    "monitor": Beside(
+        optimizer=[several, ends],
+        plugins=lambda: [GradientClipping(max_norm=0.05), OptimizerMonitor(ratio=True, patterns=["blocks.*"])],
+    ),
     "side": Beside(optimizer=several, given={"side_optimizers": {"ends": ends}}, plugins=lambda: [Steps()]),
     "freezes": Beside(plugins=lambda: [Freezes(), NonFiniteGuard("raise")], config={"epochs": 3}),
     "branching": Beside(loss=branching),

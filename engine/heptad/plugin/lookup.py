@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 
@@ -70,8 +70,9 @@ def add_over_ranks(run: Run, sums: Mapping[str, float | torch.Tensor]) -> dict[s
     if peers.world == 1:
         return dict(sums)
     own = [torch.as_tensor(value, dtype=torch.float64).cpu() for value in sums.values()]
-    added = peers.add(torch.cat([one.reshape(-1) for one in own])).split([one.numel() for one in own])
-    return {name: whole.view(one.shape) for name, whole, one in zip(sums, added, own, strict=True)}
+    whole: Any = peers.add(torch.cat([one.reshape(-1) for one in own]))
+    added = whole.split([one.numel() for one in own])
+    return {name: part.view(one.shape) for name, part, one in zip(sums, added, own, strict=True)}
 
 
 class Watch:
