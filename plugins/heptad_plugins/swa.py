@@ -20,7 +20,7 @@ class SWA(Plugin):
     """Average the weights at the ends of epochs, by the formula of torch's `AveragedModel`.
 
     Stochastic weight averaging: P. Izmailov, D. Podoprikhin, T. Garipov, D. Vetrov, A. G. Wilson: Averaging Weights
-    Leads to Wider Optima and Better Generalization, UAI 2018. Each of the epochs `start`, `start + every`, … adds its
+    Leads to Wider Optima and Better Generalization, UAI 2018. Each of the epochs `start`, `start + cycle`, … adds its
     last weights to a plain mean of the parameters; an epoch that is cut short by a stop counts. Buffers are copied from
     the network. Weights of fewer than 32 bits (bfloat16, float16) are averaged in float32.
 
@@ -36,7 +36,7 @@ class SWA(Plugin):
 
     Args:
         start: The first epoch whose weights are averaged, counted from 0.
-        every: Epochs from one averaged to the next.
+        cycle: Epochs from one averaged to the next: c in the paper.
         dtype: The dtype of all averages; by default that of the weights, or float32 where that has fewer bits.
         evaluate: Whether evaluations see the average. Of several `SWA` and `EMA` only one can be seen.
         apply: Whether the run's own network holds the average at the end, on exit of `after_loop`.
@@ -54,14 +54,14 @@ class SWA(Plugin):
         self,
         start: int,
         *,
-        every: int = 1,
+        cycle: int = 1,
         dtype: torch.dtype | None = None,
         evaluate: bool = True,
         apply: bool = False,
         name: str | None = None,
     ) -> None:
         self._start = whole_number("SWA", "start", start, least=0)
-        self._every = whole_number("SWA", "every", every)
+        self._cycle = whole_number("SWA", "cycle", cycle)
         if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):  # pyright: ignore[reportUnnecessaryIsInstance] - for callers without a type checker
             raise PluginError(f"SWA(dtype=…) must be a floating dtype such as torch.float32, got {dtype!r}")
         self._dtype = dtype
@@ -185,7 +185,7 @@ class SWA(Plugin):
             return
         self._looked = run.step
         since = run.epoch - self._start
-        if since < 0 or since % self._every:
+        if since < 0 or since % self._cycle:
             return
         average = self._average = self._found(run) or Average(run, self._dtype, "SWA", buffers=False)
         average.follow(_blend, copies=False)

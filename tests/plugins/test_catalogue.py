@@ -32,6 +32,7 @@ from heptad.testing import check_plugin
 from heptad_plugins import (
     EMA,
     SAM,
+    SWA,
     Checkpoint,
     CSVLogger,
     DeviceMonitor,
@@ -43,6 +44,7 @@ from heptad_plugins import (
     LRSchedule,
     ModelSummary,
     NonFiniteGuard,
+    OptimizerMonitor,
     Profiler,
     Progress,
     Report,
@@ -101,11 +103,13 @@ def makers(folder: Path) -> dict[str, Any]:
         "LRSchedule epoch": lambda: LRSchedule(lambda optimizer: StepLR(optimizer, step_size=1), interval="epoch"),
         "ModelSummary": lambda: ModelSummary(file=io.StringIO()),
         "NonFiniteGuard": lambda: NonFiniteGuard("skip", every=2),
+        "OptimizerMonitor": lambda: OptimizerMonitor(2, ratio=True, patterns=["*"]),
         "Profiler": lambda: Profiler(folder / f"trace {next(files)}.json", range(1, 2), overwrite=True),
         "Progress": lambda: Progress(file=io.StringIO()),
         "Progress bar": lambda: Progress(file=Terminal()),
         "Report": lambda: Report(folder / "report.html"),
         "SAM": SAM,
+        "SWA": lambda: SWA(start=0),
         "TensorBoardLogger": lambda: TensorBoardLogger(folder / f"events {next(files)}"),
         "Throughput": Throughput,
         "Throughput MFU": lambda: Throughput(peak_flops=1e12),
@@ -180,7 +184,7 @@ def forgetful(plugin: Plugin) -> Plugin:
     return plugin
 
 
-@pytest.mark.parametrize("name", ["EMA", "EarlyStopping", "EarlyStopping max", "LRSchedule"])
+@pytest.mark.parametrize("name", ["EMA", "EarlyStopping", "EarlyStopping max", "LRSchedule", "SWA"])
 def test_the_kit_catches_each_of_them_that_forgets(name, tmp_path):
     """Those whose state decides what the kit can see: path, values and weights part where an instance is exchanged."""
     with pytest.raises(PluginError, match="exchanged after every turn for a new instance with its state_dict, its "):
@@ -227,6 +231,10 @@ def test_what_matters_is_declared():
         ("NonFiniteGuard", "GradientClipping"),
         ("EMA", "Evaluate"),
         ("EMA", "Checkpoint"),
+        ("SWA", "Evaluate"),
+        ("SWA", "Checkpoint"),
+        ("GradientClipping", "OptimizerMonitor"),
+        ("OptimizerMonitor", "CSVLogger"),
         ("Evaluate", "CSVLogger"),
         ("Evaluate", "TensorBoardLogger"),
         ("Evaluate", "Progress"),
@@ -339,6 +347,7 @@ OBSERVERS = (
     "Journal",
     "Journal often",
     "ModelSummary",
+    "OptimizerMonitor",
     "Profiler",
     "Progress",
     "Progress bar",
@@ -505,6 +514,7 @@ def test_every_observer_may_be_allowed_to_fail(tmp_path):
         Evaluate(batches(1), on_error="detach"),
         Journal(tmp_path / "a.journal", on_error="detach"),
         ModelSummary(on_error="detach"),
+        OptimizerMonitor(on_error="detach"),
         Profiler(tmp_path / "a.json", range(1), on_error="detach"),
         Progress(on_error="detach"),
         Report(on_error="detach"),
@@ -527,7 +537,7 @@ def test_every_is_the_same_word_everywhere(tmp_path):
     }
     options = {name: inspect.signature(getattr(heptad_plugins, name)).parameters for name in heptad_plugins.__all__}
     having = [name for name in options if "every" in options[name]]
-    assert {*needed, "DeviceMonitor", "NonFiniteGuard", "Throughput"} == set(having)
+    assert {*needed, "DeviceMonitor", "NonFiniteGuard", "OptimizerMonitor", "Throughput"} == set(having)
     for name in having:
         assert options[name]["every"].default == 1
         for wrong in (0, -1, 1.0, True, "2", None):
@@ -559,6 +569,7 @@ def numbers_of(name: str, folder: Path, **options: int) -> list[int]:
         "Evaluate": lambda: Evaluate(batches(1), **options),
         "Evaluate updates": lambda: Evaluate(batches(1), at="optimizer_update", **options),
         "NonFiniteGuard": lambda: Guarded(**options),
+        "OptimizerMonitor": lambda: OptimizerMonitor(**options),
         "Throughput": lambda: Throughput(**options),
     }[name]()
     network = nn.Linear(FEATURES, CLASSES)
@@ -584,6 +595,8 @@ def numbers_of(name: str, folder: Path, **options: int) -> list[int]:
         return [int(row["update"]) for row in rows if row["train/loss"]]
     if name == "DeviceMonitor":
         return [value.update for value in run.records()]
+    if name == "OptimizerMonitor":
+        return [value.update for value in run.records() if value.name == "grad_norm"]
     return guarded or [value.epoch for value in run.records() if value.name == "steps_per_second"]
 
 
@@ -591,7 +604,7 @@ def numbers_of(name: str, folder: Path, **options: int) -> list[int]:
     "name",
     [
         *("CSVLogger", "Checkpoint", "Checkpoint updates", "DeviceMonitor", "EarlyStopping", "Evaluate"),
-        *("Evaluate updates", "NonFiniteGuard", "Throughput"),
+        *("Evaluate updates", "NonFiniteGuard", "OptimizerMonitor", "Throughput"),
     ],
 )
 def test_first_is_the_same_word_everywhere(name, tmp_path):
@@ -638,7 +651,8 @@ import sys
 sys.modules.update(dict.fromkeys(("psutil", "pynvml", "rich", "tensorboard", "torchmetrics")))
 from heptad_plugins import *
 CSVLogger("a.csv"), EMA(0.9), EarlyStopping("a"), Evaluate([]), GracefulStop(), GradientClipping(max_norm=1.0)
-LRSchedule(lambda optimizer: None), NonFiniteGuard(), Profiler("a.json", range(1)), Throughput(), TimeLimit(1)
+LRSchedule(lambda optimizer: None), NonFiniteGuard(), OptimizerMonitor()
+Profiler("a.json", range(1)), SWA(0), Throughput(), TimeLimit(1)
 for make in (DeviceMonitor, ModelSummary, Progress, lambda: TensorBoardLogger("a")):
     try:
         make()

@@ -34,7 +34,7 @@ def same(one, other):
     return True
 
 
-def plain_loop(epochs, start, every=1, count=4, accumulation=1, schedule=None):
+def plain_loop(epochs, start, cycle=1, count=4, accumulation=1, schedule=None):
     """Return the trained network and torch's own average of it, after a loop without an engine."""
     network, data = normed(), batches(count)
     optimizer, averaged = torch.optim.SGD(network.parameters(), lr=0.1, momentum=0.9), AveragedModel(network)
@@ -48,18 +48,18 @@ def plain_loop(epochs, start, every=1, count=4, accumulation=1, schedule=None):
                 optimizer.step()
         if scheduler:
             scheduler.step()
-        if epoch >= start and (epoch - start) % every == 0:
+        if epoch >= start and (epoch - start) % cycle == 0:
             averaged.update_parameters(network)
     update_bn(data, averaged)
     return network, averaged.module
 
 
-@pytest.mark.parametrize(("start", "every", "accumulation"), [(0, 1, 1), (2, 1, 1), (1, 2, 2), (4, 1, 1)])
-def test_the_average_is_torchs_own(start, every, accumulation):
+@pytest.mark.parametrize(("start", "cycle", "accumulation"), [(0, 1, 1), (2, 1, 1), (1, 2, 2), (4, 1, 1)])
+def test_the_average_is_torchs_own(start, cycle, accumulation):
     """Parameters, statistics and counts are those of `AveragedModel` and `update_bn`, bit for bit."""
-    plugin = SWA(start, every=every)
+    plugin = SWA(start, cycle=cycle)
     run = small_engine(4, [plugin], network=normed(), epochs=5, accumulation=accumulation).run()
-    network, averaged = plain_loop(5, start, every, accumulation=accumulation)
+    network, averaged = plain_loop(5, start, cycle, accumulation=accumulation)
     assert same(tensors(run.network), tensors(network))
     assert same(tensors(plugin.network), tensors(averaged))
     assert not plugin.network.training
@@ -281,7 +281,7 @@ def test_a_run_that_ends_before_its_start_says_so():
     ("options", "message"),
     [
         ({"start": -1}, r"SWA\(start=…\) must be a whole number from 0 on, got -1"),
-        ({"start": 0, "every": 0}, r"SWA\(every=…\) must be a whole number from 1 on"),
+        ({"start": 0, "cycle": 0}, r"SWA\(cycle=…\) must be a whole number from 1 on"),
         ({"start": 0, "dtype": torch.int64}, r"SWA\(dtype=…\) must be a floating dtype"),
         ({"start": 0, "evaluate": 1}, r"SWA\(evaluate=…\) must be True or False"),
         ({"start": 0, "name": ""}, r"SWA\(name=…\)"),

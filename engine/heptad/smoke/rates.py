@@ -112,7 +112,8 @@ def find_learning_rate(
     part, a schedule, clipping or `Freeze` neither, and no function that was subscribed to the engine is called. It
     passes over the data as often as it needs to. Weights, buffers, optimizers and their rates, gradients, modes, RNG
     and data are put back as by `Engine.smoke`, also if it fails: `engine.run()` is, bit for bit, what it would be
-    without. What the data, a loss or an `init_weights` do elsewhere stays done. Reading the loss is a device sync each update.
+    without. What the data, a loss or an `init_weights` do elsewhere stays done. Reading the loss is a device sync each
+    update.
 
     Args:
         engine: An engine whose run has not begun.
