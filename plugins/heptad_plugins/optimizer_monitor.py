@@ -199,14 +199,14 @@ def _distinct(held: Held) -> list[nn.Parameter]:
 def _norms(run: Run, tensors: dict[str, list[Tensor]]) -> dict[str, Tensor]:
     """Return the 2-norm of all tensors of each name (no device sync); those that ranks share in one exchange."""
     if not run.shares:
-        return {name: get_total_norm([_values(one) for one in some]) for name, some in tensors.items()}
+        return {name: get_total_norm([_dense_values(one) for one in some]) for name, some in tensors.items()}
     every = [one for some in tensors.values() for one in some]
-    norms = iter(whole_numbers(run, every, [norm_of(_values(one)) for one in every]))
+    norms = iter(whole_numbers(run, every, [norm_of(_dense_values(one)) for one in every]))
     found = {name: [next(norms) for _ in some] for name, some in tensors.items()}
     return {name: norm_of(torch.stack([one.to(some[0].device) for one in some])) for name, some in found.items()}
 
 
-def _values(tensor: Tensor) -> Tensor:
+def _dense_values(tensor: Tensor) -> Tensor:
     """Return the numbers of a tensor: of a sparse one those that it holds, added up where it holds several for one."""
     return tensor.coalesce().values() if tensor.layout is torch.sparse_coo else tensor
 
@@ -217,7 +217,7 @@ def _on_host(run: Run, tensors: Sequence[tuple[str, Tensor | None]]) -> dict[str
     for name, tensor in tensors:
         if tensor is None:
             continue
-        values = run.whole(_values(tensor))  # on all ranks
+        values = run.whole(_dense_values(tensor))  # on all ranks
         if run.rank == 0:
             values = values.detach().reshape(-1).to("cpu", torch.float32)
             if (finite := values[values.isfinite()]).numel():

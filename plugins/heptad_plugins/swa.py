@@ -236,8 +236,7 @@ def _update_batch_norm(run: Run) -> None:
             norm.momentum = momentum
         for module, training in modes:
             module.training = training
-    if run.world > 1:
-        _average_over_ranks(run, norms)
+    _average_over_ranks(run, norms)
 
 
 @torch.no_grad()

@@ -34,8 +34,6 @@ class RangeEngine(Protocol):
     """An engine, as far as a range test needs one."""
 
     current: Run
-    _components: Components
-    _config: RunConfig
 
     def _driving(self, verb: str) -> AbstractContextManager[None]: ...
 
@@ -135,9 +133,9 @@ def find_learning_rate(
             loss was finite.
         BaseException: As `Engine.run`.
     """
-    _check(low, high, steps, smoothing, diverges)
+    _refuse_arguments(low, high, steps, smoothing, diverges)
     with engine._driving("find_learning_rate"), ExitStack() as put_back:  # in reverse order
-        run, parts = engine.current, engine._components
+        run, parts = engine.current, engine.current.components
         _refuse_what_stays(run, parts)
         if run.device.type != "cpu":  # so that its generators are among the states
             getattr(torch.get_device_module(run.device), "init", lambda: None)()
@@ -147,7 +145,7 @@ def find_learning_rate(
         changes: dict[str, Any] = {"epochs": None, "max_updates": steps}
         if accumulation is not None:
             changes["accumulation"] = accumulation
-        config = RunConfig(**{**_given(engine._config), **changes})
+        config = RunConfig(**{**_given(run.config), **changes})
         factory: Any = type(engine)
         test = _Test(low * (high / low) ** (number / (steps - 1)) for number in range(steps))
         return test.drive(factory(parts, config), smoothing, diverges)
@@ -247,7 +245,7 @@ def _given(config: RunConfig) -> dict[str, Any]:
     return {name: getattr(config, name) for name in config.model_fields_set}
 
 
-def _check(low: float, high: float, steps: int, smoothing: float, diverges: float) -> None:
+def _refuse_arguments(low: float, high: float, steps: int, smoothing: float, diverges: float) -> None:
     numbers = {"low": low, "high": high, "smoothing": smoothing, "diverges": diverges}
     for name, value in numbers.items():
         if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):  # pyright: ignore[reportUnnecessaryIsInstance] - for callers without a type checker
