@@ -46,8 +46,11 @@ INSIDE = {"emit", "fail", "plan_windows"}
 """Attributes of the engine's objects that have no underscore and are no part of the contract."""
 
 SHARED = {"_position", "_runtime", "_buffer", "_capture", "_id", "_paused", "_resumed_from", "_afresh"}
-SHARED |= {"_agreed"}
-"""Private parts of a run, which the rooms of the engine share; nothing else private is read of another object."""
+SHARED |= {"_agreed", "_driving"}
+"""Private parts of a run, and how an engine admits one caller, which the rooms of the engine share.
+
+Nothing else private is read of another object.
+"""
 
 EXPORTED = [
     "Arc",
@@ -63,12 +66,14 @@ EXPORTED = [
     "Plugin",
     "PluginError",
     "RankFailed",
+    "RateSearch",
     "Run",
     "RunConfig",
     "State",
     "TableError",
     "Transition",
     "TransitionLog",
+    "find_learning_rate",
     "load_weights",
     "on_enter",
     "on_exit",

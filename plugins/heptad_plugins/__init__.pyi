@@ -10,12 +10,14 @@ from heptad_plugins.journal import Journal as Journal
 from heptad_plugins.lr_schedule import LRSchedule as LRSchedule
 from heptad_plugins.model_summary import ModelSummary as ModelSummary
 from heptad_plugins.non_finite_guard import NonFiniteGuard as NonFiniteGuard
+from heptad_plugins.optimizer_monitor import OptimizerMonitor as OptimizerMonitor
 from heptad_plugins.optuna_pruning import OptunaPruning as OptunaPruning
 from heptad_plugins.otel_tracing import OTelTracing as OTelTracing
 from heptad_plugins.profiler import Profiler as Profiler
 from heptad_plugins.progress import Progress as Progress
 from heptad_plugins.report import Report as Report
 from heptad_plugins.sam import SAM as SAM
+from heptad_plugins.swa import SWA as SWA
 from heptad_plugins.tensorboard_logger import TensorBoardLogger as TensorBoardLogger
 from heptad_plugins.throughput import Throughput as Throughput
 from heptad_plugins.time_limit import TimeLimit as TimeLimit

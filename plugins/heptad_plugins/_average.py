@@ -1,8 +1,11 @@
-"""`Average`: averages of a network's parameters and buffers by name, and their exchange with its values, for `EMA`."""
+"""`Average`: averages of a network's parameters and buffers by name, and their exchange with its values.
+
+For the plugins `EMA` and `SWA`.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from copy import deepcopy
 from itertools import chain
 from typing import Any, cast
@@ -16,6 +19,12 @@ from heptad_plugins._stored import count_in, mapping
 
 HOLDER = "_heptad_average"
 """The attribute of a network that holds an average, and says whose: a second one would take it for the weights."""
+
+_WAYS = {
+    "EMA": "and load_weights of a checkpoint gives them to a network that is whole",
+    "SWA": "and SWA(…, apply=True) gives them to the network of the run at its end",
+}
+"""Other ways to the averages, by plugin."""
 
 Blend = Callable[[list[Tensor], list[Tensor], int], None]
 """Moves averages towards values, both of one dtype, given how many updates are in them."""
@@ -36,10 +45,15 @@ class Average:
     Args:
         run: Whose network it is.
         dtype: The dtype of the averages; `None` for that of each tensor, or float32 where that has fewer bits.
+        owner: The plugin, as messages name it.
+        buffers: Whether buffers are averaged too; else they are copied, each in its own dtype.
     """
 
-    def __init__(self, run: Run, dtype: torch.dtype | None) -> None:
+    def __init__(self, run: Run, dtype: torch.dtype | None, owner: str = "EMA", *, buffers: bool = True) -> None:
         self.count = 0
+        self._owner = owner
+        self._ways = _WAYS.get(owner, "")
+        self._with_buffers = buffers
         self._network = network = run.network
         self._run = run
         self._dtype = dtype
@@ -52,7 +66,7 @@ class Average:
         """Move the averages towards the network's values, or copy these; to be called after an update."""
         same: list[tuple[Tensor, Tensor]] = []
         tensors, shares = _by_name(self._network), self._run.shares
-        copies = copies or not self.count
+        copies, copied = copies or not self.count, self._copied_names()
         with torch.no_grad():
             for name, tensor in tensors.items():
                 average = self._values.get(name)
@@ -61,7 +75,7 @@ class Average:
                     continue
                 # asked once and not of each tensor, of which there may be hundreds in each update
                 own, new = (self._run.local(average), self._run.local(tensor)) if shares else (average, tensor)
-                if copies or not _has_mean(new):
+                if copies or not _has_mean(new) or name in copied:
                     own.copy_(new)
                 elif own.dtype == new.dtype:
                     same.append((own, new))
@@ -83,7 +97,7 @@ class Average:
             return
         if HOLDER in vars(self._network):
             raise EngineError(
-                "two EMA give the network their averages for the same evaluation; say EMA(…, evaluate=False) for all "
+                "two EMA or SWA give the network their averages for the same evaluation; say evaluate=False for all "
                 "but the one that evaluations are to see"
             )
         self._trained = self._exchange({})
@@ -114,7 +128,9 @@ class Average:
         odd = [n for n in sorted(own.keys() | given.keys()) if n not in own or n not in given]
         odd = odd or [name for name, tensor in own.items() if tensor.shape != given[name].shape]
         if odd:
-            raise EngineError(f"EMA: the state to restore is that of another network; they differ in {', '.join(odd)}")
+            raise EngineError(
+                f"{self._owner}: the state to restore is that of another network; they differ in {', '.join(odd)}"
+            )
         for name, tensor in own.items():
             self._run.local(tensor).copy_(self._run.local(self._run.alike(given[name], tensor)))
         self.count = int(state["n_averaged"])
@@ -129,9 +145,8 @@ class Average:
         """
         if self._run.shares:
             raise EngineError(
-                "EMA.network: with strategy='fsdp' each rank holds a part of the averages, and none has a network to "
-                "itself; Evaluate sees the averages, and load_weights of a checkpoint gives them to a network that is "
-                "whole"
+                f"{self._owner}.network: with strategy='fsdp' each rank holds a part of the averages, and none has a "
+                f"network to itself; Evaluate sees the averages, {self._ways}"
             )
         if self._module is None:
             self._module = self._copied()
@@ -142,10 +157,22 @@ class Average:
                 tensor.copy_(trained.get(name, own))
         return self._module
 
+    def apply(self) -> None:
+        """Give the network the averages for good, in its own dtypes; the values that were trained are dropped."""
+        local = self._run.local
+        with torch.no_grad():
+            for name, tensor in _by_name(self._network).items():
+                if (own := self._values.get(name)) is not None:
+                    local(tensor).copy_(local(own))
+
+    def _copied_names(self) -> set[str]:
+        """Return the names of the tensors that are copied, though they could have a mean."""
+        return set() if self._with_buffers else {name for name, _ in self._network.named_buffers()}
+
     def _averaged(self, tensor: Tensor) -> Tensor:
         """Return a tensor's value, as its average begins."""
         dtype = tensor.dtype
-        if _has_mean(tensor):
+        if _has_mean(tensor) and (self._with_buffers or isinstance(tensor, nn.Parameter)):
             real = self._dtype or (torch.float32 if dtype.to_real().itemsize < 4 else dtype.to_real())
             dtype = real.to_complex() if tensor.is_complex() else real
         return tensor.detach().to(dtype, copy=True)
@@ -189,10 +216,16 @@ class Average:
             return deepcopy(self._network, memo).requires_grad_(False).eval()
         except Exception as error:
             raise EngineError(
-                f"EMA.network: a {type(self._network).__name__} cannot be copied ({error}); give a network of your own "
-                "the averages: load_state_dict(EMA.state_dict()['tensors'], strict=False), or load_weights of a "
-                "checkpoint"
+                f"{self._owner}.network: a {type(self._network).__name__} cannot be copied ({error}); give a network "
+                f"of your own the averages: load_state_dict({self._owner}.state_dict()['tensors'], strict=False), "
+                f"{self._ways}"
             ) from error
+
+
+def own_parts(network: nn.Module | None, averages: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Return the keys of the averages in a plugin's state that are a rank's own: those of buffers."""
+    buffers = () if network is None else network.named_buffers()
+    return [("tensors", name) for name, _ in buffers if name in averages]
 
 
 def check_state(state: dict[str, Any], network: nn.Module | None) -> None:

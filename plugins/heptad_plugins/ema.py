@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -10,7 +9,7 @@ from torch import nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from heptad import EngineError, Plugin, PluginError, Run
-from heptad_plugins._average import Average, check_state
+from heptad_plugins._average import Average, check_state, own_parts
 from heptad_plugins._options import number, selection, text_of, whole_number
 
 
@@ -137,7 +136,7 @@ class EMA(Plugin):
         Buffers, and so their averages, are other ones on each rank.
         """
         state = (self._restored or {}) if self._average is None else self._average.state()
-        self.own_state = self._own_parts(state.get("tensors", {}))
+        self.own_state = own_parts(self._network, state.get("tensors", {}))
         return state
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -149,11 +148,6 @@ class EMA(Plugin):
         if state:
             check_state(state, self._begun)
         self._restored = state or None
-
-    def _own_parts(self, averages: Mapping[str, Any]) -> list[tuple[str, str]]:
-        """Return the keys of the averages that are a rank's own: those of buffers."""
-        buffers = () if self._network is None else self._network.named_buffers()
-        return [("tensors", name) for name, _ in buffers if name in averages]
 
     def _ready(self, run: Run) -> Average:
         """Return the average: copied from the weights when first asked for, and filled from a checkpoint."""

@@ -34,6 +34,7 @@ from heptad.testing import check_plugin
 from heptad_plugins import (
     EMA,
     SAM,
+    SWA,
     Checkpoint,
     CSVLogger,
     DeviceMonitor,
@@ -45,6 +46,7 @@ from heptad_plugins import (
     LRSchedule,
     ModelSummary,
     NonFiniteGuard,
+    OptimizerMonitor,
     OptunaPruning,
     OTelTracing,
     Profiler,
@@ -110,11 +112,13 @@ def makers(folder: Path) -> dict[str, Any]:
         "NonFiniteGuard": lambda: NonFiniteGuard("skip", every=2),
         "OTelTracing": lambda: OTelTracing(provider),
         "OptunaPruning": lambda: OptunaPruning(study.ask(), "valid/loss"),
+        "OptimizerMonitor": lambda: OptimizerMonitor(2, ratio=True, patterns=["*"]),
         "Profiler": lambda: Profiler(folder / f"trace {next(files)}.json", range(1, 2), overwrite=True),
         "Progress": lambda: Progress(file=io.StringIO()),
         "Progress bar": lambda: Progress(file=Terminal()),
         "Report": lambda: Report(folder / "report.html"),
         "SAM": SAM,
+        "SWA": lambda: SWA(start=0),
         "TensorBoardLogger": lambda: TensorBoardLogger(folder / f"events {next(files)}"),
         "Throughput": Throughput,
         "Throughput MFU": lambda: Throughput(peak_flops=1e12),
@@ -189,7 +193,7 @@ def forgetful(plugin: Plugin) -> Plugin:
     return plugin
 
 
-@pytest.mark.parametrize("name", ["EMA", "EarlyStopping", "EarlyStopping max", "LRSchedule"])
+@pytest.mark.parametrize("name", ["EMA", "EarlyStopping", "EarlyStopping max", "LRSchedule", "SWA"])
 def test_the_kit_catches_each_of_them_that_forgets(name, tmp_path):
     """Those whose state decides what the kit can see: path, values and weights part where an instance is exchanged."""
     with pytest.raises(PluginError, match="exchanged after every turn for a new instance with its state_dict, its "):
@@ -236,6 +240,10 @@ def test_what_matters_is_declared():
         ("NonFiniteGuard", "GradientClipping"),
         ("EMA", "Evaluate"),
         ("EMA", "Checkpoint"),
+        ("SWA", "Evaluate"),
+        ("SWA", "Checkpoint"),
+        ("GradientClipping", "OptimizerMonitor"),
+        ("OptimizerMonitor", "CSVLogger"),
         ("Evaluate", "CSVLogger"),
         ("Evaluate", "TensorBoardLogger"),
         ("Evaluate", "Progress"),
@@ -349,6 +357,7 @@ OBSERVERS = (
     "Journal often",
     "ModelSummary",
     "OTelTracing",
+    "OptimizerMonitor",
     "Profiler",
     "Progress",
     "Progress bar",
@@ -516,6 +525,7 @@ def test_every_observer_may_be_allowed_to_fail(tmp_path):
         Journal(tmp_path / "a.journal", on_error="detach"),
         ModelSummary(on_error="detach"),
         OTelTracing(on_error="detach"),
+        OptimizerMonitor(on_error="detach"),
         Profiler(tmp_path / "a.json", range(1), on_error="detach"),
         Progress(on_error="detach"),
         Report(on_error="detach"),
@@ -538,7 +548,7 @@ def test_every_is_the_same_word_everywhere(tmp_path):
     }
     options = {name: inspect.signature(getattr(heptad_plugins, name)).parameters for name in heptad_plugins.__all__}
     having = [name for name in options if "every" in options[name]]
-    assert {*needed, "DeviceMonitor", "NonFiniteGuard", "OTelTracing", "Throughput"} == set(having)
+    assert {*needed, "DeviceMonitor", "NonFiniteGuard", "OTelTracing", "OptimizerMonitor", "Throughput"} == set(having)
     for name in having:
         assert options[name]["every"].default == 1
         for wrong in (0, -1, 1.0, True, "2", None):
@@ -570,6 +580,7 @@ def numbers_of(name: str, folder: Path, **options: int) -> list[int]:
         "Evaluate": lambda: Evaluate(batches(1), **options),
         "Evaluate updates": lambda: Evaluate(batches(1), at="optimizer_update", **options),
         "NonFiniteGuard": lambda: Guarded(**options),
+        "OptimizerMonitor": lambda: OptimizerMonitor(**options),
         "Throughput": lambda: Throughput(**options),
     }[name]()
     network = nn.Linear(FEATURES, CLASSES)
@@ -595,6 +606,8 @@ def numbers_of(name: str, folder: Path, **options: int) -> list[int]:
         return [int(row["update"]) for row in rows if row["train/loss"]]
     if name == "DeviceMonitor":
         return [value.update for value in run.records()]
+    if name == "OptimizerMonitor":
+        return [value.update for value in run.records() if value.name == "grad_norm"]
     return guarded or [value.epoch for value in run.records() if value.name == "steps_per_second"]
 
 
@@ -602,7 +615,7 @@ def numbers_of(name: str, folder: Path, **options: int) -> list[int]:
     "name",
     [
         *("CSVLogger", "Checkpoint", "Checkpoint updates", "DeviceMonitor", "EarlyStopping", "Evaluate"),
-        *("Evaluate updates", "NonFiniteGuard", "Throughput"),
+        *("Evaluate updates", "NonFiniteGuard", "OptimizerMonitor", "Throughput"),
     ],
 )
 def test_first_is_the_same_word_everywhere(name, tmp_path):
@@ -650,7 +663,8 @@ absent = "opentelemetry", "optuna", "psutil", "pynvml", "rich", "tensorboard", "
 sys.modules.update(dict.fromkeys(absent))
 from heptad_plugins import *
 CSVLogger("a.csv"), EMA(0.9), EarlyStopping("a"), Evaluate([]), GracefulStop(), GradientClipping(max_norm=1.0)
-LRSchedule(lambda optimizer: None), NonFiniteGuard(), Profiler("a.json", range(1)), Throughput(), TimeLimit(1)
+LRSchedule(lambda optimizer: None), NonFiniteGuard(), OptimizerMonitor()
+Profiler("a.json", range(1)), SWA(0), Throughput(), TimeLimit(1)
 pruning = lambda: OptunaPruning(None, "a")
 for make in (DeviceMonitor, ModelSummary, OTelTracing, pruning, Progress, lambda: TensorBoardLogger("a")):
     try:

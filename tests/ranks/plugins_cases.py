@@ -11,14 +11,16 @@ from typing import Any
 import optuna
 import torch
 from rank_program import Case, Rank
-from torch.utils.data import TensorDataset
+from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 
 from builders import Clock, dataset_engine, small_engine
 from heptad import Plugin, Run
 from heptad_plugins import (
+    SWA,
     Checkpoint,
     CSVLogger,
     EarlyStopping,
+    Evaluate,
     GracefulStop,
     Journal,
     ModelSummary,
@@ -121,6 +123,26 @@ def logged(rank: Rank) -> Any:
     return [run.seq, found["train/epoch_loss"], bool(out.getvalue()), per_step]
 
 
+def averaged(rank: Rank) -> Any:
+    """Over a dataset, and over a loader that deals the samples out; each rank's own batches move its BatchNorm."""
+    return [_averaged(rank, loader=loader) for loader in (False, True)]
+
+
+def _averaged(rank: Rank, loader: bool) -> Any:
+    torch.manual_seed(1)
+    network = torch.nn.Sequential(torch.nn.Linear(4, 5), torch.nn.BatchNorm1d(5), torch.nn.Linear(5, 3))
+    data = TensorDataset(torch.linspace(-1, 1, 64).reshape(16, 4).sin(), torch.arange(16) % 3)
+    plugins = [plugin := SWA(1), Evaluate(DataLoader(data, 2))]
+    if loader:
+        sampler = DistributedSampler(data, 2, rank.number, shuffle=False)
+        engine = small_engine(DataLoader(data, 2, sampler=sampler), plugins, network=network, epochs=3)
+    else:
+        engine = dataset_engine(data, plugins, network=network, epochs=3)
+    run = engine.run()
+    found = {name: tensor.tolist() for name, tensor in plugin.network.state_dict().items()}
+    return [found, run.history("valid/loss"), run.network[1].running_mean.tolist()]
+
+
 def journalled(rank: Rank) -> None:
     """Rank 1 reads slowly, and the first waits for it in the steps that close a window."""
     data = TensorDataset(torch.linspace(-1, 1, 192).reshape(48, 4), torch.arange(48) % 3)
@@ -140,5 +162,5 @@ def steered(rank: Rank) -> Any:
 
 
 CASES: dict[str, Case] = {
-    case.__name__: case for case in (stopped, paused, pruned, signalled, logged, journalled, steered)
+    case.__name__: case for case in (stopped, paused, pruned, signalled, logged, averaged, journalled, steered)
 }

@@ -35,6 +35,7 @@ from heptad import (
 from heptad_plugins import (
     EMA,
     SAM,
+    SWA,
     Checkpoint,
     CSVLogger,
     EarlyStopping,
@@ -43,6 +44,7 @@ from heptad_plugins import (
     LRSchedule,
     ModelSummary,
     NonFiniteGuard,
+    OptimizerMonitor,
     Profiler,
     Progress,
     TensorBoardLogger,
@@ -75,6 +77,10 @@ class Net(nn.Module):
 
     def forward(self, data: Tensor) -> Tensor:
         return self.left(self.body(data)) * self.scale
+
+
+def normed() -> Net:
+    return Net(norm=True)
 
 
 class Tied(nn.Module):
@@ -249,7 +255,7 @@ def whole(tensor: Any) -> Any:
     return (tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor).tolist()
 
 
-def averages_of(ema: EMA) -> Given:
+def averages_of(ema: EMA | SWA) -> Given:
     return {name: whole(one) for name, one in ema.state_dict()["tensors"].items()}
 
 
@@ -289,6 +295,7 @@ RUNS: dict[str, Beside] = {
     "clip value": Beside(plugins=lambda: [GradientClipping(max_value=0.01)]),
     "ema": Beside(plugins=lambda: [EMA(0.8, start=1)], evaluates=True),
     "ema in another dtype": Beside(plugins=lambda: [EMA(0.8, dtype=torch.float32)], evaluates=True),
+    "swa": Beside(plugins=lambda: [SWA(0)], network=normed, evaluates=True, count=18),
     "nan": Beside(plugins=lambda: [Breaks(math.nan, 1, row=6), NonFiniteGuard("skip")]),
     "inf": Beside(plugins=lambda: [Breaks(math.inf, 1, row=0), NonFiniteGuard("stop")]),
     "large": Beside(plugins=lambda: [Breaks(1e300, 1, row=0), NonFiniteGuard("stop"), GradientClipping(max_value=0.1)]),
@@ -300,6 +307,10 @@ RUNS: dict[str, Beside] = {
         config={"epochs": 4},
     ),
     "groups": Beside(optimizer=[several, ends], plugins=lambda: [GradientClipping(max_norm=0.05)]),
+    "monitor": Beside(
+        optimizer=[several, ends],
+        plugins=lambda: [GradientClipping(max_norm=0.05), OptimizerMonitor(ratio=True, patterns=["blocks.*"])],
+    ),
     "side": Beside(optimizer=several, given={"side_optimizers": {"ends": ends}}, plugins=lambda: [Steps()]),
     "freezes": Beside(plugins=lambda: [Freezes(), NonFiniteGuard("raise")], config={"epochs": 3}),
     "branching": Beside(loss=branching),
@@ -372,7 +383,7 @@ def learn(case: Beside, strategy: str = "none", times: int = 1) -> Given:
     if case.loss is WithTemperature:
         found["criterion"] = state_of(criterion)
     for plugin in plugins:
-        if isinstance(plugin, EMA):
+        if isinstance(plugin, EMA | SWA):
             found["averages"] = averages_of(plugin)
     return found
 

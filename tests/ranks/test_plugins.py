@@ -5,7 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+import torch
 from launching import Launch, launch_warm
+from torch.optim.swa_utils import update_bn
 
 from builders import records
 from heptad import TransitionLog
@@ -56,6 +58,28 @@ def test_the_first_rank_writes_and_both_go_the_same_way(found: list[Any]):
     assert found[0][:2] == found[1][:2]
     assert [row[2] for row in found] == [True, False]
     assert found[0][3] == pytest.approx(4.0)  # two samples on each of two ranks
+
+
+@pytest.mark.parametrize("found", ["averaged"], indirect=True)
+def test_the_statistics_of_an_average_are_the_same_on_all_ranks(found: list[Any]):
+    """Bit for bit, and so is what is measured of it; those of the trained network are each rank's own."""
+    for first, second in zip(*found, strict=True):
+        assert first[:2] == second[:2]
+        assert first[2] != second[2]
+
+
+@pytest.mark.parametrize("found", ["averaged"], indirect=True)
+def test_the_statistics_of_an_average_are_those_of_all_data(found: list[Any]):
+    """Computed anew by torch for the averaged weights, whatever each rank has read."""
+    data = torch.linspace(-1, 1, 64).reshape(16, 4).sin()
+    dealt = [*data[::2].split(2), *data[1::2].split(2)]
+    for (state, _, _), order in zip(found[0], (data.split(2), dealt), strict=True):
+        network = torch.nn.Sequential(torch.nn.Linear(4, 5), torch.nn.BatchNorm1d(5), torch.nn.Linear(5, 3))
+        network.load_state_dict({name: torch.tensor(value) for name, value in state.items()})
+        update_bn(order, network)
+        for name, value in network.state_dict().items():
+            if name.endswith(("mean", "var")):
+                assert value.tolist() == pytest.approx(state[name], rel=1e-5)
 
 
 def test_no_file_is_written_twice(launched: Launch):

@@ -24,12 +24,14 @@ from heptad import (
     Plugin,
     PluginError,
     RankFailed,
+    RateSearch,
     Run,
     RunConfig,
     State,
     TableError,
     Transition,
     TransitionLog,
+    find_learning_rate,
     load_weights,
     on_enter,
     on_exit,
@@ -251,6 +253,8 @@ def resume(engine: Engine, network: nn.Module) -> None:
     assert_type(engine.run(resume="auto", allow_changes=("optimizer",)), Run)
     assert_type(engine.run(resume=Path("runs"), until="after_epoch").resumed_from, str | None)
     assert_type(load_weights("runs", network, which="best"), Path)
+    assert_type(find_learning_rate(engine, steps=9), RateSearch)
+    assert_type(find_learning_rate(engine).suggestion, float | None)
     checkpoint = Checkpoint("runs", at=("after_step", "after_epoch"), seconds=60.0, keep_best=1, monitor="valid/loss")
     assert_type(checkpoint, Checkpoint)
     assert_type(Journal("runs/digits.journal", flush_every=100), Journal)

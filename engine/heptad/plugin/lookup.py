@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 
@@ -64,13 +64,15 @@ def add_over_ranks(run: Run, sums: Mapping[str, float | torch.Tensor]) -> dict[s
 
     Args:
         run: The run.
-        sums: Numbers, or 0-dim tensors.
+        sums: Numbers, or tensors, of shapes that are the same on all ranks.
     """
     peers = run._runtime.peers
     if peers.world == 1:
         return dict(sums)
     own = [torch.as_tensor(value, dtype=torch.float64).cpu() for value in sums.values()]
-    return dict(zip(sums, peers.add(torch.stack(own)).unbind(), strict=True))
+    whole: Any = peers.add(torch.cat([one.reshape(-1) for one in own]))
+    added = whole.split([one.numel() for one in own])
+    return {name: part.view(one.shape) for name, part, one in zip(sums, added, own, strict=True)}
 
 
 class Watch:

@@ -195,6 +195,14 @@ class Evaluates(Protocol):
         """
         ...
 
+    def training_pass(self, seed: int) -> Iterator[Any]:
+        """Yield the batches of one pass over the training data, in plain order."""
+        ...
+
+    def forward(self, batch: Any) -> Any:
+        """Run the network on a placed batch, without gradients, and return its output."""
+        ...
+
     def close(self) -> None:
         """Close the data of all evaluations."""
         ...

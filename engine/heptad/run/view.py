@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Unpack
 
@@ -516,6 +516,32 @@ class RunView:
         # An older request pauses the run after this turn: ending early for it would repeat the body for ever.
         may_end = at.visit is not None and at.pause_requested is None
         return self._evaluator.evaluate(data, metrics, lambda: may_end and self.pause_requested, **options)
+
+    def training_pass(self) -> Iterator[Any]:
+        """Yield the batches of one pass over the training data, placed, apart from the run's own place in them.
+
+        Samples come in their own order, not shuffled, in batches of `batch_size`, with the `drop_last` and
+        `limit_batches` of the run; a `DataLoader` is copied, with its samplers, and iterated in the order that it has.
+        The feed, the counters and the batch of the run stay as they are. The global generators are seeded alike on all
+        ranks while the pass is open, and restored as it ends, those of the data too: iterate to the end, or call
+        `close`. Of several ranks each reads the whole, unless the sampler of a loader deals it out.
+
+        Raises:
+            DataError: If the data can be iterated once.
+        """
+        return self._evaluator.training_pass(self._runtime.feed.seed)
+
+    def forward(self, batch: Any) -> Any:
+        """Run the network on a placed batch as a step does, and return its output; no gradients, nothing is counted.
+
+        The precision is that of the run, modes are as they stand, and gradients are not computed: what the network
+        keeps of a pass, such as the statistics of BatchNorm, is kept. With `compute_loss` that is called, and what it
+        logs is dropped. With `strategy="fsdp"` all ranks call this together.
+
+        Args:
+            batch: Such as one of `training_pass`.
+        """
+        return self._evaluator.forward(batch)
 
     @property
     def _evaluator(self) -> Evaluates:

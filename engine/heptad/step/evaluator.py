@@ -39,6 +39,7 @@ from heptad.step.function import LossStep, build_step
 from heptad.step.metrics import Metrics, MetricsInput, metrics_mistake
 from heptad.step.optimizers import Optimizers
 from heptad.step.precision import autocast, in_precision
+from heptad.step.training_pass import training_pass
 from heptad.step.trial import buffers_preserved, copies_of, first_batch, has_memory
 from heptad.table import evaluation_table
 
@@ -77,6 +78,7 @@ class Evaluator:
         self, components: Components, config: RunConfig, device: torch.device, machine: Callable[..., Drives]
     ) -> None:
         self._components = components
+        self._training = config
         self._config = reading_config(config)
         autocast(config.precision, device)  # refused now and not in the first step
         self._device = device
@@ -234,6 +236,18 @@ class Evaluator:
             left = self._left(feed, left - 1)
         with preserved():
             feed.end()
+
+    def training_pass(self, seed: int) -> Iterator[Any]:
+        """Yield the batches of a pass over the training data. See `Run.training_pass`."""
+        return training_pass(self._components, self._training, self._device, self._place, seed)
+
+    def forward(self, batch: Any) -> Any:
+        """Run the network on a placed batch. See `Run.forward`."""
+        at = initial_state(self._config)
+        at.batch = batch
+        with torch.no_grad(), self._passes(self._components.network, "run.forward(batch)"):
+            self._step({}).run(at)
+        return at.output
 
     def _begin_prediction(self, data: Any) -> tuple[Feed, int]:
         """Return the feed of a pass that has begun, and how many batches follow."""

@@ -363,7 +363,9 @@ class FileSource:
             limits = Limits(connection, self._path)
             connection.execute(f"PRAGMA busy_timeout = {BUSY_MS}")
             connection.execute("PRAGMA cache_size = -8000")
-            connection.execute("SELECT count(*) FROM sqlite_master").fetchone()  # reads the file, as the ones above do not
+            connection.execute(
+                "SELECT count(*) FROM sqlite_master"
+            ).fetchone()  # reads the file, as the ones above do not
             limits.admit()
         except BaseException:
             connection.close()

@@ -1,0 +1,324 @@
+"""`find_learning_rate`: a range test over learning rates, made by a run of its own that is put back afterwards."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import torch
+from torch.nn.parameter import is_lazy
+from torch.optim import Optimizer
+
+from heptad.config import Components, RunConfig
+from heptad.data.fetch import is_a
+from heptad.data.generators import global_states, restore_states
+from heptad.errors import ConfigError, EngineError, LogError, kind
+from heptad.run.run import Run
+from heptad.smoke.memento import Memento
+from heptad.smoke.rehearsal import SmokeEngine
+from heptad.step.optimizers import needs_closure
+
+SHOWN = 60
+"""Columns of the curve in the text of a result."""
+
+WINDOWS = 8
+"""Windows for each rate after which the test ends, because they make no update."""
+
+BARS = "▁▂▃▄▅▆▇█"
+
+
+class RangeEngine(Protocol):
+    """An engine, as far as a range test needs one."""
+
+    current: Run
+
+    def _driving(self, verb: str) -> AbstractContextManager[None]: ...
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class RateSearch:
+    """What `find_learning_rate` has found.
+
+    Attributes:
+        rates: The learning rate of each update that was made, of the group with the highest rate.
+        losses: The mean loss of the window of each, before that update.
+        smoothed: The losses, averaged exponentially and corrected for their beginning.
+        suggestion: The rate at which the smoothed loss falls steepest over the logarithm of the rate, between the first
+            update and the one of the lowest smoothed loss; `None` where it never falls.
+        lowest: The rate of the lowest smoothed loss: too high to train with.
+        diverged: Whether the test ended before `high`, because the loss rose or was not finite.
+        shares: For each parameter group, over all optimizers, its rate as a share of the highest: it keeps this share
+            at every update of the test. `suggestion * share` is its rate.
+    """
+
+    rates: tuple[float, ...]
+    losses: tuple[float, ...]
+    smoothed: tuple[float, ...]
+    suggestion: float | None
+    lowest: float
+    diverged: bool
+    shares: tuple[float, ...] = field(default=(1.0,))
+
+    def __str__(self) -> str:
+        how = "ended where the loss diverged" if self.diverged else "ran to the highest rate"
+        suggested = "none: the loss never fell" if self.suggestion is None else f"{self.suggestion:.3g}"
+        lines = [
+            f"learning rates {self.rates[0]:.3g} to {self.rates[-1]:.3g} in {len(self.rates)} updates, {how}",
+            f"suggestion {suggested}; lowest smoothed loss {min(self.smoothed):.6g} at {self.lowest:.3g}",
+            f"smoothed loss {''.join(_bars(self.smoothed))}",
+        ]
+        if len(set(self.shares)) > 1:
+            lines.append("groups: " + ", ".join(f"{share:.3g} of the rate" for share in self.shares))
+        return "\n".join(lines)
+
+    def __repr__(self) -> str:
+        return f"<RateSearch of {len(self.rates)} updates: suggestion {self.suggestion}>"
+
+    def plot(self) -> Any:
+        """Return the losses over the rates as a Bokeh figure; `bokeh.io.show` shows it.
+
+        Raises:
+            LogError: If Bokeh is not installed: pip install 'heptad[report]'.
+        """
+        try:
+            from heptad.report.rate_curve import rate_curve  # noqa: PLC0415 - an extra is imported where it is used
+        except ImportError as error:
+            raise LogError(f"a figure needs Bokeh; install it with: pip install 'heptad[report]' ({error})") from error
+        return rate_curve(self.rates, self.losses, self.smoothed, self.suggestion)
+
+
+def find_learning_rate(
+    engine: RangeEngine,
+    *,
+    low: float = 1e-7,
+    high: float = 1.0,
+    steps: int = 100,
+    accumulation: int | None = None,
+    smoothing: float = 0.9,
+    diverges: float = 4.0,
+) -> RateSearch:
+    """Train over exponentially growing learning rates, and put everything back: a range test.
+
+    L. N. Smith: Cyclical Learning Rates for Training Neural Networks, 2015 and WACV 2017 (arXiv:1506.01186). The first
+    of `steps` updates is made at `low`, the last at `high`, each at the one before it times the same factor. Groups
+    of different rates keep their ratio: the one with the highest rate gets the rate itself, each other its share.
+
+    The test is a run of its own over the engine's components and configuration, before that run begins; no plugin takes
+    part, a schedule, clipping or `Freeze` neither, and no function that was subscribed to the engine is called. It
+    passes over the data as often as it needs to. Weights, buffers, optimizers and their rates, gradients, modes, RNG
+    and data are put back as by `Engine.smoke`, also if it fails: `engine.run()` is, bit for bit, what it would be
+    without. What the data, a loss or an `init_weights` do elsewhere stays done. Reading the loss is a device sync each
+    update.
+
+    Args:
+        engine: An engine whose run has not begun.
+        low: The first rate, above 0.
+        high: The last one, above `low`.
+        steps: Updates from one to the other, at least 3.
+        accumulation: Steps in an update; by default those of the configuration.
+        smoothing: The share of the average that stays at each update, from 0 on and below 1.
+        diverges: The test ends when the smoothed loss is above its lowest times this, where that is above 0; above 1.
+            It also ends at a loss that is not finite, which is left out.
+
+    Returns:
+        Rates, losses and a suggestion; print it, or show its `plot()`.
+
+    Raises:
+        ConfigError: If an argument does not fit.
+        EngineError: If the run has begun; if data can be iterated once or the network could not be put back; if a group
+            has no learning rate that is a number, or an optimizer needs a closure; with `strategy="fsdp"`; if no
+            loss was finite.
+        BaseException: As `Engine.run`.
+    """
+    _refuse_arguments(low, high, steps, smoothing, diverges)
+    with engine._driving("find_learning_rate"), ExitStack() as put_back:  # in reverse order
+        run, parts = engine.current, engine.current.components
+        _refuse_what_stays(run, parts)
+        if run.device.type != "cpu":  # so that its generators are among the states
+            getattr(torch.get_device_module(run.device), "init", lambda: None)()
+        put_back.callback(restore_states, global_states())
+        roots = [getattr(parts, name) for name in type(parts).model_fields if name not in ("dataset", "loader")]
+        put_back.callback(Memento(roots, [parts.dataset if parts.loader is None else parts.loader]).restore)
+        changes: dict[str, Any] = {"epochs": None, "max_updates": steps}
+        if accumulation is not None:
+            changes["accumulation"] = accumulation
+        config = RunConfig(**{**_given(run.config), **changes})
+        factory: Any = type(engine)
+        test = _Test(low * (high / low) ** (number / (steps - 1)) for number in range(steps))
+        return test.drive(factory(parts, config), smoothing, diverges)
+
+
+class _Test:
+    """Sets a rate before each update, and takes the loss."""
+
+    def __init__(self, rates: Iterator[float]) -> None:
+        self._rates = [*rates]
+        self._shares: list[float] = []
+        self._losses: list[float] = []
+        self._smoothed: list[float] = []
+        self._diverged = False
+
+    def drive(self, engine: SmokeEngine, smoothing: float, diverges: float) -> RateSearch:
+        """Make the updates."""
+
+        def on_exit_of_before_loop(run: Run) -> None:
+            self._shares = _shares_of(run)
+
+        def on_enter_of_optimizer_update(run: Run) -> None:
+            _set_rates(run, self._rates[len(self._losses)], self._shares)
+            self._take(run, smoothing, diverges)
+
+        options: Any = {"every": 1, "once": False, "when": None, "first": None}
+        engine.on_exit("before_loop", **options)(on_exit_of_before_loop)
+        engine.on_enter("optimizer_update", **options)(on_enter_of_optimizer_update)
+        try:
+            engine.run()
+        finally:
+            engine.close()
+        return self._result()
+
+    def _take(self, run: Run, smoothing: float, diverges: float) -> None:
+        """Take the loss of the window, over all ranks; end the test where it diverges."""
+        found = [0.0, 0.0] if run.mean_loss is None else [float(run.mean_loss), 1.0]
+        total, ranks = map(float, run._runtime.peers.add(torch.tensor(found, dtype=torch.float64)))
+        if not ranks or run.update_skipped:  # a window of nothing, or the scale of fp16 is found: no update is made
+            if run.windows >= WINDOWS * len(self._rates):
+                run.stop("too many windows of the range test made no update")
+            return
+        loss = total / ranks
+        if math.isfinite(loss):
+            number, last = len(self._losses), self._smoothed[-1:] or [0.0]
+            weight = 1 - smoothing**number
+            average = smoothing * last[0] * weight + (1 - smoothing) * loss
+            self._losses.append(loss)
+            self._smoothed.append(average / (1 - smoothing ** (number + 1)))
+            best = min(self._smoothed)
+            self._diverged = best > 0 and self._smoothed[-1] > diverges * best
+        else:
+            self._diverged = True
+        if self._diverged:
+            run.skip_update("the range test has diverged")
+            run.stop("the range test has diverged")
+
+    def _result(self) -> RateSearch:
+        if not self._losses:
+            raise EngineError(
+                "find_learning_rate found no finite loss: that of the first window, before any update, is not finite, "
+                "or there is none; look for NaN in the data and the loss"
+            )
+        best = self._smoothed.index(min(self._smoothed))
+        rates = self._rates[: len(self._losses)]
+        return RateSearch(
+            tuple(rates),
+            tuple(self._losses),
+            tuple(self._smoothed),
+            _steepest(rates, self._smoothed, best),
+            rates[best],
+            self._diverged,
+            tuple(self._shares),
+        )
+
+
+def _steepest(rates: Sequence[float], smoothed: Sequence[float], best: int) -> float | None:
+    """Return the rate of the steepest fall up to a place: rates are evenly spaced in their logarithm."""
+    slopes: list[tuple[float, int]] = []
+    for place in range(best + 1):
+        before, after = max(place - 1, 0), min(place + 1, best)
+        if after > before:
+            slopes.append(((smoothed[after] - smoothed[before]) / (after - before), place))
+    slope, place = min(slopes, default=(0.0, 0))
+    return rates[place] if slope < 0 else None
+
+
+def _bars(values: Sequence[float]) -> Iterator[str]:
+    low, high = min(values), max(values)
+    for column in range(min(SHOWN, len(values))):
+        value = values[column * len(values) // min(SHOWN, len(values))]
+        yield BARS[0] if high == low else BARS[int((value - low) / (high - low) * (len(BARS) - 1))]
+
+
+def _given(config: RunConfig) -> dict[str, Any]:
+    """Return the fields of a configuration that were given."""
+    return {name: getattr(config, name) for name in config.model_fields_set}
+
+
+def _refuse_arguments(low: float, high: float, steps: int, smoothing: float, diverges: float) -> None:
+    numbers = {"low": low, "high": high, "smoothing": smoothing, "diverges": diverges}
+    for name, value in numbers.items():
+        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):  # pyright: ignore[reportUnnecessaryIsInstance] - for callers without a type checker
+            raise ConfigError(f"find_learning_rate({name}=…) must be a finite number, got {value!r}")
+    if not 0 < low < high:
+        raise ConfigError(f"find_learning_rate needs 0 < low < high, got low={low!r}, high={high!r}")
+    if type(steps) is not int or steps < 3:
+        raise ConfigError(f"find_learning_rate(steps=…) must be a whole number from 3 on, got {steps!r}")
+    if not 0 <= smoothing < 1:
+        raise ConfigError(f"find_learning_rate(smoothing=…) must be from 0 on and below 1, got {smoothing!r}")
+    if diverges <= 1:
+        raise ConfigError(f"find_learning_rate(diverges=…) must be above 1, got {diverges!r}")
+
+
+def _refuse_what_stays(run: Run, parts: Components) -> None:
+    """Refuse what could not be put back, as a smoke run does."""
+    data = parts.dataset if parts.loader is None else parts.loader
+    if run.state != "idle":
+        raise EngineError(
+            f"find_learning_rate was called on a run that is in {run.state}; call it before run(), or with a new Engine"
+        )
+    if run.shares:
+        raise EngineError(
+            "find_learning_rate puts everything back, and strategy='fsdp' shards the network for good; find the rate "
+            "with strategy='ddp' or 'none' on a network with fewer blocks"
+        )
+    if is_a(data, Iterator):
+        raise EngineError(
+            f"the data (a {kind(data)}) can be iterated once, so a range test would use them up; pass an object whose "
+            "__iter__ begins anew"
+        )
+    if any(is_lazy(tensor) for tensor in (*parts.network.parameters(), *parts.network.buffers())):
+        raise EngineError(
+            "the network has parts whose shape is not known yet, and they could not be put back; run one batch through "
+            "it before find_learning_rate"
+        )
+
+
+def _shares_of(run: Run) -> list[float]:
+    """Return the rate of each group as a share of the highest; where all are 0, as before a warm-up, each is 1.
+
+    Raises:
+        EngineError: If one has no rate, or an optimizer needs a closure.
+    """
+    for optimizer in run.optimizers:
+        if needs_closure(optimizer):
+            raise EngineError(
+                f"find_learning_rate makes one step an update, and {kind(optimizer)} needs a closure, with which it "
+                "computes each window several times and searches for its step itself; leave the range test out"
+            )
+    groups = run.parameter_groups()
+    rates = [_rate_of(group, number, run.optimizers) for number, group in enumerate(groups)]
+    highest = max(rates, default=0.0)
+    return [rate / highest for rate in rates] if highest > 0 else [1.0] * len(rates)
+
+
+def _rate_of(group: dict[str, Any], number: int, optimizers: Sequence[Optimizer]) -> float:
+    """Return the rate that a group was built with: a schedule may have written its first one over it."""
+    rate = group.get("initial_lr", group.get("lr"))
+    if isinstance(rate, torch.Tensor) and rate.numel() == 1:
+        return float(rate)
+    if isinstance(rate, bool) or not isinstance(rate, int | float):
+        kinds = ", ".join(kind(optimizer) for optimizer in optimizers)
+        raise EngineError(
+            f"find_learning_rate sets the learning rate, and parameter group {number} of {kinds} has none that is a "
+            f"number: lr is {rate!r}; give it one"
+        )
+    return float(rate)
+
+
+def _set_rates(run: Run, rate: float, shares: Sequence[float]) -> None:
+    for group, share in zip(run.parameter_groups(), shares, strict=True):
+        if isinstance(group["lr"], torch.Tensor):  # in place: compiled and captured steps hold the tensor
+            group["lr"].fill_(rate * share)
+        else:
+            group["lr"] = rate * share
