@@ -365,7 +365,7 @@ class FileSource:
             connection.execute("PRAGMA cache_size = -8000")
             connection.execute(
                 "SELECT count(*) FROM sqlite_master"
-            ).fetchone()  # reads the file, as the ones above do not
+            ).fetchone()  # the first to read the file
             limits.admit()
         except BaseException:
             connection.close()
