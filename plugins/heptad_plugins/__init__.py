@@ -21,6 +21,7 @@ _HOMES = {
     "Profiler": "profiler",
     "Progress": "progress",
     "Report": "report",
+    "RunFolder": "run_folder",
     "SAM": "sam",
     "TensorBoardLogger": "tensorboard_logger",
     "Throughput": "throughput",

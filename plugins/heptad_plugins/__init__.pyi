@@ -13,6 +13,7 @@ from heptad_plugins.non_finite_guard import NonFiniteGuard as NonFiniteGuard
 from heptad_plugins.profiler import Profiler as Profiler
 from heptad_plugins.progress import Progress as Progress
 from heptad_plugins.report import Report as Report
+from heptad_plugins.run_folder import RunFolder as RunFolder
 from heptad_plugins.sam import SAM as SAM
 from heptad_plugins.tensorboard_logger import TensorBoardLogger as TensorBoardLogger
 from heptad_plugins.throughput import Throughput as Throughput

@@ -19,7 +19,7 @@ from heptad.history.query import TransitionLog
 def add_to(parser: argparse.ArgumentParser) -> None:
     """Add the arguments."""
     parser.add_argument(
-        "files", metavar="RUN", nargs="+", help="two journals; one with --ranks, any number with --summary"
+        "files", metavar="RUN", nargs="+", type=journal_in, help="two journals; one with --ranks, any number with --summary"
     )
     parser.add_argument("--json", action="store_true", help="print JSON in place of text and tables")
     parser.add_argument(

@@ -17,7 +17,7 @@ STDOUT = "-"
 def add_to(parser: argparse.ArgumentParser) -> None:
     """Add the arguments."""
     parser.add_argument(
-        "runs", metavar="RUN", nargs="+", help="a journal, as the Journal plugin writes it; several are compared"
+        "runs", metavar="RUN", nargs="+", type=journal_in, help="a journal, as the Journal plugin writes it; several are compared"
     )
     parser.add_argument(
         "-o",

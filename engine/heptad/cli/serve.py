@@ -16,7 +16,7 @@ _MOST_PORT = 65_535
 
 def add_to(parser: argparse.ArgumentParser) -> None:
     """Add the arguments."""
-    parser.add_argument("runs", metavar="RUN", nargs="+", help="a journal; it may be written meanwhile")
+    parser.add_argument("runs", metavar="RUN", nargs="+", type=journal_in, help="a journal; it may be written meanwhile")
     parser.add_argument(
         "--port", metavar="N", type=count, default=0, help="the port to listen on; by default any that is free"
     )
