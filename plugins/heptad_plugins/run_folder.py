@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 from pathlib import Path
+from typing import Literal
 
 from heptad import PluginError
 from heptad.plugin import Placing
@@ -31,6 +32,7 @@ class RunFolder(Placing):
 
     Args:
         directory: Where the numbered folders are; made where it is missing.
+        on_error: As of every observer; it has no handlers that could fail, so it changes nothing.
 
     Raises:
         PluginError: If it is no path, or that of a file; when a run begins, if no folder can be made in it.
@@ -40,7 +42,8 @@ class RunFolder(Placing):
     observes = True
     ranks = "all"  # whoever writes on a further rank asks for the path there
 
-    def __init__(self, directory: str | os.PathLike[str]) -> None:
+    def __init__(self, directory: str | os.PathLike[str], *, on_error: Literal["raise", "detach"] = "raise") -> None:
+        self.on_error = on_error
         self._root = directory_of("RunFolder", "directory", directory)
 
     @property
