@@ -103,7 +103,7 @@ def _parts(text: str) -> object:
     if text.strip().lower() in NOTHING:
         return ()
     listed = _json(text, list)
-    return listed if isinstance(listed, list) else tuple(part.strip() for part in text.split(","))
+    return cast("list[object]", listed) if isinstance(listed, list) else tuple(part.strip() for part in text.split(","))
 
 
 def _json(text: str, kind: type) -> object:
