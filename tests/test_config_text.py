@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from heptad import ConfigError, RunConfig
@@ -38,6 +38,7 @@ def as_text(value: object) -> str:
     return value if isinstance(value, str) else json.dumps(value)
 
 
+@settings(max_examples=25)
 @given(st.fixed_dictionaries(VALUES))
 def test_a_configuration_comes_back_from_its_texts(values: dict[str, object]):
     config = RunConfig.model_validate({"epochs": 3, **values})

@@ -75,8 +75,8 @@ def verify_places(plugins: Sequence[Plugin]) -> None:
     """
     for plugin in plugins:
         for held in cast("dict[str, object]", getattr(plugin, "__dict__", {})).values():
-            place = held.place if isinstance(held, OutputPath) else held
-            if isinstance(place, Placing) and all(place is not other for other in plugins):
+            place = held.place if isinstance(held, OutputPath) else None
+            if place is not None and all(place is not other for other in plugins):
                 raise PluginError(
                     f"{plugin.name} writes to a {place.name} that is not in the list of plugins; put it there as well: "
                     f"plugins=[folder, {plugin.name}(folder), …]"
