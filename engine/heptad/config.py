@@ -25,6 +25,7 @@ from pydantic.functional_validators import ModelWrapValidatorHandler  # pydantic
 from torch import nn
 from torch.optim import Optimizer
 
+from heptad.config_text import values_of
 from heptad.errors import ConfigError, EngineError, a_kind, in_a_line, kind, nearest, summarize
 
 
@@ -278,6 +279,31 @@ class RunConfig(_Checked):
     patience: Seconds = 600.0
     log_capacity: Positive = 1_000_000
     trace_handlers: bool = False
+
+    @classmethod
+    def from_strings(cls, settings: Mapping[str, object] | Iterable[str]) -> Self:
+        """Build it from texts, where there is nothing else: the command line, the environment, INI files.
+
+        Only texts are read leniently: `"10"`, `"1e3"` and `"10.0"` are whole numbers; `"true"`, `"yes"`, `"on"` and
+        `"false"`, `"no"`, `"off"` truth values in either case; `"none"`, `"null"` and `""` nothing, where a field may
+        be None; several words have commas between them or are a JSON list; `compile` takes a JSON object, or
+        `compile.mode` for one option. A value that is no text is checked as strictly as ever.
+
+        Args:
+            settings: Values by name, or texts such as `"epochs=10"`, of which the last of a name counts.
+
+        Raises:
+            ConfigError: With every mistake, one a line.
+        """
+        values, mistakes = values_of(cls, settings)
+        try:
+            made = cls(**cast("dict[str, Any]", values))
+        except ConfigError as error:
+            mistakes.append(str(error))
+        else:
+            if not mistakes:
+                return made
+        raise ConfigError("\n".join(mistakes))
 
     @field_validator("device", mode="before")
     @classmethod

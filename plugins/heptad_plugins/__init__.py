@@ -24,6 +24,7 @@ _HOMES = {
     "Profiler": "profiler",
     "Progress": "progress",
     "Report": "report",
+    "RunFolder": "run_folder",
     "SAM": "sam",
     "SWA": "swa",
     "TensorBoardLogger": "tensorboard_logger",

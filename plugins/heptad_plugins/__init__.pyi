@@ -16,6 +16,7 @@ from heptad_plugins.otel_tracing import OTelTracing as OTelTracing
 from heptad_plugins.profiler import Profiler as Profiler
 from heptad_plugins.progress import Progress as Progress
 from heptad_plugins.report import Report as Report
+from heptad_plugins.run_folder import RunFolder as RunFolder
 from heptad_plugins.sam import SAM as SAM
 from heptad_plugins.swa import SWA as SWA
 from heptad_plugins.tensorboard_logger import TensorBoardLogger as TensorBoardLogger

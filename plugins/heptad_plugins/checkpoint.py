@@ -11,8 +11,9 @@ from time import monotonic
 from typing import Any, Literal
 
 from heptad import CheckpointError, Detour, Plugin, PluginError, Run
-from heptad.plugin import BackgroundWriter, Snapshot, Store, refuse_unrecorded
+from heptad.plugin import BackgroundWriter, Placing, Snapshot, Store, refuse_unrecorded
 from heptad_plugins._options import directory_of, number, one_of, places_of, selection, text_of, whole_number, yes_or_no
+from heptad_plugins._output_path import output_of
 from heptad_plugins._stored import flag_in, mapping
 
 Place = Literal["after_step", "optimizer_update", "after_epoch"]
@@ -60,7 +61,8 @@ class Checkpoint(Plugin):
     minutes counts as failed.
 
     Args:
-        directory: Where they are kept; made where it is missing.
+        directory: Where they are kept; made where it is missing. Or a `RunFolder`, for `checkpoints` in it; without
+            `mirror`.
         at: After which state or states: `"after_epoch"`, `"optimizer_update"`, `"after_step"`.
         every: At each epoch, update or step, whichever ends there, whose number is a multiple of this.
         first: The first of these numbers, by default `every`: `every=10, first=1` means 1, 11, 21, ….
@@ -91,7 +93,7 @@ class Checkpoint(Plugin):
 
     def __init__(
         self,
-        directory: str | os.PathLike[str],
+        directory: str | os.PathLike[str] | Placing,
         at: Place | Sequence[Place] = "after_epoch",
         every: int = 1,
         seconds: float | None = None,
@@ -121,10 +123,28 @@ class Checkpoint(Plugin):
         self._background = yes_or_no("Checkpoint", "background", background)
         self._writer: BackgroundWriter | None = None
         self.on_error = on_error
-        self.store = Store(directory_of("Checkpoint", "directory", directory), mirror=mirror)
+        self._output = output_of("Checkpoint", "directory", directory, "checkpoints", directory_of)
+        if mirror is not None and self._output.place is not None:
+            raise PluginError(
+                "Checkpoint(mirror=…) needs a directory of its own: a new machine would not know which of the numbered "
+                "runs to fetch; give a path in place of the folder, or leave mirror out"
+            )
+        self._store = Store(self._output.path, mirror=mirror)
         self._saved_at = 0.0
         self._claimed = False
         self._has_valued = False
+
+    @property
+    def store(self) -> Store:
+        """The checkpoints; in a run folder those of the run that began last."""
+        place = self._output.place
+        if place is not None and place.is_placed and self._store.directory != self._output.path:
+            self._store = Store(self._output.path)
+        return self._store
+
+    @store.setter
+    def store(self, store: Store) -> None:
+        self._store = store
 
     def detours(self) -> Iterable[Detour]:
         """Return the state `checkpoint`, once for each place, which counts what ends there."""

@@ -6,9 +6,11 @@ import os
 from typing import Any, Literal
 
 from heptad import Plugin, PluginError, Run
+from heptad.plugin import Placing
 from heptad_plugins._csv_file import PLACE, CSVFile
 from heptad_plugins._losses import Losses, is_per_update, thinned
 from heptad_plugins._options import path_of, selection
+from heptad_plugins._output_path import output_of
 from heptad_plugins._stored import count_in
 
 
@@ -34,8 +36,8 @@ class CSVLogger(Plugin):
     and values that are on a device is a device sync: every `every` updates, and where there are such values.
 
     Args:
-        path: The file; its folders are made. A value named like one of the columns `step`, `update`, `epoch` has
-            `(recorded)` behind its name.
+        path: The file; its folders are made. Or a `RunFolder`, for `log.csv` in it. A value named like one of the
+            columns `step`, `update`, `epoch` has `(recorded)` behind its name.
         every: Updates between two values of `train/loss` in the file.
         first: The first of these numbers, by default `every`: `every=10, first=1` means 1, 11, 21, ….
         overwrite: Whether values of another run in the file are dropped when a run begins.
@@ -58,7 +60,7 @@ class CSVLogger(Plugin):
 
     def __init__(
         self,
-        path: str | os.PathLike[str],
+        path: str | os.PathLike[str] | Placing,
         every: int = 1,
         overwrite: bool = False,
         *,
@@ -66,12 +68,13 @@ class CSVLogger(Plugin):
         on_error: Literal["raise", "detach"] = "raise",
     ) -> None:
         self.on_error = on_error
-        self._path = path_of("CSVLogger", "path", path)
+        self._output = output_of("CSVLogger", "path", path, "log.csv", path_of)
         self._numbers = selection("CSVLogger", every, first)
         self._overwrite = overwrite
         self._forget()
 
     def _forget(self) -> None:
+        self._path = self._output.path
         self._file = CSVFile(self._path)
         self._resumed = False
         self._seen = 0  # recorded values that were written

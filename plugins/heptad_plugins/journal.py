@@ -8,9 +8,10 @@ from typing import Any, Literal
 import torch
 
 from heptad import LogError, Plugin, PluginError, Run
-from heptad.plugin import JournalFile, JournalRecorder
+from heptad.plugin import JournalFile, JournalRecorder, Placing
 from heptad_plugins._losses import Losses
 from heptad_plugins._options import path_of, whole_number
+from heptad_plugins._output_path import output_of
 from heptad_plugins._stored import scalars_in
 
 
@@ -44,7 +45,8 @@ class Journal(Plugin):
     file.
 
     Args:
-        path: The file, of rank 0 where there are several; missing folders are made.
+        path: The file, of rank 0 where there are several; missing folders are made. Or a `RunFolder`, for
+            `log.journal` in it.
         flush_every: Transitions that the file may lack after a kill. The run waits after that many until they are
             written, about 0.3 ms. `None` for those of the last second.
         overwrite: Whether to discard another run's log in the file.
@@ -68,7 +70,7 @@ class Journal(Plugin):
 
     def __init__(
         self,
-        path: str | os.PathLike[str],
+        path: str | os.PathLike[str] | Placing,
         flush_every: int | None = None,
         overwrite: bool = False,
         *,
@@ -76,14 +78,14 @@ class Journal(Plugin):
         on_error: Literal["raise", "detach"] = "raise",
     ) -> None:
         self.on_error = on_error
-        self._path = path_of("Journal", "path", path)
+        self._output = output_of("Journal", "path", path, "log.journal", path_of)
         self._flush_every = None if flush_every is None else whole_number("Journal", "flush_every", flush_every)
         self._overwrite = overwrite
         self._values = self.needs_epoch_loss = values
         self._forget()
 
     def _forget(self) -> None:
-        self._file = JournalFile(self._path, self._overwrite)
+        self._file = JournalFile(self._output.path, self._overwrite)
         self._recorder: JournalRecorder | None = None
         self._losses = Losses()
         self._rates: dict[str, float | torch.Tensor] = {}

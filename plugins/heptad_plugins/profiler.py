@@ -13,8 +13,10 @@ import torch
 from torch.profiler import profile, record_function
 
 from heptad import Plugin, PluginError, Run, on_enter
+from heptad.plugin import Placing
 from heptad_plugins._device import AllocationHistory, history_of
 from heptad_plugins._options import path_of
+from heptad_plugins._output_path import output_of
 
 MOST_ENTRIES = 100_000
 """Allocations that the device remembers for the snapshot."""
@@ -41,7 +43,8 @@ class Profiler(Plugin):
     name, for https://pytorch.org/memory_viz, and a note on the exception says so.
 
     Args:
-        path: The file of the trace; its folders are made. With `.gz` at its end it is compressed.
+        path: The file of the trace; its folders are made. With `.gz` at its end it is compressed. Or a `RunFolder`,
+            for `trace.json` in it.
         updates: Which updates, such as `range(10, 13)`.
         memory: Whether allocations are recorded.
         record_shapes: Whether the trace has the shapes of operators' inputs.
@@ -62,7 +65,7 @@ class Profiler(Plugin):
 
     def __init__(
         self,
-        path: str | os.PathLike[str],
+        path: str | os.PathLike[str] | Placing,
         updates: range,
         *,
         memory: bool = True,
@@ -73,8 +76,9 @@ class Profiler(Plugin):
         on_error: Literal["raise", "detach"] = "raise",
     ) -> None:
         self.on_error = on_error
-        self._path = self._given_path = path_of("Profiler", "path", path)
-        if self._path.is_dir():
+        self._output = output_of("Profiler", "path", path, "trace.json", path_of)
+        self._path = self._output.path
+        if self._output.place is None and self._path.is_dir():
             raise PluginError(f"Profiler(path=…): {self._path} is a directory; name a file, such as trace.json in it")
         if not isinstance(updates, range) or not updates or updates.step != 1 or updates.start < 0:  # pyright: ignore[reportUnnecessaryIsInstance] - for callers without a type checker
             raise PluginError(
@@ -104,7 +108,7 @@ class Profiler(Plugin):
         Raises:
             PluginError: If the file is there already, and the run is not one that continues.
         """
-        self._path = _of_rank(self._given_path, run.rank)
+        self._path = _of_rank(self._output.path, run.rank)
         if run.state != "idle" or run.afresh:
             self._files = self._names(overwrite=False)  # what is there is of this run, or of an attempt at it
         elif self._path.exists() and not self._overwrite:

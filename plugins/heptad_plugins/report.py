@@ -7,8 +7,9 @@ from importlib.util import find_spec
 from typing import Literal
 
 from heptad import LogError, Plugin, PluginError, Run, TransitionLog
-from heptad.plugin import write_report
+from heptad.plugin import Placing, write_report
 from heptad_plugins._options import path_of
+from heptad_plugins._output_path import output_of
 
 
 class Report(Plugin):
@@ -22,8 +23,8 @@ class Report(Plugin):
     Needs the extra `report`.
 
     Args:
-        path: The file; missing folders are made.
-        journal: The journal of this run, to report on in place of the log in memory.
+        path: The file; missing folders are made. Or a `RunFolder`, for `report.html` in it.
+        journal: The journal of this run, or the `RunFolder` that it is in, to report on in place of the log in memory.
         on_error: With `"detach"` the run's result stands even where the report cannot be written.
 
     Raises:
@@ -38,8 +39,8 @@ class Report(Plugin):
 
     def __init__(
         self,
-        path: str | os.PathLike[str] = "report.html",
-        journal: str | os.PathLike[str] | None = None,
+        path: str | os.PathLike[str] | Placing = "report.html",
+        journal: str | os.PathLike[str] | Placing | None = None,
         *,
         on_error: Literal["raise", "detach"] = "raise",
     ) -> None:
@@ -47,8 +48,8 @@ class Report(Plugin):
         if lacking:
             raise PluginError(f"Report needs {' and '.join(lacking)}: pip install 'heptad[report]'")
         self.on_error = on_error
-        self._path = path_of("Report", "path", path)
-        self._journal = None if journal is None else path_of("Report", "journal", journal)
+        self._output = output_of("Report", "path", path, "report.html", path_of)
+        self._journal = None if journal is None else output_of("Report", "journal", journal, "log.journal", path_of)
 
     def close(self, run: Run) -> None:
         """Write the page, if the run has ended.
@@ -59,7 +60,7 @@ class Report(Plugin):
         if not run.ended:
             return
         try:
-            log = run.log if self._journal is None else TransitionLog.load(self._journal)
-            write_report(log, self._path)
+            log = run.log if self._journal is None else TransitionLog.load(self._journal.path)
+            write_report(log, self._output.path)
         except (LogError, OSError) as error:
-            raise PluginError(f"Report: {self._path} was not written: {error}") from error
+            raise PluginError(f"Report: {self._output.path} was not written: {error}") from error

@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 from heptad import EngineError, Plugin, PluginError, Run
+from heptad.plugin import Placing
 from heptad_plugins._event_files import EventFiles
 from heptad_plugins._losses import Losses, is_per_update, thinned
 from heptad_plugins._options import directory_of, selection
+from heptad_plugins._output_path import output_of
 from heptad_plugins._stored import count_in
 
 if TYPE_CHECKING:
@@ -43,7 +45,7 @@ class TensorBoardLogger(Plugin):
     and values that are on a device is a device sync: every `every` updates, and where there are such values.
 
     Args:
-        directory: Where the event files go; it is made.
+        directory: Where the event files go; it is made. Or a `RunFolder`, for `tensorboard` in it.
         every: Updates between two values of `train/loss` and the learning rates in the files.
         first: The first of these numbers, by default `every`: `every=10, first=1` means 1, 11, 21, ….
         hparams: Further hyperparameters by name, such as the width of the network.
@@ -65,7 +67,7 @@ class TensorBoardLogger(Plugin):
 
     def __init__(
         self,
-        directory: str | os.PathLike[str],
+        directory: str | os.PathLike[str] | Placing,
         every: int = 1,
         *,
         first: int | None = None,
@@ -78,13 +80,13 @@ class TensorBoardLogger(Plugin):
             raise ImportError("TensorBoardLogger needs tensorboard: pip install 'heptad[tensorboard]'") from error
         self.on_error = on_error
         self._build = SummaryWriter
-        self._directory = str(directory_of("TensorBoardLogger", "directory", directory))
+        self._output = output_of("TensorBoardLogger", "directory", directory, "tensorboard", directory_of)
         try:
-            self._directory.encode()
+            str(self._output.path).encode()
         except UnicodeEncodeError:
             raise PluginError(
                 "TensorBoardLogger(directory=…): tensorboard writes to no folder whose name is not UTF-8, as in "
-                f"{self._directory!a}; name another, or rename it"
+                f"{str(self._output.path)!a}; name another, or rename it"
             ) from None
         self._numbers = selection("TensorBoardLogger", every, first)
         self._writer: SummaryWriter | None = None
@@ -101,6 +103,7 @@ class TensorBoardLogger(Plugin):
         self._seen = 0
         self._losses = Losses()
         self._rates: dict[str, float] = {}
+        self._directory = str(self._output.path)
         self._files = EventFiles(Path(self._directory))
         self._spent: Mapping[str, int] = {}
 

@@ -16,6 +16,8 @@ MANIFEST = "manifest.json"
 STATE = "state.json"
 SUFFIX = ".safetensors"
 LOCK = ".lock"
+CHECKPOINTS = "checkpoints"
+"""What the directory of checkpoints is called in a folder that holds all of a run."""
 
 SECTION = r"[a-z][a-z0-9_]{0,63}"
 """The form of a section's name; its tensors are in the files `<section>-00000.safetensors`, -00001 and so on."""
@@ -51,7 +53,7 @@ def rank_file(rank: int) -> str:
 
 
 def named_path(named: str | os.PathLike[str]) -> Path:
-    """Return the path that a user names; nothing need be there.
+    """Return the path that a user names, of a run's folder that of its checkpoints; nothing need be there.
 
     Raises:
         CheckpointError: If nothing can have this name: it is empty, too long, or no text of the file system.
@@ -64,7 +66,8 @@ def named_path(named: str | os.PathLike[str]) -> Path:
             raise CheckpointError(
                 f"no directory of checkpoints can have the name {text[:100]!a}, of {len(text)} characters; name another"
             ) from error
-    return Path(text)
+    inner = Path(text) / CHECKPOINTS
+    return inner if inner.is_dir() else Path(text)
 
 
 def is_checkpoint(path: Path) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Collection, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from heptad.data.generators import restore_states
 from heptad.errors import CheckpointError, EngineError, in_a_line
 from heptad.plugin.detour_state import DetourState
 from heptad.plugin.manager import PluginManager
+from heptad.plugin.placing import Placing
 from heptad.plugin.subscription import Subscription
 from heptad.record.checkpoint_events import Remark, Resume
 from heptad.run.run import Run
@@ -57,6 +59,8 @@ class Resumption:
         """Whether restoring has begun to change live objects."""
         self._asked = False
         """Whether the ranks have compared what each is to resume from."""
+        self._placed = False
+        """Whether plugins that choose a folder have done so for this run."""
         self._generators: Mapping[str, Any] | None = None
         """States of the global generators from a checkpoint, until `restore_generators` does."""
 
@@ -72,6 +76,8 @@ class Resumption:
         run._buffer.facts |= {"rank": run.rank, "world": run.world}
         if run.state == "idle":
             self._compare(run, "no checkpoint")
+            if not self._placed:
+                self._place(run, None)
             self._first.update((name, describe_module(module)) for name, module in modules_of(run).items())
 
     def capture(self, run: Run) -> Snapshot:
@@ -112,9 +118,11 @@ class Resumption:
         try:
             self._resume(run, source, build, allow_changes)
         except AnotherRunError as error:  # nothing was touched: the run may still begin
+            self._placed = False
             raise CheckpointError(str(error)) from error.__cause__
         except BaseException as error:
             mistaken = type(error) is EngineError  # a call that is not legal
+            self._placed = self._generators is not None
             if self._generators is None and not mistaken:
                 self._refused = in_a_line(error)
             raise
@@ -146,6 +154,8 @@ class Resumption:
             )
 
     def _resume(self, run: Run, source: str | os.PathLike[str], build: Build, allow_changes: Collection[str]) -> None:
+        if self._generators is None and (source != "auto" or stores_of(self._manager.plugins)):
+            self._place(run, source)
         found = find(source, stores_of(self._manager.plugins), run)
         if self._generators is not None:
             if found is None or found.path.resolve() != Path(run.resumed_from or "").resolve():
@@ -179,6 +189,17 @@ class Resumption:
         for finding in findings:
             run.emit(finding)
 
+    def _place(self, run: Run, source: str | os.PathLike[str] | None) -> None:
+        """Have the folders of this run chosen, on the first rank, which the others take over.
+
+        Raises:
+            PluginError: If one cannot be made; of several ranks a CheckpointError.
+        """
+        for plugin in self._manager.plugins:
+            if isinstance(plugin, Placing):
+                plugin.take(Path(together(run._runtime.peers).first(partial(_placed_by, plugin, source))))
+        self._placed = True
+
     def restore_generators(self, run: Run) -> None:
         """Restore the global generators of a run that was resumed, and note which options nobody has restored.
 
@@ -194,3 +215,7 @@ class Resumption:
         self._generators = None
         for text in changed_options(run, self._options):
             run.emit(Remark, text)
+
+
+def _placed_by(plugin: Placing, source: str | os.PathLike[str] | None) -> str:
+    return str(plugin.place(source))

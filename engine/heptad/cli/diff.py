@@ -6,6 +6,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
+from heptad.cli.arguments import journal_in
 from heptad.cli.compare import print_comparison
 from heptad.cli.grid import print_text
 from heptad.cli.output import print_error, print_json, print_line
@@ -19,7 +20,11 @@ from heptad.history.query import TransitionLog
 def add_to(parser: argparse.ArgumentParser) -> None:
     """Add the arguments."""
     parser.add_argument(
-        "files", metavar="RUN", nargs="+", help="two journals; one with --ranks, any number with --summary"
+        "files",
+        metavar="RUN",
+        nargs="+",
+        type=journal_in,
+        help="two journals; one with --ranks, any number with --summary",
     )
     parser.add_argument("--json", action="store_true", help="print JSON in place of text and tables")
     parser.add_argument(

@@ -6,6 +6,7 @@ import argparse
 import sys
 from pathlib import Path
 
+from heptad.cli.arguments import journal_in
 from heptad.cli.output import is_stdout, print_error, print_json, print_line
 from heptad.history.query import TransitionLog
 from heptad.report.page import write_report
@@ -17,7 +18,11 @@ STDOUT = "-"
 def add_to(parser: argparse.ArgumentParser) -> None:
     """Add the arguments."""
     parser.add_argument(
-        "runs", metavar="RUN", nargs="+", help="a journal, as the Journal plugin writes it; several are compared"
+        "runs",
+        metavar="RUN",
+        nargs="+",
+        type=journal_in,
+        help="a journal, as the Journal plugin writes it; several are compared",
     )
     parser.add_argument(
         "-o",

@@ -14,6 +14,8 @@ from heptad.plugin.lookup import monitored as monitored
 from heptad.plugin.lookup import refuse_unrecorded as refuse_unrecorded
 from heptad.plugin.marks import on_enter as on_enter
 from heptad.plugin.marks import on_exit as on_exit
+from heptad.plugin.placing import OutputPath as OutputPath
+from heptad.plugin.placing import Placing as Placing
 from heptad.plugin.times import entered as entered
 from heptad.plugin.times import now_ns as now_ns
 from heptad.record.buffer import Follower as Follower

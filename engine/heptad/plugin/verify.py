@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from heptad.errors import PluginError, a_kind, kind, nearest
 from heptad.plugin.contract import Plugin
 from heptad.plugin.marks import LIFE, SHIPPED_DETOURS
+from heptad.plugin.placing import verify_places
 from heptad.plugin.subscription import Subscription
 from heptad.table import REDO, Table
 
@@ -17,7 +18,8 @@ def verify_plugins(plugins: Sequence[object]) -> None:
 
     Raises:
         PluginError: If it is not a list, holds a class in place of an instance, something that is not a plugin, the
-            same object twice, two plugins of one name, or one that stores a state and cannot restore it.
+            same object twice, two plugins of one name, one that stores a state and cannot restore it, or one that
+            writes to a folder which is not in the list.
     """
     if not isinstance(plugins, list | tuple):
         raise PluginError(f"plugins must be a list, got {a_kind(plugins)}; write plugins=[…]")
@@ -44,6 +46,7 @@ def verify_plugins(plugins: Sequence[object]) -> None:
         if other is not None:
             raise PluginError(f"two plugins have the name '{plugin.name}'; give one of them another `name`")
         seen[plugin.name] = plugin
+    verify_places(list(seen.values()))
 
 
 def _verify_state(plugin: Plugin) -> None:

@@ -363,9 +363,7 @@ class FileSource:
             limits = Limits(connection, self._path)
             connection.execute(f"PRAGMA busy_timeout = {BUSY_MS}")
             connection.execute("PRAGMA cache_size = -8000")
-            connection.execute(
-                "SELECT count(*) FROM sqlite_master"
-            ).fetchone()  # the first to read the file
+            connection.execute("SELECT count(*) FROM sqlite_master").fetchone()  # the first to read the file
             limits.admit()
         except BaseException:
             connection.close()
