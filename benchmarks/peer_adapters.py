@@ -91,7 +91,7 @@ class Work:
         """Return a loader of the batches, or of the samples as tutorials write it."""
         if self.dataset is not None:
             return DataLoader(self.dataset, batch_size=64, shuffle=True)
-        return DataLoader(self.batches, batch_size=1, collate_fn=only)  # pyright: ignore[reportArgumentType] - it has the two methods that it needs
+        return DataLoader(self.batches, batch_size=1, collate_fn=only)
 
     def call(self, *arguments: Any, **named: Any) -> None:
         """Do what a handler does: count the call."""
@@ -302,14 +302,14 @@ def transformers(work: Work) -> Train:
 
     class FromReady(Trainer):
         def get_train_dataloader(self) -> Any:
-            loader = DataLoader(work.batches, batch_size=1, collate_fn=only_named)  # pyright: ignore[reportArgumentType] - as above
+            loader = DataLoader(work.batches, batch_size=1, collate_fn=only_named)
             return self.accelerator.prepare(loader)
 
     arguments = TrainingArguments(**quiet_arguments(work))
     trainer = (Trainer if work.dataset is not None else FromReady)(
         WithLoss(work),
         arguments,
-        train_dataset=NamedSamples(work.dataset) if work.dataset is not None else work.batches,  # pyright: ignore[reportArgumentType] - as above
+        train_dataset=NamedSamples(work.dataset) if work.dataset is not None else work.batches,
         optimizers=(work.optimizer(), None),
         callbacks=work.handlers(TrainerCallback, "on_step_end"),
     )
@@ -317,12 +317,12 @@ def transformers(work: Work) -> Train:
 
 
 def transformers_counted(work: Work) -> Train:
-    """Return a run of transformers' Trainer with a loss that is divided by the labels of the window, as in its models."""
+    """Return a run of transformers' Trainer with a loss that is divided by the labels of the window."""
     from transformers import Trainer, TrainingArguments
 
     class FromReady(Trainer):
         def get_train_dataloader(self) -> Any:
-            loader = DataLoader(work.batches, batch_size=1, collate_fn=only_labelled)  # pyright: ignore[reportArgumentType] - as above
+            loader = DataLoader(work.batches, batch_size=1, collate_fn=only_labelled)
             return self.accelerator.prepare(loader)
 
     def summed(outputs: Any, labels: Tensor, num_items_in_batch: Any = None) -> Tensor:
@@ -332,7 +332,7 @@ def transformers_counted(work: Work) -> Train:
     trainer = FromReady(
         WithOutput(work.network),
         arguments,
-        train_dataset=work.batches,  # pyright: ignore[reportArgumentType] - as above
+        train_dataset=work.batches,
         optimizers=(work.optimizer(), None),
         compute_loss_func=summed,
     )
