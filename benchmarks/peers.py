@@ -16,8 +16,9 @@ of another, so set-up and tear-down are not in it. A ratio is that to the plain 
 its median and quartiles. After each run of `null`, `subscribers`, `mlp` and `accumulation` the weights are compared
 with those of the plain loop; where they differ the table says so. The output is the Markdown of `docs/comparison.md`.
 
-    make peers                                            # all, in an environment of its own: a quarter of an hour
-    .peers/bin/python benchmarks/peers.py --rounds 3      # short
+    make peers                                                          # all, in an environment of its own: a quarter of an hour
+    .peers/bin/python benchmarks/peers.py --page docs/comparison.md     # the same, and put into the page
+    .peers/bin/python benchmarks/peers.py --rounds 3                    # short
     .peers/bin/python benchmarks/peers.py --parts probe,mlp --peers ignite,lightning
 """
 
@@ -358,12 +359,21 @@ def available(names: list[str]) -> list[str]:
     return found
 
 
+def put(page: Path, part: str, text: str) -> None:
+    """Replace what stands in a page between the markers of a part."""
+    before, marker, rest = page.read_text(encoding="utf-8").partition(f"<!-- {part} -->\n")
+    _, end, after = rest.partition("<!-- end -->")
+    assert end, f"{page} has no markers of {part}"
+    page.write_text(f"{before}{marker}\n{text}\n\n{end}{after}", encoding="utf-8")
+
+
 def parsed() -> argparse.Namespace:
     """Return what the command line asks for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--parts", default=",".join(PARTS), help="comma-separated (default all)")
     parser.add_argument("--peers", default=",".join(ADAPTERS), help="comma-separated (default all)")
     parser.add_argument("--rounds", type=int, default=15, help="of a step (default 15); of an epoch and imports half")
+    parser.add_argument("--page", type=Path, help="a page in which the tables are replaced: docs/comparison.md")
     asked = parser.parse_args()
     for given, known in ((asked.parts, PARTS), (asked.peers, ADAPTERS)):
         for name in given.split(","):
@@ -380,18 +390,20 @@ def main() -> None:
     parts = asked.parts.split(",")
     names = available([name for name in ADAPTERS if name == "plain" or name in asked.peers.split(",")])
     fewer = max(asked.rounds // 2, 1)
-    print(f"Python {sys.version.split()[0]}, torch {torch.__version__}, one thread; {asked.rounds} rounds, ")
+    print(f"Python {sys.version.split()[0]}, torch {torch.__version__}, one thread; {asked.rounds} rounds,")
     print(f"{fewer} of an epoch and of imports; {time.strftime('%Y-%m-%d')}; load before {os.getloadavg()[0]:.1f}")
     for part in parts:
         began = time.perf_counter()
-        print(f"\n### {part}\n")
         if part == "probe":
-            print(probe(names))
+            text = probe(names)
         elif part == "import":
-            print(imports(names, fewer))
+            text = imports(names, fewer)
         else:
             able = [name for name in names if part != "subscribers" or name not in WITHOUT_HANDLERS]
-            print(table(measure(able, part, fewer if part == "epoch" else asked.rounds), part), flush=True)
+            text = table(measure(able, part, fewer if part == "epoch" else asked.rounds), part)
+        print(f"\n### {part}\n\n{text}", flush=True)
+        if asked.page is not None:
+            put(asked.page, part, text)
         print(f"{part}: {time.perf_counter() - began:.0f} s", file=sys.stderr)
 
 
