@@ -16,7 +16,7 @@ of another, so set-up and tear-down are not in it. A ratio is that to the plain 
 its median and quartiles. After each run of `null`, `subscribers`, `mlp` and `accumulation` the weights are compared
 with those of the plain loop; where they differ the table says so. The output is the Markdown of `docs/comparison.md`.
 
-    make peers                                                          # all, in an environment of its own: a quarter of an hour
+    make peers                                                          # all, about ten quiet minutes
     .peers/bin/python benchmarks/peers.py --page docs/comparison.md     # the same, and put into the page
     .peers/bin/python benchmarks/peers.py --rounds 3                    # short
     .peers/bin/python benchmarks/peers.py --parts probe,mlp --peers ignite,lightning
