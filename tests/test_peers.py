@@ -11,6 +11,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks"))
 
 import peers
 from peer_adapters import ADAPTERS, PACKAGES
+from peer_imports import needs
 
 ROOT = Path(__file__).resolve().parent.parent
 HERE = ("plain", "heptad", "heptad + journal", "accelerate", "transformers")
@@ -70,7 +71,7 @@ def test_the_probe_gives_the_coefficients_of_unequal_micro_batches(name, expecte
 
 
 def test_requirements_are_walked_to_their_ends():
-    assert {"torch", "sympy", "mpmath"} <= peers.needs("torch")
+    assert {"torch", "sympy", "mpmath"} <= needs("torch")
 
 
 def test_every_peer_is_pinned():
