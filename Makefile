@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: demo browser examples test lint types pytest test-gpu oldest newest benchmarks kill-matrix kill-matrix-ranks chains chains-ranks fuzz docs notebooks pictures clean
+.PHONY: demo browser examples test lint types pytest test-gpu oldest newest benchmarks peers kill-matrix kill-matrix-ranks chains chains-ranks fuzz docs notebooks pictures clean
 
 demo: .venv/ready
 	$(BIN)/python examples/digits.py
@@ -64,6 +64,10 @@ benchmarks: .venv/ready
 	$(BIN)/python benchmarks/serving.py
 	$(BIN)/python benchmarks/ranks.py
 
+# This engine against its peers, in an environment of their own: the tables of docs/comparison.md.
+peers: .peers/ready
+	.peers/bin/python benchmarks/peers.py
+
 # Kills a run at each of its moments and resumes it: about half an hour. `make test` takes a sample of them.
 kill-matrix: .venv/ready
 	$(BIN)/python -W ignore tests/kill_matrix.py
@@ -98,7 +102,7 @@ notebooks: .venv/ready
 	$(BIN)/python tools/notebooks.py
 
 clean:
-	rm -rf .venv .oldest .newest
+	rm -rf .venv .oldest .newest .peers
 
 # torch comes first and by exactly this requirement: a range, asked for while none is installed, may bring another build.
 .venv/ready: pyproject.toml constraints.txt
@@ -113,6 +117,15 @@ clean:
 	.oldest/bin/python -m pip install --quiet --disable-pip-version-check torch==2.13.0
 	.oldest/bin/python -m pip install --quiet --disable-pip-version-check -c oldest.txt torchdata hatchling editables pytest hypothesis build twine pyyaml
 	.oldest/bin/python -m pip install --quiet --disable-pip-version-check -c oldest.txt --no-build-isolation -e '.[all,demo]'
+	touch $@
+
+# The peers first, by their pins; then the engine, with what it needs by its ranges: not by constraints.txt.
+.peers/ready: pyproject.toml benchmarks/peers.txt
+	$(PYTHON) -m venv .peers
+	.peers/bin/python -m pip install --quiet --disable-pip-version-check torch==2.13.0
+	.peers/bin/python -m pip install --quiet --disable-pip-version-check -r benchmarks/peers.txt
+	.peers/bin/python -m pip install --quiet --disable-pip-version-check hatchling editables
+	.peers/bin/python -m pip install --quiet --disable-pip-version-check --no-build-isolation -e .
 	touch $@
 
 # The newest torch may be a build for CUDA, which is several gigabytes.
