@@ -8,7 +8,8 @@ from torch import nn
 from torch.optim import lr_scheduler as schedulers
 
 from builders import batches, equal, small_components, weights
-from heptad import Engine, RunConfig
+from checkpoint.crafted import put_state
+from heptad import CheckpointError, Engine, EngineError, PluginError, RunConfig
 from heptad_plugins import EMA, Checkpoint, Evaluate, Freeze, GradientClipping, LRSchedule
 from scenario import outcome
 
@@ -296,7 +297,7 @@ def test_a_checkpoint_of_before_says_which_parameters_differ(tmp_path):
     cut(engine_of(tmp_path / "a", [Freeze("backbone.*")]), "before_step", 9)
     (path,) = (tmp_path / "a").glob("checkpoint-*")
     put_state(path, lambda sections: position_of(sections).pop("frozen"))
-    with pytest.raises(CheckpointError, match="group 0 is head.weight in the checkpoint|parameter 0 of group 0"):
+    with pytest.raises(CheckpointError, match=r"parameter 0 of group 0 is network.head.weight in the"):
         engine_of(tmp_path / "a", [Freeze("backbone.*")]).run(resume=tmp_path / "a")
 
 
@@ -306,7 +307,7 @@ def test_a_name_that_is_not_here_is_refused(tmp_path):
     (path,) = (tmp_path / "a").glob("checkpoint-*")
     put_state(path, lambda sections: position_of(sections)["frozen"].append("tail.weight"))
     engine = engine_of(tmp_path / "a", [Freeze("backbone.*")])
-    with pytest.raises(CheckpointError, match=r"network.tail.weight: took no gradient when the optimizers were built"):
+    with pytest.raises(CheckpointError, match=r"network.tail.weight: took no gradient when the"):
         engine.run(resume=tmp_path / "a")
     assert all(one.requires_grad for one in engine.current.network.parameters())
 
@@ -356,7 +357,7 @@ def test_a_group_that_joins_has_the_rates_that_it_would_have_had():
 def test_a_list_of_rules_has_one_for_each_group_that_is_there():
     """The function is called again when a group has joined."""
     run = engine_of(None, [Freeze("backbone.*", until=2, lr=0.01), LRSchedule(lambdas)]).run()
-    assert run.history("lr/1") == [0.01 / (1 + update) for update in range(6, 12)]
+    torch.testing.assert_close(run.history("lr/1"), [0.01 / (1 + update) for update in range(6, 12)])
 
 
 @pytest.mark.parametrize(
