@@ -13,6 +13,7 @@ examples: .venv/ready
 	$(BIN)/python examples/digits.py
 	$(BIN)/python examples/tabular.py
 	$(BIN)/python examples/gan.py
+	$(BIN)/python examples/fine_tuning.py
 	HF_HUB_OFFLINE=1 $(BIN)/python examples/hugging_face.py
 	$(BIN)/python examples/language_model.py
 
