@@ -40,7 +40,9 @@ def matching_parameters(plugin: str, network: nn.Module, patterns: Sequence[str]
     every = dict(network.named_parameters(remove_duplicate=False))
     for pattern in patterns:
         if not any(fnmatchcase(name, pattern) for name in every):
-            raise PluginError(f"{plugin}({pattern!r}) matches no parameter of the network; {_advice(pattern, every)}")
+            raise PluginError(
+                f"{plugin}({pattern!r}) matches no parameter of the network; {_nearest_pattern(pattern, every)}"
+            )
     meant = {id(one) for name, one in every.items() if matches(name, patterns)}
     return {name: one for name, one in network.named_parameters() if id(one) in meant}
 
@@ -56,7 +58,7 @@ def matching_statistics(network: nn.Module, patterns: Sequence[str]) -> dict[str
     }
 
 
-def _advice(pattern: str, names: Sequence[str] | dict[str, nn.Parameter]) -> str:
+def _nearest_pattern(pattern: str, names: Sequence[str] | dict[str, nn.Parameter]) -> str:
     """Return which pattern may be meant."""
     if any(name.startswith(f"{pattern}.") for name in names):
         return f"the parameters of the module {pattern!r} are '{pattern}.*'"

@@ -111,9 +111,9 @@ class Freeze(Plugin):
     def on_exit_before_loop(self, run: Run) -> None:
         """Put layers with running statistics into evaluation mode; see whether the optimizer takes what joins."""
         self._hold_statistics(run)
-        if self._until is not None and (joining := self._unheld(run)):
+        if self._until is not None and self._unheld(run):
             optimizer = self._optimizer(run)
-            self._try(optimizer, list(joining.items()))
+            self._check(optimizer)
             announce(run, optimizer)
 
     def on_enter_before_epoch(self, run: Run) -> None:
@@ -121,7 +121,7 @@ class Freeze(Plugin):
         if self._until is not None and run.epoch >= self._until and not self._thawed:
             self._thawed = True
             self._let_go(run)
-            run.note(f"{self.name}: {_count(self._names or ())} thawed{self._join(run)}")
+            run.note(f"{self.name}: {_in_number(self._names or ())} thawed{self._join(run)}")
 
     def state_dict(self) -> dict[str, Any]:
         """Return the names of what it has frozen, and whether that is thawed."""
@@ -153,7 +153,7 @@ class Freeze(Plugin):
             )
         taken = {name: one for name, one in found.items() if one.requires_grad}
         if not taken:
-            raise EngineError(f"{self.name}: {_count(found)} that match are frozen already; leave the plugin out")
+            raise EngineError(f"{self.name}: {_in_number(found)} that match are frozen already; leave the plugin out")
         for name, one in taken.items():
             one.requires_grad_(False)
             one.grad = None
@@ -184,7 +184,7 @@ class Freeze(Plugin):
             return ""
         optimizer = self._optimizer(run)
         mixed = len({run.local(one) is one for one in joining.values() if one.dim()}) > 1
-        _add(optimizer, list(joining.items()), self._group | ({"foreach": False} if mixed else {}))
+        _add_joining(run, optimizer, list(joining.items()), self._group | ({"foreach": False} if mixed else {}))
         place = len(run.parameter_groups(optimizer)) - 1
         return f", {len(joining)} of them join {type(optimizer).__name__} as group {place}"
 
@@ -205,8 +205,8 @@ class Freeze(Plugin):
             raise EngineError(f"Freeze(optimizer={self._number}): there are {len(run.optimizers)}, counted from 0")
         return run.optimizers[self._number]
 
-    def _try(self, optimizer: Optimizer, joining: list[tuple[str, nn.Parameter]]) -> None:
-        """Add the group and take it away, so that an optimizer that refuses it does so before the first epoch."""
+    def _check(self, optimizer: Optimizer) -> None:
+        """Refuse before the first epoch what the optimizer would not take, or never step, when it joins."""
         if isinstance(optimizer, LBFGS):
             raise EngineError(
                 f"{self.name}: LBFGS steps its first parameter group only, so nothing can join it; build it with all "
@@ -214,18 +214,12 @@ class Freeze(Plugin):
             )
         if mistake := option_mistake(optimizer, self._group):
             raise EngineError(f"Freeze(group=…): {mistake}")
-        built = len(optimizer.param_groups)
-        try:
-            _add(optimizer, joining, self._group)
-        except Exception as error:
-            error.add_note(f"{self.name}: {type(optimizer).__name__} does not take its parameters as a further group")
-            raise
-        finally:
-            del optimizer.param_groups[built:]
 
 
-def _add(optimizer: Optimizer, joining: list[tuple[str, nn.Parameter]], options: Mapping[str, Any]) -> None:
-    first, given = optimizer.param_groups[0], dict(options)
+def _add_joining(
+    run: Run, optimizer: Optimizer, joining: list[tuple[str, nn.Parameter]], options: Mapping[str, Any]
+) -> None:
+    first, given = run.parameter_groups(optimizer)[0], dict(options)
     rate = optimizer.defaults.get("lr")
     if isinstance(rate, Tensor):  # the groups would share it, and a schedule writes into it
         given.setdefault("lr", first.get("initial_lr", rate).clone())
@@ -250,5 +244,5 @@ def _options(until: object, lr: object, group: object) -> dict[str, Any]:
     return options if lr is None else {**options, "lr": number("Freeze", "lr", lr, least=0.0)}
 
 
-def _count(names: Any) -> str:
+def _in_number(names: Any) -> str:
     return f"{len(names)} parameter{'' if len(names) == 1 else 's'}"

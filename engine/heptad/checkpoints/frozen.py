@@ -34,14 +34,14 @@ def frozen_as_then(run: Run, frozen: Collection[str] | None) -> Generator[None]:
             for name in sorted(set(frozen or ()) - before.keys())
         ]
     )
-    _take(run, before if frozen is None else {name: name not in frozen for name in before})
+    _set_requires_grad(run, before if frozen is None else {name: name not in frozen for name in before})
     try:
         yield
     finally:
-        _take(run, before)
+        _set_requires_grad(run, before)
 
 
-def _take(run: Run, takes: dict[str, bool]) -> None:
+def _set_requires_grad(run: Run, takes: dict[str, bool]) -> None:
     for name, one in run._runtime.network.named_parameters():
         if one.requires_grad is not takes[name] and (one.is_floating_point() or one.is_complex()):
             one.requires_grad_(takes[name])
