@@ -93,7 +93,7 @@ def makers(folder: Path) -> dict[str, Any]:
         "Evaluate": lambda: Evaluate(held_out, {"mean": lambda output, batch: output.mean()}),
         "Evaluate often": lambda: Evaluate(held_out, at="optimizer_update", every=2, name="often"),
         "Evaluate steps": lambda: Evaluate(held_out, at="after_step", name="steps"),
-        "Freeze": lambda: Freeze("bias", until=1),
+        "Freeze": lambda: Freeze("*bias", until=1),
         "GracefulStop": GracefulStop,
         "GradientClipping": lambda: GradientClipping(max_norm=0.1),
         "GradientClipping value": lambda: GradientClipping(max_value=0.01),
