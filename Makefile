@@ -14,6 +14,7 @@ examples: .venv/ready
 	$(BIN)/python examples/tabular.py
 	$(BIN)/python examples/gan.py
 	$(BIN)/python examples/search.py
+	$(BIN)/python examples/fine_tuning.py
 	HF_HUB_OFFLINE=1 $(BIN)/python examples/hugging_face.py
 	$(BIN)/python examples/language_model.py
 

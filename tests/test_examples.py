@@ -252,6 +252,18 @@ def test_gan_has_a_state_of_its_own(tmp_path):
     assert number(r"^([\d.]+)% of the generator", out) > 5
 
 
+def test_fine_tuning_freezes_a_part_and_trains_it_later(tmp_path):
+    """What was learnt of other digits is worth ten points; what is frozen stands still; both blocks join."""
+    out, _ = run_example("fine_tuning", tmp_path)
+    found = {
+        way: number(rf"^{way} +accuracy (\S+),", out) for way in ("from nothing", "the head alone", "part after part")
+    }
+    assert found["the head alone"] > found["from nothing"] + 0.05
+    assert found["part after part"] > found["from nothing"] + 0.05
+    assert re.search(r"^the head alone .*, the backbone stood still$", out, re.MULTILINE)
+    assert re.findall(r"^epoch (\d+): .* join AdamW as group (\d)$", out, re.MULTILINE) == [("4", "1"), ("8", "2")]
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_an_example_stands_in_the_readme_and_in_the_makefile(name):
     """With a line on what it shows; `make examples` runs it."""

@@ -12,6 +12,7 @@ _HOMES = {
     "EMA": "ema",
     "EarlyStopping": "early_stopping",
     "Evaluate": "evaluate",
+    "Freeze": "freeze",
     "GracefulStop": "graceful_stop",
     "GradientClipping": "gradient_clipping",
     "Journal": "journal",

@@ -4,6 +4,7 @@ from heptad_plugins.device_monitor import DeviceMonitor as DeviceMonitor
 from heptad_plugins.early_stopping import EarlyStopping as EarlyStopping
 from heptad_plugins.ema import EMA as EMA
 from heptad_plugins.evaluate import Evaluate as Evaluate
+from heptad_plugins.freeze import Freeze as Freeze
 from heptad_plugins.graceful_stop import GracefulStop as GracefulStop
 from heptad_plugins.gradient_clipping import GradientClipping as GradientClipping
 from heptad_plugins.journal import Journal as Journal

@@ -115,6 +115,33 @@ def replay(
     return scheduler
 
 
+def include(
+    groups: Groups, built: Sequence[Mapping[str, Any]], build: Callable[[], LRScheduler], moves: int, known: int
+) -> LRScheduler:
+    """Build a scheduler again for groups that have joined its optimizer, and move it to its place.
+
+    The groups that it knew keep their options; the others get those that they would have, had they been there from the
+    first update on.
+
+    Args:
+        groups: The parameter groups of its optimizer.
+        built: The options that each was built with, or joined with.
+        build: Builds the scheduler on it.
+        moves: How often it has moved.
+        known: How many of the groups it knew.
+    """
+    kept = [options_of(group) for group in groups[:known]]
+    scheduler = replay(groups, built, build, moves)
+    for group, options in zip(groups, kept, strict=False):
+        group.update(options)
+    return scheduler
+
+
+def as_joined(group: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the options of a group that no scheduler has written to."""
+    return {name: value for name, value in options_of(group).items() if name not in (*WRITTEN, "param_names")}
+
+
 def _leaves(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
     if isinstance(value, Mapping | list | tuple):
         inner = cast("Mapping[Any, Any] | Sequence[Any]", value)

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
+import torch
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from heptad import CheckpointError, EngineError, Plugin, PluginError, Run
 from heptad.plugin import Watch, monitored, refuse_unrecorded
+from heptad_plugins._joining import is_announced
 from heptad_plugins._losses import EPOCH, Losses
 from heptad_plugins._options import one_of, text_of, whole_number
 from heptad_plugins._scheduler import (
@@ -23,7 +25,9 @@ from heptad_plugins._scheduler import (
 from heptad_plugins._stored import count_in, mapping, refuse_other_form
 from heptad_plugins._stretching import (
     TrialOptimizer,
+    as_joined,
     facts_of,
+    include,
     options_of,
     other_facts,
     replay,
@@ -149,7 +153,7 @@ class LRSchedule(Plugin):
         self._first: dict[str, Any] = {}
         """What the scheduler was built from."""
         self._options: list[dict[str, Any]] = []
-        """The options that the optimizer's groups were built with, in a run that is resumed."""
+        """The options that each group of its optimizer was built with, or joined with."""
         self._length: int | None = None
         """The updates of the whole run as it was configured; `total_updates` may change while it is driven."""
         self._begun: Run | None = None
@@ -196,6 +200,7 @@ class LRSchedule(Plugin):
     def on_enter_optimizer_update(self, run: Run) -> None:
         """Remember how many values were recorded when the rates were still those of this update."""
         self._entered = run.record_count if self._interval == "update" else None
+        self._include(run)
 
     def on_exit_optimizer_update(self, run: Run) -> None:
         """Record the rate of this update, then move on to that of the next."""
@@ -232,6 +237,8 @@ class LRSchedule(Plugin):
             "beside": sorted(self._beside),
             "length": self._length,
             "first": self._first,
+            # of the one that is never built again: torch's own follows the number of groups
+            "options": [] if isinstance(self._scheduler, ReduceLROnPlateau) else self._options,
             **self._places(),
         }
 
@@ -249,6 +256,7 @@ class LRSchedule(Plugin):
         losses = mapping(state.get("losses", {}), "losses")
         self._total = count_in(state, "total_updates", None)
         self._first = dict(mapping(state.get("first", {}), "first"))
+        self._options = [dict(mapping(one, "options")) for one in state.get("options", ())]
         count_in(state, "moves", None)
         count_in(state, "length", None)
         self._moved_at, self._watch.seen = moved_at, seen
@@ -311,6 +319,38 @@ class LRSchedule(Plugin):
                 error.add_note(f"LRSchedule: {self._advice(run)}")
                 raise
 
+    def _include(self, run: Run) -> None:
+        """Build the schedule again, if a parameter group has joined its optimizer, before that steps with it."""
+        if self._scheduler is None and self._restored is None:
+            return
+        scheduler = self._ready(run)
+        groups = run.parameter_groups(scheduler.optimizer)
+        known = len(scheduler.get_last_lr())
+        if known >= len(groups) or isinstance(scheduler, ReduceLROnPlateau):
+            return
+        self._refuse_joining(scheduler.optimizer)
+        self._know(groups)
+        first = self._first
+        self._scheduler = include(groups, self._options, lambda: self._build(run), self._moves, known)
+        self._first = first
+
+    def _refuse_joining(self, optimizer: Optimizer) -> None:
+        """Refuse a schedule that cannot be built again for a group that joins its optimizer."""
+        others = vars(optimizer).get(SCHEDULES, set[str]()) - {self.name}
+        why = f"{min(others)} schedules this optimizer too" if others else ""
+        if isinstance(self._source, LRScheduler):
+            why = f"it was given a {type(self._source).__name__} that is built already"
+        if why:
+            raise EngineError(
+                f"{self.name}: a parameter group joins {type(optimizer).__name__} during the run, for which the "
+                f"schedule is built again, and {why}; give LRSchedule one function that builds it, or build the "
+                "optimizer with all parameters: those that are frozen stand still"
+            )
+
+    def _know(self, groups: Sequence[dict[str, Any]]) -> None:
+        """Remember the options of groups that no schedule of this plugin has written to."""
+        self._options += [as_joined(group) for group in groups[len(self._options) :]]
+
     def _advice(self, run: Run) -> str:
         return (
             f"the schedule has moved {self._moves - 1} times and cannot move further, and the run makes "
@@ -352,6 +392,7 @@ class LRSchedule(Plugin):
                     "there will be; give RunConfig(max_updates=…), or pass a scheduler that you have built yourself"
                 )
             optimizer = self._optimizer(run)
+            self._know(run.parameter_groups(optimizer))
             scheduler = self._call(optimizer, self._total)
             if not isinstance(scheduler, LRScheduler):
                 raise EngineError(f"LRSchedule: the function must return a torch scheduler, got {scheduler!r}")
@@ -361,6 +402,8 @@ class LRSchedule(Plugin):
                 f"LRSchedule: the {type(scheduler).__name__} belongs to an optimizer that is not the run's; build it "
                 "from the optimizer in Components, or pass a function (optimizer, total_updates)"
             )
+        if is_announced(run, scheduler.optimizer) and not isinstance(scheduler, ReduceLROnPlateau):
+            self._refuse_joining(scheduler.optimizer)
         # by name: an optimizer that serves a second run has the same plugins
         self._beside = vars(scheduler.optimizer).setdefault(SCHEDULES, set())
         self._beside.add(self.name)
@@ -413,8 +456,10 @@ class LRSchedule(Plugin):
         try:
             optimizer = self._optimizer(run)
             groups = run.parameter_groups(optimizer)
-            self._options = [options_of(group) for group in groups]
-            scheduler = self._call(TrialOptimizer(groups, optimizer.defaults), self._length)
+            joined = self._options[len(groups) :]
+            self._options = [*map(as_joined, groups), *joined]
+            added = [{**options, "params": [torch.nn.Parameter(torch.zeros(1))]} for options in joined]
+            scheduler = self._call(TrialOptimizer([*groups, *added], optimizer.defaults), self._length)
         except Exception:  # whoever builds it for the run will raise it again
             return None
         return scheduler if isinstance(scheduler, LRScheduler) else None

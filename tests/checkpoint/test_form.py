@@ -128,6 +128,7 @@ LATER = {
     ("position", "epoch_loss"),
     ("position", "asked"),
     ("position", "agreed"),
+    ("position", "frozen"),
     ("position", "placed", "idle"),
     ("position", "placed", "skips"),
     ("position", "window", "empty"),

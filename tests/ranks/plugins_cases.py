@@ -6,23 +6,29 @@ import io
 import os
 import signal
 import time
+from pathlib import Path
 from typing import Any
 
 import optuna
 import torch
 from rank_program import Case, Rank
+from torch import nn
+from torch.optim.lr_scheduler import CosineAnnealingLR
 from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 
 from builders import Clock, dataset_engine, small_engine
-from heptad import Plugin, Run
+from heptad import Components, Engine, Plugin, Run, RunConfig
 from heptad_plugins import (
+    EMA,
     SWA,
     Checkpoint,
     CSVLogger,
     EarlyStopping,
     Evaluate,
+    Freeze,
     GracefulStop,
     Journal,
+    LRSchedule,
     ModelSummary,
     OptunaPruning,
     Profiler,
@@ -152,6 +158,48 @@ def journalled(rank: Rank) -> None:
     engine.run()
 
 
+def thawing(folder: Path, strategy: str) -> Engine:
+    """Return an engine whose first layer and scale are frozen for an epoch of three, and join the optimizer then."""
+    torch.manual_seed(2)
+    blocks = nn.ModuleList(nn.Sequential(nn.Linear(6, 6), nn.Tanh()) for _ in range(2))
+    network = nn.Sequential(nn.Linear(4, 6), *blocks, nn.Linear(6, 3)).double()
+    drawn = torch.Generator().manual_seed(4)
+    data = TensorDataset(
+        torch.randn(24, 4, dtype=torch.float64, generator=drawn), torch.randint(0, 3, (24,), generator=drawn)
+    )
+    components = Components(
+        network=network,
+        dataset=data,
+        criterion=nn.CrossEntropyLoss(),
+        optimizer=lambda net: torch.optim.AdamW([one for one in net.parameters() if one.requires_grad], lr=0.05),
+    )
+    config = RunConfig(epochs=3, batch_size=2, window=4, seed=5, strategy=strategy)
+    schedule = LRSchedule(lambda optimizer, total: CosineAnnealingLR(optimizer, T_max=total))
+    store = Checkpoint(folder, every=100)
+    return Engine(components, config, [Freeze("0.*", "1.0.*", until=1, lr=0.02), EMA(0.9), schedule, store])
+
+
+def weights_of(run: Run) -> list[Any]:
+    """Return all weights as numbers; ranks call it together."""
+    tensors = [one.detach() for one in run.network.parameters()]
+    return [(one.full_tensor() if hasattr(one, "full_tensor") else one).tolist() for one in tensors]
+
+
+def thawed(rank: Rank) -> Any:
+    """By strategy: the weights, and those of runs that were stored before the thaw, at it and after it."""
+    found: dict[str, Any] = {}
+    for strategy in ("ddp", "fsdp"):
+        runs = [weights_of(thawing(rank.folder / f"{strategy} whole", strategy).run())]
+        for state, epoch in (("after_epoch", 0), ("before_epoch", 1), ("before_epoch", 2)):
+            folder = rank.folder / f"{strategy} {state} {epoch}"
+            engine = thawing(folder, strategy)
+            engine.on_enter(state)(lambda run, epoch=epoch: run.epoch == epoch and run.pause("to be resumed"))
+            assert engine.run().paused
+            runs.append(weights_of(thawing(folder, strategy).run(resume=folder)))
+        found[strategy] = runs
+    return found
+
+
 def steered(rank: Rank) -> Any:
     """By a first-only plugin; last, for it ends what the ranks have in common."""
     try:
@@ -162,5 +210,5 @@ def steered(rank: Rank) -> Any:
 
 
 CASES: dict[str, Case] = {
-    case.__name__: case for case in (stopped, paused, pruned, signalled, logged, averaged, journalled, steered)
+    case.__name__: case for case in (stopped, paused, pruned, signalled, logged, averaged, journalled, thawed, steered)
 }

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from launching import Launch, launch_warm
+from plugins_cases import thawing, weights_of
 from torch.optim.swa_utils import update_bn
 
 from builders import records
@@ -91,6 +93,18 @@ def test_no_file_is_written_twice(launched: Launch):
         "trace.rank1.json",
     ]
     assert len(list((folder / "files" / "events").iterdir())) == 1
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+@pytest.mark.parametrize("found", ["thawed"], indirect=True)
+def test_what_is_thawed_is_reduced_over_the_ranks(found: list[Any], strategy: str, tmp_path: Path):
+    """The weights are those of one process; to the bit, on both ranks and resumed before, at and after the thaw."""
+    rows = [row for rank in found for row in rank[strategy]]
+    assert len(rows) == 8
+    assert all(row == rows[0] for row in rows)
+    one = weights_of(thawing(tmp_path, "auto").run())
+    for here, alone in zip(rows[0], one, strict=True):
+        torch.testing.assert_close(torch.tensor(here), torch.tensor(alone), atol=1e-12, rtol=0)
 
 
 @pytest.mark.parametrize("found", ["steered"], indirect=True)

@@ -159,6 +159,7 @@ def _capture_position(
         epoch_loss=at.epoch_loss.state(),
         asked=sorted(at.asked),
         agreed=_capture_agreed(run),
+        frozen=list(run._runtime.frozen),
         events=[to_plain(event) for event in buffer.events(buffer.seq)],
     )
 

@@ -284,6 +284,8 @@ class StoredPosition(Stored):
         epoch_loss: The sums that the mean loss of the epoch is taken from.
         asked: What the process asks for, see `Run.ask`.
         agreed: What the ranks have agreed on; `None` of a process alone.
+        frozen: Parameters of the network that took no gradient when the optimizers were built; `None` where that was
+            not stored.
     """
 
     id: str
@@ -308,6 +310,7 @@ class StoredPosition(Stored):
     epoch_loss: Annotated[list[Number], Field(max_length=4)] = []
     asked: list[str] = []
     agreed: StoredAgreed | None = None
+    frozen: list[str] | None = None
 
     @model_validator(mode="after")
     def _counts_what_it_did(self) -> Self:

@@ -19,6 +19,7 @@ from heptad.checkpoints.form import (
     StoredSections,
     StoredWindow,
 )
+from heptad.checkpoints.frozen import frozen_as_then
 from heptad.checkpoints.identity import check_run, environment, environment_differences, refuse
 from heptad.checkpoints.modules import modules_of, rehearse_extra_states, restore_module
 from heptad.checkpoints.options import ChangedOption, check_optimizers
@@ -93,7 +94,8 @@ def check(
     check_fit(run, sections)
     changed: list[ChangedOption] = []
     if stored.position.node != "before_loop":  # whose body builds the optimizers
-        build(run)
+        with frozen_as_then(run, stored.position.frozen):
+            build(run)
         _check_kept(run, stored.position)
         check_tensors_of_optimizers(run, sections)
         may_change = "optimizer" in allow_changes

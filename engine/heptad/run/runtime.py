@@ -228,6 +228,7 @@ class Runtime:
         evaluator: Evaluates for `Run.evaluate`; `None` in a run that is itself an evaluation.
         peers: The ranks of the run.
         shards: Which tensors the ranks share.
+        frozen: The parameters of the network that took no gradient when the optimizers were built.
         bond: Which parameters the network and the optimizers held when that was last looked at.
         places: Whether batches are moved to the device. On the CPU they are where they are used.
         network: The bare network: what has names and is stored.
@@ -246,6 +247,7 @@ class Runtime:
     keeps_window: bool = False
     scaling: ScalesLosses | None = None
     gradient_changers: Sequence[str] = ()
+    frozen: Sequence[str] = ()
     bond: Any = None
     peers: Peers = field(default_factory=NoPeers)
     shards: Shards = field(default_factory=NoShards)
