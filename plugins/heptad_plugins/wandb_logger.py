@@ -1,0 +1,185 @@
+"""`WandbLogger` observes the run: every recorded value, configuration and checkpoints, for Weights & Biases."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from heptad_plugins._linked import linked
+from heptad_plugins._options import directory_of, one_of, text_of
+from heptad_plugins._outbox import Point
+from heptad_plugins._tracker import Parameter, Tracker, Tracking, Unwritten, cut, flat, origin_of
+from heptad_plugins._wandb_file import AXIS, written_rows
+
+_EXIT_CODES = {"finished": 0, "paused": 0, "failed": 1, "killed": 255}
+"""W&B shows a run by its exit code; 255 is what it gives to one that Ctrl-C ended."""
+_LONGEST_TEXT = 10_000
+
+
+class WandbLogger(Tracker):
+    """Send recorded values, configuration and, if asked, checkpoints to Weights & Biases.
+
+    All recorded values under their names, among them `train/loss`, the mean over the window of an update,
+    `train/epoch_loss`, the mean over the steps of an epoch, and `lr`, or `lr/0`, `lr/1`, …, the rates that an update
+    was made with: it records these three unless somebody did since the update, or the epoch, before. W&B drops what is
+    logged for a step before its newest one, so the number of updates is a value of its own, `update`, over which all
+    others are drawn, and W&B's steps count rows. A value that is named `update`, or begins with `_`, has ` (recorded)`
+    behind its name. The config has the configuration, network and optimizers with the options of their groups,
+    `hparams`, the versions of torch, Python and Heptad, the command line, and the git commit of the program.
+
+    A thread sends, and training waits for none of it. A server that cannot be reached ends no run: W&B's own process
+    retries, its file keeps the values, and `wandb sync` uploads it later. If the run cannot even be begun, that is
+    tried again, and the log says so. When the run ends or pauses, `wait` seconds are waited at most; what is unsent
+    then is counted in a note and a warning.
+
+    A resumed run continues the run in W&B, whose id is `Run.id`. It reads the files that processes before it have left
+    in `directory`: of the values of each name and update it logs those that are missing there, so that none is there
+    twice. Without these files all values are logged again. Offline each process, and each pause, has a folder of its
+    own; `wandb sync --append` uploads them one after the other into one run. W&B refuses the id of a run that was
+    deleted on the server. A run that finds no checkpoint (`resume="auto"`) begins one of its own. The exit code at the
+    end is 0 for a run that is finished or paused, 1 for one that failed, 255 after Ctrl-C.
+
+    W&B sends measurements of the host and reports of its own errors to its server, unless its settings say otherwise.
+
+    Costs 20 to 40 µs an update. Reading the loss and values that are on a device is a device sync: every `every`
+    updates, and where there are such values.
+
+    Args:
+        project: The name of the project.
+        every: Updates between two values of `train/loss` and the learning rates.
+        first: The first of these numbers, by default `every`: `every=10, first=1` means 1, 11, 21, ….
+        run_name: The name of the run; by default W&B makes one up.
+        directory: Where W&B's folder `wandb` lies; by default where W&B's settings say.
+        mode: `"online"`, `"offline"` or `"disabled"`; by default what W&B's settings say.
+        hparams: Further parts of the config by name.
+        checkpoints: The directory of a `Checkpoint`: each that is written there becomes a version of an artifact,
+            unless it was removed before its turn came.
+        wait: Seconds to wait at most when the run ends or pauses.
+        on_error: `"detach"`: an exception detaches the plugin, and the run continues.
+
+    Raises:
+        PluginError: For an option that does not fit; in a forked child.
+        ImportError: If wandb is not installed; it names the extra.
+    """
+
+    runs_after = ("Evaluate", "Throughput", "GradientClipping", "LRSchedule", "EMA", "NonFiniteGuard", "EarlyStopping")
+
+    def __init__(
+        self,
+        project: str,
+        every: int = 1,
+        *,
+        first: int | None = None,
+        run_name: str | None = None,
+        directory: str | os.PathLike[str] | None = None,
+        mode: Literal["online", "offline", "disabled"] | None = None,
+        hparams: Mapping[str, Parameter] | None = None,
+        checkpoints: str | os.PathLike[str] | None = None,
+        wait: float = 10.0,
+        on_error: Literal["raise", "detach"] = "raise",
+    ) -> None:
+        try:
+            import wandb as _
+        except ImportError as error:
+            raise ImportError("WandbLogger needs wandb: pip install 'heptad[wandb]'") from error
+        self._options: dict[str, Any] = {"project": text_of("WandbLogger", "project", project, "the name of a project")}
+        if run_name is not None:
+            self._options["name"] = text_of("WandbLogger", "run_name", run_name, "the name of the run")
+        if directory is not None:
+            self._options["dir"] = directory_of("WandbLogger", "directory", directory)
+        if mode is not None:
+            self._options["mode"] = one_of("WandbLogger", "mode", mode, ("online", "offline", "disabled"))
+        super().__init__(every, first, hparams, checkpoints, wait, on_error)
+
+    def _tracking(self, tracked: str, resumed: bool) -> Tracking:
+        return _WandbRun(self._options, tracked, resumed)
+
+
+class _WandbRun:
+    """A run in W&B, on the thread that sends."""
+
+    def __init__(self, options: Mapping[str, Any], tracked: str, resumed: bool) -> None:
+        self._options, self._tracked, self._resumed = dict(options), tracked, resumed
+        self._run: Any = None
+        self._row = 0
+        self._unwritten = Unwritten()
+
+    def begin(self) -> Iterable[str]:
+        import wandb
+
+        if "dir" in self._options:
+            self._options["dir"].mkdir(parents=True, exist_ok=True)
+        how = {"resume": "allow"} if self._resumed else {}
+        self._run = wandb.init(id=self._tracked, reinit="create_new", **how, **self._options)
+        self._run.define_metric(AXIS, hidden=True)
+        self._run.define_metric("*", step_metric=AXIS)
+        there: Counter[tuple[str, int]] = Counter()
+        self._row = self._run.step
+        for path in self._files() if self._resumed else ():
+            found, end = written_rows(path)
+            there += found
+            self._row = max(self._row, end)
+        self._unwritten = Unwritten(there)
+        self._run.config.update({name: cut(text, _LONGEST_TEXT) for name, text in origin_of().items()}, True)
+        if self._resumed and not there:
+            return ["there are no files of its run in W&B's folder: all values are logged again"]
+        return []
+
+    def _files(self) -> Iterator[Path]:
+        """Yield the files of the run that processes before this one have left."""
+        own = Path(self._run.dir).parent
+        for path in sorted(own.parent.glob(f"*run-*-{self._tracked}*/run-{self._tracked}.wandb")):
+            if path.parent != own:
+                yield path
+
+    def write(self, points: Sequence[Point]) -> None:
+        for update, row in _rows(self._unwritten.of(points, name_in_wandb)):
+            self._run.log({AXIS: update, **row}, step=self._row)
+            self._row += 1
+
+    def describe(self, parameters: Mapping[str, Parameter]) -> Iterable[str]:
+        texts = {n: cut(v, _LONGEST_TEXT) if isinstance(v, str) else v for n, v in flat(parameters).items()}
+        self._run.config.update(texts, allow_val_change=True)
+        return []
+
+    def upload(self, folder: Path) -> str | None:
+        import wandb
+
+        with linked(folder) as copy:
+            if copy is None:
+                return f"{folder.name} was removed before it could be uploaded"
+            artifact = wandb.Artifact(f"checkpoint-{self._tracked}", type="checkpoint")
+            artifact.add_dir(str(copy))
+            self._run.log_artifact(artifact, aliases=["latest", folder.name])
+        return None
+
+    def end(self, how: str) -> None:
+        self._run.summary["heptad/ended"] = how
+        self._run.finish(exit_code=_EXIT_CODES[how])
+
+    def is_unreachable(self, error: Exception) -> bool:
+        from wandb.errors import CommError
+
+        return isinstance(error, CommError | OSError)
+
+
+def _rows(points: Sequence[tuple[str, Point]]) -> Iterator[tuple[int, dict[str, float]]]:
+    """Yield updates with values by name; a name that comes twice begins another row."""
+    update, row = -1, dict[str, float]()
+    for name, point in points:
+        if row and (point.update != update or name in row):
+            yield update, row
+            row = {}
+        update = point.update
+        row[name] = point.value
+    if row:
+        yield update, row
+
+
+def name_in_wandb(name: str) -> str:
+    """Return the name that a value has in W&B: its own, but for those that W&B and this plugin need."""
+    name = name.encode(errors="backslashreplace").decode()
+    return f"{name} (recorded)".lstrip("_") if name == AXIS or name.startswith("_") else name
