@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from importlib import import_module
 from pathlib import Path
 from typing import Any, Literal
 
@@ -82,7 +83,7 @@ class WandbLogger(Tracker):
         on_error: Literal["raise", "detach"] = "raise",
     ) -> None:
         try:
-            import wandb as _
+            import_module("wandb")
         except ImportError as error:
             raise ImportError("WandbLogger needs wandb: pip install 'heptad[wandb]'") from error
         self._options: dict[str, Any] = {"project": text_of("WandbLogger", "project", project, "the name of a project")}
