@@ -25,7 +25,7 @@ os.environ |= {
     "HF_HUB_OFFLINE": "1",
     "HF_HUB_DISABLE_TELEMETRY": "1",
     "GRADIO_ANALYTICS_ENABLED": "False",
-    "TRACKIO_DIR": tempfile.mkdtemp(prefix="trackio-"),
+    "TRACKIO_DIR": os.environ.get("TRACKIO_DIR") or tempfile.mkdtemp(prefix="trackio-"),
 }
 torch.set_num_threads(1)
 settings.register_profile(

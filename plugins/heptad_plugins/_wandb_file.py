@@ -11,7 +11,7 @@ import struct
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 AXIS = "update"
 """The name of the value that others are drawn over."""
@@ -24,20 +24,18 @@ def written_rows(path: Path) -> tuple[Counter[tuple[str, int]], int]:
     """Return how many values of each name and update a file holds, and the number of the row after its last one."""
     from wandb.proto import wandb_internal_pb2
 
+    message: Any = cast("Any", wandb_internal_pb2).Record
     there: Counter[tuple[str, int]] = Counter()
     end = 0
     for record in records_in(path.read_bytes()):
-        made: Any = wandb_internal_pb2.Record()  # pyright: ignore[reportAttributeAccessIssue, reportUnknownVariableType, reportUnknownMemberType] - generated
+        made = message()
         made.ParseFromString(record)
         if made.WhichOneof("record_type") != "history":
             continue
-        row = {
-            "/".join([item.key, *item.nested_key][:1] if item.key else item.nested_key): item
-            for item in made.history.item
-        }
-        end = max(end, made.history.step.num + 1)
+        end = max(end, int(made.history.step.num) + 1)
+        row: dict[str, str] = {item.key or item.nested_key[0]: item.value_json for item in made.history.item}
         if AXIS in row:
-            update = int(json.loads(row[AXIS].value_json))
+            update = int(json.loads(row[AXIS]))
             there.update((name, update) for name in row if name != AXIS and not name.startswith("_"))
     return there, end
 

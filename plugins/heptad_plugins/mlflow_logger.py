@@ -56,7 +56,7 @@ class MLflowLogger(Tracker):
         every: Updates between two values of `train/loss` and the learning rates.
         first: The first of these numbers, by default `every`: `every=10, first=1` means 1, 11, 21, ….
         uri: Of the server or the database, such as `"http://127.0.0.1:5000"`; by default the one that MLflow is set to.
-        run_name: The name of the run; by default MLflow makes one up.
+        run_name: The name of the run; by default the first characters of `Run.id`.
         hparams: Further parameters by name.
         checkpoints: The directory of a `Checkpoint`: each that is written there is uploaded, unless it was removed
             before its turn came.
@@ -81,7 +81,7 @@ class MLflowLogger(Tracker):
         run_name: str | None = None,
         hparams: Mapping[str, Parameter] | None = None,
         checkpoints: str | os.PathLike[str] | None = None,
-        wait: float = 10.0,
+        wait: float = 30.0,
         on_error: Literal["raise", "detach"] = "raise",
     ) -> None:
         try:
@@ -120,7 +120,8 @@ class _MLflowRun:
         if runs:
             self._continue(runs[0])
         else:
-            run = self._client.create_run(experiment, tags={"heptad.run": self._tracked}, run_name=self._name)
+            # a name that MLflow makes up is drawn from Python's generator, which belongs to the run
+            run = self._client.create_run(experiment, tags={"heptad.run": self._tracked}, run_name=self._name or self._tracked[:8])
             self._run = run.info.run_id
         self._tag(origin_of())
         if self._resumed and not runs:

@@ -73,7 +73,7 @@ class TrackioLogger(Tracker):
         run_name: str | None = None,
         hparams: Mapping[str, Parameter] | None = None,
         checkpoints: str | os.PathLike[str] | None = None,
-        wait: float = 10.0,
+        wait: float = 30.0,
         on_error: Literal["raise", "detach"] = "raise",
     ) -> None:
         try:

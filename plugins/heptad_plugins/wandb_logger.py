@@ -79,7 +79,7 @@ class WandbLogger(Tracker):
         mode: Literal["online", "offline", "disabled"] | None = None,
         hparams: Mapping[str, Parameter] | None = None,
         checkpoints: str | os.PathLike[str] | None = None,
-        wait: float = 10.0,
+        wait: float = 30.0,
         on_error: Literal["raise", "detach"] = "raise",
     ) -> None:
         try:
