@@ -5,6 +5,7 @@ As a program it is such a run, in a process that is killed: `python trackers.py 
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import sys
@@ -67,21 +68,52 @@ def mlflow_runs(folder: Path, uri: str | None = None) -> tuple[Any, list[Any]]:
 
 def wandb_rows(folder: Path) -> dict[str, list[dict[str, Any]]]:
     """Return the rows of each run by id, over all files of it, as W&B's own protocol buffers have them."""
-    import json
+    ends = time.monotonic() + 10
+    while True:  # W&B's own process writes the end of a file after it has said that it is done
+        found: dict[str, list[dict[str, Any]]] = {}
+        whole = True
+        for path in sorted((folder / "wandb").glob("*run-*-*/run-*.wandb"), key=lambda path: path.parent.name):
+            records = wandb_records(path)
+            whole = whole and (
+                (not records and time.monotonic() > ends - 8)
+                or any(record.WhichOneof("record_type") == "exit" for record in records)
+            )
+            rows = found.setdefault(path.stem.removeprefix("run-"), [])
+            for record in records:
+                if record.WhichOneof("record_type") == "history":
+                    row = {item.key or item.nested_key[0]: json.loads(item.value_json) for item in record.history.item}
+                    rows.append({**row, "_step": record.history.step.num})
+        if whole or time.monotonic() > ends:
+            return found
+        time.sleep(0.05)
 
+
+def wandb_records(path: Path) -> list[Any]:
+    """Return the records of a file of W&B's."""
     from heptad_plugins._wandb_file import records_in
     from wandb.proto import wandb_internal_pb2
 
-    found: dict[str, list[dict[str, Any]]] = {}
-    for path in sorted((folder / "wandb").glob("*run-*/run-*.wandb"), key=lambda path: path.parent.stat().st_mtime_ns):
-        rows = found.setdefault(path.stem.removeprefix("run-"), [])
-        for content in records_in(path.read_bytes()):
-            record: Any = wandb_internal_pb2.Record()
-            record.ParseFromString(content)
-            if record.WhichOneof("record_type") == "history":
-                row = {item.key or item.nested_key[0]: json.loads(item.value_json) for item in record.history.item}
-                rows.append({**row, "_step": record.history.step.num})
+    found: list[Any] = []
+    for content in records_in(path.read_bytes()):
+        found.append(wandb_internal_pb2.Record())
+        found[-1].ParseFromString(content)
     return found
+
+
+def aliases(tool: str, folder: Path) -> set[str]:
+    """Return the names that the versions of artifacts have."""
+    if tool == "trackio":
+        from trackio.sqlite_storage import SQLiteStorage
+
+        return {alias for row in SQLiteStorage.get_artifacts(project_of(folder)) for alias in row["aliases"]}
+    wandb_rows(folder)
+    records = [record for path in (folder / "wandb").glob("*run-*-*/run-*.wandb") for record in wandb_records(path)]
+    return {
+        alias
+        for record in records
+        if record.WhichOneof("record_type") == "request" or record.HasField("artifact")
+        for alias in record.artifact.aliases
+    }
 
 
 def _wandb(folder: Path) -> list[Points]:

@@ -32,12 +32,14 @@ class Point:
         value: The value.
         update: Complete updates.
         time_ms: When it was handed over, in milliseconds since 1970.
+        place: Its number among all that the run has recorded, from 0 on: the same in a run that is resumed.
     """
 
     name: str
     value: float
     update: int
     time_ms: int
+    place: int
 
 
 class Tracking(Protocol):

@@ -65,12 +65,13 @@ class Tracker(Plugin):
         self._forget()
 
     @abstractmethod
-    def _tracking(self, tracked: str, resumed: bool) -> Tracking:
+    def _tracking(self, tracked: str, resumed: bool, sent: int) -> Tracking:
         """Return the run in the tracker.
 
         Args:
             tracked: What it is found by.
             resumed: Whether it was begun before, by this object or by a process before this one.
+            sent: How many of the recorded values this object has sent, at least.
         """
 
     def _forget(self) -> None:
@@ -78,6 +79,7 @@ class Tracker(Plugin):
         self._tracked = ""
         self._rates: dict[str, float | torch.Tensor] = {}
         self._seen = 0  # recorded values that were handed over
+        self._sent = 0  # of these, what is known to have reached the tracker
         self._uploaded: set[str] = set()
 
     def on_begin(self, run: Run) -> None:
@@ -89,8 +91,8 @@ class Tracker(Plugin):
         self._losses.open(run)
         continues = bool(self._tracked)
         self._tracked = self._tracked or run.id
-        tracked, make = self._tracked, self._tracking
-        self._outbox = outbox = Outbox(lambda: make(tracked, continues), self.name)
+        tracked, sent, make = self._tracked, self._sent, self._tracking
+        self._outbox = outbox = Outbox(lambda: make(tracked, continues, sent), self.name)
         weakref.finalize(self, outbox.stop)  # an object that is dropped unclosed leaves no thread
         self._seen = (
             0  # all once more: what the tracker has is left out, and what a process before did not send is sent
@@ -108,6 +110,7 @@ class Tracker(Plugin):
         finally:
             unsent = outbox.close(_ending_of(run), self._wait)
             self._say(run, outbox)
+            self._sent = self._sent if unsent else self._seen
             if unsent:
                 what = f"{unsent} values and files" if unsent > 0 else "how the run ended"
                 text = (
@@ -169,7 +172,11 @@ class Tracker(Plugin):
         if outbox is None:
             return
         values, now = run.records(self._seen), time.time_ns() // 10**6
-        points: list[Item] = [Point(v.name, v.value, v.update, now) for v in thinned(values, self._numbers)]
+        places = {id(value): self._seen + place for place, value in enumerate(values)}
+        points: list[Item] = [
+            Point(value.name, value.value, value.update, now, places[id(value)])
+            for value in thinned(values, self._numbers)
+        ]
         self._seen += len(values)
         outbox.put([*points, *self._new_checkpoints()])
         self._say(run, outbox)

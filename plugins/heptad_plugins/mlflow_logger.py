@@ -96,7 +96,7 @@ class MLflowLogger(Tracker):
         self._uri, self._run_name = uri or mlflow.get_tracking_uri(), run_name
         super().__init__(every, first, hparams, checkpoints, wait, on_error)
 
-    def _tracking(self, tracked: str, resumed: bool) -> Tracking:
+    def _tracking(self, tracked: str, resumed: bool, sent: int) -> Tracking:
         return _MLflowRun(self._uri, self._experiment, self._run_name, tracked, resumed)
 
 
@@ -121,7 +121,9 @@ class _MLflowRun:
             self._continue(runs[0])
         else:
             # a name that MLflow makes up is drawn from Python's generator, which belongs to the run
-            run = self._client.create_run(experiment, tags={"heptad.run": self._tracked}, run_name=self._name or self._tracked[:8])
+            run = self._client.create_run(
+                experiment, tags={"heptad.run": self._tracked}, run_name=self._name or self._tracked[:8]
+            )
             self._run = run.info.run_id
         self._tag(origin_of())
         if self._resumed and not runs:

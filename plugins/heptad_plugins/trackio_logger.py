@@ -92,7 +92,7 @@ class TrackioLogger(Tracker):
                 )
         super().__init__(every, first, hparams, checkpoints, wait, on_error)
 
-    def _tracking(self, tracked: str, resumed: bool) -> Tracking:
+    def _tracking(self, tracked: str, resumed: bool, sent: int) -> Tracking:
         name = tracked[:12] if self._run_name is None else f"{self._run_name}-{tracked[:12]}"
         return _TrackioRun(self._project, name, resumed)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
@@ -12,12 +11,14 @@ from typing import Any, Literal
 from heptad_plugins._linked import linked
 from heptad_plugins._options import directory_of, one_of, text_of
 from heptad_plugins._outbox import Point
-from heptad_plugins._tracker import Parameter, Tracker, Tracking, Unwritten, cut, flat, origin_of
-from heptad_plugins._wandb_file import AXIS, written_rows
+from heptad_plugins._tracker import Parameter, Tracker, Tracking, cut, flat, origin_of
+from heptad_plugins._wandb_file import next_step
 
 _EXIT_CODES = {"finished": 0, "paused": 0, "failed": 1, "killed": 255}
 """W&B shows a run by its exit code; 255 is what it gives to one that Ctrl-C ended."""
 _LONGEST_TEXT = 10_000
+AXIS = "update"
+"""The name of the value that the others are drawn over."""
 
 
 class WandbLogger(Tracker):
@@ -27,7 +28,7 @@ class WandbLogger(Tracker):
     `train/epoch_loss`, the mean over the steps of an epoch, and `lr`, or `lr/0`, `lr/1`, …, the rates that an update
     was made with: it records these three unless somebody did since the update, or the epoch, before. W&B drops what is
     logged for a step before its newest one, so the number of updates is a value of its own, `update`, over which all
-    others are drawn, and W&B's steps count rows. A value that is named `update`, or begins with `_`, has ` (recorded)`
+    others are drawn, and a step of W&B is the number of the value among all that the run has recorded. A value that is named `update`, or begins with `_`, has ` (recorded)`
     behind its name. The config has the configuration, network and optimizers with the options of their groups,
     `hparams`, the versions of torch, Python and Heptad, the command line, and the git commit of the program.
 
@@ -36,12 +37,13 @@ class WandbLogger(Tracker):
     tried again, and the log says so. When the run ends or pauses, `wait` seconds are waited at most; what is unsent
     then is counted in a note and a warning.
 
-    A resumed run continues the run in W&B, whose id is `Run.id`. It reads the files that processes before it have left
-    in `directory`: of the values of each name and update it logs those that are missing there, so that none is there
-    twice. Without these files all values are logged again. Offline each process, and each pause, has a folder of its
-    own; `wandb sync --append` uploads them one after the other into one run. W&B refuses the id of a run that was
-    deleted on the server. A run that finds no checkpoint (`resume="auto"`) begins one of its own. The exit code at the
-    end is 0 for a run that is finished or paused, 1 for one that failed, 255 after Ctrl-C.
+    A resumed run continues the run in W&B, whose id is `Run.id`, behind the last value that W&B has: online its server
+    says so, offline the files that processes before it have left in `directory`. So none is there twice, and none that
+    was lost with a process is missing, such as what W&B's own process has not written yet when it is killed. Offline
+    each process, and each pause, has a folder of its own; `wandb sync --append` uploads them one after the other into
+    one run. W&B refuses the id of a run that was deleted on the server. A run that finds no checkpoint
+    (`resume="auto"`) begins one of its own. The exit code at the end is 0 for a run that is finished or paused, 1 for
+    one that failed, 255 after Ctrl-C.
 
     W&B sends measurements of the host and reports of its own errors to its server, unless its settings say otherwise.
 
@@ -95,18 +97,17 @@ class WandbLogger(Tracker):
             self._options["mode"] = one_of("WandbLogger", "mode", mode, ("online", "offline", "disabled"))
         super().__init__(every, first, hparams, checkpoints, wait, on_error)
 
-    def _tracking(self, tracked: str, resumed: bool) -> Tracking:
-        return _WandbRun(self._options, tracked, resumed)
+    def _tracking(self, tracked: str, resumed: bool, sent: int) -> Tracking:
+        return _WandbRun(self._options, tracked, resumed, sent)
 
 
 class _WandbRun:
     """A run in W&B, on the thread that sends."""
 
-    def __init__(self, options: Mapping[str, Any], tracked: str, resumed: bool) -> None:
+    def __init__(self, options: Mapping[str, Any], tracked: str, resumed: bool, sent: int) -> None:
         self._options, self._tracked, self._resumed = dict(options), tracked, resumed
         self._run: Any = None
-        self._row = 0
-        self._unwritten = Unwritten()
+        self._next = sent  # the first place that W&B lacks
 
     def begin(self) -> Iterable[str]:
         import wandb
@@ -117,16 +118,10 @@ class _WandbRun:
         self._run = wandb.init(id=self._tracked, reinit="create_new", **how, **self._options)
         self._run.define_metric(AXIS, hidden=True)
         self._run.define_metric("*", step_metric=AXIS)
-        there: Counter[tuple[str, int]] = Counter()
-        self._row = self._run.step
-        for path in self._files() if self._resumed else ():
-            found, end = written_rows(path)
-            there += found
-            self._row = max(self._row, end)
-        self._unwritten = Unwritten(there)
+        self._next = max(self._next, self._run.step, *map(next_step, self._files() if self._resumed else ()), 0)
         self._run.config.update({name: cut(text, _LONGEST_TEXT) for name, text in origin_of().items()}, True)
-        if self._resumed and not there:
-            return ["there are no files of its run in W&B's folder: all values are logged again"]
+        if self._resumed and not self._next:
+            return ["W&B has none of the values of its run, on this machine or on its server: all are logged"]
         return []
 
     def _files(self) -> Iterator[Path]:
@@ -137,9 +132,10 @@ class _WandbRun:
                 yield path
 
     def write(self, points: Sequence[Point]) -> None:
-        for update, row in _rows(self._unwritten.of(points, name_in_wandb)):
-            self._run.log({AXIS: update, **row}, step=self._row)
-            self._row += 1
+        for point in points:
+            if point.place >= self._next:
+                self._run.log({name_in_wandb(point.name): point.value, AXIS: point.update}, step=point.place)
+                self._next = point.place + 1
 
     def describe(self, parameters: Mapping[str, Parameter]) -> Iterable[str]:
         texts = {n: cut(v, _LONGEST_TEXT) if isinstance(v, str) else v for n, v in flat(parameters).items()}
@@ -165,19 +161,6 @@ class _WandbRun:
         from wandb.errors import CommError
 
         return isinstance(error, CommError | OSError)
-
-
-def _rows(points: Sequence[tuple[str, Point]]) -> Iterator[tuple[int, dict[str, float]]]:
-    """Yield updates with values by name; a name that comes twice begins another row."""
-    update, row = -1, dict[str, float]()
-    for name, point in points:
-        if row and (point.update != update or name in row):
-            yield update, row
-            row = {}
-        update = point.update
-        row[name] = point.value
-    if row:
-        yield update, row
 
 
 def name_in_wandb(name: str) -> str:
