@@ -90,8 +90,9 @@ def wandb_rows(folder: Path) -> dict[str, list[dict[str, Any]]]:
 
 def wandb_records(path: Path) -> list[Any]:
     """Return the records of a file of W&B's."""
-    from heptad_plugins._wandb_file import records_in
     from wandb.proto import wandb_internal_pb2
+
+    from heptad_plugins._wandb_file import records_in
 
     found: list[Any] = []
     for content in records_in(path.read_bytes()):

@@ -242,14 +242,14 @@ def origin_of() -> dict[str, str]:
 def parameters_of(run: Run) -> dict[str, Parameter]:
     """Return configuration, network, optimizers with the options of their groups, flat, with `/` between the parts."""
     optimizers = [type(optimizer).__name__ for optimizer in run.optimizers]
-    found: dict[str, Any] = {"network": type(run.network).__name__, "optimizer": ", ".join(optimizers)}
-    found["config"] = run.config.model_dump()
+    found: dict[str, Parameter] = {"network": type(run.network).__name__, "optimizer": ", ".join(optimizers)}
+    found |= flat(run.config.model_dump(), "config/")
     groups = run.parameter_groups()
     for place, group in enumerate(groups):
         options = {name: value for name, value in group.items() if name not in ("params", "initial_lr")}
         options["lr"] = group.get("initial_lr", group.get("lr"))  # a schedule has written its first rate over it
-        found["optimizer " if len(groups) == 1 else f"optimizer {place}"] = options
-    return flat({name.strip() if isinstance(found[name], dict) else name: value for name, value in found.items()})
+        found |= flat(options, "optimizer/" if len(groups) == 1 else f"optimizer/{place}/")
+    return found
 
 
 def flat(values: Mapping[str, Any], above: str = "") -> dict[str, Parameter]:

@@ -28,9 +28,10 @@ class WandbLogger(Tracker):
     `train/epoch_loss`, the mean over the steps of an epoch, and `lr`, or `lr/0`, `lr/1`, …, the rates that an update
     was made with: it records these three unless somebody did since the update, or the epoch, before. W&B drops what is
     logged for a step before its newest one, so the number of updates is a value of its own, `update`, over which all
-    others are drawn, and a step of W&B is the number of the value among all that the run has recorded. A value that is named `update`, or begins with `_`, has ` (recorded)`
-    behind its name. The config has the configuration, network and optimizers with the options of their groups,
-    `hparams`, the versions of torch, Python and Heptad, the command line, and the git commit of the program.
+    others are drawn, and a step of W&B is the number of the value among all that the run has recorded. A value that is
+    named `update`, or begins with `_`, has ` (recorded)` behind its name. The config has the configuration, network
+    and optimizers with the options of their groups, `hparams`, the versions of torch, Python and Heptad, the command
+    line, and the git commit of the program.
 
     A thread sends, and training waits for none of it. A server that cannot be reached ends no run: W&B's own process
     retries, its file keeps the values, and `wandb sync` uploads it later. If the run cannot even be begun, that is

@@ -41,6 +41,7 @@ from heptad_plugins import (
     GradientClipping,
     Journal,
     LRSchedule,
+    MLflowLogger,
     ModelSummary,
     NonFiniteGuard,
     Profiler,
@@ -49,15 +50,18 @@ from heptad_plugins import (
     TensorBoardLogger,
     Throughput,
     TimeLimit,
+    TrackioLogger,
     TrainingMetrics,
+    WandbLogger,
 )
 
 FOLDER = Path(heptad_plugins.__file__).parent
 TIMES = {
     *("steps_per_second", "samples_per_second", "updates_per_second", "data_wait_share", "mfu", "seconds"),
     "host/memory",
+    "tracked",
 }
-"""What measures time or memory, among the recorded values and the state of shipped plugins."""
+"""What measures time or memory, or is the id of a run, among the recorded values and the state of shipped plugins."""
 
 
 class Terminal(io.StringIO):
@@ -99,6 +103,7 @@ def makers(folder: Path) -> dict[str, Any]:
         "Journal often": journal(flush_every=1),
         "LRSchedule": lambda: LRSchedule(lambda optimizer: StepLR(optimizer, step_size=2, gamma=0.5)),
         "LRSchedule epoch": lambda: LRSchedule(lambda optimizer: StepLR(optimizer, step_size=1), interval="epoch"),
+        "MLflowLogger": lambda: MLflowLogger("runs", uri=f"file://{folder.absolute()}/mlruns"),
         "ModelSummary": lambda: ModelSummary(file=io.StringIO()),
         "NonFiniteGuard": lambda: NonFiniteGuard("skip", every=2),
         "Profiler": lambda: Profiler(folder / f"trace {next(files)}.json", range(1, 2), overwrite=True),
@@ -110,7 +115,9 @@ def makers(folder: Path) -> dict[str, Any]:
         "Throughput": Throughput,
         "Throughput MFU": lambda: Throughput(peak_flops=1e12),
         "TimeLimit": lambda: TimeLimit(1e6),
+        "TrackioLogger": lambda: TrackioLogger(f"catalogue-{folder.name}"),
         "TrainingMetrics": lambda: TrainingMetrics({"mean": lambda output, batch: output.mean()}),
+        "WandbLogger": lambda: WandbLogger("runs", directory=folder),
     }
 
 
@@ -338,6 +345,7 @@ OBSERVERS = (
     "Evaluate steps",
     "Journal",
     "Journal often",
+    "MLflowLogger",
     "ModelSummary",
     "Profiler",
     "Progress",
@@ -346,7 +354,9 @@ OBSERVERS = (
     "TensorBoardLogger",
     "Throughput",
     "Throughput MFU",
+    "TrackioLogger",
     "TrainingMetrics",
+    "WandbLogger",
 )
 
 
@@ -504,13 +514,16 @@ def test_every_observer_may_be_allowed_to_fail(tmp_path):
         DeviceMonitor(on_error="detach"),
         Evaluate(batches(1), on_error="detach"),
         Journal(tmp_path / "a.journal", on_error="detach"),
+        MLflowLogger("a", on_error="detach"),
         ModelSummary(on_error="detach"),
         Profiler(tmp_path / "a.json", range(1), on_error="detach"),
         Progress(on_error="detach"),
         Report(on_error="detach"),
         TensorBoardLogger(tmp_path, on_error="detach"),
         Throughput(on_error="detach"),
+        TrackioLogger("a", on_error="detach"),
         TrainingMetrics(on_error="detach"),
+        WandbLogger("a", on_error="detach"),
     ):
         assert plugin.on_error == "detach"
 
@@ -523,7 +536,10 @@ def test_every_is_the_same_word_everywhere(tmp_path):
         "EMA": (0.9,),
         "EarlyStopping": ("valid/loss",),
         "Evaluate": (batches(1),),
+        "MLflowLogger": ("a",),
         "TensorBoardLogger": (tmp_path,),
+        "TrackioLogger": ("a",),
+        "WandbLogger": ("a",),
     }
     options = {name: inspect.signature(getattr(heptad_plugins, name)).parameters for name in heptad_plugins.__all__}
     having = [name for name in options if "every" in options[name]]
@@ -636,10 +652,12 @@ def test_no_extra_is_imported_until_it_is_used():
     code = """
 import sys
 sys.modules.update(dict.fromkeys(("psutil", "pynvml", "rich", "tensorboard", "torchmetrics")))
+sys.modules.update(dict.fromkeys(("mlflow", "trackio", "wandb")))
 from heptad_plugins import *
 CSVLogger("a.csv"), EMA(0.9), EarlyStopping("a"), Evaluate([]), GracefulStop(), GradientClipping(max_norm=1.0)
 LRSchedule(lambda optimizer: None), NonFiniteGuard(), Profiler("a.json", range(1)), Throughput(), TimeLimit(1)
-for make in (DeviceMonitor, ModelSummary, Progress, lambda: TensorBoardLogger("a")):
+trackers = (lambda: MLflowLogger("a"), lambda: TrackioLogger("a"), lambda: WandbLogger("a"))
+for make in (DeviceMonitor, ModelSummary, Progress, lambda: TensorBoardLogger("a"), *trackers):
     try:
         make()
     except ImportError as error:
@@ -651,4 +669,7 @@ for make in (DeviceMonitor, ModelSummary, Progress, lambda: TensorBoardLogger("a
         "ModelSummary needs rich: pip install 'heptad[rich]'",
         "Progress needs rich: pip install 'heptad[rich]'",
         "TensorBoardLogger needs tensorboard: pip install 'heptad[tensorboard]'",
+        "MLflowLogger needs mlflow: pip install 'heptad[mlflow]'",
+        "TrackioLogger needs trackio: pip install 'heptad[trackio]'",
+        "WandbLogger needs wandb: pip install 'heptad[wandb]'",
     ]
