@@ -28,7 +28,7 @@ ROOT = Path(__file__).resolve().parent.parent
 DOCS = ROOT / "docs"
 PAGES = sorted(DOCS.glob("*.md"))
 LINKED = (*PAGES, ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", ROOT / "plugins" / "README.md")
-WRITTEN_AS_A_SESSION = ("tutorial.md", "how-to.md", "explanation.md", "gpu.md", "cluster.md")
+WRITTEN_AS_A_SESSION = ("tutorial.md", "how-to.md", "explanation.md", "gpu.md", "cluster.md", "loggers.md")
 
 
 def test_the_reference_is_that_of_the_code():
