@@ -24,7 +24,7 @@ _PAUSES = (0.2, 0.5, 1.0, 2.0, 5.0, 10.0)
 
 
 @dataclass(frozen=True, slots=True)
-class Point:
+class MetricPoint:
     """A value of a metric.
 
     Attributes:
@@ -49,7 +49,7 @@ class Tracking(Protocol):
         """Create or continue the run; called again until it succeeds. Returns what the log shall say."""
         ...
 
-    def write(self, points: Sequence[Point]) -> None:
+    def write(self, points: Sequence[MetricPoint]) -> None:
         """Write points; those that the tracker has already are left out."""
         ...
 
@@ -70,7 +70,7 @@ class Tracking(Protocol):
         ...
 
 
-Item = Point | Path | Mapping[str, str | float]
+Item = MetricPoint | Path | Mapping[str, str | float]
 """A point, a checkpoint, or parameters."""
 
 
@@ -200,7 +200,7 @@ class Outbox:
                 raise _Stopped
             batch: list[Item] = []
             for item in self._items:
-                if batch and not (isinstance(item, Point) and isinstance(batch[0], Point)):
+                if batch and not (isinstance(item, MetricPoint) and isinstance(batch[0], MetricPoint)):
                     break
                 batch.append(item)
                 if len(batch) == _BATCH:
@@ -212,8 +212,8 @@ class Outbox:
         if isinstance(first, Path):
             said = tracking.upload(first)
             return [said] if said else []
-        if isinstance(first, Point):
-            tracking.write([item for item in batch if isinstance(item, Point)])
+        if isinstance(first, MetricPoint):
+            tracking.write([item for item in batch if isinstance(item, MetricPoint)])
             return []
         return tracking.describe(first)
 
@@ -227,8 +227,8 @@ class Outbox:
                 if not tracking.is_unreachable(error):
                     raise
                 if not self.trouble:
-                    self._tell([f"cannot be reached: what is recorded waits, and is sent later ({_short(error)})"])
-                self.trouble = _short(error)
+                    self._tell([f"cannot be reached: what is recorded waits, and is sent later ({_in_brief(error)})"])
+                self.trouble = _in_brief(error)
                 self._sleep(_PAUSES[min(failed, len(_PAUSES) - 1)])
                 failed += 1
             else:
@@ -255,6 +255,6 @@ class _Stopped(Exception):
     """The outbox was stopped before all was sent."""
 
 
-def _short(error: Exception) -> str:
+def _in_brief(error: Exception) -> str:
     text = " ".join(f"{type(error).__name__}: {error}".split())
     return text if len(text) <= 200 else f"{text[:199]}…"

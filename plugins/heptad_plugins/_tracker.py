@@ -19,7 +19,7 @@ from heptad import Plugin, PluginError, Run
 from heptad.plugin import Store, origin
 from heptad_plugins._losses import Losses, is_per_update, thinned
 from heptad_plugins._options import directory_of, number, selection
-from heptad_plugins._outbox import Item, Outbox, Point, Tracking
+from heptad_plugins._outbox import Item, MetricPoint, Outbox, Tracking
 from heptad_plugins._stored import mapping, scalars_in
 
 Parameter = str | float
@@ -174,7 +174,7 @@ class Tracker(Plugin):
         values, now = run.records(self._seen), time.time_ns() // 10**6
         places = {id(value): self._seen + place for place, value in enumerate(values)}
         points: list[Item] = [
-            Point(value.name, value.value, value.update, now, places[id(value)])
+            MetricPoint(value.name, value.value, value.update, now, places[id(value)])
             for value in thinned(values, self._numbers)
         ]
         self._seen += len(values)
@@ -212,10 +212,10 @@ class Unwritten:
 
     def __init__(self, there: Counter[tuple[str, int]] | None = None) -> None:
         self._there = there or Counter[tuple[str, int]]()
-        self._given: Point | None = None
-        self._lacking: list[tuple[str, Point]] = []
+        self._given: MetricPoint | None = None
+        self._lacking: list[tuple[str, MetricPoint]] = []
 
-    def of(self, points: Sequence[Point], rename: Callable[[str], str]) -> list[tuple[str, Point]]:
+    def of(self, points: Sequence[MetricPoint], rename: Callable[[str], str]) -> list[tuple[str, MetricPoint]]:
         """Return those that are not there, each with its name in the tracker; of the same points again the same."""
         if points[0] is not self._given:
             named = [(rename(point.name), point) for point in points]
@@ -233,37 +233,37 @@ class Unwritten:
         return True
 
 
-def origin_of() -> dict[str, str]:
+def origin_texts() -> dict[str, str]:
     """Return the versions, and where the program comes from: its command line, and the commit it was at."""
     versions = {"torch": str(torch.__version__), "python": platform.python_version(), "heptad": heptad.__version__}
     return {**{f"version/{name}": version for name, version in versions.items()}, **origin()}
 
 
 def parameters_of(run: Run) -> dict[str, Parameter]:
-    """Return configuration, network, optimizers with the options of their groups, flat, with `/` between the parts."""
+    """Return configuration, network, optimizers with the options of their groups, flattened, with `/` between the parts."""
     optimizers = [type(optimizer).__name__ for optimizer in run.optimizers]
     found: dict[str, Parameter] = {"network": type(run.network).__name__, "optimizer": ", ".join(optimizers)}
-    found |= flat(run.config.model_dump(), "config/")
+    found |= flattened(run.config.model_dump(), "config/")
     groups = run.parameter_groups()
     for place, group in enumerate(groups):
         options = {name: value for name, value in group.items() if name not in ("params", "initial_lr")}
         options["lr"] = group.get("initial_lr", group.get("lr"))  # a schedule has written its first rate over it
-        found |= flat(options, "optimizer/" if len(groups) == 1 else f"optimizer/{place}/")
+        found |= flattened(options, "optimizer/" if len(groups) == 1 else f"optimizer/{place}/")
     return found
 
 
-def flat(values: Mapping[str, Any], above: str = "") -> dict[str, Parameter]:
+def flattened(values: Mapping[str, Any], above: str = "") -> dict[str, Parameter]:
     """Return nested values as plain ones, with `/` between the parts of a name; `None` and others as text."""
     found: dict[str, Parameter] = {}
     for name, value in values.items():
         if isinstance(value, Mapping):
-            found |= flat(cast("Mapping[str, Any]", value), f"{above}{name}/")
+            found |= flattened(cast("Mapping[str, Any]", value), f"{above}{name}/")
         else:
             plain = isinstance(value, bool | int | float | str)
             found[f"{above}{name}"] = value if plain else str(value)
     return found
 
 
-def cut(text: str, longest: int) -> str:
+def shortened(text: str, longest: int) -> str:
     """Return a text, cut where it is too long for a tracker."""
     return text if len(text) <= longest else f"{text[: longest - 1]}…"

@@ -16,8 +16,8 @@ from urllib.request import getproxies, proxy_bypass
 from heptad import PluginError
 from heptad_plugins._linked import linked
 from heptad_plugins._options import text_of
-from heptad_plugins._outbox import Point
-from heptad_plugins._tracker import Parameter, Tracker, Tracking, Unwritten, cut, origin_of
+from heptad_plugins._outbox import MetricPoint
+from heptad_plugins._tracker import Parameter, Tracker, Tracking, Unwritten, origin_texts, shortened
 
 _LONGEST_NAME, _LONGEST_PARAMETER, _LONGEST_TAG = 250, 6000, 5000
 """Characters that MLflow takes."""
@@ -125,7 +125,7 @@ class _MLflowRun:
                 experiment, tags={"heptad.run": self._tracked}, run_name=self._name or self._tracked[:8]
             )
             self._run = run.info.run_id
-        self._tag(origin_of())
+        self._tag(origin_texts())
         if self._resumed and not runs:
             return ["its run is not in MLflow any more, or never came to be: another one gets all values"]
         return []
@@ -156,7 +156,7 @@ class _MLflowRun:
             there.update((name, point.step) for point in self._client.get_metric_history(self._run, name))
         self._unwritten = Unwritten(there)
 
-    def write(self, points: Sequence[Point]) -> None:
+    def write(self, points: Sequence[MetricPoint]) -> None:
         from mlflow.entities import Metric
 
         lacking = self._unwritten.of(points, name_in_mlflow)
@@ -169,12 +169,12 @@ class _MLflowRun:
         from mlflow.entities import Param
 
         self._probe()
-        texts = {name_in_mlflow(name): cut(str(value), _LONGEST_PARAMETER) for name, value in parameters.items()}
+        texts = {name_in_mlflow(name): shortened(str(value), _LONGEST_PARAMETER) for name, value in parameters.items()}
         new = [Param(name, text) for name, text in texts.items() if name not in self._parameters]
         for start in range(0, len(new), 100):
             self._client.log_batch(self._run, params=new[start : start + 100], synchronous=True)
         changed = [
-            f"the parameter {name} stays {cut(self._parameters[name], 60)} in MLflow, it is {cut(text, 60)} here"
+            f"the parameter {name} stays {shortened(self._parameters[name], 60)} in MLflow, it is {shortened(text, 60)} here"
             for name, text in texts.items()
             if self._parameters.get(name, text) != text
         ]
@@ -206,7 +206,7 @@ class _MLflowRun:
     def _tag(self, tags: Mapping[str, str]) -> None:
         from mlflow.entities import RunTag
 
-        made = [RunTag(name, cut(text, _LONGEST_TAG)) for name, text in tags.items()]
+        made = [RunTag(name, shortened(text, _LONGEST_TAG)) for name, text in tags.items()]
         self._client.log_batch(self._run, tags=made, synchronous=True)
 
     def _probe(self) -> None:

@@ -13,8 +13,8 @@ from typing import Any, Literal
 from heptad import PluginError
 from heptad_plugins._linked import linked
 from heptad_plugins._options import text_of
-from heptad_plugins._outbox import Point
-from heptad_plugins._tracker import Parameter, Tracker, Tracking, Unwritten, cut, flat, origin_of
+from heptad_plugins._outbox import MetricPoint
+from heptad_plugins._tracker import Parameter, Tracker, Tracking, Unwritten, flattened, origin_texts, shortened
 
 _LONGEST_TEXT = 10_000
 _TAKEN = ("project", "run", "timestamp", "step", "time", "metrics")
@@ -109,7 +109,7 @@ class _TrackioRun:
     def begin(self) -> Iterable[str]:
         from trackio.sqlite_storage import SQLiteStorage
 
-        self._config = {name: cut(text, _LONGEST_TEXT) for name, text in origin_of().items()}
+        self._config = {name: shortened(text, _LONGEST_TEXT) for name, text in origin_texts().items()}
         there: Counter[tuple[str, int]] = Counter()
         if self._resumed:
             store: Any = SQLiteStorage
@@ -136,13 +136,13 @@ class _TrackioRun:
             )
         return self._run
 
-    def write(self, points: Sequence[Point]) -> None:
+    def write(self, points: Sequence[MetricPoint]) -> None:
         run = self._begun()
         for name, point in self._unwritten.of(points, name_in_trackio):
             run.log({name: point.value}, step=point.update)
 
     def describe(self, parameters: Mapping[str, Parameter]) -> Iterable[str]:
-        plain = {n: cut(v, _LONGEST_TEXT) if isinstance(v, str) else v for n, v in flat(parameters).items()}
+        plain = {n: shortened(v, _LONGEST_TEXT) if isinstance(v, str) else v for n, v in flattened(parameters).items()}
         self._config |= {name.lstrip("_") or "_": value for name, value in plain.items()}
         self._begun()
         return []

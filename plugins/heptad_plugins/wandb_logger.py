@@ -10,8 +10,8 @@ from typing import Any, Literal
 
 from heptad_plugins._linked import linked
 from heptad_plugins._options import directory_of, one_of, text_of
-from heptad_plugins._outbox import Point
-from heptad_plugins._tracker import Parameter, Tracker, Tracking, cut, flat, origin_of
+from heptad_plugins._outbox import MetricPoint
+from heptad_plugins._tracker import Parameter, Tracker, Tracking, flattened, origin_texts, shortened
 from heptad_plugins._wandb_file import next_step
 
 _EXIT_CODES = {"finished": 0, "paused": 0, "failed": 1, "killed": 255}
@@ -120,7 +120,7 @@ class _WandbRun:
         self._run.define_metric(AXIS, hidden=True)
         self._run.define_metric("*", step_metric=AXIS)
         self._next = max(self._next, self._run.step, *map(next_step, self._files() if self._resumed else ()), 0)
-        self._run.config.update({name: cut(text, _LONGEST_TEXT) for name, text in origin_of().items()}, True)
+        self._run.config.update({name: shortened(text, _LONGEST_TEXT) for name, text in origin_texts().items()}, True)
         if self._resumed and not self._next:
             return ["W&B has none of the values of its run, on this machine or on its server: all are logged"]
         return []
@@ -132,14 +132,14 @@ class _WandbRun:
             if path.parent != own:
                 yield path
 
-    def write(self, points: Sequence[Point]) -> None:
+    def write(self, points: Sequence[MetricPoint]) -> None:
         for point in points:
             if point.place >= self._next:
                 self._run.log({name_in_wandb(point.name): point.value, AXIS: point.update}, step=point.place)
                 self._next = point.place + 1
 
     def describe(self, parameters: Mapping[str, Parameter]) -> Iterable[str]:
-        texts = {n: cut(v, _LONGEST_TEXT) if isinstance(v, str) else v for n, v in flat(parameters).items()}
+        texts = {n: shortened(v, _LONGEST_TEXT) if isinstance(v, str) else v for n, v in flattened(parameters).items()}
         self._run.config.update(texts, allow_val_change=True)
         return []
 
