@@ -174,7 +174,7 @@ class _MLflowRun:
         for start in range(0, len(new), 100):
             self._client.log_batch(self._run, params=new[start : start + 100], synchronous=True)
         changed = [
-            f"the parameter {name} stays {shortened(self._parameters[name], 60)} in MLflow, it is {shortened(text, 60)} here"
+            f"the parameter {name} stays {shortened(self._parameters[name], 60)} in MLflow; here: {shortened(text, 60)}"
             for name, text in texts.items()
             if self._parameters.get(name, text) != text
         ]
