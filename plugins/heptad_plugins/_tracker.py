@@ -242,7 +242,7 @@ def origin_texts() -> dict[str, str]:
 def parameters_of(run: Run) -> dict[str, Parameter]:
     """Return configuration, network, optimizers and their groups' options, flat, with `/` between the parts."""
     optimizers = [type(optimizer).__name__ for optimizer in run.optimizers]
-    found: dict[str, Parameter] = {"network": type(run.network).__name__, "optimizer": ", ".join(optimizers)}
+    found: dict[str, Parameter] = {"network": type(run.network).__name__, "optimizer_class": ", ".join(optimizers)}
     found |= flattened(run.config.model_dump(), "config/")
     groups = run.parameter_groups()
     for place, group in enumerate(groups):

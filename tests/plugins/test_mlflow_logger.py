@@ -187,7 +187,7 @@ def test_parameters_and_tags_say_what_the_run_is(tmp_path: Path):
     small_engine(1, [logger("mlflow", tmp_path, hparams=hparams)], accumulation=1).run()
     (run,) = mlflow_runs(tmp_path)[1]
     parameters = run.data.params
-    assert (parameters["config/accumulation"], parameters["optimizer"], parameters["optimizer/momentum"]) == (
+    assert (parameters["config/accumulation"], parameters["optimizer_class"], parameters["optimizer/momentum"]) == (
         *("1", "SGD"),
         "0.9",
     )
