@@ -1,6 +1,8 @@
 """What all tests share: one thread, and hypothesis that says how to repeat a failure."""
 
+import os
 import signal
+import tempfile
 
 import pytest
 import torch
@@ -8,6 +10,23 @@ from hypothesis import HealthCheck, settings
 
 from builders import Clock
 
+# The trackers stay on this machine and are silent. They read these when they are imported, in child processes too.
+os.environ |= {
+    "WANDB_MODE": "offline",
+    "WANDB_SILENT": "true",
+    "WANDB_CONSOLE": "off",
+    "WANDB_ERROR_REPORTING": "false",
+    "WANDB__DISABLE_STATS": "true",
+    "WANDB_DISABLE_GIT": "true",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "DO_NOT_TRACK": "true",
+    "MLFLOW_ALLOW_FILE_STORE": "true",
+    "GIT_PYTHON_REFRESH": "quiet",
+    "HF_HUB_OFFLINE": "1",
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+    "GRADIO_ANALYTICS_ENABLED": "False",
+    "TRACKIO_DIR": os.environ.get("TRACKIO_DIR") or tempfile.mkdtemp(prefix="trackio-"),
+}
 torch.set_num_threads(1)
 settings.register_profile(
     "heptad", deadline=None, derandomize=True, print_blob=True, suppress_health_check=[HealthCheck.too_slow]

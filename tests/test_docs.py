@@ -22,7 +22,7 @@ AT_THE_ROOT = ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "RELEASING.md", "
 LINKED = (*PAGES, *(ROOT / name for name in AT_THE_ROOT))
 WRITTEN_AS_A_SESSION = (
     *("tutorial.md", "how-to.md", "explanation.md", "gpu.md", "cluster.md"),
-    *("metrics.md", "debugging.md", "slurm.md", "reproducibility.md", "fine-tuning.md"),
+    *("metrics.md", "debugging.md", "slurm.md", "reproducibility.md", "fine-tuning.md", "loggers.md"),
 )
 
 

@@ -17,6 +17,7 @@ _HOMES = {
     "GradientClipping": "gradient_clipping",
     "Journal": "journal",
     "LRSchedule": "lr_schedule",
+    "MLflowLogger": "mlflow_logger",
     "ModelSummary": "model_summary",
     "NonFiniteGuard": "non_finite_guard",
     "OTelTracing": "otel_tracing",
@@ -31,7 +32,9 @@ _HOMES = {
     "TensorBoardLogger": "tensorboard_logger",
     "Throughput": "throughput",
     "TimeLimit": "time_limit",
+    "TrackioLogger": "trackio_logger",
     "TrainingMetrics": "training_metrics",
+    "WandbLogger": "wandb_logger",
 }
 """Each plugin with the module that defines it."""
 

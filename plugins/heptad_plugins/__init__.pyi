@@ -9,6 +9,7 @@ from heptad_plugins.graceful_stop import GracefulStop as GracefulStop
 from heptad_plugins.gradient_clipping import GradientClipping as GradientClipping
 from heptad_plugins.journal import Journal as Journal
 from heptad_plugins.lr_schedule import LRSchedule as LRSchedule
+from heptad_plugins.mlflow_logger import MLflowLogger as MLflowLogger
 from heptad_plugins.model_summary import ModelSummary as ModelSummary
 from heptad_plugins.non_finite_guard import NonFiniteGuard as NonFiniteGuard
 from heptad_plugins.optimizer_monitor import OptimizerMonitor as OptimizerMonitor
@@ -23,6 +24,8 @@ from heptad_plugins.swa import SWA as SWA
 from heptad_plugins.tensorboard_logger import TensorBoardLogger as TensorBoardLogger
 from heptad_plugins.throughput import Throughput as Throughput
 from heptad_plugins.time_limit import TimeLimit as TimeLimit
+from heptad_plugins.trackio_logger import TrackioLogger as TrackioLogger
 from heptad_plugins.training_metrics import TrainingMetrics as TrainingMetrics
+from heptad_plugins.wandb_logger import WandbLogger as WandbLogger
 
 __all__: list[str]

@@ -45,6 +45,7 @@ from heptad_plugins import (
     GradientClipping,
     Journal,
     LRSchedule,
+    MLflowLogger,
     ModelSummary,
     NonFiniteGuard,
     OptimizerMonitor,
@@ -57,16 +58,18 @@ from heptad_plugins import (
     TensorBoardLogger,
     Throughput,
     TimeLimit,
+    TrackioLogger,
     TrainingMetrics,
+    WandbLogger,
 )
 
 FOLDER = Path(heptad_plugins.__file__).parent
 TIMES = {
     *("steps_per_second", "samples_per_second", "updates_per_second", "data_wait_share", "mfu", "seconds"),
     "host/memory",
-    *("trace_id", "span_id"),
+    *("trace_id", "span_id", "tracked"),
 }
-"""What measures time or memory, or names a trace, among the recorded values and the state of shipped plugins."""
+"""What measures time or memory, or is the id of a trace or a run, among the recorded values and the state of shipped plugins."""
 
 
 class Terminal(io.StringIO):
@@ -111,6 +114,7 @@ def makers(folder: Path) -> dict[str, Any]:
         "Journal often": journal(flush_every=1),
         "LRSchedule": lambda: LRSchedule(lambda optimizer: StepLR(optimizer, step_size=2, gamma=0.5)),
         "LRSchedule epoch": lambda: LRSchedule(lambda optimizer: StepLR(optimizer, step_size=1), interval="epoch"),
+        "MLflowLogger": lambda: MLflowLogger("runs", uri=f"file://{folder.absolute()}/mlruns"),
         "ModelSummary": lambda: ModelSummary(file=io.StringIO()),
         "NonFiniteGuard": lambda: NonFiniteGuard("skip", every=2),
         "OTelTracing": lambda: OTelTracing(provider),
@@ -127,7 +131,9 @@ def makers(folder: Path) -> dict[str, Any]:
         "Throughput": Throughput,
         "Throughput MFU": lambda: Throughput(peak_flops=1e12),
         "TimeLimit": lambda: TimeLimit(1e6),
+        "TrackioLogger": lambda: TrackioLogger(f"catalogue-{folder.name}"),
         "TrainingMetrics": lambda: TrainingMetrics({"mean": lambda output, batch: output.mean()}),
+        "WandbLogger": lambda: WandbLogger("runs", directory=folder),
     }
 
 
@@ -359,6 +365,7 @@ OBSERVERS = (
     "Evaluate steps",
     "Journal",
     "Journal often",
+    "MLflowLogger",
     "ModelSummary",
     "OTelTracing",
     "OptimizerMonitor",
@@ -370,7 +377,9 @@ OBSERVERS = (
     "TensorBoardLogger",
     "Throughput",
     "Throughput MFU",
+    "TrackioLogger",
     "TrainingMetrics",
+    "WandbLogger",
 )
 
 
@@ -528,6 +537,7 @@ def test_every_observer_may_be_allowed_to_fail(tmp_path):
         DeviceMonitor(on_error="detach"),
         Evaluate(batches(1), on_error="detach"),
         Journal(tmp_path / "a.journal", on_error="detach"),
+        MLflowLogger("a", on_error="detach"),
         ModelSummary(on_error="detach"),
         OTelTracing(on_error="detach"),
         OptimizerMonitor(on_error="detach"),
@@ -537,7 +547,9 @@ def test_every_observer_may_be_allowed_to_fail(tmp_path):
         RunFolder(tmp_path, on_error="detach"),
         TensorBoardLogger(tmp_path, on_error="detach"),
         Throughput(on_error="detach"),
+        TrackioLogger("a", on_error="detach"),
         TrainingMetrics(on_error="detach"),
+        WandbLogger("a", on_error="detach"),
     ):
         assert plugin.on_error == "detach"
 
@@ -550,7 +562,10 @@ def test_every_is_the_same_word_everywhere(tmp_path):
         "EMA": (0.9,),
         "EarlyStopping": ("valid/loss",),
         "Evaluate": (batches(1),),
+        "MLflowLogger": ("a",),
         "TensorBoardLogger": (tmp_path,),
+        "TrackioLogger": ("a",),
+        "WandbLogger": ("a",),
     }
     options = {name: inspect.signature(getattr(heptad_plugins, name)).parameters for name in heptad_plugins.__all__}
     having = [name for name in options if "every" in options[name]]
@@ -665,14 +680,15 @@ def test_no_extra_is_imported_until_it_is_used():
     """All plugins can be imported, and those that need no extra be built, where none is installed."""
     code = """
 import sys
-absent = "opentelemetry", "optuna", "psutil", "pynvml", "rich", "tensorboard", "torchmetrics"
+absent = "mlflow", "opentelemetry", "optuna", "psutil", "pynvml", "rich", "tensorboard", "torchmetrics", "trackio", "wandb"
 sys.modules.update(dict.fromkeys(absent))
 from heptad_plugins import *
 CSVLogger("a.csv"), EMA(0.9), EarlyStopping("a"), Evaluate([]), GracefulStop(), GradientClipping(max_norm=1.0)
 LRSchedule(lambda optimizer: None), NonFiniteGuard(), OptimizerMonitor()
 Profiler("a.json", range(1)), SWA(0), Throughput(), TimeLimit(1)
 pruning = lambda: OptunaPruning(None, "a")
-for make in (DeviceMonitor, ModelSummary, OTelTracing, pruning, Progress, lambda: TensorBoardLogger("a")):
+trackers = (lambda: MLflowLogger("a"), lambda: TrackioLogger("a"), lambda: WandbLogger("a"))
+for make in (DeviceMonitor, ModelSummary, OTelTracing, pruning, Progress, lambda: TensorBoardLogger("a"), *trackers):
     try:
         make()
     except ImportError as error:
@@ -686,4 +702,7 @@ for make in (DeviceMonitor, ModelSummary, OTelTracing, pruning, Progress, lambda
         "OptunaPruning needs optuna: pip install 'heptad[optuna]'",
         "Progress needs rich: pip install 'heptad[rich]'",
         "TensorBoardLogger needs tensorboard: pip install 'heptad[tensorboard]'",
+        "MLflowLogger needs mlflow: pip install 'heptad[mlflow]'",
+        "TrackioLogger needs trackio: pip install 'heptad[trackio]'",
+        "WandbLogger needs wandb: pip install 'heptad[wandb]'",
     ]

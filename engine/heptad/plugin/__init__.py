@@ -79,6 +79,7 @@ _HOMES = {
     "on_enter": "plugin.marks",
     "on_exit": "plugin.marks",
     "options_mistake": "run.evaluating",
+    "origin": "history.journal.origin",
     "write_report": "report.page",
 }
 """Each public name with the module that defines it."""

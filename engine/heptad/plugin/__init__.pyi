@@ -3,6 +3,7 @@ from heptad.checkpoints.store import Store as Store
 from heptad.errors import Unfinished as Unfinished
 from heptad.history.export.output import replacing as replacing
 from heptad.history.journal.file import JournalFile as JournalFile
+from heptad.history.journal.origin import origin as origin
 from heptad.history.journal.recorder import JournalRecorder as JournalRecorder
 from heptad.plugin.contract import Plugin as Plugin
 from heptad.plugin.detour import Detour as Detour

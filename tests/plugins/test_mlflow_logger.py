@@ -1,0 +1,209 @@
+"""`MLflowLogger` against a real server on 127.0.0.1 that is killed and comes back; names, parameters and statuses."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import trackers
+from builders import Planned, batches, small_engine
+from heptad import Run
+from heptad_plugins import Checkpoint, Evaluate, MLflowLogger
+from heptad_plugins.mlflow_logger import name_in_mlflow
+from trackers import logger, mlflow_runs, recorded
+
+pytestmark = pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy is deprecated")
+
+
+def free_port() -> int:
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return found.getsockname()[1]
+
+
+class Server:
+    """An MLflow server over a database in a folder, as a process group of its own."""
+
+    def __init__(self, folder: Path) -> None:
+        self.port, self.folder = free_port(), folder
+        self.uri = f"http://127.0.0.1:{self.port}"
+        self.process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        command = [sys.executable, "-W", "ignore", "-m", "mlflow", "server", "--port", str(self.port), "--workers", "1"]
+        command += ["--backend-store-uri", f"sqlite:///{self.folder}/mlflow.db"]
+        command += ["--artifacts-destination", str(self.folder / "artifacts")]
+        with (self.folder / "server.log").open("ab") as log:
+            self.process = subprocess.Popen(command, stdout=log, stderr=log, cwd=self.folder, start_new_session=True)
+
+    def wait(self) -> None:
+        ends = time.monotonic() + 90
+        while time.monotonic() < ends:
+            try:
+                socket.create_connection(("127.0.0.1", self.port), timeout=1).close()
+            except OSError:
+                time.sleep(0.1)
+            else:
+                return
+        raise AssertionError((self.folder / "server.log").read_text())
+
+    def kill(self) -> None:
+        if self.process is not None:
+            os.killpg(self.process.pid, signal.SIGKILL)
+            self.process.wait()
+            self.process = None
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    made = Server(tmp_path_factory.mktemp("server"))
+    made.start()
+    try:
+        made.wait()
+        yield made
+    finally:
+        made.kill()
+
+
+def test_a_server_that_is_killed_and_comes_back_gets_everything(server: Server, tmp_path: Path):
+    """The run goes on meanwhile, and the log says twice what became of the server; checkpoints are artifacts."""
+    folder = tmp_path / "checkpoints"
+    plugin = MLflowLogger(trackers.project_of(tmp_path), uri=server.uri, wait=120, checkpoints=folder)
+    engine = small_engine(6, [plugin, Evaluate(batches(1)), Checkpoint(folder)])
+
+    @engine.on_exit("optimizer_update")
+    def act(run: Run) -> None:
+        if run.update == 2:
+            ends = time.monotonic() + 60
+            assert plugin._outbox is not None
+            while plugin._outbox._items and time.monotonic() < ends:  # else MLflow itself would try again, for minutes
+                time.sleep(0.1)
+            server.kill()
+        if run.update == 4:
+            time.sleep(0.5)
+        if run.update == 5:
+            server.start()
+
+    run = engine.run()
+    notes = [note.text for note in run.log.notes("note")]
+    assert notes[0].startswith("MLflowLogger: cannot be reached: what is recorded waits, and is sent later (")
+    assert notes[-1] == "MLflowLogger: can be reached again"
+    assert trackers._mlflow(tmp_path, server.uri) == [recorded(run)]
+    client, (found,) = mlflow_runs(tmp_path, server.uri)
+    assert found.info.status == "FINISHED"
+    assert [file.path for file in client.list_artifacts(found.info.run_id, "checkpoints")] == [
+        "checkpoints/checkpoint-00000001"
+    ]
+
+
+def test_without_a_server_the_run_ends_in_time_and_says_what_is_unsent(tmp_path: Path):
+    """A warning at the end, with a count; the run has its own result."""
+    engine = small_engine(4, [MLflowLogger("a", uri=f"http://127.0.0.1:{free_port()}", wait=0.3)])
+    began = time.monotonic()
+    with pytest.warns(UserWarning, match=r"10 values and files could not be sent within 0.3 s of .* \(Conn"):
+        run = engine.run()
+    assert run.state == "finished"
+    assert time.monotonic() - began < 10
+    assert any("could not be sent" in note.text for note in run.log.notes("note"))
+
+
+def test_what_was_not_sent_before_a_pause_is_sent_after_it(server: Server, tmp_path: Path):
+    """The server was away for the first half; none of it is missing."""
+    plugin = MLflowLogger(trackers.project_of(tmp_path), uri=f"http://127.0.0.1:{free_port()}", wait=0.1)
+    engine = small_engine(4, [plugin])
+    with pytest.warns(UserWarning, match="could not be sent"):
+        engine.run(until=lambda run: run.update == 2)
+    plugin._uri = server.uri
+    plugin._wait = 60
+    run = engine.run()
+    assert trackers._mlflow(tmp_path, server.uri) == [recorded(run)]
+
+
+def test_what_mlflow_refuses_ends_the_run_or_detaches_the_plugin(tmp_path: Path):
+    """An experiment that was deleted is no outage."""
+    client, _ = mlflow_runs(tmp_path)
+    client.delete_experiment(client.create_experiment(trackers.project_of(tmp_path)))
+    with pytest.raises(Exception, match=r"the experiment '.*' was deleted; restore it|could not be sent"):
+        small_engine(2, [logger("mlflow", tmp_path)]).run()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that the values are unsent
+        run = small_engine(2, [logger("mlflow", tmp_path, on_error="detach", wait=5)]).run()
+    assert run.state == "finished"
+    assert run.log.notes("detach")
+
+
+@pytest.mark.parametrize(("ends", "status"), [("well", "FINISHED"), ("raises", "FAILED"), ("ctrl-c", "KILLED")])
+def test_the_status_is_how_the_run_ended(ends: str, status: str, tmp_path: Path):
+    engine = small_engine(3, [logger("mlflow", tmp_path)])
+
+    @engine.on_exit("optimizer_update", every=2)
+    def end(run: Run) -> None:
+        if ends != "well":
+            raise Planned if ends == "raises" else KeyboardInterrupt
+
+    try:
+        engine.run()
+    except (Planned, KeyboardInterrupt):
+        assert ends != "well"
+    assert mlflow_runs(tmp_path)[1][0].info.status == status
+
+
+def test_a_paused_run_is_scheduled_and_one_that_failed_can_be_continued(tmp_path: Path):
+    """From its checkpoint, in the same run of MLflow, whatever its status."""
+    engine = trackers.engine_of_ten("mlflow", tmp_path)
+    engine.run(until=lambda run: run.update == 5)
+    client, (paused,) = mlflow_runs(tmp_path)
+    assert paused.info.status == "SCHEDULED"
+    engine.close()
+    client.set_terminated(paused.info.run_id, "FAILED")
+    trackers.engine_of_ten("mlflow", tmp_path).run(resume="auto")
+    (found,) = mlflow_runs(tmp_path)[1]
+    assert (found.info.run_id, found.info.status) == (paused.info.run_id, "FINISHED")
+
+
+def test_a_run_that_was_deleted_is_begun_anew(tmp_path: Path):
+    stopped = trackers.engine_of_ten("mlflow", tmp_path)
+    stopped.run(until=lambda run: run.update == 5)
+    stopped.close()
+    client, (deleted,) = mlflow_runs(tmp_path)
+    client.delete_run(deleted.info.run_id)
+    run = trackers.engine_of_ten("mlflow", tmp_path).run(resume="auto")
+    assert trackers.points("mlflow", tmp_path) == [recorded(run)]
+    assert any("another one gets all values" in note.text for note in run.log.notes("note"))
+
+
+def test_parameters_and_tags_say_what_the_run_is(tmp_path: Path):
+    """A value that is too long is cut; what a resumed run has changed is named in its log."""
+    hparams = {"width": 32, "text": "x" * 7000, "a?b": True}
+    small_engine(1, [logger("mlflow", tmp_path, hparams=hparams)], accumulation=1).run()
+    (run,) = mlflow_runs(tmp_path)[1]
+    parameters = run.data.params
+    assert (parameters["config/accumulation"], parameters["optimizer_class"], parameters["optimizer/momentum"]) == (
+        *("1", "SGD"),
+        "0.9",
+    )
+    assert (parameters["width"], parameters["a_b"], len(parameters["text"])) == ("32", "True", 6000)
+    assert {"version/torch", "version/python", "version/heptad", "argv", "heptad.run"} <= set(run.data.tags)
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [("train/loss", "train/loss"), ("a@b", "a_b"), ("/a//b", "_/a/_/b"), ("../x", "_/x"), ("é 1.5:k-2", "é 1.5:k-2")],
+)
+def test_a_name_that_mlflow_forbids_is_changed_in_one_way(name: str, expected: str):
+    assert name_in_mlflow(name) == expected
+
+
+def test_long_names_stay_different():
+    one, other = name_in_mlflow("x" * 300 + "a"), name_in_mlflow("x" * 300 + "b")
+    assert len(one) == len(other) == 250
+    assert one != other

@@ -1,0 +1,180 @@
+"""Runs whose values are sent to a tracker, and what is in its store afterwards, read by the tracker's own means.
+
+As a program it is such a run, in a process that is killed: `python trackers.py TOOL FOLDER UPDATE [no checkpoint]`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from builders import batches, small_engine
+from heptad import Engine, Plugin, Run
+from heptad_plugins import Checkpoint, Evaluate, MLflowLogger, TrackioLogger, WandbLogger
+
+TOOLS = ("mlflow", "wandb", "trackio")
+LOGGERS = {"mlflow": MLflowLogger, "wandb": WandbLogger, "trackio": TrackioLogger}
+Points = dict[str, list[tuple[int, float]]]
+"""(step, value) by name, in the order of the steps."""
+
+
+def logger(tool: str, folder: Path, **options: Any) -> Any:
+    """Return a plugin that writes below a folder."""
+    place: dict[str, Any] = {"mlflow": {"uri": store_of(folder)}, "wandb": {"directory": folder}, "trackio": {}}[tool]
+    return LOGGERS[tool](project_of(folder), **{**place, **options})
+
+
+def store_of(folder: Path) -> str:
+    """Return the URI of MLflow's store."""
+    return f"file://{folder}/mlruns"
+
+
+def project_of(folder: Path) -> str:
+    """Return the name of an experiment or project: Trackio has one store for all tests."""
+    return f"{folder.parent.name}-{folder.name}"
+
+
+def points(tool: str, folder: Path) -> list[Points]:
+    """Return what each run in the store holds."""
+    return {"mlflow": _mlflow, "wandb": _wandb, "trackio": _trackio}[tool](folder)
+
+
+def _mlflow(folder: Path, uri: str | None = None) -> list[Points]:
+    client, runs = mlflow_runs(folder, uri)
+    return [
+        {
+            name: sorted((point.step, point.value) for point in client.get_metric_history(run.info.run_id, name))
+            for name in run.data.metrics
+        }
+        for run in runs
+    ]
+
+
+def mlflow_runs(folder: Path, uri: str | None = None) -> tuple[Any, list[Any]]:
+    """Return a client, and the runs of the experiment, the oldest first."""
+    from mlflow import MlflowClient
+
+    client = MlflowClient(uri or store_of(folder))
+    experiment = client.get_experiment_by_name(project_of(folder))
+    runs = client.search_runs([experiment.experiment_id], order_by=["attributes.start_time ASC"]) if experiment else []
+    return client, list(runs)
+
+
+def wandb_rows(folder: Path) -> dict[str, list[dict[str, Any]]]:
+    """Return the rows of each run by id, over all files of it, as W&B's own protocol buffers have them."""
+    ends = time.monotonic() + 10
+    while True:  # W&B's own process writes the end of a file after it has said that it is done
+        found: dict[str, list[dict[str, Any]]] = {}
+        whole = True
+        for path in sorted((folder / "wandb").glob("*run-*-*/run-*.wandb"), key=lambda path: path.parent.name):
+            records = wandb_records(path)
+            whole = whole and (
+                (not records and time.monotonic() > ends - 8)
+                or any(record.WhichOneof("record_type") == "exit" for record in records)
+            )
+            rows = found.setdefault(path.stem.removeprefix("run-"), [])
+            for record in records:
+                if record.WhichOneof("record_type") == "history":
+                    row = {item.key or item.nested_key[0]: json.loads(item.value_json) for item in record.history.item}
+                    rows.append({**row, "_step": record.history.step.num})
+        if whole or time.monotonic() > ends:
+            return found
+        time.sleep(0.05)
+
+
+def wandb_records(path: Path) -> list[Any]:
+    """Return the records of a file of W&B's."""
+    from wandb.proto import wandb_internal_pb2
+
+    from heptad_plugins._wandb_file import records_in
+
+    found: list[Any] = []
+    for content in records_in(path.read_bytes()):
+        found.append(wandb_internal_pb2.Record())
+        found[-1].ParseFromString(content)
+    return found
+
+
+def aliases(tool: str, folder: Path) -> set[str]:
+    """Return the names that the versions of artifacts have."""
+    if tool == "trackio":
+        from trackio.sqlite_storage import SQLiteStorage
+
+        return {alias for row in SQLiteStorage.get_artifacts(project_of(folder)) for alias in row["aliases"]}
+    wandb_rows(folder)
+    records = [record for path in (folder / "wandb").glob("*run-*-*/run-*.wandb") for record in wandb_records(path)]
+    return {
+        alias
+        for record in records
+        if record.WhichOneof("record_type") == "request" or record.HasField("artifact")
+        for alias in record.artifact.aliases
+    }
+
+
+def _wandb(folder: Path) -> list[Points]:
+    runs: list[Points] = []
+    for rows in wandb_rows(folder).values():
+        made: Points = {}
+        for row in rows:
+            for name, value in row.items():
+                if not name.startswith("_") and name != "update":
+                    made.setdefault(name, []).append((row["update"], float(value)))
+        runs.append({name: sorted(values) for name, values in made.items()})
+    return runs
+
+
+def _trackio(folder: Path) -> list[Points]:
+    from trackio.sqlite_storage import SQLiteStorage
+
+    runs: list[Points] = []
+    for name in SQLiteStorage.get_runs(project_of(folder)):
+        made: Points = {}
+        for row in SQLiteStorage.get_logs(project_of(folder), name):
+            for key, value in row.items():
+                if key not in ("step", "timestamp"):
+                    made.setdefault(key, []).append((row["step"], float(value)))
+        runs.append({key: sorted(values) for key, values in made.items()})
+    return runs
+
+
+def recorded(run: Run) -> Points:
+    """Return what a run has recorded."""
+    made: Points = {}
+    for value in run.records():
+        made.setdefault(value.name, []).append((value.update, value.value))
+    return {name: sorted(values) for name, values in made.items()}
+
+
+def engine_of_ten(
+    tool: str, folder: Path, *, checkpoint: bool = True, act: Callable[[Run], None] | None = None, **options: Any
+) -> Engine:
+    """Return an engine of ten updates with an evaluation after each fourth, behind whose checkpoint it comes."""
+    plugins: list[Plugin] = [logger(tool, folder, **options)]
+    if checkpoint:
+        plugins.append(Checkpoint(folder / "checkpoints", at="optimizer_update", every=4))
+    plugins.append(Evaluate(batches(1), at="optimizer_update", every=4))
+    engine = small_engine(10, plugins)
+    if act is not None:
+        engine.on_exit("optimizer_update")(act)
+    return engine
+
+
+def main(tool: str, folder: str, update: str, *without: str) -> None:
+    """Run until an update, and be killed there when the tracker has what was sent."""
+
+    def kill(run: Run) -> None:
+        if run.update == int(update):
+            time.sleep(1.0)
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    engine_of_ten(tool, Path(folder), checkpoint=not without, act=kill).run(resume="auto" if not without else None)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
