@@ -20,8 +20,8 @@ PACKAGES = {"heptad": ROOT / "engine" / "heptad", "heptad_plugins": ROOT / "plug
 
 ROOMS = (
     ("errors",), ("table",), ("config_text",), ("config",), ("record",), ("history",), ("report",), ("data",), ("run",),
-    ("blocks",), ("plugin",), ("ranks",), ("checkpoints",), ("step",), ("machine",), ("smoke",), ("engine_view",), ("engine",),
-    ("diagnose",), ("testing", "cli"), ("__main__",),
+    ("blocks",), ("plugin",), ("ranks",), ("checkpoints",), ("step",), ("machine",), ("smoke",), ("engine_view",),
+    ("engine",), ("diagnose",), ("testing", "cli"), ("__main__",),
 )  # fmt: skip
 """The rooms of `heptad` in order: each imports only those before it."""
 
