@@ -19,9 +19,9 @@ ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = {"heptad": ROOT / "engine" / "heptad", "heptad_plugins": ROOT / "plugins" / "heptad_plugins"}
 
 ROOMS = (
-    ("errors",), ("table",), ("config",), ("record",), ("history",), ("report",), ("data",), ("run",), ("blocks",),
-    ("plugin",), ("ranks",), ("checkpoints",), ("step",), ("machine",), ("smoke",), ("engine_view",), ("engine",),
-    ("diagnose",), ("testing", "cli"), ("__main__",),
+    ("errors",), ("table",), ("config_text",), ("config",), ("record",), ("history",), ("report",), ("data",), ("run",),
+    ("blocks",), ("plugin",), ("ranks",), ("checkpoints",), ("step",), ("machine",), ("smoke",), ("engine_view",),
+    ("engine",), ("diagnose",), ("testing", "cli"), ("__main__",),
 )  # fmt: skip
 """The rooms of `heptad` in order: each imports only those before it."""
 

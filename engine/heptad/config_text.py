@@ -43,7 +43,7 @@ def values_of(
             found[field] = {**cast("dict[str, object]", inner), option: _plain(value)}
         else:
             known = model.model_fields.get(field)
-            found[field] = _read(value, _kinds(known.annotation)) if known is not None else value
+            found[field] = _meaning(value, _plain_types(known.annotation)) if known is not None else value
     return found, mistakes
 
 
@@ -51,20 +51,20 @@ def _is_setting(text: object) -> bool:
     return isinstance(text, str) and bool(text.partition("=")[0].strip()) and "=" in text
 
 
-def _kinds(annotation: Any) -> set[object]:
+def _plain_types(annotation: Any) -> set[object]:
     """Return the plain types that an annotation is made of."""
     origin = get_origin(annotation)
     if origin is Annotated:
-        return _kinds(get_args(annotation)[0])
+        return _plain_types(get_args(annotation)[0])
     if origin is Literal:
         return {str}
     if origin in (tuple, list, dict):
         return {origin}
     inner = get_args(annotation)
-    return set[object]().union(*map(_kinds, inner)) if inner else {annotation}
+    return set[object]().union(*map(_plain_types, inner)) if inner else {annotation}
 
 
-def _read(value: object, kinds: set[object]) -> object:
+def _meaning(value: object, kinds: set[object]) -> object:
     """Return what a text means for a field of these types; what is no text, and what means nothing, as it is."""
     if not isinstance(value, str):
         return value
@@ -75,14 +75,14 @@ def _read(value: object, kinds: set[object]) -> object:
         return word in YES
     if int in kinds and (number := _whole(word)) is not None:
         return number
-    if float in kinds and (real := _number(word)) is not None:
+    if float in kinds and (real := _real_number(word)) is not None:
         return real
     if tuple in kinds:
-        return _parts(value)
-    return _json(value, dict) if dict in kinds else value.strip() if str in kinds else value
+        return _words_in(value)
+    return _from_json(value, dict) if dict in kinds else value.strip() if str in kinds else value
 
 
-def _number(word: str) -> float | None:
+def _real_number(word: str) -> float | None:
     try:
         return float(word)
     except ValueError:
@@ -94,19 +94,19 @@ def _whole(word: str) -> int | None:
     try:
         return int(word)
     except ValueError:
-        number = _number(word)
+        number = _real_number(word)
     return int(number) if number is not None and math.isfinite(number) and number.is_integer() else None
 
 
-def _parts(text: str) -> object:
+def _words_in(text: str) -> object:
     """Return several words: a JSON list, or with commas between them."""
     if text.strip().lower() in NOTHING:
         return ()
-    listed = _json(text, list)
+    listed = _from_json(text, list)
     return cast("list[object]", listed) if isinstance(listed, list) else tuple(part.strip() for part in text.split(","))
 
 
-def _json(text: str, kind: type) -> object:
+def _from_json(text: str, kind: type) -> object:
     try:
         found: object = json.loads(text)
     except ValueError:
@@ -116,4 +116,4 @@ def _json(text: str, kind: type) -> object:
 
 def _plain(value: object) -> object:
     """Return what a text means where no type is known: a truth value or a number if it looks like one."""
-    return _read(value, {bool, int, float, str})
+    return _meaning(value, {bool, int, float, str})

@@ -49,7 +49,7 @@ class RunFolder(Placing):
     @property
     def latest(self) -> Path | None:
         """The folder with the highest number, of whatever run; `None` where there is none."""
-        return max(self._folders(), key=_number, default=None)
+        return max(self._folders(), key=_number_of_run, default=None)
 
     def place(self, source: str | os.PathLike[str] | None) -> Path:
         """Return the folder of the run that `source` names; a new one, made here, where it names none.
@@ -72,7 +72,7 @@ class RunFolder(Placing):
 
     def _newest_with_checkpoint(self) -> Path | None:
         with_some = [path for path in self._folders() if any((path / CHECKPOINTS).glob("checkpoint-*"))]
-        return max(with_some, key=_number, default=None)
+        return max(with_some, key=_number_of_run, default=None)
 
     def _holding(self, source: str | os.PathLike[str] | None) -> Path | None:
         if source is None:
@@ -82,7 +82,7 @@ class RunFolder(Placing):
 
     def _make(self) -> Path:
         self._root.mkdir(parents=True, exist_ok=True)
-        number = 1 + max(map(_number, self._folders()), default=0)
+        number = 1 + max(map(_number_of_run, self._folders()), default=0)
         while True:
             path = self._root / f"{number:04d}"
             try:
@@ -93,5 +93,5 @@ class RunFolder(Placing):
                 return path
 
 
-def _number(path: Path) -> int:
+def _number_of_run(path: Path) -> int:
     return int(path.name)
