@@ -69,7 +69,7 @@ TIMES = {
     "host/memory",
     *("trace_id", "span_id", "tracked"),
 }
-"""What measures time or memory, or is the id of a trace or a run, among the recorded values and the state of shipped plugins."""
+"""What measures time or memory, or is an id, among the recorded values and the state of shipped plugins."""
 
 
 class Terminal(io.StringIO):
@@ -680,8 +680,8 @@ def test_no_extra_is_imported_until_it_is_used():
     """All plugins can be imported, and those that need no extra be built, where none is installed."""
     code = """
 import sys
-absent = "mlflow", "opentelemetry", "optuna", "psutil", "pynvml", "rich", "tensorboard", "torchmetrics", "trackio", "wandb"
-sys.modules.update(dict.fromkeys(absent))
+absent = "mlflow", "opentelemetry", "optuna", "psutil", "pynvml", "rich", "tensorboard", "torchmetrics"
+sys.modules.update(dict.fromkeys((*absent, "trackio", "wandb")))
 from heptad_plugins import *
 CSVLogger("a.csv"), EMA(0.9), EarlyStopping("a"), Evaluate([]), GracefulStop(), GradientClipping(max_norm=1.0)
 LRSchedule(lambda optimizer: None), NonFiniteGuard(), OptimizerMonitor()
