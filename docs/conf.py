@@ -45,7 +45,7 @@ nitpick_ignore = [
     for name in (
         *("heptad.plugin.marks.H", "heptad.engine.F", "heptad.smoke.rates.RangeEngine"),
         *("ComputeLoss", "EvaluationPlace", "Counters", "heptad.record.counters.Counters"),
-        *("heptad.machine.Machine", "heptad.ranks.strategy.Strategy"),
+        *("heptad.machine.Machine", "heptad.ranks.strategy.Strategy", "heptad_plugins.optimizer_monitor.HasWriter"),
         *("heptad.record.chunk.Chunk", "heptad.checkpoints.files.Files", "heptad.history.journal.file.JournaledRun"),
     )
 ]
