@@ -233,9 +233,9 @@ def test_random_transforms_do_not_depend_on_the_state_of_the_global_generators()
 # -- worker processes
 
 
-@pytest.mark.parametrize("method", ["fork", "spawn"])
+@pytest.mark.parametrize("method", ["fork", "spawn", "forkserver"])
 def test_the_data_are_the_same_with_and_without_workers(method, start_method):
-    """Two workers, forked or spawned, give the batches of none: extensions and random transforms included."""
+    """Two workers, however they are started, give the batches of none: extensions and random transforms included."""
     start_method(method)
     config = {"epochs": 2, "accumulation": 2, "drop_last": False}
     alone, together = (epochs_of(Noisy(), num_workers=workers, **config) for workers in (0, 2))

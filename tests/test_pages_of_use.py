@@ -129,7 +129,7 @@ def test_what_a_page_names_is_there(name: str):
             if not hasattr(heptad.Run if owner == "run" else heptad.Engine, attribute):
                 unknown.append(f"{owner}.{attribute}")
         for owner, attribute in re.findall(r"\b(Components|RunConfig)\.(\w+)", span):
-            if attribute not in (signature_of(owner) or ()):
+            if attribute not in (signature_of(owner) or ()) and not hasattr(getattr(heptad, owner), attribute):
                 unknown.append(f"{owner}.{attribute}")
     assert unknown == []
     assert len(spans) > 10
