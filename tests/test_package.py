@@ -61,7 +61,7 @@ CLASSIFIERS = {
     "Intended Audience :: Science/Research",
     "Operating System :: POSIX :: Linux",
     "Programming Language :: Python :: 3 :: Only",
-    "Programming Language :: Python :: 3.11",
+    *(f"Programming Language :: Python :: 3.{minor}" for minor in (11, 12, 13)),
     "Topic :: Scientific/Engineering :: Artificial Intelligence",
     "Typing :: Typed",
 }
