@@ -34,7 +34,6 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
-from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
 
@@ -43,16 +42,10 @@ from torch import Tensor, nn
 from torch.optim.optimizer import register_optimizer_step_post_hook
 from torch.utils.data import TensorDataset
 
-from peer_adapters import (
-    ADAPTERS,
-    PACKAGES,
-    WITHOUT_HANDLERS,
-    heptad_flush,
-    hush,
-    reset,
-    transformers_counted,
-)
+from peer_adapters import ADAPTERS, PACKAGES, WITHOUT_HANDLERS, hush
+from peer_hugging_face import reset
 from peer_imports import imports
+from peer_probe import probe
 from peer_work import Ready, Work
 
 PARTS = ("null", "subscribers", "mlp", "accumulation", "epoch", "import", "probe")
@@ -70,26 +63,6 @@ class Scale(nn.Module):
     def forward(self, data: Tensor) -> Tensor:
         """Return the scaled data."""
         return self.weight * data
-
-
-class Project(nn.Module):
-    """A network whose gradient is the mean of its samples, whatever its weights are."""
-
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.zeros(width))
-
-    def forward(self, data: Tensor) -> Tensor:
-        """Return the projection of each sample on the weights."""
-        return data @ self.weight
-
-
-class MeanOutput(nn.Module):
-    """A criterion: the mean of the output over the samples."""
-
-    def forward(self, output: Tensor, target: Tensor) -> Tensor:
-        """Return the mean."""
-        return (output - target).mean()
 
 
 def mlp(*widths: int) -> nn.Module:
@@ -216,66 +189,6 @@ def table(found: dict[str, Measured], part: str) -> str:
         digits = 0 if part == "epoch" else 1
         row = f"| {name} | {statistics.median(took):.{digits}f} | {ratio:.2f} | {low:.2f} – {high:.2f} |"
         lines.append(row + (f" {same} |" if compared else ""))
-    return "\n".join(lines)
-
-
-def coefficients(name: str, sizes: list[int], accumulation: int) -> list[Tensor]:
-    """Train on micro-batches of these sizes, each of its own unit vector; return the coefficients of each update."""
-    rows = torch.eye(len(sizes))
-    batches = [(rows[number].repeat(size, 1), torch.zeros(size)) for number, size in enumerate(sizes)]
-    with tempfile.TemporaryDirectory() as folder:
-        network = Project(len(sizes))
-        work = Work(network, MeanOutput(), 1.0, Path(folder), Ready(batches), accumulation=accumulation)
-        reset(name.split(",", maxsplit=1)[0])
-        weights = [network.weight.detach().clone()]
-        hook = register_optimizer_step_post_hook(lambda *_: weights.append(network.weight.detach().clone()))
-        try:
-            with contextlib.redirect_stdout(io.StringIO()):
-                PROBED[name](work)()
-        finally:
-            hook.remove()
-    return [before - after for before, after in pairwise(weights)]
-
-
-VARIANTS = {'heptad, remainder="flush"': heptad_flush, "transformers, num_items_in_batch": transformers_counted}
-PROBED = {**ADAPTERS, **VARIANTS}
-"""What the probe asks; the journal changes nothing there."""
-
-PROBES = {"last": [4] * 10, "unequal": [4, 4, 2, 2]}
-"""Sizes of the micro-batches: 10 in windows of 4, so that 2 are left; and one window of unequal ones."""
-
-
-def as_large_batch(update: Tensor, sizes: list[int]) -> bool:
-    """Return whether an update is that of its samples as one large batch."""
-    own = torch.tensor(sizes, dtype=torch.float) * (update != 0)
-    return bool(own.any()) and torch.allclose(update, own / own.sum(), atol=1e-6)
-
-
-def spelt(update: Tensor) -> str:
-    """Return an update as a sum, without what is 0."""
-    return " + ".join(f"{value:.3g} e{place}" for place, value in enumerate(update.tolist()) if value) or "0"
-
-
-def probe(names: list[str]) -> str:
-    """Return the Markdown of both probes."""
-    lines = ["| | 10 micro-batches of 4, windows of 4: after the second update | as one batch |"]
-    lines[0] += " sizes 4, 4, 2, 2 in a window of 4 | as one batch |"
-    lines.append("|---|---|---|---|---|")
-    asked = [name for name in PROBED if name.split(",")[0] in names and name != "heptad + journal"]
-    asked.sort(key=lambda name: list(ADAPTERS).index(name.split(",")[0]))  # a variant behind its own
-    for name in asked:
-        row = [name]
-        for kind, sizes in PROBES.items():
-            try:
-                found = coefficients(name, sizes, 4)
-            except Exception as error:
-                print(f"{name} fails in the probe: {type(error).__name__}: {str(error)[:300]}", file=sys.stderr)
-                row += ["fails", "–"]
-                continue
-            shown = found[2:] if kind == "last" else found
-            row.append("; ".join(map(spelt, shown)) or "no update: the last 2 are lost")
-            row.append("yes" if shown and all(as_large_batch(one, sizes) for one in shown) else "no")
-        lines.append("| " + " | ".join(row) + " |")
     return "\n".join(lines)
 
 

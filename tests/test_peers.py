@@ -9,6 +9,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks"))
 
+import peer_probe
 import peers
 from peer_adapters import ADAPTERS, PACKAGES
 from peer_imports import needs
@@ -53,11 +54,11 @@ def test_an_adapter_that_leaves_steps_out_is_refused(monkeypatch):
 
 
 def test_the_probe_says_that_a_plain_loop_loses_the_last_window():
-    assert len(peers.coefficients("plain", [4] * 10, 4)) == 2
+    assert len(peer_probe.coefficients("plain", [4] * 10, 4)) == 2
 
 
 def test_the_probe_says_that_a_flushed_window_is_the_mean_of_what_is_there():
-    last = peers.coefficients('heptad, remainder="flush"', [4] * 10, 4)[2]
+    last = peer_probe.coefficients('heptad, remainder="flush"', [4] * 10, 4)[2]
     torch.testing.assert_close(last, torch.tensor([0.0] * 8 + [0.5] * 2))
 
 
@@ -65,9 +66,9 @@ def test_the_probe_says_that_a_flushed_window_is_the_mean_of_what_is_there():
     ("name", "expected"), [("plain", [1 / 4] * 4), ("heptad", [1 / 3, 1 / 3, 1 / 6, 1 / 6])], ids=["plain", "heptad"]
 )
 def test_the_probe_gives_the_coefficients_of_unequal_micro_batches(name, expected):
-    (update,) = peers.coefficients(name, [4, 4, 2, 2], 4)
+    (update,) = peer_probe.coefficients(name, [4, 4, 2, 2], 4)
     torch.testing.assert_close(update, torch.tensor(expected))
-    assert peers.as_large_batch(update, [4, 4, 2, 2]) is (name == "heptad")
+    assert peer_probe.as_large_batch(update, [4, 4, 2, 2]) is (name == "heptad")
 
 
 def test_requirements_are_walked_to_their_ends():
