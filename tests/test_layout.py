@@ -36,6 +36,8 @@ BY_NAME = {
     "heptad.errors": "advice from `diagnose`, when something has failed",
     "heptad.cli.main": "the command that is called",
     "heptad.cli.demo": "the example of the plugins",
+    "heptad_plugins.trackio_logger": "its extra, when it is built",
+    "heptad_plugins.wandb_logger": "as above",
 }
 """The modules that import by a name that is worked out, which no test here can follow, and what they import."""
 

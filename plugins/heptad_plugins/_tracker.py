@@ -20,6 +20,7 @@ from heptad.plugin import Store, origin
 from heptad_plugins._losses import Losses, is_per_update, thinned
 from heptad_plugins._options import directory_of, number, selection
 from heptad_plugins._outbox import Item, MetricPoint, Outbox, Tracking
+from heptad_plugins._output_path import output_of
 from heptad_plugins._stored import mapping, scalars_in
 
 Parameter = str | float
@@ -33,7 +34,7 @@ class Tracker(Plugin):
         every: Updates between two values of `train/loss` and of the learning rates.
         first: The first of these numbers.
         hparams: Further parameters by name.
-        checkpoints: The directory of a `Checkpoint` whose checkpoints are uploaded.
+        checkpoints: The directory of a `Checkpoint` whose checkpoints are uploaded, or the `RunFolder` that it is in.
         wait: Seconds to wait at most, when the run ends or pauses, until all is sent.
         on_error: What an exception does.
     """
@@ -60,7 +61,9 @@ class Tracker(Plugin):
                     f"{self.name}(hparams=…): {key} must be a number, a truth value or a text, got {value!r}"
                 )
         self._wait = number(self.name, "wait", wait, least=0)
-        self._folder = None if checkpoints is None else directory_of(self.name, "checkpoints", checkpoints)
+        self._checkpoints = None
+        if checkpoints is not None:
+            self._checkpoints = output_of(self.name, "checkpoints", checkpoints, "checkpoints", directory_of)
         self._outbox: Outbox | None = None
         self._forget()
 
@@ -183,9 +186,9 @@ class Tracker(Plugin):
 
     def _new_checkpoints(self) -> list[Path]:
         """Return the checkpoints that were written since the last call, as far as they are still there."""
-        if self._folder is None:
+        if self._checkpoints is None:
             return []
-        new = [entry.path for entry in Store(self._folder).entries() if entry.path.name not in self._uploaded]
+        new = [entry.path for entry in Store(self._checkpoints.path).entries() if entry.path.name not in self._uploaded]
         self._uploaded |= {path.name for path in new}
         return new
 

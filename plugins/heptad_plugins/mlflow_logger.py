@@ -14,6 +14,7 @@ from urllib.parse import urlsplit
 from urllib.request import getproxies, proxy_bypass
 
 from heptad import PluginError
+from heptad.plugin import Placing
 from heptad_plugins._linked import linked
 from heptad_plugins._options import text_of
 from heptad_plugins._outbox import MetricPoint
@@ -58,8 +59,8 @@ class MLflowLogger(Tracker):
         uri: Of the server or the database, such as `"http://127.0.0.1:5000"`; by default the one that MLflow is set to.
         run_name: The name of the run; by default the first characters of `Run.id`.
         hparams: Further parameters by name.
-        checkpoints: The directory of a `Checkpoint`: each that is written there is uploaded, unless it was removed
-            before its turn came.
+        checkpoints: The directory of a `Checkpoint`, or the `RunFolder` that it is in: each that is written there is
+            uploaded, unless it was removed before its turn came.
         wait: Seconds to wait at most when the run ends or pauses.
         on_error: `"detach"`: an exception detaches the plugin, and the run continues.
 
@@ -80,7 +81,7 @@ class MLflowLogger(Tracker):
         uri: str | None = None,
         run_name: str | None = None,
         hparams: Mapping[str, Parameter] | None = None,
-        checkpoints: str | os.PathLike[str] | None = None,
+        checkpoints: str | os.PathLike[str] | Placing | None = None,
         wait: float = 30.0,
         on_error: Literal["raise", "detach"] = "raise",
     ) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import re
 from pathlib import Path
-from typing import Literal
 
 from heptad import PluginError
 from heptad.plugin import Placing
@@ -20,7 +19,8 @@ class RunFolder(Placing):
 
     Other plugins take it in place of a path, and it stands in the list of plugins as well. In the folder of a run
     `Checkpoint` writes `checkpoints/`, `Journal` `log.journal`, `CSVLogger` `log.csv`, `TensorBoardLogger`
-    `tensorboard/`, `Report` `report.html` and `Profiler` `trace.json`.
+    `tensorboard/`, `Report` `report.html`, `Profiler` `trace.json` and `WandbLogger(directory=…)` `wandb/`. The loggers
+    of trackers take it as `checkpoints` too.
 
     The folder is made when the run begins, and not before; two processes that begin at once have different ones. The
     ranks of one run share that of the first. A run that continues after a pause stays in its folder, and so does one
@@ -32,7 +32,6 @@ class RunFolder(Placing):
 
     Args:
         directory: Where the numbered folders are; made where it is missing.
-        on_error: As of every observer; it has no handlers that could fail, so it changes nothing.
 
     Raises:
         PluginError: If it is no path, or that of a file; when a run begins, if no folder can be made in it.
@@ -42,8 +41,7 @@ class RunFolder(Placing):
     observes = True
     ranks = "all"  # whoever writes on a further rank asks for the path there
 
-    def __init__(self, directory: str | os.PathLike[str], *, on_error: Literal["raise", "detach"] = "raise") -> None:
-        self.on_error = on_error
+    def __init__(self, directory: str | os.PathLike[str]) -> None:
         self._root = directory_of("RunFolder", "directory", directory)
 
     @property

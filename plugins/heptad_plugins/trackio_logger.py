@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from heptad import PluginError
+from heptad.plugin import Placing
 from heptad_plugins._linked import linked
 from heptad_plugins._options import text_of
 from heptad_plugins._outbox import MetricPoint
@@ -51,8 +52,8 @@ class TrackioLogger(Tracker):
         first: The first of these numbers, by default `every`: `every=10, first=1` means 1, 11, 21, ….
         run_name: The name of the run, which has the first characters of `Run.id` behind it; by default these alone.
         hparams: Further parts of the config by name.
-        checkpoints: The directory of a `Checkpoint`: each that is written there becomes a version of an artifact,
-            unless it was removed before its turn came.
+        checkpoints: The directory of a `Checkpoint`, or the `RunFolder` that it is in: each that is written there
+            becomes a version of an artifact, unless it was removed before its turn came.
         wait: Seconds to wait at most when the run ends or pauses.
         on_error: `"detach"`: an exception detaches the plugin, and the run continues.
 
@@ -72,7 +73,7 @@ class TrackioLogger(Tracker):
         first: int | None = None,
         run_name: str | None = None,
         hparams: Mapping[str, Parameter] | None = None,
-        checkpoints: str | os.PathLike[str] | None = None,
+        checkpoints: str | os.PathLike[str] | Placing | None = None,
         wait: float = 30.0,
         on_error: Literal["raise", "detach"] = "raise",
     ) -> None:

@@ -8,9 +8,11 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, Literal
 
+from heptad.plugin import Placing
 from heptad_plugins._linked import linked
 from heptad_plugins._options import directory_of, one_of, text_of
 from heptad_plugins._outbox import MetricPoint
+from heptad_plugins._output_path import output_of
 from heptad_plugins._tracker import Parameter, Tracker, Tracking, flattened, origin_texts, shortened
 from heptad_plugins._wandb_file import next_step
 
@@ -56,11 +58,11 @@ class WandbLogger(Tracker):
         every: Updates between two values of `train/loss` and the learning rates.
         first: The first of these numbers, by default `every`: `every=10, first=1` means 1, 11, 21, ….
         run_name: The name of the run; by default W&B makes one up.
-        directory: Where W&B's folder `wandb` lies; by default where W&B's settings say.
+        directory: Where W&B's folder `wandb` lies; by default where W&B's settings say. Or a `RunFolder`.
         mode: `"online"`, `"offline"` or `"disabled"`; by default what W&B's settings say.
         hparams: Further parts of the config by name.
-        checkpoints: The directory of a `Checkpoint`: each that is written there becomes a version of an artifact,
-            unless it was removed before its turn came.
+        checkpoints: The directory of a `Checkpoint`, or the `RunFolder` that it is in: each that is written there
+            becomes a version of an artifact, unless it was removed before its turn came.
         wait: Seconds to wait at most when the run ends or pauses.
         on_error: `"detach"`: an exception detaches the plugin, and the run continues.
 
@@ -78,10 +80,10 @@ class WandbLogger(Tracker):
         *,
         first: int | None = None,
         run_name: str | None = None,
-        directory: str | os.PathLike[str] | None = None,
+        directory: str | os.PathLike[str] | Placing | None = None,
         mode: Literal["online", "offline", "disabled"] | None = None,
         hparams: Mapping[str, Parameter] | None = None,
-        checkpoints: str | os.PathLike[str] | None = None,
+        checkpoints: str | os.PathLike[str] | Placing | None = None,
         wait: float = 30.0,
         on_error: Literal["raise", "detach"] = "raise",
     ) -> None:
@@ -92,14 +94,16 @@ class WandbLogger(Tracker):
         self._options: dict[str, Any] = {"project": text_of("WandbLogger", "project", project, "the name of a project")}
         if run_name is not None:
             self._options["name"] = text_of("WandbLogger", "run_name", run_name, "the name of the run")
+        self._output = None
         if directory is not None:
-            self._options["dir"] = directory_of("WandbLogger", "directory", directory)
+            self._output = output_of("WandbLogger", "directory", directory, ".", directory_of)
         if mode is not None:
             self._options["mode"] = one_of("WandbLogger", "mode", mode, ("online", "offline", "disabled"))
         super().__init__(every, first, hparams, checkpoints, wait, on_error)
 
     def _tracking(self, tracked: str, resumed: bool, sent: int) -> Tracking:
-        return _WandbRun(self._options, tracked, resumed, sent)
+        where = {} if self._output is None else {"dir": self._output.path}
+        return _WandbRun(self._options | where, tracked, resumed, sent)
 
 
 class _WandbRun:

@@ -529,7 +529,7 @@ def test_loggers_see_the_metrics_of_the_epoch(tmp_path):
 def test_every_observer_may_be_allowed_to_fail(tmp_path):
     """`on_error="detach"` is an option of each, by keyword."""
     made = makers(tmp_path)
-    for name in OBSERVERS:
+    for name in set(OBSERVERS) - {"RunFolder"}:  # has no handler that could fail
         option = inspect.signature(type(made[name]())).parameters["on_error"]
         assert (option.kind, option.default) == (inspect.Parameter.KEYWORD_ONLY, "raise")
     for plugin in (
@@ -544,7 +544,6 @@ def test_every_observer_may_be_allowed_to_fail(tmp_path):
         Profiler(tmp_path / "a.json", range(1), on_error="detach"),
         Progress(on_error="detach"),
         Report(on_error="detach"),
-        RunFolder(tmp_path, on_error="detach"),
         TensorBoardLogger(tmp_path, on_error="detach"),
         Throughput(on_error="detach"),
         TrackioLogger("a", on_error="detach"),

@@ -255,6 +255,27 @@ def test_a_trial_that_is_resumed_in_another_process_is_exact_and_reports_no_step
     assert list(reported(study)[0]) == [0, 1, 2, 3, 4, 5]
 
 
+@pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalWarning")
+@pytest.mark.parametrize("inherits", [True, False])
+def test_a_retry_of_a_trial_that_failed_reports_what_it_has_not_inherited(inherits: bool, tmp_path: Path):
+    """As Optuna queues one when the process of a trial has died."""
+    newer = getattr(optuna.storages, "RetryHeartbeatStaleTrialCallback", None)  # the name since Optuna 4.9
+    retry = newer or optuna.storages.RetryFailedTrialCallback
+    study = study_of(NopPruner())
+
+    def engine(trial: optuna.Trial) -> Engine:
+        return values_by_epoch([3.0, 2.0, 1.0], OptunaPruning(trial, "error"), Checkpoint(tmp_path))
+
+    first = study.ask()
+    engine(first).run(until=lambda run: run.epoch == 2)
+    study.tell(first, state=optuna.trial.TrialState.FAIL)
+    retry(inherit_intermediate_values=inherits)(study, study.trials[0])
+    engine(study.ask()).run(resume="auto")
+    failed, retried = reported(study)
+    assert failed == {0: 3.0, 1: 2.0}  # epoch 1 is run again: the newest checkpoint is that of epoch 0
+    assert retried == {**(failed if inherits else {}), 1: 2.0, 2: 1.0}
+
+
 class CountsQuestions(NopPruner):
     """Counts how often it is asked, and at which step."""
 

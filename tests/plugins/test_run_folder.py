@@ -11,8 +11,19 @@ from typing import Any
 import pytest
 import torch
 
-from builders import small_components, small_network
-from heptad import Engine, EngineError, Plugin, PluginError, Run, RunConfig, TransitionLog, load_weights
+import trackers
+from builders import Planned, small_components, small_network
+from heptad import (
+    Engine,
+    EngineError,
+    LogError,
+    Plugin,
+    PluginError,
+    Run,
+    RunConfig,
+    TransitionLog,
+    load_weights,
+)
 from heptad.cli.main import main
 from heptad.plugin import OutputPath
 from heptad_plugins import Checkpoint, CSVLogger, Journal, Profiler, Report, RunFolder, TensorBoardLogger
@@ -160,9 +171,7 @@ def test_a_directory_that_cannot_be_made_is_named(tmp_path: Path):
 
 
 class Lines(Plugin):
-    """Writes a line to a file in the folder that it is given."""
-
-    observes = True
+    """Writes a line to a file in the folder that it is given; it does not say that it observes."""
 
     def __init__(self, folder: RunFolder) -> None:
         self.output = OutputPath(Path("lines.txt"), folder)
@@ -177,14 +186,140 @@ def test_a_plugin_of_ones_own_writes_there_too(tmp_path: Path):
     assert (folder.path / "lines.txt").read_text() == "6\n"
 
 
-def test_commands_and_functions_take_a_numbered_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
-    folder = RunFolder(tmp_path)
-    trained = engine_in(folder).run()
-    assert not main(["summary", str(folder.path)])
-    assert "finished" in capsys.readouterr().out
+def test_a_smoke_run_in_which_a_plugin_writes_has_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """A plugin that does not observe takes part in `smoke`, and would write to the working directory else."""
+    monkeypatch.chdir(tmp_path)
+    folder = RunFolder("runs")
+    engine = engine_in(folder, Lines(folder))
+    engine.smoke()
+    assert names(tmp_path / "runs" / "0001") == ["lines.txt"]
+    assert not folder.is_placed
+    engine.run()
+    assert folder.path.name == "0002"
+    assert names(tmp_path) == ["runs"]
+
+
+class OpensLate(Plugin):
+    """Fails when it is opened first."""
+
+    observes = True
+    failed = False
+
+    def open(self, run: Run) -> None:
+        if not self.failed:
+            self.failed = True
+            raise Planned
+
+
+@pytest.mark.parametrize("source", [None, "auto"])
+def test_a_run_that_is_called_again_since_a_plugin_failed_to_open_stays_in_its_folder(tmp_path: Path, source: Any):
+    engine = engine_in(RunFolder(tmp_path), OpensLate())
+    with pytest.raises(Planned):
+        engine.run(resume=source)
+    assert engine.run(resume=source).state == "finished"
+    assert names(tmp_path) == ["0001"]
+
+
+@pytest.mark.parametrize("tool", trackers.TOOLS)
+def test_a_tracker_takes_the_folder_in_place_of_paths(tmp_path: Path, tool: str):
+    folder = RunFolder(tmp_path / "runs")
+    place = {"directory": folder} if tool == "wandb" else {}
+    engine_in(folder, trackers.logger(tool, tmp_path, checkpoints=folder, **place)).run()
+    written = {path.name for path in (folder.path / "checkpoints").glob("checkpoint-*")}
+    if tool == "mlflow":
+        client, (run,) = trackers.mlflow_runs(tmp_path)
+        found = {Path(one.path).name for one in client.list_artifacts(run.info.run_id, "checkpoints")}
+    else:
+        found = trackers.aliases(tool, folder.path if tool == "wandb" else tmp_path)
+    assert written <= found
+
+
+@pytest.fixture(scope="module")
+def two_runs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Run]:
+    """Return a directory of two numbered runs, and the first of them."""
+    root = tmp_path_factory.mktemp("two")
+    run = engine_in(RunFolder(root)).run()
+    engine_in(RunFolder(root), epochs=1).run()
+    return root, run
+
+
+@pytest.mark.parametrize(
+    ("command", "said"),
+    [
+        ("summary 0001", "finished"),
+        ("show 0001", "after_loop"),
+        ("export 0001 -o log.jsonl", "log.jsonl"),
+        ("diff 0001 0002", "here is 0001"),
+        ("diff --summary 0001 0002", "0002"),
+        ("report 0001 0002 -o page.html", "page.html"),
+        ("weights 0001 -o model.safetensors", "checkpoint-"),
+    ],
+)
+def test_commands_take_numbered_folders(
+    two_runs: tuple[Path, Run],
+    command: str,
+    said: str,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+):
+    monkeypatch.chdir(two_runs[0])
+    assert main(command.split()) == command.startswith("diff 0001")
+    assert said in capsys.readouterr().out
+
+
+def test_functions_take_a_numbered_folder(two_runs: tuple[Path, Run]):
+    folder, run = two_runs[0] / "0001", two_runs[1]
     network = small_network()
-    load_weights(folder.path, network)
-    torch.testing.assert_close(network.state_dict(), trained.network.state_dict(), rtol=0, atol=0)
+    load_weights(folder, network)
+    torch.testing.assert_close(network.state_dict(), run.network.state_dict(), rtol=0, atol=0)
+    assert TransitionLog.load(folder).path() == run.log.path()
+
+
+def test_a_folder_without_a_journal_is_no_log(tmp_path: Path):
+    with pytest.raises(LogError, match="directory"):
+        TransitionLog.load(tmp_path)
+
+
+SCRIPT = """
+import os, signal, sys
+from builders import small_components
+from heptad import Engine, RunConfig
+from heptad_plugins import Checkpoint, CSVLogger, Journal, Profiler, Report, RunFolder, TensorBoardLogger
+
+folder = RunFolder("runs/digits")
+plugins = [
+    folder,
+    Checkpoint(folder, at="optimizer_update"),
+    Journal(folder),
+    CSVLogger(folder),
+    TensorBoardLogger(folder),
+    Report(folder, folder),
+    Profiler(folder, range(1, 2)),
+]
+engine = Engine(small_components(), RunConfig(epochs=2, device="cpu"), plugins)
+if "dies" in sys.argv:
+    engine.on_exit("after_step")(lambda run: os.kill(os.getpid(), signal.SIGKILL) if run.step == 5 else None)
+engine.run(resume="auto" if "auto" in sys.argv else None)
+"""
+
+
+def test_a_script_that_is_started_again_needs_no_overwrite(tmp_path: Path):
+    """Started twice, the second time killed, and a third time to resume: the second run ends as the first did."""
+    (tmp_path / "train.py").write_text(SCRIPT)
+    for argument, code in (("", 0), ("dies", -9), ("auto", 0)):
+        done = subprocess.run(
+            [sys.executable, "train.py", argument], cwd=tmp_path, check=False, capture_output=True, text=True
+        )
+        assert done.returncode == code, done.stderr
+    root = tmp_path / "runs" / "digits"
+    assert names(root) == ["0001", "0002"]
+    expected = ["checkpoints", "log.csv", "log.journal", "report.html", "tensorboard", "trace.json"]
+    assert [names(root / "0001"), names(root / "0002")] == [expected, expected]
+    first, second = small_network(), small_network()
+    load_weights(root / "0001", first)
+    load_weights(root / "0002", second)
+    torch.testing.assert_close(first.state_dict(), second.state_dict(), rtol=0, atol=0)
+    assert (root / "0001" / "log.csv").read_text() == (root / "0002" / "log.csv").read_text()
 
 
 RANKS = """

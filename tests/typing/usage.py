@@ -50,15 +50,21 @@ from heptad_plugins import (
     GradientClipping,
     Journal,
     LRSchedule,
+    MLflowLogger,
     ModelSummary,
     NonFiniteGuard,
+    OptunaPruning,
+    OTelTracing,
     Profiler,
     Progress,
     Report,
+    RunFolder,
     TensorBoardLogger,
     Throughput,
     TimeLimit,
+    TrackioLogger,
     TrainingMetrics,
+    WandbLogger,
 )
 
 Batch = tuple[torch.Tensor, torch.Tensor]
@@ -174,7 +180,18 @@ def engines(network: nn.Module, data: TensorDataset, batches: list[Batch]) -> li
         Profiler("trace.json", range(10, 13), record_shapes=True),
         TrainingMetrics({"accuracy": accuracy}, on_error="detach"),
         TimeLimit(60.0, action="pause"),
+        OTelTracing(every=100, states=["evaluate"], on_error="detach"),
+        OptunaPruning(None, "valid/loss", by="update"),
         Progress(),
+    ]
+    folder = RunFolder("runs")
+    plugins += [
+        folder,
+        Checkpoint(folder),
+        Journal(folder),
+        MLflowLogger("runs", checkpoints=folder),
+        WandbLogger("runs", directory=folder),
+        TrackioLogger("runs", checkpoints="checkpoints"),
     ]
     return [
         Engine(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import re
+from contextlib import suppress
 from pathlib import Path
 
 from heptad.errors import CheckpointError
@@ -67,7 +68,10 @@ def named_path(named: str | os.PathLike[str]) -> Path:
                 f"no directory of checkpoints can have the name {text[:100]!a}, of {len(text)} characters; name another"
             ) from error
     inner = Path(text) / CHECKPOINTS
-    return inner if inner.is_dir() else Path(text)
+    with suppress(OSError):  # no right to look: who reads the directory says so
+        if inner.is_dir():
+            return inner
+    return Path(text)
 
 
 def is_checkpoint(path: Path) -> bool:

@@ -154,7 +154,8 @@ class Resumption:
             )
 
     def _resume(self, run: Run, source: str | os.PathLike[str], build: Build, allow_changes: Collection[str]) -> None:
-        if self._generators is None and (source != "auto" or stores_of(self._manager.plugins)):
+        again = source == "auto" and run._afresh  # it found none before, and a plugin failed to open
+        if self._generators is None and not again and (source != "auto" or stores_of(self._manager.plugins)):
             self._place(run, source)
         found = find(source, stores_of(self._manager.plugins), run)
         if self._generators is not None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import sys
-from pathlib import Path
 
 from heptad.cli.output import print_error
 from heptad.history.query import TransitionLog
@@ -16,15 +15,9 @@ COUNTERS = ("epoch", "step", "update")
 def takes_journals(parser: argparse.ArgumentParser, *names: str, data: bool = True) -> None:
     """Add an argument for each journal, and `--json` for a command that prints data."""
     for name in names:
-        parser.add_argument(name, metavar=name.upper(), type=journal_in, help="a journal, or a run folder with one")
+        parser.add_argument(name, metavar=name.upper(), help="a journal, or a run folder with one")
     if data:
         parser.add_argument("--json", action="store_true", help="print JSON in place of text and tables")
-
-
-def journal_in(named: str) -> str:
-    """Return the path of a journal: of a run folder, that of the `log.journal` in it."""
-    inner = Path(named) / "log.journal"
-    return str(inner) if inner.is_file() else named
 
 
 def takes_columns(parser: argparse.ArgumentParser) -> None:

@@ -6,7 +6,6 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from heptad.cli.arguments import journal_in
 from heptad.cli.compare import print_comparison
 from heptad.cli.grid import print_text
 from heptad.cli.output import print_error, print_json, print_line
@@ -23,8 +22,7 @@ def add_to(parser: argparse.ArgumentParser) -> None:
         "files",
         metavar="RUN",
         nargs="+",
-        type=journal_in,
-        help="two journals; one with --ranks, any number with --summary",
+        help="two journals, or run folders; one with --ranks, any number with --summary",
     )
     parser.add_argument("--json", action="store_true", help="print JSON in place of text and tables")
     parser.add_argument(

@@ -6,7 +6,6 @@ import argparse
 import sys
 from pathlib import Path
 
-from heptad.cli.arguments import journal_in
 from heptad.cli.output import is_stdout, print_error, print_json, print_line
 from heptad.history.query import TransitionLog
 from heptad.report.page import write_report
@@ -18,11 +17,7 @@ STDOUT = "-"
 def add_to(parser: argparse.ArgumentParser) -> None:
     """Add the arguments."""
     parser.add_argument(
-        "runs",
-        metavar="RUN",
-        nargs="+",
-        type=journal_in,
-        help="a journal, as the Journal plugin writes it; several are compared",
+        "runs", metavar="RUN", nargs="+", help="a journal, or a run folder with one; several are compared"
     )
     parser.add_argument(
         "-o",

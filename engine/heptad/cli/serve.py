@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 
-from heptad.cli.arguments import count, journal_in
+from heptad.cli.arguments import count
 from heptad.cli.output import print_line
 from heptad.errors import LogError
 from heptad.history.query import TransitionLog
@@ -17,7 +17,7 @@ _MOST_PORT = 65_535
 def add_to(parser: argparse.ArgumentParser) -> None:
     """Add the arguments."""
     parser.add_argument(
-        "runs", metavar="RUN", nargs="+", type=journal_in, help="a journal; it may be written meanwhile"
+        "runs", metavar="RUN", nargs="+", help="a journal, or a run folder with one; it may be written meanwhile"
     )
     parser.add_argument(
         "--port", metavar="N", type=count, default=0, help="the port to listen on; by default any that is free"

@@ -10,7 +10,7 @@ from heptad.cli.output import print_error, print_json, print_line
 
 def add_to(parser: argparse.ArgumentParser) -> None:
     """Add the arguments."""
-    parser.add_argument("directory", metavar="DIR", help="a directory of checkpoints, or one checkpoint")
+    parser.add_argument("directory", metavar="DIR", help="a directory of checkpoints, one checkpoint, or a run folder")
     parser.add_argument("-o", "--output", metavar="FILE", required=True, help="the file, such as model.safetensors")
     parser.add_argument(
         "--which",

@@ -18,6 +18,7 @@ from heptad.history import diff, explain, summary, waiting
 from heptad.history.decode import Decoder, blocks, ints
 from heptad.history.export import frames, jsonl, timeline
 from heptad.history.html import table
+from heptad.history.journal.family import named_journal
 from heptad.history.journal.reader import FileSource
 from heptad.history.judge import judge
 from heptad.history.ranks import Ranks
@@ -66,7 +67,8 @@ class TransitionLog(Sequence[Transition]):
 
         Nothing is read whole: each question reads what it needs, at the moment it is asked. The file is not altered.
         With rank 0's journal come those of the other ranks of its run, which lie beside it (`….rank1`); a journal of
-        another rank is read alone. `missing` says which of them cannot be read.
+        another rank is read alone. `missing` says which of them cannot be read. A run folder stands for the
+        `log.journal` in it.
 
         Raises:
             EngineError: If it is no path.
@@ -75,8 +77,9 @@ class TransitionLog(Sequence[Transition]):
         """
         if not isinstance(path, str | os.PathLike):  # pyright: ignore[reportUnnecessaryIsInstance] - for callers without a type checker
             raise EngineError(f"TransitionLog.load takes the path of a journal, got {a_kind(path)}")
-        source = FileSource(path)
-        return cls(source, Ranks(source, Path(path)))
+        file = named_journal(path)
+        source = FileSource(file)
+        return cls(source, Ranks(source, file))
 
     # -- ranks
 

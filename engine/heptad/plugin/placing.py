@@ -67,6 +67,12 @@ class OutputPath:
         return self.place.path / self.name if self.place is not None and self.place.is_placed else self.name
 
 
+def places_written_by(plugin: Plugin) -> list[Placing]:
+    """Return the plugins that choose a folder which this one writes to."""
+    held = cast("dict[str, object]", getattr(plugin, "__dict__", {})).values()
+    return [one.place for one in held if isinstance(one, OutputPath) and one.place is not None]
+
+
 def verify_places(plugins: Sequence[Plugin]) -> None:
     """Check that each folder which a plugin was given stands in the list too.
 
@@ -74,9 +80,8 @@ def verify_places(plugins: Sequence[Plugin]) -> None:
         PluginError: If one does not: nobody would choose it.
     """
     for plugin in plugins:
-        for held in cast("dict[str, object]", getattr(plugin, "__dict__", {})).values():
-            place = held.place if isinstance(held, OutputPath) else None
-            if place is not None and all(place is not other for other in plugins):
+        for place in places_written_by(plugin):
+            if all(place is not other for other in plugins):
                 raise PluginError(
                     f"{plugin.name} writes to a {place.name} that is not in the list of plugins; put it there as well: "
                     f"plugins=[folder, {plugin.name}(folder), …]"

@@ -19,6 +19,7 @@ from heptad.plugin.contract import Plugin
 from heptad.plugin.detour import Detour
 from heptad.plugin.manager import PluginManager, plugin_state
 from heptad.plugin.marks import Handler, Predicate
+from heptad.plugin.placing import places_written_by
 from heptad.plugin.subscription import Subscription
 from heptad.run.run import Run
 from heptad.smoke.memento import Memento
@@ -99,7 +100,9 @@ def rehearse(
     evaluations = [(plugin, detour) for plugin, detour in manager.detours_given if detour.state == "evaluate"]
     evaluating = [plugin for plugin, _ in evaluations]
     # a plugin that observes writes files, which a smoke run leaves as they are; one that evaluates writes none
-    plugins = [plugin for plugin in manager.plugins if not plugin.observes or plugin in evaluating]
+    kept = [plugin for plugin in manager.plugins if not plugin.observes or plugin in evaluating]
+    places = [place for plugin in kept for place in places_written_by(plugin)]
+    plugins = [plugin for plugin in manager.plugins if plugin in kept or plugin in places]
     functions = [row for row in subscriptions if row.plugin is None]
     roots = [getattr(parts, name) for name in type(parts).model_fields if name not in ("dataset", "loader")]
     with ExitStack() as put_back:  # in reverse order

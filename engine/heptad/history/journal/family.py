@@ -6,12 +6,25 @@ the new run does not have left there.
 
 from __future__ import annotations
 
+import os
 import re
 from contextlib import suppress
 from pathlib import Path
 
 from heptad.errors import LogError
 from heptad.history.journal.lock import discard
+
+IN_RUN_FOLDER = "log.journal"
+"""What the journal is called in a folder that holds all of a run."""
+
+
+def named_journal(named: str | os.PathLike[str]) -> Path:
+    """Return the path of a journal that a user names, of a run's folder that of the journal in it."""
+    inner = Path(named) / IN_RUN_FOLDER
+    with suppress(OSError):  # a name that is too long, or no right to look: who opens the file says so
+        if inner.is_file():
+            return inner
+    return Path(named)
 
 
 def path_of_rank(path: Path, rank: int) -> Path:
