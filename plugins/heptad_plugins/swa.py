@@ -239,8 +239,9 @@ def _update_batch_norm(run: Run) -> None:
         for norm in norms:
             norm.reset_running_stats()
             norm.momentum = None  # a plain mean over the batches
-        for batch in run.training_pass():
-            run.forward(batch)
+        with torch.compiler.set_stance("force_eager"):  # compiled code breaks at a momentum of None
+            for batch in run.training_pass():
+                run.forward(batch)
     finally:
         for norm, momentum in zip(norms, momenta, strict=True):
             norm.momentum = momentum

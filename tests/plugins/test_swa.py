@@ -200,18 +200,18 @@ def test_built_anew_from_its_state_it_continues_as_if_nothing_had_been(step):
 
 @pytest.mark.parametrize("until", ["evaluate", "after_epoch", "checkpoint", "before_step"])
 def test_a_resumed_run_has_the_same_average(until, tmp_path):
-    """Before the first averaged epoch and behind it."""
+    """Before the first averaged epoch, behind it, and between two of a cycle."""
 
     def build(name, plugin):
         plugins = [plugin, Evaluate(batches(1)), Checkpoint(tmp_path / name, at=("after_step", "after_epoch"))]
         return small_engine(4, plugins, network=normed(0.3), epochs=4)
 
-    whole = build("whole", expected := SWA(1)).run()
+    whole = build("whole", expected := SWA(1, cycle=2)).run()
     for updates in (3, 9, 13):
         folder = f"{until} {updates}"
-        with build(folder, SWA(1)) as first:
+        with build(folder, SWA(1, cycle=2)) as first:
             first.run(until=lambda run, least=updates: run.update >= least and run.state == until)
-        run = build(folder, plugin := SWA(1)).run(resume="auto")
+        run = build(folder, plugin := SWA(1, cycle=2)).run(resume="auto")
         assert same(tensors(run.network), tensors(whole.network))
         assert same(tensors(plugin.network), tensors(expected.network))
         assert run.history("valid/loss") == whole.history("valid/loss")
@@ -313,6 +313,16 @@ def test_two_averages_cannot_be_seen_by_one_evaluation():
     with pytest.raises(PluginError, match=r"SWA and EMA both give .* say evaluate=False for all but the one"):
         small_engine(4, [SWA(0), EMA(0.9)], network=network)
     small_engine(4, [SWA(0), EMA(0.9, evaluate=False)], network=network, epochs=1).run()
+
+
+def test_compiled_it_averages_the_same():
+    """The pass is not compiled: code of one graph cannot have a momentum of None."""
+    torch.compiler.reset()
+    found = []
+    for options in (False, {"backend": "eager", "fullgraph": True}):
+        small_engine(4, [plugin := SWA(0)], network=normed(), epochs=2, compile=options).run()
+        found.append(tensors(plugin.network))
+    assert same(*found)
 
 
 def test_batch_norm_in_evaluation_mode_keeps_its_statistics():
