@@ -237,7 +237,7 @@ def _bars(values: Sequence[float]) -> Iterator[str]:
 
 
 def _config_of_test(config: RunConfig, steps: int, accumulation: int | None) -> RunConfig:
-    given = {name: getattr(config, name) for name in config.model_fields_set}
+    given: dict[str, Any] = {name: getattr(config, name) for name in config.model_fields_set}
     if accumulation is not None:
         given |= {"accumulation": accumulation, "window": None}
     elif config.window is not None:  # from which the accumulation was computed
