@@ -315,4 +315,4 @@ def test_the_log_says_if_no_window_makes_an_update(config):
     run = engine.run()
     (note,) = run.log.notes("untrained")
     assert note.windows == (12 if config["epochs"] else 1000)
-    assert str(note).startswith(f"#{note.seq} untrained: {note.windows} windows closed, and no update made: each step")
+    assert str(note).startswith(f"#{note.seq} untrained: {note.windows:,} windows closed, and no update made: each step")

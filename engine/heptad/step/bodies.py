@@ -48,7 +48,6 @@ def before_loop(run: Run, strategy: Strategy) -> None:
 def build(run: Run, strategy: Strategy) -> None:
     """Place the network, then build the optimizers and the step function: also done where a run is resumed."""
     runtime = run._runtime
-    runtime.frozen = [name for name, one in runtime.network.named_parameters() if not one.requires_grad]
     strategy.place(runtime)
     runtime.optimizers = build_optimizers(runtime, strategy)  # after placing, which may replace the parameters
     runtime.bond = Bond(runtime)

@@ -210,11 +210,14 @@ def _clears_plainly(optimizer: object) -> bool:
 def build_optimizers(runtime: Runtime, strategy: Strategy) -> Optimizers:
     """Return the optimizers, calling the functions among them with the network; after the network was placed.
 
+    What takes no gradient now is kept as `runtime.frozen`: a resumed run builds them alike.
+
     Raises:
         ConfigError: If a function returns something else; if an optimizer holds none of the network's parameters, is
             there twice, or has a `step` that needs an argument; if it cannot step what is shared by ranks.
     """
     components, network = runtime.components, runtime.network
+    runtime.frozen = [name for name, one in network.named_parameters() if not one.requires_grad]
     # a list and not a generator, which would turn a StopIteration of the user's into another error
     made = [_make(part, network, _MAIN) for part in listed(components.optimizer)]
     side = {name: _make(part, network, _side_name(name)) for name, part in components.side_optimizers.items()}
