@@ -242,7 +242,8 @@ def _config_of_test(config: RunConfig, steps: int, accumulation: int | None) -> 
         given |= {"accumulation": accumulation, "window": None}
     elif config.window is not None:  # from which the accumulation was computed
         given.pop("accumulation", None)
-    return RunConfig(**{**given, "epochs": None, "max_updates": steps})
+    given |= {"epochs": None, "max_updates": steps}
+    return RunConfig(**given)
 
 
 def _refuse_arguments(low: float, high: float, steps: int, smoothing: float, diverges: float) -> None:
