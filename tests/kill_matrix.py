@@ -3,6 +3,7 @@
 python tests/kill_matrix.py            # all moments: with a journal, on a dataset; takes about half an hour
 python tests/kill_matrix.py --every 10 # every tenth of them
 python tests/kill_matrix.py --background # checkpoints are written in the background
+python tests/kill_matrix.py --thaws # a part is frozen, and joins the optimizer later
 """
 
 from __future__ import annotations
@@ -22,8 +23,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--every", type=int, default=1, help="take each n-th moment (default: all)")
     parser.add_argument("--background", action="store_true", help="write the checkpoints in the background")
+    parser.add_argument("--thaws", action="store_true", help="freeze a part for an epoch")
     asked = parser.parse_args()
-    options = BACKGROUND if asked.background else {"journal": True}
+    options = (BACKGROUND if asked.background else {"journal": True}) | ({"thaws": True} if asked.thaws else {})
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory(dir=MEMORY) as name:
         lived = in_child(lambda: live(Path(name) / "checkpoints", None, None, **options))

@@ -25,7 +25,18 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset
 from builders import Unsized
 from heptad import Components, Detour, Engine, Plugin, Run, RunConfig, Transition, on_enter, on_exit
 from heptad.data.generators import global_states
-from heptad_plugins import EMA, SAM, Checkpoint, EarlyStopping, Evaluate, GradientClipping, LRSchedule
+from heptad_plugins import (
+    EMA,
+    SAM,
+    SWA,
+    Checkpoint,
+    EarlyStopping,
+    Evaluate,
+    Freeze,
+    GradientClipping,
+    LRSchedule,
+    OptimizerMonitor,
+)
 
 FEATURES, CLASSES, BATCHES, SIZE = 4, 3, 7, 2
 EVERYWHERE = ("after_step", "optimizer_update", "after_epoch")
@@ -196,6 +207,7 @@ def full_engine(
     odd: bool = False,
     closure: bool = False,
     tight: bool = False,
+    thaws: bool = False,
     **config: Any,
 ) -> Engine:
     """Return the engine of the scenario; its checkpoints are in `directory`.
@@ -203,7 +215,8 @@ def full_engine(
     With `again`, each window is computed again from its batches, and there is a side optimizer. With `odd`, steps are
     left out, there are fewer of them than batches, and the schedule follows evaluations, the first of them before the
     loop. With `closure`, the optimizer is L-BFGS, beside which nobody may change gradients. With `tight`, memory runs
-    out, and numbers are not finite once: windows are computed again, in halves.
+    out, and numbers are not finite once: windows are computed again, in halves. With `thaws`, a part is frozen in the
+    first epoch and joins the optimizer in the second.
     """
     model = network()
     given = FEEDS[feed]()
@@ -214,7 +227,7 @@ def full_engine(
     components = Components(
         network=model,
         criterion=nn.CrossEntropyLoss(),
-        optimizer=quasi_newton if closure else lambda network: torch.optim.AdamW(network.parameters(), lr=0.01),
+        optimizer=quasi_newton if closure else trainable,
         side_optimizers={"tilt": torch.optim.SGD([nn.Parameter(torch.ones(()))], lr=0.1, momentum=0.9)}
         if again
         else {},
@@ -230,6 +243,8 @@ def full_engine(
     ]
     if tight:
         members.append(Tight())
+    if thaws:
+        members += [Freeze("1.*", "4.*", until=1, lr=0.02), SWA(0, evaluate=False), OptimizerMonitor(ratio=True)]
     if again:
         members += [SAM(), Tilts()]
     if odd:
@@ -242,6 +257,11 @@ def full_engine(
         members.append(LRSchedule(lambda optimizer: OneCycleLR(optimizer, 0.05, total_steps=8)))
     settings = {"epochs": 2, "accumulation": 3, "seed": 9, **own, **config}
     return engine_class(components, RunConfig(**settings), plugins=members)
+
+
+def trainable(network: nn.Module) -> torch.optim.Optimizer:
+    """Return an optimizer of what is trained when it is built."""
+    return torch.optim.AdamW([one for one in network.parameters() if one.requires_grad], lr=0.01)
 
 
 def quasi_newton(network: nn.Module) -> torch.optim.Optimizer:

@@ -33,6 +33,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "bf16": {"precision": "bf16-mixed"},
     "fp16": {"precision": "fp16-mixed", "again": True},
     "tight": {"tight": True, "journal": True},
+    "thaws": {"thaws": True, "journal": True},
 }
 
 
@@ -81,7 +82,7 @@ def test_killed_while_a_thread_writes_a_checkpoint(place):
 @pytest.mark.parametrize("place", range(3))
 @pytest.mark.parametrize("variant", [name for name in VARIANTS if name != "journal"])
 def test_killed_whatever_the_data_come_from(variant, place):
-    """Worker processes, streams, loaders of the user's; each remainder; steps left out; windows computed again."""
+    """Worker processes, streams, loaders of the user's; each remainder; steps left out; computed again; a thaw."""
     at = moments(variant, 3, of_files=False)[place]
     assert trial(at, lived(variant), **VARIANTS[variant]) == [], lived(variant)["labels"][at]
 

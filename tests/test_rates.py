@@ -12,7 +12,7 @@ from torch import nn
 from torch.optim.lr_scheduler import LambdaLR, StepLR
 from torch.utils.data import TensorDataset
 
-from builders import CLASSES, FEATURES, Unsized, batches, small_components, small_engine, small_network
+from builders import CLASSES, FEATURES, Unsized, batches, sgd, small_components, small_engine, small_network
 from heptad import ConfigError, Engine, EngineError, LossOutput, Plugin, Run, RunConfig, find_learning_rate
 from heptad_plugins import Checkpoint, LRSchedule
 from scenario import FEEDS, full_engine, outcome, path_of
@@ -94,6 +94,15 @@ def test_the_losses_are_those_of_a_plain_loop(share: float, accumulation: int):
     assert found.losses == pytest.approx(plain_losses([*found.rates], share, accumulation), rel=1e-6)
     assert found.shares == (1.0, share)
     assert not found.diverged
+
+
+@pytest.mark.parametrize("accumulation", [None, 1])
+def test_a_window_of_all_processes_is_that_of_the_test_too(accumulation: int | None):
+    """Unless an accumulation is given."""
+    engine = Engine(small_components(small_network(), optimizer=sgd), RunConfig(epochs=1, window=3))
+    found = find_learning_rate(engine, low=1e-3, high=0.1, steps=4, accumulation=accumulation)
+    expected = plain_losses([*found.rates], accumulation=accumulation or 3)
+    assert found.losses == pytest.approx(expected, rel=1e-6)
 
 
 def test_smoothing_is_an_average_that_is_corrected_for_its_beginning():

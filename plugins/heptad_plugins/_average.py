@@ -14,11 +14,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from heptad import EngineError, Run
+from heptad import EngineError, PluginError, Run
 from heptad_plugins._stored import count_in, mapping
 
-HOLDER = "_heptad_average"
-"""The attribute of a network that holds an average, and says whose: a second one would take it for the weights."""
+_SEEN = "_heptad_average"
+"""The attribute of a network that holds whose average evaluations see, and in which run."""
 
 _WAYS = {
     "EMA": "and load_weights of a checkpoint gives them to a network that is whole",
@@ -88,27 +88,15 @@ class Average:
         self.count = 1 if copies else self.count + 1
 
     def swap_in(self) -> None:
-        """Give the network the averages, in its own dtypes; the values that are trained are kept.
-
-        Raises:
-            EngineError: If it holds another average.
-        """
-        if self._trained is not None:
-            return
-        if HOLDER in vars(self._network):
-            raise EngineError(
-                "two EMA or SWA give the network their averages for the same evaluation; say evaluate=False for all "
-                "but the one that evaluations are to see"
-            )
-        self._trained = self._exchange({})
-        vars(self._network)[HOLDER] = id(self)
+        """Give the network the averages, in its own dtypes; the values that are trained are kept."""
+        if self._trained is None:
+            self._trained = self._exchange({})
 
     def swap_out(self) -> None:
         """Give the network back the values that are trained."""
         if self._trained is not None:
             self._exchange(self._trained)
             self._trained = None
-            vars(self._network).pop(HOLDER, None)
 
     def state(self) -> dict[str, Any]:
         """Return the averages by name (not copied), and how many updates are in them."""
@@ -220,6 +208,25 @@ class Average:
                 f"of your own the averages: load_state_dict({self._owner}.state_dict()['tensors'], strict=False), "
                 f"{self._ways}"
             ) from error
+
+
+def refuse_second(run: Run, name: str) -> None:
+    """Refuse a second average that evaluations would see: it would take the first for the weights.
+
+    Args:
+        run: The run that is being built.
+        name: The plugin that evaluations are to see the average of.
+
+    Raises:
+        PluginError: If another plugin of this run has called this.
+    """
+    run_id, first = vars(run.network).setdefault(_SEEN, ("", ""))
+    if run_id == run.id and first != name:
+        raise PluginError(
+            f"{first} and {name} both give the network their averages for evaluations; say evaluate=False for all but "
+            "the one that evaluations are to see"
+        )
+    vars(run.network)[_SEEN] = run.id, name
 
 
 def own_parts(network: nn.Module | None, averages: Mapping[str, Any]) -> list[tuple[str, str]]:

@@ -9,7 +9,7 @@ from torch import nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from heptad import EngineError, Plugin, PluginError, Run
-from heptad_plugins._average import Average, check_state, own_parts
+from heptad_plugins._average import Average, check_state, own_parts, refuse_second
 from heptad_plugins._options import number, selection, text_of, whole_number
 
 
@@ -37,7 +37,7 @@ class EMA(Plugin):
         name: The plugin's name; a second EMA needs one.
 
     Raises:
-        PluginError: For an option that does not fit.
+        PluginError: For an option that does not fit; when the engine is built, if evaluations would see two averages.
     """
 
     ranks = "all"  # each averages the weights, or the part of them, that it has
@@ -87,6 +87,15 @@ class EMA(Plugin):
         if self._average is None:
             raise EngineError("EMA.network exists from the exit of before_loop on")
         return self._average.module()
+
+    def on_build(self, run: Run) -> None:
+        """Refuse a second average that evaluations would see.
+
+        Raises:
+            PluginError: If there is one.
+        """
+        if self._evaluate:
+            refuse_second(run, self.name)
 
     def on_begin(self, run: Run) -> None:
         """Forget the average of an earlier run; a caller that holds its network keeps it."""

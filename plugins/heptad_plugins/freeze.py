@@ -111,9 +111,9 @@ class Freeze(Plugin):
     def on_exit_before_loop(self, run: Run) -> None:
         """Put layers with running statistics into evaluation mode; see whether the optimizer takes what joins."""
         self._hold_statistics(run)
-        if self._until is not None and self._unheld(run):
+        if self._until is not None and (joining := self._unheld(run)):
             optimizer = self._optimizer(run)
-            self._check(optimizer)
+            self._check(run, optimizer, joining)
             announce(run, optimizer)
 
     def on_enter_before_epoch(self, run: Run) -> None:
@@ -183,8 +183,7 @@ class Freeze(Plugin):
         if not joining:
             return ""
         optimizer = self._optimizer(run)
-        mixed = len({run.local(one) is one for one in joining.values() if one.dim()}) > 1
-        _add_joining(run, optimizer, list(joining.items()), self._group | ({"foreach": False} if mixed else {}))
+        _add_joining(run, optimizer, joining, self._group)
         place = len(run.parameter_groups(optimizer)) - 1
         return f", {len(joining)} of them join {type(optimizer).__name__} as group {place}"
 
@@ -205,7 +204,7 @@ class Freeze(Plugin):
             raise EngineError(f"Freeze(optimizer={self._number}): there are {len(run.optimizers)}, counted from 0")
         return run.optimizers[self._number]
 
-    def _check(self, optimizer: Optimizer) -> None:
+    def _check(self, run: Run, optimizer: Optimizer, joining: Mapping[str, nn.Parameter]) -> None:
         """Refuse before the first epoch what the optimizer would not take, or never step, when it joins."""
         if isinstance(optimizer, LBFGS):
             raise EngineError(
@@ -214,16 +213,30 @@ class Freeze(Plugin):
             )
         if mistake := option_mistake(optimizer, self._group):
             raise EngineError(f"Freeze(group=…): {mistake}")
+        held = len(optimizer.param_groups)
+        try:
+            _add_joining(run, optimizer, joining, self._group)
+        except Exception as error:
+            raise EngineError(
+                f"{self.name}: {type(optimizer).__name__} takes no further group of {', '.join(joining)} ({error}); "
+                "build it with all parameters of the network: frozen ones stand still"
+            ) from error
+        finally:
+            del optimizer.param_groups[held:]
+            for one in joining.values():
+                optimizer.state.pop(one, None)
 
 
 def _add_joining(
-    run: Run, optimizer: Optimizer, joining: list[tuple[str, nn.Parameter]], options: Mapping[str, Any]
+    run: Run, optimizer: Optimizer, joining: Mapping[str, nn.Parameter], options: Mapping[str, Any]
 ) -> None:
     first, given = run.parameter_groups(optimizer)[0], dict(options)
+    if len({run.local(one) is one for one in joining.values() if one.dim()}) > 1:  # some are shared by ranks
+        given["foreach"] = False
     rate = optimizer.defaults.get("lr")
     if isinstance(rate, Tensor):  # the groups would share it, and a schedule writes into it
         given.setdefault("lr", first.get("initial_lr", rate).clone())
-    held: list[Any] = joining if "param_names" in first else [one for _, one in joining]
+    held: list[Any] = [*(joining.items() if "param_names" in first else joining.values())]
     optimizer.add_param_group({**given, "params": held})
 
 

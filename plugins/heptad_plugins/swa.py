@@ -11,7 +11,7 @@ from torch.optim.swa_utils import get_swa_avg_fn, get_swa_multi_avg_fn
 
 from heptad import EngineError, Plugin, PluginError, Run
 from heptad.plugin import add_over_ranks
-from heptad_plugins._average import Average, check_state, own_parts
+from heptad_plugins._average import Average, check_state, own_parts, refuse_second
 from heptad_plugins._options import text_of, whole_number, yes_or_no
 from heptad_plugins._stored import count_in, flag_in, mapping
 
@@ -25,10 +25,11 @@ class SWA(Plugin):
     the network. Weights of fewer than 32 bits (bfloat16, float16) are averaged in float32.
 
     The statistics of BatchNorm are none of the averaged weights, so they are computed anew as torch's `update_bn` does:
-    reset, then averaged over a pass of the training data in training mode (`Run.training_pass`). That is done before an
-    evaluation sees an average that has changed, and on exit of `after_loop`: a forward pass over the data each time,
-    none for a network without BatchNorm. With several ranks each makes the whole pass, and the results are averaged in
-    one exchange, so that all have the same statistics.
+    reset, then averaged over a pass of the training data (`Run.training_pass`). Unlike there, modules stay in the mode
+    that they have: a BatchNorm in evaluation mode, such as one that `Freeze` holds, keeps its statistics. That is done
+    before an evaluation sees an average that has changed, and on entry to `after_loop`: a forward pass over the data
+    each time, none where no BatchNorm is in training mode. With several ranks each makes the whole pass, and the
+    results are averaged in one exchange, so that all have the same statistics.
 
     In the state `evaluate` the network holds the average from the first averaged epoch on; it is swapped in and out as
     by `EMA`. The memory is that of a second copy of the weights, from `start` on. For the high constant rate of the
@@ -43,7 +44,8 @@ class SWA(Plugin):
         name: The plugin's name; a second SWA needs one.
 
     Raises:
-        PluginError: For an option that does not fit; when the engine is built, if `start` is not among the epochs.
+        PluginError: For an option that does not fit; when the engine is built, if `start` is not among the epochs, or
+            if evaluations would see two averages.
         DataError: In the run, if BatchNorm is to be updated and the data can be iterated once.
     """
 
@@ -94,11 +96,13 @@ class SWA(Plugin):
         return self._average.module()
 
     def on_build(self, run: Run) -> None:
-        """Refuse a start that no epoch reaches.
+        """Refuse a start that no epoch reaches, and a second average that evaluations would see.
 
         Raises:
-            PluginError: If there is no such epoch.
+            PluginError: If there is no such epoch, or there is such an average.
         """
+        if self._evaluate:
+            refuse_second(run, self.name)
         epochs = run.config.epochs
         if epochs is not None and 0 < epochs <= self._start:
             raise PluginError(
@@ -143,14 +147,16 @@ class SWA(Plugin):
         """Add the weights of the epoch, unless an evaluation at its end has."""
         self._look(run)
 
-    def on_exit_after_loop(self, run: Run) -> None:
-        """Complete the average, and give it to the network if that was asked for."""
-        average = self._found(run)
-        if average is None:
+    def on_enter_after_loop(self, run: Run) -> None:
+        """Complete the average, before the body puts the network into evaluation mode."""
+        if (average := self._found(run)) is not None:
+            self._refresh(run, average)
+        else:
             run.note(f"{self.name} averaged nothing: the run ended before epoch {self._start} was over")
-            return
-        self._refresh(run, average)
-        if self._apply:
+
+    def on_exit_after_loop(self, run: Run) -> None:
+        """Give the average to the network, if that was asked for."""
+        if self._apply and (average := self._found(run)) is not None:
             average.apply()
 
     def state_dict(self) -> dict[str, Any]:
@@ -189,7 +195,7 @@ class SWA(Plugin):
             return
         average = self._average = self._found(run) or Average(run, self._dtype, "SWA", buffers=False)
         average.follow(_blend, copies=False)
-        self._fresh = False
+        self._fresh = not _following(run.network)
 
     def _refresh(self, run: Run, average: Average) -> None:
         """Compute the statistics of BatchNorm for the average, if it has changed."""
@@ -218,24 +224,27 @@ def _blend(averages: list[Tensor], values: list[Tensor], count: int) -> None:
         means([average for average, _ in far], [value for _, value in far], count)
 
 
+def _following(network: nn.Module) -> list[_BatchNorm]:
+    """Return the BatchNorm whose statistics follow the data: those in evaluation mode keep theirs."""
+    return [module for module in network.modules() if isinstance(module, _BatchNorm) and module.training]
+
+
 def _update_batch_norm(run: Run) -> None:
-    """Do what torch's `update_bn` does, on batches of any kind, in the precision of the run."""
-    norms = [module for module in run.network.modules() if isinstance(module, _BatchNorm)]
+    """Do what torch's `update_bn` does, on batches of any kind, in the precision and the modes of the run."""
+    norms = _following(run.network)
     if not norms:
         return
-    momenta, modes = [norm.momentum for norm in norms], [(one, one.training) for one in run.network.modules()]
+    momenta = [norm.momentum for norm in norms]
     try:
-        run.network.train()
         for norm in norms:
             norm.reset_running_stats()
             norm.momentum = None  # a plain mean over the batches
-        for batch in run.training_pass():
-            run.forward(batch)
+        with torch.compiler.set_stance("force_eager"):  # compiled code breaks at a momentum of None
+            for batch in run.training_pass():
+                run.forward(batch)
     finally:
         for norm, momentum in zip(norms, momenta, strict=True):
             norm.momentum = momentum
-        for module, training in modes:
-            module.training = training
     _average_over_ranks(run, norms)
 
 

@@ -111,10 +111,10 @@ def test_the_average_is_loaded(tmp_path: Path):
 @pytest.mark.parametrize(
     ("plugins", "text"),
     [
-        ({}, r"no plugin named EMA \(its plugins: none\)"),
-        ({"Progress": {}, "Clip": {"state": {}}}, r"no plugin named EMA \(its plugins: Clip, Progress\)"),
-        ({"EMA": {"state": {}}}, "written before EMA saw the network"),
-        ({"EMA": {"state": None}}, "written before EMA saw the network"),
+        ({}, r"no plugin named EMA or SWA \(its plugins: none\)"),
+        ({"Progress": {}, "Clip": {"state": {}}}, r"no plugin named EMA or SWA \(its plugins: Clip, Progress\)"),
+        ({"EMA": {"state": {}}}, "written before EMA had one"),
+        ({"EMA": {"state": None}}, "written before EMA had one"),
     ],
 )
 def test_without_an_average_the_error_says_what_there_is(tmp_path: Path, plugins: Any, text: str):

@@ -578,5 +578,5 @@ def test_of_two_averages_one_is_seen_and_both_are_those_of_one_alone():
     assert values == seen
     train(alone)
     assert equal(weights(slow.network), weights(alone.network))
-    with pytest.raises(EngineError, match=r"two EMA or SWA .* say evaluate=False for all but"):
+    with pytest.raises(PluginError, match=r"EMA and slow both give .* say evaluate=False for all but"):
         train(EMA(0.5), EMA(0.9, name="slow"))

@@ -10,7 +10,8 @@ from torch.optim import lr_scheduler as schedulers
 from builders import batches, equal, small_components, weights
 from checkpoint.crafted import put_state
 from heptad import CheckpointError, Engine, EngineError, PluginError, RunConfig
-from heptad_plugins import EMA, Checkpoint, Evaluate, Freeze, GradientClipping, LRSchedule
+from heptad.plugin import Recompilation
+from heptad_plugins import EMA, SAM, Checkpoint, Evaluate, Freeze, GradientClipping, LRSchedule
 from scenario import outcome
 
 
@@ -179,6 +180,27 @@ def test_a_side_optimizer_holds_what_it_holds():
     assert all(one.grad is not None for one in net.backbone.parameters()) or run.state == "finished"
 
 
+def test_compiled_it_is_the_same_run_and_a_thaw_compiles_once():
+    """Compiled code holds which parameters take a gradient."""
+    torch.compiler.reset()
+    plain = engine_of(None, [Freeze("backbone.*", until=2)]).run()
+    run = engine_of(None, [Freeze("backbone.*", until=2)], compile={"backend": "eager"}).run()
+    assert equal(weights(run.network), weights(plain.network))
+    later = [event for event in run.log.notes("compile") if run.log[event.seq].epoch]
+    assert [(type(event), run.log[event.seq].epoch) for event in later] == [(Recompilation, 2)]
+    assert "requires_grad" in later[0].text
+
+
+def test_a_smoke_run_before_it_leaves_no_trace():
+    """What takes a gradient is put back too."""
+    smoked, plain = (engine_of(None, [Freeze("backbone.*", until=2), LRSchedule(cosine)]) for _ in range(2))
+    smoked.smoke()
+    assert all(one.requires_grad for one in smoked.current.network.parameters())
+    for engine in (smoked, plain):
+        engine.run()
+    assert outcome(smoked) == outcome(plain)
+
+
 # -- resumed
 
 
@@ -218,6 +240,8 @@ RUNS = {
         lambda: [THAWS(), EMA(0.8), GradientClipping(max_norm=0.5), Evaluate(batches(2))],
         {},
     ),
+    "with SAM": (momentum, lambda: [THAWS(), SAM()], {}),
+    "in fp16": (trainable, lambda: [THAWS()], {"precision": "fp16-mixed"}),
     "carry": (trainable, lambda: [THAWS()], {"remainder": "carry", "accumulation": 4}),
     "cosine": (trainable, lambda: [THAWS(), LRSchedule(cosine)], {}),
     "lambdas": (trainable, lambda: [THAWS(), LRSchedule(lambdas)], {}),
@@ -464,6 +488,25 @@ def test_lbfgs_takes_no_group():
 
     with pytest.raises(EngineError, match="LBFGS steps its first parameter group only"):
         engine_of(None, [Freeze("backbone.*", until=1)], quasi_newton).run()
+
+
+def test_an_optimizer_that_takes_no_group_is_found_before_the_first_epoch():
+    """By trying it; one that takes the group is left without it."""
+
+    class Closed(torch.optim.SGD):
+        def add_param_group(self, param_group):
+            super().add_param_group(param_group)
+            if len(self.param_groups) > 1:
+                raise ValueError("one group only")
+
+    def closed(net):
+        return Closed([one for one in net.parameters() if one.requires_grad], lr=0.1)
+
+    engine = engine_of(None, [Freeze("backbone.*", until=3)], closed)
+    with pytest.raises(EngineError, match=r"Closed takes no further group of backbone.0.weight, .* \(one group only\)"):
+        engine.run()
+    assert engine.current.epoch == 0
+    assert group_names(engine.current) == [["head.weight", "head.bias"]]
 
 
 def test_a_second_run_of_the_same_objects_freezes_anew():

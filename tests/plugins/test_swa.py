@@ -9,10 +9,20 @@ from torch.optim.swa_utils import SWALR, AveragedModel, update_bn
 from torch.utils.data import DataLoader, TensorDataset
 
 from builders import CLASSES, FEATURES, Side, Unsized, batches, equal, small_engine, weights
-from heptad import Components, Detour, Engine, EngineError, LossOutput, PluginError, RunConfig
+from heptad import (
+    CheckpointError,
+    Components,
+    Detour,
+    Engine,
+    EngineError,
+    LossOutput,
+    PluginError,
+    RunConfig,
+    load_weights,
+)
 from heptad.data.generators import global_states
 from heptad.testing import check_plugin
-from heptad_plugins import EMA, SWA, Checkpoint, Evaluate, LRSchedule
+from heptad_plugins import EMA, SWA, Checkpoint, Evaluate, Freeze, LRSchedule
 from rebirth import Reborn
 from scenario import digest
 
@@ -190,18 +200,18 @@ def test_built_anew_from_its_state_it_continues_as_if_nothing_had_been(step):
 
 @pytest.mark.parametrize("until", ["evaluate", "after_epoch", "checkpoint", "before_step"])
 def test_a_resumed_run_has_the_same_average(until, tmp_path):
-    """Before the first averaged epoch and behind it."""
+    """Before the first averaged epoch, behind it, and between two of a cycle."""
 
     def build(name, plugin):
         plugins = [plugin, Evaluate(batches(1)), Checkpoint(tmp_path / name, at=("after_step", "after_epoch"))]
         return small_engine(4, plugins, network=normed(0.3), epochs=4)
 
-    whole = build("whole", expected := SWA(1)).run()
+    whole = build("whole", expected := SWA(1, cycle=2)).run()
     for updates in (3, 9, 13):
         folder = f"{until} {updates}"
-        with build(folder, SWA(1)) as first:
+        with build(folder, SWA(1, cycle=2)) as first:
             first.run(until=lambda run, least=updates: run.update >= least and run.state == until)
-        run = build(folder, plugin := SWA(1)).run(resume="auto")
+        run = build(folder, plugin := SWA(1, cycle=2)).run(resume="auto")
         assert same(tensors(run.network), tensors(whole.network))
         assert same(tensors(plugin.network), tensors(expected.network))
         assert run.history("valid/loss") == whole.history("valid/loss")
@@ -298,10 +308,58 @@ def test_a_start_that_no_epoch_reaches_is_refused_when_the_engine_is_built():
 
 
 def test_two_averages_cannot_be_seen_by_one_evaluation():
-    """The second would take the first for the weights."""
-    engine = small_engine(4, [SWA(0), EMA(0.9), Evaluate(batches(1))], network=normed(), epochs=1)
-    with pytest.raises(EngineError, match="say evaluate=False for all but the one"):
-        engine.run()
+    """The second would take the first for the weights: refused when the engine is built."""
+    network = normed()
+    with pytest.raises(PluginError, match=r"SWA and EMA both give .* say evaluate=False for all but the one"):
+        small_engine(4, [SWA(0), EMA(0.9)], network=network)
+    small_engine(4, [SWA(0), EMA(0.9, evaluate=False)], network=network, epochs=1).run()
+
+
+def test_compiled_it_averages_the_same():
+    """The pass is not compiled: code of one graph cannot have a momentum of None."""
+    torch.compiler.reset()
+    found = []
+    for options in (False, {"backend": "eager", "fullgraph": True}):
+        small_engine(4, [plugin := SWA(0)], network=normed(), epochs=2, compile=options).run()
+        found.append(tensors(plugin.network))
+    assert same(*found)
+
+
+def test_batch_norm_in_evaluation_mode_keeps_its_statistics():
+    """As `Freeze` holds it; the others are computed anew."""
+    network = nn.Sequential(normed(), nn.BatchNorm1d(3), nn.Linear(3, 3))
+    before = tensors(network[0][1])
+    plugins = [plugin := SWA(0), Freeze("0.*"), Evaluate(batches(1))]
+    small_engine(4, plugins, network=network, epochs=2).run()
+    assert same(tensors(plugin.network[0][1]), before)
+    assert int(plugin.network[1].num_batches_tracked) == 4
+
+
+def test_load_weights_reads_the_average(tmp_path):
+    """That of the plugin which is named, where there are two."""
+
+    def train(folder, *plugins):
+        plugins = [*plugins, Evaluate(batches(1)), Checkpoint(tmp_path / folder, at="after_epoch")]
+        small_engine(4, plugins, network=normed(), epochs=3).run()
+
+    train("one", plugin := SWA(1))
+    load_weights(tmp_path / "one", network := normed(), average=True)
+    assert same(tensors(network), tensors(plugin.network))
+    train("two", plugin := SWA(1), ema := EMA(0.9, evaluate=False))
+    with pytest.raises(CheckpointError, match="holds averages of EMA and SWA; name one: average='EMA'"):
+        load_weights(tmp_path / "two", network, average=True)
+    for one in (plugin, ema):
+        load_weights(tmp_path / "two", network, average=one.name)
+        assert same(tensors(network), tensors(one.network))
+
+
+def test_load_weights_warns_of_statistics_that_are_not_those_of_the_average(tmp_path):
+    """A checkpoint of before they were computed: nothing was evaluated yet."""
+    plugins = [SWA(0), Checkpoint(tmp_path / "a", at="after_epoch")]
+    small_engine(4, plugins, network=normed(), epochs=1).run()
+    with pytest.warns(UserWarning, match=r"before SWA computed the statistics of BatchNorm .*update_bn\("):
+        load_weights(tmp_path / "a", network := normed(), average=True)
+    assert same(tensors(network)["0.weight"], plugins[0].network[0].weight.detach())
 
 
 def test_it_keeps_the_contract():

@@ -6,6 +6,7 @@ import io
 import os
 import signal
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from torch.optim.lr_scheduler import CosineAnnealingLR
 from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 
 from builders import Clock, dataset_engine, small_engine
-from heptad import Components, Engine, Plugin, Run, RunConfig
+from heptad import Components, Engine, EngineError, Plugin, Run, RunConfig, find_learning_rate
 from heptad_plugins import (
     EMA,
     SWA,
@@ -30,6 +31,7 @@ from heptad_plugins import (
     Journal,
     LRSchedule,
     ModelSummary,
+    OptimizerMonitor,
     OptunaPruning,
     Profiler,
     Progress,
@@ -158,7 +160,7 @@ def journalled(rank: Rank) -> None:
     engine.run()
 
 
-def thawing(folder: Path, strategy: str) -> Engine:
+def thawing(folder: Path, strategy: str, plugins: Sequence[Plugin] = ()) -> Engine:
     """Return an engine whose first layer and scale are frozen for an epoch of three, and join the optimizer then."""
     torch.manual_seed(2)
     blocks = nn.ModuleList(nn.Sequential(nn.Linear(6, 6), nn.Tanh()) for _ in range(2))
@@ -176,7 +178,7 @@ def thawing(folder: Path, strategy: str) -> Engine:
     config = RunConfig(epochs=3, batch_size=2, window=4, seed=5, strategy=strategy)
     schedule = LRSchedule(lambda optimizer, total: CosineAnnealingLR(optimizer, T_max=total))
     store = Checkpoint(folder, every=100)
-    return Engine(components, config, [Freeze("0.*", "1.0.*", until=1, lr=0.02), EMA(0.9), schedule, store])
+    return Engine(components, config, [Freeze("0.*", "1.0.*", until=1, lr=0.02), EMA(0.9), schedule, store, *plugins])
 
 
 def weights_of(run: Run) -> list[Any]:
@@ -200,6 +202,27 @@ def thawed(rank: Rank) -> Any:
     return found
 
 
+def searched(rank: Rank) -> Any:
+    """A range test by ddp, then the run; the run without; and what fsdp says."""
+    tried, plain = (thawing(rank.folder / f"searched {number}", "ddp") for number in range(2))
+    before = [one.detach().clone() for one in tried.current.network.parameters()]
+    found = find_learning_rate(tried, low=1e-3, high=0.1, steps=4)
+    untouched = all(map(torch.equal, before, tried.current.network.parameters()))
+    runs = [weights_of(engine.run()) for engine in (tried, plain)]
+    try:
+        find_learning_rate(thawing(rank.folder / "searched 3", "fsdp"), steps=3)
+    except EngineError as error:
+        refused = str(error)
+    return [found.losses, found.suggestion, untouched, runs, refused]
+
+
+def monitored(rank: Rank) -> Any:
+    """Histograms of a sharded network; the first rank writes them."""
+    logger = TensorBoardLogger(rank.folder / "histograms")
+    engine = thawing(rank.folder / "monitored", "fsdp", [logger, OptimizerMonitor(5, histograms=logger)])
+    return [weights_of(run := engine.run()), run.update]
+
+
 def steered(rank: Rank) -> Any:
     """By a first-only plugin; last, for it ends what the ranks have in common."""
     try:
@@ -209,6 +232,6 @@ def steered(rank: Rank) -> Any:
     return None
 
 
-CASES: dict[str, Case] = {
-    case.__name__: case for case in (stopped, paused, pruned, signalled, logged, averaged, journalled, thawed, steered)
-}
+_IN_ORDER = (stopped, paused, pruned, signalled, logged, averaged, journalled, thawed, searched, monitored, steered)
+
+CASES: dict[str, Case] = {case.__name__: case for case in _IN_ORDER}

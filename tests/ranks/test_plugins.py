@@ -9,6 +9,7 @@ import pytest
 import torch
 from launching import Launch, launch_warm
 from plugins_cases import thawing, weights_of
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch.optim.swa_utils import update_bn
 
 from builders import records
@@ -105,6 +106,30 @@ def test_what_is_thawed_is_reduced_over_the_ranks(found: list[Any], strategy: st
     one = weights_of(thawing(tmp_path, "auto").run())
     for here, alone in zip(rows[0], one, strict=True):
         torch.testing.assert_close(torch.tensor(here), torch.tensor(alone), atol=1e-12, rtol=0)
+
+
+@pytest.mark.parametrize("found", ["searched"], indirect=True)
+def test_a_range_test_goes_over_all_ranks_and_leaves_no_trace(found: list[Any]):
+    """All find the same rate; the run is the one without it. Sharding could not be undone, so it is refused."""
+    (losses, _, untouched, runs, refused), other = found
+    assert found[0] == other
+    assert len(losses) == 4
+    assert untouched
+    assert runs[0] == runs[1]
+    assert "strategy='fsdp' shards the network for good" in refused
+
+
+@pytest.mark.parametrize("found", ["monitored"], indirect=True)
+def test_histograms_are_of_whole_parameters(found: list[Any], launched: Launch):
+    """Each is gathered from the ranks."""
+    weights, updates = found[0]
+    events = EventAccumulator(str(launched.folder / "histograms"), {"histograms": 0}).Reload()
+    written = [tag for tag in events.Tags()["histograms"] if tag.startswith("weights/")]
+    assert len(written) == len(weights)
+    head = events.Histograms("weights/3.weight")
+    assert [event.step for event in head] == list(range(5, updates + 1, 5))
+    assert head[-1].histogram_value.num == 18
+    assert events.Histograms("gradients/3.weight")[0].histogram_value.num == 18
 
 
 @pytest.mark.parametrize("found", ["steered"], indirect=True)

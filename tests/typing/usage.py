@@ -41,11 +41,13 @@ from heptad.testing import check_plugin
 from heptad_plugins import (
     EMA,
     SAM,
+    SWA,
     Checkpoint,
     CSVLogger,
     DeviceMonitor,
     EarlyStopping,
     Evaluate,
+    Freeze,
     GracefulStop,
     GradientClipping,
     Journal,
@@ -53,6 +55,7 @@ from heptad_plugins import (
     MLflowLogger,
     ModelSummary,
     NonFiniteGuard,
+    OptimizerMonitor,
     OptunaPruning,
     OTelTracing,
     Profiler,
@@ -169,6 +172,9 @@ def engines(network: nn.Module, data: TensorDataset, batches: list[Batch]) -> li
         Report("report.html", journal="run.journal"),
         SAM(rho=0.1, adaptive=True),
         EMA(decay=0.99),
+        Freeze("backbone.*", "stem.*", until=2, lr=1e-3, group={"weight_decay": 0.0}, freeze_statistics=False),
+        SWA(start=1, cycle=2, dtype=torch.float32, evaluate=False, apply=True),
+        OptimizerMonitor(every=10, first=1, patterns=["head.*"], ratio=True, histograms=TensorBoardLogger("events")),
         EarlyStopping("valid/loss", mode="min", patience=3, min_delta=0.0),
         NonFiniteGuard(action="skip", every=2),
         CSVLogger("run.csv"),
@@ -270,6 +276,7 @@ def resume(engine: Engine, network: nn.Module) -> None:
     assert_type(engine.run(resume="auto", allow_changes=("optimizer",)), Run)
     assert_type(engine.run(resume=Path("runs"), until="after_epoch").resumed_from, str | None)
     assert_type(load_weights("runs", network, which="best"), Path)
+    assert_type(load_weights("runs", network, average="SWA"), Path)
     assert_type(find_learning_rate(engine, steps=9), RateSearch)
     assert_type(find_learning_rate(engine).suggestion, float | None)
     checkpoint = Checkpoint("runs", at=("after_step", "after_epoch"), seconds=60.0, keep_best=1, monitor="valid/loss")

@@ -22,6 +22,9 @@ from heptad.checkpoints.stored_types import shown
 from heptad.errors import CheckpointError
 from heptad.run.snapshot import Snapshot
 
+AVERAGES = ("EMA", "SWA")
+"""The plugins whose average is read where none is named."""
+
 
 @dataclass(frozen=True)
 class HeldWeights:
@@ -33,6 +36,7 @@ class HeldWeights:
         not_persistent: The names of the buffers that a state_dict leaves out.
         extra: What `get_extra_state` returned, by submodule.
         damage: What is wrong with each checkpoint that was passed over.
+        stale: What is not up to date in what was read, in words; empty if nothing.
     """
 
     path: Path
@@ -40,6 +44,7 @@ class HeldWeights:
     not_persistent: frozenset[str]
     extra: Mapping[str, Any]
     damage: Sequence[str]
+    stale: str = ""
 
 
 class _Section(Stored):
@@ -51,14 +56,18 @@ class _Section(Stored):
 
 
 def read_weights(
-    directory: str | os.PathLike[str], which: str, *, average: bool = False, dtypes: Mapping[str, torch.dtype] = {}
+    directory: str | os.PathLike[str],
+    which: str,
+    *,
+    average: bool | str = False,
+    dtypes: Mapping[str, torch.dtype] = {},
 ) -> HeldWeights:
     """Return the weights of a checkpoint: parameters and buffers, not persistent ones too.
 
     Args:
         directory: Of checkpoints, or one checkpoint.
         which: One of `entry.WHICH`, see `load_weights`.
-        average: Whether the average that `EMA` kept is returned in place of the weights.
+        average: Whether an average is returned in place of the weights, see `load_weights`.
         dtypes: Those that the reader's tensors have. Averages are returned in the dtypes of the weights, but for those
             that are kept in the dtype that the reader has.
 
@@ -66,16 +75,18 @@ def read_weights(
         CheckpointError: If there is no such checkpoint, or it holds no weights, or no average.
     """
     average = average or which == "ema"
-    path, snapshot, damage = _chosen(named_path(directory), which, average=average)
+    path, snapshot, damage = _chosen(named_path(directory), which, average=bool(average))
     held = _section_in(path, snapshot.sections.get("network"), "weights of a network")
     tensors = _without_wrappers(path, held.tensors)
+    stale = ""
     if average:
-        averages = _without_wrappers(path, _averages_in(path, snapshot))
+        section, stale = _average_in(path, snapshot, (average,) if isinstance(average, str) else AVERAGES)
+        averages = _without_wrappers(path, section.tensors)
         tensors = {name: _as_trained(one, tensors.get(name), dtypes.get(name)) for name, one in averages.items()}
     not_persistent = frozenset(map(without_wrapper, held.not_persistent))
     extra = cast("Mapping[Any, Any]", held.extra if isinstance(held.extra, Mapping) else {})
     states = {without_wrapper(str(name)): state for name, state in extra.items()}
-    return HeldWeights(path, tensors, not_persistent, states, damage)
+    return HeldWeights(path, tensors, not_persistent, states, damage, stale)
 
 
 def refuse_file(path: Path, who: str) -> None:
@@ -125,18 +136,35 @@ def _section_in(path: Path, section: Any, what: str) -> _Section:
         ) from error
 
 
-def _averages_in(path: Path, snapshot: Snapshot) -> Mapping[str, Tensor]:
-    """Return the averages as the plugin `EMA` kept them."""
+def _average_in(path: Path, snapshot: Snapshot, names: Sequence[str]) -> tuple[_Section, str]:
+    """Return the average that one of these plugins has kept, and what of it is not up to date."""
     found: Any = snapshot.sections.get("plugins", {})
     plugins = cast("Mapping[Any, Any]", found if isinstance(found, Mapping) else {})
-    if "EMA" not in plugins:
+    present = [name for name in names if name in plugins]
+    if not present:
         there = ", ".join(sorted(map(str, plugins))) or "none"
-        raise CheckpointError(f"{path} holds no average: the run had no plugin named EMA (its plugins: {there:.200})")
-    plugin: Any = plugins["EMA"]
-    state: Any = cast("Mapping[Any, Any]", plugin).get("state") if isinstance(plugin, Mapping) else None
-    if not isinstance(state, Mapping) or "tensors" not in state:
-        raise CheckpointError(f"{path} holds no average yet: it was written before EMA saw the network")
-    return _section_in(path, cast("Any", state), "average of a network").tensors
+        raise CheckpointError(
+            f"{path} holds no average: the run had no plugin named {' or '.join(names)} (its plugins: {there:.200})"
+        )
+    states = {name: state for name in present if "tensors" in (state := _state_of(plugins[name]))}
+    if not states:
+        raise CheckpointError(f"{path} holds no average yet: it was written before {' or '.join(present)} had one")
+    if len(states) > 1:
+        raise CheckpointError(f"{path} holds averages of {' and '.join(states)}; name one: average={min(states)!r}")
+    ((name, state),) = states.items()
+    stale = ""
+    if state.get("fresh") is False:  # as SWA says it
+        stale = (
+            f"{path} was written before {name} computed the statistics of BatchNorm for its average, so they are those "
+            "of the trained weights; call torch.optim.swa_utils.update_bn(loader, network)"
+        )
+    return _section_in(path, state, "average of a network"), stale
+
+
+def _state_of(plugin: object) -> Mapping[Any, Any]:
+    """Return the state of a plugin in a checkpoint; nothing where that is no mapping."""
+    state = cast("Mapping[Any, Any]", plugin).get("state") if isinstance(plugin, Mapping) else None
+    return cast("Mapping[Any, Any]", state if isinstance(state, Mapping) else {})
 
 
 def _as_trained(average: Tensor, trained: Tensor | None, read_as: torch.dtype | None) -> Tensor:

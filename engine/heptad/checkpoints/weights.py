@@ -27,7 +27,7 @@ def load_weights(
     network: nn.Module,
     which: Literal["newest", "best", "ema"] = "newest",
     *,
-    average: bool = False,
+    average: bool | str = False,
 ) -> Path:
     """Load the weights of a checkpoint into a network: parameters and buffers, not persistent ones too.
 
@@ -42,11 +42,12 @@ def load_weights(
         network: Of the kind that was trained; either may be one that `torch.compile` made.
         which: `"newest"`; `"best"`, by the value that `Checkpoint(monitor=…)` watched, of equals the first; or `"ema"`,
             the average in the newest. Where one checkpoint is given, `"best"` is that one.
-        average: Load the average that the plugin `EMA` kept in place of the weights that were trained: what its
-            evaluations measured.
+        average: Load the average that the plugin `EMA` or `SWA` kept in place of the weights that were trained: what
+            its evaluations measured. Of several averages name the plugin, such as `"SWA"`.
 
     Returns:
-        The path of the checkpoint. Damaged ones are passed over with a warning.
+        The path of the checkpoint. Damaged ones are passed over with a warning. Another warning says that `SWA` had not
+        yet computed the statistics of BatchNorm for its average.
 
     Raises:
         CheckpointError: If there is no such checkpoint, or it does not fit the network, with all the differences.
@@ -56,6 +57,8 @@ def load_weights(
         raise CheckpointError(f"load_weights(which=…) is one of {', '.join(map(repr, WHICH))}, got {which!r}")
     dtypes = {name: tensor.dtype for name, tensor in _tensors_by_name(network).items()}
     held = read_weights(directory, which, average=average, dtypes=dtypes)
+    if held.stale:
+        warnings.warn(held.stale, stacklevel=2)
     if held.damage:
         text = "; ".join(held.damage)
         warnings.warn(f"{held.path} is loaded, because what comes before it is damaged: {text}", stacklevel=2)

@@ -41,6 +41,7 @@ class WeightsFile:
         size: Bytes of the file.
         left_out: The names in the state_dict of what is no tensor, which the format cannot hold.
         damage: What is wrong with each checkpoint that was passed over.
+        stale: What is not up to date in what was read, in words; empty if nothing.
     """
 
     path: Path
@@ -49,6 +50,7 @@ class WeightsFile:
     size: int
     left_out: Sequence[str]
     damage: Sequence[str]
+    stale: str
 
 
 def write_weights(
@@ -56,7 +58,7 @@ def write_weights(
     target: str | os.PathLike[str],
     which: str = "newest",
     *,
-    average: bool = False,
+    average: bool | str = False,
     overwrite: bool = False,
     files: Files | None = None,
 ) -> WeightsFile:
@@ -69,7 +71,7 @@ def write_weights(
         directory: Of checkpoints, or one checkpoint.
         target: The file; its name ends in `.safetensors`. Missing directories above it are made.
         which: `"newest"`, `"best"` or `"ema"`, see `load_weights`.
-        average: Whether the average that `EMA` kept is written in place of the weights.
+        average: Whether an average is written in place of the weights, see `load_weights`.
         overwrite: Whether a file of this name is replaced.
         files: The operations on files.
 
@@ -96,7 +98,7 @@ def write_weights(
         raise
     with os_errors_explained("syncing", path.parent):
         files.sync_directory(path.parent)
-    return WeightsFile(Path(target), held.path, len(kept), size, left_out, held.damage)
+    return WeightsFile(Path(target), held.path, len(kept), size, left_out, held.damage, held.stale)
 
 
 def _checked_target(target: str | os.PathLike[str], overwrite: bool) -> Path:

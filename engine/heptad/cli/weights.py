@@ -18,7 +18,7 @@ def add_to(parser: argparse.ArgumentParser) -> None:
         default="newest",
         help="newest; best, by the value that Checkpoint(monitor=…) watched; ema, the average in the newest",
     )
-    parser.add_argument("--average", action="store_true", help="the average that EMA kept, also of the best")
+    parser.add_argument("--average", action="store_true", help="the average that EMA or SWA kept, also of the best")
     parser.add_argument("--overwrite", action="store_true", help="replace a file that is there")
     parser.add_argument("--json", action="store_true", help="print JSON in place of text")
 
@@ -36,6 +36,8 @@ def run(arguments: argparse.Namespace) -> int:
     )
     for damage in written.damage:
         print_error(f"passed over: {damage}")
+    if written.stale:
+        print_error(written.stale)
     if written.left_out:
         print_error(f"left out, since only tensors can be written: {', '.join(written.left_out)}")
     if arguments.json:

@@ -142,13 +142,9 @@ def find_learning_rate(
         put_back.callback(restore_states, global_states())
         roots = [getattr(parts, name) for name in type(parts).model_fields if name not in ("dataset", "loader")]
         put_back.callback(Memento(roots, [parts.dataset if parts.loader is None else parts.loader]).restore)
-        changes: dict[str, Any] = {"epochs": None, "max_updates": steps}
-        if accumulation is not None:
-            changes["accumulation"] = accumulation
-        config = RunConfig(**{**_given(run.config), **changes})
         factory: Any = type(engine)
         test = _Test(low * (high / low) ** (number / (steps - 1)) for number in range(steps))
-        return test.drive(factory(parts, config), smoothing, diverges)
+        return test.drive(factory(parts, _config_of_test(run.config, steps, accumulation)), smoothing, diverges)
 
 
 class _Test:
@@ -240,9 +236,14 @@ def _bars(values: Sequence[float]) -> Iterator[str]:
         yield BARS[0] if high == low else BARS[int((value - low) / (high - low) * (len(BARS) - 1))]
 
 
-def _given(config: RunConfig) -> dict[str, Any]:
-    """Return the fields of a configuration that were given."""
-    return {name: getattr(config, name) for name in config.model_fields_set}
+def _config_of_test(config: RunConfig, steps: int, accumulation: int | None) -> RunConfig:
+    given: dict[str, Any] = {name: getattr(config, name) for name in config.model_fields_set}
+    if accumulation is not None:
+        given |= {"accumulation": accumulation, "window": None}
+    elif config.window is not None:  # from which the accumulation was computed
+        given.pop("accumulation", None)
+    given |= {"epochs": None, "max_updates": steps}
+    return RunConfig(**given)
 
 
 def _refuse_arguments(low: float, high: float, steps: int, smoothing: float, diverges: float) -> None:
