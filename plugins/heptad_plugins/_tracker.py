@@ -62,6 +62,7 @@ class Tracker(Plugin):
         self._wait = number(self.name, "wait", wait, least=0)
         self._folder = None if checkpoints is None else directory_of(self.name, "checkpoints", checkpoints)
         self._outbox: Outbox | None = None
+        self._closed: Outbox | None = None  # the last one
         self._forget()
 
     @abstractmethod
@@ -92,7 +93,7 @@ class Tracker(Plugin):
         continues = bool(self._tracked)
         self._tracked = self._tracked or run.id
         tracked, sent, make = self._tracked, self._sent, self._tracking
-        self._outbox = outbox = Outbox(lambda: make(tracked, continues, sent), self.name)
+        self._outbox = outbox = Outbox(lambda: make(tracked, continues, sent), self.name, before=self._closed)
         weakref.finalize(self, outbox.stop)  # an object that is dropped unclosed leaves no thread
         self._seen = (
             0  # all once more: what the tracker has is left out, and what a process before did not send is sent
@@ -105,6 +106,7 @@ class Tracker(Plugin):
         outbox, self._outbox = self._outbox, None
         if outbox is None:
             return
+        self._closed = outbox
         try:
             self._hand_over(run, outbox)
         finally:

@@ -137,9 +137,9 @@ class _TrackioRun:
         return self._run
 
     def write(self, points: Sequence[MetricPoint]) -> None:
-        run = self._begun()
+        tracked = self._begun()
         for name, point in self._unwritten.of(points, name_in_trackio):
-            run.log({name: point.value}, step=point.update)
+            tracked.log({name: point.value}, step=point.update)
 
     def describe(self, parameters: Mapping[str, Parameter]) -> Iterable[str]:
         plain = {n: shortened(v, _LONGEST_TEXT) if isinstance(v, str) else v for n, v in flattened(parameters).items()}
@@ -148,22 +148,22 @@ class _TrackioRun:
         return []
 
     def upload(self, folder: Path) -> str | None:
-        run = self._begun()
+        tracked = self._begun()
         import trackio
 
         with linked(folder) as copy:
             if copy is None:
                 return f"{folder.name} was removed before it could be uploaded"
-            artifact: Any = trackio.Artifact(f"checkpoint-{run.name}", "checkpoint")
+            artifact: Any = trackio.Artifact(f"checkpoint-{tracked.name}", "checkpoint")
             artifact.add_dir(copy)
             trackio.log_artifact(artifact, aliases=[folder.name])
         return None
 
     def end(self, how: str) -> None:
-        run = self._begun()
+        tracked = self._begun()
         if how != "finished":
-            run.alert(f"The run is {how}")
-        run.finish()
+            tracked.alert(f"The run is {how}")
+        tracked.finish()
 
     def is_unreachable(self, error: Exception) -> bool:
         return isinstance(error, OSError | sqlite3.OperationalError)
