@@ -78,10 +78,8 @@ def wandb_rows(folder: Path) -> dict[str, list[dict[str, Any]]]:
         whole = True
         for path in wandb_files(folder):
             records = wandb_records(path)
-            whole = whole and (
-                (not records and time.monotonic() > ends - 8)
-                or any(record.WhichOneof("record_type") == "exit" for record in records)
-            )
+            left = time.time() - path.stat().st_mtime > 2  # by a process that was killed
+            whole = whole and (left or any(record.WhichOneof("record_type") == "exit" for record in records))
             rows = found.setdefault(path.stem.removeprefix("run-"), [])
             for record in records:
                 if record.WhichOneof("record_type") == "history":

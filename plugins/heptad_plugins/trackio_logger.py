@@ -59,6 +59,7 @@ class TrackioLogger(Tracker):
     Raises:
         PluginError: For an option that does not fit; where the environment sends Trackio's runs to a Space or a
             server; in a forked child.
+        sqlite3.DatabaseError: In the run, if the store is no database of Trackio's.
         ImportError: If trackio is not installed; it names the extra.
     """
 
@@ -111,8 +112,9 @@ class _TrackioRun:
 
         self._config = {name: shortened(text, _LONGEST_TEXT) for name, text in origin_texts().items()}
         there: Counter[tuple[str, int]] = Counter()
+        store: Any = SQLiteStorage
+        store.get_runs(self._project)  # raises for a broken store, where Trackio's runs would only warn
         if self._resumed:
-            store: Any = SQLiteStorage
             for row in store.get_logs(self._project, self._name):
                 there.update((name, row["step"]) for name in row if name not in _TAKEN)
         self._unwritten = Unwritten(there)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sqlite3
 import warnings
 from pathlib import Path
 
@@ -68,7 +69,7 @@ def test_a_broken_store_ends_the_run_or_detaches_the_plugin(tmp_path: Path):
     store.write_bytes(b"no database" * 1000)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Trackio's own, and that the values are unsent
-        with pytest.raises(Exception, match="not a database"):
+        with pytest.raises(sqlite3.DatabaseError, match="not a database"):
             small_engine(2, [logger("trackio", tmp_path)]).run()
         run = small_engine(2, [logger("trackio", tmp_path, on_error="detach")]).run()
     assert run.state == "finished"

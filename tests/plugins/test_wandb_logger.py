@@ -7,10 +7,12 @@ import re
 from pathlib import Path
 
 import pytest
+from wandb.errors import UsageError
 
 import trackers
 from builders import Planned, small_engine
 from heptad import Run
+from heptad_plugins import WandbLogger
 from heptad_plugins.wandb_logger import name_in_wandb
 from trackers import engine_of_ten, logger, points, recorded, wandb_config, wandb_files, wandb_records
 
@@ -85,12 +87,10 @@ def test_the_exit_code_is_how_the_run_ended(ends: str, code: int, tmp_path: Path
 
 def test_what_wandb_refuses_ends_the_run_or_detaches_the_plugin(tmp_path: Path):
     """The name of a project without its rules is no outage."""
-    with pytest.raises(Exception, match="project"):
-        trackers.WandbLogger("a/b", directory=tmp_path) and small_engine(
-            2, [trackers.WandbLogger("a/b", directory=tmp_path)]
-        ).run()
+    with pytest.raises(UsageError, match="project"):
+        small_engine(2, [WandbLogger("a/b", directory=tmp_path)]).run()
     with pytest.warns(UserWarning, match="could not be sent"):
-        run = small_engine(2, [trackers.WandbLogger("a/b", directory=tmp_path, on_error="detach")]).run()
+        run = small_engine(2, [WandbLogger("a/b", directory=tmp_path, on_error="detach")]).run()
     assert run.state == "finished"
     assert run.log.notes("detach")
 
