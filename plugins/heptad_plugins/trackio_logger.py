@@ -6,7 +6,6 @@ import os
 import sqlite3
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from importlib import import_module
 from pathlib import Path
 from typing import Any, Literal
 
@@ -78,7 +77,7 @@ class TrackioLogger(Tracker):
         on_error: Literal["raise", "detach"] = "raise",
     ) -> None:
         try:
-            import_module("trackio")
+            import trackio  # noqa: F401  # pyright: ignore[reportUnusedImport] - whether it is there
         except ImportError as error:
             raise ImportError("TrackioLogger needs trackio: pip install 'heptad[trackio]'") from error
         self._project = text_of("TrackioLogger", "project", project, "the name of a project")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from importlib import import_module
 from pathlib import Path
 from typing import Any, Literal
 
@@ -87,7 +86,7 @@ class WandbLogger(Tracker):
         on_error: Literal["raise", "detach"] = "raise",
     ) -> None:
         try:
-            import_module("wandb")
+            import wandb  # noqa: F401  # pyright: ignore[reportUnusedImport] - whether it is there
         except ImportError as error:
             raise ImportError("WandbLogger needs wandb: pip install 'heptad[wandb]'") from error
         self._options: dict[str, Any] = {"project": text_of("WandbLogger", "project", project, "the name of a project")}
