@@ -89,7 +89,7 @@ class Outbox:
 
     def __init__(self, make: Callable[[], Tracking], name: str, most: int = MOST, before: Outbox | None = None) -> None:
         self._make = make
-        self._before = before and before._thread
+        self._before = before and before.thread
         self._name = name
         self._most = most
         self._items: deque[Item] = deque()
@@ -102,8 +102,8 @@ class Outbox:
         self._since: float | None = None  # when the call began that is under way
         self.left_out = 0
         self.trouble = ""
-        self._thread = threading.Thread(target=self._run, name=f"heptad {name}", daemon=True)
-        self._thread.start()
+        self.thread = threading.Thread(target=self._run, name=f"heptad {name}", daemon=True)
+        self.thread.start()
 
     # -- on the thread that drives the run
 
@@ -151,9 +151,9 @@ class Outbox:
         with self._changed:
             self._ending = how
             self._changed.notify()
-        self._thread.join(seconds)
+        self.thread.join(seconds)
         self.stop()
-        self._thread.join(_PAUSES[0])  # it may have slept between two attempts
+        self.thread.join(_PAUSES[0])  # it may have slept between two attempts
         self._look_for_silence(0.0)
         self._raise_refusal()
         return len(self._items) + self.left_out or (0 if self._ended else -1)
