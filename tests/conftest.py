@@ -1,6 +1,7 @@
 """What all tests share: one thread, and hypothesis that says how to repeat a failure."""
 
 import os
+import shutil
 import signal
 import tempfile
 
@@ -10,8 +11,13 @@ from hypothesis import HealthCheck, settings
 
 from builders import Clock
 
-# The trackers stay on this machine and are silent. They read these when they are imported, in child processes too.
+# The trackers stay on this machine and are silent. They read these when they are imported, in child processes too. What
+# is logged without a place of its own goes to a folder that goes with the tests.
+TRACKED = tempfile.mkdtemp(prefix="heptad-trackers-")
 os.environ |= {
+    "TRACKIO_DIR": f"{TRACKED}/trackio",
+    "MLFLOW_TRACKING_URI": f"file://{TRACKED}/mlruns",
+    "WANDB_DIR": TRACKED,
     "WANDB_MODE": "offline",
     "WANDB_SILENT": "true",
     "WANDB_CONSOLE": "off",
@@ -25,13 +31,17 @@ os.environ |= {
     "HF_HUB_OFFLINE": "1",
     "HF_HUB_DISABLE_TELEMETRY": "1",
     "GRADIO_ANALYTICS_ENABLED": "False",
-    "TRACKIO_DIR": os.environ.get("TRACKIO_DIR") or tempfile.mkdtemp(prefix="trackio-"),
 }
 torch.set_num_threads(1)
 settings.register_profile(
     "heptad", deadline=None, derandomize=True, print_blob=True, suppress_health_check=[HealthCheck.too_slow]
 )
 settings.load_profile("heptad")
+
+
+def pytest_unconfigure():
+    """Remove what trackers have stored."""
+    shutil.rmtree(TRACKED, ignore_errors=True)
 
 
 @pytest.fixture(autouse=True)

@@ -8,11 +8,15 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
+import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from builders import batches, small_engine
 from heptad import Engine, Plugin, Run
@@ -72,12 +76,10 @@ def wandb_rows(folder: Path) -> dict[str, list[dict[str, Any]]]:
     while True:  # W&B's own process writes the end of a file after it has said that it is done
         found: dict[str, list[dict[str, Any]]] = {}
         whole = True
-        for path in sorted((folder / "wandb").glob("*run-*-*/run-*.wandb"), key=lambda path: path.parent.name):
+        for path in wandb_files(folder):
             records = wandb_records(path)
-            whole = whole and (
-                (not records and time.monotonic() > ends - 8)
-                or any(record.WhichOneof("record_type") == "exit" for record in records)
-            )
+            left = time.time() - path.stat().st_mtime > 2  # by a process that was killed
+            whole = whole and (left or any(record.WhichOneof("record_type") == "exit" for record in records))
             rows = found.setdefault(path.stem.removeprefix("run-"), [])
             for record in records:
                 if record.WhichOneof("record_type") == "history":
@@ -86,6 +88,22 @@ def wandb_rows(folder: Path) -> dict[str, list[dict[str, Any]]]:
         if whole or time.monotonic() > ends:
             return found
         time.sleep(0.05)
+
+
+def wandb_config(folder: Path) -> dict[str, Any]:
+    """Return the configuration of the runs below a folder, as their files have it."""
+    wandb_rows(folder)
+    return {
+        item.key or item.nested_key[0]: json.loads(item.value_json)
+        for path in wandb_files(folder)
+        for record in wandb_records(path)
+        for item in record.config.update
+    }
+
+
+def wandb_files(folder: Path) -> list[Path]:
+    """Return the files of W&B's runs, the oldest first."""
+    return sorted((folder / "wandb").glob("*run-*-*/run-*.wandb"), key=lambda path: path.parent.name)
 
 
 def wandb_records(path: Path) -> list[Any]:
@@ -101,20 +119,22 @@ def wandb_records(path: Path) -> list[Any]:
     return found
 
 
-def aliases(tool: str, folder: Path) -> set[str]:
-    """Return the names that the versions of artifacts have."""
+def uploaded(tool: str, folder: Path) -> set[str]:
+    """Return the names of the checkpoints that the tracker has, which in W&B and Trackio are aliases of versions."""
+    return {name for name in _artifacts(tool, folder) if name.startswith("checkpoint-")}
+
+
+def _artifacts(tool: str, folder: Path) -> set[str]:
+    if tool == "mlflow":
+        _, (run,) = mlflow_runs(folder)
+        return {path.name for path in Path(urlsplit(run.info.artifact_uri).path, "checkpoints").glob("*")}
     if tool == "trackio":
         from trackio.sqlite_storage import SQLiteStorage
 
         return {alias for row in SQLiteStorage.get_artifacts(project_of(folder)) for alias in row["aliases"]}
     wandb_rows(folder)
-    records = [record for path in (folder / "wandb").glob("*run-*-*/run-*.wandb") for record in wandb_records(path)]
-    return {
-        alias
-        for record in records
-        if record.WhichOneof("record_type") == "request" or record.HasField("artifact")
-        for alias in record.artifact.aliases
-    }
+    records = [record for path in wandb_files(folder) for record in wandb_records(path)]
+    return {alias for record in records for alias in record.artifact.aliases}
 
 
 def _wandb(folder: Path) -> list[Points]:
@@ -163,6 +183,28 @@ def engine_of_ten(
     if act is not None:
         engine.on_exit("optimizer_update")(act)
     return engine
+
+
+def killed(tool: str, folder: Path, update: int, *without: str) -> None:
+    """Let a process be killed in an update."""
+    done = in_a_process([__file__, tool, str(folder), str(update), *without])
+    assert done.returncode == -signal.SIGKILL, done.stderr
+
+
+def in_a_process(arguments: list[str], **variables: str) -> subprocess.CompletedProcess[str]:
+    """Run Python, with variables of the environment; W&B's process of this one is none of its."""
+    environment = {name: value for name, value in os.environ.items() if name != "WANDB_SERVICE"} | variables
+    command = [sys.executable, "-W", "ignore", *arguments]
+    return subprocess.run(command, check=False, capture_output=True, text=True, env=environment, timeout=120)
+
+
+@contextmanager
+def silent_server() -> Generator[int]:
+    """Give the port of a server that accepts and says nothing."""
+    with socket.socket() as made:
+        made.bind(("127.0.0.1", 0))
+        made.listen(50)
+        yield made.getsockname()[1]
 
 
 def main(tool: str, folder: str, update: str, *without: str) -> None:

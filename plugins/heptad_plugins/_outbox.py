@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -21,6 +22,8 @@ _BATCH = 500
 """Points that are sent at once: MLflow takes 1,000."""
 _PAUSES = (0.2, 0.5, 1.0, 2.0, 5.0, 10.0)
 """Seconds between an attempt that failed and the next one; the last is repeated."""
+_LONG = 30.0
+"""Seconds that a call may last before the log says so: a server that accepts and is silent, or one that is slow."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,10 +84,12 @@ class Outbox:
         make: Returns the run in the tracker; called on the thread.
         name: Of the plugin, for messages.
         most: Items that wait at most.
+        before: An earlier one, which was closed but may still be in a call: it is waited for, on the thread.
     """
 
-    def __init__(self, make: Callable[[], Tracking], name: str, most: int = MOST) -> None:
+    def __init__(self, make: Callable[[], Tracking], name: str, most: int = MOST, before: Outbox | None = None) -> None:
         self._make = make
+        self._before = before and before.thread
         self._name = name
         self._most = most
         self._items: deque[Item] = deque()
@@ -94,10 +99,11 @@ class Outbox:
         self._remarks: list[str] = []
         self._error: Exception | None = None
         self._process = os.getpid()
+        self._since: float | None = None  # when the call began that is under way
         self.left_out = 0
         self.trouble = ""
-        self._thread = threading.Thread(target=self._run, name=f"heptad {name}", daemon=True)
-        self._thread.start()
+        self.thread = threading.Thread(target=self._run, name=f"heptad {name}", daemon=True)
+        self.thread.start()
 
     # -- on the thread that drives the run
 
@@ -122,6 +128,7 @@ class Outbox:
 
     def remarks(self) -> list[str]:
         """Return what the log shall say since the last call."""
+        self._look_for_silence(_LONG)
         with self._changed:
             found, self._remarks = self._remarks, []
         return found
@@ -144,9 +151,10 @@ class Outbox:
         with self._changed:
             self._ending = how
             self._changed.notify()
-        self._thread.join(seconds)
+        self.thread.join(seconds)
         self.stop()
-        self._thread.join(_PAUSES[0])  # it may have slept between two attempts
+        self.thread.join(_PAUSES[0])  # it may have slept between two attempts
+        self._look_for_silence(0.0)
         self._raise_refusal()
         return len(self._items) + self.left_out or (0 if self._ended else -1)
 
@@ -155,6 +163,14 @@ class Outbox:
         with self._changed:
             self._given_up = True
             self._changed.notify()
+
+    def _look_for_silence(self, least: float) -> None:
+        since = self._since
+        if since is None or self.trouble or (lasted := time.monotonic() - since) < least:
+            return
+        self.trouble = f"no answer for {lasted:.0f} s"
+        if least:
+            self._tell([f"has not answered for {lasted:.0f} s: what is recorded waits, and is sent later"])
 
     def _raise_refusal(self) -> None:
         error, self._error = self._error, None
@@ -172,6 +188,10 @@ class Outbox:
             self._refused(error)
 
     def _send_all(self) -> None:
+        while self._before is not None and self._before.is_alive():  # what it still sends is not sent twice
+            self._before.join(_PAUSES[0])
+            if self._given_up:
+                raise _Stopped
         tracking = self._make()
         self._tell(self._insist(tracking, tracking.begin))
         while batch := self._next():
@@ -221,6 +241,7 @@ class Outbox:
         """Call something until it succeeds or is refused."""
         failed = 0
         while not self._given_up:
+            self._since = time.monotonic()
             try:
                 said = call()
             except Exception as error:
@@ -232,10 +253,12 @@ class Outbox:
                 self._sleep(_PAUSES[min(failed, len(_PAUSES) - 1)])
                 failed += 1
             else:
-                if failed:
+                if self.trouble:
                     self._tell(["can be reached again"])
                 self.trouble = ""
                 return said
+            finally:
+                self._since = None
         raise _Stopped
 
     def _sleep(self, seconds: float) -> None:

@@ -65,6 +65,7 @@ class Tracker(Plugin):
         if checkpoints is not None:
             self._checkpoints = output_of(self.name, "checkpoints", checkpoints, "checkpoints", directory_of)
         self._outbox: Outbox | None = None
+        self._closed: Outbox | None = None  # the last one
         self._forget()
 
     @abstractmethod
@@ -95,7 +96,7 @@ class Tracker(Plugin):
         continues = bool(self._tracked)
         self._tracked = self._tracked or run.id
         tracked, sent, make = self._tracked, self._sent, self._tracking
-        self._outbox = outbox = Outbox(lambda: make(tracked, continues, sent), self.name)
+        self._outbox = outbox = Outbox(lambda: make(tracked, continues, sent), self.name, before=self._closed)
         weakref.finalize(self, outbox.stop)  # an object that is dropped unclosed leaves no thread
         self._seen = (
             0  # all once more: what the tracker has is left out, and what a process before did not send is sent
@@ -108,6 +109,7 @@ class Tracker(Plugin):
         outbox, self._outbox = self._outbox, None
         if outbox is None:
             return
+        self._closed = outbox
         try:
             self._hand_over(run, outbox)
         finally:

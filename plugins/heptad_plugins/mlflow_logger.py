@@ -122,10 +122,10 @@ class _MLflowRun:
             self._continue(runs[0])
         else:
             # a name that MLflow makes up is drawn from Python's generator, which belongs to the run
-            run = self._client.create_run(
+            begun = self._client.create_run(
                 experiment, tags={"heptad.run": self._tracked}, run_name=self._name or self._tracked[:8]
             )
-            self._run = run.info.run_id
+            self._run = begun.info.run_id
         self._tag(origin_texts())
         if self._resumed and not runs:
             return ["its run is not in MLflow any more, or never came to be: another one gets all values"]
@@ -148,12 +148,12 @@ class _MLflowRun:
             )
         return found.experiment_id
 
-    def _continue(self, run: Any) -> None:
-        self._run = run.info.run_id
-        self._parameters = dict(run.data.params)
+    def _continue(self, found: Any) -> None:
+        self._run = found.info.run_id
+        self._parameters = dict(found.data.params)
         self._client.update_run(self._run, status="RUNNING")
         there: Counter[tuple[str, int]] = Counter()
-        for name in run.data.metrics:
+        for name in found.data.metrics:
             there.update((name, point.step) for point in self._client.get_metric_history(self._run, name))
         self._unwritten = Unwritten(there)
 

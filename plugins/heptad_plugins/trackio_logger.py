@@ -6,7 +6,6 @@ import os
 import sqlite3
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from importlib import import_module
 from pathlib import Path
 from typing import Any, Literal
 
@@ -60,6 +59,7 @@ class TrackioLogger(Tracker):
     Raises:
         PluginError: For an option that does not fit; where the environment sends Trackio's runs to a Space or a
             server; in a forked child.
+        sqlite3.DatabaseError: In the run, if the store is no database of Trackio's.
         ImportError: If trackio is not installed; it names the extra.
     """
 
@@ -78,7 +78,7 @@ class TrackioLogger(Tracker):
         on_error: Literal["raise", "detach"] = "raise",
     ) -> None:
         try:
-            import_module("trackio")
+            import trackio  # noqa: F401  # pyright: ignore[reportUnusedImport] - whether it is there
         except ImportError as error:
             raise ImportError("TrackioLogger needs trackio: pip install 'heptad[trackio]'") from error
         self._project = text_of("TrackioLogger", "project", project, "the name of a project")
@@ -112,8 +112,9 @@ class _TrackioRun:
 
         self._config = {name: shortened(text, _LONGEST_TEXT) for name, text in origin_texts().items()}
         there: Counter[tuple[str, int]] = Counter()
+        store: Any = SQLiteStorage
+        store.get_runs(self._project)  # raises for a broken store, where Trackio's runs would only warn
         if self._resumed:
-            store: Any = SQLiteStorage
             for row in store.get_logs(self._project, self._name):
                 there.update((name, row["step"]) for name in row if name not in _TAKEN)
         self._unwritten = Unwritten(there)
@@ -138,9 +139,9 @@ class _TrackioRun:
         return self._run
 
     def write(self, points: Sequence[MetricPoint]) -> None:
-        run = self._begun()
+        tracked = self._begun()
         for name, point in self._unwritten.of(points, name_in_trackio):
-            run.log({name: point.value}, step=point.update)
+            tracked.log({name: point.value}, step=point.update)
 
     def describe(self, parameters: Mapping[str, Parameter]) -> Iterable[str]:
         plain = {n: shortened(v, _LONGEST_TEXT) if isinstance(v, str) else v for n, v in flattened(parameters).items()}
@@ -149,22 +150,22 @@ class _TrackioRun:
         return []
 
     def upload(self, folder: Path) -> str | None:
-        run = self._begun()
+        tracked = self._begun()
         import trackio
 
         with linked(folder) as copy:
             if copy is None:
                 return f"{folder.name} was removed before it could be uploaded"
-            artifact: Any = trackio.Artifact(f"checkpoint-{run.name}", "checkpoint")
+            artifact: Any = trackio.Artifact(f"checkpoint-{tracked.name}", "checkpoint")
             artifact.add_dir(copy)
             trackio.log_artifact(artifact, aliases=[folder.name])
         return None
 
     def end(self, how: str) -> None:
-        run = self._begun()
+        tracked = self._begun()
         if how != "finished":
-            run.alert(f"The run is {how}")
-        run.finish()
+            tracked.alert(f"The run is {how}")
+        tracked.finish()
 
     def is_unreachable(self, error: Exception) -> bool:
         return isinstance(error, OSError | sqlite3.OperationalError)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from importlib import import_module
 from pathlib import Path
 from typing import Any, Literal
 
@@ -38,15 +37,16 @@ class WandbLogger(Tracker):
     A thread sends, and training waits for none of it. A server that cannot be reached ends no run: W&B's own process
     retries, its file keeps the values, and `wandb sync` uploads it later. If the run cannot even be begun, that is
     tried again, and the log says so. When the run ends or pauses, `wait` seconds are waited at most; what is unsent
-    then is counted in a note and a warning.
+    then is counted in a note and a warning. When Python ends W&B waits for its own process: 90 seconds or more if the
+    server does not answer (`WANDB_INIT_TIMEOUT`).
 
     A resumed run continues the run in W&B, whose id is `Run.id`, behind the last value that W&B has: online its server
     says so, offline the files that processes before it have left in `directory`. So none is there twice, and none that
     was lost with a process is missing, such as what W&B's own process has not written yet when it is killed. Offline
-    each process, and each pause, has a folder of its own; `wandb sync --append` uploads them one after the other into
-    one run. W&B refuses the id of a run that was deleted on the server. A run that finds no checkpoint
-    (`resume="auto"`) begins one of its own. The exit code at the end is 0 for a run that is finished or paused, 1 for
-    one that failed, 255 after Ctrl-C.
+    each process, and each pause, has a folder of its own, and the steps go up over all of them; `wandb sync` uploads
+    them into one run, up to W&B 0.29 one after the other with `--append`. W&B refuses the id of a run that was deleted
+    on the server. A run that finds no checkpoint (`resume="auto"`) begins one of its own. The exit code at the end is 0
+    for a run that is finished or paused, 1 for one that failed, 255 after Ctrl-C.
 
     W&B sends measurements of the host and reports of its own errors to its server, unless its settings say otherwise.
 
@@ -88,7 +88,7 @@ class WandbLogger(Tracker):
         on_error: Literal["raise", "detach"] = "raise",
     ) -> None:
         try:
-            import_module("wandb")
+            import wandb  # noqa: F401  # pyright: ignore[reportUnusedImport] - whether it is there
         except ImportError as error:
             raise ImportError("WandbLogger needs wandb: pip install 'heptad[wandb]'") from error
         self._options: dict[str, Any] = {"project": text_of("WandbLogger", "project", project, "the name of a project")}

@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 import math
-import os
-import subprocess
 import sys
 import threading
-from pathlib import Path
 
 import pytest
 
-import trackers
 from builders import Planned, batches, small_engine
 from heptad import Plugin, PluginError, Run
 from heptad_plugins import Checkpoint, Evaluate
-from trackers import LOGGERS, TOOLS, engine_of_ten, logger, points, recorded
+from trackers import LOGGERS, TOOLS, engine_of_ten, logger, points, recorded, uploaded
 
 pytestmark = pytest.mark.parametrize("tool", TOOLS)
 
@@ -66,27 +62,6 @@ def test_a_paused_run_continues_its_run_in_the_tracker(tool, tmp_path):
         engine.run(until=lambda run: run.state == "evaluate" or run.update == 5)
     (found,) = points(tool, tmp_path)
     assert found == recorded(engine.current)
-
-
-def killed(tool: str, folder: Path, update: int, *without: str) -> None:
-    """Let a process be killed in an update."""
-    command = [sys.executable, "-W", "ignore", trackers.__file__, tool, str(folder), str(update), *without]
-    environment = {name: value for name, value in os.environ.items() if name != "WANDB_SERVICE"}  # that of this process
-    done = subprocess.run(command, check=False, capture_output=True, text=True, env=environment)
-    assert done.returncode == -9, done.stderr
-
-
-def test_a_run_that_was_killed_and_resumed_has_each_point_once(tool, tmp_path):
-    """Of updates that are computed again, what the process that was killed had sent is not sent again."""
-    killed(tool, tmp_path, 7)
-    if tool != "wandb":  # whose process does not write its file if the one that began it is killed
-        (before,) = points(tool, tmp_path)
-        assert [step for step, _ in before["train/loss"]][-1] >= 6
-    run = engine_of_ten(tool, tmp_path).run(resume="auto")
-    assert run.resumed_from is not None
-    (found,) = points(tool, tmp_path)
-    assert found == recorded(run)
-    assert [step for step, _ in found["train/loss"]] == list(range(1, 11))
 
 
 def test_what_was_sent_behind_the_checkpoint_is_not_sent_again(tool, tmp_path):
@@ -179,11 +154,3 @@ def test_checkpoints_are_not_uploaded_unless_asked_and_rotation_breaks_nothing(t
     assert len(there) + len(gone) == 4
     small_engine(2, [Checkpoint(tmp_path / "others"), logger(tool, tmp_path / "second")]).run()
     assert not uploaded(tool, tmp_path / "second")
-
-
-def uploaded(tool: str, folder: Path) -> set[str]:
-    """Return the names of the checkpoints that the tracker has."""
-    if tool == "mlflow":
-        client, (run,) = trackers.mlflow_runs(folder)
-        return {Path(file.path).name for file in client.list_artifacts(run.info.run_id, "checkpoints")}
-    return {alias for alias in trackers.aliases(tool, folder) if alias.startswith("checkpoint-")}
