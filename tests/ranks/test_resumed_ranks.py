@@ -119,8 +119,14 @@ def test_the_journals_of_a_run_that_other_numbers_of_ranks_continue(launched: di
 
 
 def test_a_checkpoint_of_two_ranks_that_was_kept_as_files_is_resumed(launched: dict[int, Launch]):
+    """To rounding: the processor that wrote it was another.
+
+    The bias before BatchNorm, numbers 32 to 39, has no gradient but rounding, and Adam makes steps of that.
+    """
     for rank in launched[2].of("kept"):
-        assert rank["resumed"] == pytest.approx(rank["unbroken"], rel=0, abs=1e-9)
+        assert rank["resumed"] == pytest.approx(rank["unbroken"], rel=0, abs=1e-6)
+        found, expected = (rank[name][:32] + rank[name][40:] for name in ("resumed", "unbroken"))
+        assert found == pytest.approx(expected, rel=0, abs=1e-9)
 
 
 @pytest.mark.parametrize("others", [(world, "elastic") for world in OTHERS], indirect=True)

@@ -15,6 +15,8 @@ from rank_program import Rank
 from sharded_cases import ALONE, REFUSED, RUNS, WAYS, learn, shown
 
 TOLERANCE = 1e-12
+OF_SINGLE = {"gain": 2e-7}
+"""The tolerance for parameters of single precision: the last bit depends on the processor and the order of a sum."""
 WORLDS = (2, 3)
 
 
@@ -45,8 +47,12 @@ def assert_near(found: Any, expected: Any) -> None:
     assert {at: one for at, one in found.items() if at not in numbers} == {
         at: one for at, one in expected.items() if at not in numbers
     }
-    assert {at: found[at] for at in numbers} == pytest.approx(
-        {at: expected[at] for at in numbers}, rel=TOLERANCE, abs=TOLERANCE
+    near = {at: tolerance for at in numbers for name, tolerance in OF_SINGLE.items() if f"/{name}" in at}
+    for at, tolerance in near.items():
+        assert found[at] == pytest.approx(expected[at], rel=tolerance, abs=tolerance), at
+    rest = numbers - near.keys()
+    assert {at: found[at] for at in rest} == pytest.approx(
+        {at: expected[at] for at in rest}, rel=TOLERANCE, abs=TOLERANCE
     )
 
 
