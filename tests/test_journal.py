@@ -9,7 +9,7 @@ import re
 import shutil
 import sqlite3
 import tempfile
-from contextlib import suppress
+from contextlib import closing, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -465,10 +465,11 @@ def test_a_table_that_no_journal_holds_is_refused_before_there_is_a_file(tmp_pat
 
 def test_the_schema_is_documented():
     """Every table and view is named in the page and in the module, and the version stands in the file's head."""
-    connection = sqlite3.connect(":memory:")
-    for statement in schema.statements():
-        connection.execute(statement)
-    names = [name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type IN ('table', 'view')")]
+    with closing(sqlite3.connect(":memory:")) as connection:
+        for statement in schema.statements():
+            connection.execute(statement)
+        rows = connection.execute("SELECT name FROM sqlite_master WHERE type IN ('table', 'view')").fetchall()
+    names = [name for (name,) in rows]
     assert len(names) > 20
     assert f"`user_version` is the version of the schema, {schema.VERSION}." in PAGE
     for name in names:
