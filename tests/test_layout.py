@@ -500,7 +500,7 @@ def lines_with(pattern: str) -> set[str]:
 @pytest.mark.parametrize(
     ("pattern", "homes"),
     [
-        (r"\.param_groups\b", {"heptad.step.optimizers"}),
+        (r"\.param_groups\b", {"heptad.step.optimizers", "heptad_plugins.freeze"}),  # Freeze removes its trial group
         (r"\bif .*world > 1", set()),
         (r"\b(self|at|_position)\.ending = True", {"heptad.run.state"}),
         (r"\b(self|at|_position)\.reason = (?!None|\(False)", {"heptad.run.state"}),

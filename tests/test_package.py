@@ -50,7 +50,7 @@ EXTRAS["dev"] = (
     EXTRAS["all"]
     | EXTRAS["docs"]
     | EXTRAS["examples"]
-    | {"build", "hypothesis", "playwright", "pyright", "pytest", "pyyaml", "ruff"}
+    | {"build", "hypothesis", "playwright", "pre-commit", "pyright", "pytest", "pyyaml", "ruff"}
     | {"torchdata", "twine"}
     | {"hydra-core", "jsonargparse", "mlflow", "tyro"}
 )

@@ -20,7 +20,7 @@ _HOMES = {
     "Plugin": "plugin.contract",
     "PluginError": "errors",
     "RankFailed": "errors",
-    "RateSearch": "smoke.rates",
+    "RateSearch": "smoke.rate_search",
     "Run": "run.run",
     "RunConfig": "config",
     "State": "table",

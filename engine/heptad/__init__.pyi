@@ -18,7 +18,7 @@ from heptad.plugin.detour import Detour as Detour
 from heptad.plugin.marks import on_enter as on_enter
 from heptad.plugin.marks import on_exit as on_exit
 from heptad.run.run import Run as Run
-from heptad.smoke.rates import RateSearch as RateSearch
+from heptad.smoke.rate_search import RateSearch as RateSearch
 from heptad.smoke.rates import find_learning_rate as find_learning_rate
 from heptad.table import Arc as Arc
 from heptad.table import State as State

@@ -41,7 +41,7 @@ def matching_parameters(plugin: str, network: nn.Module, patterns: Sequence[str]
     for pattern in patterns:
         if not any(fnmatchcase(name, pattern) for name in every):
             raise PluginError(
-                f"{plugin}({pattern!r}) matches no parameter of the network; {_nearest_pattern(pattern, every)}"
+                f"{plugin}: no parameter of the network matches {pattern!r}; {_nearest_pattern(pattern, every)}"
             )
     meant = {id(one) for name, one in every.items() if matches(name, patterns)}
     return {name: one for name, one in network.named_parameters() if id(one) in meant}

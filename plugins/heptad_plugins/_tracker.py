@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import time
 import warnings
@@ -16,7 +17,7 @@ import torch
 
 import heptad
 from heptad import Plugin, PluginError, Run
-from heptad.plugin import Store, origin
+from heptad.plugin import Placing, Store, origin
 from heptad_plugins._losses import Losses, is_per_update, thinned
 from heptad_plugins._options import directory_of, number, selection
 from heptad_plugins._outbox import Item, MetricPoint, Outbox, Tracking
@@ -48,7 +49,7 @@ class Tracker(Plugin):
         every: int,
         first: int | None,
         hparams: Mapping[str, Parameter] | None,
-        checkpoints: Any,
+        checkpoints: str | os.PathLike[str] | Placing | None,
         wait: float,
         on_error: Literal["raise", "detach"],
     ) -> None:
@@ -98,9 +99,8 @@ class Tracker(Plugin):
         tracked, sent, make = self._tracked, self._sent, self._tracking
         self._outbox = outbox = Outbox(lambda: make(tracked, continues, sent), self.name, before=self._closed)
         weakref.finalize(self, outbox.stop)  # an object that is dropped unclosed leaves no thread
-        self._seen = (
-            0  # all once more: what the tracker has is left out, and what a process before did not send is sent
-        )
+        # all once more: what the tracker has is left out, and what a process before this one did not send is sent
+        self._seen = 0
         if continues and run.optimizers:
             self._describe(run)
 
@@ -112,6 +112,7 @@ class Tracker(Plugin):
         self._closed = outbox
         try:
             self._hand_over(run, outbox)
+            outbox.put(self._new_checkpoints())
         finally:
             unsent = outbox.close(_ending_of(run), self._wait)
             self._say(run, outbox)
@@ -146,13 +147,15 @@ class Tracker(Plugin):
         self._hand_over(run)
 
     def on_exit_checkpoint(self, run: Run) -> None:
-        """Hand over a checkpoint that was written."""
+        """Hand over the checkpoints that were written since the last time."""
         self._hand_over(run)
+        self._upload(run)
 
     def on_exit_after_epoch(self, run: Run) -> None:
-        """Record the loss of the epoch; hand over the values since the last time."""
+        """Record the loss of the epoch; hand over the values and the checkpoints since the last time."""
         self._losses.record_epoch(run)
         self._hand_over(run)
+        self._upload(run)
 
     def state_dict(self) -> dict[str, Any]:
         """Return by what the run in the tracker is found."""
@@ -183,8 +186,14 @@ class Tracker(Plugin):
             for value in thinned(values, self._numbers)
         ]
         self._seen += len(values)
-        outbox.put([*points, *self._new_checkpoints()])
+        outbox.put(points)
         self._say(run, outbox)
+
+    def _upload(self, run: Run) -> None:
+        """Hand over new checkpoints; a listing of their directory, and so not done in each update."""
+        if self._outbox is not None and (new := self._new_checkpoints()):
+            self._outbox.put(new)
+            self._say(run, self._outbox)
 
     def _new_checkpoints(self) -> list[Path]:
         """Return the checkpoints that were written since the last call, as far as they are still there."""

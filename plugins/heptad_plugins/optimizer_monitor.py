@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from difflib import get_close_matches
-from fnmatch import fnmatchcase
 from typing import Any, Literal, Protocol, cast
 
 import torch
@@ -14,6 +12,7 @@ from torch.nn.utils import get_total_norm
 
 from heptad import Plugin, PluginError, Run
 from heptad_plugins._options import selection, yes_or_no
+from heptad_plugins._patterns import matching_parameters
 from heptad_plugins._shared import norm_of, whole_numbers
 from heptad_plugins._stored import mapping, scalars_in
 
@@ -109,14 +108,7 @@ class OptimizerMonitor(Plugin):
         Raises:
             PluginError: If there is one.
         """
-        names = [name for name, _ in run.network.named_parameters()]
-        for pattern in self._patterns:
-            if not any(fnmatchcase(name, pattern) for name in names):
-                near = get_close_matches(pattern, names, 1, 0.0)
-                raise PluginError(
-                    f"OptimizerMonitor(patterns=…): no parameter of the network matches {pattern!r}"
-                    + (f"; the nearest name is {near[0]!r}" if near else "")
-                )
+        matching_parameters("OptimizerMonitor", run.network, self._patterns)
 
     @torch.no_grad()
     def on_enter_optimizer_update(self, run: Run) -> None:
@@ -187,8 +179,7 @@ class OptimizerMonitor(Plugin):
             named = isinstance(own, str) and own and names[own] == 1
             found[f"/{own}" if named else f"/{number}" if len(groups) > 1 else ""] = [*group["params"]]
         for pattern in self._patterns:
-            matching = [one for name, one in run.network.named_parameters() if fnmatchcase(name, pattern)]
-            found[f"/{pattern}"] = matching
+            found[f"/{pattern}"] = [*matching_parameters("OptimizerMonitor", run.network, [pattern]).values()]
         return found
 
 

@@ -446,7 +446,7 @@ def test_a_mistake_is_found_when_it_is_built(patterns, options, said):
 @pytest.mark.parametrize(
     ("pattern", "said"),
     [
-        ("backbone", r"Freeze\('backbone'\) matches no parameter of the network; .* are 'backbone.\*'"),
+        ("backbone", r"Freeze: no parameter of the network matches 'backbone'; .* are 'backbone.\*'"),
         ("bakcbone.*", r"the nearest is 'backbone.\*'"),
         ("head.wieght", "the nearest is 'head.weight'"),
         ("*", r"matches all 8 parameters that are trained"),

@@ -106,9 +106,7 @@ def test_patterns_are_recorded_besides():
 
 
 def test_a_pattern_that_matches_nothing_is_refused_with_the_nearest_name():
-    with pytest.raises(
-        PluginError, match=r"no parameter of the network matches 'wieght'; the nearest name is 'weight'"
-    ):
+    with pytest.raises(PluginError, match=r"no parameter of the network matches 'wieght'; the nearest is 'weight'"):
         small_engine(3, [OptimizerMonitor(patterns=["wieght"])]).run()
 
 

@@ -15,13 +15,13 @@ from heptad.run.run import Run
 
 @contextmanager
 def frozen_as_then(run: Run, frozen: Collection[str] | None) -> Generator[None]:
-    """Let those parameters of the network take a gradient that did when its optimizers were built.
+    """Give each parameter the `requires_grad` that it had when the optimizers were built, for the length of the block.
 
-    Afterwards each takes one or not as it did before: nothing has changed if the run is not resumed after all.
+    Afterwards each has its own again, so nothing has changed if the run is not resumed after all.
 
     Args:
         run: The run, in `idle`; the block may put other parameters of the same names into its network.
-        frozen: The names of those that took none; `None` if nobody knows, and nothing is changed.
+        frozen: The names of those that took no gradient; `None` if the checkpoint does not say: nothing is changed.
 
     Raises:
         CheckpointError: If the network has no parameter of such a name.

@@ -146,7 +146,7 @@ def _average_in(path: Path, snapshot: Snapshot, names: Sequence[str]) -> tuple[_
         raise CheckpointError(
             f"{path} holds no average: the run had no plugin named {' or '.join(names)} (its plugins: {there:.200})"
         )
-    states = {name: state for name in present if "tensors" in (state := _state_of(plugins[name]))}
+    states = {name: state for name in present if "tensors" in (state := _plugin_state_in(plugins[name]))}
     if not states:
         raise CheckpointError(f"{path} holds no average yet: it was written before {' or '.join(present)} had one")
     if len(states) > 1:
@@ -161,7 +161,7 @@ def _average_in(path: Path, snapshot: Snapshot, names: Sequence[str]) -> tuple[_
     return _section_in(path, state, "average of a network"), stale
 
 
-def _state_of(plugin: object) -> Mapping[Any, Any]:
+def _plugin_state_in(plugin: object) -> Mapping[Any, Any]:
     """Return the state of a plugin in a checkpoint; nothing where that is no mapping."""
     state = cast("Mapping[Any, Any]", plugin).get("state") if isinstance(plugin, Mapping) else None
     return cast("Mapping[Any, Any]", state if isinstance(state, Mapping) else {})

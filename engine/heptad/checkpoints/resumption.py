@@ -191,7 +191,7 @@ class Resumption:
             run.emit(finding)
 
     def _place(self, run: Run, source: str | os.PathLike[str] | None) -> None:
-        """Have the folders of this run chosen, on the first rank, which the others take over.
+        """Choose the folders of this run on the first rank, for all ranks.
 
         Raises:
             PluginError: If one cannot be made; of several ranks a CheckpointError.
