@@ -75,8 +75,6 @@ def _check_arguments(directory: object, network: object) -> None:
         hint = "; pass its path" if hasattr(type(directory), "path") else ""  # a RunFolder
         expected = "a directory of checkpoints as a str or a Path"
         raise CheckpointError(f"{call} takes {expected}, got {kind(directory)}{hint}")
-            f"{call} takes a directory of checkpoints as a str or a Path, got {kind(directory)}{hint}"
-        )
     if isinstance(network, type):
         raise CheckpointError(f"{call} takes a network, got the class {network.__name__}; make one of it")
     found = kind(network)
