@@ -298,7 +298,7 @@ def alter(statement: str) -> Any:
 
 WRONG = {
     "missing": (lambda path: path.unlink(), "there is no such file"),
-    "a folder": (lambda path: (path.unlink(), path.mkdir()), "cannot be read: Is a directory"),
+    "a folder": (lambda path: (path.unlink(), path.mkdir()), "is a directory without log.journal"),
     "empty": (lambda path: path.write_bytes(b""), "is empty"),
     "text": (lambda path: path.write_text("seq,source\n" * 50), "not an SQLite database"),
     "another program's": (lambda path: (path.unlink(), foreign_database(path)), "of another program"),

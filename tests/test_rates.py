@@ -284,6 +284,11 @@ class TestRefused:
         with pytest.raises(ConfigError, match=message):
             find_learning_rate(small_engine(3), **options)
 
+    @pytest.mark.parametrize("given", [small_components(), Engine])
+    def test_what_is_no_engine(self, given: Any):
+        with pytest.raises(ConfigError, match=r"find_learning_rate\(engine\) takes an Engine, got "):
+            find_learning_rate(given)
+
 
 class TestResult:
     def test_its_text_says_what_was_found(self):

@@ -138,6 +138,15 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, dict[str
     return folder / "undisturbed" / "run.journal", folder / "killed" / "run.journal", between
 
 
+def test_a_first_start_that_found_no_checkpoint_is_not_a_resume(tmp_path: Path):
+    """A script that always passes `resume="auto"` would else be resumed once more than it was."""
+    engine = engine_in(tmp_path)
+    assert engine.run(resume="auto").log.verdict().resumes == ()
+    log = TransitionLog.load(tmp_path / "run.journal")
+    assert lines_of(log)["resumed"] == "never"
+    assert len(log.notes("resume")) == 1
+
+
 def test_a_killed_run_says_that_its_process_is_gone(pair: Any):
     found = pair[2]["verdict"]
     assert found.outcome == "killed"

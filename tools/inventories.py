@@ -41,6 +41,7 @@ PAGES = {
         "library/pathlib.html": "pathlib.Path",
         "library/signal.html": "signal.Signals",
         "library/datetime.html": "datetime.datetime datetime.timedelta",
+        "library/sqlite3.html": "sqlite3.DatabaseError",
     },
     "torch": {
         "tensors.html": "torch.Tensor",

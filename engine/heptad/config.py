@@ -160,7 +160,8 @@ def _line(model: type[BaseModel], item: Mapping[str, Any]) -> str:
         case "is_instance_of":
             return f"{where} must be a {context['class']}, got {got}{_instance(item['input'])}"
         case "value_error":
-            return f"{where} {context['error']}, got {got}"
+            said = str(context["error"])
+            return f"{where} {said}" if said.startswith("has ") else f"{where} {said}, got {got}"
         case _:
             return f"{where}: {item['msg']}, got {got}"
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import math
 import os
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TextIO, TypeVar, cast
 
@@ -55,7 +55,9 @@ def one_of(plugin: str, option: str, value: object, choices: Collection[str]) ->
         PluginError: For anything else.
     """
     if not isinstance(value, str) or value not in choices:
-        raise PluginError(f"{plugin}({option}=…) must be {' or '.join(map(repr, choices))}, got {value!r}")
+        *others, last = map(repr, choices)
+        words = f"{', '.join(others)} or {last}" if others else last
+        raise PluginError(f"{plugin}({option}=…) must be {words}, got {value!r}")
     return value
 
 
@@ -96,6 +98,22 @@ def text_of(plugin: str, option: str, value: object, what: str) -> str:
     if not isinstance(value, str) or not value:
         raise PluginError(f"{plugin}({option}=…) must be {what}, got {value!r}")
     return value
+
+
+def hparams_of(plugin: str, hparams: object) -> dict[str, bool | int | float | str]:
+    """Return the option `hparams`: names with a number, a truth value or a text each; `None` is none of them.
+
+    Raises:
+        PluginError: For anything else.
+    """
+    if hparams is None:
+        return {}
+    if not isinstance(hparams, Mapping):
+        raise PluginError(f"{plugin}(hparams=…) must map names to values, such as {{'layers': 2}}, got {hparams!r}")
+    for name, value in cast("Mapping[object, object]", hparams).items():
+        if not isinstance(value, bool | int | float | str):
+            raise PluginError(f"{plugin}(hparams=…): {name} must be a number, a truth value or a text, got {value!r}")
+    return dict(cast("Mapping[str, bool | int | float | str]", hparams))
 
 
 def text_file(plugin: str, file: TextIO | None) -> TextIO | None:

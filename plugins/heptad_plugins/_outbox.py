@@ -101,6 +101,7 @@ class Outbox:
         self._process = os.getpid()
         self._since: float | None = None  # when the call began that is under way
         self.left_out = 0
+        self.refused = False  # the run itself was, not single items: the thread has ended
         self.trouble = ""
         self.thread = threading.Thread(target=self._run, name=f"heptad {name}", daemon=True)
         self.thread.start()
@@ -185,6 +186,7 @@ class Outbox:
         except _Stopped:
             pass
         except Exception as error:  # raised on the other thread, at the next item or in `close`
+            self.refused, self.trouble = True, _in_brief(error)
             self._refused(error)
 
     def _send_all(self) -> None:

@@ -22,7 +22,10 @@ def patterns_of(plugin: str, patterns: Sequence[object]) -> tuple[str, ...]:
         raise PluginError(f"{plugin} takes patterns of names of parameters, such as 'backbone.*'; got none")
     for pattern in patterns:
         if not isinstance(pattern, str) or not pattern:
-            raise PluginError(f"{plugin} takes patterns of names of parameters, such as 'backbone.*'; got {pattern!r}")
+            apart = ", each an argument of its own" if isinstance(pattern, list | tuple) else ""
+            raise PluginError(
+                f"{plugin} takes patterns of names of parameters, such as 'backbone.*'{apart}; got {pattern!r}"
+            )
     return cast("tuple[str, ...]", tuple(patterns))
 
 

@@ -16,10 +16,10 @@ from typing import Any, Literal, cast
 import torch
 
 import heptad
-from heptad import Plugin, PluginError, Run
+from heptad import Plugin, Run
 from heptad.plugin import Placing, Store, origin
 from heptad_plugins._losses import Losses, is_per_update, thinned
-from heptad_plugins._options import directory_of, number, selection
+from heptad_plugins._options import directory_of, hparams_of, number, selection
 from heptad_plugins._outbox import Item, MetricPoint, Outbox, Tracking
 from heptad_plugins._output_path import output_of
 from heptad_plugins._stored import mapping, scalars_in
@@ -55,12 +55,7 @@ class Tracker(Plugin):
     ) -> None:
         self.on_error = on_error
         self._numbers = selection(self.name, every, first)
-        self._hparams = dict(hparams or {})
-        for key, value in self._hparams.items():
-            if not isinstance(value, bool | int | float | str):  # pyright: ignore[reportUnnecessaryIsInstance] - for callers without a type checker
-                raise PluginError(
-                    f"{self.name}(hparams=…): {key} must be a number, a truth value or a text, got {value!r}"
-                )
+        self._hparams = hparams_of(self.name, hparams)
         self._wait = number(self.name, "wait", wait, least=0)
         self._checkpoints = None
         if checkpoints is not None:
@@ -119,8 +114,9 @@ class Tracker(Plugin):
             self._sent = self._sent if unsent else self._seen
             if unsent:
                 what = f"{unsent} values and files" if unsent > 0 else "how the run ended"
+                limit = "" if outbox.refused else f" within {self._wait:g} s of its end"
                 text = (
-                    f"{self.name}: {what} could not be sent within {self._wait:g} s of its end"
+                    f"{self.name}: {what} could not be sent{limit}"
                     f"{f' ({outbox.trouble})' if outbox.trouble else ''}; a run that continues from here, or from a "
                     "checkpoint, sends what the tracker lacks"
                 )

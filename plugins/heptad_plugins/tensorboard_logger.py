@@ -11,7 +11,7 @@ from heptad import EngineError, Plugin, PluginError, Run
 from heptad.plugin import Placing
 from heptad_plugins._event_files import EventFiles
 from heptad_plugins._losses import Losses, is_per_update, thinned
-from heptad_plugins._options import directory_of, selection
+from heptad_plugins._options import directory_of, hparams_of, selection
 from heptad_plugins._output_path import output_of
 from heptad_plugins._stored import count_in
 
@@ -90,12 +90,7 @@ class TensorBoardLogger(Plugin):
             ) from None
         self._numbers = selection("TensorBoardLogger", every, first)
         self._writer: SummaryWriter | None = None
-        self._hparams = dict(hparams or {})
-        for name, value in self._hparams.items():
-            if not isinstance(value, Setting):  # pyright: ignore[reportUnnecessaryIsInstance] - for callers without a type checker
-                raise PluginError(
-                    f"TensorBoardLogger(hparams=…): {name} must be a number, a truth value or a text, got {value!r}"
-                )
+        self._hparams = hparams_of("TensorBoardLogger", hparams)
         self._forget()
 
     def _forget(self) -> None:

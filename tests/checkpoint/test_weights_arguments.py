@@ -13,6 +13,7 @@ from torch import nn
 from heptad import CheckpointError, load_weights
 from heptad.checkpoints.store import Store
 from heptad.run.snapshot import Snapshot
+from heptad_plugins import RunFolder
 
 
 def saved(directory: Path, network: nn.Module) -> Path:
@@ -31,6 +32,7 @@ def file(folder: Path) -> Path:
 WRONG: dict[str, tuple[Callable[[Path, nn.Module], tuple[Any, Any]], str]] = {
     "the other way round": (lambda folder, network: (network, folder), "takes the directory first, then the network"),
     "no directory": (lambda folder, network: (None, network), "directory of checkpoints as a str or a Path, got None"),
+    "a run folder": (lambda folder, network: (RunFolder(folder), network), "got RunFolder; pass its path"),
     "weights": (lambda folder, network: (folder, network.state_dict()), "the network itself and not its state_dict"),
     "a class": (lambda folder, network: (folder, nn.Linear), "takes a network, got the class Linear; make one of it"),
     "a function": (lambda folder, network: (folder, lambda: network), "takes a network, an nn.Module, got function"),

@@ -426,6 +426,7 @@ def test_a_schedule_is_stretched_with_the_group_that_has_joined(tmp_path):
     [
         ((), {}, "takes patterns of names of parameters"),
         ((3,), {}, "got 3"),
+        ((["a"],), {}, r"each an argument of its own; got \['a'\]"),
         (("",), {}, "got ''"),
         (("a",), {"until": 0}, r"Freeze\(until=…\) must be a whole number from 1 on, got 0"),
         (("a",), {"lr": 0.1}, "say until="),

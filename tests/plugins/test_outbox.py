@@ -82,3 +82,19 @@ def test_what_comes_while_too_much_waits_is_left_out_and_counted():
     held.gate.set()
     assert outbox.close("finished", 30) == 1
     assert held.points == [1, 2, -1]
+
+
+def test_a_run_that_is_refused_is_not_an_outage_that_was_waited_for():
+    """The error is raised once; what is unsent has its reason."""
+
+    class Refusing(Place):
+        def begin(self) -> Iterable[str]:
+            raise ValueError("no such scheme")
+
+    outbox = Outbox(lambda: Refusing([]), "A")
+    outbox.thread.join(30)
+    with pytest.raises(ValueError, match="no such scheme"):
+        outbox.put([point(1)])
+    outbox.put([point(1)])
+    assert outbox.close("failed", 30) == 1
+    assert (outbox.refused, outbox.trouble) == (True, "ValueError: no such scheme")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -14,6 +15,7 @@ import torch
 import trackers
 from builders import Planned, small_components, small_network
 from heptad import (
+    CheckpointError,
     Engine,
     EngineError,
     LogError,
@@ -271,8 +273,19 @@ def test_functions_take_a_numbered_folder(two_runs: tuple[Path, Run]):
 
 
 def test_a_folder_without_a_journal_is_no_log(tmp_path: Path):
-    with pytest.raises(LogError, match="directory"):
+    with pytest.raises(LogError, match=r"directory without log.journal; name a journal, or the folder of a run$"):
         TransitionLog.load(tmp_path)
+
+
+def test_a_directory_of_numbered_folders_is_refused_with_the_last_of_them(two_runs: tuple[Path, Run]):
+    """A command must not guess which run is meant."""
+    root, last = two_runs[0], re.escape(str(two_runs[0] / "0002"))
+    with pytest.raises(LogError, match=f"it holds runs, such as {last}: name one of them"):
+        TransitionLog.load(root)
+    with pytest.raises(CheckpointError, match=f"holds no checkpoint itself, but runs, such as {last}: name one"):
+        load_weights(root, small_network())
+    with pytest.raises(CheckpointError, match=f"such as {last}"):
+        engine_in(RunFolder(root)).run(resume=root)
 
 
 SCRIPT = """

@@ -133,6 +133,8 @@ def test_options_that_do_not_fit_are_refused_when_it_is_built(tool, tmp_path):
         logger(tool, tmp_path, wait=-1)
     with pytest.raises(PluginError, match=rf"{name}\(hparams=…\): layers must be a number, .* got \[1\]"):
         logger(tool, tmp_path, hparams={"layers": [1]})
+    with pytest.raises(PluginError, match=rf"{name}\(hparams=…\) must map names to values, .* got \['layers'\]"):
+        logger(tool, tmp_path, hparams=["layers"])
     with pytest.raises(PluginError, match=rf"{name}\(run_name=…\) must be the name of the run, got ''"):
         logger(tool, tmp_path, run_name="")
 

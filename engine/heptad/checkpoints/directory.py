@@ -13,7 +13,7 @@ from heptad.checkpoints.damage import DamagedError
 from heptad.checkpoints.encoding import ALL_WHOLE
 from heptad.checkpoints.entry import Entry, rank
 from heptad.checkpoints.files import Files, os_errors_explained
-from heptad.checkpoints.layout import MANIFEST, is_there, number_of
+from heptad.checkpoints.layout import MANIFEST, is_there, number_of, why_none
 from heptad.checkpoints.reading import Share, read_checkpoint, read_summary
 from heptad.checkpoints.together import OneRank, Together, together
 from heptad.errors import CheckpointError
@@ -159,7 +159,7 @@ class Directory:
         if damage:
             found = "".join(f"\n  {line}" for line in damage)
             raise CheckpointError(f"{self.directory} holds no sound checkpoint; what there is:{found}")
-        what = "holds no checkpoint" if self._ranks.first(self.directory.is_dir) else "is not a directory"
+        what = self._ranks.first(lambda: why_none(self.directory))
         raise CheckpointError(f"{self.directory} {what}")
 
     def _list(self, ranked: Callable[[list[str]], list[Entry]]) -> tuple[list[Entry], list[str]]:

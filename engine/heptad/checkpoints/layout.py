@@ -74,6 +74,14 @@ def named_path(named: str | os.PathLike[str]) -> Path:
     return Path(text)
 
 
+def why_none(directory: Path) -> str:
+    """Return why a directory has no checkpoint, and which run in it to name in its place, if it holds runs."""
+    if not directory.is_dir():
+        return "is not a directory"
+    runs = sorted(inner.parent for inner in directory.glob(f"*/{CHECKPOINTS}"))
+    return "holds no checkpoint" + (f" itself, but runs, such as {runs[-1]}: name one of them" if runs else "")
+
+
 def is_checkpoint(path: Path) -> bool:
     """Return whether a path is that of one checkpoint, sound or not, and not of a directory of them."""
     return number_of(path.name) is not None or is_there(path / MANIFEST)

@@ -72,7 +72,9 @@ def _check_arguments(directory: object, network: object) -> None:
     if isinstance(directory, nn.Module) and isinstance(network, str | os.PathLike):
         raise CheckpointError(f"{call} takes the directory first, then the network; here they are swapped")
     if not isinstance(directory, str | os.PathLike):
-        raise CheckpointError(f"{call} takes a directory of checkpoints as a str or a Path, got {kind(directory)}")
+        hint = "; pass its path" if hasattr(type(directory), "path") else ""  # a RunFolder
+        expected = "a directory of checkpoints as a str or a Path"
+        raise CheckpointError(f"{call} takes {expected}, got {kind(directory)}{hint}")
     if isinstance(network, type):
         raise CheckpointError(f"{call} takes a network, got the class {network.__name__}; make one of it")
     found = kind(network)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from heptad.history import summary
 from heptad.history.decode import Decoder, start_of
 from heptad.history.figures import Figure, figures
 from heptad.history.journal.presence import absence, presence
 from heptad.history.journal.reader import FileSource
+from heptad.history.journal.sessions import Session
 from heptad.history.ranks import Ranks
 from heptad.history.select import Conditions, selected
 from heptad.history.source import Source
@@ -60,6 +61,7 @@ def judge(
     found = figures(source) if found is None else found
     unusual = _unusual(events, found)
     before = _counted_before(source, view)
+    sessions = tuple(source.sessions()) if isinstance(source, FileSource) else ()
     return Verdict(
         name=name,
         outcome=outcome,
@@ -71,14 +73,20 @@ def judge(
         driven_ns=sum(stay.total_ns for stay in stays.values()),
         updates=last.update - before.update if last else 0,
         steps=last.step - before.step if last else 0,
-        sessions=tuple(source.sessions()) if isinstance(source, FileSource) else (),
-        resumes=tuple(event for event in own if isinstance(event, Resume)),
+        sessions=sessions,
+        resumes=_resumes(own, sessions),
         figures=found,
         states=stays,
         unusual=unusual,
         next=tuple(_next(name, outcome, unusual, found)),
         ranks=tuple(ranks.sources()),
     )
+
+
+def _resumes(events: Iterable[Event], sessions: Sequence[Session]) -> tuple[Resume, ...]:
+    """Return each time that the run was resumed. A first start that found no checkpoint is none, a later one is."""
+    again = any(session.resumed_from is None for session in sessions[1:])
+    return tuple(event for event in events if isinstance(event, Resume) and (event.checkpoint is not None or again))
 
 
 def _counted_before(source: Source, view: View) -> Counters:

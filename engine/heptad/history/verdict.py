@@ -82,7 +82,7 @@ class Verdict:
         updates: Updates in that time.
         steps: Steps in that time.
         sessions: The processes that wrote the journal; empty for the log of a live run.
-        resumes: Each time that it was resumed.
+        resumes: Each time that it was resumed, or begun again since there was no checkpoint yet.
         figures: The recorded values by name. With several ranks those of rank 0.
         states: How long it stayed in each state, the one with the most time first.
         unusual: What was unusual, the most frequent first.

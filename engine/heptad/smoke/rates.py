@@ -76,6 +76,8 @@ def find_learning_rate(
             loss was finite.
         BaseException: As `Engine.run`.
     """
+    if not isinstance(getattr(engine, "current", None), Run):
+        raise ConfigError(f"find_learning_rate(engine) takes an Engine, got {kind(engine)}")
     _refuse_arguments(low, high, steps, smoothing, diverges)
     with engine._driving("find_learning_rate"), ExitStack() as put_back:  # in reverse order
         run, parts = engine.current, engine.current.components

@@ -12,10 +12,8 @@ from contextlib import suppress
 from pathlib import Path
 
 from heptad.errors import LogError
+from heptad.history.journal.head import IN_RUN_FOLDER
 from heptad.history.journal.lock import discard
-
-IN_RUN_FOLDER = "log.journal"
-"""What the journal is called in a folder that holds all of a run."""
 
 
 def named_journal(named: str | os.PathLike[str]) -> Path:

@@ -19,6 +19,9 @@ from heptad.errors import LogError
 from heptad.history.journal import schema
 from heptad.history.journal.watch import BESIDE, UNDO, refuse_links_beside
 
+IN_RUN_FOLDER = "log.journal"
+"""What the journal is called in a folder that holds all of a run."""
+
 _HEAD = 100
 _LONG = 500
 _MAGIC = b"SQLite format 3\x00"
@@ -54,6 +57,8 @@ def check_owner(path: Path) -> bytes:
         head = _beginning(path)
     except FileNotFoundError:
         raise LogError(f"{path}: there is no such file; Journal('{path.name}') among the plugins writes one") from None
+    except IsADirectoryError:
+        raise LogError(f"{path} is a directory without {IN_RUN_FOLDER}; {_in_directory(path)}") from None
     except (OSError, ValueError) as error:  # a name that no file can have
         raise LogError(f"{path} cannot be read: {error.strerror if isinstance(error, OSError) else error}") from error
     if not head:
@@ -91,6 +96,12 @@ def _is_journal(path: Path) -> bool:
     except (LogError, OSError, ValueError):
         return False
     return head.startswith(_MAGIC) and int.from_bytes(head[68:72], "big") == schema.APPLICATION_ID
+
+
+def _in_directory(path: Path) -> str:
+    """Return what to do with a directory that was named in place of a journal: take the last run in it, if any."""
+    runs = sorted(inner.parent for inner in path.glob(f"*/{IN_RUN_FOLDER}"))
+    return f"it holds runs, such as {runs[-1]}: name one of them" if runs else "name a journal, or the folder of a run"
 
 
 def _beginning(path: Path) -> bytes:
