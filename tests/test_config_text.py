@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -73,6 +74,12 @@ def test_each_field_comes_back_from_the_text_of_its_default(name: str):
 def test_a_setting_is_a_name_and_a_text(setting: str, name: str, value: object):
     found = getattr(RunConfig.from_strings(["epochs=3", setting]), name)
     assert (found, type(found)) == (value, type(value))
+
+
+@pytest.mark.parametrize("settings", [None, 3])
+def test_what_holds_no_settings_is_refused(settings: Any):
+    with pytest.raises(ConfigError, match=f"settings are written name=value, got {settings}"):
+        RunConfig.from_strings(settings)
 
 
 def test_of_two_settings_the_last_counts():

@@ -27,7 +27,7 @@ def values_of(
     if isinstance(settings, Mapping):
         pairs = list(cast("Mapping[str, object]", settings).items())
     else:
-        texts = [settings] if isinstance(settings, str) else list(settings)
+        texts = list(settings) if isinstance(settings, Iterable) and not isinstance(settings, str) else [settings]  # pyright: ignore[reportUnnecessaryIsInstance] - for callers without a type checker
         mistakes = [
             f"{model.__name__}: settings are written name=value, got {text!r}"
             for text in texts

@@ -44,7 +44,8 @@ class Freeze(Plugin):
     Args:
         *patterns: Of names as `network.named_parameters()` has them, as `fnmatch` takes them: `"backbone.*"`.
         until: The epochs after which they are trained, from 1 on; `None`: never.
-        lr: The learning rate of the group that joins; by default the one that the optimizer was built with.
+        lr: The learning rate of the group that joins; by default the one that the optimizer was built with. Where
+            none joins it is not used, and a note in the log says so.
         group: More options of this group, such as `{"weight_decay": 0.0}`; the others are the optimizer's defaults.
         optimizer: Which of several optimizers they join, by its number in `Components.optimizer`.
         freeze_statistics: Whether layers with running statistics that match are in evaluation mode while frozen.
@@ -115,6 +116,11 @@ class Freeze(Plugin):
             optimizer = self._optimizer(run)
             self._check(run, optimizer, joining)
             announce(run, optimizer)
+        elif self._group:
+            run.note(
+                f"{self.name}: lr and group are not used: an optimizer holds all that is frozen; give Components a "
+                "function that builds it from the parameters with requires_grad"
+            )
 
     def on_enter_before_epoch(self, run: Run) -> None:
         """Thaw, if the epochs are complete."""

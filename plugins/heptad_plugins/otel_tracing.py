@@ -99,6 +99,7 @@ class OTelTracing(Plugin):
     def _forget(self) -> None:
         self._events = _Events()
         self._earlier: tuple[int, int] | None = None
+        self._around: BaseException | None = None
         self._root: Span | None = None
         self._span: Span | None = None
         self._tokens: list[Token[Context]] = []
@@ -121,6 +122,7 @@ class OTelTracing(Plugin):
         self._tracer = provider.get_tracer("heptad", version("heptad"))
         if type(getattr(self._tracer, "id_generator", None)).__name__ == "RandomIdGenerator":
             self._tracer.id_generator = _Identities()  # pyright: ignore[reportAttributeAccessIssue] - of the SDK
+        self._around = sys.exception()
         now = now_ns(run)
         place = {"heptad.run_id": run.id, "heptad.rank": run.rank, "heptad.world": run.world}
         self._root = self._tracer.start_span("run", attributes=place, links=self._links(), start_time=now)
@@ -137,7 +139,9 @@ class OTelTracing(Plugin):
         if root is None:
             return
         run.unfollow(self._events)
-        error = sys.exception() if run.state == "failed" else None
+        error = None if run.paused or run.state == "finished" else sys.exception()
+        if error is self._around:  # `run()` was called where that one is handled
+            error = None
         last, time = entered(run)
         heard = self._at == last
         self._leave(run, last, time, error)

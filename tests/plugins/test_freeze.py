@@ -98,6 +98,13 @@ def test_a_ready_made_optimizer_skips_them_and_holds_them_afterwards():
     assert len(run.optimizer.param_groups) == 1
 
 
+def test_options_of_a_group_that_never_joins_are_named():
+    """The ready-made optimizer keeps its own rate for all."""
+    net = Net()
+    run = engine_of(None, [Freeze("backbone.*", until=1, lr=0.5)], everything(net), net).run()
+    assert "lr and group are not used" in run.log.notes("note")[0].text
+
+
 def test_they_are_frozen_before_the_optimizer_is_built_and_join_it_later():
     """The group has the options that are given, and the defaults of the optimizer."""
     engine = engine_of(None, [Freeze("backbone.*", until=2, lr=0.01, group={"weight_decay": 0.0})])

@@ -298,6 +298,20 @@ class TestOptions:
         run = small_engine(4, [traced.plugin(states=["after_epoch", "evaluate"])], epochs=2).run()
         assert rows(traced.states) == [row for row in rows_of_the_log(run) if row[0] == "after_epoch"]
 
+    def test_a_plugin_that_fails_to_open_is_an_error_and_one_that_is_handled_outside_is_none(self, traced: Traced):
+        class Unopened(Plugin):
+            def open(self, run: Run) -> None:
+                raise ValueError("no such file")
+
+        with pytest.raises(ValueError, match="no such file"):
+            small_engine(2, [traced.plugin(), Unopened()]).run()
+        try:
+            raise KeyError("handled")
+        except KeyError:
+            small_engine(2, [traced.plugin()]).run(until="after_epoch")
+        codes = [root.status.status_code for root in traced.roots]
+        assert codes == [StatusCode.ERROR, StatusCode.UNSET]
+
     def test_the_provider_is_not_shut_down(self, traced: Traced):
         small_engine(2, [traced.plugin()]).run()
         before = len(traced.spans)

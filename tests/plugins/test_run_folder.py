@@ -78,6 +78,28 @@ def test_one_folder_serves_two_engines(tmp_path: Path):
         assert names(folder.path / "checkpoints")[-1].startswith("checkpoint-")
 
 
+def test_a_paused_run_continues_in_its_folder_after_another_had_the_plugin(tmp_path: Path):
+    folder = RunFolder(tmp_path)
+    first = engine_in(folder, epochs=4)
+    first.run(until="after_epoch")
+    engine_in(folder).run()
+    kept = names(tmp_path / "0002" / "checkpoints")
+    first.run()
+    assert folder.path == tmp_path / "0001"
+    assert names(tmp_path / "0002" / "checkpoints") == kept
+    assert names(tmp_path / "0001" / "checkpoints") != kept
+
+
+def test_a_run_that_is_refused_makes_no_folder(tmp_path: Path):
+    paused(RunFolder(tmp_path / "a"))
+    for source, seed in ((tmp_path / "missing", 0), (tmp_path / "a" / "0001", 7)):
+        folder = RunFolder(tmp_path / "b")
+        config = RunConfig(epochs=2, device="cpu", seed=seed)
+        with pytest.raises(CheckpointError):
+            Engine(small_components(), config, [folder, Checkpoint(folder), CSVLogger(folder)]).run(resume=source)
+        assert names(tmp_path / "b") == []
+
+
 def test_a_paused_run_stays_in_its_folder(tmp_path: Path):
     folder = RunFolder(tmp_path)
     engine = engine_in(folder)

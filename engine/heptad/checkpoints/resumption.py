@@ -61,6 +61,8 @@ class Resumption:
         """Whether the ranks have compared what each is to resume from."""
         self._placed = False
         """Whether plugins that choose a folder have done so for this run."""
+        self._paths: list[tuple[Placing, Path]] = []
+        """What they chose: one that serves several engines may have chosen for another run since."""
         self._generators: Mapping[str, Any] | None = None
         """States of the global generators from a checkpoint, until `restore_generators` does."""
 
@@ -74,6 +76,8 @@ class Resumption:
         """
         self._refuse_after_failure(", or run(resume=…) with another checkpoint")
         run._buffer.facts |= {"rank": run.rank, "world": run.world}
+        for plugin, path in self._paths:
+            plugin.take(path)
         if run.state == "idle":
             self._compare(run, "no checkpoint")
             if not self._placed:
@@ -155,7 +159,8 @@ class Resumption:
 
     def _resume(self, run: Run, source: str | os.PathLike[str], build: Build, allow_changes: Collection[str]) -> None:
         again = source == "auto" and run._afresh  # it found none before, and a plugin failed to open
-        if self._generators is None and not again and (source != "auto" or stores_of(self._manager.plugins)):
+        placing = self._generators is None and not again
+        if placing and source == "auto" and stores_of(self._manager.plugins):
             self._place(run, source)
         found = find(source, stores_of(self._manager.plugins), run)
         if self._generators is not None:
@@ -175,6 +180,8 @@ class Resumption:
         check_world(run, found.sections)  # alike on all ranks
         ranks.succeed(lambda: take_over(run, found.sections, found.taken, self._manager.plugins))
         checked = ranks.succeed(lambda: check(run, found.sections, self._manager, self._detours, build, allow_changes))
+        if placing and source != "auto":  # no folder for a run that is refused
+            self._place(run, source)
         self._begun = True
         findings = ranks.succeed(
             lambda: restore(run, found.sections, checked, self._manager, self._detours, self._subscriptions)
@@ -196,9 +203,12 @@ class Resumption:
         Raises:
             PluginError: If one cannot be made; of several ranks a CheckpointError.
         """
+        self._paths = []
         for plugin in self._manager.plugins:
             if isinstance(plugin, Placing):
-                plugin.take(Path(together(run._runtime.peers).first(partial(_placed_by, plugin, source))))
+                path = Path(together(run._runtime.peers).first(partial(_placed_by, plugin, source)))
+                plugin.take(path)
+                self._paths.append((plugin, path))
         self._placed = True
 
     def restore_generators(self, run: Run) -> None:

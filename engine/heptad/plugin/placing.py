@@ -45,7 +45,7 @@ class Placing(Plugin):
         raise NotImplementedError
 
     def take(self, path: Path) -> None:
-        """Take what `place` returned on the first rank: the engine calls this on all of them."""
+        """Take what `place` returned on the first rank: the engine calls this on all of them, at each start too."""
         self._chosen = path
 
 
