@@ -65,12 +65,13 @@ class Tracker(Plugin):
         self._forget()
 
     @abstractmethod
-    def _tracking(self, tracked: str, resumed: bool, sent: int) -> Tracking:
+    def _tracking(self, tracked: str, resumed: bool, had: bool, sent: int) -> Tracking:
         """Return the run in the tracker.
 
         Args:
             tracked: What it is found by.
             resumed: Whether it was begun before, by this object or by a process before this one.
+            had: Whether values were recorded by then: if the tracker has none, they were lost there.
             sent: How many of the recorded values this object has sent, at least.
         """
 
@@ -91,8 +92,9 @@ class Tracker(Plugin):
         self._losses.open(run)
         continues = bool(self._tracked)
         self._tracked = self._tracked or run.id
+        had = continues and bool(run.names_recorded())
         tracked, sent, make = self._tracked, self._sent, self._tracking
-        self._outbox = outbox = Outbox(lambda: make(tracked, continues, sent), self.name, before=self._closed)
+        self._outbox = outbox = Outbox(lambda: make(tracked, continues, had, sent), self.name, before=self._closed)
         weakref.finalize(self, outbox.stop)  # an object that is dropped unclosed leaves no thread
         # all once more: what the tracker has is left out, and what a process before this one did not send is sent
         self._seen = 0

@@ -97,7 +97,7 @@ class MLflowLogger(Tracker):
         self._uri, self._run_name = uri or mlflow.get_tracking_uri(), run_name
         super().__init__(every, first, hparams, checkpoints, wait, on_error)
 
-    def _tracking(self, tracked: str, resumed: bool, sent: int) -> Tracking:
+    def _tracking(self, tracked: str, resumed: bool, had: bool, sent: int) -> Tracking:
         return _MLflowRun(self._uri, self._experiment, self._run_name, tracked, resumed)
 
 

@@ -93,16 +93,16 @@ class TrackioLogger(Tracker):
                 )
         super().__init__(every, first, hparams, checkpoints, wait, on_error)
 
-    def _tracking(self, tracked: str, resumed: bool, sent: int) -> Tracking:
+    def _tracking(self, tracked: str, resumed: bool, had: bool, sent: int) -> Tracking:
         name = tracked[:12] if self._run_name is None else f"{self._run_name}-{tracked[:12]}"
-        return _TrackioRun(self._project, name, resumed)
+        return _TrackioRun(self._project, name, had)
 
 
 class _TrackioRun:
     """A run in Trackio's store, on the thread that writes."""
 
-    def __init__(self, project: str, name: str, resumed: bool) -> None:
-        self._project, self._name, self._resumed = project, name, resumed
+    def __init__(self, project: str, name: str, had: bool) -> None:
+        self._project, self._name, self._had = project, name, had
         self._run: Any = None
         self._config: dict[str, Any] = {}
         self._unwritten = Unwritten()
@@ -114,11 +114,11 @@ class _TrackioRun:
         there: Counter[tuple[str, int]] = Counter()
         store: Any = SQLiteStorage
         store.get_runs(self._project)  # raises for a broken store, where Trackio's runs would only warn
-        if self._resumed:
+        if self._had:
             for row in store.get_logs(self._project, self._name):
                 there.update((name, row["step"]) for name in row if name not in _TAKEN)
         self._unwritten = Unwritten(there)
-        if self._resumed and not there:
+        if self._had and not there:
             return ["its run is not in Trackio's store any more, or never came to be: it is written whole"]
         return []
 

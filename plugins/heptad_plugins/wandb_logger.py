@@ -101,16 +101,16 @@ class WandbLogger(Tracker):
             self._options["mode"] = one_of("WandbLogger", "mode", mode, ("online", "offline", "disabled"))
         super().__init__(every, first, hparams, checkpoints, wait, on_error)
 
-    def _tracking(self, tracked: str, resumed: bool, sent: int) -> Tracking:
+    def _tracking(self, tracked: str, resumed: bool, had: bool, sent: int) -> Tracking:
         where = {} if self._output is None else {"dir": self._output.path}
-        return _WandbRun(self._options | where, tracked, resumed, sent)
+        return _WandbRun(self._options | where, tracked, resumed, had, sent)
 
 
 class _WandbRun:
     """A run in W&B, on the thread that sends."""
 
-    def __init__(self, options: Mapping[str, Any], tracked: str, resumed: bool, sent: int) -> None:
-        self._options, self._tracked, self._resumed = dict(options), tracked, resumed
+    def __init__(self, options: Mapping[str, Any], tracked: str, resumed: bool, had: bool, sent: int) -> None:
+        self._options, self._tracked, self._resumed, self._had = dict(options), tracked, resumed, had
         self._run: Any = None
         self._next = sent  # the first place that W&B lacks
 
@@ -125,7 +125,7 @@ class _WandbRun:
         self._run.define_metric("*", step_metric=AXIS)
         self._next = max(self._next, self._run.step, *map(next_step, self._files() if self._resumed else ()), 0)
         self._run.config.update({name: shortened(text, _LONGEST_TEXT) for name, text in origin_texts().items()}, True)
-        if self._resumed and not self._next:
+        if self._had and not self._next and not self._run.disabled:
             return ["W&B has none of the values of its run, on this machine or on its server: all are logged"]
         return []
 
