@@ -160,8 +160,8 @@ class Freeze(Plugin):
         taken = {name: one for name, one in found.items() if one.requires_grad}
         if not taken:
             raise EngineError(
-                f"{self.name}: {_in_number(found)} that match are frozen already; if a run that ended before its thaw has "
-                "left them so, call requires_grad_(True) on them, else leave the plugin out"
+                f"{self.name}: {_in_number(found)} that match are frozen already; if a run that ended before its thaw "
+                "has left them so, call requires_grad_(True) on them, else leave the plugin out"
             )
         for name, one in taken.items():
             one.requires_grad_(False)

@@ -33,8 +33,9 @@ class MLflowLogger(Tracker):
     All recorded values under their names, among them `train/loss`, the mean over the window of an update,
     `train/epoch_loss`, the mean over the steps of an epoch, and `lr`, or `lr/0`, `lr/1`, …, the rates that an update
     was made with: it records these three unless somebody did since the update, or the epoch, before. Parameters are
-    the configuration, network and optimizers with the options of their groups, and `hparams`; tags are the versions of
-    torch, Python and Heptad, the command line, and the git commit of the program. In names MLflow takes letters,
+    the configuration, network and optimizers with the options of their groups, `hparams`, the versions of torch, Python
+    and Heptad, the command line, and the git commit of the program; the last three are tags too, those of the newest
+    start, since a parameter of MLflow cannot change. In names MLflow takes letters,
     digits and `/ _ . - :` and spaces; any other character becomes `_`, and so does an empty part of a path, `.` or
     `..`. What is longer than MLflow takes is cut. A database keeps infinity as the largest float.
 
@@ -126,7 +127,9 @@ class _MLflowRun:
                 experiment, tags={"heptad.run": self._tracked}, run_name=self._name or self._tracked[:8]
             )
             self._run = begun.info.run_id
-        self._tag(origin_texts())
+        origin = origin_texts()
+        self._tag(origin)  # of the newest start; parameters cannot change, and stay those of the first
+        self.describe({name: text for name, text in origin.items() if name_in_mlflow(name) not in self._parameters})
         if self._resumed and not runs:
             return ["its run is not in MLflow any more, or never came to be: another one gets all values"]
         return []

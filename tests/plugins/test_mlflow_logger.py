@@ -234,6 +234,8 @@ def test_parameters_and_tags_say_what_the_run_is(tmp_path: Path):
     )
     assert (parameters["width"], parameters["a_b"], len(parameters["text"])) == ("32", "True", 6000)
     assert {"version/torch", "version/python", "version/heptad", "argv", "heptad.run"} <= set(run.data.tags)
+    assert {"version/torch", "version/python", "version/heptad", "argv"} <= set(parameters)
+    assert parameters["version/torch"] == run.data.tags["version/torch"]
 
 
 @pytest.mark.parametrize(
