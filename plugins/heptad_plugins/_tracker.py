@@ -41,7 +41,6 @@ class Tracker(Plugin):
     """
 
     observes = True
-    ranks = "first"  # one run in the tracker
     needs_epoch_loss = True
 
     def __init__(

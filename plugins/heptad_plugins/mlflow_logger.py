@@ -71,6 +71,7 @@ class MLflowLogger(Tracker):
         ImportError: If MLflow is not installed; it names the extra.
     """
 
+    ranks = "first"  # one run in the tracker
     runs_after = ("Evaluate", "Throughput", "GradientClipping", "LRSchedule", "EMA", "NonFiniteGuard", "EarlyStopping")
 
     def __init__(

@@ -63,6 +63,7 @@ class TrackioLogger(Tracker):
         ImportError: If trackio is not installed; it names the extra.
     """
 
+    ranks = "first"  # one run in the tracker
     runs_after = ("Evaluate", "Throughput", "GradientClipping", "LRSchedule", "EMA", "NonFiniteGuard", "EarlyStopping")
 
     def __init__(

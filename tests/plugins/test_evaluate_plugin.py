@@ -616,7 +616,7 @@ def test_one_that_may_fail_is_detached():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"at": "nowhere"}, r"Evaluate\(at=…\) must be 'after_epoch' or .*, got 'nowhere'"),
+        ({"at": "nowhere"}, r"Evaluate\(at=…\) must be 'after_epoch', .* or .*, got 'nowhere'"),
         ({"every": 0}, r"Evaluate\(every=…\) must be a whole number from 1 on, got 0"),
         ({"every": True}, r"Evaluate\(every=…\) must be a whole number from 1 on, got True"),
         ({"name": ""}, r"Evaluate\(name=…\) must be a word such as 'valid', got ''"),
