@@ -111,6 +111,10 @@ class JournalFile:
         """
         if not self._path.exists():
             return "new"
+        if self._path.is_dir():
+            raise LogError(
+                f"{self._path} is a directory, which cannot be a journal; name a file in it, such as log.journal"
+            )
         if not self._path.is_file():
             check_owner(self._path)  # which refuses it
         if not self._path.stat().st_size:

@@ -32,10 +32,6 @@ def open_to_write(path: Path, table: Table, run: str) -> tuple[sqlite3.Connectio
         sqlite3.Error: If it cannot be read or written.
     """
     refuse_links_beside(path)
-    if path.is_dir():
-        raise LogError(
-            f"{path} is a directory, and cannot be written as a journal; name a file in it, such as log.journal"
-        )
     held = path.exists() and path.stat().st_size
     if held:
         check_head(path)
