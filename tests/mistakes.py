@@ -1071,7 +1071,7 @@ def a_time_limit_in_words(folder: Path) -> None:
     TimeLimit("1h")
 
 
-@mistake(PluginError, "Evaluate(at=…) must be 'after_epoch' or", "got 'epoch'")
+@mistake(PluginError, "Evaluate(at=…) must be 'after_epoch', ", "got 'epoch'")
 def evaluating_at_an_unknown_place(folder: Path) -> None:
     train(Evaluate(dataset(), at="epoch"))
 
