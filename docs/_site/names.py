@@ -74,7 +74,7 @@ def resolve(app: Sphinx, env: BuildEnvironment, node: pending_xref, inside: node
     if node.get("refdomain") != "py":
         return None
     target = str(node["reftarget"]).lstrip("~.")
-    objects = env.domains["py"].objects  # pyright: ignore[reportAttributeAccessIssue]
+    objects = env.domains["py"].objects  # pyright: ignore[reportAttributeAccessIssue] - of the Python domain, which is typed as any
     last = target.rpartition(".")[2]
     ours = "." not in target or target.startswith("heptad")
     for name in (f"{public().get(last)}.{last}", target, *_known(objects, last)):

@@ -288,7 +288,7 @@ class RunConfig(_Checked):
         Only texts are read leniently: `"10"`, `"1e3"` and `"10.0"` are whole numbers; `"true"`, `"yes"`, `"on"` and
         `"false"`, `"no"`, `"off"` truth values in either case; `"none"`, `"null"` and `""` nothing, where a field may
         be None; several words have commas between them or are a JSON list; `compile` takes a JSON object, or
-        `compile.mode` for one option. A value that is no text is checked as strictly as ever.
+        `compile.mode` for one option. A value that is not a string is checked as strictly as ever.
 
         Args:
             settings: Values by name, or texts such as `"epochs=10"`, of which the last of a name counts.

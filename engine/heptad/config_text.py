@@ -65,7 +65,7 @@ def _plain_types(annotation: Any) -> set[object]:
 
 
 def _meaning(value: object, kinds: set[object]) -> object:
-    """Return what a text means for a field of these types; what is no text, and what means nothing, as it is."""
+    """Return what a text means for a field of these types; a value that has no meaning there stays as it is."""
     if not isinstance(value, str):
         return value
     word = value.strip().lower()

@@ -101,7 +101,7 @@ def text_of(plugin: str, option: str, value: object, what: str) -> str:
 
 
 def hparams_of(plugin: str, hparams: object) -> dict[str, bool | int | float | str]:
-    """Return the option `hparams`: names with a number, a truth value or a text each; `None` is none of them.
+    """Return the option `hparams`: a number, a truth value or a text for each name; empty for `None`.
 
     Raises:
         PluginError: For anything else.

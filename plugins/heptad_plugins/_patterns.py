@@ -16,7 +16,7 @@ def patterns_of(plugin: str, patterns: Sequence[object]) -> tuple[str, ...]:
     """Return patterns, each a text.
 
     Raises:
-        PluginError: If there is none, or one is no text or empty.
+        PluginError: If the list is empty, or one is empty or not a string.
     """
     if not patterns:
         raise PluginError(f"{plugin} takes patterns of names of parameters, such as 'backbone.*'; got none")

@@ -39,9 +39,9 @@ class MLflowLogger(Tracker):
     digits and `/ _ . - :` and spaces; any other character becomes `_`, and so does an empty part of a path, `.` or
     `..`. What is longer than MLflow takes is cut. A database keeps infinity as the largest float.
 
-    A thread sends, and training waits for none of it. A server that cannot be reached ends no run: the values wait,
-    and are sent when it is there again; a note in the log says so. When the run ends or pauses, `wait` seconds are
-    waited at most; what is unsent then is counted in a note and a warning. A request that gets no answer lasts as
+    A thread sends, and training does not wait for it. A server that cannot be reached does not end the run: the values
+    wait, and are sent when it is there again; a note in the log says so. When the run ends or pauses, `wait` seconds
+    are waited at most; what is unsent then is counted in a note and a warning. A request that gets no answer lasts as
     long as MLflow's own settings say, `MLFLOW_HTTP_REQUEST_TIMEOUT` and `MLFLOW_HTTP_REQUEST_MAX_RETRIES`.
 
     A resumed run continues the run in MLflow, which it finds by the tag `heptad.run`, whatever its status, and reads

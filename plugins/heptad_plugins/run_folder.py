@@ -34,7 +34,7 @@ class RunFolder(Placing):
         directory: Where the numbered folders are; made where it is missing.
 
     Raises:
-        PluginError: If it is no path, or that of a file; when a run begins, if no folder can be made in it.
+        PluginError: If it is not a path, or is that of a file; when a run begins, if no folder can be made in it.
         EngineError: From `path`, before the first run has begun.
     """
 
@@ -46,7 +46,7 @@ class RunFolder(Placing):
 
     @property
     def latest(self) -> Path | None:
-        """The folder with the highest number, of whatever run; `None` where there is none."""
+        """The folder with the highest number; `None` before the first run."""
         return max(self._folders(), key=_number_of_run, default=None)
 
     def place(self, source: str | os.PathLike[str] | None) -> Path:

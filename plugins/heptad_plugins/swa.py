@@ -24,12 +24,12 @@ class SWA(Plugin):
     last weights to a plain mean of the parameters; an epoch that is cut short by a stop counts. Buffers are copied from
     the network. Weights of fewer than 32 bits (bfloat16, float16) are averaged in float32.
 
-    The statistics of BatchNorm are none of the averaged weights, so they are computed anew as torch's `update_bn` does:
-    reset, then averaged over a pass of the training data (`Run.training_pass`). Unlike there, modules stay in the mode
-    that they have: a BatchNorm in evaluation mode, such as one that `Freeze` holds, keeps its statistics. That is done
-    before an evaluation sees an average that has changed, and on entry to `after_loop`: a forward pass over the data
-    each time, none where no BatchNorm is in training mode. With several ranks each makes the whole pass, and the
-    results are averaged in one exchange, so that all have the same statistics.
+    The statistics of BatchNorm do not follow from the averaged weights, so they are computed anew as torch's
+    `update_bn` does: reset, then averaged over a pass of the training data (`Run.training_pass`). Unlike there, modules
+    stay in the mode that they have: a BatchNorm in evaluation mode, such as one that `Freeze` holds, keeps its
+    statistics. That is done before an evaluation sees an average that has changed, and on entry to `after_loop`: a
+    forward pass over the data each time, none where no BatchNorm is in training mode. With several ranks each makes the
+    whole pass, and the results are averaged in one exchange, so that all have the same statistics.
 
     In the state `evaluate` the network holds the average from the first averaged epoch on; it is swapped in and out as
     by `EMA`. The memory is that of a second copy of the weights, from `start` on. For the high constant rate of the

@@ -31,7 +31,7 @@ class TrackioLogger(Tracker):
     `__`, has ` (recorded)` behind its name. The config has the configuration, network and optimizers with the options
     of their groups, `hparams`, the versions of torch, Python and Heptad, the command line, and the git commit.
 
-    A thread writes, and training waits for none of it. The store is a folder of this machine, `TRACKIO_DIR`, which
+    A thread writes, and training does not wait for it. The store is a folder of this machine, `TRACKIO_DIR`, which
     `trackio show` opens and `trackio sync` uploads; no server is asked. When the run ends or pauses, `wait` seconds are
     waited at most; what is unwritten then is counted in a note and a warning. Trackio itself prints lines to the
     standard output when a run begins and ends, warns where it cannot write, and asks Hugging Face for the name of the

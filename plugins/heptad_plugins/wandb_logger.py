@@ -34,9 +34,9 @@ class WandbLogger(Tracker):
     and optimizers with the options of their groups, `hparams`, the versions of torch, Python and Heptad, the command
     line, and the git commit of the program.
 
-    A thread sends, and training waits for none of it. A server that cannot be reached ends no run: W&B's own process
-    retries, its file keeps the values, and `wandb sync` uploads it later. If the run cannot even be begun, that is
-    tried again, and the log says so. When the run ends or pauses, `wait` seconds are waited at most; what is unsent
+    A thread sends, and training does not wait for it. A server that cannot be reached does not end the run: W&B's own
+    process retries, its file keeps the values, and `wandb sync` uploads it later. If the run cannot even be begun, that
+    is tried again, and the log says so. When the run ends or pauses, `wait` seconds are waited at most; what is unsent
     then is counted in a note and a warning. When Python ends W&B waits for its own process: 90 seconds or more if the
     server does not answer (`WANDB_INIT_TIMEOUT`).
 

@@ -84,7 +84,7 @@ def judge(
 
 
 def _resumes(events: Iterable[Event], sessions: Sequence[Session]) -> tuple[Resume, ...]:
-    """Return each time that the run was resumed. A first start that found no checkpoint is none, a later one is."""
+    """Return each time that the run was resumed. Of starts without a checkpoint the first does not count."""
     again = any(session.resumed_from is None for session in sessions[1:])
     return tuple(event for event in events if isinstance(event, Resume) and (event.checkpoint is not None or again))
 

@@ -147,8 +147,8 @@ class _Test:
     def _result(self) -> RateSearch:
         if not self._losses:
             raise EngineError(
-                "find_learning_rate found no finite loss: that of the first window, before any update, is not finite, "
-                "or there is none; look for NaN in the data and the loss"
+                "find_learning_rate found no finite loss: no window gave a loss, or that of the first, before any "
+                "update, is not finite; look for NaN in the data and the loss"
             )
         best = self._smoothed.index(min(self._smoothed))
         rates = self._rates[: len(self._losses)]
