@@ -4,19 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack
+from contextlib import AbstractContextManager
 from typing import Any, Protocol
 
 import torch
-from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 
-from heptad.config import Components, RunConfig
-from heptad.data.fetch import is_a
-from heptad.data.generators import global_states, restore_states
+from heptad.config import RunConfig
 from heptad.errors import ConfigError, EngineError, kind
 from heptad.run.run import Run
-from heptad.smoke.memento import Memento
+from heptad.smoke.putting_back import put_back
 from heptad.smoke.rate_search import RateSearch
 from heptad.smoke.rehearsal import SmokeEngine
 from heptad.step.optimizers import needs_closure
@@ -79,17 +76,13 @@ def find_learning_rate(
     if not isinstance(getattr(engine, "current", None), Run):
         raise ConfigError(f"find_learning_rate(engine) takes an Engine, got {kind(engine)}")
     _refuse_arguments(low, high, steps, smoothing, diverges)
-    with engine._driving("find_learning_rate"), ExitStack() as put_back:  # in reverse order
-        run, parts = engine.current, engine.current.components
-        _refuse_what_stays(run, parts)
-        if run.device.type != "cpu":  # so that its generators are among the states
-            getattr(torch.get_device_module(run.device), "init", lambda: None)()
-        put_back.callback(restore_states, global_states())
-        roots = [getattr(parts, name) for name in type(parts).model_fields if name not in ("dataset", "loader")]
-        put_back.callback(Memento(roots, [parts.dataset if parts.loader is None else parts.loader]).restore)
+    run = engine.current
+    with engine._driving("find_learning_rate"), put_back(run, "find_learning_rate", "a range test"):
         factory: Any = type(engine)
         test = _Test(low * (high / low) ** (number / (steps - 1)) for number in range(steps))
-        return test.drive(factory(parts, _config_of_test(run.config, steps, accumulation)), smoothing, diverges)
+        return test.drive(
+            factory(run.components, _config_of_test(run.config, steps, accumulation)), smoothing, diverges
+        )
 
 
 class _Test:
@@ -197,30 +190,6 @@ def _refuse_arguments(low: float, high: float, steps: int, smoothing: float, div
         raise ConfigError(f"find_learning_rate(smoothing=…) must be from 0 on and below 1, got {smoothing!r}")
     if diverges <= 1:
         raise ConfigError(f"find_learning_rate(diverges=…) must be above 1, got {diverges!r}")
-
-
-def _refuse_what_stays(run: Run, parts: Components) -> None:
-    """Refuse what could not be put back, as a smoke run does."""
-    data = parts.dataset if parts.loader is None else parts.loader
-    if run.state != "idle":
-        raise EngineError(
-            f"find_learning_rate was called on a run that is in {run.state}; call it before run(), or with a new Engine"
-        )
-    if run.shares:
-        raise EngineError(
-            "find_learning_rate puts everything back, and strategy='fsdp' shards the network for good; find the rate "
-            "with strategy='ddp' or 'none' on a network with fewer blocks"
-        )
-    if is_a(data, Iterator):
-        raise EngineError(
-            f"the data (a {kind(data)}) can be iterated once, so a range test would use them up; pass an object whose "
-            "__iter__ begins anew"
-        )
-    if any(is_lazy(tensor) for tensor in (*parts.network.parameters(), *parts.network.buffers())):
-        raise EngineError(
-            "the network has parts whose shape is not known yet, and they could not be put back; run one batch through "
-            "it before find_learning_rate"
-        )
 
 
 def _shares_of(run: Run) -> list[float]:

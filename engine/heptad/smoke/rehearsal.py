@@ -3,18 +3,11 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterable, Sequence
 from copy import deepcopy
 from typing import Any, Protocol
 
-import torch
-from torch.nn.parameter import is_lazy
-
 from heptad.checkpoints.store import Store
-from heptad.data.fetch import is_a
-from heptad.data.generators import global_states, restore_states
-from heptad.errors import EngineError, kind
 from heptad.plugin.contract import Plugin
 from heptad.plugin.detour import Detour
 from heptad.plugin.manager import PluginManager, plugin_state
@@ -22,7 +15,7 @@ from heptad.plugin.marks import Handler, Predicate
 from heptad.plugin.placing import places_written_by
 from heptad.plugin.subscription import Subscription
 from heptad.run.run import Run
-from heptad.smoke.memento import Memento
+from heptad.smoke.putting_back import put_back
 
 UPDATES = 2
 """Updates of a smoke run."""
@@ -78,25 +71,6 @@ def rehearse(
         EngineError: If the run has begun, or its data or a network that ranks share cannot be put back.
         BaseException: What the smoke run raised. Everything is put back then too.
     """
-    parts = run.components
-    if run.state != "idle":
-        raise EngineError(f"smoke() was called on a run that is in {run.state}; call it before run()")
-    if run.shares:
-        raise EngineError(
-            "smoke() puts everything back, and strategy='fsdp' shards the network for good; try the run with "
-            "strategy='ddp' or 'none' on a network with fewer blocks, or leave smoke() out"
-        )
-    data = parts.dataset if parts.loader is None else parts.loader
-    if is_a(data, Iterator):
-        raise EngineError(
-            f"the data (a {kind(data)}) can be iterated once, so a smoke run would use them up; pass an object whose "
-            "__iter__ begins anew"
-        )
-    if any(is_lazy(tensor) for tensor in (*parts.network.parameters(), *parts.network.buffers())):
-        raise EngineError(
-            "the network has parts whose shape is not known yet, and they could not be put back; run one batch through "
-            "it before smoke(), or leave smoke() out"
-        )
     evaluations = [(plugin, detour) for plugin, detour in manager.detours_given if detour.state == "evaluate"]
     evaluating = [plugin for plugin, _ in evaluations]
     # a plugin that observes writes files, which a smoke run leaves as they are; one that evaluates writes none
@@ -104,16 +78,11 @@ def rehearse(
     places = [place for plugin in kept for place in places_written_by(plugin)]
     plugins = [plugin for plugin in manager.plugins if plugin in kept or plugin in places]
     functions = [row for row in subscriptions if row.plugin is None]
-    roots = [getattr(parts, name) for name in type(parts).model_fields if name not in ("dataset", "loader")]
-    with ExitStack() as put_back:  # in reverse order
-        if run.device.type != "cpu":  # so that its generators are among the states
-            getattr(torch.get_device_module(run.device), "init", lambda: None)()
-        put_back.callback(restore_states, global_states())
-        memento = Memento([*roots, *plugins, *(row.handler for row in functions)], [data])
-        put_back.callback(memento.restore)
+    also = [*plugins, *(row.handler for row in functions)]
+    with put_back(run, "smoke()", "a smoke run", also) as stack:
         for plugin in plugins:
             if state := _copied_state(plugin):
-                put_back.callback(plugin.load_state_dict, state)
+                stack.callback(plugin.load_state_dict, state)
         engine = build(plugins)
         for row in functions:
             subscribe = engine.on_enter if row.mark.moment == "enter" else engine.on_exit
