@@ -21,6 +21,7 @@ from urllib.parse import urlsplit
 from builders import batches, small_engine
 from heptad import Engine, Plugin, Run
 from heptad_plugins import Checkpoint, Evaluate, MLflowLogger, TrackioLogger, WandbLogger
+from programs import environment
 
 TOOLS = ("mlflow", "wandb", "trackio")
 LOGGERS = {"mlflow": MLflowLogger, "wandb": WandbLogger, "trackio": TrackioLogger}
@@ -193,9 +194,9 @@ def killed(tool: str, folder: Path, update: int, *without: str) -> None:
 
 def in_a_process(arguments: list[str], **variables: str) -> subprocess.CompletedProcess[str]:
     """Run Python, with variables of the environment; W&B's process of this one is none of its."""
-    environment = {name: value for name, value in os.environ.items() if name != "WANDB_SERVICE"} | variables
+    given = {name: value for name, value in environment(**variables).items() if name != "WANDB_SERVICE"}
     command = [sys.executable, "-W", "ignore", *arguments]
-    return subprocess.run(command, check=False, capture_output=True, text=True, env=environment, timeout=120)
+    return subprocess.run(command, check=False, capture_output=True, text=True, env=given, timeout=120)
 
 
 @contextmanager

@@ -18,6 +18,7 @@ from builders import Planned, batches, equal, records, small_engine, weights
 from heptad import Engine, EngineError, Plugin, PluginError, Run, TransitionLog
 from heptad.testing import check_plugin
 from heptad_plugins import Checkpoint, Evaluate, Journal, OptunaPruning
+from programs import environment
 
 NAN = math.nan
 optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -242,7 +243,7 @@ engine.run(resume="auto")
 
 def program(storage: str, folder: Path, dies: int) -> int:
     command = [sys.executable, "-W", "error::UserWarning:optuna", "-c", PROGRAM, storage, str(folder), str(dies)]
-    return subprocess.run(command, check=False).returncode
+    return subprocess.run(command, check=False, env=environment()).returncode
 
 
 def test_a_trial_that_is_resumed_in_another_process_is_exact_and_reports_no_step_twice(storage: str, tmp_path: Path):

@@ -21,6 +21,7 @@ from heptad import Detour, Engine, Plugin, PluginError, Run
 from heptad.plugin import entered, now_ns
 from heptad.testing import check_plugin
 from heptad_plugins import Checkpoint, Evaluate, OTelTracing, Profiler
+from programs import environment
 
 IDS = ("trace_id", "span_id")
 
@@ -334,7 +335,8 @@ trace.set_tracer_provider(provider)
 engine.run()
 print(*(span.name for span in exporter.get_finished_spans()))
 """
-        done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+        command = [sys.executable, "-c", code]
+        done = subprocess.run(command, check=True, capture_output=True, text=True, env=environment())
         names = (
             "before_loop before_epoch before_step process_batch after_step optimizer_update after_epoch after_loop run"
         )

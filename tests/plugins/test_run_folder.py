@@ -29,6 +29,7 @@ from heptad import (
 from heptad.cli.main import main
 from heptad.plugin import OutputPath
 from heptad_plugins import Checkpoint, CSVLogger, Journal, Profiler, Report, RunFolder, TensorBoardLogger
+from programs import environment
 
 
 def engine_in(folder: RunFolder, *more: Plugin, epochs: int = 2) -> Engine:
@@ -338,7 +339,12 @@ def test_a_script_that_is_started_again_needs_no_overwrite(tmp_path: Path):
     (tmp_path / "train.py").write_text(SCRIPT)
     for argument, code in (("", 0), ("dies", -9), ("auto", 0)):
         done = subprocess.run(
-            [sys.executable, "train.py", argument], cwd=tmp_path, check=False, capture_output=True, text=True
+            [sys.executable, "train.py", argument],
+            cwd=tmp_path,
+            env=environment(),
+            check=False,
+            capture_output=True,
+            text=True,
         )
         assert done.returncode == code, done.stderr
     root = tmp_path / "runs" / "digits"
@@ -368,6 +374,6 @@ def test_ranks_share_the_folder_of_the_first(tmp_path: Path):
     script = tmp_path / "script.py"
     script.write_text(RANKS)
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(script)]
-    subprocess.run([*torchrun, str(tmp_path / "runs")], check=True, timeout=100)
+    subprocess.run([*torchrun, str(tmp_path / "runs")], check=True, timeout=100, env=environment())
     assert names(tmp_path / "runs") == ["0001"]
     assert {"checkpoints", "log.journal", "log.journal.rank1"} <= set(names(tmp_path / "runs" / "0001"))
