@@ -73,13 +73,13 @@ def mlflow_runs(folder: Path, uri: str | None = None) -> tuple[Any, list[Any]]:
 
 def wandb_rows(folder: Path) -> dict[str, list[dict[str, Any]]]:
     """Return the rows of each run by id, over all files of it, as W&B's own protocol buffers have them."""
-    ends = time.monotonic() + 10
+    ends = time.monotonic() + 60
     while True:  # W&B's own process writes the end of a file after it has said that it is done
         found: dict[str, list[dict[str, Any]]] = {}
         whole = True
         for path in wandb_files(folder):
             records = wandb_records(path)
-            left = time.time() - path.stat().st_mtime > 2  # by a process that was killed
+            left = time.time() - path.stat().st_mtime > 4  # by a process that was killed
             whole = whole and (left or any(record.WhichOneof("record_type") == "exit" for record in records))
             rows = found.setdefault(path.stem.removeprefix("run-"), [])
             for record in records:

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 
@@ -19,6 +19,7 @@ import trackers
 from builders import Planned, batches, small_engine
 from heptad import Run
 from heptad_plugins import Checkpoint, Evaluate, MLflowLogger
+from heptad_plugins._outbox import Outbox
 from heptad_plugins.mlflow_logger import name_in_mlflow
 from trackers import logger, mlflow_runs, recorded
 
@@ -54,21 +55,28 @@ class Server:
 
     def wait(self) -> None:
         ends = time.monotonic() + 120
-        while time.monotonic() < ends:
-            try:
-                socket.create_connection(("127.0.0.1", self.port), timeout=1).close()
-            except OSError:
-                time.sleep(0.1)
-            else:
-                return
-        raise AssertionError((self.folder / "server.log").read_text())
+        while not self._listens():
+            assert time.monotonic() < ends, (self.folder / "server.log").read_text()
+            time.sleep(0.1)
+
+    def _listens(self) -> bool:
+        try:
+            socket.create_connection(("127.0.0.1", self.port), timeout=1).close()
+        except OSError:
+            return False
+        return True
 
     def kill(self) -> None:
-        """Kill it with the processes that it has started."""
-        if self.process is not None:
-            os.killpg(self.process.pid, signal.SIGKILL)
-            self.process.wait()
-            self.process = None
+        """Kill it with the processes that it has started; when this returns, nobody listens at the port any more."""
+        if self.process is None:
+            return
+        os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait()
+        self.process = None
+        ends = time.monotonic() + 60
+        while self._listens():  # its workers are nobody's to wait for, and on a busy machine they outlive it
+            assert time.monotonic() < ends, "a worker of the server still listens"
+            time.sleep(0.02)
 
 
 @pytest.fixture(scope="module")
@@ -92,18 +100,22 @@ def test_a_server_that_comes_late_is_killed_and_comes_back_gets_everything(serve
     engine = small_engine(6, [plugin, Evaluate(batches(1)), Checkpoint(folder)])
     server.kill()
 
+    def wait_for(what: Callable[[Outbox], object]) -> None:
+        ends = time.monotonic() + 120
+        assert plugin._outbox is not None
+        while not what(plugin._outbox):
+            assert time.monotonic() < ends
+            time.sleep(0.05)
+
     @engine.on_exit("optimizer_update")
     def act(run: Run) -> None:
         if run.update == 2:
+            wait_for(lambda outbox: outbox.trouble)
             server.start()
-            ends = time.monotonic() + 120
-            assert plugin._outbox is not None
-            while plugin._outbox._items and time.monotonic() < ends:  # else MLflow itself would try again, for minutes
-                time.sleep(0.1)
+            wait_for(lambda outbox: not outbox._items)  # else MLflow itself would try again, for minutes
             server.kill()
         if run.update == 4:
-            time.sleep(0.5)
-        if run.update == 5:
+            wait_for(lambda outbox: outbox.trouble)
             server.start()
 
     run = engine.run()
@@ -134,13 +146,17 @@ def test_a_server_that_never_answers_stalls_no_update_and_no_end(tmp_path: Path,
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "60")
     longest = [0.0]
     with trackers.silent_server() as port:
-        engine = small_engine(4, [MLflowLogger("a", uri=f"http://127.0.0.1:{port}", wait=0.3)])
+        plugin = MLflowLogger("a", uri=f"http://127.0.0.1:{port}", wait=0.3)
+        engine = small_engine(4, [plugin])
         began = last = time.monotonic()
 
         @engine.on_exit("optimizer_update")
         def look(run: Run) -> None:
             nonlocal last
             longest.append(time.monotonic() - last)
+            assert plugin._outbox is not None
+            while plugin._outbox._since is None:  # the thread has not called the server yet
+                time.sleep(0.05)
             time.sleep(0.2)
             last = time.monotonic()
 
