@@ -46,6 +46,7 @@ from heptad_plugins import (
     Journal,
     LRSchedule,
     TimeLimit,
+    TrainingMetrics,
 )
 
 Code = Callable[[Path], object]
@@ -746,7 +747,7 @@ def a_plugin_without_brackets(folder: Path) -> None:
     Engine(components(), RunConfig(epochs=1, batch_size=4), plugins=EarlyStopping("valid/loss"))
 
 
-@mistake(PluginError, "two plugins have the name 'Evaluate'", "give one of them another `name`")
+@mistake(PluginError, "two plugins have the name 'Evaluate'", "another `name`", "plugin.name = '…'")
 def two_plugins_of_one_name(folder: Path) -> None:
     class Evaluate(Plugin):
         pass
@@ -973,6 +974,13 @@ def a_monitor_that_is_misspelt(folder: Path) -> None:
 @mistake(EngineError, "EarlyStopping(monitor='valid/loss')", "recorded so far: none", "Evaluate")
 def a_monitor_that_nobody_records(folder: Path) -> None:
     train(EarlyStopping("valid/loss"))
+
+
+@mistake(
+    EngineError, "(monitor='valid/loss')", "recorded so far: 'train/loss'", "Evaluate(data) records 'valid/loss', run."
+)
+def a_monitor_that_is_of_training_only(folder: Path) -> None:
+    train(TrainingMetrics(), EarlyStopping("valid/loss"))
 
 
 @mistake(PluginError, "metrics['accuracy'] is the class Accuracy; pass an instance")

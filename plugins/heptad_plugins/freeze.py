@@ -43,12 +43,14 @@ class Freeze(Plugin):
 
     Args:
         *patterns: Of names as `network.named_parameters()` has them, as `fnmatch` takes them: `"backbone.*"`.
-        until: The epochs after which they are trained, from 1 on; `None`: never.
+        until: The epochs after which they are trained, from 1 on; `None`: never. Where the run has no epoch after these
+            a note in the log says so.
         lr: The learning rate of the group that joins; by default the one that the optimizer was built with. Where
             none joins it is not used, and a note in the log says so.
         group: More options of this group, such as `{"weight_decay": 0.0}`; the others are the optimizer's defaults.
         optimizer: Which of several optimizers they join, by its number in `Components.optimizer`.
         freeze_statistics: Whether layers with running statistics that match are in evaluation mode while frozen.
+            `network.train()` in a handler undoes it, as it does for every layer.
         name: The plugin's name; by default `Freeze/` and the patterns.
 
     Raises:
@@ -121,6 +123,9 @@ class Freeze(Plugin):
                 f"{self.name}: lr and group are not used: an optimizer holds all that is frozen; give Components a "
                 "function that builds it from the parameters with requires_grad"
             )
+        epochs = run.config.epochs
+        if self._until is not None and epochs is not None and epochs <= self._until:
+            run.note(f"{self.name}: nothing will be thawed: until={self._until}, and epochs={epochs}")
 
     def on_enter_before_epoch(self, run: Run) -> None:
         """Thaw, if the epochs are complete."""

@@ -105,6 +105,14 @@ def test_options_of_a_group_that_never_joins_are_named():
     assert "lr and group are not used" in run.log.notes("note")[0].text
 
 
+@pytest.mark.parametrize(("until", "said"), [(3, []), (4, ["nothing will be thawed: until=4, and epochs=4"])])
+def test_an_end_that_the_run_never_reaches_is_named(until, said):
+    """A resumed run may have more epochs, so it is no error."""
+    engine = engine_of(None, [Freeze("backbone.*", until=until)])
+    run = engine.run(until=lambda run: run.epoch == 1)
+    assert [note.text.removeprefix("Freeze/backbone.*: ") for note in run.log.notes("note")] == said
+
+
 def test_they_are_frozen_before_the_optimizer_is_built_and_join_it_later():
     """The group has the options that are given, and the defaults of the optimizer."""
     engine = engine_of(None, [Freeze("backbone.*", until=2, lr=0.01, group={"weight_decay": 0.0})])

@@ -19,7 +19,7 @@ def unrecorded(name: str, recorded: Iterable[str], interval: str) -> str:
             "the training loss is recorded as 'train/loss', once an update, and as 'train/epoch_loss', once an epoch, "
             "where Progress, a logger or TrainingMetrics() is among the plugins"
         )
-    if close := get_close_matches(name, list(recorded), n=1):
+    if close := get_close_matches(name, [other for other in recorded if _of_one_kind(name, other)], n=1):
         return f"did you mean '{close[0]}'?"
     if interval == "update":
         return (
@@ -27,6 +27,12 @@ def unrecorded(name: str, recorded: Iterable[str], interval: str) -> str:
             "Evaluate(data) records 'valid/loss', needs interval='epoch'"
         )
     return "Evaluate(data) records 'valid/loss', run.record(name, value) any other"
+
+
+def _of_one_kind(name: str, other: str) -> bool:
+    """Return whether one name may be meant by the other: `val/loss` by `valid/loss`, but none by `train/loss`."""
+    (kind, *rest), (known, *others) = name.split("/"), other.split("/")
+    return not (rest and others) or bool(get_close_matches(kind, [known]))
 
 
 def unrecordable(name: str) -> str:

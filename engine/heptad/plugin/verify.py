@@ -44,7 +44,10 @@ def verify_plugins(plugins: Sequence[object]) -> None:
         if other is plugin:
             raise PluginError(f"plugins holds the same {plugin.name} twice; pass it once")
         if other is not None:
-            raise PluginError(f"two plugins have the name '{plugin.name}'; give one of them another `name`")
+            raise PluginError(
+                f"two plugins have the name '{plugin.name}'; give one of them another `name` (where its class does not "
+                "take one: plugin.name = '…')"
+            )
         seen[plugin.name] = plugin
     verify_places(list(seen.values()))
 
