@@ -161,6 +161,7 @@ def test_the_page_is_not_made_more_often_than_it_may(served: ReportServer, engin
     assert time.monotonic() - began < server.LEAST_SECONDS
 
 
+@pytest.mark.usefixtures("ctrl_c")
 def test_the_command_serves_until_ctrl_c(engine: Any, tmp_path: Path):
     command = [sys.executable, "-m", "heptad", "serve", str(tmp_path / "run.journal")]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
