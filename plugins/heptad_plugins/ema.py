@@ -8,12 +8,13 @@ import torch
 from torch import nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
-from heptad import EngineError, Plugin, PluginError, Run
-from heptad_plugins._average import Average, check_state, own_parts, refuse_second
-from heptad_plugins._options import number, selection, text_of, whole_number
+from heptad import EngineError, PluginError, Run
+from heptad_plugins._average import Average
+from heptad_plugins._averaging import Averaging
+from heptad_plugins._options import number, selection, whole_number
 
 
-class EMA(Plugin):
+class EMA(Averaging):
     """Keep an exponential moving average of parameters and buffers, by the formula of torch's `AveragedModel`.
 
     After each update the average becomes `decay * average + (1 - decay) * weights`; the first update sets it to the
@@ -40,9 +41,6 @@ class EMA(Plugin):
         PluginError: For an option that does not fit; when the engine is built, if evaluations would see two averages.
     """
 
-    ranks = "all"  # each averages the weights, or the part of them, that it has
-    runs_before = ("Evaluate", "Checkpoint")
-
     def __init__(
         self,
         decay: float,
@@ -56,21 +54,10 @@ class EMA(Plugin):
     ) -> None:
         if number("EMA", "decay", decay, least=0.0) >= 1.0:
             raise PluginError(f"EMA(decay=…) must be below 1, or the average would never move; got {decay!r}")
-        if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):  # pyright: ignore[reportUnnecessaryIsInstance] - for callers without a type checker
-            raise PluginError(f"EMA(dtype=…) must be a floating dtype such as torch.float32, got {dtype!r}")
+        super().__init__("EMA", dtype, evaluate, name)
         self._blend: Any = get_ema_multi_avg_fn(decay)
         self._numbers = selection("EMA", every, first)
         self._start = whole_number("EMA", "start", start, least=0)
-        if not isinstance(evaluate, bool):  # pyright: ignore[reportUnnecessaryIsInstance] - for callers without a type checker
-            raise PluginError(f"EMA(evaluate=…) must be True or False, got {evaluate!r}")
-        if name is not None:
-            self.name = text_of("EMA", "name", name, "a word such as 'slow'")
-        self._evaluate = evaluate
-        self._dtype = dtype
-        self._average: Average | None = None
-        self._restored: dict[str, Any] | None = None
-        self._begun: nn.Module | None = None  # of a run that has begun and was not opened: one that is being resumed
-        self._network: nn.Module | None = None  # that of the run
 
     @property
     def network(self) -> nn.Module:
@@ -88,33 +75,11 @@ class EMA(Plugin):
             raise EngineError("EMA.network exists from the exit of before_loop on")
         return self._average.module()
 
-    def on_build(self, run: Run) -> None:
-        """Refuse a second average that evaluations would see.
-
-        Raises:
-            PluginError: If there is one.
-        """
-        if self._evaluate:
-            refuse_second(run, self.name)
-
-    def on_begin(self, run: Run) -> None:
-        """Forget the average of an earlier run; a caller that holds its network keeps it."""
-        self._average = self._restored = None
-        self._begun = self._network = run.network
-
     def open(self, run: Run) -> None:
         """Swap the average in, if the run continues in an evaluation."""
         self._begun = None
         if run.state == "evaluate" and self._evaluate:
             self._ready(run).swap_in()
-
-    def on_pause(self, run: Run) -> None:
-        """Swap it out, so that a checkpoint taken now holds the weights that are trained."""
-        self._swap_out()
-
-    def close(self, run: Run) -> None:
-        """Swap it out, whatever happened."""
-        self._swap_out()
 
     def on_exit_before_loop(self, run: Run) -> None:
         """Copy the weights."""
@@ -131,10 +96,6 @@ class EMA(Plugin):
         if self._evaluate:
             self._ready(run).swap_in()
 
-    def on_exit_evaluate(self, run: Run) -> None:
-        """Swap it out."""
-        self._swap_out()
-
     def on_exit_after_loop(self, run: Run) -> None:
         """Make sure that there is a `network` to read, also if the run was resumed at its very end."""
         self._ready(run)
@@ -144,9 +105,7 @@ class EMA(Plugin):
 
         Buffers, and so their averages, are other ones on each rank.
         """
-        state = (self._restored or {}) if self._average is None else self._average.state()
-        self.own_state = own_parts(self._network, state.get("tensors", {}))
-        return state
+        return self._stored()
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Keep the state until there is an average.
@@ -154,9 +113,7 @@ class EMA(Plugin):
         Raises:
             ValueError: If it is no state of this class, or, where a run is resumed, that of another network.
         """
-        if state:
-            check_state(state, self._begun)
-        self._restored = state or None
+        self._keep(state)
 
     def _ready(self, run: Run) -> Average:
         """Return the average: copied from the weights when first asked for, and filled from a checkpoint."""
@@ -166,7 +123,3 @@ class EMA(Plugin):
             self._average.restore(self._restored)
             self._restored = None
         return self._average
-
-    def _swap_out(self) -> None:
-        if self._average is not None:
-            self._average.swap_out()

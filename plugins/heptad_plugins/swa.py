@@ -9,14 +9,15 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm  # pyright: ignore[reportPrivateUsage] - as torch's update_bn asks
 from torch.optim.swa_utils import get_swa_avg_fn, get_swa_multi_avg_fn
 
-from heptad import EngineError, Plugin, PluginError, Run
+from heptad import EngineError, PluginError, Run
 from heptad.plugin import add_over_ranks
-from heptad_plugins._average import Average, check_state, own_parts, refuse_second
-from heptad_plugins._options import text_of, whole_number, yes_or_no
+from heptad_plugins._average import Average
+from heptad_plugins._averaging import Averaging
+from heptad_plugins._options import whole_number, yes_or_no
 from heptad_plugins._stored import count_in, flag_in, mapping
 
 
-class SWA(Plugin):
+class SWA(Averaging):
     """Average the weights at the ends of epochs, by the formula of torch's `AveragedModel`.
 
     Stochastic weight averaging: P. Izmailov, D. Podoprikhin, T. Garipov, D. Vetrov, A. G. Wilson: Averaging Weights
@@ -49,9 +50,6 @@ class SWA(Plugin):
         DataError: In the run, if BatchNorm is to be updated and the data can be iterated once.
     """
 
-    ranks = "all"  # each averages the weights, or the part of them, that it has
-    runs_before = ("Evaluate", "Checkpoint")
-
     def __init__(
         self,
         start: int,
@@ -64,20 +62,11 @@ class SWA(Plugin):
     ) -> None:
         self._start = whole_number("SWA", "start", start, least=0)
         self._cycle = whole_number("SWA", "cycle", cycle)
-        if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):  # pyright: ignore[reportUnnecessaryIsInstance] - for callers without a type checker
-            raise PluginError(f"SWA(dtype=…) must be a floating dtype such as torch.float32, got {dtype!r}")
-        self._dtype = dtype
-        self._evaluate = yes_or_no("SWA", "evaluate", evaluate)
+        super().__init__("SWA", dtype, evaluate, name)
         self._apply = yes_or_no("SWA", "apply", apply)
-        if name is not None:
-            self.name = text_of("SWA", "name", name, "a word such as 'late'")
-        self._begun: nn.Module | None = None  # of a run that has begun and was not opened: one that is being resumed
-        self._network: nn.Module | None = None
-        self._forget()
 
     def _forget(self) -> None:
-        self._average: Average | None = None
-        self._restored: dict[str, Any] | None = None
+        super()._forget()
         self._looked = 0  # the step at whose end an epoch was looked at last: each is averaged once
         self._fresh = True  # whether the statistics of BatchNorm are those of the average
 
@@ -101,8 +90,7 @@ class SWA(Plugin):
         Raises:
             PluginError: If there is no such epoch, or there is such an average.
         """
-        if self._evaluate:
-            refuse_second(run, self.name)
+        super().on_build(run)
         epochs = run.config.epochs
         if epochs is not None and 0 < epochs <= self._start:
             raise PluginError(
@@ -110,25 +98,12 @@ class SWA(Plugin):
                 f"start at {epochs - 1} at the latest"
             )
 
-    def on_begin(self, run: Run) -> None:
-        """Forget the average of an earlier run; a caller that holds its network keeps it."""
-        self._forget()
-        self._begun = self._network = run.network
-
     def open(self, run: Run) -> None:
         """Swap the average in, if the run continues in an evaluation."""
         self._begun = None
         average = self._found(run)
         if run.state == "evaluate" and self._evaluate and average is not None:
             average.swap_in()
-
-    def on_pause(self, run: Run) -> None:
-        """Swap it out, so that a checkpoint taken now holds the weights that are trained."""
-        self._swap_out()
-
-    def close(self, run: Run) -> None:
-        """Swap it out, whatever happened."""
-        self._swap_out()
 
     def on_enter_evaluate(self, run: Run) -> None:
         """Add the weights of an epoch that is over; swap the average in, with statistics of its own."""
@@ -138,10 +113,6 @@ class SWA(Plugin):
         if self._evaluate and average is not None:
             self._refresh(run, average)
             average.swap_in()
-
-    def on_exit_evaluate(self, run: Run) -> None:
-        """Swap it out."""
-        self._swap_out()
 
     def on_enter_after_epoch(self, run: Run) -> None:
         """Add the weights of the epoch, unless an evaluation at its end has."""
@@ -161,9 +132,7 @@ class SWA(Plugin):
 
     def state_dict(self) -> dict[str, Any]:
         """Return the averages by name (not copied), how many epochs are in them, and which was the last."""
-        state = (self._restored or {}) if self._average is None else self._average.state()
-        self.own_state = own_parts(self._network, state.get("tensors", {}))
-        return {**state, "looked": self._looked, "fresh": self._fresh}
+        return {**self._stored(), "looked": self._looked, "fresh": self._fresh}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Keep the averages until they are needed.
@@ -173,9 +142,8 @@ class SWA(Plugin):
         """
         looked, fresh = count_in(mapping(state), "looked"), flag_in(state, "fresh")
         averages = {name: value for name, value in state.items() if name not in ("looked", "fresh")}
-        if averages:
-            check_state(averages, self._begun)
-        self._looked, self._fresh, self._restored = looked, fresh, averages or None
+        self._keep(averages)
+        self._looked, self._fresh = looked, fresh
 
     def _found(self, run: Run) -> Average | None:
         """Return the average, filled from a checkpoint if it was restored; `None` before the first averaged epoch."""
@@ -207,10 +175,6 @@ class SWA(Plugin):
         finally:
             average.swap_out()
         self._fresh = True
-
-    def _swap_out(self) -> None:
-        if self._average is not None:
-            self._average.swap_out()
 
 
 def _blend(averages: list[Tensor], values: list[Tensor], count: int) -> None:
