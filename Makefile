@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: demo browser examples test lint types pytest trackers test-gpu oldest newest benchmarks peers kill-matrix kill-matrix-ranks chains chains-ranks fuzz docs notebooks pictures clean
+.PHONY: demo browser examples test lint types pytest long test-gpu oldest newest benchmarks peers kill-matrix kill-matrix-ranks chains chains-ranks fuzz docs notebooks pictures clean
 
 demo: .venv/ready
 	$(BIN)/python examples/digits.py
@@ -35,8 +35,9 @@ browser:
 	@command -v chromium > /dev/null || (apt-get update -qq && apt-get install -qq -y --no-install-recommends chromium) \
 		|| echo "no chromium: install it, or the tests of the report page are skipped" >&2
 
-# The conformance kit on the plugins that write to the stores of MLflow and Trackio: two minutes, and no part of CI.
-trackers: .venv/ready
+# The conformance kit on the plugins that write to the stores of MLflow and Trackio, and all orders of the plugins that have
+# a handler at a moment, of which CI takes a sample: three minutes.
+long: .venv/ready
 	$(BIN)/python -m pytest -m long
 
 # On a machine with an accelerator; writes what it has seen into engine/heptad/run/verified_rows.py and docs/verified.md.
