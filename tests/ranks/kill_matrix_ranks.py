@@ -91,7 +91,11 @@ def trial(world: int, strategy: str, rank: int, at: int) -> list[str]:
         if killed[rank].code != -9:
             return [f"rank {rank} was not killed at moment {at}: {killed[rank].error}"]
         others = [one for number, one in enumerate(killed) if number != rank]
-        found = [f"another rank raised {one.error}" for one in others if not has_noticed(one)]
+        found = [
+            f"another rank returned {one.code} and raised {one.error}: {one.output[-3000:]}"
+            for one in others
+            if not has_noticed(one)
+        ]
         again = ending(folder, launched(folder, "again", world, strategy))
         return found + differences(lived(world, strategy), again)
 
