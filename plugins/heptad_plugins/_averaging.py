@@ -25,7 +25,6 @@ class Averaging(Plugin):
         PluginError: For an option that does not fit.
     """
 
-    ranks = "all"  # each averages the weights, or the part of them, that it has
     runs_before = ("Evaluate", "Checkpoint")
 
     def __init__(self, owner: str, dtype: torch.dtype | None, evaluate: bool, name: str | None) -> None:

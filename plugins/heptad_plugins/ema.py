@@ -41,6 +41,8 @@ class EMA(Averaging):
         PluginError: For an option that does not fit; when the engine is built, if evaluations would see two averages.
     """
 
+    ranks = "all"  # each averages the weights, or the part of them, that it has
+
     def __init__(
         self,
         decay: float,

@@ -50,6 +50,8 @@ class SWA(Averaging):
         DataError: In the run, if BatchNorm is to be updated and the data can be iterated once.
     """
 
+    ranks = "all"  # each averages the weights, or the part of them, that it has
+
     def __init__(
         self,
         start: int,
