@@ -12,6 +12,8 @@ from typing import Any
 import optuna
 import pytest
 from optuna.pruners import MedianPruner, NopPruner, ThresholdPruner
+from optuna.storages import RDBStorage
+from sqlalchemy.pool import NullPool
 
 from as_rank import as_rank
 from builders import Planned, batches, equal, records, small_engine, weights
@@ -30,7 +32,9 @@ def storage(tmp_path: Path) -> str:
 
 
 def study_of(pruner: Any, storage: str | None = None, **options: Any) -> optuna.Study:
-    return optuna.create_study(pruner=pruner, storage=storage, study_name="s", load_if_exists=True, **options)
+    """Return a study, in memory or in a database, whose connections end with their use: nobody closes a study."""
+    kept = storage and RDBStorage(storage, engine_kwargs={"poolclass": NullPool})
+    return optuna.create_study(pruner=pruner, storage=kept, study_name="s", load_if_exists=True, **options)
 
 
 def values_by_epoch(values: list[float], plugin: Plugin, *others: Plugin, **config: Any) -> Engine:
