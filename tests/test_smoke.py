@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import ConcatDataset, DataLoader, Dataset, Subset, TensorDataset
 
 from builders import CLASSES, FEATURES, Unsized, batches, equal, small_components, small_engine, small_network, weights
-from heptad import Detour, Engine, EngineError, Plugin, Run, RunConfig
+from heptad import Detour, Engine, EngineError, Plugin, Run, RunConfig, find_learning_rate
 from heptad.checkpoints.store import Store
 from heptad.data.generators import global_states
 from heptad_plugins import Checkpoint, CSVLogger, EarlyStopping, Evaluate, Journal, LRSchedule
@@ -429,3 +429,59 @@ def test_parts_that_have_no_shape_yet_are_refused():
     with pytest.raises(EngineError, match=r"run one batch through it before smoke\(\)"):
         engine.smoke()
     assert engine.current.state == "idle"
+
+
+class Draws(Dataset[Any]):
+    """Draws its samples, from a generator of its own or by a transform, and keeps a list of those that were asked for.
+
+    Args:
+        transform: Called with each sample.
+    """
+
+    def __init__(self, transform: Any = None) -> None:
+        self.dice, self.transform = random.Random(1), transform or (lambda sample: sample)
+        self.asked: list[int] = []
+
+    def __len__(self) -> int:
+        return 12
+
+    def __getitem__(self, place: int) -> Any:
+        self.asked.append(place)
+        return self.transform(torch.full((FEATURES,), self.dice.random() + len(self.asked))), place % CLASSES
+
+
+class Shakes:
+    """A transform with a generator of its own, made of others as it may be."""
+
+    def __init__(self, *others: Any) -> None:
+        self.dice, self.others = np.random.default_rng(2), list(others)
+
+    def __call__(self, sample: torch.Tensor) -> torch.Tensor:
+        for other in self.others:
+            sample = other(sample)
+        return sample * self.dice.random()
+
+
+DATA = {
+    "a dataset": Draws,
+    "a subset of a subset": lambda: Subset(Subset(Draws(Shakes()), range(12)), range(12)),
+    "datasets in a row": lambda: ConcatDataset([Draws(), Draws(Shakes())]),
+    "a transform": lambda: Draws(Shakes()),
+    "transforms in one": lambda: Draws(Shakes(Shakes(), Shakes(Shakes()))),
+}
+
+
+@pytest.mark.parametrize("trial", [Engine.smoke, find_learning_rate])
+@pytest.mark.parametrize("loaded", [True, False], ids=["in a shuffling loader", "as a dataset"])
+@pytest.mark.parametrize("kind", DATA)
+def test_what_data_draw_from_is_put_back(kind: str, loaded: bool, trial: Any):
+    """Wherever it lies in the data: a loader reaches its dataset by its samplers too, from further away."""
+
+    def build() -> Engine:
+        data = DATA[kind]()
+        given = {"loader": DataLoader(data, batch_size=3, shuffle=True)} if loaded else {"dataset": data}
+        return Engine(small_components(**given), RunConfig(epochs=2, **({} if loaded else {"batch_size": 3})))
+
+    straight, tried = build(), build()
+    trial(tried)
+    assert equal(weights(tried.run().network), weights(straight.run().network))

@@ -23,8 +23,8 @@ from heptad.data.generators import Generator, generator_state, set_generator_sta
 from heptad.plugin.contract import Plugin
 from heptad.plugin.filter import Filter
 
-DEPTH = 4
-"""How deep attributes of data are followed: a loader, its batch sampler, the sampler in that, its generator."""
+DEPTH = 6
+"""How deep attributes of data are followed: a loader, its dataset, that of a subset, its transform, the parts of that."""
 
 MANY = 10_000
 """Containers with more than this hold samples, which are not looked at one by one."""
@@ -37,9 +37,9 @@ class Memento:
     """What objects hold, to be put back: attributes, contents of containers, tensors, generators.
 
     Modules, optimizers and plugins are remembered whole, wherever they are reached from, in the closure of a loss too,
-    and so is an object that is called or whose method is, such as one with `compute_loss`. Of data the attributes and
-    the generators are, since a copy of the samples could fill the memory. Other objects, and what else functions keep
-    in closures, are left alone.
+    and so is an object that is called or whose method is, such as one with `compute_loss`. Of data, and of what they call,
+    the attributes and the generators are, since a copy of the samples could fill the memory. Other objects, and what
+    else functions keep in closures, are left alone.
 
     Args:
         roots: What is remembered, with all that is reached from it.
@@ -48,7 +48,8 @@ class Memento:
 
     def __init__(self, roots: Iterable[object], data: Iterable[object]) -> None:
         self._undo = ExitStack()
-        self._seen: dict[tuple[int, bool], object] = {}  # the object is held, so that its id stays its own
+        self._seen: dict[tuple[int, bool], tuple[int, object]] = {}
+        """How deep an object was reached at least, and the object, so that its id stays its own."""
         self._holders: set[int] = set()
         """The ids of objects that are called: what they hold is remembered, whatever they are."""
         front: list[Found] = [(root, False, 0) for root in roots]
@@ -56,8 +57,9 @@ class Memento:
         front += [(root, False, 1) for root in data]
         while front:
             value, copied, depth = front.pop()
-            if (id(value), copied) not in self._seen:  # one that is reached both ways is restored both ways
-                self._seen[id(value), copied] = value
+            key = id(value), copied  # one that is reached both ways is restored both ways
+            if key not in self._seen or depth < self._seen[key][0]:  # from where it is less deep more is followed
+                self._seen[key] = depth, value
                 front += self._remember(value, copied, depth)
 
     def restore(self) -> None:
@@ -108,8 +110,11 @@ class Memento:
     def _remember_container(self, container: Any, copied: bool, depth: int) -> Iterator[Found]:
         kept = container.copy()
         self._undo.callback(_refill, container, kept)
+        contents = cast("Iterable[Any]", _contents(kept))
         if copied or (not depth and len(kept) <= MANY):
-            yield from ((value, copied, depth) for value in cast("Iterable[Any]", _contents(kept)))
+            yield from ((value, copied, depth) for value in contents)
+        elif len(kept) <= MANY:  # data: the parts of a dataset or of a transform, but no samples
+            yield from ((value, copied, depth) for value in contents if isinstance(value, Generator) or _is_data(value))
 
     def _remember_attributes(self, value: Any, copied: bool, depth: int) -> Iterator[Found]:
         attributes: dict[str, Any] = value.__dict__
@@ -147,11 +152,11 @@ def _has_attributes(value: Any) -> bool:
 
 
 def _is_data(value: Any) -> bool:
-    """Return whether this is a dataset, a sampler, a loader, or a user's object that is iterated or indexed."""
+    """Return whether this is a dataset, a sampler, a loader, or a user's object that is iterated, indexed or called."""
     if isinstance(value, str | bytes) or not _has_attributes(value):
         return False
     made_for_it: Any = (DataLoader, Dataset, Sampler)
-    return is_a(value, made_for_it) or any(hasattr(value, name) for name in ("__iter__", "__getitem__"))
+    return is_a(value, made_for_it) or any(hasattr(value, name) for name in ("__iter__", "__getitem__", "__call__"))
 
 
 def _contents(container: Any) -> Any:
