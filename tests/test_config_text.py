@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from pathlib import Path
 from typing import Any
@@ -86,6 +87,19 @@ def test_of_two_settings_the_last_counts():
     assert RunConfig.from_strings(["epochs=3", "epochs=5"]).epochs == 5
 
 
+@pytest.mark.parametrize(
+    "settings", list(itertools.permutations(["compile=true", "compile.mode=lite", "compile.dynamic=true"]))
+)
+def test_options_of_a_field_go_with_its_yes_in_any_order(settings: tuple[str, ...]):
+    assert RunConfig.from_strings(["epochs=3", *settings]).compile == {"mode": "lite", "dynamic": True}
+
+
+@pytest.mark.parametrize("settings", list(itertools.permutations(["seed=1", "seed.typo=3"])))
+def test_an_option_that_is_none_is_refused_beside_a_value_too(settings: tuple[str, ...]):
+    with pytest.raises(ConfigError, match=r"no field 'seed\.typo'"):
+        RunConfig.from_strings(["epochs=3", *settings])
+
+
 def test_every_mistake_is_named_at_once():
     with pytest.raises(ConfigError) as caught:
         RunConfig.from_strings(["epochs", "epoch=3", "accumulation=1.5", "shuffle=maybe", "patience=nan"])
@@ -111,6 +125,8 @@ def test_every_mistake_is_named_at_once():
         ("device=", r"RunConfig\.device"),
         ("redo=out_of_memory,", r"RunConfig\.redo"),
         ("compile=[1]", r"RunConfig\.compile"),
+        ("epochs.x=3", r"RunConfig has no field 'epochs.x': epochs has no options; write epochs=…"),
+        ("seed.", r"settings are written name=value, got 'seed\.'"),
     ],
 )
 def test_a_text_that_means_nothing_is_refused(setting: str, said: str):

@@ -39,11 +39,20 @@ def values_of(
     found: dict[str, object] = {}
     for name, value in pairs:
         field, dot, option = str(name).partition(".")
-        if dot and isinstance(inner := found.get(field, {}), dict):  # an option in a field, as in compile.mode
-            found[field] = {**cast("dict[str, object]", inner), option: _plain(value)}
+        known = model.model_fields.get(field)
+        kinds = set[object]() if known is None else _plain_types(known.annotation)
+        if dot and known is not None and dict not in kinds:
+            mistakes.append(f"{model.__name__} has no field {name!r}: {field} has no options; write {field}=…")
+        elif dot:  # an option in a field, as in compile.mode
+            inner = found.get(field)
+            found[field] = {
+                **(cast("dict[str, object]", inner) if isinstance(inner, dict) else {}),
+                option: _plain(value),
+            }
         else:
-            known = model.model_fields.get(field)
-            found[field] = _meaning(value, _plain_types(known.annotation)) if known is not None else value
+            meant = _meaning(value, kinds) if known is not None else value
+            if not (meant is True and isinstance(found.get(field), dict)):  # compile=true with compile.mode before it
+                found[field] = meant
     return found, mistakes
 
 
