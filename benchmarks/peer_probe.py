@@ -92,7 +92,7 @@ def probe(names: list[str]) -> str:
                 row += ["fails", "–"]
                 continue
             shown = found[2:] if kind == "last" else found
-            row.append("; ".join(map(spelt, shown)) or "no update: the last 2 are lost")
+            row.append("; ".join(map(spelt, shown)) or "no update in the epoch")
             row.append("yes" if shown and all(as_large_batch(one, sizes) for one in shown) else "no")
         lines.append("| " + " | ".join(row) + " |")
     return "\n".join(lines)

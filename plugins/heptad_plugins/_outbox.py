@@ -16,7 +16,7 @@ from heptad import PluginError
 T = TypeVar("T")
 
 MOST = 200_000
-"""Items that wait at most, some 30 MB; what comes while so many wait is left out."""
+"""Items that wait while a run goes on, some 30 MB; beyond these values stay with the run until there is room."""
 
 _BATCH = 500
 """Points that are sent at once: MLflow takes 1,000."""
@@ -83,7 +83,7 @@ class Outbox:
     Args:
         make: Returns the run in the tracker; called on the thread.
         name: Of the plugin, for messages.
-        most: Items that wait at most.
+        most: Items beyond which there is no room.
         before: An earlier one, which was closed but may still be in a call: it is waited for, on the thread.
     """
 
@@ -100,7 +100,6 @@ class Outbox:
         self._error: Exception | None = None
         self._process = os.getpid()
         self._since: float | None = None  # when the call began that is under way
-        self.left_out = 0
         self.refused = False  # the run itself was, not single items: the thread has ended
         self.trouble = ""
         self.thread = threading.Thread(target=self._run, name=f"heptad {name}", daemon=True)
@@ -108,8 +107,16 @@ class Outbox:
 
     # -- on the thread that drives the run
 
+    def room(self, count: int) -> int:
+        """Return for how many of so many items there is room: for all, for half of the most that wait, or for none.
+
+        So a run that has far more to hand over looks through it a few times, and not in each update.
+        """
+        room = max(0, self._most - len(self._items))
+        return min(count, room) if room >= min(count, self._most // 2) else 0
+
     def put(self, items: Sequence[Item]) -> None:
-        """Hand over items; returns at once.
+        """Hand over items, whether there is room or not; returns at once.
 
         Raises:
             PluginError: In a forked child, which has no thread that would send them.
@@ -122,9 +129,7 @@ class Outbox:
             )
         self._raise_refusal()
         with self._changed:
-            room = max(0, self._most - len(self._items))
-            self.left_out += max(0, len(items) - room)
-            self._items.extend(items[:room])
+            self._items.extend(items)
             self._changed.notify()
 
     def remarks(self) -> list[str]:
@@ -157,7 +162,7 @@ class Outbox:
         self.thread.join(_PAUSES[0])  # it may have slept between two attempts
         self._look_for_silence(0.0)
         self._raise_refusal()
-        return len(self._items) + self.left_out or (0 if self._ended else -1)
+        return len(self._items) or (0 if self._ended else -1)
 
     def stop(self) -> None:
         """Make the thread end without waiting for it."""

@@ -17,10 +17,10 @@ import torch
 
 import heptad
 from heptad import Plugin, Run
-from heptad.plugin import Placing, Store, origin
+from heptad.plugin import Placing, Recorded, Store, origin
 from heptad_plugins._losses import Losses, is_per_update, thinned
 from heptad_plugins._options import directory_of, hparams_of, number, selection
-from heptad_plugins._outbox import Item, MetricPoint, Outbox, Tracking
+from heptad_plugins._outbox import MOST, MetricPoint, Outbox, Tracking
 from heptad_plugins._output_path import output_of
 from heptad_plugins._stored import mapping, scalars_in
 
@@ -93,7 +93,7 @@ class Tracker(Plugin):
         self._tracked = self._tracked or run.id
         had = continues and bool(run.names_recorded())
         tracked, sent, make = self._tracked, self._sent, self._tracking
-        self._outbox = outbox = Outbox(lambda: make(tracked, continues, had, sent), self.name, before=self._closed)
+        self._outbox = outbox = Outbox(lambda: make(tracked, continues, had, sent), self.name, MOST, self._closed)
         weakref.finalize(self, outbox.stop)  # an object that is dropped unclosed leaves no thread
         # all once more: what the tracker has is left out, and what a process before this one did not send is sent
         self._seen = 0
@@ -107,7 +107,7 @@ class Tracker(Plugin):
             return
         self._closed = outbox
         try:
-            self._hand_over(run, outbox)
+            self._hand_over(run, outbox, all_at_once=True)
             outbox.put(self._new_checkpoints())
         finally:
             unsent = outbox.close(_ending_of(run), self._wait)
@@ -131,6 +131,8 @@ class Tracker(Plugin):
     def on_exit_optimizer_update(self, run: Run) -> None:
         """Record the loss and the learning rates; hand over the values since the last time."""
         self._losses.record_update(run, self._rates)
+        if self._outbox is None or not self._outbox.room(run.record_count - self._seen):
+            return
         # a loss that is not sent need not be read from its device either
         if self._numbers.selects(run.update) or not all(map(is_per_update, run.names_recorded(self._seen))):
             self._hand_over(run)
@@ -172,13 +174,18 @@ class Tracker(Plugin):
             self._outbox.put([parameters_of(run) | self._hparams])
             self._say(run, self._outbox)
 
-    def _hand_over(self, run: Run, outbox: Outbox | None = None) -> None:
+    def _hand_over(self, run: Run, outbox: Outbox | None = None, *, all_at_once: bool = False) -> None:
+        """Hand over the values since the last time, as many as there is room for; the rest stays with the run."""
         outbox = outbox or self._outbox
         if outbox is None:
             return
-        values, now = run.records(self._seen), time.time_ns() // 10**6
+        count = run.record_count - self._seen
+        values = run.records(self._seen) if all_at_once or outbox.room(count) else []
+        if not all_at_once:
+            values = values[: _end_of_update(values, outbox.room(count))]
+        now = time.time_ns() // 10**6
         places = {id(value): self._seen + place for place, value in enumerate(values)}
-        points: list[Item] = [
+        points = [
             MetricPoint(value.name, value.value, value.update, now, places[id(value)])
             for value in thinned(values, self._numbers)
         ]
@@ -203,6 +210,13 @@ class Tracker(Plugin):
     def _say(self, run: Run, outbox: Outbox) -> None:
         for text in outbox.remarks():
             run.note(f"{self.name}: {text}")
+
+
+def _end_of_update(values: Sequence[Recorded], place: int) -> int:
+    """Return where the update of the value before a place ends: a loss and its rate are looked at together."""
+    while 0 < place < len(values) and values[place].update == values[place - 1].update:
+        place += 1
+    return place
 
 
 def _ending_of(run: Run) -> str:

@@ -1,4 +1,4 @@
-"""How far the file of a W&B run goes, which a process before this one has written.
+"""What the file of a W&B run holds, which a process before this one has written.
 
 The client writes each run to a file, online too. It is a log as LevelDB has it: a head of 7 bytes, then blocks of 32
 KiB with parts of records, each with a checksum, its length and its place in the record.
@@ -6,6 +6,7 @@ KiB with parts of records, each with a checksum, its length and its place in the
 
 from __future__ import annotations
 
+import json
 import struct
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,18 +16,18 @@ _HEAD, _BLOCK, _PART = 7, 32 * 1024, 7
 _WHOLE, _FIRST, _LAST = 1, 2, 4
 
 
-def next_step(path: Path) -> int:
-    """Return the step after the last one that a file holds values of; 0 for a file without."""
+def rows_in(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Yield the rows of values in a file, each with its step, without W&B's own values, whose names begin with `_`."""
     from wandb.proto import wandb_internal_pb2
 
     message: Any = cast("Any", wandb_internal_pb2).Record
-    end = 0
     for content in records_in(path.read_bytes()):
         record = message()
         record.ParseFromString(content)
         if record.WhichOneof("record_type") == "history":
-            end = max(end, int(record.history.step.num) + 1)
-    return end
+            named = {item.key or item.nested_key[0]: item.value_json for item in record.history.item}
+            values = {name: json.loads(text) for name, text in named.items() if not name.startswith("_")}
+            yield int(record.history.step.num), values
 
 
 def records_in(content: bytes) -> Iterator[bytes]:

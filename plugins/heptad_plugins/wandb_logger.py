@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -12,8 +13,8 @@ from heptad_plugins._linked import linked
 from heptad_plugins._options import directory_of, one_of, text_of
 from heptad_plugins._outbox import MetricPoint
 from heptad_plugins._output_path import output_of
-from heptad_plugins._tracker import Parameter, Tracker, Tracking, flattened, origin_texts, shortened
-from heptad_plugins._wandb_file import next_step
+from heptad_plugins._tracker import Parameter, Tracker, Tracking, Unwritten, flattened, origin_texts, shortened
+from heptad_plugins._wandb_file import rows_in
 
 _EXIT_CODES = {"finished": 0, "paused": 0, "failed": 1, "killed": 255}
 """W&B shows a run by its exit code; 255 is what it gives to one that Ctrl-C ended."""
@@ -29,7 +30,7 @@ class WandbLogger(Tracker):
     `train/epoch_loss`, the mean over the steps of an epoch, and `lr`, or `lr/0`, `lr/1`, …, the rates that an update
     was made with: it records these three unless somebody did since the update, or the epoch, before. W&B drops what is
     logged for a step before its newest one, so the number of updates is a value of its own, `update`, over which all
-    others are drawn, and a step of W&B is the number of the value among all that the run has recorded. A value that is
+    others are drawn, and a step of W&B is the number of the value in its run, or a higher one. A value that is
     named `update`, or begins with `_`, has ` (recorded)` behind its name. The config has the configuration, network
     and optimizers with the options of their groups, `hparams`, the versions of torch, Python and Heptad, the command
     line, and the git commit of the program.
@@ -40,9 +41,11 @@ class WandbLogger(Tracker):
     then is counted in a note and a warning. When Python ends W&B waits for its own process: 90 seconds or more if the
     server does not answer (`WANDB_INIT_TIMEOUT`).
 
-    A resumed run continues the run in W&B, whose id is `Run.id`, behind the last value that W&B has: online its server
-    says so, offline the files that processes before it have left in `directory`. So none is there twice, and none that
-    was lost with a process is missing, such as what W&B's own process has not written yet when it is killed. Offline
+    A resumed run continues the run in W&B, whose id is `Run.id`. What W&B has of it say the files that processes before
+    this one have left in `directory`, online too: of the values of each name and update those that are missing are
+    logged, so that none is there twice, and none that was lost with a process is missing, such as what W&B's own
+    process has not written yet when it is killed. Where there are no files the server says how far it is, and what the
+    run has recorded from there on is logged: give it the same plugins then. Offline
     each process, and each pause, has a folder of its own, and the steps go up over all of them; `wandb sync` uploads
     them into one run, up to W&B 0.29 one after the other with `--append`. W&B refuses the id of a run that was deleted
     on the server. A run that finds no checkpoint (`resume="auto"`) begins one of its own. The exit code at the end is 0
@@ -113,7 +116,9 @@ class _WandbRun:
     def __init__(self, options: Mapping[str, Any], tracked: str, resumed: bool, had: bool, sent: int) -> None:
         self._options, self._tracked, self._resumed, self._had = dict(options), tracked, resumed, had
         self._run: Any = None
-        self._next = sent  # the first place that W&B lacks
+        self._unwritten = Unwritten()
+        self._step = 0  # the first one that W&B would not drop
+        self._next = sent  # the first place that it lacks, as far as places say so
 
     def begin(self) -> Iterable[str]:
         import wandb
@@ -124,9 +129,16 @@ class _WandbRun:
         self._run = wandb.init(id=self._tracked, reinit="create_new", **how, **self._options)
         self._run.define_metric(AXIS, hidden=True)
         self._run.define_metric("*", step_metric=AXIS)
-        self._next = max(self._next, self._run.step, *map(next_step, self._files() if self._resumed else ()), 0)
+        there: Counter[tuple[str, int]] = Counter()
+        for path in self._files() if self._resumed else ():
+            for step, row in rows_in(path):
+                there.update((name, row[AXIS]) for name in row if name != AXIS and AXIS in row)
+                self._step = max(self._step, step + 1)
+        self._unwritten = Unwritten(there)
+        if self._run.step > self._step:  # the server has what no file tells
+            self._step = self._next = max(self._next, self._run.step)
         self._run.config.update({name: shortened(text, _LONGEST_TEXT) for name, text in origin_texts().items()}, True)
-        if self._had and not self._next and not self._run.disabled:
+        if self._had and not there and not self._next and not self._run.disabled:
             return ["W&B has none of the values of its run, on this machine or on its server: all are logged"]
         return []
 
@@ -138,10 +150,11 @@ class _WandbRun:
                 yield path
 
     def write(self, points: Sequence[MetricPoint]) -> None:
-        for point in points:
+        for name, point in self._unwritten.of(points, name_in_wandb):
             if point.place >= self._next:
-                self._run.log({name_in_wandb(point.name): point.value, AXIS: point.update}, step=point.place)
-                self._next = point.place + 1
+                self._step = max(self._step, point.place)
+                self._run.log({name: point.value, AXIS: point.update}, step=self._step)
+                self._step, self._next = self._step + 1, point.place + 1
 
     def describe(self, parameters: Mapping[str, Parameter]) -> Iterable[str]:
         texts = {n: shortened(v, _LONGEST_TEXT) if isinstance(v, str) else v for n, v in flattened(parameters).items()}

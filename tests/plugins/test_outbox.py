@@ -1,4 +1,4 @@
-"""`Outbox`: what waits, what is left out, and a call that a pause leaves behind, with a place that the test holds."""
+"""`Outbox`: what waits, for how much there is room, and a call that a pause leaves behind; the test holds the place."""
 
 from __future__ import annotations
 
@@ -75,13 +75,20 @@ def test_a_call_that_lasts_is_named_once_and_its_end_too(monkeypatch: pytest.Mon
     assert outbox.remarks() == ["can be reached again"]
 
 
-def test_what_comes_while_too_much_waits_is_left_out_and_counted():
+def test_where_much_waits_there_is_room_for_half_of_it_or_for_none():
+    """What is put all the same, as at the end of a run, waits too."""
     held = Place([])
-    outbox = Outbox(lambda: held, "A", most=2)
-    outbox.put([point(update) for update in (1, 2, 3)])
+    outbox = Outbox(lambda: held, "A", most=4)
+    assert [outbox.room(count) for count in (0, 1, 4, 9)] == [0, 1, 4, 4]
+    outbox.put([point(1), point(2)])
+    assert [outbox.room(count) for count in (0, 1, 2, 9)] == [0, 1, 2, 2]
+    outbox.put([point(3)])
+    assert [outbox.room(count) for count in (0, 1, 2, 9)] == [0, 1, 0, 0]
+    outbox.put([point(4), point(5)])
+    assert [outbox.room(count) for count in (0, 1)] == [0, 0]
     held.gate.set()
-    assert outbox.close("finished", 30) == 1
-    assert held.points == [1, 2, -1]
+    assert outbox.close("finished", 30) == 0
+    assert held.points == [1, 2, 3, 4, 5, -1]
 
 
 def test_a_run_that_is_refused_is_not_an_outage_that_was_waited_for():

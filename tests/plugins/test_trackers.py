@@ -9,7 +9,7 @@ import threading
 import pytest
 
 from builders import Planned, batches, small_engine
-from heptad import Plugin, PluginError, Run
+from heptad import Engine, Plugin, PluginError, Run
 from heptad_plugins import Checkpoint, Evaluate
 from trackers import LOGGERS, TOOLS, engine_of_ten, logger, points, recorded, uploaded
 
@@ -22,6 +22,15 @@ class Odd(Plugin):
     def on_exit_optimizer_update(self, run: Run) -> None:
         for name, value in {"nan": float("nan"), "endless": float("-inf"), "step": 1.0, "update": 2.0}.items():
             run.record(name, value)
+
+
+class Counts(Plugin):
+    """Records one value more at each update."""
+
+    observes = True
+
+    def on_exit_optimizer_update(self, run: Run) -> None:
+        run.record("count", run.update)
 
 
 def test_every_recorded_value_is_there_at_its_update(tool, tmp_path):
@@ -75,6 +84,41 @@ def test_what_was_sent_behind_the_checkpoint_is_not_sent_again(tool, tmp_path):
     assert run.resumed_from is not None
     (found,) = points(tool, tmp_path)
     assert found == recorded(run)
+
+
+@pytest.mark.parametrize(("before", "after"), [(True, False), (False, True)], ids=["one less", "one more"])
+def test_a_run_that_is_resumed_with_other_plugins_has_each_value_once(tool, tmp_path, before, after):
+    """What was sent behind the checkpoint is known by name and update: by number it would be something else."""
+
+    def engine(more: bool) -> Engine:
+        made = [Counts()] if more else []
+        stores = Checkpoint(tmp_path / "checkpoints", at="optimizer_update", every=4)
+        return small_engine(10, [*made, logger(tool, tmp_path), Evaluate(batches(1)), stores])
+
+    first = engine(before)
+    first.run(until=lambda run: run.update == 7)
+    sent = recorded(first.current)
+    first.close()
+    run = engine(after).run(resume="auto")
+    assert run.resumed_from is not None
+    counts = {"count": sent["count"]} if before else {}  # nothing that was sent is taken back
+    assert points(tool, tmp_path) == [recorded(run) | counts]
+
+
+@pytest.mark.parametrize("most", [1, 7, 30])
+def test_a_resumed_run_that_has_more_values_than_may_wait_loses_none(tool, tmp_path, monkeypatch, most):
+    """The tracker has lost all; each is sent when there is room."""
+    stopped = engine_of_ten(tool, tmp_path / "lost")
+    stopped.run(until=lambda run: run.update == 8)
+    stopped.close()
+    monkeypatch.setattr("heptad_plugins._tracker.MOST", most)
+    run = engine_of_ten(tool, tmp_path, every=3).run(resume=tmp_path / "lost" / "checkpoints")
+    (found,) = points(tool, tmp_path)
+    expected = recorded(run)
+    for name in ("train/loss", "lr"):
+        expected[name] = [point for point in expected[name] if point[0] % 3 == 0]
+    assert found == expected
+    assert not any("could not be sent" in note.text for note in run.log.notes("note"))
 
 
 def test_a_resumed_run_whose_tracker_lost_everything_writes_all(tool, tmp_path):
