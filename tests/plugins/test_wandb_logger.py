@@ -6,6 +6,8 @@ import itertools
 import re
 import warnings
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from wandb.errors import UsageError
@@ -14,7 +16,8 @@ import trackers
 from builders import Planned, small_engine
 from heptad import Run
 from heptad_plugins import WandbLogger
-from heptad_plugins.wandb_logger import name_in_wandb
+from heptad_plugins._outbox import MetricPoint
+from heptad_plugins.wandb_logger import _WandbRun, name_in_wandb
 from trackers import engine_of_ten, logger, points, recorded, wandb_config, wandb_files, wandb_records
 
 SILENT = """
@@ -120,3 +123,32 @@ def test_a_server_that_never_answers_stalls_no_update_and_no_end(tmp_path: Path)
 )
 def test_a_name_that_wandb_needs_has_another(name: str, expected: str):
     assert name_in_wandb(name) == expected
+
+
+class OnServer:
+    """Stands for a run that W&B's server knows and no file tells of: there is no server here to ask."""
+
+    def __init__(self, folder: Path, step: int) -> None:
+        self.dir, self.step, self.disabled = str(folder / "wandb" / "run-1-a" / "files"), step, False
+        self.config = SimpleNamespace(update=lambda *given, **options: None)
+        self.logged: list[tuple[int, dict[str, float]]] = []
+
+    def define_metric(self, name: str, **options: Any) -> None:
+        assert name in ("update", "*")
+
+    def log(self, row: dict[str, float], step: int) -> None:
+        self.logged.append((step, row))
+
+
+def test_where_no_file_tells_what_is_there_the_server_says_how_far_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """What comes behind that is logged, at steps that W&B does not drop."""
+    there = OnServer(tmp_path, 3)
+    monkeypatch.setattr("wandb.init", lambda **options: there)
+    made = _WandbRun({"dir": tmp_path}, "a", resumed=True, had=True, sent=0)
+    assert made.begin() == []
+    points = [MetricPoint("b", float(place), place // 2, 0, place) for place in range(5)]
+    made.write(points[:2])
+    made.write(points[2:])
+    assert there.logged == [(3, {"b": 3.0, "update": 1}), (4, {"b": 4.0, "update": 2})]
