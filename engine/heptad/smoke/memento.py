@@ -24,7 +24,7 @@ from heptad.plugin.contract import Plugin
 from heptad.plugin.filter import Filter
 
 DEPTH = 6
-"""How deep attributes of data are followed: a loader, its dataset, that of a subset, its transform, the parts of that."""
+"""How deep attributes of data are followed: a loader, its dataset, that of a subset, its transform, parts of that."""
 
 MANY = 10_000
 """Containers with more than this hold samples, which are not looked at one by one."""
@@ -37,9 +37,9 @@ class Memento:
     """What objects hold, to be put back: attributes, contents of containers, tensors, generators.
 
     Modules, optimizers and plugins are remembered whole, wherever they are reached from, in the closure of a loss too,
-    and so is an object that is called or whose method is, such as one with `compute_loss`. Of data, and of what they call,
-    the attributes and the generators are, since a copy of the samples could fill the memory. Other objects, and what
-    else functions keep in closures, are left alone.
+    and so is an object that is called or whose method is, such as one with `compute_loss`. Of data, and of what they
+    call, the attributes and the generators are, since a copy of the samples could fill the memory. Other objects, and
+    what else functions keep in closures, are left alone.
 
     Args:
         roots: What is remembered, with all that is reached from it.
