@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from pathlib import Path
 from typing import Any
@@ -140,7 +141,23 @@ def test_the_suggestion_is_where_the_loss_falls_steepest():
 def test_a_loss_that_never_falls_gives_no_suggestion():
     found = find_learning_rate(given_losses([1.0, 2.0, 3.0, 3.5]), steps=4)
     assert found.suggestion is None
-    assert "suggestion none: the loss never fell" in str(found)
+    assert "suggestion none: the loss does not fall" in str(found)
+
+
+@pytest.mark.parametrize("value", [1.0, 0.1, 1e6])
+def test_the_rounding_of_a_loss_that_stays_is_no_fall(value: float):
+    assert find_learning_rate(given_losses([value]), steps=30).suggestion is None
+
+
+def test_noise_at_the_beginning_is_no_fall():
+    """The first averages are of few losses: those of 0.9 span ten."""
+    losses = [2.5, 2.0, *[2.4 - 0.001 * number for number in range(18)], *[2.0 - 0.1 * number for number in range(10)]]
+    found = find_learning_rate(given_losses(losses), low=1e-6, high=1.0, steps=30)
+    assert found.smoothed[1] - found.smoothed[0] < min(
+        after - before for before, after in itertools.pairwise(found.smoothed[2:])
+    )
+    assert found.suggestion is not None
+    assert found.suggestion > found.rates[18]
 
 
 def test_it_ends_where_the_loss_diverges():

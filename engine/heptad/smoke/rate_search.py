@@ -22,8 +22,9 @@ class RateSearch:
         rates: The learning rate of each update that was made, of the group with the highest rate.
         losses: The mean loss of the window of each, before that update.
         smoothed: The losses, averaged exponentially and corrected for their beginning.
-        suggestion: The rate at which the smoothed loss falls steepest over the logarithm of the rate, between the first
-            update and the one of the lowest smoothed loss; `None` where it never falls.
+        suggestion: The rate at which the smoothed loss falls steepest over the logarithm of the rate, up to the lowest
+            smoothed loss; `None` where it does not fall. The first averages, nine with `smoothing=0.9`, are of few
+            losses, and are left out here and of `lowest`.
         lowest: The rate of the lowest smoothed loss: too high to train with.
         diverged: Whether the test ended before `high`, because the loss rose or was not finite.
         shares: For each parameter group, over all optimizers, its rate as a share of the highest: it keeps this share
@@ -40,10 +41,10 @@ class RateSearch:
 
     def __str__(self) -> str:
         how = "ended where the loss diverged" if self.diverged else "ran to the highest rate"
-        suggested = "none: the loss never fell" if self.suggestion is None else f"{self.suggestion:.3g}"
+        suggested = "none: the loss does not fall" if self.suggestion is None else f"{self.suggestion:.3g}"
         lines = [
             f"learning rates {self.rates[0]:.3g} to {self.rates[-1]:.3g} in {len(self.rates)} updates, {how}",
-            f"suggestion {suggested}; lowest smoothed loss {min(self.smoothed):.6g} at {self.lowest:.3g}",
+            f"suggestion {suggested}; lowest smoothed loss {self.smoothed[self.rates.index(self.lowest)]:.6g} at {self.lowest:.3g}",
             f"smoothed loss {''.join(_bars(self.smoothed))}",
         ]
         if len(set(self.shares)) > 1:

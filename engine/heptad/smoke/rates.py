@@ -21,6 +21,9 @@ from heptad.step.optimizers import needs_closure
 WINDOWS = 8
 """Windows for each rate after which the test ends, because they make no update."""
 
+DUST = 2e-7
+"""What counts as no fall, as a share of the loss: the last bit of float32."""
+
 
 class RangeEngine(Protocol):
     """An engine, as far as a range test needs one."""
@@ -112,7 +115,7 @@ class _Test:
             engine.run()
         finally:
             engine.close()
-        return self._result()
+        return self._result(smoothing)
 
     def _take(self, run: Run, smoothing: float, diverges: float) -> None:
         """Take the loss of the window, over all ranks; end the test where it diverges."""
@@ -137,34 +140,40 @@ class _Test:
             run.skip_update("the range test has diverged")
             run.stop("the range test has diverged")
 
-    def _result(self) -> RateSearch:
+    def _result(self, smoothing: float) -> RateSearch:
         if not self._losses:
             raise EngineError(
                 "find_learning_rate found no finite loss: no window gave a loss, or that of the first, before any "
                 "update, is not finite; look for NaN in the data and the loss"
             )
-        best = self._smoothed.index(min(self._smoothed))
         rates = self._rates[: len(self._losses)]
+        first = _beginning(smoothing, len(rates))
+        best = self._smoothed.index(min(self._smoothed[first:]), first)
         return RateSearch(
             tuple(rates),
             tuple(self._losses),
             tuple(self._smoothed),
-            _steepest(rates, self._smoothed, best),
+            _steepest(rates, self._smoothed, first, best),
             rates[best],
             self._diverged,
             tuple(self._shares),
         )
 
 
-def _steepest(rates: Sequence[float], smoothed: Sequence[float], best: int) -> float | None:
-    """Return the rate of the steepest fall up to a place: rates are evenly spaced in their logarithm."""
+def _beginning(smoothing: float, count: int) -> int:
+    """Return how many averages are of too few losses to be smooth: as many as one spans, a quarter of all at most."""
+    return min(round(1 / (1 - smoothing)) - 1, count // 4)
+
+
+def _steepest(rates: Sequence[float], smoothed: Sequence[float], first: int, best: int) -> float | None:
+    """Return the rate of the steepest fall from one place to another: rates are evenly spaced in their logarithm."""
     slopes: list[tuple[float, int]] = []
-    for place in range(best + 1):
-        before, after = max(place - 1, 0), min(place + 1, best)
+    for place in range(first, best + 1):
+        before, after = max(place - 1, first), min(place + 1, best)
         if after > before:
             slopes.append(((smoothed[after] - smoothed[before]) / (after - before), place))
     slope, place = min(slopes, default=(0.0, 0))
-    return rates[place] if slope < 0 else None
+    return rates[place] if -slope > DUST * abs(smoothed[place]) else None
 
 
 def _config_of_test(config: RunConfig, steps: int, accumulation: int | None) -> RunConfig:
