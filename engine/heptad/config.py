@@ -86,6 +86,8 @@ def _plain_integer(value: object) -> object:
 
 Count = Annotated[int, BeforeValidator(_plain_integer), Field(ge=0)]
 Positive = Annotated[int, BeforeValidator(_plain_integer), Field(ge=1)]
+Length = Annotated[int, BeforeValidator(_plain_integer), Field(ge=0, le=10**12)]
+"""How long a run is: the updates of so many epochs can still be counted in 64 bits, as files do."""
 Seconds = Annotated[float, Field(gt=0)]
 Cause = Literal["out_of_memory", "non_finite"]
 Seed = Annotated[int, BeforeValidator(_plain_integer), Field(ge=0, le=2**64 - 1)]  # torch takes 64 bits
@@ -189,8 +191,8 @@ class RunConfig(_Checked):
     """How a run is to be run. `epochs`, `max_updates` or both must be given; whichever is reached first ends it.
 
     Attributes:
-        epochs: Passes over the data, from 0 on.
-        max_updates: Optimizer updates of the whole run, from 0 on.
+        epochs: Passes over the data, from 0 to 10**12, which is for a run that something else ends.
+        max_updates: Optimizer updates of the whole run, from 0 to 10**12.
         batch_size: Samples a step; with `Components.dataset` required, with `loader` refused.
         accumulation: Steps (micro-batches) that make one update.
         remainder: What becomes of an epoch whose steps are no multiple of `accumulation`: `"extend"` continues with a
@@ -255,8 +257,8 @@ class RunConfig(_Checked):
         ConfigError: With every mistake, one a line.
     """
 
-    epochs: Count | None = None
-    max_updates: Count | None = None
+    epochs: Length | None = None
+    max_updates: Length | None = None
     batch_size: Positive | None = None
     accumulation: Positive = 1
     remainder: Literal["extend", "flush", "drop", "carry"] = "extend"

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import get_total_norm
 
-from heptad import Plugin, PluginError, Run
+from heptad import EngineError, Plugin, PluginError, Run
 from heptad_plugins._options import selection, yes_or_no
 from heptad_plugins._patterns import matching_parameters
 from heptad_plugins._shared import norm_of, whole_numbers
@@ -25,6 +25,9 @@ class HasWriter(Protocol):
         """The open `SummaryWriter`."""
         ...
 
+
+_END_OF_BINS = 1e20
+"""Where the last bin of TensorBoard's histograms ends; one without a number in its bins is an error there."""
 
 Held = dict[str, list[nn.Parameter]]
 """Parameters by what their norms are recorded as."""
@@ -47,8 +50,8 @@ class OptimizerMonitor(Plugin):
     norms are those of the whole, by one exchange each for gradients, weights and changes.
 
     With `histograms` a histogram of each parameter's gradient and value is written, tags `gradients/<parameter>` and
-    `weights/<parameter>`; numbers that are not finite are left out. They are copied to the host (a device sync), and
-    with `strategy="fsdp"` each is gathered whole in turn.
+    `weights/<parameter>`; numbers that are not finite, or beyond 1e20, where its bins end, are left out. They are
+    copied to the host (a device sync), and with `strategy="fsdp"` each is gathered whole in turn.
 
     Args:
         every: Updates from one to the next that is looked at.
@@ -59,7 +62,8 @@ class OptimizerMonitor(Plugin):
         on_error: `"detach"`: an exception detaches the plugin, and the run continues.
 
     Raises:
-        PluginError: For an option that does not fit; on exit of `before_loop`, if a pattern matches no parameter.
+        PluginError: For an option that does not fit; on exit of `before_loop`, if a pattern matches no parameter, or
+            the logger is not among the plugins of the run.
     """
 
     observes = True
@@ -103,12 +107,14 @@ class OptimizerMonitor(Plugin):
         self._forget()
 
     def on_exit_before_loop(self, run: Run) -> None:
-        """Refuse a pattern that matches nothing.
+        """Refuse a pattern that matches nothing, and a logger that takes no part in the run.
 
         Raises:
             PluginError: If there is one.
         """
         matching_parameters("OptimizerMonitor", run.network, self._patterns)
+        if self._histograms is not None and run.rank == 0:
+            _writer_of(self._histograms)
 
     @torch.no_grad()
     def on_enter_optimizer_update(self, run: Run) -> None:
@@ -164,7 +170,7 @@ class OptimizerMonitor(Plugin):
         weights = _on_host(run, [(name, one.detach()) for name, one in run.network.named_parameters()])
         if run.rank:
             return
-        writer = logger.writer
+        writer = _writer_of(logger)
         for what, found in (("gradients", self._gradients), ("weights", weights)):
             for name, values in found.items():
                 writer.add_histogram(f"{what}/{name}", values, run.update)
@@ -181,6 +187,16 @@ class OptimizerMonitor(Plugin):
         for pattern in self._patterns:
             found[f"/{pattern}"] = [*matching_parameters("OptimizerMonitor", run.network, [pattern]).values()]
         return found
+
+
+def _writer_of(logger: HasWriter) -> Any:
+    try:
+        return logger.writer
+    except EngineError as error:
+        raise PluginError(
+            "OptimizerMonitor(histograms=…): this logger takes no part in the run; put it into the list of plugins as "
+            "well: plugins=[logger, OptimizerMonitor(histograms=logger), …]"
+        ) from error
 
 
 def _distinct(held: Held) -> list[nn.Parameter]:
@@ -203,7 +219,7 @@ def _dense_values(tensor: Tensor) -> Tensor:
 
 
 def _on_host(run: Run, tensors: Sequence[tuple[str, Tensor | None]]) -> dict[str, Tensor]:
-    """Return the finite numbers of each tensor, whole and on the host (a device sync), on the first rank."""
+    """Return the numbers of each tensor that a histogram has bins for, on the host (a device sync), on rank 0."""
     found: dict[str, Tensor] = {}
     for name, tensor in tensors:
         if tensor is None:
@@ -211,6 +227,6 @@ def _on_host(run: Run, tensors: Sequence[tuple[str, Tensor | None]]) -> dict[str
         values = run.whole(_dense_values(tensor))  # on all ranks
         if run.rank == 0:
             values = values.detach().reshape(-1).to("cpu", torch.float32)
-            if (finite := values[values.isfinite()]).numel():
-                found[name] = finite
+            if (shown := values[values.abs() < _END_OF_BINS]).numel():
+                found[name] = shown
     return found

@@ -42,9 +42,10 @@ class RateSearch:
     def __str__(self) -> str:
         how = "ended where the loss diverged" if self.diverged else "ran to the highest rate"
         suggested = "none: the loss does not fall" if self.suggestion is None else f"{self.suggestion:.3g}"
+        lowest = self.smoothed[self.rates.index(self.lowest)]
         lines = [
             f"learning rates {self.rates[0]:.3g} to {self.rates[-1]:.3g} in {len(self.rates)} updates, {how}",
-            f"suggestion {suggested}; lowest smoothed loss {self.smoothed[self.rates.index(self.lowest)]:.6g} at {self.lowest:.3g}",
+            f"suggestion {suggested}; lowest smoothed loss {lowest:.6g} at {self.lowest:.3g}",
             f"smoothed loss {''.join(_bars(self.smoothed))}",
         ]
         if len(set(self.shares)) > 1:
