@@ -103,6 +103,11 @@ TABLE: dict[str, tuple[Callable[[], Any], type[EngineError], list[str]]] = {
     # RunConfig
     "an end of None": (lambda: RunConfig(epochs=None, max_updates=None), ConfigError, ["epochs, max_updates or both"]),
     "epochs=-1": (lambda: RunConfig(epochs=-1), ConfigError, ["RunConfig.epochs must be at least 0, got -1"]),
+    "epochs=sys.maxsize": (
+        lambda: RunConfig(epochs=2**63 - 1, max_updates=10**12 + 1),
+        ConfigError,
+        ["RunConfig.epochs must be at most 1000000000000, got 9223372036854775807", "max_updates must be at most 10"],
+    ),
     "max_updates=-1": (lambda: RunConfig(max_updates=-1), ConfigError, ["max_updates must be at least 0, got -1"]),
     "accumulation=True": (
         lambda: RunConfig(epochs=1, accumulation=True),

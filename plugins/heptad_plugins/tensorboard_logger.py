@@ -13,7 +13,7 @@ from heptad_plugins._event_files import EventFiles
 from heptad_plugins._losses import Losses, is_per_update, thinned
 from heptad_plugins._options import directory_of, hparams_of, selection
 from heptad_plugins._output_path import output_of
-from heptad_plugins._stored import count_in
+from heptad_plugins._stored import count_in, mapping, scalars_in
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
@@ -98,6 +98,8 @@ class TensorBoardLogger(Plugin):
         self._seen = 0
         self._losses = Losses()
         self._rates: dict[str, float] = {}
+        self._own_rates: dict[str, float] = {}  # those of the last update that it has written unrecorded
+        self._own_update = 0
         self._directory = str(self._output.path)
         self._files = EventFiles(Path(self._directory))
         self._spent: Mapping[str, int] = {}
@@ -197,14 +199,19 @@ class TensorBoardLogger(Plugin):
         return f"heptad {run.id} {run.epoch} {run.step} {run.update} {self._seen};"
 
     def state_dict(self) -> dict[str, Any]:
-        """Return how many recorded values were written, so that a resumed run writes none of them again."""
-        return {"seen": self._seen, "losses": self._losses.state_dict()}
+        """Return how many recorded values were written, so that a resumed run writes none again, and its own rates."""
+        rates = {"next": dict(self._rates), "last": dict(self._own_rates), "update": self._own_update}
+        return {"seen": self._seen, "losses": self._losses.state_dict(), "rates": rates}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore that number."""
-        seen = count_in(state, "seen")
+        """Restore both."""
+        seen, rates = (
+            count_in(state, "seen"),
+            mapping(state.get("rates", {"next": {}, "last": {}, "update": 0}), "rates"),
+        )
+        coming, last, update = scalars_in(rates, "next"), scalars_in(rates, "last"), count_in(rates, "update")
         self._losses.load_state_dict(state.get("losses", {}))
-        self._seen = seen
+        self._seen, self._rates, self._own_rates, self._own_update = seen, coming, last, update
 
     def _describe(self, run: Run) -> None:
         """Write configuration, optimizers and what the user named, as hyperparameters and as a text."""
@@ -223,11 +230,15 @@ class TensorBoardLogger(Plugin):
             return
         values = run.records(self._seen)
         for value in thinned(values, self._numbers):
-            self._writer.add_scalar(_tag(value.name), value.value, value.update)
+            if value.update != self._own_update or self._own_rates.get(value.name) != value.value:
+                self._writer.add_scalar(_tag(value.name), value.value, value.update)
         self._seen += len(values)
         for name, number in (scalars or {}).items():
             if all(value.name != name for value in values):
                 self._writer.add_scalar(_tag(name), number, run.update)
+                if is_per_update(name):  # a plugin behind this one may record it yet
+                    self._own_rates = {**(self._own_rates if self._own_update == run.update else {}), name: number}
+                    self._own_update = run.update
 
 
 def _tag(name: str) -> str:

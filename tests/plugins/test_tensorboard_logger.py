@@ -10,7 +10,7 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import nn
-from torch.optim.lr_scheduler import LinearLR, StepLR
+from torch.optim.lr_scheduler import ExponentialLR, LinearLR, StepLR
 from torch.utils.tensorboard import SummaryWriter
 
 from builders import STATES, Clock, batches, small_engine, small_network
@@ -19,6 +19,7 @@ from heptad_plugins.checkpoint import Checkpoint
 from heptad_plugins.evaluate import Evaluate
 from heptad_plugins.lr_schedule import LRSchedule
 from heptad_plugins.tensorboard_logger import TensorBoardLogger
+from heptad_plugins.wandb_logger import WandbLogger
 from rebirth import Reborn
 
 
@@ -430,3 +431,15 @@ def test_a_hyperparameter_that_is_no_plain_value_is_refused(value, tmp_path):
 def test_first_is_the_first_update_that_is_written(tmp_path):
     small_engine(6, [TensorBoardLogger(tmp_path, every=3, first=1)]).run()
     assert [step for step, _ in read(tmp_path)["train/lr"]] == [1, 4]
+
+
+@pytest.mark.parametrize("behind", [True, False])
+@pytest.mark.parametrize("interval", ["update", "epoch", None])
+def test_each_update_has_its_rate_once_whoever_records_it_and_when(tmp_path, behind, interval):
+    """A logger behind it records the rate that it has written itself, and a schedule by epoch at the end of one."""
+    others = [WandbLogger("rates", mode="disabled")] if interval is None else []
+    if interval is not None:
+        others = [LRSchedule(lambda optimizer: ExponentialLR(optimizer, 0.9), interval=interval)]
+    own = [TensorBoardLogger(tmp_path)]
+    small_engine(3, [*own, *others] if behind else [*others, *own], epochs=2).run()
+    assert [step for step, _ in read(tmp_path)["train/lr"]] == [1, 2, 3, 4, 5, 6]
