@@ -14,11 +14,11 @@ from pages import Session
 
 EXAMPLES: dict[str, dict[str, object]] = {
     "epochs": {"3": 3, "1e3": 1000, "none": None},
-    "max_updates": {"18014398509481985": 2**54 + 1, "null": None},
+    "max_updates": {"1_000_000_000_000": 10**12, "null": None},
     "batch_size": {"64": 64, "": None},
     "accumulation": {"4": 4, " 4 ": 4, "1_000": 1000, "٣": 3},
     "remainder": {"flush": "flush", " carry ": "carry"},
-    "limit_batches": {"7": 7, "None": None},
+    "limit_batches": {"18014398509481985": 2**54 + 1, "None": None},
     "seed": {"18446744073709551615": 2**64 - 1, "0": 0, "none": None},
     "shuffle": {"No": False, "true": True},
     "drop_last": {"off": False, "ON": True},
@@ -112,6 +112,7 @@ def test_every_mistake_is_named_at_once():
     ("setting", "said"),
     [
         ("acumulation=2", r"did you mean 'accumulation'\?"),
+        ("EPOCHS=5", r"did you mean 'epochs'\?"),
         ("accumulation=true", r"RunConfig\.accumulation must be a whole number.*got 'true'"),
         ("accumulation=", r"RunConfig\.accumulation must be a whole number.*got ''"),
         ("accumulation=none", r"RunConfig\.accumulation must be a whole number.*got 'none'"),

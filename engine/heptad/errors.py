@@ -79,7 +79,7 @@ def counted(number: int, noun: str) -> str:
 def nearest(name: str, known: Iterable[str]) -> str:
     """Return a hint such as ``"; did you mean 'after_step'?"``, or all that is known where nothing is near."""
     names = list(known)
-    close = get_close_matches(name, names, n=1, cutoff=0.6)
+    close = get_close_matches(name, names, n=1, cutoff=0.6) or [one for one in names if one.lower() == name.lower()]
     return f"; did you mean '{close[0]}'?" if close else f"; known are {', '.join(names)}"
 
 

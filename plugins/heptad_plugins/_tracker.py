@@ -112,6 +112,8 @@ class Tracker(Plugin):
         finally:
             unsent = outbox.close(_ending_of(run), self._wait)
             self._say(run, outbox)
+            if self._checkpoints is not None and not self._uploaded and run.state == "finished":
+                run.note(f"{self.name}: no checkpoint was found in {self._checkpoints.path}, so none was uploaded")
             self._sent = self._sent if unsent else self._seen
             if unsent:
                 what = f"{unsent} values and files" if unsent > 0 else "how the run ended"
@@ -171,7 +173,10 @@ class Tracker(Plugin):
 
     def _describe(self, run: Run) -> None:
         if self._outbox is not None:
-            self._outbox.put([parameters_of(run) | self._hparams])
+            own = parameters_of(run)
+            for name in own.keys() & self._hparams.keys():
+                run.note(f"{self.name}: {name} is that of hparams, {self._hparams[name]!r}; the run has {own[name]!r}")
+            self._outbox.put([own | self._hparams])
             self._say(run, self._outbox)
 
     def _hand_over(self, run: Run, outbox: Outbox | None = None, *, all_at_once: bool = False) -> None:

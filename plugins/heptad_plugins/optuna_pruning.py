@@ -31,7 +31,9 @@ class OptunaPruning(Plugin):
     Whether less or more is better says the direction of the study.
 
     A trial that is resumed from a checkpoint, in another process too, does not report again what its storage holds: at
-    a step that is reported already nothing is reported, and before the last of these `should_prune()` is not asked.
+    a step that is reported already nothing is reported, and before the last of these `should_prune()` is not asked. So
+    of several runs in one trial, such as those of cross-validation, only the first reports: give the others no plugin,
+    and report their mean yourself. A run that begins with such a trial notes it in the log.
 
     Costs one write to the study's storage and one question to the pruner a value. A value that is still on its device
     is waited for. With several ranks the first has the trial, the others pass `None`; all stop in the same turn, and
@@ -98,6 +100,11 @@ class OptunaPruning(Plugin):
         self._losses.open(run)
         if run.rank == 0:
             self._reported = _reported_steps(self._trial)
+            if self._reported and run.state == "idle":
+                run.note(
+                    f"OptunaPruning: the trial has values of {len(self._reported)} steps, the last "
+                    f"{max(self._reported)}, from before this run began: they stay, and nothing is reported there"
+                )
         run.ask(self._request, wanted=self._pruned)
 
     def close(self, run: Run) -> None:

@@ -384,3 +384,12 @@ def test_it_cannot_be_detached():
 def test_passes_the_conformance_kit(make: Any):
     study = study_of(NopPruner())
     check_plugin(lambda: OptunaPruning(make({}) if make else study.ask(), "valid/loss"))
+
+
+def test_a_further_run_of_one_trial_says_that_it_reports_nothing():
+    """As one of cross-validation would be."""
+    trial = study_of(NopPruner()).ask()
+    first, second = (values_by_epoch([value] * 2, OptunaPruning(trial, "error")).run() for value in (2.0, 1.0))
+    assert not first.log.notes("note")
+    (note,) = second.log.notes("note")
+    assert "the trial has values of 2 steps, the last 1, from before this run began" in note.text

@@ -55,6 +55,15 @@ def test_every_nth_update_has_its_loss_and_rate(tool, tmp_path):
     }
 
 
+def test_a_directory_without_checkpoints_and_a_parameter_of_the_run_are_named(tool, tmp_path):
+    """The first may be misspelt; the second stands in place of what the run has."""
+    plugin = logger(tool, tmp_path, checkpoints=tmp_path / "chekpoints", hparams={"config/accumulation": 7})
+    run = small_engine(2, [plugin, Checkpoint(tmp_path / "checkpoints")]).run()
+    notes = [note.text for note in run.log.notes("note")]
+    assert any("config/accumulation is that of hparams, 7; the run has 1" in text for text in notes)
+    assert any("no checkpoint was found in " in text and "chekpoints, so none was uploaded" in text for text in notes)
+
+
 def test_two_runs_of_one_object_are_two_runs_in_the_tracker(tool, tmp_path):
     """The second knows nothing of the first."""
     plugin = logger(tool, tmp_path)
