@@ -174,7 +174,7 @@ class Tracker(Plugin):
     def _describe(self, run: Run) -> None:
         if self._outbox is not None:
             own = parameters_of(run)
-            for name in own.keys() & self._hparams.keys():
+            for name in sorted(own.keys() & self._hparams.keys()):
                 run.note(f"{self.name}: {name} is that of hparams, {self._hparams[name]!r}; the run has {own[name]!r}")
             self._outbox.put([own | self._hparams])
             self._say(run, self._outbox)
