@@ -147,7 +147,7 @@ class _Test:
                 "update, is not finite; look for NaN in the data and the loss"
             )
         rates = self._rates[: len(self._losses)]
-        first = _beginning(smoothing, len(rates))
+        first = _too_few(smoothing, len(rates))
         best = self._smoothed.index(min(self._smoothed[first:]), first)
         return RateSearch(
             tuple(rates),
@@ -160,7 +160,7 @@ class _Test:
         )
 
 
-def _beginning(smoothing: float, count: int) -> int:
+def _too_few(smoothing: float, count: int) -> int:
     """Return how many averages are of too few losses to be smooth: as many as one spans, a quarter of all at most."""
     return min(round(1 / (1 - smoothing)) - 1, count // 4)
 
