@@ -92,10 +92,10 @@ def test_the_exit_code_is_how_the_run_ended(ends: str, code: int, tmp_path: Path
 
 def test_what_wandb_refuses_ends_the_run_or_detaches_the_plugin(tmp_path: Path):
     """The name of a project without its rules is no outage."""
-    with pytest.raises(UsageError, match="project"):
-        small_engine(2, [WandbLogger("a/b", directory=tmp_path)]).run()
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of what is unsent: given if the refusal comes as the run ends, and not before
+        warnings.simplefilter("ignore")  # of what is unsent: given if the refusal comes while the run goes on
+        with pytest.raises(UsageError, match="project"):
+            small_engine(2, [WandbLogger("a/b", directory=tmp_path)]).run()
         run = small_engine(2, [WandbLogger("a/b", directory=tmp_path, on_error="detach")]).run()
     assert run.state == "finished"
     assert run.log.notes("detach")
