@@ -29,15 +29,16 @@ def plain(work: Work) -> Train:
     handlers = [work.call] * work.subscribers
 
     def train() -> None:
-        for number, (data, target) in enumerate(loader):
-            if number % k == 0:
-                optimizer.zero_grad()
-            loss = criterion(network(data), target)
-            (loss / k if k > 1 else loss).backward()
-            if (number + 1) % k == 0:
-                optimizer.step()
-            for handler in handlers:
-                handler()
+        for _ in range(work.epochs):
+            for number, (data, target) in enumerate(loader):
+                if number % k == 0:
+                    optimizer.zero_grad()
+                loss = criterion(network(data), target)
+                (loss / k if k > 1 else loss).backward()
+                if (number + 1) % k == 0:
+                    optimizer.step()
+                for handler in handlers:
+                    handler()
 
     return train
 
@@ -50,7 +51,7 @@ def heptad(work: Work, plugins: Iterable[Any] = (), **options: Any) -> Train:
     if work.dataset is not None:
         options |= {"batch_size": 64, "drop_last": False}
     parts = Components(network=work.network, criterion=work.criterion, optimizer=work.optimizer(), **data)
-    engine = Engine(parts, RunConfig(epochs=1, accumulation=work.accumulation, **options), list(plugins))
+    engine = Engine(parts, RunConfig(epochs=work.epochs, accumulation=work.accumulation, **options), list(plugins))
     for _ in range(work.subscribers):
         engine.on_exit("process_batch")(lambda run: work.call())
     return engine.run
@@ -78,7 +79,7 @@ def ignite(work: Work) -> Train:
     for _ in range(work.subscribers):
         trainer.add_event_handler(Events.ITERATION_COMPLETED, lambda engine: work.call())
     loader = work.loader()
-    return lambda: trainer.run(loader, max_epochs=1)
+    return lambda: trainer.run(loader, max_epochs=work.epochs)
 
 
 def lightning(work: Work) -> Train:
@@ -100,7 +101,7 @@ def lightning(work: Work) -> Train:
     trainer = Trainer(
         accelerator="cpu",
         devices=1,
-        max_epochs=1,
+        max_epochs=work.epochs,
         accumulate_grad_batches=work.accumulation,
         callbacks=work.handlers(Callback, "on_train_batch_end"),
         logger=False,
@@ -126,16 +127,17 @@ def fabric(work: Work) -> Train:
     loader, k, criterion = maker.setup_dataloaders(work.loader()), work.accumulation, work.criterion
 
     def train() -> None:
-        for number, (data, target) in enumerate(loader):
-            open_still = (number + 1) % k != 0
-            with maker.no_backward_sync(network, enabled=open_still):
-                loss = criterion(network(data), target)
-                maker.backward(loss / k if k > 1 else loss)
-            if not open_still:
-                optimizer.step()
-                optimizer.zero_grad()
-            if work.subscribers:
-                maker.call("on_step_end")
+        for _ in range(work.epochs):
+            for number, (data, target) in enumerate(loader):
+                open_still = (number + 1) % k != 0
+                with maker.no_backward_sync(network, enabled=open_still):
+                    loss = criterion(network(data), target)
+                    maker.backward(loss / k if k > 1 else loss)
+                if not open_still:
+                    optimizer.step()
+                    optimizer.zero_grad()
+                if work.subscribers:
+                    maker.call("on_step_end")
 
     return train
 
@@ -167,7 +169,7 @@ def skorch(work: Work) -> Train:
         criterion=work.criterion,
         optimizer=torch.optim.SGD,
         lr=work.lr,
-        max_epochs=1,
+        max_epochs=work.epochs,
         batch_size=64,
         iterator_train__shuffle=True,
         train_split=None,
@@ -188,7 +190,7 @@ def poutyne(work: Work) -> Train:
     model = Model(work.network, work.optimizer(), work.criterion)
     loader, callbacks = work.loader(), work.handlers(Callback, "on_train_batch_end")
     return lambda: model.fit_generator(
-        loader, epochs=1, batches_per_step=work.accumulation, callbacks=callbacks, verbose=False
+        loader, epochs=work.epochs, batches_per_step=work.accumulation, callbacks=callbacks, verbose=False
     )
 
 
@@ -209,7 +211,7 @@ def torchtnt(work: Work) -> Train:
 
     unit = Unit(module=work.network, device=torch.device("cpu"), gradient_accumulation_steps=work.accumulation)
     loader, callbacks = work.loader(), work.handlers(Callback, "on_train_step_end")
-    return lambda: train(unit, loader, max_epochs=1, callbacks=callbacks)
+    return lambda: train(unit, loader, max_epochs=work.epochs, callbacks=callbacks)
 
 
 def mmengine(work: Work) -> Train:
@@ -233,7 +235,7 @@ def mmengine(work: Work) -> Train:
         work_dir=str(work.folder),
         train_dataloader=work.loader(),
         optim_wrapper=OptimWrapper(work.optimizer(), accumulative_counts=work.accumulation),
-        train_cfg={"by_epoch": True, "max_epochs": 1},
+        train_cfg={"by_epoch": True, "max_epochs": work.epochs},
         default_hooks=dict.fromkeys(names),
         custom_hooks=work.handlers(Hook, "after_train_iter"),
         experiment_name=f"run-{time.perf_counter_ns()}",

@@ -24,12 +24,13 @@ def accelerate(work: Work) -> Train:
     criterion = work.criterion
 
     def train() -> None:
-        for data, target in loader:
-            with maker.accumulate(network):
-                loss = criterion(network(data), target)
-                maker.backward(loss)
-                optimizer.step()
-                optimizer.zero_grad()
+        for _ in range(work.epochs):
+            for data, target in loader:
+                with maker.accumulate(network):
+                    loss = criterion(network(data), target)
+                    maker.backward(loss)
+                    optimizer.step()
+                    optimizer.zero_grad()
 
     return train
 
@@ -76,7 +77,7 @@ def quiet_arguments(work: Work) -> dict[str, Any]:
     """Return the arguments of transformers' Trainer; clipping and the decay of the rate, its defaults, are off."""
     return {
         "output_dir": str(work.folder),
-        "num_train_epochs": 1,
+        "num_train_epochs": work.epochs,
         "per_device_train_batch_size": 64 if work.dataset is not None else 1,
         "gradient_accumulation_steps": work.accumulation,
         "max_grad_norm": 0,

@@ -57,6 +57,7 @@ class Work:
         batches: Batches that are ready, in order; or `None`.
         dataset: Samples, of which one shuffled pass is made in batches of 64; or `None`.
         accumulation: Steps in a window.
+        epochs: Passes over the batches.
         subscribers: How many handlers the library calls at the end of each step.
         folder: An empty folder.
     """
@@ -68,6 +69,7 @@ class Work:
     batches: Ready | None = None
     dataset: TensorDataset | None = None
     accumulation: int = 1
+    epochs: int = 1
     subscribers: int = 0
     calls: int = field(default=0, init=False)
 

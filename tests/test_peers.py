@@ -55,6 +55,7 @@ def test_an_adapter_that_leaves_steps_out_is_refused(monkeypatch):
 
 def test_the_probe_says_that_a_plain_loop_loses_the_last_window():
     assert len(peer_probe.coefficients("plain", [4] * 10, 4)) == 2
+    assert peer_probe.third_update("plain").tolist() == [0.25] * 4 + [0.0] * 6
 
 
 def test_the_probe_says_that_a_flushed_window_is_the_mean_of_what_is_there():
