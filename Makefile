@@ -49,7 +49,7 @@ test-gpu: .venv/ready
 # part of CI. Benchmarks, examples, type checks and the site are about tools that have ranges of their own, and left out.
 BESIDE := --ignore=tests/test_benchmarks.py --ignore=tests/test_typing.py --ignore-glob='tests/test_example*'
 BESIDE += --ignore=tests/test_site.py --ignore=tests/test_notebooks.py --ignore=tests/test_peers.py
-# which this one collects too, from the source distribution
+# This test collects the files that are left out as well, from the source distribution.
 BESIDE += --deselect=tests/test_package.py::test_the_source_distribution_is_enough_to_run_its_tests
 
 # What the other tests need beside the extras: hydra-core, jsonargparse and tyro for the recipes of docs/configuration.md.

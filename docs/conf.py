@@ -13,7 +13,7 @@ from pathlib import Path
 DOCS = Path(__file__).resolve().parent
 sys.path[:0] = [str(DOCS / "_site"), str(DOCS.parent / "engine"), str(DOCS.parent / "plugins")]
 
-from index import outside  # noqa: E402 - a module of docs/_site
+from index import outside  # noqa: E402 - it lies in docs/_site, which the line above makes known
 
 project = "Heptad"
 author = copyright = "the authors of Heptad"

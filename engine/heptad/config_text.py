@@ -43,16 +43,14 @@ def values_of(
         kinds = set[object]() if known is None else _plain_types(known.annotation)
         if dot and known is not None and dict not in kinds:
             mistakes.append(f"{model.__name__} has no field {name!r}: {field} has no options; write {field}=…")
-        elif dot:  # an option in a field, as in compile.mode
-            inner = found.get(field)
-            found[field] = {
-                **(cast("dict[str, object]", inner) if isinstance(inner, dict) else {}),
-                option: _plain(value),
-            }
-        else:
-            meant = _meaning(value, kinds) if known is not None else value
-            if not (meant is True and isinstance(found.get(field), dict)):  # compile=true with compile.mode before it
-                found[field] = meant
+            continue
+        inner = found.get(field)
+        options = cast("dict[str, object]", inner) if isinstance(inner, dict) else {}
+        if dot:  # an option in a field, as in compile.mode
+            found[field] = {**options, option: _plain(value)}
+            continue
+        meant = _meaning(value, kinds) if known is not None else value
+        found[field] = options if options and meant is True else meant  # compile=true does not take options back
     return found, mistakes
 
 

@@ -69,7 +69,7 @@ class Averaging(Plugin):
         self._swap_out()
 
     def _stored(self) -> dict[str, Any]:
-        """Return the state of the average, the restored one where there is none yet; empty before either."""
+        """Return the state of the average, or the state that was restored if there is no average yet."""
         state = (self._restored or {}) if self._average is None else self._average.state()
         self.own_state = own_parts(self._network, state.get("tensors", {}))
         return state

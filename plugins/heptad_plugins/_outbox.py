@@ -16,7 +16,7 @@ from heptad import PluginError
 T = TypeVar("T")
 
 MOST = 200_000
-"""Items that wait while a run goes on, some 30 MB; beyond these values stay with the run until there is room."""
+"""How many items may wait to be sent during a run, some 30 MB. Further values stay with the run until there is room."""
 
 _BATCH = 500
 """Points that are sent at once: MLflow takes 1,000."""

@@ -175,7 +175,7 @@ class Tracker(Plugin):
         if self._outbox is not None:
             own = parameters_of(run)
             for name in sorted(own.keys() & self._hparams.keys()):
-                run.note(f"{self.name}: {name} is that of hparams, {self._hparams[name]!r}; the run has {own[name]!r}")
+                run.note(f"{self.name}: hparams sets {name} to {self._hparams[name]!r}; the run has {own[name]!r}")
             self._outbox.put([own | self._hparams])
             self._say(run, self._outbox)
 
@@ -185,9 +185,9 @@ class Tracker(Plugin):
         if outbox is None:
             return
         count = run.record_count - self._seen
-        values = run.records(self._seen) if all_at_once or outbox.room(count) else []
-        if not all_at_once:
-            values = values[: _end_of_update(values, outbox.room(count))]
+        room = count if all_at_once else outbox.room(count)
+        values = run.records(self._seen) if room else []
+        values = values[: _end_of_update(values, room)]
         now = time.time_ns() // 10**6
         places = {id(value): self._seen + place for place, value in enumerate(values)}
         points = [

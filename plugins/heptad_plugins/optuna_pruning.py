@@ -103,7 +103,7 @@ class OptunaPruning(Plugin):
             if self._reported and run.state == "idle":
                 run.note(
                     f"OptunaPruning: the trial has values of {len(self._reported)} steps, the last "
-                    f"{max(self._reported)}, from before this run began: they stay, and nothing is reported there"
+                    f"{max(self._reported)}, from before this run began; at these steps nothing is reported"
                 )
         run.ask(self._request, wanted=self._pruned)
 

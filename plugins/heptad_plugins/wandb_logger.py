@@ -41,11 +41,11 @@ class WandbLogger(Tracker):
     then is counted in a note and a warning. When Python ends W&B waits for its own process: 90 seconds or more if the
     server does not answer (`WANDB_INIT_TIMEOUT`).
 
-    A resumed run continues the run in W&B, whose id is `Run.id`. What W&B has of it say the files that processes before
-    this one have left in `directory`, online too: of the values of each name and update those that are missing are
-    logged, so that none is there twice, and none that was lost with a process is missing, such as what W&B's own
-    process has not written yet when it is killed. Where there are no files the server says how far it is, and what the
-    run has recorded from there on is logged: give it the same plugins then. Offline
+    A resumed run continues the run in W&B, whose id is `Run.id`. It reads what W&B has from the files that
+    earlier processes left in `directory`, which W&B writes online too, and logs the values that are missing, by name
+    and update. So no value is there twice, and none is missing that was lost with a process, such as one that W&B's own
+    process had not written when it was killed. Without files only the server's count is known, and the values after so
+    many are logged: resume with the same plugins then. Offline
     each process, and each pause, has a folder of its own, and the steps go up over all of them; `wandb sync` uploads
     them into one run, up to W&B 0.29 one after the other with `--append`. W&B refuses the id of a run that was deleted
     on the server. A run that finds no checkpoint (`resume="auto"`) begins one of its own. The exit code at the end is 0

@@ -60,7 +60,7 @@ def test_a_directory_without_checkpoints_and_a_parameter_of_the_run_are_named(to
     plugin = logger(tool, tmp_path, checkpoints=tmp_path / "chekpoints", hparams={"config/accumulation": 7})
     run = small_engine(2, [plugin, Checkpoint(tmp_path / "checkpoints")]).run()
     notes = [note.text for note in run.log.notes("note")]
-    assert any("config/accumulation is that of hparams, 7; the run has 1" in text for text in notes)
+    assert any("hparams sets config/accumulation to 7; the run has 1" in text for text in notes)
     assert any("no checkpoint was found in " in text and "chekpoints, so none was uploaded" in text for text in notes)
 
 

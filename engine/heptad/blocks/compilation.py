@@ -105,7 +105,7 @@ class CompilationWatch:
     """
 
     def __init__(self, blocks: int) -> None:
-        from torch._dynamo.utils import get_compilation_metrics, guard_failures  # noqa: PLC0415 - as above
+        from torch._dynamo.utils import get_compilation_metrics, guard_failures  # noqa: PLC0415 - seconds to import
 
         self._figures: Callable[[], list[Any]] = get_compilation_metrics
         self._failures: Mapping[Any, Sequence[str]] = guard_failures

@@ -46,7 +46,7 @@ class Remote:
 
     def __init__(self, url: str) -> None:
         if not isinstance(url, str) or not _URL.match(url):  # pyright: ignore[reportUnnecessaryIsInstance] - for callers without a type checker
-            found = repr(redacted(url)) if isinstance(url, str) else kind(url)  # pyright: ignore[reportUnnecessaryIsInstance] - as above
+            found = repr(redacted(url)) if isinstance(url, str) else kind(url)  # pyright: ignore[reportUnnecessaryIsInstance] - for callers without a type checker
             raise PluginError(f"Checkpoint(mirror=…) takes a URL such as 's3://bucket/run', got {found:.200}")
         self.url = redacted(url)
         self._secrets = _secrets_in(url)

@@ -110,11 +110,12 @@ class Memento:
     def _remember_container(self, container: Any, copied: bool, depth: int) -> Iterator[Found]:
         kept = container.copy()
         self._undo.callback(_refill, container, kept)
-        contents = cast("Iterable[Any]", _contents(kept))
-        if copied or (not depth and len(kept) <= MANY):
-            yield from ((value, copied, depth) for value in contents)
-        elif len(kept) <= MANY:  # data: the parts of a dataset or of a transform, but no samples
-            yield from ((value, copied, depth) for value in contents if isinstance(value, Generator) or _is_data(value))
+        if len(kept) > MANY and not copied:
+            return
+        whole = copied or not depth  # else it is data: parts of a dataset or of a transform, but no samples
+        for value in cast("Iterable[Any]", _contents(kept)):
+            if whole or isinstance(value, Generator) or _is_data(value):
+                yield value, copied, depth
 
     def _remember_attributes(self, value: Any, copied: bool, depth: int) -> Iterator[Found]:
         attributes: dict[str, Any] = value.__dict__

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from typing import Any, Protocol
 
@@ -82,23 +82,22 @@ def find_learning_rate(
     run = engine.current
     with engine._driving("find_learning_rate"), put_back(run, "find_learning_rate", "a range test"):
         factory: Any = type(engine)
-        test = _Test(low * (high / low) ** (number / (steps - 1)) for number in range(steps))
-        return test.drive(
-            factory(run.components, _config_of_test(run.config, steps, accumulation)), smoothing, diverges
-        )
+        rates = [low * (high / low) ** (number / (steps - 1)) for number in range(steps)]
+        tried = factory(run.components, _config_of_test(run.config, steps, accumulation))
+        return _Test(rates, smoothing, diverges).drive(tried)
 
 
 class _Test:
-    """Sets a rate before each update, and takes the loss."""
+    """Set a rate before each update, and take the loss."""
 
-    def __init__(self, rates: Iterator[float]) -> None:
-        self._rates = [*rates]
+    def __init__(self, rates: Sequence[float], smoothing: float, diverges: float) -> None:
+        self._rates, self._smoothing, self._diverges = rates, smoothing, diverges
         self._shares: list[float] = []
         self._losses: list[float] = []
         self._smoothed: list[float] = []
         self._diverged = False
 
-    def drive(self, engine: SmokeEngine, smoothing: float, diverges: float) -> RateSearch:
+    def drive(self, engine: SmokeEngine) -> RateSearch:
         """Make the updates."""
 
         def on_exit_of_before_loop(run: Run) -> None:
@@ -106,7 +105,7 @@ class _Test:
 
         def on_enter_of_optimizer_update(run: Run) -> None:
             _set_rates(run, self._rates[len(self._losses)], self._shares)
-            self._take(run, smoothing, diverges)
+            self._take(run)
 
         options: Any = {"every": 1, "once": False, "when": None, "first": None}
         engine.on_exit("before_loop", **options)(on_exit_of_before_loop)
@@ -115,9 +114,9 @@ class _Test:
             engine.run()
         finally:
             engine.close()
-        return self._result(smoothing)
+        return self._result()
 
-    def _take(self, run: Run, smoothing: float, diverges: float) -> None:
+    def _take(self, run: Run) -> None:
         """Take the loss of the window, over all ranks; end the test where it diverges."""
         found = [0.0, 0.0] if run.mean_loss is None else [float(run.mean_loss), 1.0]
         total, ranks = map(float, run._runtime.peers.add(torch.tensor(found, dtype=torch.float64)))
@@ -127,27 +126,28 @@ class _Test:
             return
         loss = total / ranks
         if math.isfinite(loss):
+            smoothing = self._smoothing
             number, last = len(self._losses), self._smoothed[-1:] or [0.0]
             weight = 1 - smoothing**number
             average = smoothing * last[0] * weight + (1 - smoothing) * loss
             self._losses.append(loss)
             self._smoothed.append(average / (1 - smoothing ** (number + 1)))
             best = min(self._smoothed)
-            self._diverged = best > 0 and self._smoothed[-1] > diverges * best
+            self._diverged = best > 0 and self._smoothed[-1] > self._diverges * best
         else:
             self._diverged = True
         if self._diverged:
             run.skip_update("the range test has diverged")
             run.stop("the range test has diverged")
 
-    def _result(self, smoothing: float) -> RateSearch:
+    def _result(self) -> RateSearch:
         if not self._losses:
             raise EngineError(
                 "find_learning_rate found no finite loss: no window gave a loss, or that of the first, before any "
                 "update, is not finite; look for NaN in the data and the loss"
             )
         rates = self._rates[: len(self._losses)]
-        first = _too_few(smoothing, len(rates))
+        first = _too_few(self._smoothing, len(rates))
         best = self._smoothed.index(min(self._smoothed[first:]), first)
         return RateSearch(
             tuple(rates),
